@@ -1,0 +1,82 @@
+"""The addresses: how one reader reads from a pool. Each is LINEAR in `pool`, given its coefficients.
+
+`fold` is the transpose of any of them: it carries a slot's gradient or update back into the pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core import serial
+
+
+@serial
+@dataclass(frozen=True)
+class Whole:
+    """The pool as it is."""
+
+    def __call__(self, pool: Tensor) -> Tensor:
+        return pool
+
+
+@serial
+@dataclass(frozen=True)
+class Window:
+    """The leading corner ``pool[:rows, :cols]``. Shapes: pool (n, m) -> (rows, cols)."""
+
+    rows: int
+    cols: int
+
+    def __call__(self, pool: Tensor) -> Tensor:
+        return pool[: self.rows, : self.cols]
+
+
+@serial
+@dataclass(frozen=True)
+class Row:
+    """One entry along the first dimension. Shapes: pool (n, *s) -> (*s)."""
+
+    index: int
+
+    def __call__(self, pool: Tensor) -> Tensor:
+        return pool[self.index]
+
+
+@serial
+@dataclass(frozen=True)
+class Gather:
+    """Rows by a table of indices, laid end to end and cut to `shape`.
+
+    Shapes: pool (n, b), index (k,) with k * b = prod(shape) -> shape, or its transpose. Cost: k * b reads.
+    """
+
+    shape: tuple[int, ...]
+    transpose: bool = False
+
+    def __call__(self, pool: Tensor, index: Tensor) -> Tensor:
+        out = F.embedding(index, pool).view(self.shape)
+        return out.mT if self.transpose else out
+
+
+@serial
+@dataclass(frozen=True)
+class Hashed:
+    """Every number by its own index and factor. Shapes: pool (d,), index and factor `shape` -> shape.
+
+    The sparse projection P theta: factor holds the signs and the norm. Cost: one read per number.
+    """
+
+    def __call__(self, pool: Tensor, index: Tensor, factor: Tensor) -> Tensor:
+        return pool[index] * factor
+
+
+def fold(address, shape: tuple[int, ...], grad: Tensor, *coef: Tensor) -> Tensor:
+    """The adjoint: ``<address(p), g> == <p, fold(g)>`` for every p of `shape`. Linear in `grad`."""
+    probe = torch.zeros(shape, dtype=grad.dtype, requires_grad=True)
+    with torch.enable_grad():
+        (out,) = torch.autograd.grad(address(probe, *coef), probe, grad)
+    return out

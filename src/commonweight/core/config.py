@@ -1,0 +1,134 @@
+"""A method's options: a frozen dataclass whose fields are checked by type and range, wherever it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+from .errors import CommonweightError, unknown
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, *, ge: float | None = None, le: float | None = None, gt: float | None = None) -> Any:
+    """A field of a config: its default, one line of help, and the range it must lie in."""
+    return field(default=default, metadata={"help": help, "ge": ge, "le": le, "gt": gt})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option, field))
+def config(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen, keyword-only dataclass that checks every field when it is made.
+
+    A method ``check(self) -> str | None`` on the class may return what is wrong between fields.
+    """
+
+    def __post_init__(self: Any) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value = _typed(type(self).__name__, f.name, getattr(self, f.name), hints[f.name])
+            object.__setattr__(self, f.name, value)
+            _in_range(type(self).__name__, f.name, value, f.metadata)
+        wrong = self.check() if hasattr(self, "check") else None
+        if wrong:
+            raise CommonweightError(f"{type(self).__name__}: {wrong}")
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def build(cls: type[T], options: Mapping[str, Any]) -> T:
+    """A config from options by name; an unknown name is an error with the nearest one."""
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {cls.__name__}", name, known)
+    return cls(**options)
+
+
+def parse(cls: type, pairs: list[str]) -> dict[str, Any]:
+    """Options from ``name=value`` strings of a command line, converted by the field's type."""
+    hints = get_type_hints(cls)
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        name, eq, text = pair.partition("=")
+        if not eq:
+            raise CommonweightError(f"option {pair!r}: wanted name=value, for example rank=8")
+        if name not in hints:
+            raise unknown(f"option of {cls.__name__}", name, hints)
+        out[name] = _from_text(cls.__name__, name, text, hints[name])
+    return out
+
+
+def table(cls: type) -> list[tuple[str, str, Any, str]]:
+    """(name, type, default, help) of every option."""
+    hints = get_type_hints(cls)
+    return [
+        (f.name, _show(hints[f.name]), None if f.default is MISSING else f.default, f.metadata.get("help", ""))
+        for f in fields(cls)  # type: ignore[arg-type]
+    ]
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) not in (None, Literal, tuple, dict) else (hint,)
+
+
+def _show(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    if get_origin(hint) is None:
+        return "none" if hint is type(None) else hint.__name__
+    if get_origin(hint) in (tuple, dict):
+        return str(hint)
+    return "|".join(_show(k) for k in get_args(hint))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, tuple)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _typed(owner: str, name: str, value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    for kind in _kinds(hint):
+        if _fits(value, kind):
+            return float(value) if kind is float else value
+    raise CommonweightError(f"{owner}: {name} is {value!r}; wanted {_show(hint)}")
+
+
+def _in_range(owner: str, name: str, value: Any, meta: Mapping[str, Any]) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    for key, ok, sign in (
+        ("ge", lambda v, b: v >= b, ">="),
+        ("le", lambda v, b: v <= b, "<="),
+        ("gt", lambda v, b: v > b, ">"),
+    ):
+        bound = meta.get(key)
+        if bound is not None and not ok(value, bound):
+            raise CommonweightError(f"{owner}: {name} is {value}; it must be {sign} {bound}")
+
+
+def _from_text(owner: str, name: str, text: str, hint: Any) -> Any:
+    for kind in _kinds(hint):
+        try:
+            if kind is type(None) and text.lower() in ("none", "null", ""):
+                return None
+            if kind is bool and text.lower() in ("true", "false", "1", "0", "yes", "no"):
+                return text.lower() in ("true", "1", "yes")
+            if kind in (int, float):
+                return kind(text)
+            if kind is str or (get_origin(kind) is Literal and text in get_args(kind)):
+                return text
+        except ValueError:
+            continue
+    raise CommonweightError(f"{owner}: {name}={text}: wanted {_show(hint)}")

@@ -1,0 +1,18 @@
+"""The one error a user can cause. The command line turns it into one line and exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CommonweightError(ValueError):
+    """Says where, what came, what was wanted, what to do."""
+
+
+def unknown(what: str, came: str, known: Iterable[str], hint: str = "") -> CommonweightError:
+    """Error for a name that is not known, with the nearest known one."""
+    names = sorted(known)
+    near = get_close_matches(came, names, n=1, cutoff=0.5)
+    tail = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"
+    return CommonweightError(f"unknown {what} {came!r}{tail}{' ' + hint if hint else ''}")

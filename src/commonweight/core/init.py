@@ -1,0 +1,106 @@
+"""How a pool's first values are made: data, so that a plan can be written down and read back.
+
+An Init is a frozen dataclass with ``__call__(shape, rng, base) -> Tensor``. ``base`` gives what is derived
+from the frozen model: ``base.weight(site)`` is its weight (out, inp) in float32, ``base.svd(site)`` its thin SVD.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .rng import Rng
+from .serial import serial
+
+
+class Source(Protocol):
+    def weight(self, site: str) -> Tensor: ...
+    def svd(self, site: str) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class Init(Protocol):
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor: ...
+
+
+@serial
+@dataclass(frozen=True)
+class Constant:
+    value: float = 0.0
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        return torch.full(shape, self.value)
+
+
+ZEROS, ONES = Constant(0.0), Constant(1.0)
+
+
+@serial
+@dataclass(frozen=True)
+class Normal:
+    std: float = 1.0
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        return rng.normal(shape, self.std)
+
+
+@serial
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform in [-bound, bound)."""
+
+    bound: float
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        return rng.uniform(shape, -self.bound, self.bound)
+
+
+def kaiming(fan_in: int) -> Uniform:
+    """What ``kaiming_uniform_(a=sqrt(5))`` gives, LoRA's usual A: bound 1 / sqrt(fan_in)."""
+    return Uniform(1.0 / math.sqrt(fan_in))
+
+
+@serial
+@dataclass(frozen=True)
+class Orthonormal:
+    """Orthonormal columns (or rows, when wide) by QR of a normal matrix, signs fixed by R's diagonal."""
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        tall = rng.normal((max(shape), min(shape))).double()
+        q, r = torch.linalg.qr(tall)
+        q = (q * torch.sign(torch.diagonal(r))).float()
+        return q if shape[0] >= shape[1] else q.T.contiguous()
+
+
+@serial
+@dataclass(frozen=True)
+class Values:
+    """Given numbers, flattened. For small integer tables that a method computes itself."""
+
+    values: tuple[float, ...]
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        return torch.tensor(self.values).reshape(shape)
+
+
+@serial
+@dataclass(frozen=True)
+class BaseWeight:
+    """A function of the frozen weight of `site`: its singular vectors times a power of its singular values.
+
+    part "U": columns of U_r diag(S_r)**power, shape (out, r). part "V": rows diag(S_r)**power V_r^T, shape (r, inp).
+    Signs: each pair (u_i, v_i) is turned so that the largest |v_i| entry is positive.
+    """
+
+    site: str
+    part: str
+    power: float = 0.0
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        u, s, v = base.svd(self.site)
+        r = shape[1] if self.part == "U" else shape[0]
+        s = s[:r] ** self.power
+        return (u[:, :r] * s if self.part == "U" else s[:, None] * v[:r]).contiguous()

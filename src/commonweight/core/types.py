@@ -1,0 +1,154 @@
+"""The nouns: Site, Pool, Address, Read, Bind, Use, Plan. Everything else is a function of these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .init import Init
+from .serial import dump, load, serial
+
+
+class Site(NamedTuple):
+    """A logical reader: one weight (out, inp) of the model, or a row range of a fused one.
+
+    kind: "linear" | "norm" (inp = 1) | "block" (a whole layer's output) | "head" (where a task's classifier reads).
+    role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells.
+    """
+
+    name: str
+    out: int
+    inp: int
+    kind: str = "linear"
+    role: str = ""
+    bias: bool = True
+    rows: tuple[int, int] | None = None
+
+
+@serial
+@dataclass(frozen=True)
+class Pool:
+    """A named tensor that exists ONCE, however many read it.
+
+    train: gets gradients. save: False when it is rebuilt from (seed, name) or from the base.
+    scope: "tenant" is private; "shared" may be read by many tenants. lr: factor on the method's learning rate.
+    """
+
+    shape: tuple[int, ...]
+    init: Init
+    train: bool = True
+    save: bool = True
+    scope: Literal["tenant", "shared"] = "tenant"
+    dtype: str = "float32"
+    lr: float = 1.0
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * getattr(torch, self.dtype).itemsize
+
+
+class Ctx(NamedTuple):
+    """What is known only at run time."""
+
+    tenant: Tensor | None = None
+
+
+class Address(Protocol):
+    """LINEAR in its first pool, given the coefficients. A frozen dataclass in `commonweight.address`."""
+
+    def __call__(self, pool: Tensor, *coef: Tensor) -> Tensor: ...
+
+
+class Read(NamedTuple):
+    """One named slot of one site. pools: values first, then coefficient pools."""
+
+    address: Address
+    pools: tuple[str, ...]
+
+
+class Base(Protocol):
+    """What a Bind may see of the frozen module it changes."""
+
+    training: bool
+
+    @property
+    def weight(self) -> Tensor: ...  # (out, inp), or (out,) for a norm
+    @property
+    def bias(self) -> Tensor | None: ...
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+class Bind(Protocol):
+    """What the reader does with what it read: pure functions, each optional but at least one of the first three.
+
+    weight(w, **slots) -> w'           the reference form; float32, (out, inp)
+    input(x, base, **slots) -> x'      the fast form of a change on the input side
+    output(x, y, base, **slots) -> y'  the fast form of a change on the output side
+    bias(b, **slots) -> b'             when the bias changes too
+    grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n
+    factors(**slots) -> (A, B)         when w' = w + B A exactly
+    """
+
+
+class Use(NamedTuple):
+    site: str
+    bind: Any
+    reads: Mapping[str, Read]
+
+
+class Plan(NamedTuple):
+    """A method applied to sites: data that can be counted, printed, compared, written and read back."""
+
+    pools: Mapping[str, Pool]
+    uses: tuple[Use, ...]
+    seed: int = 0
+
+    def count(self) -> int:
+        """Trainable numbers."""
+        return sum(p.numel for p in self.pools.values() if p.train)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the saved pools, in their own dtypes."""
+        return sum(p.nbytes for p in self.pools.values() if p.save)
+
+    def readers(self) -> Counter[str]:
+        """How many reads each pool has: its gradient is a sum of that many terms."""
+        return Counter(name for use in self.uses for read in use.reads.values() for name in read.pools)
+
+    def to_json(self) -> str:
+        uses = [
+            [u.site, dump(u.bind), {k: [dump(r.address), list(r.pools)] for k, r in u.reads.items()}] for u in self.uses
+        ]
+        return json.dumps({"seed": self.seed, "pools": dump(dict(self.pools)), "uses": uses}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        raw = json.loads(text)
+        uses = tuple(
+            Use(site, load(bind), {k: Read(load(a), tuple(p)) for k, (a, p) in reads.items()})
+            for site, bind, reads in raw["uses"]
+        )
+        return cls(load(raw["pools"]), uses, raw["seed"])
+
+    def digest(self) -> str:
+        """16 hex digits that two plans share only when they are the same."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    def __add__(self, other: Plan) -> Plan:  # type: ignore[override]
+        """Both plans' uses, in order, over both plans' pools."""
+        if clash := self.pools.keys() & other.pools.keys():
+            raise ValueError(f"both plans own the pool {min(clash)!r}")
+        return Plan({**self.pools, **other.pools}, self.uses + other.uses, self.seed)

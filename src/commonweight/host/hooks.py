@@ -1,0 +1,223 @@
+"""What runs at a site. Callable objects, not lambdas: a deep copy of a model reads the copy's tenants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CommonweightError
+from .route import Current, Route
+from .sites import Physical
+from .tenant import Entry, Tenant
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+def in_backward() -> bool:
+    """True while autograd runs: a forward seen then is the recomputation of a checkpoint."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class SiteHook:
+    """Before and after one module's forward. Base only: one attribute read and a comparison each."""
+
+    def __init__(self, physical: Physical, current: Current):
+        self.at, self.current = physical, current
+
+    def install(self) -> list[RemovableHandle]:
+        after = self.at.module.register_forward_hook(self)
+        if self.at.kind != "linear":
+            return [after]
+        return [self.at.module.register_forward_pre_hook(self.before), after]
+
+    def route(self) -> Route | None:
+        return self.current.replay if in_backward() else self.current.route
+
+    def before(self, module: nn.Module, args: tuple) -> tuple | None:
+        route = self.route()
+        if route is None:
+            return None
+        if route.single is not None:
+            entries = route.single.table.get(self.at.name)
+            if entries is None or entries[0].inputs is None or len(entries) > 1:
+                return None
+            return (self.transform(entries[0], args[0]), *args[1:])
+        if not any(self._fast_input(t) for t, _ in route.groups):
+            return None
+        x = args[0]
+        flat = self.spread(route, x)
+        parts = []
+        for tenant, places in route.groups:
+            part = flat.index_select(0, places.to(x.device))
+            parts.append(self.transform(tenant.table[self.at.name][0], part) if self._fast_input(tenant) else part)
+        return (self.gather(route, parts, x.device).reshape(x.shape), *args[1:])
+
+    def _fast_input(self, tenant: Tenant | None) -> bool:
+        entries = tenant.table.get(self.at.name) if tenant is not None else None
+        return entries is not None and len(entries) == 1 and entries[0].inputs is not None
+
+    def transform(self, entry: Entry, x: Tensor) -> Tensor:
+        return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
+
+    def __call__(self, module: nn.Module, args: tuple, y: Any) -> Any:
+        route = self.route()
+        if route is None:
+            return None
+        if isinstance(y, tuple):
+            edited = self.after(route, args[0] if args else y[0], y[0])
+            return (edited, *y[1:])
+        return self.after(route, args[0] if args else y, y)
+
+    def after(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
+        if route.single is not None:
+            entries = route.single.table.get(self.at.name)
+            return y if entries is None else self.apply(entries, x, y)
+        if not any(t is not None and self.at.name in t.table for t, _ in route.groups):
+            return y
+        return self.mixed(route, x, y)
+
+    def apply(self, entries: list[Entry], x: Tensor, y: Tensor) -> Tensor:
+        """All uses of one tenant at this site, in order."""
+        if len(entries) == 1 and entries[0].rows is None:
+            entry = entries[0]
+            if entry.output is not None:
+                return entry.output(x, y, self.at, **entry.slots(x.dtype))
+            return y if entry.inputs is not None else self.reference(entries, x)
+        if any(e.output is None for e in entries):
+            return self.reference(entries, x)
+        for entry in entries:
+            base = self.at.rows(entry.rows)
+            if entry.rows is None:
+                y = entry.output(x, y, base, **entry.slots(x.dtype))  # type: ignore[misc]
+            else:
+                a, b = entry.rows
+                part = entry.output(x, y[..., a:b], base, **entry.slots(x.dtype))  # type: ignore[misc]
+                y = torch.slice_scatter(y, part, -1, a, b)
+        return y
+
+    def reference(self, entries: list[Entry], x: Tensor) -> Tensor:
+        """The weight form: the module's own mathematics with changed numbers."""
+        w, b = changed(self.at, entries)
+        b = b if b is None else b.to(x.dtype)
+        return self.at.call(x, w.to(x.dtype), b)
+
+    def mixed(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
+        """Every reader sees its own rows: one grouped call where all binds agree, else one call per tenant."""
+        fx, fy = self.spread(route, x), self.spread(route, y)
+        if self.at.kind == "linear" and fx.dim() > 1 and (out := self.together(route, x, y)) is not None:
+            return out
+        parts = []
+        for tenant, places in route.groups:
+            where = places.to(y.device)
+            part_x, part_y = fx.index_select(0, where), fy.index_select(0, where)
+            entries = tenant.table.get(self.at.name) if tenant is not None else None
+            parts.append(part_y if entries is None else self.apply(entries, part_x, part_y))
+        out = self.gather(route, parts, y.device)
+        return out.reshape(*y.shape[:-1], out.shape[-1])
+
+    def together(self, route: Route, x: Tensor, y: Tensor) -> Tensor | None:
+        """One batched product for all rows when every row's tenant has the same bind and shapes here."""
+        if route.length != x.shape[0] or len(route.groups) == 1:
+            return None
+        entries: list[Entry] = []
+        for tenant, _ in route.groups:
+            found = tenant.table.get(self.at.name) if tenant is not None else None
+            if found is None or len(found) != 1 or found[0].grouped is None or found[0].rows is not None:
+                return None
+            if entries and found[0].signature != entries[0].signature:
+                return None
+            entries.append(found[0])
+        slots = [e.slots(x.dtype) for e in entries]
+        stacked = {k: torch.stack([s[k] for s in slots]) for k in slots[0]}
+        if (reader := route.reader) is not None:
+            stacked = {k: v.index_select(0, reader.to(v.device)) for k, v in stacked.items()}
+        n = route.length
+        out = entries[0].grouped(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), self.at, **stacked)  # type: ignore[misc]
+        return out.view(y.shape)
+
+    def spread(self, route: Route, x: Tensor) -> Tensor:
+        """x with the route's places first: as it is per row, flattened per token."""
+        if x.shape[0] == route.length:
+            return x
+        if x.shape[:-1].numel() == route.length:
+            return x.reshape(route.length, x.shape[-1])
+        raise CommonweightError(
+            f"{self.at.name}: the route names {route.length} readers, the batch has {x.shape[0]} rows"
+            f" of shape {tuple(x.shape[1:])}; give one reader per row, or per token"
+        )
+
+    def gather(self, route: Route, parts: list[Tensor], device: torch.device) -> Tensor:
+        """The parts back in the order of the batch; heads of different widths are padded with -inf."""
+        width = max(p.shape[-1] for p in parts)
+        if any(p.shape[-1] != width for p in parts):
+            if self.at.kind != "head":
+                raise CommonweightError(f"{self.at.name}: the readers' outputs differ in width")
+            parts = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in parts]
+        return torch.cat(parts).index_select(0, route.inverse.to(device))  # type: ignore[union-attr]
+
+
+def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
+    """(w', b') in float32, by the weight and bias forms, in order."""
+    w, b = at.weight.float(), at.bias
+    b = None if b is None else b.float()
+    for entry in entries:
+        slots = entry.slots(None)
+        form, bias = getattr(entry.bind, "weight", None), getattr(entry.bind, "bias", None)
+        if form is None:
+            raise CommonweightError(f"{at.name}: {type(entry.bind).__name__} is no change of a weight; it cannot be merged")
+        if entry.rows is None:
+            w = form(w, **slots)
+            b = bias(b, **slots) if bias is not None and b is not None else b
+        else:
+            s = slice(*entry.rows)
+            w = torch.slice_scatter(w, form(w[s], **slots), 0, *entry.rows)
+            if bias is not None and b is not None:
+                b = torch.slice_scatter(b, bias(b[s], **slots), 0, *entry.rows)
+    return w, b
+
+
+class BlockHook:
+    """Lets a checkpointed block remember its route: the recomputation happens in backward, maybe outside `route`.
+
+    The route is kept on the block's first input tensor, which the checkpoint holds.
+    """
+
+    def __init__(self, current: Current):
+        self.current = current
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling():
+            return
+        x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
+        if not isinstance(x, Tensor):
+            return
+        if in_backward():
+            if not hasattr(x, "_cw_route"):
+                raise CommonweightError(
+                    "a re-entrant checkpoint forgets which tenant reads; "
+                    "use gradient_checkpointing_kwargs={'use_reentrant': False}"
+                )
+            self.current.replay = x._cw_route  # type: ignore[attr-defined]
+        elif torch.is_grad_enabled():
+            x._cw_route = self.current.route  # type: ignore[attr-defined]
+
+
+class ModelHook:
+    """Before the whole model: the number of rows must be the route's, also where no site would notice."""
+
+    def __init__(self, current: Current):
+        self.current = current
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        route = self.current.route
+        if route is None or route.single is not None:
+            return
+        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)
+        if x is not None and route.length not in (x.shape[0], x.shape[:2].numel()):
+            raise CommonweightError(
+                f"the route names {route.length} readers, the batch has {x.shape[0]} rows; "
+                "give one reader per row (None for the plain base), or a LongTensor with one number per token"
+            )

@@ -1,0 +1,271 @@
+"""The host: the only part that touches a model. It hooks every site once; tenants come and go beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CommonweightError, Plan, Site, unknown
+from ..methods import Method, head, resolve
+from ..methods import plan as make_plan
+from .hooks import BlockHook, ModelHook, SiteHook, changed
+from .names import safe
+from .route import Current, Route
+from .sites import Pattern, blocks, discover, select
+from .tenant import Derive, Tenant, materialise
+
+Reader = str | None
+
+
+class Host:
+    """Many behaviours on one frozen model.
+
+    model: any nn.Module; its parameters are frozen and never written. sites: None for every linear projection,
+    norm and output of the transformer blocks; a glob pattern (``"*.q_proj|*.v_proj"``); or callable(name, module).
+    fused: {pattern: parts}, to see the rows of a fused projection as separate sites.
+    Cost: two hooks per linear layer, once; a tenant adds none.
+    """
+
+    def __init__(self, model: nn.Module, sites: Pattern = None, fused: Mapping[str, int] | None = None):
+        if any(isinstance(h, SiteHook) for m in model.modules() for h in m._forward_hooks.values()):
+            raise CommonweightError("this model already has a host; use that one, or call its close() first")
+        self.model = model
+        self._modules, self._every, self._default = discover(model, fused)
+        self._chosen = select(sites, self._every, self._default, model)
+        self._pattern = sites
+        self._tenants: dict[str, Tenant] = {}
+        self._frozen: dict[Any, Tensor] = {}
+        self._next = 0
+        self._current = Current()
+        self._fingerprint: str | None = None
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        for p in self._trained:
+            p.requires_grad_(False)
+        self._handles = [h for m in self._modules.values() for h in SiteHook(m, self._current).install()]
+        names = dict(model.named_modules())
+        for b in blocks(model):
+            self._handles.append(names[b].register_forward_pre_hook(BlockHook(self._current), with_kwargs=True))
+        self._handles.append(model.register_forward_pre_hook(ModelHook(self._current), with_kwargs=True))
+
+    # -- tenants ---------------------------------------------------------------------------------------------------
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that a tenant reads by default."""
+        return tuple(self._chosen)
+
+    def __getitem__(self, name: str) -> Tenant:
+        if name not in self._tenants:
+            raise unknown("tenant", str(name), self._tenants)
+        return self._tenants[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tenants
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tenants)
+
+    def __len__(self) -> int:
+        return len(self._tenants)
+
+    def add(
+        self,
+        name: str,
+        method: str | Any = "lora",
+        *,
+        sites: Pattern = None,
+        seed: int = 0,
+        labels: Sequence[str] | int | None = None,
+        **options: Any,
+    ) -> Tenant:
+        """A new tenant, by a method's name and options or by its config. Either all of it happens or nothing.
+
+        sites: other sites than the host's. labels: the classes of a classification head (or how many), which
+        becomes one of the tenant's pools. Cost: its own pools; no module is touched, however many tenants there are.
+        Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
+        """
+        self._free(name)
+        found, config = resolve(method, options)
+        chosen = self.sites_for(found, sites)
+        plan = make_plan(config, chosen, seed=seed)
+        if labels is not None:
+            labels = tuple(map(str, range(labels))) if isinstance(labels, int) else tuple(map(str, labels))
+            plan += head(self.head_site(), len(labels))
+        return self._attach(name, found, config, plan, labels)
+
+    def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
+        """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
+        chosen = self._chosen if pattern is None else select(pattern, self._every, self._default, self.model)
+        mine = [s for s in chosen if s.kind in method.kinds]
+        if pattern is None and self._pattern is None and method.roles and any(s.role in method.roles for s in mine):
+            mine = [s for s in mine if s.role in method.roles]
+        if method.kinds and not mine:
+            raise CommonweightError(
+                f"{method.name} reads sites of kind {' or '.join(method.kinds)}; the pattern "
+                f"{pattern or self._pattern!r} matches none of them"
+            )
+        return mine
+
+    def head_site(self) -> Site:
+        for s in self._every:
+            if s.kind == "head":
+                return s
+        raise CommonweightError("labels were given, but the model has no head site; wrap it in commonweight.Classifier first")
+
+    def _free(self, name: str) -> None:
+        safe(name)
+        if name in self._tenants:
+            raise CommonweightError(f"the tenant name {name!r} is taken; choose another, or remove it first")
+
+    def _attach(
+        self,
+        name: str,
+        method: Method,
+        config: Any,
+        plan: Plan,
+        labels: tuple[str, ...] | None,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> Tenant:
+        """Builds everything first, then enters it in one step. values: pools that are not to be initialised."""
+        sites = {s.name: s for s in self._every}
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        frozen = dict(self._frozen)
+        given = values or {}
+        rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given})
+        pools = materialise(rest, Derive(lambda s: self.weight(s)), device, frozen)
+        for k, v in given.items():
+            spec = plan.pools[k]
+            v = v.to(device=device, dtype=getattr(torch, spec.dtype))
+            pools[k] = nn.Parameter(v) if spec.train else v
+        rows = {u.site: sites[u.site].rows for u in plan.uses}
+        tenant = Tenant(name, self._next, method, config, plan, pools, rows, labels)
+        self._tenants[name] = tenant
+        self._frozen, self._next = frozen, self._next + 1
+        return tenant
+
+    def remove(self, name: str) -> None:
+        """Forgets a tenant; common frozen pools that nobody else reads go with it."""
+        gone = self[name]
+        del self._tenants[name]
+        kept = {id(t) for other in self._tenants.values() for t in other.pools.values()}
+        self._frozen = {k: v for k, v in self._frozen.items() if id(v) in kept}
+        gone.table.clear()
+
+    def close(self) -> None:
+        """Takes every hook off and gives the model back as it was."""
+        for h in self._handles:
+            h.remove()
+        for p in self._trained:
+            p.requires_grad_(True)
+        self._handles, self._tenants = [], {}
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Iterator[None]:
+        """Within it, the model answers as these tenants: a name, one name or None per row, or a LongTensor of
+        `Tenant.number` per row or token (-1: the plain base). Per thread; routes nest."""
+        before = self._current.route
+        self._current.route = self._route(readers)
+        try:
+            yield
+        finally:
+            self._current.route = before
+
+    def _route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route | None:
+        if readers is None:
+            return None
+        if isinstance(readers, str):
+            return Route(single=self[readers])
+        if isinstance(readers, Tensor):
+            if readers.is_floating_point() or readers.dtype == torch.bool:
+                raise CommonweightError(f"a route of tenant numbers is a LongTensor; this is {readers.dtype}")
+            return Route.numbered(readers, {t.number: t for t in self._tenants.values()})
+        return Route([None if r is None else self[r] for r in readers])
+
+    def module(self, name: str) -> nn.Module:
+        """The model as this tenant, as an nn.Module whose only trainable parameters are the tenant's pools.
+
+        For transformers.Trainer, accelerate and DistributedDataParallel; its state_dict holds the pools alone.
+        """
+        from .module import TenantModule
+
+        return TenantModule(self, self[name])
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    def weight(self, site: str) -> Tensor:
+        """The frozen weight that a site reads, (out, inp)."""
+        name, rows = site.split("[")[0], next(s.rows for s in self._every if s.name == site)
+        return self._modules[name].rows(rows).weight
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base: names, shapes and 64 values of every linear weight, in bfloat16, so that a copy of
+        another precision is the same base. Cost: once, milliseconds."""
+        if self._fingerprint is None:
+            h = hashlib.blake2b(digest_size=16)
+            for name, at in self._modules.items():
+                if at.kind != "linear":
+                    continue
+                w = at.weight
+                h.update(f"{name}{tuple(w.shape)}".encode())
+                flat = w.detach().reshape(-1) if w.is_contiguous() else w.detach().T.reshape(-1)
+                sample = flat[:: max(1, flat.numel() // 64)][:64]
+                h.update(sample.cpu().float().bfloat16().view(torch.int16).numpy().tobytes())
+            self._fingerprint = h.hexdigest()
+        return self._fingerprint
+
+    def merged(self, name: str) -> dict[str, Tensor]:
+        """The weights that differ from the base, by parameter name, in the model's own layout and dtype.
+
+        For an ordinary model of the same architecture: ``other.load_state_dict(host.merged(n), strict=False)``.
+        Raises: CommonweightError where a method is no change of weights.
+        """
+        out: dict[str, Tensor] = {}
+        for site, entries in self[name].table.items():
+            at = self._modules[site]
+            if at.kind == "head":
+                continue
+            with torch.no_grad():
+                w, b = changed(at, entries)
+                w = w.T if at.transposed else w
+                out[f"{site}.weight"] = w.to(at.weight.dtype).contiguous()
+                if b is not None and at.bias is not None and not torch.equal(b, at.bias.float()):
+                    out[f"{site}.bias"] = b.to(at.bias.dtype)
+        return out
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, name: str, path: str | PathLike[str], metrics: Mapping[str, Any] | None = None) -> Path:
+        """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header."""
+        from .files import save
+
+        return save(self, self[name], Path(path), metrics)
+
+    def load(self, name: str, path: str | PathLike[str], *, check_base: bool = True) -> Tenant:
+        """Reads a tenant's file under a name. check_base=False: also when the base's numbers differ."""
+        from .files import load
+
+        self._free(name)
+        return load(self, name, Path(path), check_base)
+
+    def export_peft(self, name: str, folder: str | PathLike[str], **options: Any) -> Path:
+        """Writes a tenant as a PEFT adapter folder: see `commonweight.formats.peft`."""
+        from .peft import export_peft
+
+        return export_peft(self, self[name], Path(folder), **options)
+
+    def import_peft(self, name: str, folder: str | PathLike[str]) -> Tenant:
+        """Reads a PEFT adapter folder as a tenant: see `commonweight.formats.peft`."""
+        from .peft import import_peft
+
+        self._free(name)
+        return import_peft(self, name, Path(folder))

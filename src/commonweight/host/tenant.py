@@ -1,0 +1,131 @@
+"""A tenant: a plan, its pools, and a table from site to what happens there. Adding one touches no module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..address import WHOLE
+from ..core import Plan, Rng
+from ..methods import Method
+
+
+class Derive:
+    """What pools may be derived from: weights of the frozen base, each SVD computed once."""
+
+    def __init__(self, weight: Callable[[str], Tensor]):
+        self._weight, self._svd = weight, {}
+
+    def weight(self, site: str) -> Tensor:
+        return self._weight(site).detach().float()
+
+    def svd(self, site: str) -> tuple[Tensor, Tensor, Tensor]:
+        if site not in self._svd:
+            u, s, v = torch.linalg.svd(self.weight(site), full_matrices=False)
+            sign = torch.sign(v.gather(1, v.abs().argmax(1, keepdim=True)))
+            self._svd[site] = (u * sign.T, s, v * sign)
+        return self._svd[site]
+
+
+class Entry:
+    """One Use, ready to run: its bind and its reads with the tensors in hand."""
+
+    __slots__ = ("bind", "grouped", "inputs", "output", "precise", "reads", "rows", "signature")
+
+    def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
+        self.bind, self.reads, self.rows = bind, reads, rows
+        self.inputs: Callable | None = getattr(bind, "input", None)
+        self.output: Callable | None = getattr(bind, "output", None)
+        self.grouped: Callable | None = getattr(bind, "grouped", None)
+        self.precise: bool = getattr(bind, "precise", False)
+        self.signature = (bind, rows, tuple((s, a, tuple(p.shape for p in ps)) for s, a, ps in reads))
+
+    def slots(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """What the bind is given: every read, in the dtype of the activations unless the bind is `precise`."""
+        out = {}
+        for slot, address, pools in self.reads:
+            value = pools[0] if address is WHOLE else address(*pools)
+            if dtype is not None and value.dtype is not dtype and not self.precise and value.is_floating_point():
+                value = value.to(dtype)
+            out[slot] = value
+        return out
+
+
+class Tenant:
+    """One behaviour of the host. `plan` says what it is; `pools` holds its numbers by name."""
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        method: Method,
+        config: Any,
+        plan: Plan,
+        pools: Mapping[str, Tensor],
+        rows: Mapping[str, tuple[int, int] | None],
+        labels: tuple[str, ...] | None = None,
+    ):
+        self.name, self.number, self.method, self.config = name, number, method, config
+        self.plan, self.pools, self.labels = plan, dict(pools), labels
+        self.table: dict[str, list[Entry]] = {}
+        for use in plan.uses:
+            reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]
+            entry = Entry(use.bind, reads, rows.get(use.site))
+            self.table.setdefault(use.site.split("[")[0], []).append(entry)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, pool in self.plan.pools.items():
+            if pool.train:
+                yield name, self.pools[name]  # type: ignore[misc]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable pools, for any optimiser."""
+        return (p for _, p in self.named_parameters())
+
+    def param_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """Optimiser groups with a learning rate per pool: lr * pool.lr / sqrt(readers).
+
+        A pool's gradient is a sum over its readers; Adam's step does not see its size, but n readers move
+        together, so that the change of the model grows between sqrt(n) and n. lr: None takes the method's own.
+        """
+        lr = self.method.lr if lr is None else lr
+        readers = self.plan.readers()
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, p in self.named_parameters():
+            rate = lr * self.plan.pools[name].lr / max(1, readers[name]) ** 0.5
+            groups.setdefault(rate, []).append(p)
+        return [{"params": ps, "lr": rate} for rate, ps in groups.items()]
+
+    def count(self) -> int:
+        """Trainable numbers, counted on the real tensors."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pools that a file would hold."""
+        return sum(self.pools[n].nbytes for n, p in self.plan.pools.items() if p.save)
+
+    def __repr__(self) -> str:
+        return f"Tenant({self.name!r}, {self.method.name}, {self.count():,} trainable, {self.nbytes:,} bytes)"
+
+
+def materialise(plan: Plan, base: Derive, like: torch.device, frozen: dict) -> dict[str, Tensor]:
+    """Tensors for a plan's pools. A pool that is neither trained nor saved exists once per host: `frozen` finds it."""
+    out: dict[str, Tensor] = {}
+    for name, pool in plan.pools.items():
+        common = not pool.train and not pool.save
+        key = (plan.seed, name, pool)
+        if common and key in frozen:
+            out[name] = frozen[key]
+            continue
+        value = pool.init(pool.shape, Rng(plan.seed, name), base)
+        if tuple(value.shape) != pool.shape:
+            raise ValueError(f"pool {name}: its init gave shape {tuple(value.shape)}, wanted {pool.shape}")
+        value = value.to(device=like, dtype=getattr(torch, pool.dtype))
+        out[name] = nn.Parameter(value, requires_grad=True) if pool.train else value
+        if common:
+            frozen[key] = value
+    return out

@@ -1,0 +1,13 @@
+"""The classification head of a tenant: two pools and one use at the model's head site."""
+
+from __future__ import annotations
+
+from ..address import WHOLE
+from ..bind import Classify
+from ..core import ZEROS, Plan, Pool, Read, Site, Use, kaiming
+
+
+def head(site: Site, labels: int) -> Plan:
+    """logits = x W^T + b. Shapes: W (labels, d), b (labels,). Count: labels (d + 1)."""
+    pools = {f"{site.name}.W": Pool((labels, site.inp), kaiming(site.inp)), f"{site.name}.b": Pool((labels,), ZEROS)}
+    return Plan(pools, (Use(site.name, Classify(), {k: Read(WHOLE, (f"{site.name}.{k}",)) for k in "Wb"}),))

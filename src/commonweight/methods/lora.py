@@ -1,0 +1,49 @@
+"""LoRA: a private low-rank update for every site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from ..address import WHOLE
+from ..bind import LowRank
+from ..core import ZEROS, Plan, Pool, Read, Site, Use, config, kaiming, option
+from .registry import method
+
+
+@config
+class LoRA:
+    rank: int = option(8, "rank r of the update", ge=1)
+    alpha: float | None = option(None, "numerator of the scale; none: 2 * rank", gt=0)
+    rslora: bool = option(False, "scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732, eq. 6)")
+    dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: other ranks for some sites, first match wins")
+    alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs: other alphas for some sites")
+
+
+def pick(pairs: Sequence[tuple[str, float]], name: str, default: float) -> float:
+    return next((v for p, v in pairs if fnmatchcase(name, p)), default)
+
+
+@method(
+    "lora",
+    LoRA,
+    paper="LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685",
+    formula="sum over sites of r (d_in + d_out)",
+    lr=1e-3,
+)
+def plan(sites: Sequence[Site], config: LoRA) -> Plan:
+    """h = W0 x + (alpha / r) B A x, A uniform and B zero at the start.
+
+    Linear in: A and B, each alone. Source: arXiv 2106.09685, eq. (3). Differs: A uniform as in the official code.
+    """
+    pools, uses = {}, []
+    for s in sites:
+        r = int(pick(config.ranks, s.name, config.rank))
+        alpha = pick(config.alphas, s.name, 2.0 * r if config.alpha is None else config.alpha)
+        pools[f"{s.name}.A"] = Pool((r, s.inp), kaiming(s.inp))
+        pools[f"{s.name}.B"] = Pool((s.out, r), ZEROS)
+        bind = LowRank(alpha / (math.sqrt(r) if config.rslora else r), config.dropout)
+        uses.append(Use(s.name, bind, {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "AB"}))
+    return Plan(pools, tuple(uses))

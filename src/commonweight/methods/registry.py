@@ -1,0 +1,105 @@
+"""The list of methods: name -> what it is. A method is one pure function ``plan(sites, config) -> Plan``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..core import CommonweightError, Plan, Site, build, unknown
+
+
+@dataclass(frozen=True)
+class Method:
+    """name, config class, plan function, and what a person wants to know before choosing.
+
+    paper: title and address. formula: trainable parameters. kinds: sites it reads ("linear", "norm", "block").
+    roles: the projections it takes by default ("" or empty = all). lr: learning rate of the default recipe.
+    tokenwise: False when it needs whole sequences (no packed batches). fresh: "exact" when a fresh tenant
+    leaves the base unchanged, else why it does not.
+    """
+
+    name: str
+    config: type
+    plan: Callable[[Sequence[Site], Any], Plan]
+    paper: str
+    formula: str
+    kinds: tuple[str, ...] = ("linear",)
+    roles: tuple[str, ...] = ()
+    lr: float = 1e-3
+    fresh: str = "exact"
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(name: str, config: type, **about: Any) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
+    """Registers a plan function under `name`; a name or a config used twice raises."""
+
+    def register(plan: Callable[..., Plan]) -> Callable[..., Plan]:
+        if name in _METHODS or any(m.config is config for m in _METHODS.values()):
+            raise TypeError(f"the method {name!r} or its config is registered twice")
+        _METHODS[name] = Method(name=name, config=config, plan=plan, **about)
+        return plan
+
+    return register
+
+
+def available() -> Mapping[str, Method]:
+    """Every method by name."""
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str) -> Method:
+    if name not in _METHODS:
+        raise unknown("method", str(name), _METHODS, "(`commonweight methods` lists them)")
+    return _METHODS[name]
+
+
+def resolve(method: str | Any, options: Mapping[str, Any]) -> tuple[Method, Any]:
+    """(method, config) from a name with options, or from a config object."""
+    if isinstance(method, str):
+        found = get(method)
+        return found, build(found.config, options)
+    for found in _METHODS.values():
+        if type(method) is found.config:
+            if options:
+                raise CommonweightError(f"{found.name}: give the options {sorted(options)} in the config, not beside it")
+            return found, method
+    raise CommonweightError(f"{method!r} is neither a method's name nor a method's config; wanted e.g. 'mos'")
+
+
+@lru_cache(maxsize=64)
+def _plan(method: Method, sites: tuple[Site, ...], config: Any, seed: int) -> Plan:
+    return method.plan(sites, config)._replace(seed=seed)
+
+
+def plan(method: str | Any, sites: Sequence[Site], *, seed: int = 0, **options: Any) -> Plan:
+    """A Plan without any model.
+
+    >>> sites = [Site(f"layers.{i}.q_proj", 4096, 4096) for i in range(32)]
+    >>> plan("lora", sites, rank=8).count()
+    2097152
+    """
+    found, cfg = resolve(method, options)
+    mine = tuple(s for s in sites if s.kind in found.kinds)
+    if found.kinds and not mine:
+        raise CommonweightError(f"{found.name}: no site of kind {' or '.join(found.kinds)} among {len(sites)} sites")
+    return _plan(found, mine, cfg, seed)
+
+
+def families(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """Sites grouped by projection type: the name with layer numbers replaced by ``*``, and the shape."""
+    out: dict[str, list[Site]] = {}
+    for site in sites:
+        key = re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name)
+        out.setdefault(key, []).append(site)
+    for key, group in list(out.items()):
+        shapes = {(s.out, s.inp) for s in group}
+        if len(shapes) > 1:
+            del out[key]
+            for s in group:
+                out.setdefault(f"{key}[{s.out}x{s.inp}]", []).append(s)
+    return out

@@ -1,0 +1,189 @@
+"""The laws of the design, over every registered method."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.address import fold
+from commonweight.host.tenant import Derive
+from commonweight.core import Rng
+from tests.laws.subjects import METHODS, small, stir
+from tests.models import KINDS, answer, make
+
+SITES = [cw.Site(f"layers.{i}.{n}", o, 32, "linear", r) for i in range(3) for n, o, r in (("q", 32, "query"), ("v", 16, "value"), ("down", 32, "down"))]
+SITES += [cw.Site(f"layers.{i}", 32, 32, "block") for i in range(3)] + [cw.Site(f"layers.{i}.norm", 32, 1, "norm") for i in range(3)]
+
+
+class FakeBase:
+    def weight(self, site):
+        s = next(s for s in SITES if s.name == site)
+        return Rng(7, site).normal((s.out, s.inp))
+
+    def svd(self, site):
+        return Derive(self.weight).svd(site)
+
+
+def can(method: str, kind: str) -> bool:
+    """Whether the method has sites of its kinds in the model."""
+    kinds = cw.methods.get(method).kinds
+    model, _ = make(kind)
+    host = cw.Host(model)
+    return not kinds or any(s.kind in kinds for s in host.sites)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_addresses_are_linear_and_fold_is_the_adjoint(method):
+    plan = cw.plan(method, SITES, **small(method))
+    values = {n: p.init(p.shape, Rng(0, n), FakeBase()).to(getattr(torch, p.dtype)) for n, p in plan.pools.items()}
+    for use in plan.uses:
+        for read in use.reads.values():
+            first, *coef = (values[p] for p in read.pools)
+            p, q = torch.randn_like(first.double()), torch.randn_like(first.double())
+            coef = [c.double() if c.is_floating_point() else c for c in coef]
+            at = read.address
+            both = at(2.0 * p - 3.0 * q, *coef)
+            torch.testing.assert_close(both, 2.0 * at(p, *coef) - 3.0 * at(q, *coef))
+            s = torch.randn_like(both)
+            torch.testing.assert_close((both * s).sum(), ((2.0 * p - 3.0 * q) * fold(at, p.shape, s, *coef)).sum())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_plan_is_data(method):
+    plan = cw.plan(method, SITES, seed=3, **small(method))
+    again = cw.Plan.from_json(plan.to_json())
+    assert again == plan and again.digest() == plan.digest()
+    assert json.loads(plan.to_json())["seed"] == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_pool_is_read_and_every_read_is_a_pool(method):
+    plan = cw.plan(method, SITES, **small(method))
+    assert set(plan.readers()) == set(plan.pools)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_forms_agree_and_a_fresh_tenant_changes_nothing(method, kind):
+    model, batch = make(kind)
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    about = cw.methods.get(method)
+    if about.kinds and not any(s.kind in about.kinds for s in host.sites):
+        with pytest.raises(cw.CommonweightError, match="sites of kind"):
+            host.add("t", method, **small(method))
+        return
+    with torch.no_grad():
+        base = answer(model, batch)
+        tenant = host.add("t", method, **small(method))
+        with host.route("t"):
+            fresh = answer(model, batch)
+        if about.fresh == "exact":
+            torch.testing.assert_close(fresh, base, rtol=1e-5, atol=2e-6)
+        stir(tenant)
+        with host.route("t"):
+            moved = answer(model, batch)
+        if tenant.count():
+            assert (moved - base).abs().max() > 1e-4, "a stirred tenant does nothing"
+        torch.testing.assert_close(answer(model, batch), base, rtol=0, atol=0)
+        if any(getattr(u.bind, "weight", None) is None for u in tenant.plan.uses):
+            with pytest.raises(cw.CommonweightError, match="cannot be merged"):
+                host.merged("t")
+            return
+        merged = host.merged("t")
+        missing = plain.load_state_dict(merged, strict=False)
+        assert not missing.unexpected_keys
+        torch.testing.assert_close(answer(plain, batch), moved, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "mlp"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
+    if not can(method, kind):
+        return
+    model, batch = make(kind)
+    host = cw.Host(model)
+    stir(host.add("one", method, seed=1, **small(method)), 1)
+    stir(host.add("two", method, seed=2, **small(method)), 2)
+    stir(host.add("lora", "lora", rank=3), 3)
+    for route in (["one", None, "two", "one"], ["two", "one", "two", "one"], ["lora", "one", "two", None]):
+        with torch.no_grad(), host.route(route):
+            mixed = answer(model, batch)
+        for i, name in enumerate(route):
+            row = {k: v[i : i + 1] for k, v in batch.items()}
+            with torch.no_grad(), host.route(name):
+                torch.testing.assert_close(mixed[i : i + 1], answer(model, row), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_reach_every_trainable_pool_and_nothing_else(method):
+    model, batch = make("bert")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", method, **small(method)), std=0.02)
+    other = host.add("other", method, **small(method))
+    if not tenant.count():
+        return
+    model.train()
+    with host.route("t"):
+        answer(model, batch).square().sum().backward()
+    for name, p in tenant.named_parameters():
+        assert p.grad is not None and p.grad.abs().sum() > 0, name
+    assert all(p.grad is None for p in other.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_count_of_the_plan_is_the_count_of_the_tensors(method):
+    model, _ = make("llama")
+    host = cw.Host(model)
+    tenant = host.add("t", method, **small(method))
+    assert tenant.plan.count() == tenant.count()
+    assert tenant.plan.nbytes == tenant.nbytes
+    assert {n: tuple(t.shape) for n, t in tenant.pools.items()} == {n: p.shape for n, p in tenant.plan.pools.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_adding_tenants_moves_no_initial_value(method):
+    model, _ = make("llama")
+    first = cw.Host(model)
+    a = {n: t.detach().clone() for n, t in first.add("t", method, seed=5, **small(method)).pools.items()}
+    first.close()
+    second = cw.Host(model)
+    second.add("x", "lora", seed=5)
+    torch.manual_seed(99)
+    b = second.add("t", method, seed=5, **small(method)).pools
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_save_and_load_give_equal_bits_in_a_small_file(method, tmp_path):
+    model, batch = make("llama")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", method, seed=4, **small(method)))
+    path = host.save("t", tmp_path / "t.safetensors")
+    assert path.stat().st_size <= 1.02 * tenant.nbytes + 8192
+    again = cw.Host(copy.deepcopy(make("llama")[0])).load("u", path)
+    assert again.plan == tenant.plan and again.config == tenant.config
+    for n in tenant.pools:
+        assert torch.equal(tenant.pools[n], again.pools[n]), n
+
+
+def test_nothing_depends_on_the_hash_seed():
+    code = (
+        "import commonweight as cw, tests.laws.test_laws as t;"
+        "print({m: cw.plan(m, t.SITES, **t.small(m)).digest() for m in t.METHODS})"
+    )
+    out = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": s}, capture_output=True, text=True, check=True
+        ).stdout
+        for s in ("1", "2")
+    }
+    assert len(out) == 1

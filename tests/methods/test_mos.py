@@ -1,0 +1,50 @@
+"""MoS against the paper's formula, written out with plain loops."""
+
+import pytest
+import torch
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import make
+
+SMALL = {"rank": 4, "budget": 2, "private": 1, "shards": 2}
+
+
+def test_formula():
+    model, _ = make("llama")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", "mos", rank=4, budget=2, private=1, shards=2, alpha=6.0))
+    merged = host.merged("t")
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.up_proj"
+        low = {}
+        for slot in "AB":
+            pool = tenant.pools[f"model.layers.*.mlp.up_proj.{slot}"].detach()
+            index = tenant.pools[f"{name}.{slot}.index"].tolist()
+            low[slot] = torch.stack([torch.cat([pool[index[2 * k]], pool[index[2 * k + 1]]]) for k in range(4)])
+        want = host.weight(name) + 6.0 / 4 * sum(torch.outer(low["B"][k], low["A"][k]) for k in range(4))
+        torch.testing.assert_close(merged[f"{name}.weight"], want)
+
+
+def test_private_shards_have_one_reader_and_pairs_are_dissociated():
+    model, _ = make("llama")
+    tenant = cw.Host(model).add("t", "mos", rank=4, budget=3, private=1, shards=2)
+    a, b = (
+        [set(tenant.pools[f"model.layers.{i}.mlp.up_proj.{s}.index"].tolist()) for i in range(2)] for s in "AB"
+    )
+    public = 2 * (3 - 1) * 2
+    for layers in (a, b):
+        assert {i for i in layers[0] if i >= public} == {public, public + 1}
+        assert {i for i in layers[1] if i >= public} == {public + 2, public + 3}
+        assert all(len(s) == 8 for s in layers), "a subset is drawn without replacement"
+    assert [i for i in a[0] if i < public] != [i for i in b[0] if i < public]
+
+
+def test_eight_times_fewer_parameters_than_lora():
+    sites = [cw.Site(f"layers.{i}.q_proj", 4096, 4096) for i in range(32)]
+    assert 8 * cw.plan("mos", sites, rank=16, budget=2).count() == cw.plan("lora", sites, rank=16).count()
+
+
+def test_a_width_that_shards_do_not_divide():
+    with pytest.raises(cw.CommonweightError, match=r"mos: q_proj: width 30 of A is not a multiple of shards=4; choose shards from \[1, 2"):
+        cw.plan("mos", [cw.Site("q_proj", 32, 30)], rank=2)
