@@ -95,6 +95,8 @@ class BaseWeight:
     Signs: each pair (u_i, v_i) is turned so that the largest |v_i| entry is positive.
     """
 
+    derived = True  # files carry a check number for such a pool when they do not carry the pool
+
     site: str
     part: str
     power: float = 0.0

@@ -1,0 +1,1 @@
+"""Files: ours and PEFT's. Pure functions over tensors and JSON; no model in sight."""

@@ -1,0 +1,47 @@
+"""Files appear whole or not at all: temporary name in the same folder, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ..core import CommonweightError
+
+
+def write(path: Path, data: bytes) -> Path:
+    """Writes `data` to `path` in one step that a crash cannot halve. Cost: one fsync of the file, one of the folder."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise CommonweightError(f"{path}: the folder {folder} does not exist; make it first")
+    if path.is_dir():
+        raise CommonweightError(f"{path} is a folder; wanted the name of a file")
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+    except OSError as e:
+        raise CommonweightError(f"{path}: cannot write in {folder}: {e.strerror}") from e
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as e:
+        os.unlink(temporary)
+        if isinstance(e, OSError):
+            raise CommonweightError(f"{path}: {e.strerror}; nothing was written") from e
+        raise
+    sync(folder)
+    return path
+
+
+def sync(folder: Path) -> None:
+    """Makes a rename in `folder` durable, where the system can."""
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

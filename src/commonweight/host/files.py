@@ -1,0 +1,115 @@
+"""Tenants to and from files: the checks that need the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core import CommonweightError, Plan, Rng, build, dump
+from ..formats import atomic, native
+from ..methods import get, head
+from ..methods import plan as make_plan
+
+if TYPE_CHECKING:
+    from .host import Host
+    from .tenant import Tenant
+
+
+def save(host: Host, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | None) -> Path:
+    bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
+    sites = {s.name: s for s in host._every}
+    used = {u.site for u in tenant.plan.uses}
+    config = dump(tenant.config)
+    config.pop("is")
+    header: dict[str, Any] = {
+        "version": _version(),
+        "method": tenant.method.name,
+        "config": config,
+        "seed": tenant.plan.seed,
+        "sites": native.pack_sites([s for s in sites.values() if s.name in used and s.kind != "head"]),
+        "plan": tenant.plan.digest(),
+        "base": host.fingerprint,
+    }
+    if tenant.labels is not None:
+        header["labels"] = tenant.labels
+    if metrics:
+        header["metrics"] = metrics
+    return atomic.write(path, native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools)))
+
+
+def load(host: Host, name: str, path: Path, check_base: bool) -> Tenant:
+    header = native.read_header(path)
+    method = get(header["method"])
+    options = {k: _tuples(v) for k, v in header["config"].items()}
+    config = build(method.config, options)
+    every = {s.name: s for s in host._every}
+    wanted = native.unpack_sites(header["sites"])
+    for site, shape in wanted.items():
+        if site not in every:
+            raise CommonweightError(f"{path}: made for another base: this one has no site {site}")
+        if (every[site].out, every[site].inp) != shape:
+            here = (every[site].out, every[site].inp)
+            raise CommonweightError(f"{path}: made for another base: {site} is {shape} there, {here} here")
+    if check_base and header["base"] != host.fingerprint:
+        raise CommonweightError(
+            f"{path}: made for another base: same shapes, other weights (fingerprint {header['base'][:8]} there, "
+            f"{host.fingerprint[:8]} here); load(..., check_base=False) takes it all the same"
+        )
+    plan = make_plan(config, [s for s in host._every if s.name in wanted], seed=header["seed"])
+    labels = header.get("labels")
+    if labels is not None:
+        labels = tuple(labels)
+        plan += head(host.head_site(), len(labels))
+    if plan.digest() != header["plan"]:
+        raise CommonweightError(
+            f"{path}: written by commonweight {header.get('version')}, whose {method.name} reads its pools in another way; "
+            "load it with that version"
+        )
+    pools, check = native.decode(path, plan)
+    tenant = host._attach(name, method, config, plan, labels, pools)
+    here = _check(plan, tenant.pools)
+    if check_base and check is not None and (here.shape != check.shape or not _close(here, check)):
+        host.remove(name)
+        raise CommonweightError(
+            f"{path}: what {method.name} derives from the base differs here; load it on the base in the precision "
+            "in which it was trained"
+        )
+    return tenant
+
+
+def _check(plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:
+    """For every pool derived from the base and not saved: its product with random signs over its norm.
+
+    An SVD on another machine may turn or mix singular vectors; that would be a silent wrong answer.
+    """
+    out = []
+    for name, pool in plan.pools.items():
+        if not pool.save and getattr(pool.init, "derived", False):
+            value = pools[name].detach().cpu().double()
+            sign = Rng(0, name).signs(tuple(value.shape)).double()
+            out.append(((value * sign).sum() / value.norm().clamp(min=1e-30)).item())
+    return torch.tensor(out, dtype=torch.float32)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-2) if a.numel() else True
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("commonweight")
+    except PackageNotFoundError:
+        return "unknown"
+
