@@ -13,10 +13,25 @@ from commonweight.host import Tenant
 METHODS = sorted(cw.methods.available())
 
 
+def _says(method: str, name: str, default: Any) -> Any:
+    """What the method's own test file, tests/methods/test_<method>.py, says under a name."""
+    return getattr(importlib.import_module(f"tests.methods.test_{method.replace('-', '_')}"), name, default)
+
+
 def small(method: str) -> dict[str, Any]:
-    """Options at which the method fits widths of 16 to 64: `SMALL` in tests/methods/test_<method>.py."""
-    module = importlib.import_module(f"tests.methods.test_{method.replace('-', '_')}")
-    return dict(getattr(module, "SMALL", {}))
+    """`SMALL`: options at which the method fits widths of 16 to 64."""
+    return dict(_says(method, "SMALL", {}))
+
+
+def model_of(method: str) -> str:
+    """`MODEL`: the kind of model for the laws that need only one, where the method reads nothing in a Llama."""
+    return _says(method, "MODEL", "llama")
+
+
+def can(method: str, host: cw.Host) -> bool:
+    """Whether the method has something to read: sites of its kinds, and of those such as `READS(site)` takes."""
+    about, reads = cw.methods.get(method), _says(method, "READS", lambda site: True)
+    return not about.kinds or any(s.kind in about.kinds and reads(s) for s in host.sites)
 
 
 def stir(tenant: Tenant, seed: int = 0, std: float = 0.1) -> Tenant:

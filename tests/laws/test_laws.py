@@ -15,7 +15,7 @@ import commonweight as cw
 from commonweight.address import fold
 from commonweight.host.tenant import Derive
 from commonweight.core import Rng
-from tests.laws.subjects import METHODS, small, stir
+from tests.laws.subjects import METHODS, can, model_of, small, stir
 from tests.models import KINDS, answer, make
 
 SITES = [cw.Site(f"layers.{i}.{n}", o, 32, "linear", r) for i in range(3) for n, o, r in (("q", 32, "query"), ("v", 16, "value"), ("down", 32, "down"))]
@@ -29,14 +29,6 @@ class FakeBase:
 
     def svd(self, site):
         return Derive(self.weight).svd(site)
-
-
-def can(method: str, kind: str) -> bool:
-    """Whether the method has sites of its kinds in the model."""
-    kinds = cw.methods.get(method).kinds
-    model, _ = make(kind)
-    host = cw.Host(model)
-    return not kinds or any(s.kind in kinds for s in host.sites)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,7 +68,7 @@ def test_forms_agree_and_a_fresh_tenant_changes_nothing(method, kind):
     plain = copy.deepcopy(model)
     host = cw.Host(model)
     about = cw.methods.get(method)
-    if about.kinds and not any(s.kind in about.kinds for s in host.sites):
+    if not can(method, host):
         with pytest.raises(cw.CommonweightError, match="sites of kind"):
             host.add("t", method, **small(method))
         return
@@ -106,10 +98,10 @@ def test_forms_agree_and_a_fresh_tenant_changes_nothing(method, kind):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "mlp"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
-    if not can(method, kind):
-        return
     model, batch = make(kind)
     host = cw.Host(model)
+    if not can(method, host):
+        return
     stir(host.add("one", method, seed=1, **small(method)), 1)
     stir(host.add("two", method, seed=2, **small(method)), 2)
     stir(host.add("lora", "lora", rank=3), 3)
@@ -141,7 +133,7 @@ def test_gradients_reach_every_trainable_pool_and_nothing_else(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_count_of_the_plan_is_the_count_of_the_tensors(method):
-    model, _ = make("llama")
+    model, _ = make(model_of(method))
     host = cw.Host(model)
     tenant = host.add("t", method, **small(method))
     assert tenant.plan.count() == tenant.count()
@@ -151,7 +143,7 @@ def test_the_count_of_the_plan_is_the_count_of_the_tensors(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_adding_tenants_moves_no_initial_value(method):
-    model, _ = make("llama")
+    model, _ = make(model_of(method))
     first = cw.Host(model)
     a = {n: t.detach().clone() for n, t in first.add("t", method, seed=5, **small(method)).pools.items()}
     first.close()
@@ -164,12 +156,12 @@ def test_adding_tenants_moves_no_initial_value(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_save_and_load_give_equal_bits_in_a_small_file(method, tmp_path):
-    model, batch = make("llama")
+    model, batch = make(model_of(method))
     host = cw.Host(model)
     tenant = stir(host.add("t", method, seed=4, **small(method)))
     path = host.save("t", tmp_path / "t.safetensors")
     assert path.stat().st_size <= 1.02 * tenant.nbytes + 8192
-    again = cw.Host(copy.deepcopy(make("llama")[0])).load("u", path)
+    again = cw.Host(copy.deepcopy(make(model_of(method))[0])).load("u", path)
     assert again.plan == tenant.plan and again.config == tenant.config
     for n in tenant.pools:
         assert torch.equal(tenant.pools[n], again.pools[n]), n

@@ -1,5 +1,22 @@
+from .flat import Scatter, Segment, Signed
+from .kronecker import Kronecker
 from .linear import Gather, Hashed, Row, Whole, Window, fold
+from .mixture import Chosen, TopK
 
 WHOLE = Whole()
 
-__all__ = ["WHOLE", "Gather", "Hashed", "Row", "Whole", "Window", "fold"]
+__all__ = [
+    "WHOLE",
+    "Chosen",
+    "Gather",
+    "Hashed",
+    "Kronecker",
+    "Row",
+    "Scatter",
+    "Segment",
+    "Signed",
+    "TopK",
+    "Whole",
+    "Window",
+    "fold",
+]

@@ -1,7 +1,28 @@
 """What a reader does with what it read: one small file per family of pure functions."""
 
+from .anchored import Anchored
+from .bottleneck import Bottleneck
+from .intervene import Edit
 from .low_rank import LowRank
+from .magnitude import Magnitude
+from .random_bases import RandomBases
+from .rotate import Butterfly, RotateBlocks, RotatePairs
 from .scale import ScaleInput, ScaleOutput
 from .shift import BiasShift, Classify, Shift
 
-__all__ = ["BiasShift", "Classify", "LowRank", "ScaleInput", "ScaleOutput", "Shift"]
+__all__ = [
+    "Anchored",
+    "BiasShift",
+    "Bottleneck",
+    "Butterfly",
+    "Classify",
+    "Edit",
+    "LowRank",
+    "Magnitude",
+    "RandomBases",
+    "RotateBlocks",
+    "RotatePairs",
+    "ScaleInput",
+    "ScaleOutput",
+    "Shift",
+]

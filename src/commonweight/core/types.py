@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -68,7 +68,8 @@ class Ctx(NamedTuple):
 class Address(Protocol):
     """LINEAR in its first pool, given the coefficients. A frozen dataclass in `commonweight.address`."""
 
-    def __call__(self, pool: Tensor, *coef: Tensor) -> Tensor: ...
+    # (pool, *coef) -> slot; said this way because every address takes its own number of coefficients
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 class Read(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +18,6 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 
-def in_backward() -> bool:
-    """True while autograd runs: a forward seen then is the recomputation of a checkpoint."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 class SiteHook:
     """Before and after one module's forward. Base only: one attribute read and a comparison each."""
 
@@ -33,18 +30,14 @@ class SiteHook:
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before), after]
 
-    def route(self) -> Route | None:
-        return self.current.replay if in_backward() else self.current.route
-
     def before(self, module: nn.Module, args: tuple) -> tuple | None:
-        route = self.route()
+        route = self.current.route
         if route is None:
             return None
         if route.single is not None:
-            entries = route.single.table.get(self.at.name)
-            if entries is None or entries[0].inputs is None or len(entries) > 1:
+            if not self._fast_input(route.single):
                 return None
-            return (self.transform(entries[0], args[0]), *args[1:])
+            return (self.transform(route.single.table[self.at.name][0], args[0]), *args[1:])
         if not any(self._fast_input(t) for t, _ in route.groups):
             return None
         x = args[0]
@@ -57,13 +50,13 @@ class SiteHook:
 
     def _fast_input(self, tenant: Tenant | None) -> bool:
         entries = tenant.table.get(self.at.name) if tenant is not None else None
-        return entries is not None and len(entries) == 1 and entries[0].inputs is not None
+        return entries is not None and len(entries) == 1 and entries[0].inputs is not None and entries[0].rows is None
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
 
     def __call__(self, module: nn.Module, args: tuple, y: Any) -> Any:
-        route = self.route()
+        route = self.current.route
         if route is None:
             return None
         if isinstance(y, tuple):
@@ -86,7 +79,7 @@ class SiteHook:
             if entry.output is not None:
                 return entry.output(x, y, self.at, **entry.slots(x.dtype))
             return y if entry.inputs is not None else self.reference(entries, x)
-        if any(e.output is None for e in entries):
+        if any(e.output is None or e.inputs is not None for e in entries):
             return self.reference(entries, x)
         for entry in entries:
             base = self.at.rows(entry.rows)
@@ -107,6 +100,8 @@ class SiteHook:
     def mixed(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
         """Every reader sees its own rows: one grouped call where all binds agree, else one call per tenant."""
         fx, fy = self.spread(route, x), self.spread(route, y)
+        if fx.dim() != x.dim():
+            self.by_token(route)
         if self.at.kind == "linear" and fx.dim() > 1 and (out := self.together(route, x, y)) is not None:
             return out
         parts = []
@@ -117,6 +112,15 @@ class SiteHook:
             parts.append(part_y if entries is None else self.apply(entries, part_x, part_y))
         out = self.gather(route, parts, y.device)
         return out.reshape(*y.shape[:-1], out.shape[-1])
+
+    def by_token(self, route: Route) -> None:
+        for tenant, _ in route.groups:
+            for entry in tenant.table.get(self.at.name, ()) if tenant is not None else ():
+                if not getattr(entry.bind, "tokenwise", True):
+                    raise CommonweightError(
+                        f"{self.at.name}: tenant {tenant.name!r} ({tenant.method.name}) edits positions of a sequence; "  # type: ignore[union-attr]
+                        "route it per row, not per token"
+                    )
 
     def together(self, route: Route, x: Tensor, y: Tensor) -> Tensor | None:
         """One batched product for all rows when every row's tenant has the same bind and shapes here."""
@@ -131,7 +135,7 @@ class SiteHook:
                 return None
             entries.append(found[0])
         slots = [e.slots(x.dtype) for e in entries]
-        stacked = {k: torch.stack([s[k] for s in slots]) for k in slots[0]}
+        stacked = {k: stack([s[k] for s in slots]) for k in slots[0]}
         if (reader := route.reader) is not None:
             stacked = {k: v.index_select(0, reader.to(v.device)) for k, v in stacked.items()}
         n = route.length
@@ -159,15 +163,24 @@ class SiteHook:
         return torch.cat(parts).index_select(0, route.inverse.to(device))  # type: ignore[union-attr]
 
 
+def stack(values: list[Tensor]) -> Tensor:
+    """One tensor with a leading dimension; a pool that all readers hold in common is not copied."""
+    first = values[0]
+    if all(v.data_ptr() == first.data_ptr() for v in values) and not first.requires_grad:
+        return first.expand(len(values), *first.shape)
+    return torch.stack(values)
+
+
 def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
     """(w', b') in float32, by the weight and bias forms, in order."""
+    for entry in entries:  # first of all: a block has no weight to start from
+        if getattr(entry.bind, "weight", None) is None:
+            raise CommonweightError(f"{at.name}: {type(entry.bind).__name__} is no change of a weight; it cannot be merged")
     w, b = at.weight.float(), at.bias
     b = None if b is None else b.float()
     for entry in entries:
         slots = entry.slots(None)
-        form, bias = getattr(entry.bind, "weight", None), getattr(entry.bind, "bias", None)
-        if form is None:
-            raise CommonweightError(f"{at.name}: {type(entry.bind).__name__} is no change of a weight; it cannot be merged")
+        form, bias = entry.bind.weight, getattr(entry.bind, "bias", None)
         if entry.rows is None:
             w = form(w, **slots)
             b = bias(b, **slots) if bias is not None and b is not None else b
@@ -179,39 +192,34 @@ def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
     return w, b
 
 
-class BlockHook:
-    """Lets a checkpointed block remember its route: the recomputation happens in backward, maybe outside `route`.
+class Replay:
+    """A checkpoint function that keeps its route: the recomputation happens in backward, maybe outside `route`,
+    maybe in another thread."""
 
-    The route is kept on the block's first input tensor, which the checkpoint holds.
-    """
+    def __init__(self, checkpoint: Callable, current: Current):
+        self.checkpoint, self.current = checkpoint, current
 
-    def __init__(self, current: Current):
-        self.current = current
+    def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        return self.checkpoint(partial(self.run, self.current.route, function), *args, **kwargs)
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if torch.compiler.is_compiling():
-            return
-        x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
-        if not isinstance(x, Tensor):
-            return
-        if in_backward():
-            if not hasattr(x, "_cw_route"):
-                raise CommonweightError(
-                    "a re-entrant checkpoint forgets which tenant reads; "
-                    "use gradient_checkpointing_kwargs={'use_reentrant': False}"
-                )
-            self.current.replay = x._cw_route  # type: ignore[attr-defined]
-        elif torch.is_grad_enabled():
-            x._cw_route = self.current.route  # type: ignore[attr-defined]
+    def run(self, route: Route | None, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        before, self.current.route = self.current.route, route
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.current.route = before
 
 
 class ModelHook:
-    """Before the whole model: the number of rows must be the route's, also where no site would notice."""
+    """Before the whole model: checkpoints learn to keep their route, and the number of rows must be the route's."""
 
-    def __init__(self, current: Current):
+    def __init__(self, model: nn.Module, current: Current):
         self.current = current
+        self.checkpointed = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if not torch.compiler.is_compiling():
+            self.keep_routes()
         route = self.current.route
         if route is None or route.single is not None:
             return
@@ -221,3 +229,9 @@ class ModelHook:
                 f"the route names {route.length} readers, the batch has {x.shape[0]} rows; "
                 "give one reader per row (None for the plain base), or a LongTensor with one number per token"
             )
+
+    def keep_routes(self) -> None:
+        for m in self.checkpointed:
+            function = getattr(m, "_gradient_checkpointing_func", None)
+            if function is not None and not isinstance(function, Replay):
+                m._gradient_checkpointing_func = Replay(function, self.current)  # type: ignore[assignment]

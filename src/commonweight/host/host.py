@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Plan, Site, unknown
 from ..methods import Method, head, resolve
 from ..methods import plan as make_plan
-from .hooks import BlockHook, ModelHook, SiteHook, changed
+from .hooks import ModelHook, Replay, SiteHook, changed
 from .names import safe
 from .route import Current, Route
-from .sites import Pattern, blocks, discover, select
+from .sites import Pattern, discover, select
 from .tenant import Derive, Tenant, materialise
 
 Reader = str | None
@@ -49,10 +49,7 @@ class Host:
         for p in self._trained:
             p.requires_grad_(False)
         self._handles = [h for m in self._modules.values() for h in SiteHook(m, self._current).install()]
-        names = dict(model.named_modules())
-        for b in blocks(model):
-            self._handles.append(names[b].register_forward_pre_hook(BlockHook(self._current), with_kwargs=True))
-        self._handles.append(model.register_forward_pre_hook(ModelHook(self._current), with_kwargs=True))
+        self._handles.append(model.register_forward_pre_hook(ModelHook(model, self._current), with_kwargs=True))
 
     # -- tenants ---------------------------------------------------------------------------------------------------
 
@@ -162,6 +159,9 @@ class Host:
         """Takes every hook off and gives the model back as it was."""
         for h in self._handles:
             h.remove()
+        for m in self.model.modules():
+            if isinstance(kept := getattr(m, "_gradient_checkpointing_func", None), Replay):
+                m._gradient_checkpointing_func = kept.checkpoint  # type: ignore[assignment]
         for p in self._trained:
             p.requires_grad_(True)
         self._handles, self._tenants = [], {}

@@ -12,6 +12,24 @@ if TYPE_CHECKING:
     from .tenant import Tenant
 
 
+class Routed:
+    """The model's forward under a tenant, with the model's own signature: trainers choose columns by it.
+
+    A callable object, not a closure: a deep copy of the module runs the copy.
+    """
+
+    def __init__(self, module: TenantModule):
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.module._host.route(self.module._name):
+            return self.module.base(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.module.base.forward)
+
+
 class TenantModule(nn.Module):
     """Runs the host's model under one tenant. `state_dict` holds the tenant's pools and nothing of the base."""
 
@@ -21,11 +39,7 @@ class TenantModule(nn.Module):
         self.pools = nn.ParameterDict({n.replace(".", "/"): p for n, p in tenant.named_parameters()})
         object.__setattr__(self, "_host", host)
         object.__setattr__(self, "_name", tenant.name)
-        self.forward.__func__.__signature__ = None  # type: ignore[attr-defined]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self._host.route(self._name):
-            return self.base(*args, **kwargs)
+        object.__setattr__(self, "forward", Routed(self))
 
     def __getattr__(self, name: str) -> Any:
         try:

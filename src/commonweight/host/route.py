@@ -59,7 +59,6 @@ class Current(threading.local):
 
     def __init__(self) -> None:
         self.route: Route | None = None
-        self.replay: Route | None = None
 
     def __deepcopy__(self, memo: dict) -> Current:
         return Current()

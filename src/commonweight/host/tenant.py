@@ -113,19 +113,23 @@ class Tenant:
 
 
 def materialise(plan: Plan, base: Derive, like: torch.device, frozen: dict) -> dict[str, Tensor]:
-    """Tensors for a plan's pools. A pool that is neither trained nor saved exists once per host: `frozen` finds it."""
+    """Tensors for a plan's pools. A pool that is neither trained nor saved exists once per host: `frozen` finds it.
+
+    What is derived from the base does not depend on the seed, and serves as a start of trained pools too.
+    """
     out: dict[str, Tensor] = {}
     for name, pool in plan.pools.items():
-        common = not pool.train and not pool.save
-        key = (plan.seed, name, pool)
-        if common and key in frozen:
-            out[name] = frozen[key]
-            continue
-        value = pool.init(pool.shape, Rng(plan.seed, name), base)
-        if tuple(value.shape) != pool.shape:
-            raise ValueError(f"pool {name}: its init gave shape {tuple(value.shape)}, wanted {pool.shape}")
-        value = value.to(device=like, dtype=getattr(torch, pool.dtype))
+        derived = getattr(pool.init, "derived", False)
+        key = (pool.init, pool.shape, pool.dtype) if derived else (plan.seed, name, pool.init, pool.shape, pool.dtype)
+        value = frozen.get(key)
+        if value is None:
+            value = pool.init(pool.shape, Rng(plan.seed, name), base)
+            if tuple(value.shape) != pool.shape:
+                raise ValueError(f"pool {name}: its init gave shape {tuple(value.shape)}, wanted {pool.shape}")
+            value = value.to(device=like, dtype=getattr(torch, pool.dtype))
+            if not pool.train and not pool.save:
+                frozen[key] = value
+        elif pool.train or pool.save:
+            value = value.clone()
         out[name] = nn.Parameter(value, requires_grad=True) if pool.train else value
-        if common:
-            frozen[key] = value
     return out

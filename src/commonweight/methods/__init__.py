@@ -1,22 +1,70 @@
 """One file per method. Adding one: the file, its name in this list, its test, its documentation row."""
 
-from . import lora, mos, probe
+from . import bottleneck, compacter, lora, loreft, lori, mos, probe
+from .bitfit import BitFit
+from .boft import BOFT
+from .bottleneck import Bottleneck
+from .compacter import Compacter
+from .dora import DoRA
 from .head import head
+from .ia3 import IA3
+from .intrinsic import Intrinsic
+from .lntuning import LNTuning
 from .lora import LoRA
+from .lora_xs import LoRAXS
+from .loreft import LoReFT
+from .lori import LoRI
+from .lotr import LoTR
 from .mos import MoS
+from .nlora import NLoRA
+from .oft import OFT
+from .pissa import PiSSA
 from .probe import Probe
+from .randlora import RandLoRA
 from .registry import Method, available, families, get, method, plan, resolve
+from .road import RoAd
+from .sharelora import ShareLoRA
+from .slora import SLoRA
+from .uni_lora import UniLoRA
+from .vb_lora import VBLoRA
+from .vera import VeRA
 
 __all__ = [
+    "BOFT",
+    "IA3",
+    "OFT",
+    "BitFit",
+    "Bottleneck",
+    "Compacter",
+    "DoRA",
+    "Intrinsic",
+    "LNTuning",
     "LoRA",
+    "LoRAXS",
+    "LoRI",
+    "LoReFT",
+    "LoTR",
     "Method",
     "MoS",
+    "NLoRA",
+    "PiSSA",
     "Probe",
+    "RandLoRA",
+    "RoAd",
+    "SLoRA",
+    "ShareLoRA",
+    "UniLoRA",
+    "VBLoRA",
+    "VeRA",
     "available",
+    "bottleneck",
+    "compacter",
     "families",
     "get",
     "head",
     "lora",
+    "loreft",
+    "lori",
     "method",
     "mos",
     "plan",

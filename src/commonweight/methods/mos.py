@@ -71,7 +71,7 @@ def plan(sites: Sequence[Site], config: MoS) -> Plan:
     whole rounds are drawn again. Raises: when l does not divide a width.
     """
     pools, uses = {}, []
-    e, p, l, r = config.budget, config.private, config.shards, config.rank  # noqa: E741
+    e, p, l, r = config.budget, config.private, config.shards, config.rank
     scale = (2.0 * r if config.alpha is None else config.alpha) / r
     for family, group in families(sites).items():
         n = len(group)

@@ -1,0 +1,86 @@
+# Everything sets itself up: `make demo` or `make test` on a fresh clone needs Python 3.11 to 3.13 and a package
+# registry, nothing else. pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose another registry,
+# or another build of torch.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet --quiet
+READY := $(VENV)/.installed
+JOBS ?= 2
+
+# The first Python that runs and is new enough; `make PYTHON=python3.12 ...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+
+.PHONY: help setup demo test lint docs bench format readme wheel-test lock clean
+
+help: ## print this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make the environment .venv from requirements.lock (every target does this by itself)
+
+demo: $(READY) ## train the demo's tenants, serve them in one batch and write demo/report.html
+	@$(PY) -m demo
+
+test: lint docs ## everything that must be green: lint, types, layers, docs, then the fast test suite
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS)
+
+lint: $(READY) ## style, format, types, import layers, and whether the README's generated table is current
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/pyright > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
+	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --check README.md
+
+docs: $(READY) ## build the documentation into site/; a warning is an error
+	@# not --quiet: it would also keep --strict from seeing the warnings
+	@OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict > $(VENV)/docs.log 2>&1 \
+		|| { cat $(VENV)/docs.log; exit 1; }
+
+bench: $(READY) ## run the benchmarks and write their table into the README
+	@$(PY) -m benchmarks
+
+format: $(READY) ## let ruff fix and format
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+readme: $(READY) ## write the generated table of methods into the README
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --write README.md
+
+wheel-test: $(READY) ## build the wheel, install it into an empty environment, run the command line there
+	@rm -rf dist .venv-wheel
+	@$(PY) -m build --wheel --no-isolation --outdir dist . > $(VENV)/build.log || { cat $(VENV)/build.log; exit 1; }
+	@$(PY) -m venv .venv-wheel
+	@.venv-wheel/bin/python -m pip --disable-pip-version-check install --quiet -c requirements.lock dist/*.whl
+	@cd .venv-wheel && bin/python -m pip --disable-pip-version-check check && bin/commonweight methods
+	@rm -rf .venv-wheel
+
+lock: ## resolve the newest allowed versions anew and write requirements.lock (keeps torch's pin)
+	@rm -rf .venv-lock
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" setuptools
+	@.venv-lock/bin/python -m pip install --quiet -c <(grep '^torch==' requirements.lock) '.[dev,docs]'
+	@.ci/lock .venv-lock/bin/python > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+	@rm -rf .venv-lock build
+
+clean: ## remove what was built, the environment too
+	rm -rf $(VENV) .venv-lock .venv-wheel build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.locked: requirements.lock
+	@test -n "$(PYTHON)" || { echo "commonweight needs Python 3.11, 3.12 or 3.13; none was found" >&2; exit 1; }
+	@echo "setting up $(VENV) from requirements.lock (once)" >&2
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install "$$(grep '^torch==' requirements.lock)"
+	@$(PIP) install -r requirements.lock
+	@touch $@
+
+$(READY): $(VENV)/.locked pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,70 @@
+"""Both sides in one process, in turn, so that whatever else the machine does hits both alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 15, warm: int = 3) -> dict[str, Any]:
+    """Times two functions in turn. ratio: median over rounds of ours / theirs; spread: its quartiles."""
+    for _ in range(warm):
+        ours(), theirs()
+    a, b = [], []
+    for i in range(rounds):
+        for side, out in ((ours, a), (theirs, b)) if i % 2 else ((theirs, b), (ours, a)):
+            start = time.perf_counter()
+            side()
+            out.append(time.perf_counter() - start)
+    ratios = [x / y for x, y in zip(a, b)]
+    low, mid, high = statistics.quantiles(ratios, n=4)
+    return {
+        "ours_ms": round(1e3 * statistics.median(a), 3),
+        "theirs_ms": round(1e3 * statistics.median(b), 3),
+        "ratio": round(mid, 3),
+        "spread": [round(low, 3), round(high, 3)],
+        "rounds": rounds,
+    }
+
+
+def in_fresh_process(module: str, *args: str) -> dict[str, Any]:
+    """Runs ``python -m module args`` alone and reads the JSON object on its last line. For peak memory."""
+    out = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True, check=True)
+    return json.loads(out.stdout.strip().splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    name = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def store(name: str, rows: list[dict[str, Any]]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"benchmark": name, "machine": machine(), "rows": rows}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")

@@ -1,0 +1,99 @@
+"""One training step (forward, backward, AdamW): our LoRA against PEFT's, our MoS against our LoRA.
+
+    python -m benchmarks.training_step            time
+    python -m benchmarks.training_step peak SIDE BASE   peak memory of one side, in a process of its own
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+import torch
+
+import commonweight as cw
+
+from .harness import alternate, in_fresh_process, store
+from .shapes import BASES, TARGETS, batch, loss
+
+ROWS, LENGTH = 16, 64
+MOS = {"rank": 8, "budget": 2, "private": 1, "shards": 4}
+
+
+def ours(base: str, method: str, **options):
+    model = BASES[base]().train()
+    host = cw.Host(model)
+    tenant = host.add("t", method, **options)
+    optimiser = torch.optim.AdamW(tenant.parameters(), lr=1e-4)
+    data = batch(base, ROWS, LENGTH)
+
+    def step() -> None:
+        with host.route("t"):
+            loss(model(**data)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def peft(base: str):
+    from peft import LoraConfig, get_peft_model
+
+    targets = TARGETS[base]
+    if base == "minilm":
+        targets = r"encoder\..*(query|key|value|dense)"
+    model = get_peft_model(BASES[base](), LoraConfig(r=8, lora_alpha=16, target_modules=targets)).train()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    data = batch(base, ROWS, LENGTH)
+
+    def step() -> None:
+        loss(model(**data)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+SIDES = {
+    "ours": lambda base: ours(base, "lora", rank=8),
+    "mos": lambda base: ours(base, "mos", **MOS),
+    "peft": peft,
+}
+
+
+def peak(side: str, base: str) -> None:
+    """Prints what a few steps add to the resident memory at its highest, beyond the loaded model."""
+    step = SIDES[side](base)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"peak_mb": round(after / 1024, 1), "step_mb": round((after - before) / 1024, 1)}))
+
+
+def main(rounds: int = 15) -> list[dict]:
+    rows = []
+    for base in BASES:
+        sides = {name: make(base) for name, make in SIDES.items()}
+        for a, b, target in (("ours", "peft", 1.0), ("mos", "ours", 1.05)):
+            timed = alternate(sides[a], sides[b], rounds)
+            rows.append({"what": f"training step, {a} / {b}, {base}, {ROWS}x{LENGTH}", "unit": "time", "target": target, **timed})
+        memory = [{s: in_fresh_process("benchmarks.training_step", "peak", s, base)["peak_mb"] for s in SIDES} for _ in range(5)]
+        for a, b, target in (("ours", "peft", 1.0), ("mos", "ours", 1.05)):
+            ratios = sorted(m[a] / m[b] for m in memory)
+            rows.append({
+                "what": f"peak memory, {a} / {b}, {base}, {ROWS}x{LENGTH}", "unit": "peak memory", "target": target,
+                "ours_mb": memory[0][a], "theirs_mb": memory[0][b],
+                "ratio": round(ratios[2], 3), "spread": [round(ratios[0], 3), round(ratios[-1], 3)], "rounds": 5,
+            })  # fmt: skip
+    store("training_step", rows)
+    return rows
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peak"]:
+        peak(*sys.argv[2:])
+    else:
+        for row in main():
+            print(row)

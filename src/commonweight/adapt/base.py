@@ -1,0 +1,114 @@
+"""Opening a base model for a task: its dtype, its tokenizer, its host."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import CommonweightError, unknown
+from ..host import Host
+from .classifier import Classifier
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def native_bf16(device: str = "cpu") -> bool:
+    """Whether the processor multiplies bfloat16 in hardware: AVX512-BF16 or AMX, or a CUDA device that does."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pick_dtype(dtype: str, device: str) -> torch.dtype:
+    """The frozen base's dtype by name; "auto" is bfloat16 where the processor has it. Pools stay float32."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    if dtype == "auto":
+        dtype = "bfloat16" if native_bf16(device) else "float32"
+    return getattr(torch, dtype)
+
+
+def open_host(model: str | Path, task: str = "classify", *, dtype: str = "auto", sites: Any = None) -> Host:
+    """A host of a model from a folder or the hub, ready for a task's tenants.
+
+    classify and embed tasks share one host (a `Classifier` around the encoder); lm has the causal model.
+    Raises: CommonweightError when the model cannot be read, or has no form for the task.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from .tasks import get
+
+    get(task)
+    auto = AutoModelForCausalLM if task == "lm" else AutoModel
+    device = best_device()
+    path = Path(model)
+    wanted = pick_dtype(dtype, device)
+    if path.exists() and not (path / "config.json").is_file():
+        raise CommonweightError(f"model {str(model)!r}: no config.json there; wanted what from_pretrained reads")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            base: nn.Module = auto.from_pretrained(str(model), dtype=wanted)
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise CommonweightError(
+            f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
+            "with config.json and model.safetensors, or a name on the hub"
+        ) from e
+    return Host((base if task == "lm" else Classifier(base)).to(device).eval(), sites=sites)
+
+
+def tokenizer_of(model: nn.Module) -> Any:
+    """The tokenizer that lies beside a model's weights, padding on the right, with a pad token."""
+    from transformers import AutoTokenizer
+
+    known = model.__dict__.get("_cw_tokenizer")
+    if known is not None:
+        return known
+    where = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not where:
+        raise CommonweightError("this model does not say where it came from; give adapt() its tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise CommonweightError(f"{where}: its tokenizer cannot be read: {first_line(e)}") from e
+    model.__dict__["_cw_tokenizer"] = prepare(tokenizer)
+    return tokenizer
+
+
+def prepare(tokenizer: Any) -> Any:
+    """Pads on the right; a tokenizer without a pad token pads with its end token."""
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise CommonweightError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def first_line(e: BaseException) -> str:
+    text = str(e).strip() or type(e).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def limit(model: nn.Module, tokenizer: Any, wanted: int | None, usual: int) -> int:
+    """Tokens per row: as wanted, or the usual number where the model has room for it.
+
+    Raises: CommonweightError when more is wanted than the model has positions for.
+    """
+    config = getattr(model, "config", None)
+    room = [n for n in (getattr(config, k, None) for k in ("max_position_embeddings", "n_positions")) if n]
+    # RoBERTa's kind loses the places up to its pad token's number.
+    shift = (getattr(config, "pad_token_id", 0) or 0) + 1 if "roberta" in getattr(config, "model_type", "") else 0
+    most = min([*room, tokenizer.model_max_length]) - shift if room else tokenizer.model_max_length
+    if wanted is not None and wanted > most:
+        raise CommonweightError(f"max_length={wanted} is more than the model's {most} positions; lower it")
+    return min(wanted or usual, most)

@@ -1,0 +1,91 @@
+"""An encoder with a place for heads: a host's tenants bring the heads, this module brings the features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto import modeling_auto
+
+
+class HeadSite(nn.Module):
+    """Where a tenant's classifier reads. Returns its input: the plain base answers with the features."""
+
+    is_head_site = True
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class Classifier(nn.Module):
+    """Pooled features of an encoder, and logits where a tenant has a head.
+
+    encoder: a model of ``AutoModel``. Of an encoder-decoder only the encoder is kept.
+    pool: "mean" over the attention mask, "last" for the last token that is no padding; None chooses "last" for
+    decoder-only models and "mean" for the others.
+    Shapes: input_ids (B, T), attention_mask (B, T) -> logits (B, labels); without a head (B, d). Features are
+    pooled in float32, whatever the encoder runs in. Cost: the encoder, and B T d additions.
+    """
+
+    accepts_loss_kwargs = False  # the loss is a mean over rows; transformers.Trainer asks
+
+    def __init__(self, encoder: nn.Module, pool: str | None = None):
+        super().__init__()
+        config: Any = encoder.config
+        if getattr(config, "is_encoder_decoder", False):
+            encoder = encoder.get_encoder()  # type: ignore[operator]
+        self.encoder = encoder
+        self.config = config
+        self.pool = pool or ("last" if decoder_only(config) else "mean")
+        self.head = HeadSite(width(config))
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Pooled hidden states, (B, d) in float32."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        # Methods that put tokens in front lengthen the sequence; the mask belongs to its end.
+        hidden = hidden[:, -attention_mask.shape[1] :].float()
+        if self.pool == "last":
+            place = torch.arange(hidden.shape[1], device=hidden.device)
+            last = (attention_mask * place).argmax(1)
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """labels: class numbers (B,); the loss is the mean cross entropy. Logits of -inf (a mixed batch pads narrower
+        heads with them) take no part in it."""
+        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits = self.head(self.features(input_ids, attention_mask, **extra))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+
+def width(config: Any) -> int:
+    """Hidden width of a model's output, from its configuration."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "hidden_size", None) or text.d_model)
+
+
+def decoder_only(config: Any) -> bool:
+    """Whether this is a causal language model: no masked-language twin, no encoder, or told to be a decoder."""
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    kind = getattr(config, "model_type", "")
+    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    both_ways = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return causal and not both_ways

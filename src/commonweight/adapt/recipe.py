@@ -1,0 +1,22 @@
+"""How a tenant is trained: numbers only, with their ranges."""
+
+from __future__ import annotations
+
+from ..core import config, option
+
+
+@config
+class Recipe:
+    """AdamW with linear warm-up and decay; every method of this library is trained by this one recipe."""
+
+    epochs: float = option(3.0, "passes over the training rows", gt=0, le=10_000)
+    batch_size: int = option(32, "rows per step", ge=1)
+    lr: float | None = option(None, "learning rate; none: the method's own", gt=0)
+    warmup: float = option(0.06, "share of the steps over which the learning rate grows", ge=0, le=1)
+    clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", ge=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", ge=0)
+    max_length: int | None = option(None, "tokens per row; none: 128, for language modelling 512", ge=2)
+    patience: int = option(3, "epochs without a better dev score after which training stops", ge=1)
+    checkpoint_every: int = option(100, "steps between checkpoints; one more at the end of every epoch", ge=1)
+    base_dropout: bool = option(False, "the frozen base's own dropout, in training; off: faster, and as good or better")
+    seed: int = option(0, "seed of everything that is drawn", ge=0)

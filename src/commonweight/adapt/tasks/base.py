@@ -1,0 +1,70 @@
+"""What the loop asks of a task, and what the three of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...core import CommonweightError
+from ..rows import Row
+
+Example = dict[str, Any]
+
+
+class Task(Protocol):
+    """tokenizer and max_length are given once; `labels` are the classes of a classification, else None.
+
+    usual_length, usual_batch: what the recipe takes when nobody says. better: the metric that early stopping
+    watches and whether more of it is better. note: what a user should know about how the rows were read.
+    """
+
+    usual_length: ClassVar[int]
+    better: ClassVar[tuple[str, bool]]
+    labels: tuple[str, ...] | None
+    note: str
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        labels: Sequence[str] | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+    ): ...
+    def examples(self, rows: Sequence[Row]) -> list[Example]: ...
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]: ...
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...
+    def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]: ...
+
+
+def length(example: Example) -> int:
+    """What a batch's cost goes by."""
+    return max(len(v) for v in example.values() if isinstance(v, list))
+
+
+def pad(lists: Sequence[list[int]], value: int) -> Tensor:
+    """(B, T) int64, padded on the right to the longest: dynamic padding."""
+    longest = max(map(len, lists))
+    return torch.tensor([one + [value] * (longest - len(one)) for one in lists])
+
+
+def padded(ids: Sequence[list[int]], pad_id: int) -> dict[str, Tensor]:
+    return {"input_ids": pad(ids, pad_id), "attention_mask": pad([[1] * len(i) for i in ids], 0)}
+
+
+def batches(
+    task: Task, examples: Sequence[Example], size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """(places, batch), the longest first: little is padded, and memory runs out at once or never."""
+    order = sorted(range(len(examples)), key=lambda i: (-length(examples[i]), i))
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        yield places, {k: v.to(device) for k, v in task.collate([examples[i] for i in places]).items()}
+
+
+def need(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise CommonweightError("no rows to train or measure on")

@@ -1,0 +1,93 @@
+"""One label per text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core import CommonweightError
+from ..rows import LABEL, TEXT, Row, column, text_of
+from .base import Example, batches, need, padded
+
+
+class Classify:
+    """Mean cross entropy over the rows of a batch. Metrics: accuracy, macro F1, loss."""
+
+    usual_length = 128
+    better = ("accuracy", True)
+    note = ""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        labels: Sequence[str] | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+    ):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.labels = None if labels is None else tuple(labels)
+        self.text_column, self.label_column = text_column, label_column
+
+    @staticmethod
+    def classes(rows: Sequence[Row], label_column: str | None = None) -> tuple[str, ...]:
+        """The labels that occur, numbers in their order, names in the alphabet's. Raises: when there are not two."""
+        need(rows)
+        name = column(rows, label_column, LABEL, "label")
+        found = {_label(r, name, i) for i, r in enumerate(rows)}
+        if len(found) < 2:
+            raise CommonweightError(f"column {name!r}: only the label {min(found)!r} occurs; wanted at least two")
+        if len(found) > 1000 and len(found) > len(rows) // 2:
+            raise CommonweightError(f"column {name!r}: {len(found)} labels in {len(rows)} rows; is that the label?")
+        return tuple(sorted(found, key=lambda s: (0, int(s), s) if s.lstrip("-").isdecimal() else (1, 0, s)))
+
+    def examples(self, rows: Sequence[Row]) -> list[Example]:
+        need(rows)
+        text = column(rows, self.text_column, TEXT, "text")
+        label = column(rows, self.label_column, LABEL, "label")
+        number = {name: i for i, name in enumerate(self.labels or ())}
+        texts = [text_of(r, text, i) for i, r in enumerate(rows)]
+        names = [_label(r, label, i) for i, r in enumerate(rows)]
+        for i, name in enumerate(names):
+            if name not in number:
+                raise CommonweightError(
+                    f"row {i + 1}: the label {name!r} does not occur in the training rows; known: {', '.join(number)}"
+                )
+        ids = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        return [{"input_ids": i, "label": number[n]} for i, n in zip(ids, names)]
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
+        return {**batch, "labels": torch.tensor([e["label"] for e in examples])}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(**batch).loss
+
+    def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
+        device = next(model.parameters()).device
+        n, classes = len(examples), len(self.labels or ())
+        told, truth, loss = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long), 0.0
+        for places, batch in batches(self, examples, batch_size, device):
+            labels = batch.pop("labels")
+            logits = model(**batch).logits.float()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            told[places], truth[places] = logits.argmax(1).cpu(), labels.cpu()
+        f1 = []
+        for c in range(classes):
+            hit = ((told == c) & (truth == c)).sum().item()
+            both = (told == c).sum().item() + (truth == c).sum().item()
+            if both:
+                f1.append(2 * hit / both)
+        right = int((told == truth).sum())
+        return {"accuracy": right / n, "macro_f1": sum(f1) / len(f1), "loss": loss / n, "n": n}
+
+
+def _label(row: Row, name: str, i: int) -> str:
+    value = row.get(name)
+    if value is None or value == "" or isinstance(value, list | dict | float):
+        raise CommonweightError(f"row {i + 1}: {name!r} is {value!r}; wanted a label")
+    return str(value)

@@ -1,0 +1,142 @@
+"""Language modelling: whole texts, completions of prompts, or the assistant's turns of a chat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core import CommonweightError
+from ..rows import TEXT, Row, column, text_of
+from .base import Example, batches, need, pad, padded
+
+IGNORE = -100
+
+
+class LM:
+    """Mean cross entropy per scored token. Metrics: loss in nats per token, bits per byte of the scored text.
+
+    Rows: ``messages`` through the tokenizer's chat template; or ``prompt`` and ``completion``, of which the
+    completion is scored; or ``text``, cut into pieces of max_length. A sequence's first token is predicted from
+    nothing and not scored; the end token is scored and has no byte.
+    """
+
+    usual_length = 512
+    better = ("loss", False)
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        labels: Sequence[str] | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+    ):
+        self.tokenizer, self.max_length, self.labels = tokenizer, max_length, None
+        self.text_column, self.note = text_column, ""
+
+    def examples(self, rows: Sequence[Row]) -> list[Example]:
+        need(rows)
+        there = set(rows[0])
+        if self.text_column is None and "messages" in there:
+            return self._chats(rows)
+        if self.text_column is None and {"prompt", "completion"} <= there:
+            self.note = "loss on the completions only"
+            return [self._completion(r, i) for i, r in enumerate(rows)]
+        name = column(rows, self.text_column, TEXT, "text")
+        self.note = f"loss on all of {name!r}"
+        return [e for i, r in enumerate(rows) for e in self._pieces(text_of(r, name, i))]
+
+    def _end(self) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return [] if end is None else [end]
+
+    def _pieces(self, text: str) -> list[Example]:
+        ids = [*self.tokenizer(text)["input_ids"], *self._end()]
+        n = self.max_length
+        if 1 < len(ids) <= n:
+            return [{"input_ids": ids, "labels": ids, "bytes": len(text.encode())}]
+        pieces = [ids[i : i + n] for i in range(0, len(ids), n)]
+        return [{"input_ids": p, "labels": p, "bytes": self._bytes(p)} for p in pieces if len(p) > 1]
+
+    def _completion(self, row: Row, i: int) -> Example:
+        prompt, completion = row["prompt"], text_of(row, "completion", i)
+        if not isinstance(prompt, str):
+            raise CommonweightError(f"row {i + 1}: 'prompt' is {prompt!r}; wanted a text")
+        before = self.tokenizer(prompt)["input_ids"] if prompt else []
+        if before and before[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+            before = before[:-1]
+        after = [*self.tokenizer(completion, add_special_tokens=False)["input_ids"], *self._end()]
+        kept = after[: self.max_length - 1]
+        # A prompt that does not fit loses its beginning: what stands next to the completion says most about it.
+        before = before[-(self.max_length - len(kept)) :] or self._start()
+        size = len(completion.encode()) if kept == after else self._bytes(kept)
+        return {"input_ids": [*before, *kept], "labels": [IGNORE] * len(before) + kept, "bytes": size}
+
+    def _start(self) -> list[int]:
+        start = self.tokenizer.bos_token_id
+        return [] if start is None else [start]
+
+    def _chats(self, rows: Sequence[Row]) -> list[Example]:
+        template = self.tokenizer.chat_template
+        if not template:
+            raise CommonweightError(
+                "rows with 'messages' need a chat template, and the tokenizer has none; give prompt and completion"
+            )
+        masks = "{% generation" in str(template) or "{%- generation" in str(template)
+        self.note = (
+            "loss on the assistant's turns" if masks
+            else "loss on whole chats: the template does not mark the assistant's turns"
+        )  # fmt: skip
+        out = []
+        for i, row in enumerate(rows):
+            try:
+                got = self.tokenizer.apply_chat_template(
+                    row["messages"], return_dict=True, return_assistant_tokens_mask=masks, tokenize=True
+                )
+            except Exception as e:  # a template is a program of its own
+                raise CommonweightError(f"row {i + 1}: the chat template refuses these messages: {e}") from e
+            ids = got["input_ids"][: self.max_length]
+            marks = got["assistant_masks"][: self.max_length] if masks else [1] * len(ids)
+            labels = [t if m else IGNORE for t, m in zip(ids, marks)]
+            if not any(t != IGNORE for t in labels[1:]):
+                continue  # cut off before the assistant spoke
+            out.append({"input_ids": ids, "labels": labels, "bytes": self._bytes([t for t in labels if t != IGNORE])})
+        if not out:
+            raise CommonweightError(
+                f"no assistant speaks within {self.max_length} tokens of any chat; raise max_length"
+            )
+        return out
+
+    def _bytes(self, ids: list[int]) -> int:
+        return len(self.tokenizer.decode(ids, skip_special_tokens=True).encode())
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
+        return {**batch, "labels": pad([e["labels"] for e in examples], IGNORE)}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        nll, count = self._nll(model, batch)
+        return nll / count.clamp(min=1)
+
+    def _nll(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        # Methods that put tokens in front lengthen the sequence; the labels belong to its end.
+        logits = out.logits[:, -labels.shape[1] :][:, :-1]
+        scored = labels[:, 1:] != IGNORE
+        nll = F.cross_entropy(logits[scored].float(), labels[:, 1:][scored], reduction="sum")
+        return nll, scored.sum()
+
+    def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
+        device = next(model.parameters()).device
+        nll, tokens = 0.0, 0
+        for _, batch in batches(self, examples, batch_size, device):
+            one, count = self._nll(model, batch)
+            nll, tokens = nll + one.item(), tokens + int(count)
+        size = sum(e["bytes"] for e in examples)
+        bits = nll / math.log(2) / max(1, size)
+        return {"loss": nll / max(1, tokens), "bits_per_byte": bits, "tokens": tokens, "n": len(examples)}

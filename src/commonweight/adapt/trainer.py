@@ -1,0 +1,246 @@
+"""The loop is transformers.Trainer's. Here: what is told to it, and its checkpoints in our format."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.utils.data import Sampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_linear_schedule_with_warmup,
+)
+
+from ..host import Tenant
+from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
+from .recipe import Recipe
+from .tasks.base import Example, Task, length
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress callback is given after every step. dev: metrics, right after they were measured."""
+
+    tenant: str
+    step: int
+    steps: int
+    loss: float
+    dev: dict[str, float] | None = None
+
+
+class Shuffled(Sampler[int]):
+    """An order per epoch that depends on (seed, epoch) alone; rows of like length share a batch.
+
+    Batches are cut from pools of 16 batches sorted by length, and then shuffled themselves.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        g = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        order = torch.randperm(len(self), generator=g).tolist()
+        wide = 16 * self.batch
+        order = [
+            i for a in range(0, len(order), wide)
+            for i in sorted(order[a : a + wide], key=lambda i: self.lengths[i])
+        ]  # fmt: skip
+        whole = len(order) // self.batch * self.batch
+        for b in torch.randperm(whole // self.batch, generator=g).tolist():
+            yield from order[b * self.batch : (b + 1) * self.batch]
+        yield from order[whole:]
+
+
+class Watch(TrainerCallback):
+    """Measures the dev rows after each epoch, keeps the best pools, stops early, asks for checkpoints."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.run.sampler.epoch = state.global_step // self.run.per_epoch
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        run, step = self.run, state.global_step
+        last = step >= run.steps
+        epoch_ends = last or step % run.per_epoch == 0
+        dev = run.score(step) if epoch_ends and run.dev else None
+        stop = dev is not None and run.bad >= run.recipe.patience
+        run.done = last or stop
+        control.should_training_stop = run.done
+        control.should_save = run.store is not None and (epoch_ends or step % run.recipe.checkpoint_every == 0)
+        if run.progress is not None:
+            run.progress(Progress(run.tenant.name, step, run.steps, run.loss, dev))
+
+
+class Run(Trainer):
+    """One tenant's training on its host. A run that was killed and resumed ends with the same bits."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tenant: Tenant,
+        task: Task,
+        recipe: Recipe,
+        train: list[Example],
+        dev: list[Example],
+        settings: dict[str, Any],
+        store: Store | None,
+        progress: Callable[[Progress], None] | None,
+    ):
+        self.tenant, self.task, self.recipe, self.dev = tenant, task, recipe, dev
+        self.still = [] if recipe.base_dropout else without_dropout(module)
+        self.settings, self.store, self.progress = settings, store, progress
+        self.sampler = Shuffled([length(e) for e in train], recipe.batch_size, recipe.seed)
+        self.per_epoch = -(-len(train) // recipe.batch_size)
+        self.steps = max(1, round(self.per_epoch * recipe.epochs))
+        self.curve: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.best_score: float | None = None
+        self.bad, self.done, self.loss = 0, False, 0.0
+        optimizer = AdamW(tenant.param_groups(recipe.lr), weight_decay=recipe.weight_decay)
+        warm = round(recipe.warmup * self.steps)
+        args = TrainingArguments(
+            output_dir=str(Path(tempfile.gettempdir()) / "commonweight-unused"),  # nothing is written there
+            per_device_train_batch_size=recipe.batch_size,
+            max_steps=self.steps,
+            max_grad_norm=recipe.clip,
+            seed=recipe.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=next(module.parameters()).device.type == "cpu",
+        )
+        args._n_gpu = min(args.n_gpu, 1)  # a host's route lives in one thread; DataParallel would lose it
+        super().__init__(
+            model=module,
+            args=args,
+            data_collator=task.collate,  # type: ignore[arg-type]
+            train_dataset=train,  # type: ignore[arg-type]
+            optimizers=(optimizer, get_linear_schedule_with_warmup(optimizer, warm, self.steps)),
+            callbacks=[Watch(self)],
+        )
+        self.remove_callback(PrinterCallback)
+
+    # -- what transformers.Trainer asks -----------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return self.sampler
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Tensor:
+        for part in self.still:  # the loop has just put the whole model into training mode
+            part.training = False
+        loss = self.task.loss(model, inputs)
+        self.loss = loss.item()
+        self.curve.append({"step": self.state.global_step + 1, "loss": self.loss})
+        return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def score(self, step: int) -> dict[str, float]:
+        """Measures the dev rows; a better score is remembered with its pools."""
+        self.model.eval()
+        with torch.no_grad():
+            metrics = self.task.measure(self.model, self.dev, 2 * self.recipe.batch_size)
+        name, more = self.task.better
+        score = metrics[name] if more else -metrics[name]
+        self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k != "n"})
+        if self.best_score is None or score > self.best_score:
+            self.best_score, self.bad = score, 0
+            self.best = {n: p.detach().clone() for n, p in self.tenant.named_parameters()}
+        else:
+            self.bad += 1
+        return metrics
+
+    def finish(self) -> None:
+        """The best pools that the dev rows saw become the tenant's."""
+        if self.best is not None:
+            with torch.no_grad():
+                for n, p in self.tenant.named_parameters():
+                    p.copy_(self.best[n])
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        assert self.store is not None
+        tensors = {f"pool/{n}": p.detach() for n, p in self.tenant.named_parameters()}
+        tensors |= {f"best/{n}": p for n, p in (self.best or {}).items()}
+        moments = self.optimizer.state  # type: ignore[union-attr]
+        for n, p in self.tenant.named_parameters():
+            tensors |= {f"adam/{k}/{n}": v for k, v in moments.get(p, {}).items()}
+        facts = {
+            "settings": self.settings, "done": self.done, "bad": self.bad, "best_score": self.best_score,
+            "curve": self.curve, "rates": [g["lr"] for g in self.optimizer.param_groups],  # type: ignore[union-attr]
+            "schedule": self.lr_scheduler.last_epoch,  # type: ignore[union-attr]
+        }  # fmt: skip
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in {**tensors, **random_states()}.items()}
+        self.store.write(self.state.global_step, self.state, Checkpoint(tensors, facts))
+
+    def restore(self, folder: Path) -> None:
+        """Pools, scores and curve of a checkpoint; moments and random states follow when the loop asks."""
+        self.found = read(folder)
+        facts = self.found.facts
+        self.done, self.bad, self.best_score = facts["done"], facts["bad"], facts["best_score"]
+        self.curve = facts["curve"]
+        device = next(self.tenant.parameters()).device
+        with torch.no_grad():
+            for n, p in self.tenant.named_parameters():
+                p.copy_(self.found.tensors[f"pool/{n}"])
+        best = {k[5:]: v.to(device) for k, v in self.found.tensors.items() if k.startswith("best/")}
+        self.best = best or None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Done by `restore`."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        for n, p in self.tenant.named_parameters():
+            held = {k: self.found.tensors.get(f"adam/{k}/{n}") for k in ("step", "exp_avg", "exp_avg_sq")}
+            kept = {k: v.clone() if k == "step" else v.to(p.device) for k, v in held.items() if v is not None}
+            inner.state[p] = kept  # type: ignore[union-attr]
+        for group, rate in zip(inner.param_groups, self.found.facts["rates"]):  # type: ignore[union-attr]
+            group["lr"] = rate
+        self.lr_scheduler.last_epoch = self.found.facts["schedule"]  # type: ignore[union-attr]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_random_states(self.found.tensors)
+
+
+def without_dropout(module: nn.Module) -> list[nn.Module]:
+    """All of the base but the sites themselves: a tenant's own dropout asks its site whether it is in training."""
+    host = module._host  # type: ignore[attr-defined]
+    sites = {id(at.module) for at in host._modules.values()}
+    return [m for m in host.model.modules() if id(m) not in sites]
+
+
+def quietly(train: Callable[[], Any]) -> Any:
+    """Without the loop's own notes about saving and logging, which do not hold here."""
+    loud = logging.getLogger("transformers.trainer")
+    before = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        return train()
+    finally:
+        loud.setLevel(before)

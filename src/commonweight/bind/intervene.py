@@ -1,0 +1,60 @@
+"""An edit of hidden states in a low-rank subspace, at all positions or at the first ones of a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Base, CommonweightError, serial
+
+
+def orthonormal_rows(raw: Tensor) -> Tensor:
+    """The R with orthonormal rows in raw = L R, L lower triangular with a positive diagonal: QR with its signs fixed.
+
+    By Cholesky of raw raw^T, so that only an (r, r) matrix is factorised. Shapes: (r, d) -> (r, d), r <= d.
+    Cost: 2 r^2 d products. Loses digits with the square of raw's condition number.
+    """
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(raw @ raw.mT), raw, upper=False)
+
+
+@serial
+@dataclass(frozen=True)
+class Edit:
+    """h' = h + R^T (W h + b - R h), R with orthonormal rows; direct: h' = h + R^T (W h + b), R free.
+
+    Shapes: h = y (..., T, d), RW (2, r, d): what R is made of, then W; b (r,). Linear in: W and b (and R if direct).
+    prefix: only the first so many positions of a row, counted from its left end; 0: all of them.
+    Cost: 2 T r d products, and 2 r^2 d for R. Raises: CommonweightError when positions cannot be told.
+    """
+
+    prefix: int = 0
+    direct: bool = False
+    precise = True  # a class attribute, no field: orthonormality in bfloat16 would be lost
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether a position's edit needs nothing but the position itself, so that batches may be packed."""
+        return self.prefix == 0
+
+    def output(self, x: Tensor, y: Tensor, base: Base, RW: Tensor, b: Tensor) -> Tensor:
+        if not self.prefix:
+            return self._edit(y, RW, b)
+        if y.dim() < 3:
+            raise CommonweightError(
+                f"an edit of the first {self.prefix} positions needs whole sequences (B, T, d); these are {y.shape[0]} "
+                "single tokens of a packed batch; route one reader per row, or use prefix=0"
+            )
+        if y.shape[-2] == 1:
+            raise CommonweightError(
+                f"an edit of the first {self.prefix} positions got one token, which may be a step of cached generation "
+                "at any position; run with use_cache=False, or use prefix=0"
+            )
+        return torch.cat([self._edit(y[..., : self.prefix, :], RW, b), y[..., self.prefix :, :]], -2)
+
+    def _edit(self, y: Tensor, RW: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(y.device.type, enabled=False):
+            h, W = y.float(), RW[1]
+            R = RW[0] if self.direct else orthonormal_rows(RW[0])
+            return (h + (h @ (W if self.direct else W - R).mT + b) @ R).to(y.dtype)

@@ -1,0 +1,196 @@
+"""What the families share: the keys of a PEFT file, what of its config is understood, clear refusals."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ...core import CommonweightError, Plan, Site, Source
+
+PREFIX = "base_model.model."
+
+# Written by PEFT in every config and of no weight here: the sites are taken from the keys of the tensors, the
+# layout of a weight from the model, and how a tensor was first filled no longer matters once it is in the file.
+_SILENT = {
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "init_weights", "layers_pattern", "layers_to_transform", "megatron_core", "peft_type",
+    "peft_version", "qalora_group_size", "revision", "target_modules", "task_type",
+}  # fmt: skip
+WHERE = "; made for another model, or for an embedding or a convolution, which are not supported"
+_OFF = (None, False, {}, [], "none")
+
+
+class Frozen(Source, Protocol):
+    """What may be asked of the base: its weights (float32), their SVD, and biases."""
+
+    def bias(self, site: str) -> Tensor: ...
+
+
+class Adapter(NamedTuple):
+    """An adapter in our words: a method, its options, the names of its sites, and values for its pools by name."""
+
+    method: str
+    options: dict[str, Any]
+    sites: tuple[str, ...]
+    values: dict[str, Tensor]
+
+
+class Native(NamedTuple):
+    """An adapter in PEFT's words: its config, and tensors by ``<our name of the site>.<slot>`` or a whole key."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class Subject(NamedTuple):
+    """A tenant as a writer sees it. sites: those it reads, by name; prefix: what PEFT does not see of these names."""
+
+    method: str
+    config: Any
+    plan: Plan
+    sites: Mapping[str, Site]
+    pools: Mapping[str, Tensor]
+    base: Frozen
+    prefix: str = ""
+
+    def pool(self, site: str, slot: str, at: int = 0) -> Tensor:
+        """The first (or `at`-th) pool that a site's slot reads."""
+        reads = next(u.reads for u in self.plan.uses if u.site == site)
+        return self.pools[reads[slot].pools[at]]
+
+    def short(self, site: str) -> str:
+        return site.removeprefix(self.prefix)
+
+
+def understood(config: Mapping[str, Any], *known: str) -> None:
+    """Refuses a config that turns on anything besides `known`."""
+    for key, value in config.items():
+        if key in _SILENT or key in known or value in _OFF:
+            continue
+        if key == "bias":
+            raise CommonweightError(
+                f"adapter_config.json: bias={value!r} trains the base's own biases; only bias='none' is read"
+            )
+        if key == "modules_to_save":
+            raise CommonweightError(
+                f"adapter_config.json: modules_to_save={value} are whole modules of the base, not an adapter; "
+                "save the adapter without them"
+            )
+        raise CommonweightError(f"adapter_config.json: {key}={value!r} is not supported")
+
+
+def split(
+    tensors: Mapping[str, Tensor],
+    slots: Collection[str],
+    sites: Mapping[str, Site],
+    also: Collection[str] = (),
+    kind: str = "linear",
+) -> dict[str, dict[str, Tensor]]:
+    """{PEFT's name of a site: {slot: tensor}}; `also`: keys of no site. Any other key is refused by name."""
+    out: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key in also:
+            continue
+        slot = next((s for s in slots if key.startswith(PREFIX) and key.endswith(f".{s}")), None)
+        if slot is None:
+            raise CommonweightError(f"adapter_model.safetensors: {key}: {_why(key)}")
+        site = key[len(PREFIX) : -len(slot) - 1]
+        if site not in sites or sites[site].kind != kind:
+            fused = ": the host splits it (fused=...), PEFT does not" if f"{site}[0]" in sites else ""
+            raise CommonweightError(
+                f"adapter_model.safetensors: {key}: this base has no {kind} layer {site}{fused or WHERE}"
+            )
+        out.setdefault(site, {})[slot] = value
+    if not out:
+        raise CommonweightError("adapter_model.safetensors: holds no adapter")
+    return out
+
+
+def _why(key: str) -> str:
+    if "embedding" in key or "embed_tokens" in key or ".wte." in key:
+        return "adapters and copies of embeddings are not supported"
+    if "token_adapter" in key or "trainable_tokens" in key:
+        return "trainable tokens are not supported"
+    if "modules_to_save" in key or key.endswith((".weight", ".bias")):
+        return "a parameter of the base or of a head saved beside the adapter; save the adapter without it"
+    return "no tensor that this kind of adapter has"
+
+
+def whole(found: Mapping[str, Mapping[str, Tensor]], *slots: str) -> None:
+    """Every site has every slot."""
+    for site, given in found.items():
+        if missing := [s for s in slots if s not in given]:
+            raise CommonweightError(f"adapter_model.safetensors: {PREFIX}{site} has no {missing[0]}")
+
+
+def check(key: str, value: Tensor, want: tuple[int, ...], what: str = "the base wants") -> None:
+    if tuple(value.shape) != want:
+        raise CommonweightError(f"adapter_model.safetensors: {key} is {tuple(value.shape)}, {what} {want}")
+
+
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> Any:
+    """A number of the config; null and missing are the default."""
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CommonweightError(f"adapter_config.json: {key} is {value!r}; wanted a number")
+    return value
+
+
+def count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = number(config, key, default)
+    if value < 1 or value != int(value):
+        raise CommonweightError(f"adapter_config.json: {key} is {value!r}; wanted 1, 2, ...")
+    return int(value)
+
+
+def patterns(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """PEFT's rank_pattern or alpha_pattern: {regular expression: number}."""
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise CommonweightError(f"adapter_config.json: {key} is {value!r}; wanted an object of numbers")
+    return {k: number(value, k) for k in value}
+
+
+def commonest(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def others(by_site: Mapping[str, Any], default: Any) -> tuple[tuple[str, Any], ...]:
+    """(site, value) pairs for our `ranks` and `alphas`, where a site differs from the default."""
+    return tuple((site, value) for site, value in by_site.items() if value != default)
+
+
+def by_pattern(patterns: Mapping[str, Any], site: str, default: Any) -> Any:
+    """The first regular expression that a dotted tail of the name matches."""
+    for pattern, value in patterns.items():
+        try:
+            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", site):
+                return value
+        except re.error as e:
+            raise CommonweightError(
+                f"adapter_config.json: the pattern {pattern!r} is no regular expression ({e})"
+            ) from e
+    return default
+
+
+def one_of(what: str, values: Mapping[str, Any]) -> Any:
+    """The value that all sites have."""
+    first, *rest = values.items()
+    for site, value in rest:
+        if value != first[1]:
+            raise CommonweightError(
+                f"adapter_model.safetensors: {what} is {first[1]} at {first[0]} and {value} at {site}; "
+                "an adapter with different ones is not supported"
+            )
+    return first[1]
+
+
+def exactly(site: str) -> str:
+    """The regular expression for one site and no other."""
+    return f"^{re.escape(site)}"

@@ -1,0 +1,194 @@
+"""Adapter folders that PEFT wrote give the same outputs here, and those written here give the same outputs there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import answer, make
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SOME = {
+    "llama": ["q_proj", "v_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "bert": ["query", "value", "intermediate.dense", "output.dense"],
+    "t5": ["q", "v", "wi", "wo"],
+}
+NORMS = {"llama": ["input_layernorm"], "gpt2": ["ln_1", "ln_2"], "bert": ["LayerNorm"], "t5": ["layer_norm"]}
+IN_FEED = {"llama": ["down_proj"], "gpt2": ["c_proj"], "bert": ["output.dense"], "t5": ["wo"]}
+LINEAR_ONLY = ("road", "road_2", "road_4", "oft", "oft-share", "oft-exact", "coft", "oft-count", "boft")
+
+CONFIGS = {
+    "lora": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k]),
+    "rslora": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k], use_rslora=True),
+    "lora-patterns": lambda k: peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=SOME[k], rank_pattern={SOME[k][0]: 2, f".*1.*{SOME[k][1]}": 3},
+        alpha_pattern={SOME[k][1]: 5},
+    ),
+    "lora-all": lambda k: peft.LoraConfig(r=3, target_modules="all-linear"),
+    "lora-regex": lambda k: peft.LoraConfig(r=3, target_modules=rf".*[01]\..*({'|'.join(SOME[k])})"),
+    "dora": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k], use_dora=True),
+    "pissa": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="pissa"),
+    "pissa-patterns": lambda k: peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="pissa", rank_pattern={SOME[k][0]: 2}
+    ),
+    "vera": lambda k: peft.VeraConfig(r=5, target_modules=SOME[k], projection_prng_key=3),
+    "vera-drawn": lambda k: peft.VeraConfig(
+        r=5, target_modules=SOME[k], projection_prng_key=3, save_projection=False
+    ),
+    "vb-lora": lambda k: peft.VBLoRAConfig(r=3, num_vectors=10, vector_length=8, target_modules=SOME[k]),
+    "vb-lora-topk": lambda k: peft.VBLoRAConfig(
+        r=3, num_vectors=10, vector_length=8, target_modules=SOME[k], topk=3, save_only_topk_weights=True
+    ),
+    "randlora": lambda k: peft.RandLoraConfig(r=5, randlora_alpha=40, target_modules=SOME[k], projection_prng_key=3),
+    "randlora-drawn": lambda k: peft.RandLoraConfig(
+        r=5, randlora_alpha=40, target_modules=SOME[k], projection_prng_key=3, save_projection=False
+    ),
+    "randlora-sparse": lambda k: peft.RandLoraConfig(
+        r=5, randlora_alpha=40, target_modules=SOME[k], sparse=True, save_projection=False
+    ),
+    "randlora-very-sparse": lambda k: peft.RandLoraConfig(
+        r=5, randlora_alpha=40, target_modules=SOME[k], very_sparse=True, save_projection=False
+    ),
+    "ia3": lambda k: peft.IA3Config(target_modules=SOME[k], feedforward_modules=IN_FEED[k]),
+    "road": lambda k: peft.RoadConfig(target_modules=SOME[k], group_size=8),
+    "road_2": lambda k: peft.RoadConfig(target_modules=SOME[k], group_size=8, variant="road_2"),
+    "road_4": lambda k: peft.RoadConfig(target_modules=SOME[k], group_size=8, variant="road_4"),
+    "oft": lambda k: peft.OFTConfig(r=0, oft_block_size=8, target_modules=SOME[k]),
+    "oft-share": lambda k: peft.OFTConfig(r=0, oft_block_size=8, target_modules=SOME[k], block_share=True),
+    "oft-exact": lambda k: peft.OFTConfig(r=0, oft_block_size=8, target_modules=SOME[k], use_cayley_neumann=False),
+    "oft-count": lambda k: peft.OFTConfig(r=4, oft_block_size=0, target_modules=SOME[k]),
+    "coft": lambda k: peft.OFTConfig(r=0, oft_block_size=8, target_modules=SOME[k], coft=True, eps=0.3),
+    "boft": lambda k: peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=SOME[k]),
+    "lntuning": lambda k: peft.LNTuningConfig(target_modules=NORMS[k]),
+}  # fmt: skip
+
+
+def theirs(kind: str, name: str, folder) -> tuple[torch.Tensor, dict, torch.Tensor]:
+    """(their answer, the batch, the base's answer) after randomising what PEFT trains and saving it."""
+    model, batch = make(kind)
+    base = answer(model, batch).detach()
+    model = peft.get_peft_model(model, CONFIGS[name](kind)).eval()
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape, generator=g))
+        out = answer(model, batch)
+    model.save_pretrained(folder)
+    return out, batch, base
+
+
+@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_peft_saved_answers_the_same_here(name, kind, tmp_path):
+    if kind == "gpt2" and name in LINEAR_ONLY:
+        pytest.skip("PEFT has it for nn.Linear alone")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want, batch, base = theirs(kind, name, tmp_path / "a")
+    host = cw.Host(make(kind)[0])
+    host.import_peft("x", tmp_path / "a")
+    with torch.no_grad(), host.route("x"):
+        got = answer(host.model, batch)
+    assert (want - base).abs().max() > 1e-3, "the adapter does nothing"
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    path = host.save("x", tmp_path / "x.safetensors")
+    again = cw.Host(make(kind)[0])
+    again.load("y", path)
+    assert all(torch.equal(t, host["x"].pools[n]) for n, t in again["y"].pools.items())
+    with torch.no_grad(), again.route("y"):
+        torch.testing.assert_close(answer(again.model, batch), got, rtol=1e-5, atol=2e-6)
+
+
+NATIVE = {
+    "lora": {"rank": 3, "alpha": 5.0, "ranks": (("*0*", 2),), "alphas": (("*1*", 7.0),)},
+    "dora": {"rank": 3, "alpha": 5.0},
+    "pissa": {"rank": 3, "alpha": 5.0},
+    "vera": {"rank": 5},
+    "vb-lora": {"rank": 3, "num_vectors": 12, "vector_length": 8},
+    "vb-lora-compact": {"rank": 3, "num_vectors": 12, "vector_length": 8, "compact": True},
+    "randlora": {"rank": 5},
+    "ia3": {},
+    "road": {"group_size": 8, "variant": "road_2"},
+    "oft": {"block_size": 8},
+    "boft": {"block_size": 4, "factors": 1},
+    "lntuning": {},
+}
+
+
+@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize("name", NATIVE)
+def test_native_export_answers_the_same_in_peft_and_comes_back(name, kind, tmp_path):
+    method = name.removesuffix("-compact")
+    model, batch = make(kind)
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    stir(host.add("t", method, **NATIVE[name]), std=0.03)
+    if kind == "gpt2" and method in LINEAR_ONLY:
+        with pytest.raises(cw.CommonweightError, match=f"PEFT has no {method} for Conv1D"):
+            host.export_peft("t", tmp_path / "a", native=True)
+        return
+    host.export_peft("t", tmp_path / "a", native=True)
+    with torch.no_grad(), host.route("t"):
+        want = answer(model, batch)
+    host.import_peft("u", tmp_path / "a")
+    with torch.no_grad(), host.route("u"):
+        torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-5)
+    assert host["u"].method.name == method
+    with torch.no_grad():
+        there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
+        torch.testing.assert_close(answer(there, batch), want, rtol=1e-5, atol=1e-5)
+
+
+PLAIN = {
+    "lora": ({"rank": 3, "ranks": (("*0*", 2),)}, 0.0),
+    "mos": ({"rank": 4, "budget": 2, "private": 1, "shards": 2}, 0.0),
+    "pissa": ({"rank": 3}, 0.0),
+    "vera": ({"rank": 5}, 0.0),
+    "randlora": ({"rank": 5}, 0.0),
+    "dora": ({"rank": 3}, 1e-6),
+    "ia3": ({}, 1e-6),
+    "oft": ({"block_size": 8}, 1e-6),
+    "boft": ({"block_size": 4}, 1e-6),
+    "road": ({"group_size": 8}, 1e-6),
+}
+
+
+@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize("method", PLAIN)
+def test_plain_lora_export_answers_the_same_in_peft(method, kind, tmp_path):
+    options, tolerance = PLAIN[method]
+    model, batch = make(kind)
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    stir(host.add("t", method, **options), std=0.03)
+    host.export_peft("t", tmp_path / "a", tolerance=tolerance)
+    with torch.no_grad(), host.route("t"):
+        want = answer(model, batch)
+    with torch.no_grad():
+        there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
+        torch.testing.assert_close(answer(there, batch), want, rtol=1e-5, atol=1e-5)
+    errors = [m["error"] for m in json.loads((tmp_path / "a" / "report.json").read_text())["modules"].values()]
+    assert max(errors) <= max(tolerance, 1e-6)
+
+
+def test_a_changed_bias_goes_along(tmp_path):
+    model, batch = make("bert")
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    stir(host.add("t", "bitfit", sites="*.query|*.key|*.value"))
+    host.export_peft("t", tmp_path / "a")
+    with torch.no_grad(), host.route("t"):
+        want = answer(model, batch)
+    there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(answer(there, batch), want, rtol=1e-5, atol=1e-5)

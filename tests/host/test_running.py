@@ -1,0 +1,243 @@
+"""The host in the company it keeps: copies, threads, compilation, autocast, checkpoints, packed batches."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import answer, make
+
+
+def two(kind: str = "llama"):
+    model, batch = make(kind)
+    host = cw.Host(model)
+    stir(host.add("a", "lora", rank=3), 1)
+    stir(host.add("b", "mos", rank=4, budget=2, shards=2), 2)
+    return host, model, batch
+
+
+def checkpoint(model, reentrant: bool) -> None:
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
+def alone(host, model, batch, name):
+    with torch.no_grad(), host.route(name):
+        return answer(model, batch)
+
+
+def test_no_route_is_the_plain_base_bit_for_bit():
+    model, batch = make("llama")
+    want = answer(model, batch)
+    host = cw.Host(model)
+    stir(host.add("a", "lora"))
+    with host.route("a"):
+        pass
+    assert torch.equal(answer(model, batch), want)
+    with host.route(None):
+        assert torch.equal(answer(model, batch), want)
+
+
+def test_routes_nest_and_end():
+    host, model, batch = two()
+    a, b = (alone(host, model, batch, n) for n in "ab")
+    with torch.no_grad(), host.route("a"):
+        with host.route("b"):
+            assert torch.equal(answer(model, batch), b)
+        assert torch.equal(answer(model, batch), a)
+        with pytest.raises(RuntimeError), host.route("b"):
+            raise RuntimeError
+        assert torch.equal(answer(model, batch), a)
+
+
+def test_a_deep_copy_reads_its_own_tenants():
+    host, model, batch = two()
+    a = alone(host, model, batch, "a")
+    twin = copy.deepcopy(host)
+    stir(host["a"], 9)
+    assert torch.equal(alone(twin, twin.model, batch, "a"), a)
+    assert not torch.equal(alone(host, model, batch, "a"), a)
+    plain = copy.deepcopy(model)
+    with host.route("a"):
+        assert torch.equal(answer(plain, batch), answer(make("llama")[0], batch)), "a copied model is a plain base"
+
+
+def test_threads_do_not_see_each_others_route():
+    host, model, batch = two()
+    want = {n: alone(host, model, batch, n) for n in "ab"}
+    wrong: list[str] = []
+
+    def serve(name: str) -> None:
+        for _ in range(20):
+            if not torch.equal(alone(host, model, batch, name), want[name]):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=serve, args=(n,)) for n in "abab"]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("route", ["a", "b", ["a", "b", None, "a"]])
+def test_gradient_checkpointing_gives_the_same_gradients(route, inside, reentrant):
+    def grads(on: bool):
+        host, model, batch = two()
+        model.train()
+        if on:
+            checkpoint(model, reentrant)
+        with host.route(route):
+            loss = answer(model, batch).square().mean()
+            if inside:
+                loss.backward()
+        if not inside:
+            with host.route("b"):
+                answer(model, batch)  # another forward in between must not matter
+            loss.backward()
+        return [p.grad for n in "ab" for p in host[n].parameters() if p.grad is not None]
+
+    with_, without = grads(True), grads(False)
+    assert len(with_) == len(without) > 0
+    for x, y in zip(with_, without):
+        torch.testing.assert_close(x, y)
+
+
+def test_autocast_and_a_bfloat16_base():
+    host, model, batch = two("bert")
+    want = alone(host, model, batch, "a")
+    with torch.autocast("cpu", torch.bfloat16):
+        got = alone(host, model, batch, "a")
+    torch.testing.assert_close(got.float(), want, rtol=0.1, atol=0.1)
+    model.bfloat16()
+    assert all(p.dtype is torch.float32 for p in host["a"].parameters())
+    torch.testing.assert_close(alone(host, model, batch, "a").float(), want, rtol=0.1, atol=0.1)
+    with host.route(["a", "b", "a", None]):
+        answer(model, batch).float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype is torch.float32 for n in "ab" for p in host[n].parameters())
+
+
+@pytest.mark.parametrize("route", ["a", "b", ["a", "b", None, "a"]])
+def test_torch_compile_without_a_graph_break(route):
+    torch._dynamo.reset()
+    host, model, batch = two("bert")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    base = answer(model, batch)
+    torch.testing.assert_close(answer(compiled, batch), base)
+    with host.route(route):
+        want = answer(model, batch)
+        got = answer(compiled, batch)
+        torch.testing.assert_close(got, want)
+        got.square().mean().backward()
+    assert all(p.grad is not None for p in host[route if isinstance(route, str) else "a"].parameters())
+    torch.testing.assert_close(answer(compiled, batch), base)
+
+
+def test_packed_batches_route_by_token():
+    model, batch = make("mlp")
+    host = cw.Host(model)
+    a, b = stir(host.add("a", "lora"), 1), stir(host.add("b", "ia3") if "ia3" in cw.methods.available() else host.add("b", "lora"), 2)
+    x = torch.randn(2, 5, 16)
+    who = torch.tensor([[a.number, a.number, -1, b.number, b.number], [b.number, -1, -1, a.number, b.number]])
+    with torch.no_grad():
+        with host.route(who):
+            packed = model(x)
+        for number, name in ((a.number, "a"), (b.number, "b"), (-1, None)):
+            with host.route(name):
+                torch.testing.assert_close(packed[who == number], model(x)[who == number])
+
+
+def test_a_long_tensor_with_one_number_per_row():
+    host, model, batch = two()
+    with torch.no_grad():
+        with host.route(torch.tensor([host["b"].number, -1, host["a"].number, -1])):
+            by_number = answer(model, batch)
+        with host.route(["b", None, "a", None]):
+            assert torch.equal(by_number, answer(model, batch))
+
+
+def test_generate_with_a_cache():
+    host, model, batch = two()
+    out = {}
+    for name in ("a", "b"):
+        with host.route(name):
+            out[name] = model.generate(**batch, max_new_tokens=5, do_sample=False)
+    with host.route(["a", "b", "b", "a"]):
+        mixed = model.generate(**batch, max_new_tokens=5, do_sample=False)
+    for i, name in enumerate("abba"):
+        assert torch.equal(mixed[i], out[name][i])
+
+
+def test_many_tenants_touch_no_module():
+    model, batch = make("llama")
+    host = cw.Host(model)
+    before = {n: (len(m._forward_hooks), len(m._forward_pre_hooks), list(m.__dict__)) for n, m in model.named_modules()}
+    keys = list(model.state_dict())
+    for i in range(50):
+        host.add(f"t{i}", "lora", rank=2)
+    assert before == {n: (len(m._forward_hooks), len(m._forward_pre_hooks), list(m.__dict__)) for n, m in model.named_modules()}
+    assert keys == list(model.state_dict())
+    for i in range(50):
+        host.remove(f"t{i}")
+    assert len(host) == 0
+
+
+def test_common_frozen_pools_exist_once():
+    if "vera" not in cw.methods.available():
+        return
+    model, _ = make("llama")
+    host = cw.Host(model)
+    one, two_ = host.add("one", "vera", rank=4), host.add("two", "vera", rank=4)
+    shared = [n for n, p in one.plan.pools.items() if not p.save]
+    assert shared and all(one.pools[n] is two_.pools[n] for n in shared)
+    host.remove("one")
+    assert len(host._frozen) == len(shared)
+    host.remove("two")
+    assert not host._frozen
+
+
+def test_close_gives_the_model_back():
+    model, batch = make("llama")
+    flags = [p.requires_grad for p in model.parameters()]
+    host = cw.Host(model)
+    with pytest.raises(cw.CommonweightError, match="already has a host"):
+        cw.Host(model)
+    host.close()
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    cw.Host(model).close()
+
+
+def test_rows_of_a_fused_projection_are_sites():
+    model, batch = make("gpt2")
+    host = cw.Host(model, sites="*.c_attn", fused={"*.c_attn": 3})
+    assert [s.name for s in host.sites if s.kind == "linear"][:3] == [f"transformer.h.0.attn.c_attn[{i}]" for i in range(3)]
+    tenant = stir(host.add("q-and-v", "lora", rank=2, sites="*.c_attn[[]0]|*.c_attn[[]2]"))
+    assert len(tenant.plan.uses) == 4
+    merged = host.merged("q-and-v")
+    base = host.model.transformer.h[0].attn.c_attn.weight
+    delta = merged["transformer.h.0.attn.c_attn.weight"] - base
+    assert delta[:, 32:64].abs().max() == 0 and delta[:, :32].abs().max() > 0 and delta[:, 64:].abs().max() > 0
+    plain, _ = make("gpt2")
+    plain.load_state_dict(merged, strict=False)
+    with host.route("q-and-v"):
+        torch.testing.assert_close(answer(model, batch), answer(plain, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_any_module_is_a_model():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    host = cw.Host(net, sites=lambda name, module: name == "2")
+    assert [s.name for s in host.sites] == ["2"]
+    stir(host.add("t", "lora", rank=2))
+    x = torch.randn(3, 4)
+    with host.route(["t", None, "t"]):
+        y = net(x)
+    assert torch.equal(y[1], net(x)[1]) and not torch.equal(y[0], net(x)[0])
