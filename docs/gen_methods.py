@@ -16,6 +16,7 @@ from typing import Any
 
 import commonweight as cw
 from commonweight.core import table
+from commonweight.formats.peft import FAMILIES
 from commonweight.methods import Method
 
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
@@ -26,11 +27,12 @@ This page is made from the registry and from the plans when the documentation is
 - *On BERT base*: trainable numbers with default options, on the sites the method takes by default, in twelve layers of
   width 768; without a task's head.
 - *Merge*: the change can be written into ordinary weights (`Host.merged`).
-- *Grouped*: in a batch of many tenants of this method, all rows of a linear layer run in one batched product. Without
-  it each tenant's rows run by themselves; the result is the same.
+- *Grouped*: in a batch of many tenants of this method, all rows of a linear layer run in one batched product;
+  *partly*: at some of its sites. Without it each tenant's rows run by themselves; the result is the same.
+- *PEFT*: what `Host.export_peft` can write: the method's *own* format in PEFT (or plain LoRA), or plain *LoRA* alone.
 - *Fresh*: what a new, untrained tenant does to the base.
 
-A dash: the method changes no site."""
+A dash: nothing to say, since the method changes no site or no linear weight."""
 
 # A model of twelve layers in the shapes of BERT base: every kind of site a method may read.
 _LINEAR = (("q", 768, 768, "query"), ("k", 768, 768, "key"), ("v", 768, 768, "value"), ("o", 768, 768, "attn_out"),
@@ -57,14 +59,22 @@ def facts(method: Method) -> dict[str, Any]:
     """What the plan's binds can do; none of it is written by hand."""
     plan = sample_plan(method)
     kinds = {s.name: s.kind for s in SAMPLE}
+    # The host takes the grouped path at linear sites only.
+    grouped = [hasattr(u.bind, "grouped") and kinds[u.site] == "linear" for u in plan.uses]
     return {
         "count": plan.count(),
         "merge": all(hasattr(u.bind, "weight") for u in plan.uses) if plan.uses else None,
-        # The host takes the grouped path at linear sites only.
-        "grouped": all(hasattr(u.bind, "grouped") and kinds[u.site] == "linear" for u in plan.uses)
-        if plan.uses
-        else None,
+        "peft": _peft(method.name, plan, kinds),
+        "grouped": None if not grouped else "yes" if all(grouped) else "partly" if any(grouped) else "no",
     }
+
+
+def _peft(name: str, plan: cw.Plan, kinds: dict[str, str]) -> str:
+    """What `Host.export_peft` can write."""
+    if any(name in family.methods for family in FAMILIES.values()):
+        return "own"
+    linear = all(hasattr(u.bind, "weight") and kinds[u.site] == "linear" for u in plan.uses)
+    return "LoRA" if linear and plan.uses else "-"
 
 
 def _link(paper: str) -> str:
@@ -96,8 +106,8 @@ def page() -> str:
     out = [
         "# Methods",
         INTRODUCTION,
-        "| method | reads | trained parameters | on BERT base | merge | grouped | fresh |",
-        "| --- | --- | --- | ---: | --- | --- | --- |",
+        "| method | reads | trained parameters | on BERT base | merge | grouped | PEFT | fresh |",
+        "| --- | --- | --- | ---: | --- | --- | --- | --- |",
     ]
     for name, m in methods.items():
         f = facts(m)
@@ -109,7 +119,7 @@ def page() -> str:
             m.formula,
             f"{f['count']:,}",
             _yes(f["merge"]),
-            _yes(f["grouped"]),
+            f["grouped"] or "-",
             fresh,
         ]
         out.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")

@@ -1,9 +1,52 @@
 """commonweight: weights held in common."""
 
-from . import methods
-from .core import CommonweightError, Plan, Pool, Site
-from .host import Host, Tenant
-from .methods import plan
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import adapt, methods
+    from .adapt import Classifier
+    from .core import CommonweightError, Plan, Pool, Site
+    from .host import Host, Tenant
+    from .methods import plan
 
 __version__ = "0.1.0"
-__all__ = ["CommonweightError", "Host", "Plan", "Pool", "Site", "Tenant", "__version__", "methods", "plan"]
+__all__ = [
+    "Classifier",
+    "CommonweightError",
+    "Host",
+    "Plan",
+    "Pool",
+    "Site",
+    "Tenant",
+    "__version__",
+    "adapt",
+    "methods",
+    "plan",
+]
+
+_HOMES = {
+    "Classifier": "adapt.classifier",
+    "CommonweightError": "core",
+    "Host": "host",
+    "Plan": "core",
+    "Pool": "core",
+    "Site": "core",
+    "Tenant": "host",
+    "plan": "methods",
+}
+_FOLDERS = {"adapt", "core", "formats", "host", "methods"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: the command line answers --help without loading torch."""
+    if name in _FOLDERS:
+        return import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

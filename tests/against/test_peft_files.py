@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import commonweight as cw
-from tests.laws.subjects import stir
+from tests.laws.subjects import METHODS, can, small, stir
 from tests.models import answer, make
 
 peft = pytest.importorskip("peft")
@@ -35,6 +35,10 @@ CONFIGS = {
     ),
     "lora-all": lambda k: peft.LoraConfig(r=3, target_modules="all-linear"),
     "lora-regex": lambda k: peft.LoraConfig(r=3, target_modules=rf".*[01]\..*({'|'.join(SOME[k])})"),
+    "lora-layers": lambda k: peft.LoraConfig(
+        r=3, target_modules=SOME[k], layers_to_transform=[1],
+        layers_pattern={"llama": "layers", "gpt2": "h", "bert": "layer", "t5": "block"}[k],
+    ),
     "dora": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k], use_dora=True),
     "pissa": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="pissa"),
     "pissa-patterns": lambda k: peft.LoraConfig(
@@ -179,6 +183,30 @@ def test_plain_lora_export_answers_the_same_in_peft(method, kind, tmp_path):
         torch.testing.assert_close(answer(there, batch), want, rtol=1e-5, atol=1e-5)
     errors = [m["error"] for m in json.loads((tmp_path / "a" / "report.json").read_text())["modules"].values()]
     assert max(errors) <= max(tolerance, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_change_of_linear_weights_is_a_lora_in_peft(method, kind, tmp_path):
+    model, batch = make(kind)
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    if not can(method, host):
+        pytest.skip("reads nothing here")
+    tenant = stir(host.add("t", method, **small(method)), std=0.03)
+    uses = tenant.plan.uses
+    linear = all(host._modules[u.site.split("[")[0]].kind == "linear" for u in uses)
+    if not uses or not linear or any(getattr(u.bind, "weight", None) is None for u in uses):
+        with pytest.raises(cw.CommonweightError, match=r"changes a|changes no weight|is no change"):
+            host.export_peft("t", tmp_path / "a")
+        assert not list(tmp_path.iterdir())
+        return
+    host.export_peft("t", tmp_path / "a", tolerance=1e-6)
+    with torch.no_grad(), host.route("t"):
+        want = answer(model, batch)
+    with torch.no_grad():
+        there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
+        torch.testing.assert_close(answer(there, batch), want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_changed_bias_goes_along(tmp_path):

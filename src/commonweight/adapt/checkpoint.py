@@ -91,9 +91,7 @@ def read(folder: Path) -> Checkpoint:
             facts = json.loads((f.metadata() or {})["facts"])
             return Checkpoint({k: f.get_tensor(k) for k in f.keys()}, facts)
     except (SafetensorError, OSError, ValueError, KeyError) as e:
-        raise CommonweightError(
-            f"{path}: the checkpoint is damaged ({e}); delete {folder.parent} to start again"
-        ) from e
+        raise CommonweightError(f"{path}: the checkpoint is damaged ({e}); delete {folder.parent}") from e
 
 
 def same_settings(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:

@@ -66,14 +66,12 @@ def adapt(
     """
     plan = build(Recipe, recipe)
     kind = get(task)
-    tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
     if not train_rows:
         raise CommonweightError("no rows to train on")
     train_rows, dev_rows = split(list(train_rows), dev_rows, plan.seed)
     if task == "classify" and labels is None:
         labels = kind.classes(train_rows, label_column)  # type: ignore[attr-defined]
-    longest = limit(host.model, tokenizer, plan.max_length, kind.usual_length)
-    doing: Task = kind(tokenizer, longest, labels, text_column, label_column)
+    doing = make_task(host, task, labels, tokenizer, plan.max_length, text_column, label_column)
     train = doing.examples(train_rows)
     note = doing.note
     dev = _named("dev rows", lambda: doing.examples(dev_rows)) if dev_rows else []
@@ -105,9 +103,8 @@ def _run(
                 f"{found.parent}: an unfinished run lies there; --resume continues it; or delete the folder"
             )
         same_settings(settings, read(found).facts.get("settings", {}), found.parent)
-    module = host.module(tenant.name)
     rates = build(Recipe, {**_fields(recipe), "lr": recipe.lr or tenant.method.lr})
-    run = quietly(lambda: Run(module, tenant, task, rates, train, dev, settings, store, progress))
+    run = quietly(lambda: Run(host, tenant, task, rates, train, dev, settings, store, progress))
     if found is not None:
         run.restore(found)
     if not run.done:
@@ -138,13 +135,10 @@ def evaluate(
 
     Cost: one forward pass over the rows, longest first. Raises: CommonweightError for rows the task cannot read.
     """
-    kind = get(task)
-    tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
     labels = labels if labels is not None or name is None else host[name].labels
     if task == "classify" and labels is None:
         raise CommonweightError(f"{name or 'the plain base'} has no labels; classifying needs a tenant with a head")
-    longest = limit(host.model, tokenizer, max_length, kind.usual_length)
-    doing: Task = kind(tokenizer, longest, labels, text_column, label_column)
+    doing = make_task(host, task, labels, tokenizer, max_length, text_column, label_column)
     examples = doing.examples(rows)
     was = host.model.training
     host.model.eval()
@@ -155,11 +149,27 @@ def evaluate(
         host.model.train(was)
 
 
+def make_task(
+    host: Host,
+    task: str,
+    labels: Sequence[str] | None,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> Task:
+    """A task on a host's model: its tokenizer, unless another is given, and its room for tokens."""
+    kind = get(task)
+    tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
+    longest = limit(host.model, tokenizer, max_length, kind.usual_length)
+    return kind(tokenizer, longest, labels, text_column, label_column)
+
+
 def split(rows: list[Row], dev: Sequence[Row] | float | None, seed: int) -> tuple[list[Row], list[Row]]:
     """(training rows, dev rows); a fraction is drawn from the training rows by the seed."""
     if dev is None:
         return rows, []
-    if not isinstance(dev, float):
+    if not isinstance(dev, float | int):
         return rows, list(dev)
     if not 0 < dev < 1:
         raise CommonweightError(f"dev={dev}: wanted a fraction of the training rows between 0 and 1, or rows")
@@ -178,7 +188,7 @@ def _settings(host: Host, tenant: Tenant, task: Task, recipe: Recipe, train: lis
     numbers.pop("checkpoint_every")
     return {
         "task": type(task).__name__.lower(), "method": tenant.method.name, "options": config, **numbers,
-        "max_length": task.max_length,  # type: ignore[attr-defined]
+        "max_length": task.max_length,
         "dtype": str(next(host.model.parameters()).dtype).removeprefix("torch."), "plan": tenant.plan.digest(),
         "base": host.fingerprint, "train rows": _digest(train), "dev rows": _digest(dev), "labels": task.labels,
     }  # fmt: skip

@@ -23,7 +23,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from ..host import Tenant
+from ..host import Host, Tenant
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .recipe import Recipe
 from .tasks.base import Example, Task, length
@@ -93,7 +93,7 @@ class Run(Trainer):
 
     def __init__(
         self,
-        module: nn.Module,
+        host: Host,
         tenant: Tenant,
         task: Task,
         recipe: Recipe,
@@ -103,8 +103,9 @@ class Run(Trainer):
         store: Store | None,
         progress: Callable[[Progress], None] | None,
     ):
-        self.tenant, self.task, self.recipe, self.dev = tenant, task, recipe, dev
-        self.still = [] if recipe.base_dropout else without_dropout(module)
+        module = host.module(tenant.name)
+        self.module, self.tenant, self.task, self.recipe, self.dev = module, tenant, task, recipe, dev
+        self.still = [] if recipe.base_dropout else without_dropout(host)
         self.settings, self.store, self.progress = settings, store, progress
         self.sampler = Shuffled([length(e) for e in train], recipe.batch_size, recipe.seed)
         self.per_epoch = -(-len(train) // recipe.batch_size)
@@ -158,9 +159,9 @@ class Run(Trainer):
 
     def score(self, step: int) -> dict[str, float]:
         """Measures the dev rows; a better score is remembered with its pools."""
-        self.model.eval()
+        self.module.eval()
         with torch.no_grad():
-            metrics = self.task.measure(self.model, self.dev, 2 * self.recipe.batch_size)
+            metrics = self.task.measure(self.module, self.dev, 2 * self.recipe.batch_size)
         name, more = self.task.better
         score = metrics[name] if more else -metrics[name]
         self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k != "n"})
@@ -228,9 +229,8 @@ class Run(Trainer):
             set_random_states(self.found.tensors)
 
 
-def without_dropout(module: nn.Module) -> list[nn.Module]:
+def without_dropout(host: Host) -> list[nn.Module]:
     """All of the base but the sites themselves: a tenant's own dropout asks its site whether it is in training."""
-    host = module._host  # type: ignore[attr-defined]
     sites = {id(at.module) for at in host._modules.values()}
     return [m for m in host.model.modules() if id(m) not in sites]
 

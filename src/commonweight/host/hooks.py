@@ -134,8 +134,7 @@ class SiteHook:
             if entries and found[0].signature != entries[0].signature:
                 return None
             entries.append(found[0])
-        slots = [e.slots(x.dtype) for e in entries]
-        stacked = {k: stack([s[k] for s in slots]) for k in slots[0]}
+        stacked = stack(entries, x.dtype)
         if (reader := route.reader) is not None:
             stacked = {k: v.index_select(0, reader.to(v.device)) for k, v in stacked.items()}
         n = route.length
@@ -163,12 +162,17 @@ class SiteHook:
         return torch.cat(parts).index_select(0, route.inverse.to(device))  # type: ignore[union-attr]
 
 
-def stack(values: list[Tensor]) -> Tensor:
-    """One tensor with a leading dimension; a pool that all readers hold in common is not copied."""
-    first = values[0]
-    if all(v.data_ptr() == first.data_ptr() for v in values) and not first.requires_grad:
-        return first.expand(len(values), *first.shape)
-    return torch.stack(values)
+def stack(entries: list[Entry], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every slot with a leading dimension, one per entry; a read that all have in common is done and held once."""
+    common = {
+        slot: all(a is b for e in entries for a, b in zip(e.reads[i][2], pools)) and not pools[0].requires_grad
+        for i, (slot, _, pools) in enumerate(entries[0].reads)
+    }
+    slots = [e.slots(dtype) for e in entries]
+    return {
+        k: v.expand(len(entries), *v.shape) if common[k] else torch.stack([s[k] for s in slots])
+        for k, v in slots[0].items()
+    }
 
 
 def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:

@@ -140,8 +140,8 @@ def _low(host: Host, tenant: Tenant, heads: set[str], rank: int | None, toleranc
                 found = low_rank.joined([(*e.bind.factors(**e.slots(None)), e.rows) for e in entries], w.shape[0])
                 if rank is not None and found.A.shape[0] > rank:
                     found = low_rank.truncated(found.B @ found.A, rank, tolerance)
-            moved = b is not None and at.bias is not None and not torch.equal(b, at.bias.float())
-            out[name] = found._replace(bias=b - at.bias.float()) if moved else found
+            gained = None if b is None or at.bias is None else b - at.bias.float()
+            out[name] = found if gained is None or not gained.any() else found._replace(bias=gained)
     return out
 
 

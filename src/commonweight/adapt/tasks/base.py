@@ -24,6 +24,7 @@ class Task(Protocol):
     usual_length: ClassVar[int]
     better: ClassVar[tuple[str, bool]]
     labels: tuple[str, ...] | None
+    max_length: int
     note: str
 
     def __init__(

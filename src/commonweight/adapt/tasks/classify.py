@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from .base import Example, batches, need, padded
 class Classify:
     """Mean cross entropy over the rows of a batch. Metrics: accuracy, macro F1, loss."""
 
-    usual_length = 128
-    better = ("accuracy", True)
+    usual_length: ClassVar[int] = 128
+    better: ClassVar[tuple[str, bool]] = ("accuracy", True)
     note = ""
 
     def __init__(

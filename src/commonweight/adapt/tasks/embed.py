@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ class Embed:
     no negative of row i. Metrics: loss; accuracy, the share of anchors whose own positive is the nearest of all.
     """
 
-    usual_length = 128
-    better = ("accuracy", True)
+    usual_length: ClassVar[int] = 128
+    better: ClassVar[tuple[str, bool]] = ("accuracy", True)
     note = ""
 
     def __init__(
@@ -35,7 +35,8 @@ class Embed:
         text_column: str | None = None,
         label_column: str | None = None,
     ):
-        self.tokenizer, self.max_length, self.labels = tokenizer, max_length, None
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.labels: tuple[str, ...] | None = None
         self.columns = (text_column, label_column)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,8 +24,8 @@ class LM:
     nothing and not scored; the end token is scored and has no byte.
     """
 
-    usual_length = 512
-    better = ("loss", False)
+    usual_length: ClassVar[int] = 512
+    better: ClassVar[tuple[str, bool]] = ("loss", False)
 
     def __init__(
         self,
@@ -35,7 +35,8 @@ class LM:
         text_column: str | None = None,
         label_column: str | None = None,
     ):
-        self.tokenizer, self.max_length, self.labels = tokenizer, max_length, None
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.labels: tuple[str, ...] | None = None
         self.text_column, self.note = text_column, ""
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
@@ -106,9 +107,7 @@ class LM:
                 continue  # cut off before the assistant spoke
             out.append({"input_ids": ids, "labels": labels, "bytes": self._bytes([t for t in labels if t != IGNORE])})
         if not out:
-            raise CommonweightError(
-                f"no assistant speaks within {self.max_length} tokens of any chat; raise max_length"
-            )
+            raise CommonweightError(f"no assistant speaks within {self.max_length} tokens of a chat; raise max_length")
         return out
 
     def _bytes(self, ids: list[int]) -> int:

@@ -32,7 +32,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CommonweightError(f"{folder}: has no {CONFIG}; it is not a PEFT adapter folder")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         raise CommonweightError(f"{folder / CONFIG}: not a whole JSON file ({e})") from e
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise CommonweightError(f"{folder / CONFIG}: names no peft_type; wanted what PEFT's save_pretrained writes")

@@ -1,0 +1,57 @@
+"""The command line. One file per command; torch is loaded by the commands that need it, not by --help."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from . import adapt, methods
+from .errors import explain
+
+app = typer.Typer(
+    name="commonweight",
+    help="Weights held in common: one base model, many tenants, one small file each.\n\n"
+    "Start with [bold]commonweight methods[/bold] to choose a method, then train a tenant with "
+    "[bold]commonweight adapt[/bold].",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("adapt", epilog=adapt.EXAMPLES)(adapt.command)
+app.command("methods", epilog=methods.EXAMPLES)(methods.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"commonweight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs a command. A mistake of the user ends in one message on stderr and exit code 2, without a traceback."""
+    try:
+        app(args)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as e:
+        message = explain(e)
+        if message is None:
+            raise
+        typer.echo(f"commonweight: {message}", err=True)
+        sys.exit(2)

@@ -1,0 +1,67 @@
+"""commonweight methods: which there are, and which options each has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """[bold]Examples[/bold]
+
+All methods, with their papers:
+
+  commonweight methods
+
+The options of one, for `commonweight adapt -o name=value`:
+
+  commonweight methods mos
+"""
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(help="A method: its options, defaults and what they do.")] = None,
+) -> None:
+    """List the methods, or the options of one."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(everything() if name is None else one(name))
+
+
+def everything() -> Any:
+    from rich.table import Table
+
+    from ..methods import available
+
+    table = Table(title="Methods", title_justify="left", show_lines=True)
+    for head in ("name", "paper", "trainable parameters", "reads"):
+        table.add_column(head, overflow="fold", no_wrap=head == "name")
+    for m in available().values():
+        table.add_row(m.name, m.paper, m.formula, ", ".join(m.kinds) or "the head")
+    return table
+
+
+def one(name: str) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..core import table as options_of
+    from ..methods import get
+
+    m = get(name)
+    facts = [
+        f"{m.name}: {m.paper}",
+        f"trainable parameters: {m.formula}",
+        f"reads sites of kind: {', '.join(m.kinds) or 'head'}" + (f" ({', '.join(m.roles)})" if m.roles else ""),
+        f"learning rate: {m.lr:g}",
+        f"a fresh tenant leaves the base {'unchanged' if m.fresh == 'exact' else 'changed: ' + m.fresh}",
+    ]
+    rows = options_of(m.config)
+    table = Table(title="Options" if rows else "No options", title_justify="left")
+    for head in ("option", "type", "default", "what it does"):
+        table.add_column(head, overflow="fold", no_wrap=head == "option")
+    for option, kind, default, text in rows:
+        shown = str(default).lower() if default is None or isinstance(default, bool) else str(default)
+        table.add_row(Text(option), Text(kind), Text(shown), Text(text))
+    return Group(*(Text(f) for f in facts), table if rows else Text("no options"))
