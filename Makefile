@@ -32,7 +32,7 @@ test: lint docs ## everything that must be green: lint, types, layers, docs, the
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS)
 
 lint: $(READY) ## style, format, types, import layers, and whether the README's generated table is current
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyright > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
@@ -47,25 +47,25 @@ bench: $(READY) ## run the benchmarks and write their table into the README
 	@$(PY) -m benchmarks
 
 format: $(READY) ## let ruff fix and format
-	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix --quiet --output-format concise .
 
 readme: $(READY) ## write the generated table of methods into the README
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --write README.md
 
 wheel-test: $(READY) ## build the wheel, install it into an empty environment, run the command line there
-	@rm -rf dist .venv-wheel
+	@rm -rf build dist .venv-wheel
 	@$(PY) -m build --wheel --no-isolation --outdir dist . > $(VENV)/build.log || { cat $(VENV)/build.log; exit 1; }
 	@$(PY) -m venv .venv-wheel
-	@.venv-wheel/bin/python -m pip --disable-pip-version-check install --quiet -c requirements.lock dist/*.whl
+	@.venv-wheel/bin/python -m pip --disable-pip-version-check install --quiet --quiet -c requirements.lock dist/*.whl
 	@cd .venv-wheel && bin/python -m pip --disable-pip-version-check check && bin/commonweight methods
-	@rm -rf .venv-wheel
+	@rm -rf build .venv-wheel
 
 lock: ## resolve the newest allowed versions anew and write requirements.lock (keeps torch's pin)
 	@rm -rf .venv-lock
 	@$(PYTHON) -m venv .venv-lock
-	@.venv-lock/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" setuptools
-	@.venv-lock/bin/python -m pip install --quiet -c <(grep '^torch==' requirements.lock) '.[dev,docs]'
+	@.venv-lock/bin/python -m pip install --quiet --quiet "$$(grep '^torch==' requirements.lock)" setuptools
+	@.venv-lock/bin/python -m pip install --quiet --quiet -c <(grep '^torch==' requirements.lock) '.[dev,docs]'
 	@.ci/lock .venv-lock/bin/python > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 	@rm -rf .venv-lock build

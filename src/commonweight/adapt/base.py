@@ -57,7 +57,7 @@ def open_host(model: str | Path, task: str = "classify", *, dtype: str = "auto",
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            base: nn.Module = auto.from_pretrained(str(model), dtype=wanted)
+            base: Any = auto.from_pretrained(str(model), dtype=wanted)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise CommonweightError(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "

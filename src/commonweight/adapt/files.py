@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +109,9 @@ def run(
         "eval": eval_file, "note": result.note, "settings": result.settings, "curve": thin(result.curve),
     }  # fmt: skip
     atomic.write(report, json.dumps(told, indent=2, ensure_ascii=False).encode())
+    for torn in (t for whole in (path, report) for t in path.parent.glob(f".{glob.escape(whole.name)}.*")):
+        torn.unlink(missing_ok=True)  # what a killed run of this name left
     Store(store).clear()
-    shutil.rmtree(store, ignore_errors=True)
     return Files(path, report, result, evaluated)
 
 

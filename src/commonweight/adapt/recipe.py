@@ -9,7 +9,9 @@ from ..core import config, option
 class Recipe:
     """AdamW with linear warm-up and decay; every method of this library is trained by this one recipe."""
 
-    epochs: float = option(3.0, "passes over the training rows", gt=0, le=10_000)
+    epochs: float | None = option(
+        None, "passes over the rows; none: 3, for few rows up to 30 (96 steps)", gt=0, le=10_000
+    )
     batch_size: int = option(32, "rows per step", ge=1)
     lr: float | None = option(None, "learning rate; none: the method's own", gt=0)
     warmup: float = option(0.06, "share of the steps over which the learning rate grows", ge=0, le=1)
@@ -20,3 +22,9 @@ class Recipe:
     checkpoint_every: int = option(100, "steps between checkpoints; one more at the end of every epoch", ge=1)
     base_dropout: bool = option(False, "the frozen base's own dropout, in training; off: faster, and as good or better")
     seed: int = option(0, "seed of everything that is drawn", ge=0)
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps for so many training rows."""
+        per_epoch = -(-rows // self.batch_size)
+        few = min(30.0, max(3.0, -(-96 // per_epoch)))
+        return max(1, round(per_epoch * (few if self.epochs is None else self.epochs)))

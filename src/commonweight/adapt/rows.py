@@ -24,7 +24,7 @@ KNOWN = {*TEXT, *LABEL, *(c for pair in PAIRS for c in pair), "prompt", "complet
 
 
 def read(source: str | Path, columns: Sequence[str] = (), *, split: str = "train") -> list[Row]:
-    """All rows of a file, or of a split of a hub data set (``name`` or ``name:split``).
+    """All rows of a file, or of a split of a hub data set (``name``, ``name:split``, ``name:configuration:split``).
 
     columns: names that tell a header line from a first row when no usual name does.
     Raises: CommonweightError for what is not there, not readable, of an unknown type, or empty.
@@ -37,7 +37,7 @@ def read(source: str | Path, columns: Sequence[str] = (), *, split: str = "train
         if kind is None:
             raise unknown("file type", path.suffix or path.name, KINDS, f"in {source}")
         rows = _file(path, kind, columns)
-    elif path.suffix or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
+    elif kind or (path.suffix and "/" not in str(source)) or str(source).count("/") > 1 or str(source)[:1] in "./~":
         raise CommonweightError(f"{source}: no such file")
     else:
         rows = _hub(str(source), split)
@@ -76,6 +76,8 @@ def _table(path: Path, kind: str, columns: Sequence[str]) -> dict[str, Any]:
         head = [row for _, row in zip(range(200), csv.reader(f, delimiter=sep, quoting=quoting)) if row]
     first = [c.strip() for c in head[0]] if head else []
     has_header = any(c in columns or c.lower() in KNOWN for c in first)
+    if len(head) <= has_header:
+        raise CommonweightError(f"{path}: no rows in it")
     if has_header:
         names = first
     elif len(first) == 2:
@@ -99,10 +101,13 @@ def _table(path: Path, kind: str, columns: Sequence[str]) -> dict[str, Any]:
 def _hub(source: str, split: str) -> list[Row]:
     import datasets
 
-    name, _, asked = source.partition(":")
+    name, *more = source.split(":")
+    if len(more) > 2:
+        raise CommonweightError(f"{source}: wanted name, name:split or name:configuration:split")
+    split, configuration = more[-1] if more else split, more[0] if len(more) == 2 else None
     try:
         with _quiet(datasets):
-            return _plain(datasets.load_dataset(name, split=asked or split))
+            return _plain(datasets.load_dataset(name, configuration, split=split))
     except Exception as e:
         raise CommonweightError(
             f"{source}: neither a file here nor a data set that the hub gives: {first_line(e)}"

@@ -109,7 +109,7 @@ class Run(Trainer):
         self.settings, self.store, self.progress = settings, store, progress
         self.sampler = Shuffled([length(e) for e in train], recipe.batch_size, recipe.seed)
         self.per_epoch = -(-len(train) // recipe.batch_size)
-        self.steps = max(1, round(self.per_epoch * recipe.epochs))
+        self.steps = recipe.steps(len(train))
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score: float | None = None

@@ -46,9 +46,6 @@ def main(args: list[str] | None = None) -> None:
     """Runs a command. A mistake of the user ends in one message on stderr and exit code 2, without a traceback."""
     try:
         app(args)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
     except Exception as e:
         message = explain(e)
         if message is None:

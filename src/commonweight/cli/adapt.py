@@ -74,7 +74,9 @@ def command(
             rich_help_panel=DATA,
         ),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data (3).", rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data (3; more for few rows).", rich_help_panel=TRAINING)
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step (32).", rich_help_panel=TRAINING)] = None,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate (the method's own).", rich_help_panel=TRAINING)
@@ -124,12 +126,16 @@ def command(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "max_length": max_length, "patience": patience,
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip
-    with Bar() as bar:
-        files = run(
-            model, data, out, task=task, method=method, options=options, tenant=tenant, eval_file=eval_file, dev=dev,
-            dtype=dtype, sites=sites, text_column=text_column, label_column=label_column, resume=resume, seed=seed,
-            say=bar.say, progress=bar, **{k: v for k, v in numbers.items() if v is not None},
-        )  # fmt: skip
+    try:
+        with Bar() as bar:
+            files = run(
+                model, data, out, task=task, method=method, options=options, tenant=tenant, eval_file=eval_file,
+                dev=dev, dtype=dtype, sites=sites, text_column=text_column, label_column=label_column, resume=resume,
+                seed=seed, say=bar.say, progress=bar, **{k: v for k, v in numbers.items() if v is not None},
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with --resume goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
     if files.evaluated:
         typer.echo(line(task, files.evaluated))
     elif files.result.metrics:

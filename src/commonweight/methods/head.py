@@ -8,6 +8,12 @@ from ..core import ZEROS, Plan, Pool, Read, Site, Use, kaiming
 
 
 def head(site: Site, labels: int) -> Plan:
-    """logits = x W^T + b. Shapes: W (labels, d), b (labels,). Count: labels (d + 1)."""
-    pools = {f"{site.name}.W": Pool((labels, site.inp), kaiming(site.inp)), f"{site.name}.b": Pool((labels,), ZEROS)}
+    """logits = x W^T + b. Shapes: W (labels, d), b (labels,). Count: labels (d + 1).
+
+    Learning rate: 5 times the method's. A head starts from nothing, the rest from a trained model.
+    """
+    pools = {
+        f"{site.name}.W": Pool((labels, site.inp), kaiming(site.inp), lr=5.0),
+        f"{site.name}.b": Pool((labels,), ZEROS, lr=5.0),
+    }
     return Plan(pools, (Use(site.name, Classify(), {k: Read(WHOLE, (f"{site.name}.{k}",)) for k in "Wb"}),))

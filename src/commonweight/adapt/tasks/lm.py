@@ -56,7 +56,7 @@ class LM:
         return [] if end is None else [end]
 
     def _pieces(self, text: str) -> list[Example]:
-        ids = [*self.tokenizer(text)["input_ids"], *self._end()]
+        ids = [*self.tokenizer(text, verbose=False)["input_ids"], *self._end()]
         n = self.max_length
         if 1 < len(ids) <= n:
             return [{"input_ids": ids, "labels": ids, "bytes": len(text.encode())}]
@@ -67,10 +67,10 @@ class LM:
         prompt, completion = row["prompt"], text_of(row, "completion", i)
         if not isinstance(prompt, str):
             raise CommonweightError(f"row {i + 1}: 'prompt' is {prompt!r}; wanted a text")
-        before = self.tokenizer(prompt)["input_ids"] if prompt else []
+        before = self.tokenizer(prompt, verbose=False)["input_ids"] if prompt else []
         if before and before[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
             before = before[:-1]
-        after = [*self.tokenizer(completion, add_special_tokens=False)["input_ids"], *self._end()]
+        after = [*self.tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *self._end()]
         kept = after[: self.max_length - 1]
         # A prompt that does not fit loses its beginning: what stands next to the completion says most about it.
         before = before[-(self.max_length - len(kept)) :] or self._start()

@@ -1,0 +1,108 @@
+"""A run killed at any moment and resumed ends with the bits of an undisturbed one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerState
+
+from commonweight import CommonweightError
+from commonweight.adapt import adapt, open_host, run
+from commonweight.adapt.checkpoint import Checkpoint, Store, read
+from tests.adapt import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_at_any_moment(tmp_path, bert):
+    tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(50))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.adapt.killed", str(tmp_path), str(bert)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=500)
+    assert done.returncode == 0, done.stderr
+    ended = json.loads(done.stdout)
+    assert ended[""][:2] == [0, 0], done.stderr
+    for moment, (first, second, digest, files) in ended.items():
+        if moment and not moment[0].isdigit():
+            assert first == 9, f"{moment}: was not killed\n{done.stderr}"
+        assert second == 0, f"{moment}: did not resume\n{done.stderr}"
+        assert digest == ended[""][2], f"{moment}: other bits"
+        assert files == ["legal.json", "legal.safetensors"], moment
+
+
+def stop_at(step):
+    def progress(p):
+        if p.step == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def call(model, folder, **change):
+    tiny.jsonl(folder / "rows.jsonl", tiny.rows(40))
+    options = {
+        "method": "lora", "options": {"rank": 2}, "dtype": "float32", "epochs": 2, "batch_size": 8,
+        "checkpoint_every": 2, "say": lambda _: None, **change,
+    }  # fmt: skip
+    return run(str(model), str(folder / "rows.jsonl"), folder / "t.safetensors", **options)
+
+
+def test_another_run_does_not_take_up_the_checkpoint(bert, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        call(bert, tmp_path, progress=stop_at(5))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl", "t.checkpoint"]
+    assert [p.name for p in (tmp_path / "t.checkpoint").iterdir()] == ["step-4"]
+    with pytest.raises(CommonweightError, match=r"an unfinished run lies there; --resume continues it"):
+        call(bert, tmp_path)
+    with pytest.raises(CommonweightError, match=r"other settings \(.*options: then .*2.*now .*3.*plan: .*\)"):
+        call(bert, tmp_path, resume=True, options={"rank": 3})
+    with pytest.raises(CommonweightError, match=r"epochs: then 2\.0, now 3\.0\)"):
+        call(bert, tmp_path, resume=True, epochs=3)
+    seen = []
+    call(bert, tmp_path, resume=True, checkpoint_every=3, progress=lambda p: seen.append(p.step))
+    assert seen == [5, 6, 7, 8, 9, 10]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl", "t.json", "t.safetensors"]
+    told = json.loads((tmp_path / "t.json").read_text())
+    assert told["steps"] == 10 and [c["step"] for c in told["curve"]] == list(range(1, 11))
+
+
+def test_other_rows_are_other_settings(bert, tmp_path):
+    host = open_host(bert, dtype="float32")
+    with pytest.raises(KeyboardInterrupt):
+        adapt(
+            host, "t", tiny.rows(20), method="probe", checkpoint=tmp_path / "c", checkpoint_every=1, progress=stop_at(2)
+        )
+    with pytest.raises(CommonweightError, match="train rows: then"):
+        adapt(host, "t", tiny.rows(20, seed=1), method="probe", checkpoint=tmp_path / "c", resume=True)
+
+
+def test_resume_without_a_checkpoint_starts(bert, tmp_path):
+    assert call(bert, tmp_path, resume=True).result.steps == 10
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    store = Store(tmp_path / "c")
+    assert store.newest() is None
+    for step in (2, 4):
+        store.write(step, TrainerState(global_step=step), Checkpoint({"x": torch.ones(2) * step}, {"a": [1.5]}))
+    (tmp_path / "c" / "new-6").mkdir()
+    (tmp_path / "c" / "old-step-8").mkdir()
+    assert store.newest() == tmp_path / "c" / "step-4"
+    found = read(store.newest())
+    assert torch.equal(found.tensors["x"], torch.tensor([4.0, 4.0])) and found.facts == {"a": [1.5]}
+    (store.newest() / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(CommonweightError, match="the checkpoint is damaged"):
+        read(store.newest())
+    store.clear()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    (tmp_path / "c").write_text("a file is in the way")
+    with pytest.raises(CommonweightError, match="the checkpoint cannot be written"):
+        Store(tmp_path / "c").write(1, TrainerState(), Checkpoint({}, {}))

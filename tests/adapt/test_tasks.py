@@ -1,0 +1,113 @@
+"""The three tasks, each formula written out."""
+
+import math
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+from commonweight import CommonweightError
+from commonweight.adapt.tasks import LM, Classify, Embed
+from tests.adapt import tiny
+
+
+def tok(folder):
+    return tf.AutoTokenizer.from_pretrained(folder)
+
+
+def test_classes_in_a_stable_order():
+    rows = [{"text": "w", "label": x} for x in (10, 2, 1)]
+    assert Classify.classes(rows) == ("1", "2", "10")
+    assert Classify.classes([{"label": x} for x in ("b", "3", "a")]) == ("3", "a", "b")
+    with pytest.raises(CommonweightError, match="is that the label"):
+        Classify.classes([{"label": f"x{i}"} for i in range(1001)])
+
+
+def test_batches_are_padded_to_their_longest(bert):
+    task = Classify(tok(bert), 6, ["a", "b"])
+    examples = task.examples([{"text": "w1", "label": "b"}, {"text": "w1 w2 w3 w4 w5 w6", "label": "a"}])
+    batch = task.collate(examples)
+    assert batch["input_ids"].shape == (2, 6) and batch["labels"].tolist() == [1, 0]
+    assert batch["attention_mask"].sum(1).tolist() == [3, 6]
+
+
+def test_infonce():
+    vectors = torch.randn(6, 5)
+
+    class Fake(nn.Module):
+        def forward(self, **_):
+            return type("Out", (), {"logits": vectors})
+
+    ids = torch.arange(12).reshape(6, 2)
+    a, p = [v / v.norm(dim=1, keepdim=True) for v in vectors.chunk(2)]
+    s = a @ p.T / 0.05
+    want = sum(torch.logsumexp(s[i], 0) - s[i, i] for i in range(3)) / 3
+    task = Embed(None, 8)
+    torch.testing.assert_close(task.loss(Fake(), {"input_ids": ids}), want)
+    ids[5] = ids[3]  # rows 0 and 2 have the same positive: neither is the other's negative
+    s[0, 2] = s[2, 0] = float("-inf")
+    want = sum(torch.logsumexp(s[i], 0) - s[i, i] for i in range(3)) / 3
+    torch.testing.assert_close(task.loss(Fake(), {"input_ids": ids}), want)
+
+
+def test_pairs_by_any_of_their_names(bert):
+    for names in (("anchor", "positive"), ("sentence1", "sentence2")):
+        examples = Embed(tok(bert), 8).examples([dict(zip(names, ("w1 w2", "w3")))])
+        assert [len(examples[0][k]) for k in ("anchor", "positive")] == [4, 3]
+    assert Embed(tok(bert), 8, None, "x", "y").examples([{"x": "w1", "y": "w2"}])
+
+
+def test_texts_are_cut_into_pieces(llama):
+    task = LM(tok(llama), 4)
+    examples = task.examples([{"text": "w0 w1 w2 w3 w4"}])
+    assert [len(e["input_ids"]) for e in examples] == [4, 2]
+    assert examples[1]["input_ids"][-1] == 3, "the end token closes the text"
+    assert task.examples([{"text": "w0 w1"}])[0]["bytes"] == 5
+
+
+def test_only_the_completion_is_scored(llama):
+    task = LM(tok(llama), 8)
+    (e,) = task.examples([{"prompt": "w0 w1", "completion": "w2 w3"}])
+    assert e["input_ids"] == [4, 5, 6, 7, 3] and e["labels"] == [-100, -100, 6, 7, 3] and e["bytes"] == 5
+    assert task.note == "loss on the completions only"
+    (e,) = LM(tok(llama), 4).examples([{"prompt": "w0 w1 w9", "completion": "w2"}])
+    assert e["input_ids"] == [5, 13, 6, 3], "a long prompt loses its beginning"
+    (e,) = task.examples([{"prompt": "", "completion": "w2"}])
+    assert e["input_ids"] == [2, 6, 3] and e["labels"] == [-100, 6, 3]
+    with pytest.raises(CommonweightError, match="row 1: 'prompt' is 3"):
+        task.examples([{"prompt": 3, "completion": "w2"}])
+
+
+def test_chats(llama):
+    rows = [{"messages": [{"role": "user", "content": "w0 w1"}, {"role": "assistant", "content": "w2"}]}]
+    tokenizer = tok(llama)
+    with pytest.raises(CommonweightError, match="need a chat template"):
+        LM(tokenizer, 8).examples(rows)
+    tokenizer.chat_template = tiny.CHAT
+    task = LM(tokenizer, 8)
+    (e,) = task.examples(rows)
+    assert e["input_ids"] == [4, 5, 3, 6, 3] and e["labels"] == [-100, -100, -100, 6, 3]
+    assert task.note == "loss on the assistant's turns" and e["bytes"] == 2
+    with pytest.raises(CommonweightError, match="no assistant speaks within 3 tokens"):
+        LM(tokenizer, 3).examples(rows)
+    with pytest.raises(CommonweightError, match="row 1: the chat template refuses"):
+        task.examples([{"messages": 3}])
+    tokenizer.chat_template = tiny.CHAT.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    task = LM(tokenizer, 8)
+    (e,) = task.examples(rows)
+    assert e["labels"] == e["input_ids"] and task.note.startswith("loss on whole chats")
+
+
+def test_nats_and_bits(llama):
+    """The loss is the model's own; bits per byte follow from it."""
+    model = tf.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    task = LM(tok(llama), 16)
+    examples = task.examples([{"text": "w0 w1 w2 w3"}])
+    batch = task.collate(examples)
+    with torch.no_grad():
+        want = model(**batch).loss
+        torch.testing.assert_close(task.loss(model, batch), want)
+        metrics = task.measure(model, examples, 4)
+    assert metrics["loss"] == pytest.approx(want.item(), rel=1e-5)
+    assert metrics["bits_per_byte"] == pytest.approx(want.item() * 4 / math.log(2) / 11, rel=1e-5)
