@@ -32,23 +32,36 @@ def main() -> list[dict]:
             for side, (method, options) in SIDES.items():
                 result = adapt(host, "t", train, method=method, options=options, dev_rows=dev, seed=seed)
                 score[side][task, seed] = 100 * evaluate(host, "t", test)["accuracy"]
-                params[side] = sum(p.numel for n, p in result.tenant.plan.pools.items() if p.train and not n.startswith("head"))
+                params[side] = sum(
+                    p.numel for n, p in result.tenant.plan.pools.items() if p.train and not n.startswith("head")
+                )
                 host.remove("t")
         mean = {s: statistics.mean(score[s][task, seed] for seed in SEEDS) for s in SIDES}
         diffs = [score["mos"][task, s] - score["lora"][task, s] for s in SEEDS]
-        rows.append({
-            "what": f"accuracy, {task}, MoS - LoRA r16, {len(test)} test rows, 3 seeds", "unit": "points", "target": None,
-            "ours": round(mean["mos"], 2), "theirs": round(mean["lora"], 2), "difference": round(statistics.mean(diffs), 2),
-            "spread": [round(min(diffs), 2), round(max(diffs), 2)],
-        })  # fmt: skip
+        rows.append(
+            {
+                "what": f"accuracy, {task}, MoS - LoRA r16, {len(test)} test rows, 3 seeds",
+                "unit": "points",
+                "target": None,
+                "ours": round(mean["mos"], 2),
+                "theirs": round(mean["lora"], 2),
+                "difference": round(statistics.mean(diffs), 2),
+                "spread": [round(min(diffs), 2), round(max(diffs), 2)],
+            }
+        )
         print(rows[-1], flush=True)
     by_seed = [statistics.mean(score["mos"][t, s] - score["lora"][t, s] for t in TASKS) for s in SEEDS]
-    rows.append({
-        "what": f"accuracy, mean of five tasks, MoS ({params['mos']:,}) - LoRA r16 ({params['lora']:,} parameters), 3 seeds",
-        "unit": "points", "target": -0.5, "difference": round(statistics.mean(by_seed), 2),
-        "ours": round(statistics.mean(score["mos"].values()), 2), "theirs": round(statistics.mean(score["lora"].values()), 2),
-        "spread": [round(min(by_seed), 2), round(max(by_seed), 2)],
-    })  # fmt: skip
+    rows.append(
+        {
+            "what": f"accuracy, mean of five tasks, MoS ({params['mos']:,}) - LoRA r16 ({params['lora']:,}), 3 seeds",
+            "unit": "points",
+            "target": -0.5,
+            "difference": round(statistics.mean(by_seed), 2),
+            "ours": round(statistics.mean(score["mos"].values()), 2),
+            "theirs": round(statistics.mean(score["lora"].values()), 2),
+            "spread": [round(min(by_seed), 2), round(max(by_seed), 2)],
+        }
+    )
     store("accuracy", rows)
     return rows
 

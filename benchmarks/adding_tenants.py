@@ -1,6 +1,6 @@
 """Adding the 16th and the 256th LoRA tenant to one base: ours against PEFT's add_adapter.
 
-    python -m benchmarks.adding_tenants
+python -m benchmarks.adding_tenants
 """
 
 from __future__ import annotations
@@ -43,11 +43,18 @@ def main() -> list[dict]:
         for n in AT:
             near = {k: v[n - 5 : n + 4] for k, v in took.items()}  # nine additions around the n-th
             ratios = sorted(b / a for a, b in zip(near["ours"], near["peft"]))
-            rows.append({
-                "what": f"adding tenant {n}, PEFT / ours, {base}", "unit": "times faster", "target": 50 if n == 256 else None,
-                "ours_ms": round(statistics.median(near["ours"]), 3), "theirs_ms": round(statistics.median(near["peft"]), 3),
-                "ratio": round(ratios[4], 1), "spread": [round(ratios[2], 1), round(ratios[6], 1)], "rounds": 9,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "what": f"adding tenant {n}, PEFT / ours, {base}",
+                    "unit": "times faster",
+                    "target": 50 if n == 256 else None,
+                    "ours_ms": round(statistics.median(near["ours"]), 3),
+                    "theirs_ms": round(statistics.median(near["peft"]), 3),
+                    "ratio": round(ratios[4], 1),
+                    "spread": [round(ratios[2], 1), round(ratios[6], 1)],
+                    "rounds": 9,
+                }
+            )
     store("adding_tenants", rows)
     return rows
 

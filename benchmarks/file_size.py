@@ -52,11 +52,18 @@ def main() -> list[dict]:
             tenant = host.add("t", method, **OPTIONS.get(method, {}))
             size = host.save("t", Path(tmp) / "t.safetensors").stat().st_size
             theirs = peft_ratio(method, Path(tmp) / method)
-            rows.append({
-                "what": f"file over pools, {method}", "unit": "bytes", "target": LIMIT,
-                "file": size, "pools": tenant.nbytes, "met": size <= 1.02 * tenant.nbytes + 8192,
-                "ratio": round(size / max(tenant.nbytes, 1), 3), "peft_ratio": theirs and round(theirs, 2),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "what": f"file over pools, {method}",
+                    "unit": "bytes",
+                    "target": LIMIT,
+                    "file": size,
+                    "pools": tenant.nbytes,
+                    "met": size <= 1.02 * tenant.nbytes + 8192,
+                    "ratio": round(size / max(tenant.nbytes, 1), 3),
+                    "peft_ratio": theirs and round(theirs, 2),
+                }
+            )
             host.remove("t")
     store("file_size", rows)
     return rows

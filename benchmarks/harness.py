@@ -48,7 +48,8 @@ def in_fresh_process(module: str, *args: str) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     name = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
     )
     return {
         "cpu": name,

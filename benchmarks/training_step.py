@@ -1,7 +1,7 @@
 """One training step (forward, backward, AdamW): our LoRA against PEFT's, our MoS against our LoRA.
 
-    python -m benchmarks.training_step            time
-    python -m benchmarks.training_step peak SIDE BASE   peak memory of one side, in a process of its own
+python -m benchmarks.training_step            time
+python -m benchmarks.training_step peak SIDE BASE   peak memory of one side, in a process of its own
 """
 
 from __future__ import annotations
@@ -78,15 +78,32 @@ def main(rounds: int = 15) -> list[dict]:
         sides = {name: make(base) for name, make in SIDES.items()}
         for a, b, target in (("ours", "peft", 1.0), ("mos", "ours", 1.05)):
             timed = alternate(sides[a], sides[b], rounds)
-            rows.append({"what": f"training step, {a} / {b}, {base}, {ROWS}x{LENGTH}", "unit": "time", "target": target, **timed})
-        memory = [{s: in_fresh_process("benchmarks.training_step", "peak", s, base)["peak_mb"] for s in SIDES} for _ in range(5)]
+            rows.append(
+                {
+                    "what": f"training step, {a} / {b}, {base}, {ROWS}x{LENGTH}",
+                    "unit": "time",
+                    "target": target,
+                    **timed,
+                }
+            )
+        memory = [
+            {s: in_fresh_process("benchmarks.training_step", "peak", s, base)["peak_mb"] for s in SIDES}
+            for _ in range(5)
+        ]
         for a, b, target in (("ours", "peft", 1.0), ("mos", "ours", 1.05)):
             ratios = sorted(m[a] / m[b] for m in memory)
-            rows.append({
-                "what": f"peak memory, {a} / {b}, {base}, {ROWS}x{LENGTH}", "unit": "peak memory", "target": target,
-                "ours_mb": memory[0][a], "theirs_mb": memory[0][b],
-                "ratio": round(ratios[2], 3), "spread": [round(ratios[0], 3), round(ratios[-1], 3)], "rounds": 5,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "what": f"peak memory, {a} / {b}, {base}, {ROWS}x{LENGTH}",
+                    "unit": "peak memory",
+                    "target": target,
+                    "ours_mb": memory[0][a],
+                    "theirs_mb": memory[0][b],
+                    "ratio": round(ratios[2], 3),
+                    "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
+                    "rounds": 5,
+                }
+            )
     store("training_step", rows)
     return rows
 

@@ -105,7 +105,7 @@ def test_columns():
     with pytest.raises(CommonweightError, match="unknown label column 'intend'; did you mean 'intent'"):
         column(row, "intend", ("label",), "label")
     with pytest.raises(
-        CommonweightError, match="no label column among Text, intent; .* name yours with --label-column"
+        CommonweightError, match=r"no label column among Text, intent; .* name yours with --label-column"
     ):
         column(row, None, ("label",), "label")
     with pytest.raises(CommonweightError, match="row 3: 'text' is ''; wanted a text"):

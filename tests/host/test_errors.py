@@ -19,7 +19,13 @@ def snapshot(host: cw.Host) -> dict:
     hooks = {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in host.model.named_modules()}
     bits = {n: p.detach().numpy().tobytes() for n, p in host.model.named_parameters()}
     pools = {t: {n: p.detach().numpy().tobytes() for n, p in host[t].pools.items()} for t in host}
-    return {"hooks": hooks, "bits": bits, "pools": pools, "frozen": list(map(id, host._frozen.values())), "next": host._next}
+    return {
+        "hooks": hooks,
+        "bits": bits,
+        "pools": pools,
+        "frozen": list(map(id, host._frozen.values())),
+        "next": host._next,
+    }
 
 
 @pytest.fixture
@@ -47,7 +53,12 @@ def host():
         ("t", "lora", {"rank": True}, "LoRA: rank is True; wanted int"),
         ("t", "lora", {"dropout": 2.0}, "LoRA: dropout is 2.0; it must be <= 0.95"),
         ("t", "mos", {"private": 3}, "MoS: private=3 is more than the whole budget=2"),
-        ("t", "mos", {"shards": 5}, "mos: model.layers.0.self_attn.q_proj: width 32 of A is not a multiple of shards=5"),
+        (
+            "t",
+            "mos",
+            {"shards": 5},
+            "mos: model.layers.0.self_attn.q_proj: width 32 of A is not a multiple of shards=5",
+        ),
         ("t", "lora", {"sites": "*.nowhere"}, r"the pattern '\*.nowhere' matches no site; the linear layers end in"),
         ("t", "lora", {"labels": 3}, "the model has no head site"),
         ("t", object(), {}, "neither a method's name nor a method's config"),
@@ -99,7 +110,7 @@ def test_unknown_tenants(host):
         lambda: host.route(["taken", "takn"]).__enter__(),
         lambda: host.save("takn", "x.safetensors"),
     ):
-        with pytest.raises(cw.CommonweightError, match="unknown tenant 'takn'; did you mean 'taken'?"):
+        with pytest.raises(cw.CommonweightError, match=r"unknown tenant 'takn'; did you mean 'taken'\?"):
             act()
     with pytest.raises(cw.CommonweightError, match="no tenant has the number 7"), host.route(torch.tensor([7, 0])):
         pass
@@ -109,7 +120,10 @@ def test_unknown_tenants(host):
 
 def test_a_row_count_that_differs_from_the_route(host):
     _, batch = make("llama")
-    with host.route(["taken", None, "taken"]), pytest.raises(cw.CommonweightError, match="names 3 readers, the batch has 4 rows"):
+    with (
+        host.route(["taken", None, "taken"]),
+        pytest.raises(cw.CommonweightError, match="names 3 readers, the batch has 4 rows"),
+    ):
         answer(host.model, batch)
     with host.route([None, None]), pytest.raises(cw.CommonweightError, match="names 2 readers, the batch has 4 rows"):
         answer(host.model, batch)

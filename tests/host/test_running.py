@@ -145,9 +145,12 @@ def test_torch_compile_without_a_graph_break(route):
 
 
 def test_packed_batches_route_by_token():
-    model, batch = make("mlp")
+    model, _ = make("mlp")
     host = cw.Host(model)
-    a, b = stir(host.add("a", "lora"), 1), stir(host.add("b", "ia3") if "ia3" in cw.methods.available() else host.add("b", "lora"), 2)
+    a, b = (
+        stir(host.add("a", "lora"), 1),
+        stir(host.add("b", "ia3") if "ia3" in cw.methods.available() else host.add("b", "lora"), 2),
+    )
     x = torch.randn(2, 5, 16)
     who = torch.tensor([[a.number, a.number, -1, b.number, b.number], [b.number, -1, -1, a.number, b.number]])
     with torch.no_grad():
@@ -180,13 +183,15 @@ def test_generate_with_a_cache():
 
 
 def test_many_tenants_touch_no_module():
-    model, batch = make("llama")
+    model, _ = make("llama")
     host = cw.Host(model)
     before = {n: (len(m._forward_hooks), len(m._forward_pre_hooks), list(m.__dict__)) for n, m in model.named_modules()}
     keys = list(model.state_dict())
     for i in range(50):
         host.add(f"t{i}", "lora", rank=2)
-    assert before == {n: (len(m._forward_hooks), len(m._forward_pre_hooks), list(m.__dict__)) for n, m in model.named_modules()}
+    assert before == {
+        n: (len(m._forward_hooks), len(m._forward_pre_hooks), list(m.__dict__)) for n, m in model.named_modules()
+    }
     assert keys == list(model.state_dict())
     for i in range(50):
         host.remove(f"t{i}")
@@ -208,7 +213,7 @@ def test_common_frozen_pools_exist_once():
 
 
 def test_close_gives_the_model_back():
-    model, batch = make("llama")
+    model, _ = make("llama")
     flags = [p.requires_grad for p in model.parameters()]
     host = cw.Host(model)
     with pytest.raises(cw.CommonweightError, match="already has a host"):
@@ -222,7 +227,9 @@ def test_close_gives_the_model_back():
 def test_rows_of_a_fused_projection_are_sites():
     model, batch = make("gpt2")
     host = cw.Host(model, sites="*.c_attn", fused={"*.c_attn": 3})
-    assert [s.name for s in host.sites if s.kind == "linear"][:3] == [f"transformer.h.0.attn.c_attn[{i}]" for i in range(3)]
+    assert [s.name for s in host.sites if s.kind == "linear"][:3] == [
+        f"transformer.h.0.attn.c_attn[{i}]" for i in range(3)
+    ]
     tenant = stir(host.add("q-and-v", "lora", rank=2, sites="*.c_attn[[]0]|*.c_attn[[]2]"))
     assert len(tenant.plan.uses) == 4
     merged = host.merged("q-and-v")

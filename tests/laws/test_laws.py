@@ -13,13 +13,19 @@ import torch
 
 import commonweight as cw
 from commonweight.address import fold
-from commonweight.host.tenant import Derive
 from commonweight.core import Rng
+from commonweight.host.tenant import Derive
 from tests.laws.subjects import METHODS, can, model_of, small, stir
 from tests.models import KINDS, answer, make
 
-SITES = [cw.Site(f"layers.{i}.{n}", o, 32, "linear", r) for i in range(3) for n, o, r in (("q", 32, "query"), ("v", 16, "value"), ("down", 32, "down"))]
-SITES += [cw.Site(f"layers.{i}", 32, 32, "block") for i in range(3)] + [cw.Site(f"layers.{i}.norm", 32, 1, "norm") for i in range(3)]
+SITES = [
+    cw.Site(f"layers.{i}.{n}", o, 32, "linear", r)
+    for i in range(3)
+    for n, o, r in (("q", 32, "query"), ("v", 16, "value"), ("down", 32, "down"))
+]
+SITES += [cw.Site(f"layers.{i}", 32, 32, "block") for i in range(3)] + [
+    cw.Site(f"layers.{i}.norm", 32, 1, "norm") for i in range(3)
+]
 
 
 class FakeBase:
@@ -156,7 +162,7 @@ def test_adding_tenants_moves_no_initial_value(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_save_and_load_give_equal_bits_in_a_small_file(method, tmp_path):
-    model, batch = make(model_of(method))
+    model, _ = make(model_of(method))
     host = cw.Host(model)
     tenant = stir(host.add("t", method, seed=4, **small(method)))
     path = host.save("t", tmp_path / "t.safetensors")
@@ -174,7 +180,11 @@ def test_nothing_depends_on_the_hash_seed():
     )
     out = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": s}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": s},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for s in ("1", "2")
     }

@@ -29,9 +29,7 @@ def test_formula():
 def test_private_shards_have_one_reader_and_pairs_are_dissociated():
     model, _ = make("llama")
     tenant = cw.Host(model).add("t", "mos", rank=4, budget=3, private=1, shards=2)
-    a, b = (
-        [set(tenant.pools[f"model.layers.{i}.mlp.up_proj.{s}.index"].tolist()) for i in range(2)] for s in "AB"
-    )
+    a, b = ([set(tenant.pools[f"model.layers.{i}.mlp.up_proj.{s}.index"].tolist()) for i in range(2)] for s in "AB")
     public = 2 * (3 - 1) * 2
     for layers in (a, b):
         assert {i for i in layers[0] if i >= public} == {public, public + 1}
@@ -46,5 +44,8 @@ def test_eight_times_fewer_parameters_than_lora():
 
 
 def test_a_width_that_shards_do_not_divide():
-    with pytest.raises(cw.CommonweightError, match=r"mos: q_proj: width 30 of A is not a multiple of shards=4; choose shards from \[1, 2"):
+    with pytest.raises(
+        cw.CommonweightError,
+        match=r"mos: q_proj: width 30 of A is not a multiple of shards=4; choose shards from \[1, 2",
+    ):
         cw.plan("mos", [cw.Site("q_proj", 32, 30)], rank=2)

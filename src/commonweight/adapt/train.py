@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,11 +105,12 @@ def _run(
             )
         same_settings(settings, read(found).facts.get("settings", {}), found.parent)
     rates = build(Recipe, {**_fields(recipe), "lr": recipe.lr or tenant.method.lr})
-    run = quietly(lambda: Run(host, tenant, task, rates, train, dev, settings, store, progress))
-    if found is not None:
-        run.restore(found)
-    if not run.done:
-        quietly(lambda: run.train(resume_from_checkpoint=None if found is None else str(found)))
+    with tempfile.TemporaryDirectory() as unused:
+        run = quietly(lambda: Run(host, tenant, task, rates, train, dev, settings, store, progress, unused))
+        if found is not None:
+            run.restore(found)
+        if not run.done:
+            quietly(lambda: run.train(resume_from_checkpoint=None if found is None else str(found)))
     run.finish()
     name, _ = task.better
     scored = [c for c in run.curve if f"dev_{name}" in c]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,10 @@ class Watch(TrainerCallback):
 
 
 class Run(Trainer):
-    """One tenant's training on its host. A run that was killed and resumed ends with the same bits."""
+    """One tenant's training on its host. A run that was killed and resumed ends with the same bits.
+
+    unused: a folder that transformers.Trainer insists on; nothing is written there.
+    """
 
     def __init__(
         self,
@@ -102,6 +104,7 @@ class Run(Trainer):
         settings: dict[str, Any],
         store: Store | None,
         progress: Callable[[Progress], None] | None,
+        unused: str,
     ):
         module = host.module(tenant.name)
         self.module, self.tenant, self.task, self.recipe, self.dev = module, tenant, task, recipe, dev
@@ -117,7 +120,7 @@ class Run(Trainer):
         optimizer = AdamW(tenant.param_groups(recipe.lr), weight_decay=recipe.weight_decay)
         warm = round(recipe.warmup * self.steps)
         args = TrainingArguments(
-            output_dir=str(Path(tempfile.gettempdir()) / "commonweight-unused"),  # nothing is written there
+            output_dir=unused,
             per_device_train_batch_size=recipe.batch_size,
             max_steps=self.steps,
             max_grad_norm=recipe.clip,

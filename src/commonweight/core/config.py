@@ -11,7 +11,9 @@ from .errors import CommonweightError, unknown
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, *, ge: float | None = None, le: float | None = None, gt: float | None = None) -> Any:
+def option(
+    default: Any, help: str, *, ge: float | None = None, le: float | None = None, gt: float | None = None
+) -> Any:
     """A field of a config: its default, one line of help, and the range it must lie in."""
     return field(default=default, metadata={"help": help, "ge": ge, "le": le, "gt": gt})
 

@@ -68,8 +68,8 @@ def load(host: Host, name: str, path: Path, check_base: bool) -> Tenant:
         plan += head(host.head_site(), len(labels))
     if plan.digest() != header["plan"]:
         raise CommonweightError(
-            f"{path}: written by commonweight {header.get('version')}, whose {method.name} reads its pools in another way; "
-            "load it with that version"
+            f"{path}: written by commonweight {header.get('version')}, whose {method.name} reads its pools in "
+            "another way; load it with that version"
         )
     pools, check = native.decode(path, plan)
     tenant = host._attach(name, method, config, plan, labels, pools)
@@ -112,4 +112,3 @@ def _version() -> str:
         return version("commonweight")
     except PackageNotFoundError:
         return "unknown"
-

@@ -35,22 +35,23 @@ class SiteHook:
         if route is None:
             return None
         if route.single is not None:
-            if not self._fast_input(route.single):
-                return None
-            return (self.transform(route.single.table[self.at.name][0], args[0]), *args[1:])
-        if not any(self._fast_input(t) for t, _ in route.groups):
+            entry = self.on_input(route.single)
+            return None if entry is None else (self.transform(entry, args[0]), *args[1:])
+        entries = [self.on_input(t) for t, _ in route.groups]
+        if not any(entries):
             return None
         x = args[0]
         flat = self.spread(route, x)
         parts = []
-        for tenant, places in route.groups:
+        for entry, (_, places) in zip(entries, route.groups):
             part = flat.index_select(0, places.to(x.device))
-            parts.append(self.transform(tenant.table[self.at.name][0], part) if self._fast_input(tenant) else part)
+            parts.append(part if entry is None else self.transform(entry, part))
         return (self.gather(route, parts, x.device).reshape(x.shape), *args[1:])
 
-    def _fast_input(self, tenant: Tenant | None) -> bool:
-        entries = tenant.table.get(self.at.name) if tenant is not None else None
-        return entries is not None and len(entries) == 1 and entries[0].inputs is not None and entries[0].rows is None
+    def on_input(self, tenant: Tenant | None) -> Entry | None:
+        """The tenant's one use here, if it changes the input alone; uses in company take the reference form."""
+        entries = tenant.table.get(self.at.name, ()) if tenant is not None else ()
+        return next((e for e in entries if len(entries) == 1 and e.inputs is not None and e.rows is None), None)
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
@@ -179,7 +180,9 @@ def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
     """(w', b') in float32, by the weight and bias forms, in order."""
     for entry in entries:  # first of all: a block has no weight to start from
         if getattr(entry.bind, "weight", None) is None:
-            raise CommonweightError(f"{at.name}: {type(entry.bind).__name__} is no change of a weight; it cannot be merged")
+            raise CommonweightError(
+                f"{at.name}: {type(entry.bind).__name__} is no change of a weight; it cannot be merged"
+            )
     w, b = at.weight.float(), at.bias
     b = None if b is None else b.float()
     for entry in entries:

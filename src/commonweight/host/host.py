@@ -114,7 +114,9 @@ class Host:
         for s in self._every:
             if s.kind == "head":
                 return s
-        raise CommonweightError("labels were given, but the model has no head site; wrap it in commonweight.Classifier first")
+        raise CommonweightError(
+            "labels were given, but the model has no head site; wrap it in commonweight.Classifier first"
+        )
 
     def _free(self, name: str) -> None:
         safe(name)

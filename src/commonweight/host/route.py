@@ -48,7 +48,9 @@ class Route:
         groups: list[tuple[Tenant | None, Tensor]] = []
         for n in flat.unique().tolist():
             if n != -1 and n not in tenants:
-                raise CommonweightError(f"no tenant has the number {n}; known: {sorted(tenants)}, and -1 for the plain base")
+                raise CommonweightError(
+                    f"no tenant has the number {n}; known: {sorted(tenants)}, and -1 for the plain base"
+                )
             groups.append((None if n == -1 else tenants[n], (flat == n).nonzero().squeeze(1)))
         route._group(groups, flat.numel())
         return route

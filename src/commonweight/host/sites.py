@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from ..core import CommonweightError, Site
 Pattern = str | Callable[[str, nn.Module], bool] | None
 
 _ROLES = (  # first match wins; the projection's name in the architectures that transformers carries
-    ("attn_out", r"(attention\.output\.dense|(attn|attention|Attention)\w*\.(o_proj|out_proj|c_proj|o|dense|out_lin|wo|proj))$"),
+    (
+        "attn_out",
+        r"(attention\.output\.dense|(attn|attention|Attention)\w*\.(o_proj|out_proj|c_proj|o|dense|out_lin|wo|proj))$",
+    ),
     ("qkv", r"(c_attn|qkv_proj|query_key_value|qkv|Wqkv|in_proj)$"),
     ("query", r"(q_proj|query|\bq|q_lin|q_a_proj|q_b_proj|wq)$"),
     ("key", r"(k_proj|key|\bk|k_lin|wk)$"),
@@ -100,16 +104,18 @@ def blocks(model: nn.Module) -> list[str]:
     return found
 
 
-def _linear(module: nn.Module) -> tuple[int, int, bool] | None:
+def _linear(module: Any) -> tuple[int, int, bool] | None:
     """(out, inp, transposed) of a linear layer, else None."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features, False
     if type(module).__name__ == "Conv1D" and getattr(module, "weight", None) is not None:
-        return module.weight.shape[1], module.weight.shape[0], True  # type: ignore[return-value,index]
+        return module.weight.shape[1], module.weight.shape[0], True
     return None
 
 
-def discover(model: nn.Module, fused: Mapping[str, int] | None = None) -> tuple[dict[str, Physical], list[Site], list[Site]]:
+def discover(
+    model: nn.Module, fused: Mapping[str, int] | None = None
+) -> tuple[dict[str, Physical], list[Site], list[Site]]:
     """(modules by name, every site, the default ones).
 
     Default: linear projections, norms and outputs of the transformer blocks; all linear layers of a model that
@@ -136,7 +142,7 @@ def discover(model: nn.Module, fused: Mapping[str, int] | None = None) -> tuple[
                 found.append(Site(label, step, inp, "linear", role(name), has_bias, rows))
             inside = inside and not re.search(r"(\.experts\.|\.router|\.gate$|shared_expert_gate$)", name)
         elif _is_norm(module):
-            width = module.weight.shape[0]  # type: ignore[union-attr,index]
+            width: int = module.weight.shape[0]  # type: ignore[union-attr,index,assignment]
             modules[name] = Physical(name, module, "norm", False)
             found.append(Site(name, width, 1, "norm", "", getattr(module, "bias", None) is not None))
         elif name in layers and (width := _width(model, module)):
@@ -181,13 +187,17 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
     chosen = [s for s in every if s.kind == "head" or any(_match(s.name, g) for g in globs)]
     if not any(s.kind != "head" for s in chosen):
         for name in experts(model):
-            if any(_match(name, g) or _match(f"{name}.gate_up_proj", g) or _match(f"{name}.down_proj", g) for g in globs):
+            if any(
+                _match(name, g) or _match(f"{name}.gate_up_proj", g) or _match(f"{name}.down_proj", g) for g in globs
+            ):
                 raise CommonweightError(
                     f"{name}: fused expert weights (three-dimensional) cannot be adapted yet; "
                     "choose the attention projections, for example sites='*.q_proj|*.v_proj'"
                 )
         tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind == "linear"})
-        raise CommonweightError(f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}")
+        raise CommonweightError(
+            f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}"
+        )
     return chosen
 
 

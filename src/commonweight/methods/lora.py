@@ -18,7 +18,9 @@ class LoRA:
     alpha: float | None = option(None, "numerator of the scale; none: 2 * rank", gt=0)
     rslora: bool = option(False, "scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732, eq. 6)")
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: other ranks for some sites, first match wins")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: other ranks for some sites, first match wins"
+    )
     alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs: other alphas for some sites")
 
 

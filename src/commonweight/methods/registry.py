@@ -66,7 +66,9 @@ def resolve(method: str | Any, options: Mapping[str, Any]) -> tuple[Method, Any]
     for found in _METHODS.values():
         if type(method) is found.config:
             if options:
-                raise CommonweightError(f"{found.name}: give the options {sorted(options)} in the config, not beside it")
+                raise CommonweightError(
+                    f"{found.name}: give the options {sorted(options)} in the config, not beside it"
+                )
             return found, method
     raise CommonweightError(f"{method!r} is neither a method's name nor a method's config; wanted e.g. 'mos'")
 

@@ -90,8 +90,11 @@ def table(
     key: str | None = None,
     foot: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """A table; from five rows on, a click on a column sorts it. group: a rule is drawn where this field changes. key: the field that a
-    figure's dots go by. foot: rows that stay at the bottom; a column's `show` must know them too."""
+    """A table; from five rows on, a click on a column sorts it.
+
+    group: a rule is drawn where this field changes. key: the field that a figure's dots go by. foot: rows that stay at
+    the bottom; a column's `show` must know them too.
+    """
     names = [escape(c.title) for c in columns]
     if len(rows) >= 5:
         names = [f'<button type="button">{name}</button>' for name in names]
