@@ -9,12 +9,7 @@ from commonweight.report import Column, compact, facts, page, table
 from .show import Results, means, ms, percent, picture, settings, share_of_lora, title
 
 COLUMNS = (
-    Column(
-        "tenant",
-        lambda r: r["tenant"] if "error" in r else f"<code>{r['tenant']}</code>",
-        lambda r: r["tenant"],
-        number=False,
-    ),
+    Column("tenant", lambda r: _tenant(r), lambda r: r["tenant"], number=False),
     Column("method", lambda r: _method(r), lambda r: title(r["method"]), number=False),
     Column("trainable", lambda r: f"{r['parameters']:,.0f}", lambda r: r["parameters"]),
     Column("bytes on disk", lambda r: f"{r['bytes']:,.0f}", lambda r: r["bytes"]),

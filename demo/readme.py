@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,9 @@ def sentences(results: Results, rows: list[int]) -> list[str]:
 
 
 def wrap(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+    """Lines of at most 120 characters that break no `code`."""
+    whole = re.sub(r"`[^`]*`", lambda m: m[0].replace(" ", "\0"), text)
+    return textwrap.fill(whole, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 def _cells(values: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import adapt, methods
     from .adapt import Classifier
+    from .commons import Commons
     from .core import CommonweightError, Plan, Pool, Site
     from .host import Host, Tenant
     from .methods import plan
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Classifier",
+    "Commons",
     "CommonweightError",
     "Host",
     "Plan",
@@ -27,6 +29,7 @@ __all__ = [
 
 _HOMES = {
     "Classifier": "adapt.classifier",
+    "Commons": "commons",
     "CommonweightError": "core",
     "Host": "host",
     "Plan": "core",
@@ -35,7 +38,7 @@ _HOMES = {
     "Tenant": "host",
     "plan": "methods",
 }
-_FOLDERS = {"adapt", "core", "formats", "host", "methods"}
+_FOLDERS = {"adapt", "address", "bind", "commons", "core", "formats", "host", "methods"}
 
 
 def __getattr__(name: str) -> Any:

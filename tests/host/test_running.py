@@ -170,6 +170,49 @@ def test_a_long_tensor_with_one_number_per_row():
             assert torch.equal(by_number, answer(model, batch))
 
 
+def test_numbers_in_any_order_with_tenants_that_run_as_one_group():
+    model, batch = make("llama")
+    host = cw.Host(model)
+    for i in range(4):
+        stir(host.add(f"t{i}", "lora", rank=2), i)
+    names = ["t2", "t0", "t3", "t1"]
+    with torch.no_grad():
+        with host.route(torch.tensor([host[n].number for n in names])):
+            mixed = answer(model, batch)
+        for i, n in enumerate(names):
+            torch.testing.assert_close(mixed[i], alone(host, model, batch, n)[i], rtol=1e-5, atol=1e-6)
+
+
+def test_a_pool_written_while_a_route_is_open_is_seen():
+    model, batch = make("llama")
+    host = cw.Host(model)
+    for i in range(4):
+        stir(host.add(f"t{i}", "lora", rank=2), i)
+    with torch.no_grad(), host.route([f"t{i}" for i in range(4)]):
+        before = answer(model, batch)
+        assert torch.equal(answer(model, batch), before)
+        stir(host["t2"], 9)
+        after = answer(model, batch)
+    assert torch.equal(after[[0, 1, 3]], before[[0, 1, 3]]) and not torch.equal(after[2], before[2])
+    torch.testing.assert_close(after[2], alone(host, model, batch, "t2")[2], rtol=1e-5, atol=1e-6)
+
+
+def test_some_rows_run_as_a_group_and_some_alone():
+    model, batch = make("llama")
+    batch = {k: v.repeat(3, 1) for k, v in batch.items()}
+    host = cw.Host(model)
+    for i in range(4):
+        stir(host.add(f"t{i}", "lora", rank=2), i)
+    stir(host.add("oft", "oft", block_size=8), 8)
+    stir(host.add("wide", "lora", rank=3), 9)
+    names = ["t2", None, "oft", "t0", "wide", "t2", "oft", "t3", None, "t0", "wide", "t1"]
+    with torch.no_grad():
+        with host.route(names):
+            mixed = answer(model, batch)
+        for i, n in enumerate(names):
+            torch.testing.assert_close(mixed[i], alone(host, model, batch, n)[i], rtol=1e-4, atol=1e-5)
+
+
 def test_generate_with_a_cache():
     host, model, batch = two()
     out = {}

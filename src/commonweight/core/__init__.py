@@ -1,11 +1,17 @@
 """The types everything is said in, and the small tools they need. Imports nothing of the rest."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .config import build, config, option, parse, table
 from .errors import CommonweightError, unknown
-from .init import ONES, ZEROS, BaseWeight, Constant, Init, Normal, Orthonormal, Source, Uniform, Values, kaiming
-from .rng import Rng
+from .names import safe
 from .serial import dump, load, serial
-from .types import Address, Base, Bind, Ctx, Plan, Pool, Read, Site, Use
+
+if TYPE_CHECKING:
+    from .init import ONES, ZEROS, BaseWeight, Constant, Init, Normal, Orthonormal, Source, Uniform, Values, kaiming
+    from .rng import Rng
+    from .types import Address, Base, Bind, Ctx, Plan, Pool, Read, Site, Use
 
 __all__ = [
     "ONES",
@@ -36,7 +42,24 @@ __all__ = [
     "load",
     "option",
     "parse",
+    "safe",
     "serial",
     "table",
     "unknown",
 ]
+
+# These need torch, whose import takes longer than any command of the store.
+_HOMES = {
+    **dict.fromkeys(("ONES", "ZEROS", "BaseWeight", "Constant", "Init", "Normal", "Orthonormal"), "init"),
+    **dict.fromkeys(("Source", "Uniform", "Values", "kaiming"), "init"),
+    **dict.fromkeys(("Address", "Base", "Bind", "Ctx", "Plan", "Pool", "Read", "Site", "Use"), "types"),
+    "Rng": "rng",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,38 +113,55 @@ def read_header(path: Path) -> dict[str, Any]:
         raise CommonweightError(
             f"{path}: a safetensors file, but not a commonweight tenant; a PEFT adapter folder is read by import_peft"
         )
+    return parse_header(str(path), raw)
+
+
+def parse_header(where: str, raw: str) -> dict[str, Any]:
+    """The JSON header from its text, looked at."""
     try:
         header = json.loads(raw)
         version = header["format"]
         _ = header["method"], header["config"], header["seed"], header["sites"], header["plan"], header["base"]
     except (ValueError, KeyError, TypeError) as e:
-        raise CommonweightError(f"{path}: its header is damaged ({e}); save the tenant again") from e
+        raise CommonweightError(f"{where}: its header is damaged ({e}); save the tenant again") from e
     if not isinstance(version, int) or version > FORMAT:
-        raise CommonweightError(f"{path}: format {version}; this version reads up to {FORMAT}: upgrade commonweight")
+        raise CommonweightError(f"{where}: format {version}; this version reads up to {FORMAT}: upgrade commonweight")
     return header
 
 
 def decode(path: Path, plan: Plan) -> tuple[dict[str, Tensor], Tensor | None]:
     """(saved pools by name, check numbers), every name, shape, dtype and value looked at."""
-    out: dict[str, Tensor] = {}
     with _open(path) as f:
-        there = set(f.keys())
-        wanted = layout(plan)
-        if there - {CHECK} != set(wanted):
-            missing, extra = sorted(set(wanted) - there), sorted(there - set(wanted) - {CHECK})
-            raise CommonweightError(f"{path}: missing pools {missing[:3]}, unknown pools {extra[:3]}")
-        for key, names in wanted.items():
-            value, pool = f.get_tensor(key), plan.pools[names[0]]
-            shape = pool.shape if len(names) == 1 else (len(names), *pool.shape)
-            if tuple(value.shape) != shape or value.dtype != getattr(torch, pool.dtype):
-                raise CommonweightError(
-                    f"{path}: pool {key} is {tuple(value.shape)} {value.dtype}, wanted {shape} {pool.dtype}"
-                )
-            if value.is_floating_point() and not value.isfinite().all():
-                raise CommonweightError(f"{path}: pool {key} holds NaN or infinity; it cannot be used")
-            out.update(zip(names, [value] if len(names) == 1 else [v.clone() for v in value]))
-        check = f.get_tensor(CHECK) if CHECK in there else None
-    return out, check
+        return unpack(str(path), plan, f.keys(), f.get_tensor)
+
+
+def unpack(
+    where: str,
+    plan: Plan,
+    there: Iterable[str],
+    get: Callable[[str], Tensor],
+    known: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """`decode`, wherever the tensors named in `there` come from. known: pools at hand, which need no `get`."""
+    out: dict[str, Tensor] = {}
+    there, wanted, known = set(there), layout(plan), known or {}
+    if there - {CHECK} != set(wanted):
+        missing, extra = sorted(set(wanted) - there), sorted(there - set(wanted) - {CHECK})
+        raise CommonweightError(f"{where}: missing pools {missing[:3]}, unknown pools {extra[:3]}")
+    for key, names in wanted.items():
+        if all(n in known for n in names):
+            out.update({n: known[n] for n in names})
+            continue
+        value, pool = get(key), plan.pools[names[0]]
+        shape = pool.shape if len(names) == 1 else (len(names), *pool.shape)
+        if tuple(value.shape) != shape or value.dtype != getattr(torch, pool.dtype):
+            raise CommonweightError(
+                f"{where}: pool {key} is {tuple(value.shape)} {value.dtype}, wanted {shape} {pool.dtype}"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CommonweightError(f"{where}: pool {key} holds NaN or infinity; it cannot be used")
+        out.update(zip(names, [value] if len(names) == 1 else [v.clone() for v in value]))
+    return out, get(CHECK) if CHECK in there else None
 
 
 def _open(path: Path):

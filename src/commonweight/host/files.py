@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,29 @@ if TYPE_CHECKING:
     from .tenant import Tenant
 
 
+class Stored(Protocol):
+    """One tenant as a store holds it. where: for messages. hashes: tensor -> hash of its dtype, shape and bytes."""
+
+    name: str
+    where: str
+    header: Mapping[str, Any]
+    hashes: Mapping[str, str]
+
+    def read(self, tensor: str) -> Tensor: ...
+
+
+class Source(Protocol):
+    """Where tenants are fetched from: `commonweight.Commons` is one."""
+
+    def fetch(self, name: str) -> Stored: ...
+
+
 def save(host: Host, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | None) -> Path:
+    return atomic.write(path, encode(host, tenant, metrics))
+
+
+def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None) -> bytes:
+    """The bytes of the tenant's file."""
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
@@ -40,11 +62,39 @@ def save(host: Host, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | No
         header["labels"] = tenant.labels
     if metrics:
         header["metrics"] = metrics
-    return atomic.write(path, native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools)))
+    return native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools))
 
 
 def load(host: Host, name: str, path: Path, check_base: bool) -> Tenant:
-    header = native.read_header(path)
+    return _enter(
+        host, name, str(path), native.read_header(path), lambda plan: (*native.decode(path, plan), {}), check_base
+    )
+
+
+def load_stored(host: Host, name: str, stored: Stored, check_base: bool) -> Tenant:
+    """A frozen stored pool exists once per host, however many read it; trainable ones are copies."""
+
+    def read(plan: Plan) -> Read:
+        common = {
+            n: (stored.hashes.get(tensor), None if len(names) == 1 else row)
+            for tensor, names in native.layout(plan).items()
+            for row, n in enumerate(names)
+            if not plan.pools[n].train
+        }
+        known = {n: host._frozen[k] for n, k in common.items() if k in host._frozen}
+        known = {n: t for n, t in known.items() if tuple(t.shape) == plan.pools[n].shape}
+        pools, check = native.unpack(stored.where, plan, stored.hashes, stored.read, known)
+        return pools, check, common
+
+    return _enter(host, name, stored.where, stored.header, read, check_base)
+
+
+Read = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]
+
+
+def _enter(
+    host: Host, name: str, path: str, header: Mapping[str, Any], read: Callable[[Plan], Read], check_base: bool
+) -> Tenant:
     method = get(header["method"])
     options = {k: _tuples(v) for k, v in header["config"].items()}
     config = build(method.config, options)
@@ -71,8 +121,8 @@ def load(host: Host, name: str, path: Path, check_base: bool) -> Tenant:
             f"{path}: written by commonweight {header.get('version')}, whose {method.name} reads its pools in "
             "another way; load it with that version"
         )
-    pools, check = native.decode(path, plan)
-    tenant = host._attach(name, method, config, plan, labels, pools)
+    pools, check, common = read(plan)
+    tenant = host._attach(name, method, config, plan, labels, pools, common)
     here = _check(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not _close(here, check)):
         host.remove(name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
-from .route import Current, Route
+from .route import Bucket, Current, Route
 from .sites import Physical
 from .tenant import Entry, Tenant
 
@@ -37,21 +37,14 @@ class SiteHook:
         if route.single is not None:
             entry = self.on_input(route.single)
             return None if entry is None else (self.transform(entry, args[0]), *args[1:])
-        entries = [self.on_input(t) for t, _ in route.groups]
-        if not any(entries):
+        if not any(self.on_input(t) for t, _ in route.groups):
             return None
         x = args[0]
-        flat = self.spread(route, x)
-        parts = []
-        for entry, (_, places) in zip(entries, route.groups):
-            part = flat.index_select(0, places.to(x.device))
-            parts.append(part if entry is None else self.transform(entry, part))
-        return (self.gather(route, parts, x.device).reshape(x.shape), *args[1:])
+        return (self.by_bucket(route, x, x, self.transformed), *args[1:])
 
     def on_input(self, tenant: Tenant | None) -> Entry | None:
-        """The tenant's one use here, if it changes the input alone; uses in company take the reference form."""
-        entries = tenant.table.get(self.at.name, ()) if tenant is not None else ()
-        return next((e for e in entries if len(entries) == 1 and e.inputs is not None and e.rows is None), None)
+        entries = tenant.table.get(self.at.name, []) if tenant is not None else []
+        return entries[0] if takes_input(entries) else None
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
@@ -71,7 +64,7 @@ class SiteHook:
             return y if entries is None else self.apply(entries, x, y)
         if not any(t is not None and self.at.name in t.table for t, _ in route.groups):
             return y
-        return self.mixed(route, x, y)
+        return self.by_bucket(route, x, y, self.mixed)
 
     def apply(self, entries: list[Entry], x: Tensor, y: Tensor) -> Tensor:
         """All uses of one tenant at this site, in order."""
@@ -98,49 +91,55 @@ class SiteHook:
         b = b if b is None else b.to(x.dtype)
         return self.at.call(x, w.to(x.dtype), b)
 
-    def mixed(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
-        """Every reader sees its own rows: one grouped call where all binds agree, else one call per tenant."""
-        fx, fy = self.spread(route, x), self.spread(route, y)
-        if fx.dim() != x.dim():
-            self.by_token(route)
-        if self.at.kind == "linear" and fx.dim() > 1 and (out := self.together(route, x, y)) is not None:
-            return out
+    def by_bucket(self, route: Route, x: Tensor, y: Tensor, run: Callable) -> Tensor:
+        """`run(bucket, x, y)` on every bucket's places, and the results back in the order of the batch."""
+        by_row = x.shape[0] == route.length
+        fx = self.spread(route, x)
+        fy = fx if x is y else self.spread(route, y)
+        buckets, order = route.layout(self.at.name, by_row, x.device)
         parts = []
-        for tenant, places in route.groups:
-            where = places.to(y.device)
-            part_x, part_y = fx.index_select(0, where), fy.index_select(0, where)
-            entries = tenant.table.get(self.at.name) if tenant is not None else None
-            parts.append(part_y if entries is None else self.apply(entries, part_x, part_y))
-        out = self.gather(route, parts, y.device)
+        for bucket in buckets:
+            w = bucket.where
+            parts.append(run(bucket, fx if w is None else fx[w], fy if w is None else fy[w]))
+        out = parts[0] if order is None else self.widened(parts).index_select(0, order)
         return out.reshape(*y.shape[:-1], out.shape[-1])
 
-    def by_token(self, route: Route) -> None:
-        for tenant, _ in route.groups:
-            for entry in tenant.table.get(self.at.name, ()) if tenant is not None else ():
-                if not getattr(entry.bind, "tokenwise", True):
-                    raise CommonweightError(
-                        f"{self.at.name}: tenant {tenant.name!r} ({tenant.method.name}) edits positions of a sequence; "  # type: ignore[union-attr]
-                        "route it per row, not per token"
-                    )
+    def transformed(self, bucket: Bucket, x: Tensor, _: Tensor) -> Tensor:
+        entries = bucket.entries[0]
+        return self.transform(entries[0], x) if takes_input(entries) else x
 
-    def together(self, route: Route, x: Tensor, y: Tensor) -> Tensor | None:
-        """One batched product for all rows when every row's tenant has the same bind and shapes here."""
-        if route.length != x.shape[0] or len(route.groups) == 1:
-            return None
-        entries: list[Entry] = []
-        for tenant, _ in route.groups:
-            found = tenant.table.get(self.at.name) if tenant is not None else None
-            if found is None or len(found) != 1 or found[0].grouped is None or found[0].rows is not None:
-                return None
-            if entries and found[0].signature != entries[0].signature:
-                return None
-            entries.append(found[0])
-        stacked = stack(entries, x.dtype)
-        if (reader := route.reader) is not None:
-            stacked = {k: v.index_select(0, reader.to(v.device)) for k, v in stacked.items()}
-        n = route.length
-        out = entries[0].grouped(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), self.at, **stacked)  # type: ignore[misc]
+    def mixed(self, bucket: Bucket, x: Tensor, y: Tensor) -> Tensor:
+        """A bucket of one tenant by its own form; of several, one batched product for all of them."""
+        if not bucket.entries[0]:
+            return y
+        if len(bucket.entries) == 1:
+            self.tokenwise(bucket, y)
+            return self.apply(bucket.entries[0], x, y)
+        stacked = self.stacked(bucket, x.dtype)
+        n, grouped = x.shape[0], bucket.entries[0][0].grouped
+        out = grouped(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), self.at, **stacked)  # type: ignore[misc]
         return out.view(y.shape)
+
+    def stacked(self, bucket: Bucket, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Per place, the slots in one tensor each; kept while the route is open, nobody trains, no pool is written."""
+        uses = [e[0] for e in bucket.entries]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return stack(uses, dtype, bucket.reader)
+        try:
+            written = sum(p._version for e in uses for _, _, pools in e.reads for p in pools)
+        except RuntimeError:  # pools made in inference mode do not count their writes
+            return stack(uses, dtype, bucket.reader)
+        if bucket.kept.get("written") != (written, dtype):
+            bucket.kept.update(written=(written, dtype), slots=stack(uses, dtype, bucket.reader))
+        return bucket.kept["slots"]
+
+    def tokenwise(self, bucket: Bucket, y: Tensor) -> None:
+        if y.dim() < 3 and not all(getattr(e.bind, "tokenwise", True) for e in bucket.entries[0]):
+            tenant = bucket.tenants[0]
+            raise CommonweightError(
+                f"{self.at.name}: tenant {tenant.name!r} ({tenant.method.name}) edits positions of a sequence; "  # type: ignore[union-attr]
+                "route it per row, not per token"
+            )
 
     def spread(self, route: Route, x: Tensor) -> Tensor:
         """x with the route's places first: as it is per row, flattened per token."""
@@ -153,27 +152,37 @@ class SiteHook:
             f" of shape {tuple(x.shape[1:])}; give one reader per row, or per token"
         )
 
-    def gather(self, route: Route, parts: list[Tensor], device: torch.device) -> Tensor:
-        """The parts back in the order of the batch; heads of different widths are padded with -inf."""
+    def widened(self, parts: list[Tensor]) -> Tensor:
+        """The parts in one; heads of different widths are padded with -inf."""
         width = max(p.shape[-1] for p in parts)
         if any(p.shape[-1] != width for p in parts):
             if self.at.kind != "head":
                 raise CommonweightError(f"{self.at.name}: the readers' outputs differ in width")
             parts = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in parts]
-        return torch.cat(parts).index_select(0, route.inverse.to(device))  # type: ignore[union-attr]
+        return torch.cat(parts)
 
 
-def stack(entries: list[Entry], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every slot with a leading dimension, one per entry; a read that all have in common is done and held once."""
+def takes_input(entries: list[Entry]) -> bool:
+    """One use that changes the input alone; uses in company take the reference form."""
+    return len(entries) == 1 and entries[0].inputs is not None and entries[0].rows is None
+
+
+def stack(entries: list[Entry], dtype: torch.dtype, reader: Tensor | None) -> dict[str, Tensor]:
+    """Every slot with a leading dimension, one per place; a read that all have in common is done and held once."""
     common = {
         slot: all(a is b for e in entries for a, b in zip(e.reads[i][2], pools)) and not pools[0].requires_grad
         for i, (slot, _, pools) in enumerate(entries[0].reads)
     }
     slots = [e.slots(dtype) for e in entries]
-    return {
-        k: v.expand(len(entries), *v.shape) if common[k] else torch.stack([s[k] for s in slots])
-        for k, v in slots[0].items()
-    }
+    n = len(entries) if reader is None else len(reader)
+    out = {}
+    for k, v in slots[0].items():
+        if common[k]:
+            out[k] = v.expand(n, *v.shape)
+        else:
+            each = torch.stack([s[k] for s in slots])
+            out[k] = each if reader is None else each.index_select(0, reader)
+    return out
 
 
 def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:

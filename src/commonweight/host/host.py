@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from .names import safe
 from .route import Current, Route
 from .sites import Pattern, discover, select
 from .tenant import Derive, Tenant, materialise
+
+if TYPE_CHECKING:
+    from .files import Source
 
 Reader = str | None
 
@@ -131,8 +134,10 @@ class Host:
         plan: Plan,
         labels: tuple[str, ...] | None,
         values: Mapping[str, Tensor] | None = None,
+        common: Mapping[str, Any] | None = None,
     ) -> Tenant:
-        """Builds everything first, then enters it in one step. values: pools that are not to be initialised."""
+        """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
+        common: for frozen ones among them, the key under which they exist once per host."""
         sites = {s.name: s for s in self._every}
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         frozen = dict(self._frozen)
@@ -140,9 +145,11 @@ class Host:
         rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given})
         pools = materialise(rest, Derive(lambda s: self.weight(s)), device, frozen)
         for k, v in given.items():
-            spec = plan.pools[k]
-            v = v.to(device=device, dtype=getattr(torch, spec.dtype))
+            spec, key = plan.pools[k], (common or {}).get(k)
+            v = frozen[key] if key in frozen else v.to(device=device, dtype=getattr(torch, spec.dtype))
             pools[k] = nn.Parameter(v) if spec.train else v
+            if key is not None:
+                frozen[key] = v
         rows = {u.site: sites[u.site].rows for u in plan.uses}
         tenant = Tenant(name, self._next, method, config, plan, pools, rows, labels)
         self._tenants[name] = tenant
@@ -151,11 +158,9 @@ class Host:
 
     def remove(self, name: str) -> None:
         """Forgets a tenant; common frozen pools that nobody else reads go with it."""
-        gone = self[name]
-        del self._tenants[name]
+        del self._tenants[self[name].name]
         kept = {id(t) for other in self._tenants.values() for t in other.pools.values()}
         self._frozen = {k: v for k, v in self._frozen.items() if id(v) in kept}
-        gone.table.clear()
 
     def close(self) -> None:
         """Takes every hook off and gives the model back as it was."""
@@ -190,7 +195,7 @@ class Host:
             if readers.is_floating_point() or readers.dtype == torch.bool:
                 raise CommonweightError(f"a route of tenant numbers is a LongTensor; this is {readers.dtype}")
             return Route.numbered(readers, {t.number: t for t in self._tenants.values()})
-        return Route([None if r is None else self[r] for r in readers])
+        return Route.of([None if r is None else self[r] for r in readers])
 
     def module(self, name: str) -> nn.Module:
         """The model as this tenant, as an nn.Module whose only trainable parameters are the tenant's pools.
@@ -258,6 +263,20 @@ class Host:
 
         self._free(name)
         return load(self, name, Path(path), check_base)
+
+    def load_from(self, source: Source, name: str, *, as_: str | None = None, check_base: bool = True) -> Tenant:
+        """Reads a tenant out of a store, `commonweight.Commons`: its newest version, or ``"legal@2"``.
+
+        Frozen pools that another tenant has from a store already are shared in memory; trainable ones are copied.
+        as_: its name here, where it is to be another one. Either all of it is loaded or the host is as it was.
+        """
+        from .files import load_stored
+
+        if as_ is not None:
+            self._free(as_)
+        stored = source.fetch(name)
+        self._free(as_ or stored.name)
+        return load_stored(self, as_ or stored.name, stored, check_base)
 
     def export_peft(self, name: str, folder: str | PathLike[str], **options: Any) -> Path:
         """Writes a tenant as a PEFT adapter folder: see `commonweight.formats.peft`."""

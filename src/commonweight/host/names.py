@@ -1,16 +1,5 @@
-"""Names that are safe as file names everywhere."""
+"""Names that are safe as file names everywhere: see `commonweight.core.safe`."""
 
-from __future__ import annotations
+from ..core import safe
 
-import re
-
-from ..core import CommonweightError
-
-
-def safe(name: str) -> str:
-    """The name itself, if it is one: letters, digits, dot, dash, underscore; at most 100; not starting with a dot."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
-        raise CommonweightError(
-            f"{name!r} cannot be a tenant's name: use 1 to 100 letters, digits, '.', '-' or '_', not starting with '.'"
-        )
-    return name
+__all__ = ["safe"]

@@ -4,56 +4,95 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import CommonweightError
+from .tenant import Entry, Tenant
 
-if TYPE_CHECKING:
-    from .tenant import Tenant
+
+class Bucket(NamedTuple):
+    """Places of the batch that are served by one call at a site.
+
+    tenants, entries: who, and the uses of each at the site ([] for the plain base). where: the places; None for all
+    of them in order. reader: per place, which of `entries` it reads; None when the i-th place reads the i-th.
+    kept: what is worth keeping while the route is open.
+    """
+
+    tenants: list[Tenant | None]
+    entries: list[list[Entry]]
+    where: Tensor | None
+    reader: Tensor | None
+    kept: dict[Any, Any]
 
 
 class Route:
-    """single: the one tenant, or None. Otherwise `groups`: (tenant or None, its places in order of the batch)."""
+    """single: the one tenant, or None. Otherwise `groups`: (tenant or None, its places in order of the batch).
 
-    __slots__ = ("groups", "inverse", "length", "reader", "single")
+    What a site makes of a route does not change while the route lives, so it is worked out once per site.
+    """
 
-    def __init__(self, readers: Sequence[Tenant | None] | None = None, single: Tenant | None = None):
+    __slots__ = ("_layouts", "groups", "length", "single")
+
+    def __init__(self, groups: Sequence[tuple[Tenant | None, list[int]]] = (), single: Tenant | None = None):
         self.single = single
-        self.length = 0
-        self.groups: list[tuple[Tenant | None, Tensor]] = []
-        self.inverse: Tensor | None = None
-        self.reader: Tensor | None = None  # per row, its group; None when row i is group i
-        if readers is not None:
-            places: dict[Any, list[int]] = {}
-            for i, tenant in enumerate(readers):
-                places.setdefault(tenant, []).append(i)
-            self._group([(t, torch.tensor(p)) for t, p in places.items()], len(readers))
+        self.groups = list(groups)
+        self.length = sum(len(p) for _, p in self.groups)
+        self._layouts: dict[Any, tuple[list[Bucket], Tensor | None]] = {}
 
-    def _group(self, groups: list[tuple[Tenant | None, Tensor]], length: int) -> None:
-        self.groups, self.length = groups, length
-        order = torch.cat([p for _, p in groups]) if groups else torch.empty(0, dtype=torch.long)
-        self.inverse = torch.empty_like(order)
-        self.inverse[order] = torch.arange(length)
-        if len(groups) != length:
-            self.reader = torch.cat([torch.full((len(p),), i) for i, (_, p) in enumerate(groups)])[self.inverse]
+    @classmethod
+    def of(cls, readers: Sequence[Tenant | None]) -> Route:
+        """One reader per row."""
+        places: dict[Tenant | None, list[int]] = {}
+        for i, tenant in enumerate(readers):
+            places.setdefault(tenant, []).append(i)
+        return cls(list(places.items()))
 
     @classmethod
     def numbered(cls, numbers: Tensor, tenants: dict[int, Tenant]) -> Route:
         """From a LongTensor of tenant numbers, -1 for the plain base: per row, or per token when it has T per row."""
-        flat = numbers.reshape(-1).cpu()
-        route = cls()
-        groups: list[tuple[Tenant | None, Tensor]] = []
-        for n in flat.unique().tolist():
-            if n != -1 and n not in tenants:
-                raise CommonweightError(
-                    f"no tenant has the number {n}; known: {sorted(tenants)}, and -1 for the plain base"
+        flat = numbers.reshape(-1).tolist()
+        if unknown := sorted(set(flat) - {-1} - tenants.keys()):
+            raise CommonweightError(
+                f"no tenant has the number {unknown[0]}; known: {sorted(tenants)}, and -1 for the plain base"
+            )
+        return cls.of([tenants.get(n) for n in flat])
+
+    def layout(self, site: str, by_row: bool, device: torch.device) -> tuple[list[Bucket], Tensor | None]:
+        """(buckets, order): `order` puts the buckets' places, one after another, back into the batch's order.
+
+        Tenants whose binds and shapes agree here, and whose bind has a grouped form, share a bucket (by row only).
+        """
+        key = (site, by_row, device)
+        found = None if torch.compiler.is_compiling() else self._layouts.get(key)
+        if found is None:
+            found = self._layouts[key] = self._layout(site, by_row, device)
+        return found
+
+    def _layout(self, site: str, by_row: bool, device: torch.device) -> tuple[list[Bucket], Tensor | None]:
+        alike: dict[Any, list[tuple[Tenant | None, list[Entry], list[int]]]] = {}
+        for i, (tenant, places) in enumerate(self.groups):
+            entries = tenant.table.get(site, []) if tenant is not None else []
+            together = by_row and len(entries) == 1 and entries[0].grouped is not None and entries[0].rows is None
+            key = entries[0].signature if together else ("alone", i) if entries else "base"
+            alike.setdefault(key, []).append((tenant, entries, places))
+        buckets, order = [], []
+        for members in alike.values():
+            pairs = sorted((p, i) for i, (*_, places) in enumerate(members) for p in places)
+            where, reader = [p for p, _ in pairs], [i for _, i in pairs]
+            order += where
+            buckets.append(
+                Bucket(
+                    [t for t, *_ in members],
+                    [e for _, e, _ in members],
+                    None if len(alike) == 1 else torch.tensor(where, device=device),
+                    None if reader == list(range(len(members))) else torch.tensor(reader, device=device),
+                    {},
                 )
-            groups.append((None if n == -1 else tenants[n], (flat == n).nonzero().squeeze(1)))
-        route._group(groups, flat.numel())
-        return route
+            )
+        return buckets, None if len(alike) == 1 else torch.tensor(order, device=device).argsort()
 
 
 class Current(threading.local):

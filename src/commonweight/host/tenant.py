@@ -30,6 +30,9 @@ class Derive:
         return self._svd[site]
 
 
+_SIGNATURES: dict[Any, int] = {}  # what entries must agree in to run as one group -> a small number
+
+
 class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
@@ -41,7 +44,8 @@ class Entry:
         self.output: Callable | None = getattr(bind, "output", None)
         self.grouped: Callable | None = getattr(bind, "grouped", None)
         self.precise: bool = getattr(bind, "precise", False)
-        self.signature = (bind, rows, tuple((s, a, tuple(p.shape for p in ps)) for s, a, ps in reads))
+        alike = (bind, rows, tuple((s, a, tuple(p.shape for p in ps)) for s, a, ps in reads))
+        self.signature = _SIGNATURES.setdefault(alike, len(_SIGNATURES))
 
     def slots(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """What the bind is given: every read, in the dtype of the activations unless the bind is `precise`."""

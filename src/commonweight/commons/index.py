@@ -1,0 +1,77 @@
+"""The index: a copy of all manifests in one file, so that listing opens one file instead of ten thousand.
+
+Derived and replaceable: each line is a manifest's file name and its bytes, which the digest in the name proves, so a
+line is right or not used at all; what it lacks is read from the manifests. Deleting it costs time, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..core import CommonweightError
+from ..formats import atomic
+from .manifest import Entry, Manifest
+
+FILE = "index.txt"
+
+
+def _lines(root: Path) -> list[bytes]:
+    try:
+        return (root / FILE).read_bytes().split(b"\n")
+    except OSError:
+        return [b""]
+
+
+def read(root: Path, wanted: dict[str, Entry]) -> tuple[dict[str, Manifest], int]:
+    """(manifests of those wanted that it has, how many lines were of no use)."""
+    out: dict[str, Manifest] = {}
+    lines = _lines(root)[:-1]
+    for line in lines:
+        file, _, text = line.partition(b" ")
+        entry = wanted.get(file.decode("utf-8", "replace"))
+        if entry is not None and entry.file not in out:
+            try:
+                out[entry.file] = Manifest.read(entry.file, entry, text)
+            except CommonweightError:
+                continue
+    return out, len(lines) - len(out)
+
+
+def append(root: Path, m: Manifest) -> None:
+    """One line more. Only under the store's lock; what a killed writer left of a line is cut off first."""
+    try:
+        with open(root / FILE, "a+b") as f:
+            end = f.seek(0, os.SEEK_END)
+            back = min(end, 1 << 20)
+            f.seek(end - back)
+            tail = f.read(back)
+            if tail and not tail.endswith(b"\n"):
+                f.truncate(end - back + tail.rfind(b"\n") + 1)
+            f.write(m.file.encode() + b" " + m.text + b"\n")
+    except OSError:
+        pass  # an index that lacks a line is slower, not wrong
+
+
+def rewrite(root: Path, manifests: Iterable[Manifest]) -> None:
+    """The whole index anew. Only under the store's lock."""
+    atomic.write(root / FILE, b"".join(m.file.encode() + b" " + m.text + b"\n" for m in manifests))
+
+
+def damage(root: Path) -> list[str]:
+    """What is wrong with it, line by line. A line that a killed writer did not end is not damage."""
+    *lines, tail = _lines(root)
+    bad = [f"line {n} was altered" for n, line in enumerate(lines, 1) if not _sound(line)]
+    if tail and _sound(tail[:-1]):
+        bad.append("its last byte was altered")
+    return bad
+
+
+def _sound(line: bytes) -> bool:
+    file, _, text = line.partition(b" ")
+    entry = Entry.of(file.decode("utf-8", "replace"))
+    try:
+        return entry is not None and Manifest.read(entry.file, entry, text) is not None
+    except CommonweightError:
+        return False

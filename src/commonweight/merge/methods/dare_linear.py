@@ -1,0 +1,47 @@
+"""DARE, summed: entries of the task vectors are dropped at random, the rest made larger to match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from torch import Tensor
+
+from ..dropping import drop, norms
+from ..parts import column, combine, deltas
+from ..registry import At, Density, Range, method
+
+
+def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:
+    return column(config["density"], tau).expand_as(tau)
+
+
+@method(
+    "dare_linear",
+    paper="Language Models are Super Mario (DARE), arXiv 2311.03099",
+    equation="eq. (1)-(3): m ~ Bernoulli(density), tau^ = m tau / density; theta = theta_0 + scale sum_t w_t tau^_t",
+    survey=norms(chances),
+    normalises=lambda config: config["normalize"],
+)
+def dare_linear(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weights: Sequence[float],
+    at: At,
+    seen: Any,
+    density: Density = 0.5,
+    scale: Annotated[float, Range()] = 1.0,
+    rescale: bool = True,
+    normalize: bool = False,
+    seed: int = 0,
+    compat: Literal["mergekit", "peft", "fusion-bench", "official"] | None = None,
+) -> Tensor:
+    """Drop and rescale, then a weighted sum. density = 1 - p of the paper. Unbiased: its mean is task arithmetic.
+
+    What is dropped depends on (seed, tensor name, the model's place in the list), not on the order of work.
+    compat: "mergekit" rescales by |tau|_1 / |m tau|_1 of each tensor; the others are the paper's form.
+    """
+    config = {"density": density, "rescale": rescale, "seed": seed, "compat": compat}
+    left = drop(deltas(tensors, base), chances, at, seen, config)
+    return base + combine(left, weights) * (scale / (sum(weights) if normalize else 1.0))

@@ -1,0 +1,50 @@
+"""DARE with TIES' election: random dropping in place of trimming."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from torch import Tensor
+
+from ..dropping import drop, norms
+from ..parts import agreeing, deltas
+from ..registry import At, Density, Range, method
+from .dare_linear import chances
+
+
+@method(
+    "dare_ties",
+    paper="Language Models are Super Mario (DARE), arXiv 2311.03099; TIES-Merging, arXiv 2306.01708",
+    equation="tau^ = m tau / density; theta = theta_0 + scale * mean of the tau^_t whose sign is that of their sum",
+    survey=norms(chances),
+)
+def dare_ties(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weights: Sequence[float],
+    at: At,
+    seen: Any,
+    density: Density = 0.5,
+    scale: Annotated[float, Range()] = 1.0,
+    rescale: bool = True,
+    normalize: bool | None = None,
+    seed: int = 0,
+    compat: Literal["mergekit", "peft"] | None = None,
+) -> Tensor:
+    """Drop and rescale, elect signs, merge those that agree. No further trimming (the paper's own runs trim after it).
+
+    normalize: divide by the agreeing weights (default), or sum (default of mergekit).
+    compat: "mergekit": rescaled by L1 norms, weighted election, sum; "peft": unweighted election, over the count.
+    """
+    config = {"density": density, "rescale": rescale, "seed": seed, "compat": compat}
+    left = drop(deltas(tensors, base), chances, at, seen, config)
+    mean = compat != "mergekit" if normalize is None else normalize
+    return base + scale * agreeing(
+        left,
+        weights,
+        elect="weighted" if compat == "mergekit" else "plain",
+        zero=1 if compat else 0,
+        divide="one" if not mean else "count" if compat == "peft" else "weights",
+    )

@@ -1,0 +1,24 @@
+"""Linear: the weighted average of the models (a model soup)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..parts import combine
+from ..registry import method
+
+
+@method(
+    "linear",
+    paper="Model soups: averaging weights of multiple fine-tuned models, arXiv 2203.05482",
+    equation="theta = sum_t w_t theta_t / sum_t w_t",
+    base="none",
+    normalises=lambda config: config["normalize"],
+)
+def linear(tensors: Sequence[Tensor], base: Tensor | None, *, weights: Sequence[float], normalize: bool = True) -> Tensor:
+    """Weighted average; with normalize=False the weighted sum. Linear in every model."""
+    total = sum(weights) if normalize else 1.0
+    return combine(torch.stack(list(tensors)), weights) / total

@@ -1,0 +1,33 @@
+"""Task arithmetic: the base and a weighted sum of task vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from torch import Tensor
+
+from ..parts import combine, deltas
+from ..registry import Range, method
+
+
+@method(
+    "task_arithmetic",
+    paper="Editing Models with Task Arithmetic, arXiv 2212.04089",
+    equation="theta = theta_0 + scale sum_t w_t tau_t",
+    normalises=lambda config: config["normalize"],
+)
+def task_arithmetic(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weights: Sequence[float],
+    scale: Annotated[float, Range()] = 1.0,
+    normalize: bool = False,
+    compat: Literal["mergekit", "peft", "fusion-bench", "official"] | None = None,
+) -> Tensor:
+    """Adds (negative weights: subtracts) task vectors. scale is the paper's lambda, which it tunes on held-out data.
+
+    Linear in every model. normalize divides by the sum of the weights. All implementations agree; compat changes nothing.
+    """
+    return base + combine(deltas(tensors, base), weights) * (scale / (sum(weights) if normalize else 1.0))

