@@ -31,8 +31,8 @@ def draw(test: dict[str, list[str]], each: int) -> tuple[list[str], list[str]]:
 def check(host: Host, test: dict[str, list[str]], each: int) -> dict[str, Any]:
     """Every row of a mixed batch against its tenant alone: in float32, then in the base's own dtype.
 
-    float32 shows whether the routing is right: only the order of additions is left to differ, and a row agrees within
-    1e-4. In bfloat16 that order alone moves a logit by a few thousandths of the largest; there the largest difference
+    float32 shows whether the routing is right: only the order of additions may differ, and a row agrees within
+    1e-4. In bfloat16 that order alone may move a logit by some thousandths of the largest; there the largest difference
     and the predictions are told.
     """
     readers, texts = draw(test, each)

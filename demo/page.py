@@ -6,7 +6,7 @@ from typing import Any
 
 from commonweight.report import Column, compact, facts, page, table
 
-from .show import Results, means, ms, percent, picture, settings, share_of_lora, title
+from .show import Results, gap, means, ms, percent, picture, settings, share_of_lora, title
 
 COLUMNS = (
     Column("tenant", lambda r: _tenant(r), lambda r: r["tenant"], number=False),
@@ -102,7 +102,7 @@ def mixed_section(results: Results) -> str:
                 same,
                 lambda r: r["same prediction"],
             ),
-            Column("largest difference", lambda r: f"{r['largest difference']:.2g}", lambda r: r["largest difference"]),
+            Column("largest difference", gap, lambda r: r["largest difference"]),
             Column("largest logit", lambda r: f"{r['largest logit']:.1f}", lambda r: r["largest logit"]),
         ),
         checks,
@@ -119,8 +119,8 @@ def mixed_section(results: Results) -> str:
     )
     return (
         f"<p>{rows} test rows of all {mixed['tenants']} tenants, shuffled, in one batch; each row is compared "
-        "with its tenant alone on the same rows. In float32 only the order of additions is left to differ; in "
-        f"bfloat16 that order alone moves a logit in its second or third figure.</p>{compared}"
+        "with its tenant alone on the same rows. In float32 only the order of additions may differ; in "
+        f"bfloat16 that order alone may move a logit in its second or third figure.</p>{compared}"
         f"<p>The same rows served as one mixed batch, and one tenant after another: median of {turns} "
         f"turns, with the range.</p>{timed}"
     )

@@ -108,10 +108,14 @@ def mixed_lines(results: Results) -> list[str]:
     return lines
 
 
+def gap(found: dict[str, Any]) -> str:
+    return f"{found['largest difference']:.2g}" if found["largest difference"] else "0, the same bits"
+
+
 def _compared(dtype: str, found: dict[str, Any], rows: int, first: str) -> str:
     return (
         f"  {dtype + ':':9} {first}{found['same prediction']} of {rows} predictions are the same; "
-        f"largest difference {found['largest difference']:.2g} (largest logit {found['largest logit']:.1f})"
+        f"largest difference {gap(found)} (largest logit {found['largest logit']:.1f})"
     )
 
 

@@ -96,3 +96,9 @@ def test_a_width_that_the_length_does_not_divide():
 def test_a_bad_topk(options, message):
     with pytest.raises(cw.CommonweightError, match=message):
         cw.plan("vb-lora", [cw.Site("q", 256, 256)], **options)
+
+
+def test_the_usual_length_divides_every_width():
+    sites = [cw.Site("q", 384, 384), cw.Site("up", 1536, 384)]
+    assert cw.plan("vb-lora", sites).pools["vb-lora.bank"].shape == (256, 192)
+    assert cw.plan("vb-lora", [cw.Site("q", 4096, 14336)]).pools["vb-lora.bank"].shape == (256, 256)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, methods
+from . import adapt, methods, store
 from .errors import explain
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("adapt", epilog=adapt.EXAMPLES)(adapt.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)
+app.add_typer(store.app, name="store", epilog=store.EXAMPLES)
 
 
 def _version(wanted: bool) -> None:

@@ -7,12 +7,12 @@ line is right or not used at all; what it lacks is read from the manifests. Dele
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..core import CommonweightError
 from ..formats import atomic
-from .manifest import Entry, Manifest
+from .manifest import Entry, Manifest, digest
 
 FILE = "index.txt"
 
@@ -24,18 +24,15 @@ def _lines(root: Path) -> list[bytes]:
         return [b""]
 
 
-def read(root: Path, wanted: dict[str, Entry]) -> tuple[dict[str, Manifest], int]:
-    """(manifests of those wanted that it has, how many lines were of no use)."""
-    out: dict[str, Manifest] = {}
+def read(root: Path, wanted: Mapping[str, Entry]) -> tuple[dict[str, bytes], int]:
+    """(bytes of those manifests that it has, by file; how many lines were of no use). wanted: by file."""
+    out: dict[str, bytes] = {}
     lines = _lines(root)[:-1]
     for line in lines:
-        file, _, text = line.partition(b" ")
-        entry = wanted.get(file.decode("utf-8", "replace"))
-        if entry is not None and entry.file not in out:
-            try:
-                out[entry.file] = Manifest.read(entry.file, entry, text)
-            except CommonweightError:
-                continue
+        head, _, text = line.partition(b" ")
+        file = head.decode("utf-8", "replace")
+        if file in wanted and digest(text) == wanted[file].digest:
+            out[file] = text
     return out, len(lines) - len(out)
 
 
@@ -54,9 +51,9 @@ def append(root: Path, m: Manifest) -> None:
         pass  # an index that lacks a line is slower, not wrong
 
 
-def rewrite(root: Path, manifests: Iterable[Manifest]) -> None:
-    """The whole index anew. Only under the store's lock."""
-    atomic.write(root / FILE, b"".join(m.file.encode() + b" " + m.text + b"\n" for m in manifests))
+def rewrite(root: Path, texts: Mapping[str, bytes]) -> None:
+    """The whole index anew, from manifests by file. Only under the store's lock."""
+    atomic.write(root / FILE, b"".join(file.encode() + b" " + text + b"\n" for file, text in texts.items()))
 
 
 def damage(root: Path) -> list[str]:

@@ -42,6 +42,10 @@ class Entry(NamedTuple):
     version: int
     digest: str
 
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.version}"
+
     @classmethod
     def of(cls, file: str) -> Entry | None:
         """None for a file that is no manifest."""
@@ -82,9 +86,7 @@ class Manifest:
         try:
             return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
         except (TypeError, ValueError) as e:
-            raise CommonweightError(
-                f"{self.name}: its metrics cannot be written as JSON: {e}; give finite numbers"
-            ) from e
+            raise CommonweightError(f"{self.name}: metrics that are no JSON: {e}; give finite numbers") from e
 
     @property
     def file(self) -> str:
@@ -99,7 +101,8 @@ class Manifest:
             raw = json.loads(text)
             if isinstance(raw["commons"], int) and raw["commons"] > FORMAT:
                 raise CommonweightError(
-                    f"{where}: manifest format {raw['commons']}; this version reads up to {FORMAT}: upgrade commonweight"
+                    f"{where}: manifest format {raw['commons']}; this version reads up to {FORMAT}: "
+                    "upgrade commonweight"
                 )
             pools = {k: Ref(h, d, tuple(s)) for k, (h, d, s) in raw["pools"].items()}
             out = cls(safe(raw["name"]), raw["version"], raw["tenant"], pools, tuple(raw["parents"]), raw["created"])

@@ -17,7 +17,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +25,7 @@ from ..core import CommonweightError, safe, unknown
 from ..formats import atomic
 from . import index, pool
 from .diff import Diff, diff
+from .listing import Record, records
 from .manifest import Entry, Manifest, Ref
 from .pool import Content, Gone
 from .verify import Problem, problems
@@ -38,27 +38,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 STORE = b'{"commons":"commonweight","format":1}\n'
 PATIENCE = 600.0  # seconds that a writer waits for another
-
-
-@dataclass(frozen=True)
-class Record:
-    """A tenant in a listing: its newest version.
-
-    nbytes: files of the pools it reads, and its manifest. marginal_bytes: what the store would shrink by if the tenant
-    left with all its versions: files of the pools that nobody else reads, and its manifests. pools: tensor -> hash.
-    """
-
-    name: str
-    method: str
-    version: int
-    nbytes: int
-    marginal_bytes: int
-    pools: dict[str, str]
-    metrics: dict[str, Any]
-    base: str
-    parents: tuple[str, ...]
-    created: str
-    versions: tuple[int, ...]
 
 
 class Freed(NamedTuple):
@@ -108,20 +87,20 @@ class Commons:
     def _make(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise CommonweightError(f"{self.folder} is a file; a store is a folder")
-        if not self.folder.absolute().parent.is_dir():
-            raise CommonweightError(
-                f"{self.folder}: the folder {self.folder.absolute().parent} does not exist; make it first"
-            )
+        above = self.folder.absolute().parent
+        if not above.is_dir():
+            raise CommonweightError(f"{self.folder}: the folder {above} does not exist; make it first")
         self.folder.mkdir(exist_ok=True)
-        strange = [p.name for p in self.folder.iterdir() if p.name not in ("lock", "pools", "tenants")]
-        if strange := [n for n in strange if not n.startswith((".store.json.", "store.json", index.FILE))]:
+        ours = ("lock", "pools", "tenants", "store.json")  # of another process that makes it, or was killed doing so
+        strange = [n for n in os.listdir(self.folder) if n not in ours and not n.startswith(".store.json.")]
+        if strange:
             raise CommonweightError(
-                f"{self.folder} is no store, and holds other files ({min(strange)}); name a new folder"
+                f"{self.folder} is no store and holds {min(strange)}; name a new or an empty folder"
             )
         for part in ("pools", "tenants"):
             (self.folder / part).mkdir(exist_ok=True)
         atomic.write(self.folder / "store.json", STORE)  # last: a folder without it is no store yet
-        atomic.sync(self.folder.absolute().parent)
+        atomic.sync(above)
 
     def _look(self) -> None:
         at = self.folder / "store.json"
@@ -166,7 +145,7 @@ class Commons:
         metrics: Mapping[str, Any] | None = None,
         parents: Sequence[str] = (),
     ) -> Manifest:
-        """`publish`, from a tenant's file; needs no model. name: without it, the file's. metrics: instead of its own."""
+        """`publish`, from a tenant's file; needs no model. name: without it, the file's. metrics: not its own."""
         from ..formats import native
 
         path = Path(path)
@@ -180,7 +159,7 @@ class Commons:
         header, tensors = _split(where, data)
         if metrics is not None:
             header = {**header, "metrics": dict(metrics)}
-        parents = tuple(self._entry(p).file.split(".json")[0].rpartition(".")[0] for p in parents)
+        parents = tuple(self._entry(p).label for p in parents)
         refs = {k: Ref(pool.address(c), c.dtype, c.shape) for k, c in tensors.items()}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._locked():
@@ -197,7 +176,7 @@ class Commons:
         """Forgets a tenant, or one version of it (``"legal@2"``). Its pools stay until `gc`."""
         with self._locked():
             self._entry(name)
-            gone = [e for e in self._entries() if name in (e.name, f"{e.name}@{e.version}")]
+            gone = [e for e in self._entries() if name in (e.name, e.label)]
             for e in sorted(gone, key=lambda e: e.version):  # the newest last: until then nothing has changed
                 (self._tenants / e.file).unlink()
             atomic.sync(self._tenants)
@@ -233,7 +212,7 @@ class Commons:
                     except PermissionError:  # Windows, while a reader has it open: next time
                         continue
                     nbytes, torn, pools = nbytes + size, torn + left, pools + (not left)
-            index.rewrite(self.folder, manifests.values())
+            index.rewrite(self.folder, {e.file: m.text for e, m in manifests.items()})
         return Freed(pools, len(old), torn, nbytes)
 
     @contextmanager
@@ -244,9 +223,7 @@ class Commons:
         try:
             lock.acquire()
         except Timeout:
-            raise CommonweightError(
-                f"{self.folder}: another process has been writing for {patience:g} s; try again"
-            ) from None
+            raise CommonweightError(f"{self.folder}: another process writes since {patience:g} s; try again") from None
         except OSError as e:
             raise CommonweightError(f"{self.folder}: cannot be written: {e.strerror}") from e
         try:
@@ -258,36 +235,15 @@ class Commons:
 
     def list(self) -> list[Record]:
         """Every tenant, by name. Cost: reads one file, the index, and the manifests that it lacks."""
-        manifests = self._everything()
-        owners: dict[str, str | None] = {}
-        sizes: dict[str, int] = {}
-        for m in manifests:
-            for r in m.pools.values():
-                if owners.setdefault(r.hash, m.name) != m.name:
-                    owners[r.hash] = None
-                if r.hash not in sizes:
-                    sizes[r.hash] = r.nbytes
-        alone: dict[str, int] = {}
-        for hash, name in owners.items():
-            if name is not None:
-                alone[name] = alone.get(name, 0) + sizes[hash]
-        versions: dict[str, list[Manifest]] = {}
-        for m in sorted(manifests, key=lambda m: (m.name, m.version)):
-            versions.setdefault(m.name, []).append(m)
-        return [
-            _record(ms[-1], ms, sizes, alone.get(name, 0) + sum(len(m.text) for m in ms))
-            for name, ms in versions.items()
-        ]
+        return records(self._texts())
 
     def show(self, name: str) -> Record:
         """One tenant's record; ``"legal@2"``: that version's, the marginal bytes still those of the whole tenant."""
         entry = self._entry(name)
-        record = next(r for r in self.list() if r.name == entry.name)
-        if record.version == entry.version:
-            return record
-        m, sizes = self._manifest(entry), {}
-        sizes = {r.hash: r.nbytes for r in m.pools.values()}
-        return _record(m, [m], sizes, record.marginal_bytes, record.versions)
+        for record in records(self._texts(), entry.name):
+            if record.version == entry.version:
+                return record
+        raise unknown("tenant", name, self, f"in {self.folder}")  # removed since
 
     def manifest(self, name: str) -> Manifest:
         """The manifest of a tenant's newest version, or of ``"legal@2"``."""
@@ -325,7 +281,7 @@ class Commons:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pools and manifests, those that `gc` would take included. The index is a copy and not counted."""
+        """Bytes of all pools and manifests, also of those that `gc` would take. The index is a copy and not counted."""
         files = [*self.folder.glob("pools/??/*.safetensors"), *self._tenants.glob("*.json")]
         return sum(f.stat().st_size for f in files)
 
@@ -382,41 +338,23 @@ class Commons:
                     raise gone from None
                 raise
 
-    def _everything(self) -> list[Manifest]:
+    def _texts(self) -> list[tuple[Entry, bytes]]:
         """All manifests, through the index; mends an index that lacks many of them, where that can be done now."""
         wanted = {e.file: e for e in self._entries()}
         found, useless = index.read(self.folder, wanted)
         lacking = [e for file, e in wanted.items() if file not in found]
         for e in lacking:
             try:
-                found[e.file] = self._manifest(e)
+                found[e.file] = self._manifest(e).text
             except Gone:
                 continue  # removed since the listing
         if len(lacking) > 100 or useless > 100 + len(wanted):
             try:
                 with self._locked(0):
-                    index.rewrite(self.folder, found.values())
+                    index.rewrite(self.folder, found)
             except CommonweightError:
                 pass
-        return list(found.values())
-
-
-def _record(
-    m: Manifest, versions: Iterable[Manifest], sizes: Mapping[str, int], marginal: int, numbers: tuple[int, ...] = ()
-) -> Record:
-    return Record(
-        name=m.name,
-        method=m.tenant["method"],
-        version=m.version,
-        nbytes=len(m.text) + sum(sizes[h] for h in {r.hash for r in m.pools.values()}),
-        marginal_bytes=marginal,
-        pools={k: r.hash for k, r in m.pools.items()},
-        metrics=m.metrics,
-        base=m.tenant["base"],
-        parents=m.parents,
-        created=m.created,
-        versions=numbers or tuple(v.version for v in versions),
-    )
+        return [(wanted[file], text) for file, text in found.items()]
 
 
 def _newest(entries: Iterable[Entry], name: str, keep: int) -> set[int]:

@@ -35,7 +35,9 @@ def problems(root: Path, store: bytes, entries: list[Entry]) -> Iterator[Problem
         except FileNotFoundError:
             continue
         except CommonweightError as e:
-            yield Problem(where, _after(e, where) + "; publish the tenant again", (f"{entry.name}@{entry.version}",))
+            yield Problem(
+                where, f"{_after(e, where)}; publish the tenant again, then remove {entry.label}", (entry.label,)
+            )
             continue
         for ref in m.pools.values():
             readers.setdefault(ref.hash, {})[m.label] = ref
@@ -51,7 +53,7 @@ def problems(root: Path, store: bytes, entries: list[Entry]) -> Iterator[Problem
         try:
             found = pool.open_pool(root, hash).content()
         except pool.Gone:
-            files = {f"{e.name}@{e.version}": root / "tenants" / e.file for e in entries}
+            files = {e.label: root / "tenants" / e.file for e in entries}
             if kept := tuple(n for n in labels if files[n].exists()):
                 yield Problem(where, "missing; publish one of its tenants again", kept)
             continue

@@ -40,7 +40,8 @@ def agreeing(
 ) -> Tensor:
     """Sign election and disjoint merge. tau (T, *shape) -> (*shape).
 
-    elect: whose sum gives the sign, tau's or that of the weighted tau; zero: the sign where the sum is 0 (0: nobody agrees).
+    elect: whose sum gives the sign, tau's or that of the weighted tau; zero: the sign where the sum is 0 (0: nobody
+    agrees).
     """
     w = column(weights, tau)
     weighted = tau * w
@@ -78,7 +79,9 @@ def places(at: At, like: Tensor, scope: str = "tensor") -> Tensor:
 def magnitude_cuts(ranks: Callable[..., tuple[tuple[int, ...], ...]], scope: Scope) -> Survey:
     """Finds each task vector's largest magnitudes: cuts after ranks(numel, config) elements, equal ones by index."""
 
-    def look(tensors: Sequence[Tensor], base: Tensor | None, *, at: At, seen: Any, numel: int, **config: Any) -> dict[str, Tensor]:
+    def look(
+        tensors: Sequence[Tensor], base: Tensor | None, *, at: At, seen: Any, numel: int, **config: Any
+    ) -> dict[str, Tensor]:
         tau = deltas(tensors, base).flatten(1)
         finds = select.start(ranks(numel, config)) if seen is None else seen
         where = places(at, tau[0], scope(config) or "tensor")

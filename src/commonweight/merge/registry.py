@@ -39,7 +39,8 @@ Count = Annotated[int, Range(ge=1)]
 class At(NamedTuple):
     """Where a piece lies: its tensor, its first element in that tensor, and that tensor's first element in the model.
 
-    The model is its tensors one after the other, sorted by name. depth: (block, number of blocks), outside of blocks none.
+    The model is its tensors one after the other, sorted by name. depth: (block, number of blocks), outside of blocks
+    none.
     """
 
     name: str
@@ -53,8 +54,8 @@ class At(NamedTuple):
 class Survey:
     """A first pass over the data, in rounds, before the tensor function is called with what it `seen`.
 
-    look(tensors, base, at=, seen=, weights=, **config): a dict of small tensors that ADD UP over the pieces of a tensor,
-    and over the tensors of a model. join(total, seen, numel=, **config): (seen, done); `seen` is None at first.
+    look(tensors, base, at=, seen=, weights=, **config): a dict of small tensors that ADD UP over the pieces of a
+    tensor, and over the tensors of a model. join(total, seen, numel=, **config): (seen, done); `seen` is None at first.
     scope(config): "tensor", "model", or None when this configuration needs no survey.
     """
 
@@ -73,6 +74,7 @@ class Method:
     by: how small a piece the function takes: "element" (any slice along the first dimension), "row" (slices of
     a matrix along the first dimension; vectors whole) or "tensor". base, models: what inputs it takes.
     data: what it needs beside weights ("none"). normalises: weights that sum to zero have no meaning.
+    same: the implementations whose form is the paper's; compat: those that have a form of their own here.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Method:
     data: str = "none"
     normalises: Callable[[Mapping[str, Any]], bool] = lambda config: False
     check: Callable[[Mapping[str, Any], int], str | None] = lambda config, n: None
+    same: tuple[str, ...] = ()
     compat: tuple[str, ...] = field(default=())
 
     def __call__(self, models: Any, base: Any = None, **options: Any) -> dict[str, Tensor]:
@@ -108,6 +111,11 @@ class Method:
     def resolve(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Every option with its value, checked; options of one number a model become tuples of `n`."""
         known, out = self.options(), {}
+        compat = options.get("compat")
+        if compat in self.same:
+            options = {k: v for k, v in options.items() if k != "compat"}
+        elif compat is not None and compat not in self.compat:
+            raise unknown(f"compat of {self.name}", str(compat), [*self.same, *self.compat])
         for name in options:
             if name not in known:
                 raise unknown(f"option of {self.name}", str(name), [*known, "weights"])
@@ -115,8 +123,6 @@ class Method:
             if name not in options and default is inspect.Parameter.empty:
                 raise CommonweightError(f"{self.name}: the option {name} is missing; give {name}=")
             value = options.get(name, default)
-            if name == "compat" and value is not None and value not in self.compat:
-                raise unknown(f"compat of {self.name}", str(value), self.compat, "(without compat: the paper's form)")
             out[name] = _checked(self.name, name, value, hint, n)
         if wrong := self.check(out, n):
             raise CommonweightError(f"{self.name}: {wrong}")
@@ -154,11 +160,7 @@ def get(name: str) -> Method:
 
 
 def _checked(owner: str, name: str, value: Any, hint: Any, n: int) -> Any:
-    limit = None
-    if get_origin(hint) is Annotated:
-        hint, *more = get_args(hint)
-        limit = next((m for m in more if isinstance(m, Range)), None)
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds, limit = _parts(hint)
     if limit and limit.each and isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != n:
             raise CommonweightError(f"{owner}: {name} has {len(value)} values for {n} models; give one, or {n}")
@@ -177,7 +179,20 @@ def _checked(owner: str, name: str, value: Any, hint: Any, n: int) -> Any:
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             found = _number(owner, name, float(value), limit)
             return (found,) * n if limit and limit.each else found
-    raise CommonweightError(f"{owner}: {name} is {value!r}; wanted {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)}")
+    raise CommonweightError(
+        f"{owner}: {name} is {value!r}; wanted {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)}"
+    )
+
+
+def _parts(hint: Any) -> tuple[tuple[Any, ...], Range | None]:
+    """(the types it may have, the range of its numbers)."""
+    if get_origin(hint) is Annotated:
+        inner, *more = get_args(hint)
+        return _parts(inner)[0], next((m for m in more if isinstance(m, Range)), None)
+    if get_origin(hint) not in (Union, UnionType):
+        return (hint,), None
+    found = [_parts(h) for h in get_args(hint)]
+    return tuple(k for kinds, _ in found for k in kinds), next((r for _, r in found if r), None)
 
 
 def _number(owner: str, name: str, value: Any, limit: Range | None) -> Any:

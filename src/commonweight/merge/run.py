@@ -32,7 +32,11 @@ def run(
     models: state dicts, modules or paths, as a list or as name -> model. piece: at most so many elements at a time
     where the method allows it; the result does not depend on it.
     """
-    named = models.items() if isinstance(models, Mapping) else enumerate(models if isinstance(models, Sequence) else [models])
+    named = (
+        models.items()
+        if isinstance(models, Mapping)
+        else enumerate(models if isinstance(models, Sequence) else [models])
+    )
     sources = [open_source(m, f"model {k}") for k, m in named]
     _inputs(method, sources, base)
     root = None if base is None else open_source(base, "base")
@@ -57,13 +61,17 @@ def run(
 
 
 class _Work:
-    def __init__(self, method: Method, config: dict[str, Any], sources: list[Source], root: Source | None, piece: int | None):
+    def __init__(
+        self, method: Method, config: dict[str, Any], sources: list[Source], root: Source | None, piece: int | None
+    ):
         self.method, self.config, self.sources, self.root, self.piece = method, config, sources, root, piece
         wanted = inspect.signature(method.function).parameters
         self.context = {k for k in CONTEXT if k in wanted}
 
     def call(self, tensors: list[Tensor], base: Tensor | None, at: At, seen: Any) -> Tensor:
-        more = {k: v for k, v in {"weights": self.config["weights"], "at": at, "seen": seen}.items() if k in self.context}
+        more = {
+            k: v for k, v in {"weights": self.config["weights"], "at": at, "seen": seen}.items() if k in self.context
+        }
         config = {k: v for k, v in self.config.items() if k != "weights"}
         return self.method.function(tensors, base, **config, **more).reshape(-1)
 
@@ -104,7 +112,9 @@ class _Work:
     def read(self, source: Source, name: str) -> Tensor:
         t = source.read(name).detach().cpu().float()
         if not t.isfinite().all():
-            raise CommonweightError(f"{name}: {source.label} has {_count(~t.isfinite())} there that are NaN or infinite")
+            raise CommonweightError(
+                f"{name}: {source.label} has {_count(~t.isfinite())} there that are NaN or infinite"
+            )
         return t
 
 
@@ -119,7 +129,9 @@ def _inputs(method: Method, sources: list[Source], base: Any) -> None:
         wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         raise CommonweightError(f"{method.name}: {len(sources)} models given; it takes {wanted}")
     if method.base == "required" and base is None:
-        raise CommonweightError(f"{method.name}: base is missing; give base=, the model that the others were trained from")
+        raise CommonweightError(
+            f"{method.name}: base is missing; give base=, the model that the others were trained from"
+        )
     if method.base == "none" and base is not None:
         raise CommonweightError(f"{method.name} takes no base; leave base out, or list it among the models")
 
@@ -138,7 +150,9 @@ def _weights(method: Method, weights: Any, config: Mapping[str, Any], n: int) ->
         if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
             raise CommonweightError(f"{method.name}: weights[{i}] is {w!r}; wanted a finite number")
     if method.normalises(config) and abs(sum(weights)) < 1e-8:
-        raise CommonweightError(f"{method.name}: the weights {weights} sum to zero, by which it divides; change one of them")
+        raise CommonweightError(
+            f"{method.name}: the weights {weights} sum to zero, by which it divides; change one of them"
+        )
     return tuple(float(w) for w in weights)
 
 
@@ -146,14 +160,20 @@ def _names(sources: list[Source], root: Source | None) -> list[str]:
     first, *others = [root, *sources] if root else sources
     for s in others:
         for name in sorted(first.shapes.keys() - s.shapes.keys()):
-            raise CommonweightError(f"{name}: {s.label} has no such tensor, {first.label} has; leave it out of all, or add it")
+            raise CommonweightError(
+                f"{name}: {s.label} has no such tensor, {first.label} has; leave it out of all, or add it"
+            )
         for name in sorted(s.shapes.keys() - first.shapes.keys()):
-            raise CommonweightError(f"{name}: {s.label} has such a tensor, {first.label} has none; leave it out, or add it")
+            raise CommonweightError(
+                f"{name}: {s.label} has such a tensor, {first.label} has none; leave it out, or add it"
+            )
         for name, shape in first.shapes.items():
             if s.shapes[name] != shape:
                 raise CommonweightError(f"{name}: {s.label} has shape {s.shapes[name]}, {first.label} has {shape}")
             if s.dtypes[name].is_floating_point != first.dtypes[name].is_floating_point:
-                raise CommonweightError(f"{name}: {s.label} has {s.dtypes[name]}, {first.label} has {first.dtypes[name]}")
+                raise CommonweightError(
+                    f"{name}: {s.label} has {s.dtypes[name]}, {first.label} has {first.dtypes[name]}"
+                )
     return sorted(first.shapes)
 
 
@@ -174,5 +194,7 @@ def _same(sources: list[Source], root: Source | None, name: str) -> Tensor:
     value = first.read(name)
     for s in others:
         if not torch.equal(s.read(name), value):
-            raise CommonweightError(f"{name}: whole numbers that differ between {first.label} and {s.label} cannot be merged")
+            raise CommonweightError(
+                f"{name}: whole numbers that differ between {first.label} and {s.label} cannot be merged"
+            )
     return value.clone()

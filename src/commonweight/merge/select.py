@@ -43,7 +43,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Find:
-    """The search for the first `rank` elements: `level` digits are known; `exact`: the key of the last is wanted too."""
+    """The search for the first `rank` elements: `level` digits are known; `exact`: the key of the last is wanted
+    too.
+    """
 
     rank: int
     exact: bool = False
@@ -84,7 +86,9 @@ class Find:
             k = self.key << 16 | digit
             return replace(self, rank=rest, level=2, key=k, cut=Cut(k + 1) if whole or self.exact else None)
         i, shift = self.index << 16 | digit, _SHIFTS[self.level - 2]
-        return replace(self, rank=rest, level=self.level + 1, index=i, cut=Cut(self.key, (i + 1) << shift) if whole else None)
+        return replace(
+            self, rank=rest, level=self.level + 1, index=i, cut=Cut(self.key, (i + 1) << shift) if whole else None
+        )
 
 
 Finds = tuple[tuple[Find, ...], ...]  # models x cuts

@@ -29,11 +29,16 @@ def open_source(model: Any, label: str) -> Source:
             if not isinstance(t, Tensor):
                 raise CommonweightError(f"{label}: {name} is a {type(t).__name__}; wanted a tensor")
         return Source(
-            label, {n: tuple(t.shape) for n, t in model.items()}, {n: t.dtype for n, t in model.items()}, model.__getitem__
+            label,
+            {n: tuple(t.shape) for n, t in model.items()},
+            {n: t.dtype for n, t in model.items()},
+            model.__getitem__,
         )
     if isinstance(model, str | Path):
         return _files(Path(model), f"{label} ({model})")
-    raise CommonweightError(f"{label} is a {type(model).__name__}; wanted a state dict, a module, or a path to safetensors")
+    raise CommonweightError(
+        f"{label} is a {type(model).__name__}; wanted a state dict, a module, or a path to safetensors"
+    )
 
 
 def _files(path: Path, label: str) -> Source:
@@ -41,12 +46,14 @@ def _files(path: Path, label: str) -> Source:
         raise CommonweightError(f"{label}: no such file or folder")
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
-        raise CommonweightError(f"{label}: no safetensors file in this folder; convert the weights to safetensors first")
+        raise CommonweightError(
+            f"{label}: no safetensors file in this folder; convert the weights to safetensors first"
+        )
     home, shapes, dtypes = {}, {}, {}
     for file in files:
         try:
             with safe_open(file, "pt") as f:
-                for name in f.keys():  # noqa: SIM118 - not a dict
+                for name in f.keys():
                     if name in home:
                         raise CommonweightError(f"{label}: {name} is in {home[name].name} and in {file.name}")
                     part = f.get_slice(name)

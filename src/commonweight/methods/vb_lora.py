@@ -18,7 +18,9 @@ from .registry import method
 class VBLoRA:
     rank: int = option(4, "rank r of every site's update", ge=1)
     num_vectors: int = option(256, "vectors h in the bank", ge=2, le=32768)
-    vector_length: int = option(256, "length b of a vector; must divide every width", ge=1)
+    vector_length: int | None = option(
+        None, "length b of a vector; must divide every width; none: the largest up to 256 that does", ge=1
+    )
     topk: int = option(2, "vectors in a mixture; with one alone the logits would get no gradient", ge=2)
     bound: float = option(0.02, "the bank starts uniform in [-bound, bound)", gt=0)
     logits_std: float = option(0.1, "standard deviation of the first logits", gt=0)
@@ -58,7 +60,9 @@ def plan(sites: Sequence[Site], config: VBLoRA) -> Plan:
     compact=True: index and logits (.., k) instead of all h logits, which is what the paper counts as stored; the
     choice is then fixed. Raises: when b does not divide a width.
     """
-    b, k, h, r = config.vector_length, config.topk, config.num_vectors, config.rank
+    k, h, r = config.topk, config.num_vectors, config.rank
+    common = math.gcd(*(width for s in sites for width in (s.inp, s.out)))
+    b = config.vector_length or next(d for d in range(256, 0, -1) if common % d == 0)
     # The paper's 1e-3 was found with every site reading the bank, so it is not divided by the readers once more.
     pools = {"vb-lora.bank": Pool((h, b), Uniform(config.bound), lr=0.1 * math.sqrt(2 * len(sites)))}
     uses = []

@@ -50,7 +50,9 @@ def masked(tau: Tensor, at: At, seen: Any, config: Mapping[str, Any]) -> Tensor:
 @method(
     "breadcrumbs",
     paper="Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks, arXiv 2312.06795",
-    equation="theta = theta_0 + alpha sum_t m_t tau_t, m_t per layer: ranks by magnitude from gamma n to (gamma + density) n",
+    equation=(
+        "theta = theta_0 + alpha sum_t m_t tau_t, m_t per layer: ranks by magnitude from gamma n to (gamma + density) n"
+    ),
     by=by,
     survey=survey,
     normalises=lambda config: config["normalize"],
@@ -69,7 +71,8 @@ def breadcrumbs(
     compat: Compat = None,
 ) -> Tensor:
     """Sum of the masked task vectors. gamma: share of the largest that goes; density: share that stays (of the rest the
-    smallest go); scale: the paper's alpha, which it tunes. Per tensor, equal magnitudes by index; compat "mergekit" is the same.
+    smallest go); scale: the paper's alpha, which it tunes. Per tensor, equal magnitudes by index; compat "mergekit" is
+    the same.
 
     compat="official": ranks within each row (the last dimension), as the authors' code has it.
     """

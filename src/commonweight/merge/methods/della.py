@@ -31,7 +31,8 @@ def check(config: Mapping[str, Any], n: int) -> str | None:
     half = config["epsilon"] * (1.0 if config["compat"] == "mergekit" else 0.5)
     for d in config["density"]:
         if d < 1 and (d - half <= 0 or d + half >= 1):
-            return f"density {d:g} with epsilon {config['epsilon']:g}: the chances leave (0, 1); wanted {half:g} < density < {1 - half:g}"
+            want = f"wanted {half:g} < density < {1 - half:g}"
+            return f"density {d:g} with epsilon {config['epsilon']:g}: the chances leave (0, 1); {want}"
     return None
 
 

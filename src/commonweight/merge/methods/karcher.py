@@ -19,6 +19,7 @@ from ..registry import Count, Positive, method
     base="none",
     survey=gram(),
     normalises=lambda config: True,
+    same=("mergekit",),
 )
 def karcher(
     tensors: Sequence[Tensor],
@@ -31,8 +32,8 @@ def karcher(
 ) -> Tensor:
     """Weighted mean of directions on the sphere by tangent steps, tensor by tensor, scaled to the mean length.
 
-    Runs on the inner products alone: every iterate lies in the span of the models. Tensors shorter than tol take no part
-    in the direction. mergekit has no weights (all equal here is the same).
+    Runs on the inner products alone: every iterate lies in the span of the models. Tensors shorter than tol take no
+    part in the direction. mergekit has no weights (all equal here is the same).
     """
     g, norms = seen["gram"], seen["gram"].diagonal().sqrt()
     w = torch.tensor(weights, dtype=torch.float64)

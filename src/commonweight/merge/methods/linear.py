@@ -17,8 +17,11 @@ from ..registry import method
     equation="theta = sum_t w_t theta_t / sum_t w_t",
     base="none",
     normalises=lambda config: config["normalize"],
+    same=("mergekit",),
 )
-def linear(tensors: Sequence[Tensor], base: Tensor | None, *, weights: Sequence[float], normalize: bool = True) -> Tensor:
+def linear(
+    tensors: Sequence[Tensor], base: Tensor | None, *, weights: Sequence[float], normalize: bool = True
+) -> Tensor:
     """Weighted average; with normalize=False the weighted sum. Linear in every model."""
     total = sum(weights) if normalize else 1.0
     return combine(torch.stack(list(tensors)), weights) / total

@@ -15,7 +15,10 @@ from ..registry import method
 @method(
     "model_stock",
     paper="Model Stock: All we need is just a few fine-tuned models, arXiv 2403.19522",
-    equation="eq. (4): t = T cos / (1 + (T-1) cos), cos the mean cosine of pairs of task vectors; theta = t mean + (1-t) theta_0",
+    equation=(
+        "eq. (4): t = T cos / (1 + (T-1) cos), cos the mean cosine of pairs of task vectors; "
+        "theta = t mean + (1-t) theta_0"
+    ),
     models=(2, None),
     by=lambda config: "row" if config["filter_wise"] else "element",
     survey=gram(lambda config: None if config["filter_wise"] else "tensor"),
@@ -28,8 +31,9 @@ def model_stock(
     filter_wise: bool = False,
     compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
-    """One ratio a tensor (the paper's layer-wise form), or one for each filter: a slice of the first dimension, a vector
-    being one filter. compat="mergekit": filters of tensors with more than two dimensions are their last dimension.
+    """One ratio a tensor (the paper's layer-wise form), or one for each filter: a slice of the first dimension, a
+    vector being one filter. compat="mergekit": filters of tensors with more than two dimensions are their last
+    dimension.
 
     Where 1 + (T-1) cos is zero there is no finite ratio: the base stays.
     """
@@ -42,12 +46,16 @@ def model_stock(
         g = seen["gram"]
     norms = torch.stack([g[i, i] for i in range(count)]).sqrt()
     pairs = [
-        (g[i, j] / (norms[i] * norms[j]).clamp(min=1e-6)).clamp(-1, 1) for i in range(count) for j in range(i + 1, count)
+        (g[i, j] / (norms[i] * norms[j]).clamp(min=1e-6)).clamp(-1, 1)
+        for i in range(count)
+        for j in range(i + 1, count)
     ]
     cosine = torch.stack(pairs).mean(0)
     below = 1 + (count - 1) * cosine
     lost = below.abs() < 1e-6
-    t = torch.where(lost, torch.zeros_like(below), count * cosine / torch.where(lost, torch.ones_like(below), below)).float()
+    t = torch.where(
+        lost, torch.zeros_like(below), count * cosine / torch.where(lost, torch.ones_like(below), below)
+    ).float()
     if t.dim():
         t = t.view(*t.shape, *[1] * (tau.dim() - 1 - t.dim()))
     return base + t * tau.mean(0)

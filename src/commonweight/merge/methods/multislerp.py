@@ -16,10 +16,14 @@ from ..registry import At, Positive, method
 @method(
     "multislerp",
     paper="mergekit, 'Multi-SLERP' (blog post of C. Goddard, no paper)",
-    equation="theta = theta_0 + (sum_t w_t |tau_t|) exp_m(sum_t w_t (u_t - <u_t, m> m)), u_t = tau_t / |tau_t|, m = mean direction",
+    equation=(
+        "theta = theta_0 + (sum_t w_t |tau_t|) exp_m(sum_t w_t (u_t - <u_t, m> m)), u_t = tau_t / "
+        "|tau_t|, m = mean direction"
+    ),
     base="optional",
     survey=gram(),
     normalises=lambda config: config["normalize_weights"],
+    same=("mergekit",),
 )
 def multislerp(
     tensors: Sequence[Tensor],
@@ -46,8 +50,10 @@ def multislerp(
     g = seen["gram"] * unit[:, None] * unit  # inner products of the unit vectors
     length = (w @ g @ w).clamp(min=0).sqrt()
     if length < eps:
-        if len(x) > 2:
-            raise CommonweightError(f"{at.name}: the weighted directions of the {len(x)} models cancel; change the weights")
+        if len(x) > 2 and norms.max() > 0:  # tensors that nobody changed stay as they are
+            raise CommonweightError(
+                f"{at.name}: the weighted directions of the {len(x)} models cancel; change the weights"
+            )
         coefficients = w
     else:
         m = w / length

@@ -23,6 +23,7 @@ NEAR = 1 - 1e-12
     models=(2, 2),
     by=lambda config: {"tensor": "element", "row": "row", "column": "tensor"}[config["over"]],
     survey=gram(lambda config: "tensor" if config["over"] == "tensor" else None),
+    same=("mergekit",),
 )
 def nuslerp(
     tensors: Sequence[Tensor],
@@ -35,7 +36,8 @@ def nuslerp(
     """Spherical interpolation of two task vectors (of two models, without a base), by weights.
 
     over: one angle for the tensor, for each row (last dimension), or for each column (first dimension): mergekit's
-    nuslerp_flatten=True; nuslerp_flatten=False; and that with nuslerp_row_wise=True. Weights that sum to zero: the middle.
+    nuslerp_flatten=True; nuslerp_flatten=False; and that with nuslerp_row_wise=True. Weights that sum to zero: the
+    middle.
     """
     total = sum(weights)
     t = 0.5 if abs(total) < 1e-6 else weights[1] / total

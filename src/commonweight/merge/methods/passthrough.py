@@ -16,6 +16,7 @@ from ..registry import Range, method
     equation="theta = scale theta_1",
     base="none",
     models=(1, 1),
+    same=("mergekit",),
 )
 def passthrough(tensors: Sequence[Tensor], base: Tensor | None, *, scale: Annotated[float, Range()] = 1.0) -> Tensor:
     """The tensor itself. Linear."""

@@ -50,7 +50,10 @@ def _mask(seen: Mapping[str, Any], tau: Tensor, at: At) -> Tensor:
 @method(
     "sce",
     paper="FuseChat: Knowledge Fusion of Chat Models, arXiv 2408.07990",
-    equation="eta_t = |S_t|^2 / sum_j |S_j|^2, S the top-variance entries; theta_0 + sum eta_t tau_t [agree] / sum eta_t [agree]",
+    equation=(
+        "eta_t = |S_t|^2 / sum_j |S_j|^2, S the top-variance entries; "
+        "theta_0 + sum eta_t tau_t [agree] / sum eta_t [agree]"
+    ),
     survey=Survey(_look, _join, lambda config: "tensor"),
 )
 def sce(

@@ -29,11 +29,13 @@ def arc(t: float, norms: tuple[float, float], dot: float, near: float) -> tuple[
     base="none",
     models=(2, 2),
     survey=gram(),
+    same=("mergekit",),
 )
 def slerp(tensors: Sequence[Tensor], base: Tensor | None, *, seen: Any, t: Share = 0.5) -> Tensor:
     """Spherical interpolation of two models, tensor by tensor; t=0 is the first model. One angle a tensor.
 
-    Nearly parallel directions (cosine above 0.9995) are interpolated linearly. Needs: the inner products of each tensor.
+    Nearly parallel directions (cosine above 0.9995) are interpolated linearly. Needs: the inner products of each
+    tensor.
     """
     g = seen["gram"]
     norms = (g[0, 0].sqrt().item(), g[1, 1].sqrt().item())

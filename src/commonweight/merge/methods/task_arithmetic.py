@@ -16,6 +16,7 @@ from ..registry import Range, method
     paper="Editing Models with Task Arithmetic, arXiv 2212.04089",
     equation="theta = theta_0 + scale sum_t w_t tau_t",
     normalises=lambda config: config["normalize"],
+    same=("mergekit", "peft", "fusion-bench", "official"),
 )
 def task_arithmetic(
     tensors: Sequence[Tensor],
@@ -28,6 +29,7 @@ def task_arithmetic(
 ) -> Tensor:
     """Adds (negative weights: subtracts) task vectors. scale is the paper's lambda, which it tunes on held-out data.
 
-    Linear in every model. normalize divides by the sum of the weights. All implementations agree; compat changes nothing.
+    Linear in every model. normalize divides by the sum of the weights. All implementations agree; compat changes
+    nothing.
     """
     return base + combine(deltas(tensors, base), weights) * (scale / (sum(weights) if normalize else 1.0))

@@ -73,7 +73,8 @@ def ties(
     reduce: mean, or sum (default of fusion-bench). normalize=False is mergekit's name for the sum.
     compat: "official" keeps one entry more and gives parameters whose sum is zero the model's sign; "fusion-bench": the
     same with reduce="sum"; "mergekit": cut per tensor, sign of the WEIGHTED sum, zero counts as plus; "peft": cut per
-    tensor, sum of weighted over their COUNT, zero counts as plus. Official code has no weights: they scale the mean's parts.
+    tensor, sum of weighted over their COUNT, zero counts as plus. Official code has no weights: they scale the mean's
+    parts.
     """
     tau = _trim(parts.deltas(tensors, base), seen["finds"], at, compat)
     reduce = reduce or ("sum" if compat == "fusion-bench" or normalize is False else "mean")

@@ -1,0 +1,185 @@
+"""commonweight store: tenants in one folder that share their pools. Loads torch only to read or write tenant files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """[bold]Examples[/bold]
+
+A store, and a tenant in it; the same name again makes a new version:
+
+  commonweight store init commons
+  commonweight store publish commons legal.safetensors --metric accuracy=0.95
+
+What every tenant costs, and what one more would:
+
+  commonweight store list commons
+
+A tenant as one file again, for Host.load:
+
+  commonweight store export commons legal legal.safetensors
+"""
+
+app = typer.Typer(no_args_is_help=True, help="Tenants in one folder, their common pools written once.")
+
+Store = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="A tenant, its newest version; or one version of it: legal@2.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _open(store: Path, make: bool = False) -> Any:
+    from ..commons import Commons
+
+    return Commons(store, make=make)
+
+
+@app.command()
+def init(store: Store) -> None:
+    """Make an empty store."""
+    c = _open(store, make=True)
+    typer.echo(f"{c.folder}: a store of {len(c)} tenants")
+
+
+@app.command()
+def publish(
+    store: Store,
+    file: Annotated[Path, typer.Argument(help="A tenant's file, as `commonweight adapt` and Host.save write it.")],
+    name: Annotated[str | None, typer.Option(help="The tenant's name; without it, the name of the file.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Published with it, not the file's own; may be repeated."),
+    ] = None,
+    parent: Annotated[
+        list[str] | None, typer.Option(help="A tenant of the store from which it was made; may be repeated.")
+    ] = None,
+) -> None:
+    """Write a tenant's file into the store: a new version where the name is there already."""
+    metrics = dict(map(_metric, metric)) if metric else None
+    _told(_open(store).publish_file(file, name, metrics=metrics, parents=parent or ()))
+
+
+@app.command("import")
+def import_(
+    store: Store, files: Annotated[list[Path], typer.Argument(help="Tenants' files; each is named as its file.")]
+) -> None:
+    """Write many tenants' files into the store."""
+    c = _open(store)
+    for file in files:
+        _told(c.publish_file(file))
+
+
+@app.command()
+def export(store: Store, name: Name, file: Annotated[Path, typer.Argument(help="The file to write.")]) -> None:
+    """Write a tenant as one file, which Host.load reads."""
+    at = _open(store).export(name, file)
+    typer.echo(f"{at}: {at.stat().st_size:,} bytes")
+
+
+@app.command("list")
+def list_(store: Store, as_json: Json = False) -> None:
+    """List the tenants: bytes of each, and its marginal bytes, what the store would shrink by if it left."""
+    records = _open(store).list()
+    if as_json:
+        _json([vars(r) for r in records])
+        return
+    rows = [("name", "version", "method", "pools", "bytes", "marginal bytes", "metrics")]
+    for r in records:
+        numbers = f"{len(r.pools)}", f"{r.nbytes:,}", f"{r.marginal_bytes:,}"
+        rows.append((r.name, f"{r.version}", r.method, *numbers, _metrics(r.metrics)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    typer.echo("\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths)).rstrip() for row in rows))
+
+
+@app.command()
+def show(store: Store, name: Name, as_json: Json = False) -> None:
+    """Show one tenant: what it is, what it costs, which pools it reads."""
+    c = _open(store)
+    r, m = c.show(name), c.manifest(name)
+    if as_json:
+        _json({**vars(r), "tenant": m.tenant, "pools": m.pools})
+        return
+    lines = [
+        f"{m.label}: {r.method}, published {r.created}",
+        f"versions: {', '.join(map(str, r.versions))}",
+        f"base: {r.base}",
+        f"config: {', '.join(f'{k}={v}' for k, v in m.tenant['config'].items()) or 'as by default'}",
+        f"metrics: {_metrics(r.metrics) or 'none'}",
+        f"parents: {', '.join(r.parents) or 'none'}",
+        f"bytes: {r.nbytes:,} ({r.marginal_bytes:,} of them and of its other versions would leave with it)"
+        if len(r.versions) > 1
+        else f"bytes: {r.nbytes:,} ({r.marginal_bytes:,} of them would leave with it)",
+        "pools:",
+        *(f"  {p.hash[:16]}  {p.dtype:4} {'x'.join(map(str, p.shape)) or '1'}  {k}" for k, p in m.pools.items()),
+    ]
+    typer.echo("\n".join(lines))
+
+
+@app.command()
+def verify(store: Store) -> None:
+    """Look at every bit; exit code 1 when something is damaged, each problem with its file and tenants."""
+    c = _open(store)
+    problems = c.verify()
+    for p in problems:
+        typer.echo(str(p))
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{c.folder}: sound, {len(c)} tenants, {c.nbytes:,} bytes")
+
+
+@app.command()
+def remove(store: Store, name: Name) -> None:
+    """Forget a tenant with all its versions, or one version; `gc` then frees what nobody else reads."""
+    _open(store).remove(name)
+    typer.echo(f"removed {name}")
+
+
+@app.command()
+def gc(
+    store: Store,
+    keep: Annotated[int | None, typer.Option(help="Keep only so many of the newest versions of each tenant.")] = None,
+) -> None:
+    """Delete pools that no tenant reads, and what killed writers left."""
+    freed = _open(store).gc(keep)
+    typer.echo(f"freed {freed.nbytes:,} bytes: {freed.pools} pools, {freed.versions} versions, {freed.torn} torn files")
+
+
+@app.command()
+def diff(store: Store, a: Name, b: Name, as_json: Json = False) -> None:
+    """Compare two tenants or two versions: which pools they have in common, and where they differ."""
+    d = _open(store).diff(a, b)
+    if as_json:
+        _json(d._asdict())
+        return
+    typer.echo(f"{d.a} and {d.b}: {len(d.same)} tensors the same, {d.common_bytes:,} bytes in common")
+    for what, names in (("changed", d.changed), (f"only {d.a}", d.only_a), (f"only {d.b}", d.only_b)):
+        for name in names:
+            typer.echo(f"  {what}: {name}")
+    for field, (x, y) in d.about.items():
+        typer.echo(f"  {field}: {x} -> {y}")
+
+
+def _told(m: Any) -> None:
+    typer.echo(f"{m.label}: {len(m.pools)} pools, {sum(r.nbytes for r in m.pools.values()):,} bytes")
+
+
+def _metric(text: str) -> tuple[str, float]:
+    from ..core import CommonweightError
+
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise CommonweightError(f"--metric {text}: wanted a name and a number, as in accuracy=0.95") from None
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in metrics.items())
+
+
+def _json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))

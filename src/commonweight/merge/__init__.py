@@ -1,0 +1,101 @@
+"""Merging models: one call a method, on state dicts, modules or safetensors; one pure function a method underneath."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..core import unknown
+from .adapters import Merged, lora
+from .methods import (
+    breadcrumbs,
+    breadcrumbs_ties,
+    consensus,
+    dare_linear,
+    dare_ties,
+    della,
+    della_linear,
+    emr,
+    iso_c,
+    karcher,
+    knots,
+    linear,
+    lines,
+    model_stock,
+    multislerp,
+    nearswap,
+    nuslerp,
+    passthrough,
+    pcb,
+    robust_signatures,
+    sce,
+    slerp,
+    tall_masks,
+    task_arithmetic,
+    ties,
+    tsv_m,
+    twin_merging,
+    variance_corrected,
+)
+from .registry import At, Method, Survey, available, get, method
+
+__all__ = [
+    "At",
+    "Merged",
+    "Method",
+    "Survey",
+    "available",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "consensus",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "emr",
+    "get",
+    "iso_c",
+    "karcher",
+    "knots",
+    "linear",
+    "lines",
+    "lora",
+    "merge",
+    "method",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "pcb",
+    "robust_signatures",
+    "sce",
+    "slerp",
+    "tall_masks",
+    "task_arithmetic",
+    "ties",
+    "tsv_m",
+    "twin_merging",
+    "variance_corrected",
+]
+
+
+def merge(name: str, models: Any, base: Any = None, **options: Any) -> dict[str, Tensor]:
+    """Merges models by a method's name: ``merge("ties", [a, b], base=base)`` is ``ties([a, b], base=base)``.
+
+    models: a list, or name -> model, of state dicts, modules, safetensors files or folders of them. base: the model
+    they were trained from, for methods that want it. Options, beside the method's own: weights (one number, or one a
+    model); dtype of the result (the base's, else the first model's); piece (work on at most so many elements at a
+    time). Returns: name -> tensor. Computed in float32; tensors of whole numbers are copied and must be equal
+    everywhere. Raises: CommonweightError naming tensor and model for shapes or names that differ, NaN or infinity,
+    unknown methods and options (with the nearest name), values out of range, a number of weights that is not that of
+    the models, and weights that sum to zero where a method divides by their sum.
+    """
+    return get(name)(models, base, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    raise AttributeError(str(unknown("merge method", name, available())))

@@ -1,0 +1,134 @@
+"""LoRA adapters in, one LoRA adapter out: merged as the weight updates that they are, not factor by factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import CommonweightError
+from .registry import get
+
+A, B = ".lora_A.weight", ".lora_B.weight"
+Adapter = Mapping[str, Tensor]
+
+
+class Merged(NamedTuple):
+    """The adapter, with its scale in B (lora_alpha = rank); error: per site, |left out|_F / |wanted|_F of the
+    update.
+    """
+
+    adapter: dict[str, Tensor]
+    error: dict[str, float]
+
+
+def lora(
+    adapters: Sequence[Adapter],
+    *,
+    weights: Sequence[float] | None = None,
+    scales: Sequence[float] | None = None,
+    method: str = "linear",
+    rank: int | None = None,
+    compat: Literal["peft"] | None = None,
+    **options: Any,
+) -> Merged:
+    """One adapter whose update is the merge of the adapters' updates scale_t B_t A_t.
+
+    adapters: PEFT's state dicts (keys ending in .lora_A.weight, .lora_B.weight: A (r, d_in), B (d_out, r)); scales:
+    each one's lora_alpha / r (1 if not given). method "linear" is sum_t w_t scale_t B_t A_t, exact, of rank sum r_t, by
+    concatenation; with `rank`, its best approximation by SVD. Any other method merges the full updates and is brought
+    to `rank` by SVD (rank none: the largest r among the adapters); what that leaves out is in `error`.
+
+    compat="peft" with "linear": PEFT's form, sums of sqrt(|w scale|)-weighted A and B, whose product is NOT the
+    weighted sum: it has the cross terms B_i A_j.
+    """
+    n = len(adapters)
+    if n == 0:
+        raise CommonweightError("lora: no adapters given; give at least one")
+    w = [1.0] * n if weights is None else [float(x) for x in weights]
+    s = [1.0] * n if scales is None else [float(x) for x in scales]
+    for name, values in (("weights", w), ("scales", s)):
+        if len(values) != n or not all(map(math.isfinite, values)):
+            raise CommonweightError(f"lora: {name} are {values} for {n} adapters; give one finite number for each")
+    if rank is not None and rank < 1:
+        raise CommonweightError(f"lora: rank is {rank}; it must be at least 1")
+    if compat == "peft":
+        if method != "linear" or rank is not None or options:
+            raise CommonweightError("lora: compat='peft' is the form of method='linear' without a rank")
+        return _peft(adapters, w, s)
+    if compat is not None:
+        raise CommonweightError(f"lora: unknown compat {compat!r}; known: 'peft'")
+    found = None if method == "linear" else get(method)
+    if found is None and options:
+        raise CommonweightError(f"lora: method 'linear' takes no options here; {sorted(options)} came")
+    out, error = {}, {}
+    for site, pairs in _sites(adapters).items():
+        a = torch.cat([p[0] for p in pairs])
+        b = torch.cat([w[i] * s[i] * p[1] for i, p in enumerate(pairs)], 1)
+        if found is None:
+            error[site] = 0.0
+            if rank is not None and rank < len(a):
+                a, b, error[site] = _truncate(b.double() @ a.double(), rank)
+        else:
+            full = [{site: s[i] * p[1] @ p[0]} for i, p in enumerate(pairs)]
+            base = None if found.base == "none" else {site: torch.zeros_like(full[0][site])}
+            more = options if weights is None else {"weights": w, **options}
+            update = found(full, base, **more)[site]
+            a, b, error[site] = _truncate(update.double(), rank or max(len(p[0]) for p in pairs))
+        out[site + A], out[site + B] = a, b
+    return Merged(out, error)
+
+
+def _truncate(update: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    u, s, vh = torch.linalg.svd(update, full_matrices=False)
+    root = s[:rank].sqrt()
+    lost, whole = s[rank:].norm().item(), s.norm().item()
+    return (root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float(), lost / whole if whole else 0.0
+
+
+def _peft(adapters: Sequence[Adapter], w: Sequence[float], s: Sequence[float]) -> Merged:
+    out = {}
+    for site, pairs in _sites(adapters).items():
+        if len({p[0].shape for p in pairs}) > 1:
+            raise CommonweightError(
+                f"{site}: the ranks {[len(p[0]) for p in pairs]} differ; PEFT's linear wants one rank"
+            )
+        root = [math.sqrt(abs(x * y)) for x, y in zip(w, s)]
+        sign = [math.copysign(1, x * y) for x, y in zip(w, s)]
+        out[site + A] = sum(r * g * p[0] for r, g, p in zip(root, sign, pairs))
+        out[site + B] = sum(r * p[1] for r, p in zip(root, pairs))
+    return Merged(out, {})
+
+
+def _sites(adapters: Sequence[Adapter]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Site -> (A, B) in float32 of each adapter; all of them must have the same sites, of the same shapes."""
+    names = [{k.removesuffix(A) for k in x if k.endswith(A)} for x in adapters]
+    out: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for i, adapter in enumerate(adapters):
+        for key, t in adapter.items():
+            if not key.endswith((A, B)):
+                raise CommonweightError(
+                    f"{key}: adapter {i} has this beside LoRA's factors; only {A} and {B} are merged"
+                )
+            if not t.isfinite().all():
+                raise CommonweightError(f"{key}: adapter {i} has NaN or infinity there")
+        if odd := names[i] ^ names[0]:
+            raise CommonweightError(
+                f"{min(odd)}: not in both adapter 0 and adapter {i}; merge adapters of the same sites"
+            )
+        for site in sorted(names[i]):
+            if site + B not in adapter:
+                raise CommonweightError(f"{site + B}: adapter {i} has no such tensor, but its A")
+            a, b = adapter[site + A].float(), adapter[site + B].float()
+            if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+                raise CommonweightError(
+                    f"{site}: adapter {i} has A {tuple(a.shape)} and B {tuple(b.shape)}; wanted (r, d_in), (d_out, r)"
+                )
+            first = out.setdefault(site, [])
+            if first and (first[0][0].shape[1], first[0][1].shape[0]) != (a.shape[1], b.shape[0]):
+                raise CommonweightError(f"{site}: adapter {i} changes a weight of another shape than adapter 0")
+            first.append((a, b))
+    return out

@@ -1,0 +1,56 @@
+"""LiNeS: the sum of task vectors, scaled linearly with depth, so that shallow layers stay near the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..parts import combine, deltas, sums
+from ..registry import At, Range, method
+
+
+def _look(tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], **config: Any) -> dict[str, Tensor]:
+    tau = deltas(tensors, base)
+    plain, weighted = tau.sum(0), combine(tau, weights)
+    return {"l1": torch.stack([plain.abs().double().sum(), weighted.abs().double().sum()])}
+
+
+def check(config: Mapping[str, Any], n: int) -> str | None:
+    if n == 1 and config["alpha"] is None:
+        return "one model: alpha is missing; give alpha= (the scale of the first block) and beta=1-alpha"
+    return None
+
+
+@method(
+    "lines",
+    paper="LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging, arXiv 2410.17146",
+    equation="tau^l <- (alpha + beta l / (L - 1)) tau^l, l = 0..L-1; alpha = |sum tau|_1 / (T |tau_merged|_1)",
+    survey=sums(_look, lambda config: "model" if config["alpha"] is None else None),
+    check=check,
+)
+def lines(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weights: Sequence[float],
+    at: At,
+    seen: Any,
+    alpha: Annotated[float, Range(ge=0)] | None = None,
+    beta: Annotated[float, Range(ge=0)] = 1.0,
+) -> Tensor:
+    """theta_0 + (alpha + beta l / (L - 1)) sum_t w_t tau_t; tensors outside of numbered blocks by alpha alone.
+
+    A block's number is the first number that stands alone between the dots of the name. alpha none: from L1 norms of
+    the whole model (1/T for equal weights of 1). For another method's result merge that one model: lines([merged],
+    base, alpha=...).
+    """
+    first: float = 1 / len(tensors) if alpha is None else alpha
+    if alpha is None and seen["l1"][1]:
+        first *= (seen["l1"][0] / seen["l1"][1]).item()
+    block, blocks = at.depth or (0, 1)
+    return base + (first + (beta * block / (blocks - 1) if blocks > 1 else 0.0)) * combine(
+        deltas(tensors, base), weights
+    )

@@ -1,0 +1,35 @@
+"""Robust weight signatures: robustness as a patch of the shallow layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..parts import combine, deltas
+from ..registry import At, Share, method
+
+
+@method(
+    "robust_signatures",
+    paper="Robust Weight Signatures: Gaining Robustness as Easy as Patching Weights?, arXiv 2302.12480",
+    equation=(
+        "signature_t = theta_robust,t - theta_clean in shallow layers; theta = theta_target + sum_t w_t signature_t"
+    ),
+    models=(2, None),
+)
+def robust_signatures(
+    tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], at: At, shallow: Share = 1.0
+) -> Tensor:
+    """models: the model to patch, then the robust models; base: the clean model that the robust ones belong to.
+
+    shallow: the share of blocks, from the first, that take signatures; tensors outside of blocks always do. The first
+    weight scales the target's own distance from the clean model (1: as it is); a negative weight takes robustness away.
+    Differs: the whole difference of a block is its signature, without the paper's choice of layers by norm and its
+    quantising.
+    """
+    tau = deltas(tensors, base)
+    if at.depth and at.depth[0] >= math.ceil(shallow * at.depth[1]):
+        return base + weights[0] * tau[0]
+    return base + combine(tau, weights)

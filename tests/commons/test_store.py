@@ -1,0 +1,219 @@
+"""What the store says and holds: versions, bytes counted once, one file in and out, and what bad input gets."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+import commonweight as cw
+from commonweight.commons import Manifest
+from commonweight.commons.manifest import digest
+from tests.commons.small import contents, tenant
+
+
+@pytest.fixture
+def c(tmp_path):
+    return cw.Commons(tmp_path / "store")
+
+
+@pytest.fixture
+def two(c, tmp_path):
+    """The store with two tenants that have one pool in common."""
+    c.publish_file(tenant(tmp_path / "legal.safetensors", 1))
+    c.publish_file(tenant(tmp_path / "tax.safetensors", 2))
+    return c
+
+
+def test_opens_what_it_made(two):
+    again = cw.Commons(str(two.folder))
+    assert [*again] == ["legal", "tax"] and len(again) == 2 and "tax" in again and "t" not in again
+    assert again.list() == two.list() and again.verify() == []
+
+
+def test_versions(two, tmp_path):
+    first = contents(two, "legal")
+    m = two.publish_file(tenant(tmp_path / "legal.safetensors", 3), metrics={"f1": 0.5}, parents=["tax", "legal@1"])
+    assert m.label == "legal@2" and m.parents == ("tax@1", "legal@1") and m.metrics == {"f1": 0.5}
+    assert contents(two, "legal@1") == first != contents(two, "legal") == contents(two, "legal@2")
+    new, old = two.show("legal"), two.show("legal@1")
+    assert (new.version, old.version) == (2, 1) and new.versions == old.versions == (1, 2)
+    assert old.metrics == {"accuracy": 0.01} and new.parents == ("tax@1", "legal@1")
+    two.remove("legal@2")
+    assert contents(two, "legal") == first and two.show("legal").versions == (1,)
+
+
+def test_equal_pools_are_one_file_and_counted_once(two):
+    legal, tax = two.list()
+    assert legal.pools["common"] == tax.pools["common"] and len({*legal.pools.values(), *tax.pools.values()}) == 5
+    assert len([*two.folder.glob("pools/??/*")]) == 5
+    size = two.manifest("tax").pools["common"].nbytes
+    assert legal.nbytes - legal.marginal_bytes == tax.nbytes - tax.marginal_bytes == size
+    assert two.nbytes == legal.marginal_bytes + tax.marginal_bytes + size
+
+
+def test_marginal_bytes_are_what_leaves(two, tmp_path):
+    two.publish_file(tenant(tmp_path / "legal.safetensors", 3))
+    for name in ("legal", "tax"):
+        before, marginal = two.nbytes, two.show(name).marginal_bytes
+        two.remove(name)
+        freed = two.gc()
+        assert before - two.nbytes == marginal and freed.pools in (4, 3) and two.verify() == []
+    assert two.nbytes == 0 and two.list() == []
+
+
+def test_gc_keeps_versions(two, tmp_path):
+    for seed in (3, 4):
+        two.publish_file(tenant(tmp_path / "legal.safetensors", seed))
+    assert two.gc() == (0, 0, 0, 0)
+    kept = contents(two, "legal")
+    freed = two.gc(keep=1)
+    assert (freed.versions, freed.pools) == (2, 4) and two.show("legal").versions == (3,)
+    assert contents(two, "legal") == kept and two.verify() == []
+    with pytest.raises(cw.CommonweightError, match="keep=0: wanted 1 or more"):
+        two.gc(keep=0)
+
+
+def test_out_as_it_came_in(two, tmp_path):
+    out = two.export("legal", tmp_path / "out.safetensors")
+    assert out.read_bytes() == (tmp_path / "legal.safetensors").read_bytes()
+
+
+def test_a_pool_is_a_safetensors_file(two, tmp_path):
+    ref = two.manifest("legal").pools["half"]
+    at = two.folder / "pools" / ref.hash[:2] / f"{ref.hash}.safetensors"
+    value = load_file(at)["pool"]
+    assert value.equal(load_file(tmp_path / "legal.safetensors")["half"]) and at.stat().st_size == ref.nbytes
+
+
+def test_diff(two, tmp_path):
+    two.publish_file(tenant(tmp_path / "plain.safetensors", 1, common=None, config={"rank": 4}))
+    d = two.diff("legal", "tax")
+    assert d.same == ("common",) and set(d.changed) == {"own", "half"} and not d.only_a + d.only_b
+    assert (
+        d.about == {"metrics.accuracy": (0.01, 0.02)} and d.common_bytes == two.manifest("tax").pools["common"].nbytes
+    )
+    d = two.diff("legal", "plain")
+    assert d.only_a == ("common",) and set(d.same) == {"own", "half"} and d.about == {"config.rank": (None, 4)}
+
+
+def test_the_index_is_only_a_copy(two, tmp_path):
+    index = two.folder / "index.txt"
+    before, whole = two.list(), index.read_bytes()
+    for wrong in (b"", b"rubbish\n", whole[:-9], whole.replace(b"0.01", b"0.99"), whole + whole, whole + b"torn"):
+        index.write_bytes(wrong)
+        assert two.list() == before
+    two.publish_file(tenant(tmp_path / "law.safetensors", 5))  # cuts the torn end off
+    assert index.read_bytes().startswith(whole + b"law@1.") and two.verify() == []
+    index.unlink()
+    assert [r.name for r in two.list()] == ["law", "legal", "tax"] and two.verify() == []
+
+
+def test_a_reader_mends_an_index_that_lacks_much(two):
+    m = two.manifest("tax")
+    for i in range(101):
+        other = Manifest(f"t{i}", 1, m.tenant, m.pools, (), m.created)
+        (two.folder / "tenants" / other.file).write_bytes(other.text)
+    assert len(two.list()) == 103
+    assert len((two.folder / "index.txt").read_bytes().splitlines()) == 103 and two.verify() == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", ".hidden", "", "a@1", "x\n", "/etc/passwd", "..", "a" * 101])
+def test_no_name_leaves_the_folder(two, tmp_path, name):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(cw.CommonweightError, match="cannot be a tenant's name"):
+        two.publish_file(tmp_path / "legal.safetensors", name)
+    for act in (two.remove, two.fetch, two.show):
+        with pytest.raises(cw.CommonweightError, match=r"cannot be a tenant's name|unknown tenant 'a'"):
+            act(name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unknown_names(two):
+    for act in (two.remove, two.fetch, two.show, two.manifest):
+        with pytest.raises(cw.CommonweightError, match="unknown tenant 'lega'; did you mean 'legal'"):
+            act("lega")
+    with pytest.raises(cw.CommonweightError, match="legal has no version '7'; there are 1"):
+        two.fetch("legal@7")
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(cw.CommonweightError, match="is no store; `commonweight store init` makes one"):
+        cw.Commons(tmp_path / "nowhere", make=False)
+    with pytest.raises(cw.CommonweightError, match="does not exist; make it first"):
+        cw.Commons(tmp_path / "no" / "where")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(cw.CommonweightError, match=r"is no store and holds notes.txt; name a new or an empty folder"):
+        cw.Commons(tmp_path)
+    with pytest.raises(cw.CommonweightError, match="is a file; a store is a folder"):
+        cw.Commons(tmp_path / "notes.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_newer_store(two):
+    (two.folder / "store.json").write_text(json.dumps({"commons": "commonweight", "format": 2}))
+    with pytest.raises(cw.CommonweightError, match="a store of format 2; this version reads up to 1: upgrade"):
+        cw.Commons(two.folder)
+    (two.folder / "store.json").write_text("{}")
+    with pytest.raises(cw.CommonweightError, match="altered; it must read"):
+        cw.Commons(two.folder)
+
+
+def put(c, change) -> None:
+    """A manifest that says what it should not, under a name with the right digest."""
+    m = c.manifest("tax")
+    raw = json.loads(m.text)
+    raw["name"] = "odd"
+    change(raw)
+    text = json.dumps(raw).encode()
+    (c.folder / "tenants" / f"odd@1.{digest(text)}.json").write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(commons=2), "manifest format 2; this version reads up to 1: upgrade"),
+        (
+            lambda r: r["pools"].update(own=["../../../../etc/passwd", "F32", [1]]),
+            "not a manifest that commonweight wrote",
+        ),
+        (lambda r: r["pools"].update(own=["a" * 64, "PICKLE", [1]]), "not a manifest that commonweight wrote"),
+        (lambda r: r.pop("tenant"), "not a manifest that commonweight wrote"),
+        (lambda r: r.update(name="tax"), "it calls itself tax@1"),
+        (lambda r: r.update(name="../odd"), "cannot be a tenant's name"),
+        (lambda r: r.update(pools=3), "not a manifest that commonweight wrote"),
+    ],
+)
+def test_an_odd_manifest(two, change, message):
+    put(two, change)
+    with pytest.raises(cw.CommonweightError, match=message):
+        two.fetch("odd")
+    (problem,) = two.verify()
+    assert problem.tenants == ("odd@1",)
+    with pytest.raises(cw.CommonweightError, match=message):
+        two.gc()
+    assert contents(two, "legal") and two.remove("odd") is None and two.verify() == []
+
+
+def test_what_cannot_be_published(two, tmp_path):
+    before = sorted(two.folder.rglob("*"))
+    file = tenant(tmp_path / "new.safetensors", 9)
+    bad = tmp_path / "bad.safetensors"
+    for kwargs, message in (
+        ({"metrics": {"accuracy": float("nan")}}, "metrics that are no JSON"),
+        ({"metrics": {"accuracy": object()}}, "metrics that are no JSON"),
+        ({"parents": ["legl"]}, "unknown tenant 'legl'; did you mean 'legal'"),
+    ):
+        with pytest.raises(cw.CommonweightError, match=message):
+            two.publish_file(file, **kwargs)
+    whole = file.read_bytes()
+    for data, message in (
+        (whole[:-5], "not a whole safetensors file"),
+        (b"", "not a whole safetensors file"),
+        (whole[:-4] + b"\0\0\xc0\x7f", "holds NaN or infinity; nothing was published"),
+    ):
+        bad.write_bytes(data)
+        with pytest.raises(cw.CommonweightError, match=message):
+            two.publish_file(bad)
+    with pytest.raises(cw.CommonweightError, match="no such file"):
+        two.publish_file(tmp_path / "none.safetensors")
+    assert sorted(two.folder.rglob("*")) == before

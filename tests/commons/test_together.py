@@ -1,0 +1,178 @@
+"""Many processes at once, and processes that are killed at every line."""
+
+import itertools
+import os
+import signal
+import time
+
+import pytest
+
+import commonweight as cw
+from commonweight.commons import pool
+from tests.commons.small import contents, die_at, ended, start, tenant
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def test_a_publish_killed_at_any_line_leaves_the_old_state(tmp_path):
+    c = cw.Commons(tmp_path / "store")
+    c.publish_file(tenant(tmp_path / "legal.safetensors", 1))
+    c.publish_file(tenant(tmp_path / "tax.safetensors", 2))
+    tax, states = contents(c, "tax"), {c.show("legal").version: contents(c, "legal")}
+    committed = kills = 0
+    for step in itertools.count(1):
+        file = tenant(tmp_path / "legal.safetensors", step + 10)
+        killed = die_at(step, lambda: c.publish_file(file))  # noqa: B023
+        kills += killed
+        again = cw.Commons(c.folder)
+        assert again.verify() == [] and contents(again, "tax") == tax
+        version = again.show("legal").version
+        if version in states:
+            assert contents(again, "legal") == states[version]
+        else:  # killed after the one moment at which it happens
+            committed += 1
+            assert version == max(states) + 1 and contents(again, "legal") not in states.values()
+            states[version] = contents(again, "legal")
+        if not killed:
+            break
+        if step % 10 == 0:
+            again.gc(keep=2)
+            assert not [p for p in c.folder.rglob(".*") if p.is_file()]  # what killed writers left is gone
+    assert kills > 150 and committed > 1
+
+
+def test_remove_and_gc_killed_at_any_line(tmp_path):
+    c = cw.Commons(tmp_path / "store")
+    c.publish_file(tenant(tmp_path / "tax.safetensors", 2))
+    tax, file = contents(c, "tax"), tenant(tmp_path / "legal.safetensors", 1)
+
+    def leave() -> None:
+        c.remove("legal")
+        c.gc()
+
+    for step in itertools.count(1, 3):
+        if "legal" not in c:
+            c.publish_file(file)
+            c.publish_file(file)
+        killed = die_at(step, leave)
+        assert c.verify() == [] and contents(c, "tax") == tax
+        assert "legal" not in c or contents(c, "legal")
+        if not killed:
+            break
+    assert step > 100 and c.gc().pools == 0 and [*c] == ["tax"]
+
+
+def test_init_killed_at_any_line(tmp_path):
+    for step in itertools.count(1, 2):
+        folder = tmp_path / f"store{step}"
+        killed = die_at(step, lambda: cw.Commons(folder))  # noqa: B023
+        assert cw.Commons(folder).list() == []
+        if not killed:
+            break
+    assert step > 20
+
+
+def test_eight_publishers_lose_nothing(tmp_path):
+    files = [tenant(tmp_path / f"t{i}.safetensors", i) for i in range(8)]
+    folder = tmp_path / "store"
+
+    def work(i: int) -> None:
+        c = cw.Commons(folder)  # they make it at once, too
+        for _ in range(3):
+            c.publish_file(files[i], "all")
+            c.publish_file(files[i])
+
+    assert ended(*[start(lambda i=i: work(i)) for i in range(8)]) == [0] * 8
+    c = cw.Commons(folder)
+    assert c.verify() == [] and [*c] == ["all", *(f"t{i}" for i in range(8))]
+    assert c.show("all").versions == tuple(range(1, 25))
+    assert all(r.versions == (1, 2, 3) for r in c.list()[1:])
+    assert sorted(c.manifest(f"all@{v}").metrics["accuracy"] for v in range(1, 25)) == sorted(
+        [i / 100 for i in range(8)] * 3
+    )
+    assert len([*folder.glob("pools/??/*")]) == 2 * 8 + 1
+    assert len((folder / "index.txt").read_bytes().splitlines()) == 48
+
+
+def test_gc_takes_nothing_from_publishers_and_readers(tmp_path):
+    c = cw.Commons(tmp_path / "store")
+    c.publish_file(tenant(tmp_path / "hot.safetensors", 0))
+    until = time.monotonic() + 1.5
+
+    def publish() -> None:
+        for seed in itertools.count(1):
+            c.publish_file(tenant(tmp_path / "hot.safetensors", seed, common=seed % 2))
+            if time.monotonic() > until:
+                return
+
+    def collect() -> None:
+        while time.monotonic() < until:
+            c.gc(keep=1)
+
+    def read() -> None:
+        while time.monotonic() < until:
+            got = contents(c, "hot")
+            assert len(got) == 3 and c.list()[0].name == "hot" and c.show("hot").version
+
+    def check() -> None:
+        while time.monotonic() < until:
+            assert c.verify() == []
+
+    assert ended(*map(start, (publish, collect, read, read, check))) == [0] * 5
+    assert c.verify() == [] and contents(c, "hot")
+
+
+def test_a_reader_between_manifest_and_pools(tmp_path, monkeypatch):
+    c = cw.Commons(tmp_path / "store")
+    c.publish_file(tenant(tmp_path / "hot.safetensors", 0, common=None))
+    plain, calls = pool.open_pool, []
+
+    def late(root, hash):
+        calls.append(hash)
+        if len(calls) == 2:  # the reader has one pool open, the other it has not
+            c.publish_file(tenant(tmp_path / "hot.safetensors", 1, common=None))
+            c.gc(keep=1)
+        return plain(root, hash)
+
+    monkeypatch.setattr(pool, "open_pool", late)
+    got = c.fetch("hot")
+    assert got.where.endswith("hot@2") and len(calls) == 4 and got.read("own").shape == (6,)
+    c.remove("hot")
+    c.gc()
+    assert got.read("half").shape == (2, 3)  # what is open stays readable
+
+
+def test_a_killed_holder_frees_the_lock(tmp_path):
+    c = cw.Commons(tmp_path / "store")
+    read, write = os.pipe()
+
+    def hold() -> None:
+        with c._locked():
+            os.write(write, b"x")
+            time.sleep(60)
+
+    pid = start(hold)
+    os.read(read, 1)
+    with pytest.raises(cw.CommonweightError, match=r"another process writes since 0\.05 s; try again"):
+        with c._locked(0.05):
+            pass
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == [-signal.SIGKILL]
+    c.publish_file(tenant(tmp_path / "hot.safetensors", 0))
+    os.close(read), os.close(write)
+
+
+def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
+    c = cw.Commons(tmp_path / "store")
+    c.publish_file(tenant(tmp_path / "hot.safetensors", 0))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert contents(c, "hot") and c.list() and c.verify() == []
+    with pytest.raises(cw.CommonweightError, match="store: cannot be written: Permission denied"):
+        c.remove("hot")
+    next(c.folder.glob("pools/??/*")).unlink()
+    with pytest.raises(cw.CommonweightError, match="this pool is missing"):
+        c.fetch("hot")

@@ -1,0 +1,122 @@
+"""LoRA in, LoRA out: the weighted sum of B A, not of A and of B."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import commonweight as cw
+
+SITES = {"model.q": (12, 8), "model.up": (16, 8)}
+WEIGHTS, SCALES = [0.6, 0.9, -0.3], [2.0, 1.0, 0.5]
+
+
+def adapters(ranks=(2, 3, 2)):
+    g = torch.Generator().manual_seed(0)
+    return [
+        {f"{k}.lora_A.weight": torch.randn(r, i, generator=g) for k, (_, i) in SITES.items()}
+        | {f"{k}.lora_B.weight": torch.randn(o, r, generator=g) for k, (o, _) in SITES.items()}
+        for r in ranks
+    ]
+
+
+def update(adapter, site):
+    return adapter[f"{site}.lora_B.weight"] @ adapter[f"{site}.lora_A.weight"]
+
+
+def test_linear_is_the_weighted_sum_of_the_updates():
+    given = adapters()
+    out, error = cw.merge.lora(given, weights=WEIGHTS, scales=SCALES)
+    for site in SITES:
+        wanted = sum(w * s * update(a, site) for w, s, a in zip(WEIGHTS, SCALES, given))
+        assert (update(out, site) - wanted).abs().max() < 1e-5
+        assert len(out[f"{site}.lora_A.weight"]) == 7 and error[site] == 0
+
+
+def test_a_rank_gives_the_best_approximation_and_its_error():
+    given = adapters()
+    exact, _ = cw.merge.lora(given, weights=WEIGHTS)
+    out, error = cw.merge.lora(given, weights=WEIGHTS, rank=4)
+    for site in SITES:
+        full = update(exact, site)
+        lost = (update(out, site) - full).norm() / full.norm()
+        assert len(out[f"{site}.lora_A.weight"]) == 4
+        assert abs(lost - error[site]) < 1e-5 and error[site] > 0.01
+        assert abs(torch.linalg.svdvals(full)[4:].norm() / full.norm() - error[site]) < 1e-5
+
+
+def test_peft_form_is_another_update():
+    """PEFT adds A and B with square roots of the weights: cross terms between adapters come in."""
+    tuner = pytest.importorskip("peft.tuners.lora.model")
+    given = adapters((2, 2, 2))
+    out, _ = cw.merge.lora(given, weights=WEIGHTS, scales=SCALES, compat="peft")
+    right, _ = cw.merge.lora(given, weights=WEIGHTS, scales=SCALES)
+
+    class Layer:
+        lora_embedding_A = ()
+
+        def __init__(self, site):
+            self.lora_A, self.lora_B = ({
+                str(i): torch.nn.Linear(1, 1, bias=False).requires_grad_(False) for i in range(3)
+            } for _ in "AB")  # fmt: skip
+            for i, a in enumerate(given):
+                self.lora_A[str(i)].weight.data = a[f"{site}.lora_A.weight"]
+                self.lora_B[str(i)].weight.data = a[f"{site}.lora_B.weight"]
+            self.scaling = dict(zip("012", SCALES))
+
+    for site in SITES:
+        merge = tuner.LoraModel._generalized_task_arithmetic_weighted_adapter
+        a, b = merge(None, "linear", list("012"), WEIGHTS, Layer(site), None, None)
+        assert (out[f"{site}.lora_A.weight"] - a).abs().max() < 2e-6
+        assert (out[f"{site}.lora_B.weight"] - b).abs().max() < 2e-6
+        assert (b @ a - update(right, site)).norm() > 0.5 * update(right, site).norm()
+
+
+@pytest.mark.parametrize(("name", "options"), [("ties", {"density": 0.5}), ("knots", {}), ("dare_linear", {"seed": 2})])
+def test_other_methods_merge_the_full_updates(name, options):
+    given = adapters()
+    out, error = cw.merge.lora(given, weights=WEIGHTS, scales=SCALES, method=name, rank=8, **options)
+    for site in SITES:
+        full = [{site: s * update(a, site)} for s, a in zip(SCALES, given)]
+        wanted = cw.merge.merge(name, full, {site: torch.zeros(SITES[site])}, weights=WEIGHTS, **options)[site]
+        assert (update(out, site) - wanted).abs().max() < 1e-5 and error[site] < 1e-6
+    short, error = cw.merge.lora(given, method=name, **options)
+    assert len(short["model.q.lora_A.weight"]) == 3 and error["model.q"] > 0.05
+
+
+def changed(i=1, **tensors):
+    out = adapters()
+    for key, t in tensors.items():
+        key = key.replace("__", ".")
+        if t is None:
+            del out[i][key]
+        else:
+            out[i][key] = t
+    return out
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cw.merge.lora([]), "no adapters given"),
+        (lambda: cw.merge.lora(adapters(), weights=[1.0]), r"weights are \[1.0\] for 3 adapters"),
+        (lambda: cw.merge.lora(adapters(), rank=0), "rank is 0"),
+        (lambda: cw.merge.lora(adapters(), method="tie"), "unknown merge method 'tie'"),
+        (lambda: cw.merge.lora(adapters(), density=0.5), "method 'linear' takes no options here"),
+        (lambda: cw.merge.lora(adapters(), compat="mergekit"), "unknown compat 'mergekit'"),
+        (lambda: cw.merge.lora(adapters(), compat="peft", rank=2), "compat='peft' is the form of method='linear'"),
+        (lambda: cw.merge.lora(adapters(), compat="peft"), r"the ranks \[2, 3, 2\] differ"),
+        (lambda: cw.merge.lora(changed(bias=torch.ones(2))), "bias: adapter 1 has this beside"),
+        (lambda: cw.merge.lora(changed(model__q__lora_B__weight=None)), "adapter 1 has no such tensor, but its A"),
+        (lambda: cw.merge.lora(changed(model__q__lora_A__weight=torch.ones(2, 8))), "wanted .r, d_in., .d_out, r."),
+        (lambda: cw.merge.lora(changed(model__q__lora_A__weight=torch.ones(3, 9))), "another shape than adapter 0"),
+        (
+            lambda: cw.merge.lora(changed(model__q__lora_A__weight=None, model__q__lora_B__weight=None)),
+            "model.q: not in both adapter 0 and adapter 1",
+        ),
+        (lambda: cw.merge.lora(changed(model__q__lora_A__weight=torch.full((3, 8), torch.nan))), "adapter 1 has NaN"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(cw.CommonweightError, match=message):
+        call()

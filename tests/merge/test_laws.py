@@ -1,0 +1,127 @@
+"""What holds for every method: it runs, it can be cut in pieces, and nothing but its inputs decides the result."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.merge import select
+
+from .sample import gap, models
+
+NEEDED = {"nearswap": {"t": 0.05}, "emr": {"task": 1}, "tall_masks": {"task": 1}}
+VARIANTS = {
+    "nuslerp": [{"over": "row"}, {"over": "column"}],
+    "model_stock": [{"filter_wise": True}],
+    "lines": [{"weights": [1.0, 0.5, 0.2]}],
+    "pcb": [{"variant": "es"}],
+    "sce": [{"select_topk": 0.3}],
+    "robust_signatures": [{"shallow": 0.5}],
+}
+
+
+def cases():
+    for name, method in cw.merge.available().items():
+        for options in [{}, *({"compat": c} for c in method.compat), *VARIANTS.get(name, [])]:
+            yield pytest.param(
+                method, {**NEEDED.get(name, {}), **options}, id="-".join([name, *map(str, options.values())])
+            )
+
+
+def inputs(method, seed=1):
+    base, sources = models(method.models[1] or 3, seed)
+    return sources, None if method.base == "none" else base
+
+
+@pytest.mark.parametrize(("method", "options"), list(cases()))
+def test_pieces_and_order_change_nothing(method, options):
+    sources, base = inputs(method)
+    whole = method(sources, base, **options)
+    assert all(t.isfinite().all() and t.dtype == torch.float32 for t in whole.values())
+    for piece in (1, 30):
+        assert gap(whole, method(sources, base, piece=piece, **options)) < 1e-6
+    turned = [dict(reversed(s.items())) for s in sources]
+    assert gap(whole, method(turned, base, **options)) == 0
+    assert gap(whole, method(sources, base, **options)) == 0
+
+
+@pytest.mark.parametrize(("method", "options"), list(cases()))
+def test_inputs_are_left_alone_and_dtypes_kept(method, options):
+    sources, base = inputs(method)
+    half = [{k: t.bfloat16() for k, t in s.items()} for s in (*sources, base or sources[0])]
+    copies = [{k: t.clone() for k, t in s.items()} for s in half]
+    for s in half:
+        s["steps"] = torch.tensor([3, 4])
+    out = method(half[:-1], None if base is None else half[-1], **options)
+    assert {t.dtype for k, t in out.items() if k != "steps"} == {torch.bfloat16}
+    assert out["steps"].tolist() == [3, 4]
+    assert all(torch.equal(s[k], c[k]) for s, c in zip(half, copies) for k in c)
+
+
+@pytest.mark.parametrize("method", [m for m in cw.merge.available().values() if m.base != "none"], ids=lambda m: m.name)
+def test_models_equal_to_the_base_give_the_base(method):
+    _, base = inputs(method)
+    out = method([base] * (method.models[1] or 3), base, **NEEDED.get(method.name, {}))
+    assert gap(out, base) < 1e-6
+
+
+@pytest.mark.parametrize("method", list(cw.merge.available().values()), ids=lambda m: m.name)
+def test_a_method_says_where_it_comes_from(method):
+    assert method.paper and method.equation and method.data == "none" and (method.__doc__ or "").strip()
+    names = set(inspect.signature(method.function).parameters)
+    assert {"tensors", "base"} <= names
+    assert getattr(cw.merge, method.name) is method
+
+
+def test_a_scalar_and_an_empty_tensor_are_tensors():
+    sources = [{"scalar": torch.tensor(float(i)), "empty": torch.zeros(0, 3)} for i in range(3)]
+    out = cw.merge.ties(sources, sources[0], density=1.0)
+    assert out["scalar"].shape == () and out["scalar"] == 1.5 and out["empty"].shape == (0, 3)
+
+
+def test_equal_magnitudes_are_kept_by_index():
+    """bfloat16 task vectors tie massively; the first by name, then by index, stay."""
+    base = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    model = {"a": torch.tensor([[1.0, -1, 1], [2, 1, -1]]), "b": torch.tensor([1.0, 3, -1, 1])}
+    for piece in (None, 1, 2):
+        out = cw.merge.ties([model], base, density=0.5, piece=piece)
+        assert out["a"].tolist() == [[1, -1, 1], [2, 0, 0]] and out["b"].tolist() == [0, 3, 0, 0]
+        out = cw.merge.ties([model], base, density=0.5, compat="mergekit", piece=piece)
+        assert out["a"].tolist() == [[1, -1, 0], [2, 0, 0]] and out["b"].tolist() == [1, 3, 0, 0]
+
+
+def test_random_ones_depend_on_seed_and_tensor_name_only():
+    sources, base = inputs(cw.merge.dare_linear)
+    whole = cw.merge.dare_linear(sources, base, seed=4)
+    alone = cw.merge.dare_linear([{"conv": s["conv"]} for s in sources], {"conv": base["conv"]}, seed=4)
+    assert torch.equal(whole["conv"], alone["conv"])
+    assert gap(whole, cw.merge.dare_linear(sources, base, seed=5)) > 0.1
+
+
+@pytest.mark.parametrize("k", [0, 1, 37, 499, 500, 1000, 2000])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_selection_is_a_stable_sort(k, levels):
+    """The first k by (key, index) whatever the pieces, and the k-th value."""
+    g = torch.Generator().manual_seed(k)
+    x = torch.randint(-levels, levels, (2, 1000), generator=g).float() / 7
+    finds, done = select.start(((k, 5), (k, 5))), False
+    while not done:
+        pieces = x.split(170, dim=1)
+        starts = [170 * i for i in range(len(pieces))]
+        counts = sum(
+            select.count(finds, select.key(p), torch.arange(s, s + p.shape[1])) for p, s in zip(pieces, starts)
+        )
+        finds, done = select.step(finds, counts)
+    held = select.held(finds, select.key(x), torch.arange(1000))
+    for row, mask in zip(x, held):
+        assert mask.nonzero().squeeze(1).tolist() == sorted(row.sort(stable=True).indices[:k].tolist())
+
+
+def test_keys_follow_the_floats_and_come_back():
+    x = torch.tensor([-float("inf"), -2.0, -1e-40, -0.0, 0.0, 1e-40, 1.5, float("inf")])
+    keys = select.key(x)
+    assert keys.tolist() == sorted(keys.tolist()) and keys[3] == keys[4]
+    assert [select.value(int(k)) for k in keys] == x.tolist()
