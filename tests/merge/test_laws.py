@@ -111,11 +111,9 @@ def test_selection_is_a_stable_sort(k, levels):
     while not done:
         pieces = x.split(170, dim=1)
         starts = [170 * i for i in range(len(pieces))]
-        counts = sum(
-            select.count(finds, select.key(p), torch.arange(s, s + p.shape[1])) for p, s in zip(pieces, starts)
-        )
-        finds, done = select.step(finds, counts)
-    held = select.held(finds, select.key(x), torch.arange(1000))
+        counts = sum(select.count(finds, select.key(p), s) for p, s in zip(pieces, starts))
+        finds, done = select.step(finds, counts, x.shape[1])
+    held = select.held(finds, select.key(x), 0)
     for row, mask in zip(x, held):
         assert mask.nonzero().squeeze(1).tolist() == sorted(row.sort(stable=True).indices[:k].tolist())
 
@@ -125,3 +123,15 @@ def test_keys_follow_the_floats_and_come_back():
     keys = select.key(x)
     assert keys.tolist() == sorted(keys.tolist()) and keys[3] == keys[4]
     assert [select.value(int(k)) for k in keys] == x.tolist()
+
+
+def test_compat_is_taken_wherever_the_implementation_has_the_method():
+    """A recipe may say compat for every step; where the forms are the same it changes nothing."""
+    names = {n for n, m in cw.merge.available().items() if "mergekit" in (*m.same, *m.compat)}
+    assert {"linear", "slerp", "ties", "della", "sce", "karcher", "passthrough", "nearswap"} <= names
+    for name in names:
+        method = cw.merge.get(name)
+        if "mergekit" in method.same:
+            sources, base = inputs(method)
+            more = NEEDED.get(name, {})
+            assert gap(method(sources, base, **more), method(sources, base, compat="mergekit", **more)) == 0

@@ -219,9 +219,9 @@ class Commons:
     def _locked(self, patience: float = PATIENCE) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.folder / "lock", timeout=patience, poll_interval=0.01)
+        lock = FileLock(self.folder / "lock")
         try:
-            lock.acquire()
+            lock.acquire(timeout=patience, poll_interval=0.01)
         except Timeout:
             raise CommonweightError(f"{self.folder}: another process writes since {patience:g} s; try again") from None
         except OSError as e:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..core import CommonweightError
 from . import index, pool
-from .manifest import Entry, Manifest
+from .manifest import Entry, Manifest, Ref
 
 
 class Problem(NamedTuple):
@@ -27,7 +27,7 @@ def problems(root: Path, store: bytes, entries: list[Entry]) -> Iterator[Problem
     """All that is wrong. Cost: reads every file once. Takes no lock: what leaves meanwhile is no problem."""
     if (root / "store.json").read_bytes() != store:
         yield Problem("store.json", "altered; write it anew with `commonweight store init`", ())
-    readers: dict[str, dict[str, pool.Ref]] = {}
+    readers: dict[str, dict[str, Ref]] = {}
     for entry in entries:
         where = f"tenants/{entry.file}"
         try:

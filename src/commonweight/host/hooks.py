@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
-from .route import Bucket, Current, Route
+from .route import Bucket, Current, Layout, Route
 from .sites import Physical
-from .tenant import Entry, Tenant
+from .tenant import Entry, takes_input
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -35,16 +35,14 @@ class SiteHook:
         if route is None:
             return None
         if route.single is not None:
-            entry = self.on_input(route.single)
-            return None if entry is None else (self.transform(entry, args[0]), *args[1:])
-        if not any(self.on_input(t) for t, _ in route.groups):
-            return None
+            entries = route.single.table.get(self.at.name, [])
+            return (self.transform(entries[0], args[0]), *args[1:]) if takes_input(entries) else None
         x = args[0]
-        return (self.by_bucket(route, x, x, self.transformed), *args[1:])
+        layout = self.layout(route, x)
+        return (self.by_bucket(layout, route, x, x, self.transformed), *args[1:]) if layout.inputs else None
 
-    def on_input(self, tenant: Tenant | None) -> Entry | None:
-        entries = tenant.table.get(self.at.name, []) if tenant is not None else []
-        return entries[0] if takes_input(entries) else None
+    def layout(self, route: Route, x: Tensor) -> Layout:
+        return route.layout(self.at.name, x.shape[0] == route.length, x.device)
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
@@ -62,9 +60,8 @@ class SiteHook:
         if route.single is not None:
             entries = route.single.table.get(self.at.name)
             return y if entries is None else self.apply(entries, x, y)
-        if not any(t is not None and self.at.name in t.table for t, _ in route.groups):
-            return y
-        return self.by_bucket(route, x, y, self.mixed)
+        layout = self.layout(route, x)
+        return self.by_bucket(layout, route, x, y, self.mixed) if layout.touched else y
 
     def apply(self, entries: list[Entry], x: Tensor, y: Tensor) -> Tensor:
         """All uses of one tenant at this site, in order."""
@@ -91,17 +88,15 @@ class SiteHook:
         b = b if b is None else b.to(x.dtype)
         return self.at.call(x, w.to(x.dtype), b)
 
-    def by_bucket(self, route: Route, x: Tensor, y: Tensor, run: Callable) -> Tensor:
+    def by_bucket(self, layout: Layout, route: Route, x: Tensor, y: Tensor, run: Callable) -> Tensor:
         """`run(bucket, x, y)` on every bucket's places, and the results back in the order of the batch."""
-        by_row = x.shape[0] == route.length
         fx = self.spread(route, x)
         fy = fx if x is y else self.spread(route, y)
-        buckets, order = route.layout(self.at.name, by_row, x.device)
         parts = []
-        for bucket in buckets:
+        for bucket in layout.buckets:
             w = bucket.where
             parts.append(run(bucket, fx if w is None else fx[w], fy if w is None else fy[w]))
-        out = parts[0] if order is None else self.widened(parts).index_select(0, order)
+        out = parts[0] if layout.order is None else self.widened(parts).index_select(0, layout.order)
         return out.reshape(*y.shape[:-1], out.shape[-1])
 
     def transformed(self, bucket: Bucket, x: Tensor, _: Tensor) -> Tensor:
@@ -123,10 +118,13 @@ class SiteHook:
     def stacked(self, bucket: Bucket, dtype: torch.dtype) -> dict[str, Tensor]:
         """Per place, the slots in one tensor each; kept while the route is open, nobody trains, no pool is written."""
         uses = [e[0] for e in bucket.entries]
+        pools = bucket.kept.get("pools")
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return stack(uses, dtype, bucket.reader)
+        if pools is None:
+            pools = bucket.kept["pools"] = [p for e in uses for _, _, read in e.reads for p in read]
         try:
-            written = sum(p._version for e in uses for _, _, pools in e.reads for p in pools)
+            written = sum([p._version for p in pools])
         except RuntimeError:  # pools made in inference mode do not count their writes
             return stack(uses, dtype, bucket.reader)
         if bucket.kept.get("written") != (written, dtype):
@@ -160,11 +158,6 @@ class SiteHook:
                 raise CommonweightError(f"{self.at.name}: the readers' outputs differ in width")
             parts = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in parts]
         return torch.cat(parts)
-
-
-def takes_input(entries: list[Entry]) -> bool:
-    """One use that changes the input alone; uses in company take the reference form."""
-    return len(entries) == 1 and entries[0].inputs is not None and entries[0].rows is None
 
 
 def stack(entries: list[Entry], dtype: torch.dtype, reader: Tensor | None) -> dict[str, Tensor]:

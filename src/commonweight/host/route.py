@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from .tenant import Entry, Tenant
+from .tenant import Entry, Tenant, takes_input
 
 
 class Bucket(NamedTuple):
@@ -28,6 +28,16 @@ class Bucket(NamedTuple):
     kept: dict[Any, Any]
 
 
+class Layout(NamedTuple):
+    """What one site makes of a route. order: puts the buckets' places, one after another, back into the batch's order;
+    None where one bucket has them all. touched: whether any tenant has a use here. inputs: one on the input side."""
+
+    buckets: list[Bucket]
+    order: Tensor | None
+    touched: bool
+    inputs: bool
+
+
 class Route:
     """single: the one tenant, or None. Otherwise `groups`: (tenant or None, its places in order of the batch).
 
@@ -40,7 +50,7 @@ class Route:
         self.single = single
         self.groups = list(groups)
         self.length = sum(len(p) for _, p in self.groups)
-        self._layouts: dict[Any, tuple[list[Bucket], Tensor | None]] = {}
+        self._layouts: dict[Any, Layout] = {}
 
     @classmethod
     def of(cls, readers: Sequence[Tenant | None]) -> Route:
@@ -60,18 +70,15 @@ class Route:
             )
         return cls.of([tenants.get(n) for n in flat])
 
-    def layout(self, site: str, by_row: bool, device: torch.device) -> tuple[list[Bucket], Tensor | None]:
-        """(buckets, order): `order` puts the buckets' places, one after another, back into the batch's order.
-
-        Tenants whose binds and shapes agree here, and whose bind has a grouped form, share a bucket (by row only).
-        """
+    def layout(self, site: str, by_row: bool, device: torch.device) -> Layout:
+        """By row, tenants share a bucket when their binds and shapes agree here and the bind has a grouped form."""
         key = (site, by_row, device)
         found = None if torch.compiler.is_compiling() else self._layouts.get(key)
         if found is None:
             found = self._layouts[key] = self._layout(site, by_row, device)
         return found
 
-    def _layout(self, site: str, by_row: bool, device: torch.device) -> tuple[list[Bucket], Tensor | None]:
+    def _layout(self, site: str, by_row: bool, device: torch.device) -> Layout:
         alike: dict[Any, list[tuple[Tenant | None, list[Entry], list[int]]]] = {}
         for i, (tenant, places) in enumerate(self.groups):
             entries = tenant.table.get(site, []) if tenant is not None else []
@@ -92,7 +99,9 @@ class Route:
                     {},
                 )
             )
-        return buckets, None if len(alike) == 1 else torch.tensor(order, device=device).argsort()
+        every = [e for b in buckets for e in b.entries]
+        back = None if len(alike) == 1 else torch.tensor(order, device=device).argsort()
+        return Layout(buckets, back, any(every), any(takes_input(e) for e in every))
 
 
 class Current(threading.local):

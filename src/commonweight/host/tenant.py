@@ -58,6 +58,11 @@ class Entry:
         return out
 
 
+def takes_input(entries: list[Entry]) -> bool:
+    """One use that changes the input alone; uses in company take the reference form."""
+    return len(entries) == 1 and entries[0].inputs is not None and entries[0].rows is None
+
+
 class Tenant:
     """One behaviour of the host. `plan` says what it is; `pools` holds its numbers by name."""
 

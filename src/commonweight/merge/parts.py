@@ -17,7 +17,12 @@ Scope = Callable[[Mapping[str, Any]], Literal["tensor", "model"] | None]
 
 def deltas(tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
     """(T, *shape): the task vectors, or the tensors themselves where there is no base."""
-    return torch.stack([t if base is None else t - base for t in tensors])
+    if base is None:
+        return torch.stack(list(tensors))
+    out = torch.empty(len(tensors), *base.shape)
+    for i, t in enumerate(tensors):
+        torch.sub(t, base, out=out[i])
+    return out
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:
@@ -25,9 +30,13 @@ def column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (like.dim() - 1))
 
 
-def combine(stack: Tensor, values: Sequence[float] | Tensor) -> Tensor:
+def combine(stack: Tensor | Sequence[Tensor], values: Sequence[float] | Tensor) -> Tensor:
     """sum_t values_t stack_t."""
-    return torch.einsum("t,t...->...", torch.as_tensor(values, dtype=stack.dtype), stack)
+    first, *rest = values.tolist() if isinstance(values, Tensor) else values
+    out = stack[0] * first
+    for x, v in zip(stack[1:], rest, strict=True):
+        out.add_(x, alpha=v)
+    return out
 
 
 def agreeing(
@@ -70,10 +79,9 @@ def uniform(seed: int, at: At, model: int, like: Tensor) -> Tensor:
     return rng.uniform((like.numel() + over,))[over:].view(like.shape)
 
 
-def places(at: At, like: Tensor, scope: str = "tensor") -> Tensor:
-    """int64 (n,): each element's index in its tensor, or in the model."""
-    first = at.start + (at.offset if scope == "model" else 0)
-    return torch.arange(first, first + like.numel())
+def place(at: At, scope: str = "tensor") -> int:
+    """The index of the piece's first element in its tensor, or in the model."""
+    return at.start + (at.offset if scope == "model" else 0)
 
 
 def magnitude_cuts(ranks: Callable[..., tuple[tuple[int, ...], ...]], scope: Scope) -> Survey:
@@ -84,20 +92,18 @@ def magnitude_cuts(ranks: Callable[..., tuple[tuple[int, ...], ...]], scope: Sco
     ) -> dict[str, Tensor]:
         tau = deltas(tensors, base).flatten(1)
         finds = select.start(ranks(numel, config)) if seen is None else seen
-        where = places(at, tau[0], scope(config) or "tensor")
-        return {"counts": select.count(finds, select.key(tau.abs(), descending=True), where)}
+        return {"counts": select.count(finds, select.magnitude_key(tau), place(at, scope(config) or "tensor"))}
 
     def join(total: dict[str, Tensor], seen: Any, *, numel: int, **config: Any) -> tuple[Any, bool]:
-        return select.step(select.start(ranks(numel, config)) if seen is None else seen, total["counts"])
+        return select.step(select.start(ranks(numel, config)) if seen is None else seen, total["counts"], numel)
 
     return Survey(look, join, scope)
 
 
 def top(finds: Any, tau: Tensor, at: At, scope: str, which: int = 0) -> Tensor:
     """bool (T, *shape): the elements before the cut."""
-    flat = tau.flatten(1)
-    keys = select.key(flat.abs(), descending=True)
-    return select.held(finds, keys, places(at, flat[0], scope), which).view(tau.shape)
+    keys = select.magnitude_key(tau.flatten(1))
+    return select.held(finds, keys, place(at, scope), which).view(tau.shape)
 
 
 def sums(look: Callable[..., dict[str, Tensor]], scope: Scope) -> Survey:

@@ -8,26 +8,33 @@ Two rounds find a threshold; only where it is shared by several elements do roun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 BINS = 1 << 16
+_LOW, _HIGH = -(1 << 31), 1 << 31  # of a key; every key lies in [_LOW, _HIGH)
 _SHIFTS = (32, 16, 0)  # of the index: 48 bits
 
 
 def key(x: Tensor, descending: bool = False) -> Tensor:
-    """int64 in [0, 2**32), in the order of the float32 values; minus zero equals zero."""
-    bits = (x.float() + 0.0).contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
-    ordered = torch.where(bits >= 1 << 31, 0xFFFFFFFF - bits, bits + (1 << 31))
-    return 0xFFFFFFFF - ordered if descending else ordered
+    """int32, in the order of the float32 values; minus zero equals zero."""
+    bits = (x.float() + 0.0).contiguous().view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return ordered.bitwise_not_() if descending else ordered
+
+
+def magnitude_key(x: Tensor) -> Tensor:
+    """key(x.abs(), descending=True), in fewer steps."""
+    return (x.float().contiguous().view(torch.int32) & 0x7FFFFFFF).bitwise_not_()
 
 
 def value(k: int) -> float:
     """The float32 whose ascending key this is."""
-    bits = 0xFFFFFFFF - k if k < 1 << 31 else k - (1 << 31)
-    return torch.tensor([bits - (1 << 32) if bits >= 1 << 31 else bits], dtype=torch.int32).view(torch.float32).item()
+    bits = k if k >= 0 else k ^ 0x7FFFFFFF
+    return torch.tensor([bits], dtype=torch.int32).view(torch.float32).item()
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,22 @@ class Cut:
     key: int
     index: int = 0
 
-    def holds(self, keys: Tensor, index: Tensor) -> Tensor:
-        return (keys < self.key) | ((keys == self.key) & (index < self.index))
+    def holds(self, keys: Tensor, first: int) -> Tensor:
+        """bool (n,), of keys (n,) whose indices count from `first`."""
+        if self.key >= _HIGH:
+            return torch.ones_like(keys, dtype=torch.bool)
+        mask = keys < self.key
+        if self.index > first:
+            same = (keys == self.key).nonzero().squeeze(1)
+            mask[same[same < self.index - first]] = True
+        return mask
 
 
 @dataclass(frozen=True)
 class Find:
-    """The search for the first `rank` elements: `level` digits are known; `exact`: the key of the last is wanted
-    too.
+    """The search for the first `rank` elements: `level` digits are known.
+
+    exact: the key of the last of them is wanted, and no more.
     """
 
     rank: int
@@ -54,60 +69,71 @@ class Find:
     index: int = 0
     cut: Cut | None = None
 
-    def count(self, keys: Tensor, index: Tensor) -> Tensor:
+    def count(self, keys: Tensor, first: int) -> Tensor:
         """How many elements have each value of the next digit, among those that agree with the known ones."""
         if self.cut is not None:
             return torch.zeros(BINS, dtype=torch.int64)
-        keys, index = keys.reshape(-1), index.reshape(-1)
         if self.level == 0:
-            digits = keys >> 16
+            digits = (keys >> 16) + (BINS >> 1)
         elif self.level == 1:
             digits = keys[keys >> 16 == self.key] & 0xFFFF
         else:
-            shift = _SHIFTS[self.level - 2]
-            digits = index[(keys == self.key) & (index >> (shift + 16) == self.index)] >> shift & 0xFFFF
+            index, shift = (keys == self.key).nonzero().squeeze(1) + first, _SHIFTS[self.level - 2]
+            digits = index[index >> (shift + 16) == self.index] >> shift & 0xFFFF
         return torch.bincount(digits, minlength=BINS)
 
     def next(self, counts: Tensor) -> Find:
         if self.cut is not None:
             return self
         if self.rank <= 0:
-            return replace(self, cut=Cut(0))
+            return replace(self, cut=Cut(_LOW))
         total = counts.cumsum(0)
         if self.level == 0 and self.rank >= int(total[-1]) and not self.exact:
-            return replace(self, cut=Cut(1 << 33))
+            return replace(self, cut=Cut(_HIGH))
         digit = int(torch.searchsorted(total, self.rank))
         rest = self.rank - (int(total[digit - 1]) if digit else 0)
         whole = rest == int(counts[digit])
         if self.level == 0:
-            cut = Cut((digit + 1) << 16) if whole and not self.exact else None
-            return replace(self, rank=rest, level=1, key=digit, cut=cut)
+            k = digit - (BINS >> 1)
+            return replace(
+                self, rank=rest, level=1, key=k, cut=Cut((k + 1) << 16) if whole and not self.exact else None
+            )
         if self.level == 1:
-            k = self.key << 16 | digit
+            k = (self.key << 16) + digit
             return replace(self, rank=rest, level=2, key=k, cut=Cut(k + 1) if whole or self.exact else None)
         i, shift = self.index << 16 | digit, _SHIFTS[self.level - 2]
-        return replace(
-            self, rank=rest, level=self.level + 1, index=i, cut=Cut(self.key, (i + 1) << shift) if whole else None
-        )
+        cut = Cut(self.key, (i + 1) << shift) if whole else None
+        return replace(self, rank=rest, level=self.level + 1, index=i, cut=cut)
+
+    def short(self, indices: int) -> Find:
+        """Skips the digits that are zero in every index below `indices`."""
+        level = self.level
+        while 2 <= level < 4 and self.index == 0 and self.cut is None and indices <= 1 << _SHIFTS[level - 2]:
+            level += 1
+        return replace(self, level=level)
 
 
 Finds = tuple[tuple[Find, ...], ...]  # models x cuts
 
 
-def start(ranks: tuple[tuple[int, ...], ...], exact: bool = False) -> Finds:
+def start(ranks: Sequence[Sequence[int]], exact: bool = False) -> Finds:
     return tuple(tuple(Find(r, exact) for r in row) for row in ranks)
 
 
-def count(finds: Finds, keys: Tensor, index: Tensor) -> Tensor:
-    """(models, cuts, BINS) int64, for a stack of keys (models, n)."""
-    return torch.stack([torch.stack([f.count(k, index) for f in row]) for row, k in zip(finds, keys, strict=True)])
+def count(finds: Finds, keys: Tensor, first: int) -> Tensor:
+    """(models, cuts, BINS) int64, for keys (models, n) whose indices count from `first`."""
+    return torch.stack([torch.stack([f.count(k, first) for f in row]) for row, k in zip(finds, keys, strict=True)])
 
 
-def step(finds: Finds, counts: Tensor) -> tuple[Finds, bool]:
-    out = tuple(tuple(f.next(c) for f, c in zip(row, cs, strict=True)) for row, cs in zip(finds, counts, strict=True))
+def step(finds: Finds, counts: Tensor, indices: int = 1 << 48) -> tuple[Finds, bool]:
+    """The next round's searches, and whether there is none to do. indices: a bound of every index."""
+    out = tuple(
+        tuple(f.next(c).short(indices) for f, c in zip(row, cs, strict=True))
+        for row, cs in zip(finds, counts, strict=True)
+    )
     return out, all(f.cut is not None for row in out for f in row)
 
 
-def held(finds: Finds, keys: Tensor, index: Tensor, which: int = 0) -> Tensor:
+def held(finds: Finds, keys: Tensor, first: int, which: int = 0) -> Tensor:
     """bool (models, n): the first elements of every model's own order."""
-    return torch.stack([row[which].cut.holds(k, index) for row, k in zip(finds, keys, strict=True)])  # type: ignore[union-attr]
+    return torch.stack([row[which].cut.holds(k, first) for row, k in zip(finds, keys, strict=True)])  # type: ignore[union-attr]

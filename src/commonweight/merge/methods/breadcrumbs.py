@@ -56,6 +56,7 @@ def masked(tau: Tensor, at: At, seen: Any, config: Mapping[str, Any]) -> Tensor:
     by=by,
     survey=survey,
     normalises=lambda config: config["normalize"],
+    same=("mergekit",),
 )
 def breadcrumbs(
     tensors: Sequence[Tensor],
@@ -68,11 +69,10 @@ def breadcrumbs(
     gamma: Gamma = 0.01,
     scale: Annotated[float, Range()] = 1.0,
     normalize: bool = False,
-    compat: Compat = None,
+    compat: Literal["official"] | None = None,
 ) -> Tensor:
     """Sum of the masked task vectors. gamma: share of the largest that goes; density: share that stays (of the rest the
-    smallest go); scale: the paper's alpha, which it tunes. Per tensor, equal magnitudes by index; compat "mergekit" is
-    the same.
+    smallest go); scale: the paper's alpha, which it tunes. Per tensor, equal magnitudes by index.
 
     compat="official": ranks within each row (the last dimension), as the authors' code has it.
     """

@@ -22,6 +22,7 @@ def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:
     equation="eq. (1)-(3): m ~ Bernoulli(density), tau^ = m tau / density; theta = theta_0 + scale sum_t w_t tau^_t",
     survey=norms(chances),
     normalises=lambda config: config["normalize"],
+    same=("peft", "fusion-bench", "official"),
 )
 def dare_linear(
     tensors: Sequence[Tensor],
@@ -35,12 +36,12 @@ def dare_linear(
     rescale: bool = True,
     normalize: bool = False,
     seed: int = 0,
-    compat: Literal["mergekit", "peft", "fusion-bench", "official"] | None = None,
+    compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
     """Drop and rescale, then a weighted sum. density = 1 - p of the paper. Unbiased: its mean is task arithmetic.
 
     What is dropped depends on (seed, tensor name, the model's place in the list), not on the order of work.
-    compat: "mergekit" rescales by |tau|_1 / |m tau|_1 of each tensor; the others are the paper's form.
+    compat="mergekit" rescales by |tau|_1 / |m tau|_1 of each tensor; the other implementations have this form.
     """
     config = {"density": density, "rescale": rescale, "seed": seed, "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)

@@ -17,6 +17,7 @@ from ..registry import Range, method
     paper="No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces, arXiv 2502.04959",
     equation="sum_t w_t tau_t = U S V'; theta = theta_0 + scale mean(S) U V'",
     by=lambda config: "tensor",
+    same=("official", "fusion-bench"),
 )
 def iso_c(
     tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], scale: Annotated[float, Range()] = 1.0

@@ -60,4 +60,4 @@ def karcher(
             break
         m = size.cos() * m + size.sin() / size * tangent
         m = m / (m @ c @ m).sqrt()
-    return combine(torch.stack(list(tensors)), (w * norms).sum() * m * unit)
+    return combine(tensors, (w * norms).sum() * m * unit)

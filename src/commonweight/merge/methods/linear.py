@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..parts import combine
@@ -24,4 +23,4 @@ def linear(
 ) -> Tensor:
     """Weighted average; with normalize=False the weighted sum. Linear in every model."""
     total = sum(weights) if normalize else 1.0
-    return combine(torch.stack(list(tensors)), weights) / total
+    return combine(tensors, weights) / total

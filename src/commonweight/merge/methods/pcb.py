@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import select
-from ..parts import column, deltas, places
+from ..parts import column, deltas, place
 from ..registry import At, Density, Range, Survey, method
 
 Variant = Literal["official", "nlp", "vision", "es"]
@@ -43,7 +43,7 @@ def _look(
     stage = _start(numel, config, len(tau)) if seen is None else seen
     x = tau.abs() if "bounds" not in stage else _score(tau, stage["bounds"], config["variant"])
     keys = select.key(x.flatten(1))
-    return {"counts": select.count(stage["finds"], keys, places(at, keys[0], "model"))}
+    return {"counts": select.count(stage["finds"], keys, place(at, "model"))}
 
 
 def _start(numel: int, config: Mapping[str, Any], n: int) -> dict[str, Any]:

@@ -9,21 +9,27 @@ import torch
 from torch import Tensor
 
 from .. import select
-from ..parts import column, deltas, places
+from ..parts import column, combine, deltas, place
 from ..registry import At, Share, Survey, method
 
 
 def _variance_keys(tau: Tensor) -> Tensor:
-    return select.key(tau.flatten(1).var(0, correction=0), descending=True)
+    first, *others = tau.flatten(1)
+    mean = combine(tau.flatten(1), [1 / len(tau)] * len(tau))
+    variance, same = (first - mean).square_(), torch.ones_like(first, dtype=torch.bool)
+    for x in others:
+        variance += (x - mean).square_()
+        same &= x == first
+    return select.magnitude_key(variance.masked_fill_(same, 0))  # equal values have none, whatever the mean's rounding
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, at: At, seen: Any, **config: Any) -> dict[str, Tensor]:
     tau = deltas(tensors, base)
     keys = _variance_keys(tau)
     if seen is None:
-        return {"nonzero": (keys != select.key(torch.zeros(1), descending=True)).sum()}
+        return {"nonzero": (keys != select.magnitude_key(torch.zeros(1))).sum()}
     if "mask" not in seen:
-        return {"counts": select.count(seen["finds"], keys[None], places(at, keys))}
+        return {"counts": select.count(seen["finds"], keys[None], place(at))}
     kept = tau.flatten(1) * _mask(seen, tau, at)
     return {"squares": kept.double().square().sum(1)}
 
@@ -35,7 +41,7 @@ def _join(total: dict[str, Tensor], seen: Any, *, numel: int, **config: Any) -> 
         finds = select.start(((rank,),))
         return ({"finds": finds} if share < 1 else {"finds": None, "mask": True}), False
     if "mask" not in seen:
-        finds, done = select.step(seen["finds"], total["counts"])
+        finds, done = select.step(seen["finds"], total["counts"], numel)
         return ({"finds": finds, "mask": True} if done else {"finds": finds}), False
     return {**seen, "squares": total["squares"], "numel": numel}, True
 
@@ -44,7 +50,7 @@ def _mask(seen: Mapping[str, Any], tau: Tensor, at: At) -> Tensor:
     if seen["finds"] is None:
         return torch.ones_like(tau[0]).flatten()
     keys = _variance_keys(tau)
-    return select.held(seen["finds"], keys[None], places(at, keys))[0].float()
+    return select.held(seen["finds"], keys[None], place(at))[0].float()
 
 
 @method(
@@ -55,6 +61,7 @@ def _mask(seen: Mapping[str, Any], tau: Tensor, at: At) -> Tensor:
         "theta_0 + sum eta_t tau_t [agree] / sum eta_t [agree]"
     ),
     survey=Survey(_look, _join, lambda config: "tensor"),
+    same=("official",),
 )
 def sce(
     tensors: Sequence[Tensor],
@@ -63,7 +70,7 @@ def sce(
     at: At,
     seen: Any,
     select_topk: Share = 1.0,
-    compat: Literal["mergekit", "official"] | None = None,
+    compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
     """Weights come from the data: no weights are taken. Variance over models decides which entries are selected.
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..parts import combine, gram
@@ -39,4 +38,4 @@ def slerp(tensors: Sequence[Tensor], base: Tensor | None, *, seen: Any, t: Share
     """
     g = seen["gram"]
     norms = (g[0, 0].sqrt().item(), g[1, 1].sqrt().item())
-    return combine(torch.stack(list(tensors)), arc(t, norms, g[0, 1].item(), 0.9995))
+    return combine(tensors, arc(t, norms, g[0, 1].item(), 0.9995))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from torch import Tensor
 
@@ -25,11 +25,9 @@ def task_arithmetic(
     weights: Sequence[float],
     scale: Annotated[float, Range()] = 1.0,
     normalize: bool = False,
-    compat: Literal["mergekit", "peft", "fusion-bench", "official"] | None = None,
 ) -> Tensor:
     """Adds (negative weights: subtracts) task vectors. scale is the paper's lambda, which it tunes on held-out data.
 
-    Linear in every model. normalize divides by the sum of the weights. All implementations agree; compat changes
-    nothing.
+    Linear in every model. normalize divides by the sum of the weights.
     """
     return base + combine(deltas(tensors, base), weights) * (scale / (sum(weights) if normalize else 1.0))

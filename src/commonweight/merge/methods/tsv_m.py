@@ -23,6 +23,7 @@ def nearest_orthogonal(x: Tensor) -> Tensor:
     paper="Task Singular Vectors: Reducing Task Interference in Model Merging, arXiv 2412.00081",
     equation="tau_t = U_t S_t V_t', first r/T of each, side by side; theta = theta_0 + scale polar(U) S polar(V)'",
     by=lambda config: "tensor",
+    same=("official", "fusion-bench"),
 )
 def tsv_m(
     tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], scale: Annotated[float, Range()] = 1.0

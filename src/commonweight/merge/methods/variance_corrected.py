@@ -40,7 +40,7 @@ def variance_corrected(
     Vectors (biases, norms) are averaged as they are. Source: by the paper's description; its pseudo-code was not run
     against.
     """
-    mean = combine(torch.stack(list(tensors)), weights) / sum(weights)
+    mean = combine(tensors, weights) / sum(weights)
     if len(at.shape) < 2:
         return mean
     n = math.prod(at.shape)
