@@ -133,3 +133,14 @@ def test_nan_is_not_published(host, c):
     with pytest.raises(cw.CommonweightError, match="unknown tenant 'tax'"):
         c.publish(host, "tax")
     assert not c.list() and c.nbytes == 0
+
+
+def test_what_is_derived_in_another_way_leaves_the_host_as_it_was(host, c, monkeypatch):
+    stir(host.add("legal", "lora-xs", **small("lora-xs")))
+    c.publish(host, "legal")
+    assert "~check" in c.manifest("legal").pools
+    before = snapshot(host)
+    monkeypatch.setattr("commonweight.host.files._close", lambda a, b: False)
+    with pytest.raises(cw.CommonweightError, match="legal@1: what lora-xs derives from the base differs here"):
+        host.load_from(c, "legal", as_="x")
+    assert snapshot(host) == before

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -176,3 +177,11 @@ def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
     next(c.folder.glob("pools/??/*")).unlink()
     with pytest.raises(cw.CommonweightError, match="this pool is missing"):
         c.fetch("hot")
+
+
+def test_threads_of_one_process(tmp_path):
+    c = cw.Commons(tmp_path / "store")
+    files = [tenant(tmp_path / f"t{i}.safetensors", i) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool_:
+        list(pool_.map(lambda f: [c.publish_file(f, "all") for _ in range(5)], files))
+    assert c.show("all").versions == tuple(range(1, 21)) and c.verify() == []

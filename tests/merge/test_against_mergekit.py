@@ -129,6 +129,12 @@ def test_averages_and_spheres(seed):
             run("model_stock", sources, base, False, filter_wise=True),
         ),
         (cw.merge.nearswap(sources[:1], base, t=0.05), run("nearswap", sources[:1], base, False, t=0.05)),
+        (cw.merge.arcee_fusion(sources[:1], base), run("arcee_fusion", sources[:1], base, False)),
+        (cw.merge.ram(sources, base, epsilon=0.2), run("ram", sources, base, False, epsilon=0.2)),
+        (
+            cw.merge.ramplus_tl(sources, base, epsilon=0.2, r=0.5, alpha=3.0),
+            run("ramplus_tl", sources, base, False, epsilon=0.2, r=0.5, alpha=3.0),
+        ),
         (cw.merge.passthrough(sources[:1], scale=0.5), run("passthrough", sources[:1], None, False, scale=0.5)),
     ]
     for over, flags in {
@@ -149,3 +155,7 @@ def test_sce(seed, topk):
     base, sources = models(3, seed)
     mine = cw.merge.sce(sources, base, select_topk=topk, compat="mergekit")
     assert gap(mine, run("sce", sources, base, False, select_topk=topk)) < TOLERANCE
+
+
+def test_every_method_of_theirs_is_here():
+    assert {m.spec.name for m in theirs.registered_methods()} <= cw.merge.available().keys()

@@ -409,3 +409,57 @@ def test_nearswap():
         a, b = BASE[k].double().numpy(), SOURCES[0][k].double().numpy()
         wanted = np.where(np.abs(b - a) <= 0.1, b, a + 0.1 * np.sign(b - a))
         assert np.abs(mine[k].numpy() - wanted).max() < TOLERANCE
+
+
+def test_arcee_fusion():
+    mine = cw.merge.arcee_fusion(SOURCES[:1], BASE)
+    for k in BASE:
+        x, b = SOURCES[0][k].double().numpy(), BASE[k].double().numpy()
+        p, q = (np.exp(v) / np.exp(v).sum(-1, keepdims=True) + 1e-8 for v in (x, b))
+        score = np.abs(x - b) * (p * np.log(p / q)).sum(-1, keepdims=True)
+        quarters = np.sort(score.reshape(-1))[[int(s * (score.size - 1)) for s in (0.25, 0.5, 0.75)]]
+        wanted = np.where(score >= quarters[1] + 1.5 * (quarters[2] - quarters[0]), x, b)
+        assert np.abs(mine[k].numpy() - wanted).max() < TOLERANCE
+
+
+def test_ram():
+    changed = TAU.abs() > 0.2
+    count, part = changed.sum(0), TAU * changed
+    check(cw.merge.ram(SOURCES, BASE, epsilon=0.2), part.sum(0) / count.clamp(min=1))
+
+    def wanted(k, taus):
+        x = torch.stack(taus)
+        changed = x.abs() > 0.2
+        count, out = changed.sum(0), torch.zeros_like(taus[0])
+        for t in range(3):
+            ratio = (changed[t] & (count > 1)).sum() / (changed[t] & (count == 1)).sum()
+            alone = 1 + 0.5 * min(3.0, ratio.item())
+            out += x[t] * changed[t] * torch.where(count == 1, alone, 1 / count.clamp(min=1))
+        return out
+
+    check(cw.merge.ramplus_tl(SOURCES, BASE, epsilon=0.2, r=0.5, alpha=3.0), wanted)
+
+
+@pytest.mark.parametrize("compat", [None, "official"])
+def test_opcm(compat):
+    """The sequence as it runs over a model; the authors' code leaves the diagonal, by clearing a copy of it."""
+    taus = [{k: (s[k] - BASE[k]).double().numpy() for k in BASE} for s in SOURCES]
+    size = lambda model: math.sqrt(sum((x**2).sum() for x in model.values()))  # noqa: E731
+    merged, last = dict(taus[0]), 1.0
+    for i in (1, 2):
+        mean = sum(size(t) for t in taus[: i + 1]) / (i + 1)
+        for k in BASE:
+            new = taus[i][k]
+            if new.ndim == 2:
+                u, s, vh = np.linalg.svd(merged[k])
+                inside = u.T @ new @ vh.T
+                r = int(np.argmax(np.cumsum(s) / s.sum() > 0.5))
+                inside[:r, :r] = 0
+                if compat is None:
+                    np.fill_diagonal(inside, 0)
+                new = u @ inside @ vh
+            merged[k] = last * merged[k] + new
+        last = size(merged) / mean
+        merged = {k: x / last for k, x in merged.items()}
+    mine = cw.merge.opcm(SOURCES, BASE, compat=compat)
+    assert max(np.abs((mine[k] - BASE[k]).numpy() - merged[k]).max() for k in BASE) < TOLERANCE

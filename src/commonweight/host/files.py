@@ -126,6 +126,7 @@ def _enter(
     here = _check(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not _close(here, check)):
         host.remove(name)
+        host._next -= 1  # nobody has seen its number
         raise CommonweightError(
             f"{path}: what {method.name} derives from the base differs here; load it on the base in the precision "
             "in which it was trained"

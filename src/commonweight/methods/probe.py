@@ -19,7 +19,7 @@ class Probe:
     paper="Understanding intermediate layers using linear classifier probes, arXiv 1610.01644",
     formula="0 (the head alone)",
     kinds=(),
-    lr=1e-2,
+    lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: Probe) -> Plan:
     """No use of any site. Source: Alain and Bengio 2016."""

@@ -1,5 +1,6 @@
 """One file per method: a pure function over one tensor of every model. Adding one: the file, this list, its test."""
 
+from .arcee_fusion import arcee_fusion
 from .breadcrumbs import breadcrumbs
 from .breadcrumbs_ties import breadcrumbs_ties
 from .consensus import consensus
@@ -17,8 +18,11 @@ from .model_stock import model_stock
 from .multislerp import multislerp
 from .nearswap import nearswap
 from .nuslerp import nuslerp
+from .opcm import opcm
 from .passthrough import passthrough
 from .pcb import pcb
+from .ram import ram
+from .ramplus_tl import ramplus_tl
 from .robust_signatures import robust_signatures
 from .sce import sce
 from .slerp import slerp
@@ -30,6 +34,7 @@ from .twin_merging import twin_merging
 from .variance_corrected import variance_corrected
 
 __all__ = [
+    "arcee_fusion",
     "breadcrumbs",
     "breadcrumbs_ties",
     "consensus",
@@ -47,8 +52,11 @@ __all__ = [
     "multislerp",
     "nearswap",
     "nuslerp",
+    "opcm",
     "passthrough",
     "pcb",
+    "ram",
+    "ramplus_tl",
     "robust_signatures",
     "sce",
     "slerp",
