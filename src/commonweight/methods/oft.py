@@ -12,15 +12,19 @@ from .registry import method
 
 def block_of(who: str, site: Site, block_size: int | None, blocks: int | None, default: int, span: int = 1) -> int:
     """Size b of the blocks that a site's input splits into, `span` blocks at a time; from b or from their number."""
-    fit = [b for b in range(2, site.inp + 1) if site.inp % (b * span) == 0 and (span == 1 or b % 2 == 0)]
+
+    def fits(b: int) -> bool:
+        return b > 1 and site.inp % (b * span) == 0 and (span == 1 or b % 2 == 0)
+
     if blocks is None:
         b = default if block_size is None else block_size
-        came, choose = f"block_size={b}", fit
     else:
         b = site.inp // blocks if site.inp % blocks == 0 else 0
-        came, choose = f"blocks={blocks}", [site.inp // c for c in reversed(fit)]
-    if b in fit:
+    if fits(b):
         return b
+    fit = [b for b in range(2, site.inp + 1) if fits(b)]
+    came = f"block_size={b}" if blocks is None else f"blocks={blocks}"
+    choose = fit if blocks is None else [site.inp // c for c in reversed(fit)]
     pairs = f" in groups of {span} blocks of even size" if span > 1 else ""
     name = came.split("=")[0]
     todo = f"choose {name} from {choose[:8]}, or exclude the site" if choose else "exclude the site"
