@@ -127,6 +127,12 @@ def test_a_row_count_that_differs_from_the_route(host):
         answer(host.model, batch)
     with host.route([None, None]), pytest.raises(cw.CommonweightError, match="names 2 readers, the batch has 4 rows"):
         answer(host.model, batch)
+    with host.route([None] * 24), pytest.raises(cw.CommonweightError, match="names 24 readers, the batch has 4 rows"):
+        answer(host.model, batch)
+    with host.route(torch.zeros(1, 4, dtype=torch.long)), pytest.raises(cw.CommonweightError, match="names 1 x 4"):
+        answer(host.model, batch)
+    with pytest.raises(cw.CommonweightError, match=r"route\(5\): wanted"), host.route(5):
+        pass
 
 
 class TestFiles:
@@ -247,7 +253,7 @@ class TestFiles:
         from commonweight.host.tenant import Derive
 
         right = Derive.svd
-        monkeypatch.setattr(Derive, "svd", lambda self, site: tuple(-t for t in right(self, site)))
+        monkeypatch.setattr(Derive, "svd", lambda self, *at: tuple(-t for t in right(self, *at)))
         with pytest.raises(cw.CommonweightError, match="derives from the base differs here"):
             host.load("again", path)
         assert "again" not in host

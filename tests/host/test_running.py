@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 
 import pytest
@@ -250,8 +251,11 @@ def test_common_frozen_pools_exist_once():
     shared = [n for n, p in one.plan.pools.items() if not p.save]
     assert shared and all(one.pools[n] is two_.pools[n] for n in shared)
     host.remove("one")
+    del one
     assert len(host._frozen) == len(shared)
     host.remove("two")
+    del two_
+    gc.collect()
     assert not host._frozen
 
 
@@ -294,3 +298,84 @@ def test_any_module_is_a_model():
     with host.route(["t", None, "t"]):
         y = net(x)
     assert torch.equal(y[1], net(x)[1]) and not torch.equal(y[0], net(x)[0])
+
+
+class Keywords(nn.Module):
+    """Calls its layers by keyword, as some models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm = nn.Linear(16, 16), nn.LayerNorm(16)
+
+    def forward(self, x):
+        return self.norm(input=self.fc(input=x))
+
+
+@pytest.mark.parametrize("method", ["lora", "oft", "ia3", "lntuning"])
+def test_layers_that_are_called_by_keyword(method):
+    torch.manual_seed(0)
+    model, plain = Keywords(), Keywords()
+    plain.load_state_dict(model.state_dict())
+    host = cw.Host(model)
+    stir(host.add("t", method, **({"block_size": 4} if method == "oft" else {})))
+    plain.load_state_dict(host.merged("t"), strict=False)
+    x = torch.randn(3, 16)
+    with host.route("t"):
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+    with host.route(["t", None, "t"]):
+        torch.testing.assert_close(model(x)[[0, 2]], plain(x)[[0, 2]], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_is_fed_all_tokens_in_one_list():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            n, t, d = x.shape
+            return self.b(self.a(x).reshape(n * t, d)).reshape(n, t, d)
+
+    host = cw.Host(Flat())
+    stir(host.add("a", "lora", rank=2), 1)
+    stir(host.add("b", "oft", block_size=4), 2)
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        with host.route(["a", None, "b"]):
+            mixed = host.model(x)
+        for i, n in enumerate(("a", None, "b")):
+            with host.route(n):
+                torch.testing.assert_close(mixed[i], host.model(x)[i], rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_torch_never_calls_are_no_sites():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    assert not any("out_proj" in s.name for s in cw.Host(layer).sites)
+
+
+def test_blocks_in_a_sequential_leave_the_head_out():
+    block = lambda: nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))  # noqa: E731
+    model = nn.ModuleDict({"blocks": nn.Sequential(block(), block()), "head": nn.Linear(8, 2)})
+    assert not any(s.name == "head" for s in cw.Host(model).sites)
+
+
+def test_a_tied_head_is_not_merged():
+    model, _ = make("gpt2")
+    host = cw.Host(model)
+    stir(host.add("t", "lora", sites="lm_head", rank=2))
+    with pytest.raises(cw.CommonweightError, match="lm_head: its weight is tied"):
+        host.merged("t")
+
+
+def test_the_fingerprint_sees_every_kind_of_parameter():
+    base = cw.Host(make("llama")[0]).fingerprint
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"):
+        model, _ = make("llama")
+        with torch.no_grad():
+            model.get_parameter(name).add_(0.05 * torch.randn_like(model.get_parameter(name)))
+        assert cw.Host(model).fingerprint != base, name
+    model, _ = make("llama")
+    host = cw.Host(model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[:, 1:].mul_(1.5)
+    assert host.fingerprint != base, "a change made after the host was built"

@@ -33,8 +33,8 @@ class FakeBase:
         s = next(s for s in SITES if s.name == site)
         return Rng(7, site).normal((s.out, s.inp))
 
-    def svd(self, site):
-        return Derive(self.weight).svd(site)
+    def svd(self, site, rounded=False):
+        return Derive(self.weight).svd(site, rounded)
 
 
 @pytest.mark.parametrize("method", METHODS)

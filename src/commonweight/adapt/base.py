@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..core import CommonweightError, unknown
@@ -61,7 +62,7 @@ def open_host(model: str | Path, task: str = "classify", *, dtype: str = "auto",
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             base: Any = auto.from_pretrained(str(model), dtype=wanted, **plain)  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
         raise CommonweightError(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
             "with config.json and model.safetensors, or a name on the hub"

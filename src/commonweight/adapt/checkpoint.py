@@ -77,11 +77,15 @@ class Store:
         shutil.rmtree(gone, ignore_errors=True)
 
     def clear(self) -> None:
-        """Removes the folder; first under another name, so that a crash leaves no half-empty checkpoint."""
+        """Removes the checkpoints, each first under another name, so that a crash leaves none half-empty; and the folder,
+        unless somebody keeps other things in it."""
         if self.folder.is_dir():
             for step in self._steps():
                 self._drop(self.folder / f"step-{step}")
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for left in (*self.folder.glob("new-*"), *self.folder.glob("old-step-*")):
+                shutil.rmtree(left, ignore_errors=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
 
 def read(folder: Path) -> Checkpoint:

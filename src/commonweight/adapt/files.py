@@ -19,7 +19,7 @@ from .checkpoint import Store
 from .recipe import Recipe
 from .rows import Row, read
 from .tasks import Classify, get
-from .train import Result, adapt, evaluate, make_task, split
+from .train import Result, adapt, evaluate, make_task, named, split
 from .trainer import Progress
 
 
@@ -62,6 +62,7 @@ def run(
     sites: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    no_header: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
@@ -81,20 +82,23 @@ def run(
         pick_dtype(dtype, "cpu")
     columns = [c for c in (text_column, label_column) if c]
     fraction = _fraction(dev)
-    rows = read(data, columns)
-    dev_rows = read(dev, columns, split="validation") if dev is not None and fraction is None else fraction
-    eval_rows = read(eval_file, columns, split="test") if eval_file is not None else None
+    how: dict[str, Any] = {"no_header": no_header, "say": say}
+    rows = read(data, columns, **how)
+    dev_rows = read(dev, columns, split="validation", **how) if dev is not None and fraction is None else fraction
+    eval_rows = read(eval_file, columns, split="test", **how) if eval_file is not None else None
     where = {"text_column": text_column, "label_column": label_column}
     labels = None
     if task == "classify":
-        labels = Classify.classes(split(rows, dev_rows, numbers.seed)[0], label_column)
+        train_rows, _ = split(rows, dev_rows, numbers.seed)
+        labels = named(data, lambda: Classify.classes(train_rows, label_column))
     host = open_host(model, task, dtype=dtype, sites=sites)
-    if eval_rows is not None:
-        _check(eval_file, lambda: make_task(host, task, labels, None, numbers.max_length, **where).examples(eval_rows))
+    if eval_file is not None and eval_rows is not None:
+        named(eval_file, lambda: make_task(host, task, labels, None, numbers.max_length, **where).examples(eval_rows))
     store = path.with_suffix(".checkpoint")
     result = adapt(
         host, name, rows, task=task, method=method, options=options, labels=labels, dev_rows=dev_rows,
-        checkpoint=store, resume=resume, progress=progress, **where, **recipe,
+        checkpoint=store, resume=resume, progress=progress,
+        sources=(data, data if dev is None or fraction is not None else dev), **where, **recipe,
     )  # fmt: skip
     if result.note:
         say(result.note)
@@ -127,13 +131,6 @@ def _fraction(dev: str | None) -> float | None:
         return None if dev is None else float(dev)
     except ValueError:
         return None
-
-
-def _check(source: str | None, look: Callable[[], Any]) -> None:
-    try:
-        look()
-    except CommonweightError as e:
-        raise CommonweightError(f"{source}: {e}") from e
 
 
 def thin(curve: list[dict[str, float]], most: int = 200) -> list[dict[str, float]]:

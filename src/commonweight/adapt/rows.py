@@ -1,13 +1,14 @@
 """Training data as rows (dicts by column): JSONL, CSV, TSV and Parquet files, or a data set on the hub.
 
-TSV files are read without quoting, so that a quotation mark is a character like any other, and may lack a header.
+TSV files are read without quoting, so that a quotation mark is a character like any other, and may lack a header line:
+the first line is one when all of its cells are usual column names. A CSV file has one unless it is said to have none.
 """
 
 from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parq
 TEXT = ("text", "sentence", "content", "question", "review", "query", "input")
 LABEL = ("label", "labels", "class", "category", "target", "intent", "coarse_label")
 PAIRS = (("anchor", "positive"), ("sentence1", "sentence2"), ("query", "passage"), ("question", "answer"))
-KNOWN = {*TEXT, *LABEL, *(c for pair in PAIRS for c in pair), "prompt", "completion", "messages"}
+KNOWN = {*TEXT, *LABEL, *(c for pair in PAIRS for c in pair), "prompt", "completion", "messages", "id", "idx"}
 
 
-def read(source: str | Path, columns: Sequence[str] = (), *, split: str = "train") -> list[Row]:
+def read(
+    source: str | Path, columns: Sequence[str] = (), *, split: str = "train", no_header: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> list[Row]:  # fmt: skip
     """All rows of a file, or of a split of a hub data set (``name``, ``name:split``, ``name:configuration:split``).
 
-    columns: names that tell a header line from a first row when no usual name does.
+    columns: names that tell a TSV file's header line from a first row when the usual names do not. no_header: the
+    first line of a CSV or TSV file is data. say: is told when a first line was read as data.
     Raises: CommonweightError for what is not there, not readable, of an unknown type, or empty.
     """
     path = Path(source)
@@ -36,7 +41,7 @@ def read(source: str | Path, columns: Sequence[str] = (), *, split: str = "train
     if path.is_file():
         if kind is None:
             raise unknown("file type", path.suffix or path.name, KINDS, f"in {source}")
-        rows = _file(path, kind, columns)
+        rows = _file(path, kind, columns, no_header, say)
     elif kind or (path.suffix and "/" not in str(source)) or str(source).count("/") > 1 or str(source)[:1] in "./~":
         raise CommonweightError(f"{source}: no such file")
     else:
@@ -46,13 +51,17 @@ def read(source: str | Path, columns: Sequence[str] = (), *, split: str = "train
     return rows
 
 
-def _file(path: Path, kind: str, columns: Sequence[str]) -> list[Row]:
+def _file(
+    path: Path, kind: str, columns: Sequence[str], no_header: bool, say: Callable[[str], None] | None
+) -> list[Row]:
     import datasets
 
     if path.stat().st_size == 0:
         raise CommonweightError(f"{path}: the file is empty")
     try:
-        options = _table(path, kind, columns) if kind in ("csv", "tsv") else {}
+        options = _table(path, kind, columns, no_header) if kind in ("csv", "tsv") else {}
+        if say is not None and options.get("skiprows") == 0:
+            say(f"{path}: no header line; first row read as data")
         builder = "csv" if kind == "tsv" else kind
         with tempfile.TemporaryDirectory() as cache, _quiet(datasets):
             found = datasets.load_dataset(
@@ -66,16 +75,18 @@ def _file(path: Path, kind: str, columns: Sequence[str]) -> list[Row]:
         raise CommonweightError(f"{path}: cannot be read as {kind}: {first_line(cause)}") from e
 
 
-def _table(path: Path, kind: str, columns: Sequence[str]) -> dict[str, Any]:
+def _table(path: Path, kind: str, columns: Sequence[str], no_header: bool) -> dict[str, Any]:
     """Options for a CSV or TSV: every column is text, empty cells too; quoting only in CSV."""
     import datasets
 
     sep = "\t" if kind == "tsv" else ","
     quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
     with open(path, encoding="utf-8-sig", newline="") as f:
-        head = [row for _, row in zip(range(200), csv.reader(f, delimiter=sep, quoting=quoting)) if row]
+        lines = [row for _, row in zip(range(200), csv.reader(f, delimiter=sep, quoting=quoting))]
+    head = [row for row in lines if row]
     first = [c.strip() for c in head[0]] if head else []
-    has_header = any(c in columns or c.lower() in KNOWN for c in first)
+    usual = any(c in columns for c in first) or all(c.lower() in KNOWN for c in first)
+    has_header = not no_header and (kind == "csv" or usual)
     if len(head) <= has_header:
         raise CommonweightError(f"{path}: no rows in it")
     if has_header:
@@ -88,11 +99,11 @@ def _table(path: Path, kind: str, columns: Sequence[str]) -> dict[str, Any]:
         names = ["text"]
     else:
         raise CommonweightError(
-            f"{path}: {len(first)} columns and no header line with a usual name in it ({', '.join(first[:4])} ...); "
+            f"{path}: {len(first)} columns and no header line of usual names ({', '.join(first[:4])} ...); "
             "name its columns with --text-column and --label-column"
         )
     return {
-        "sep": sep, "quoting": int(quoting), "names": names, "header": None, "skiprows": int(has_header),
+        "sep": sep, "quoting": int(quoting), "names": names, "header": None, "skiprows": lines.index(head[0]) + 1 if has_header else 0,
         "encoding": "utf-8-sig", "keep_default_na": False, "na_filter": False,
         "features": datasets.Features({n: datasets.Value("string") for n in names}),
     }  # fmt: skip
@@ -153,7 +164,7 @@ def column(rows: Sequence[Row], asked: str | None, usual: Sequence[str], what: s
     flag = what.split()[0]
     raise CommonweightError(
         f"no {what} column among {', '.join(map(str, there))}; usual names: {', '.join(usual)}; "
-        f"name yours with --{flag}-column"
+        f"name yours with --{flag}-column (a CSV file without a header line: --no-header)"
     )
 
 

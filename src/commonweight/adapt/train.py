@@ -55,6 +55,7 @@ def adapt(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    sources: tuple[str, str] = ("training rows", "dev rows"),
     **recipe: Any,
 ) -> Result:
     """Adds a tenant to a host and trains it; the frozen base is loaded once, however many tenants are trained on it.
@@ -62,6 +63,7 @@ def adapt(
     train_rows, dev_rows: dicts by column; dev_rows as a fraction takes that share of the training rows. With dev
     rows the best state is kept and training stops early. labels: classes of a classification; None: those of the
     training rows. recipe: fields of `Recipe`. checkpoint: a folder for a run that may be resumed; it is left there.
+    sources: what errors call the training and the dev rows.
     Same rows, settings and number of threads: same bits, also when the run was killed and resumed.
     Raises: CommonweightError; the host is then as it was.
     """
@@ -71,13 +73,13 @@ def adapt(
         raise CommonweightError("no rows to train on")
     train_rows, dev_rows = split(list(train_rows), dev_rows, plan.seed)
     if task == "classify" and labels is None:
-        labels = kind.classes(train_rows, label_column)  # type: ignore[attr-defined]
+        labels = named(sources[0], lambda: kind.classes(train_rows, label_column))  # type: ignore[attr-defined]
     doing = make_task(host, task, labels, tokenizer, plan.max_length, text_column, label_column)
-    train = doing.examples(train_rows)
+    train = named(sources[0], lambda: doing.examples(train_rows))
     note = doing.note
-    dev = _named("dev rows", lambda: doing.examples(dev_rows)) if dev_rows else []
+    dev = named(sources[1], lambda: doing.examples(dev_rows)) if dev_rows else []
     if not train:
-        raise CommonweightError("no training row is long enough to learn from")
+        raise CommonweightError(f"{sources[0]}: no row is long enough to learn from")
     started = time.perf_counter()
     tenant = host.add(name, method, sites=sites, seed=plan.seed, labels=doing.labels, **(options or {}))
     try:
@@ -205,7 +207,7 @@ def _digest(examples: list[Example]) -> str:
     return f"{len(examples)} rows {hashlib.blake2b(text, digest_size=8).hexdigest()}" if examples else "none"
 
 
-def _named(what: str, make: Callable[[], Any]) -> Any:
+def named(what: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except CommonweightError as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from ..core import CommonweightError
 from ..host import Host, Tenant
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .recipe import Recipe
@@ -154,6 +156,13 @@ class Run(Trainer):
             part.training = False
         loss = self.task.loss(model, inputs)
         self.loss = loss.item()
+        if not math.isfinite(self.loss):
+            if self.store is not None:
+                self.store.clear()  # what lies there leads here again
+            raise CommonweightError(
+                f"step {self.state.global_step + 1}: the loss is {self.loss}, at the learning rate {self.recipe.lr:g}; "
+                "lower it, or look for rows that are wrong"
+            )
         self.curve.append({"step": self.state.global_step + 1, "loss": self.loss})
         return loss
 

@@ -108,11 +108,15 @@ def command(
     label_column: Annotated[
         str | None, typer.Option(help="Column of the label (embed: of the positive).", rich_help_panel=READING)
     ] = None,
+    no_header: Annotated[
+        bool,
+        typer.Option("--no-header", help="The first line of a CSV or TSV file is data.", rich_help_panel=READING),
+    ] = False,
 ) -> None:
     """Train one tenant of a base model and write it to one small file.
 
-    The base stays frozen. Files with a header line, or two columns without one, are both read; quotation marks in TSV
-    files are plain characters.
+    The base stays frozen. A CSV file has a header line; a TSV file may have one, of usual column names, or be one or two
+    columns without. Quotation marks in TSV files are plain characters.
     """
     from ..adapt.files import out_path, run
     from ..core import parse
@@ -130,7 +134,8 @@ def command(
         with Bar() as bar:
             files = run(
                 model, data, out, task=task, method=method, options=options, tenant=tenant, eval_file=eval_file,
-                dev=dev, dtype=dtype, sites=sites, text_column=text_column, label_column=label_column, resume=resume,
+                dev=dev, dtype=dtype, sites=sites, text_column=text_column, label_column=label_column,
+                no_header=no_header, resume=resume,
                 seed=seed, say=bar.say, progress=bar, **{k: v for k, v in numbers.items() if v is not None},
             )  # fmt: skip
     except KeyboardInterrupt:

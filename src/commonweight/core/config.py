@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
@@ -90,21 +92,36 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint)
     if origin is tuple:
-        return isinstance(value, tuple)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, tuple) and _elements_fit(value, get_args(hint))
+    if hint is float:  # neither infinite nor NaN: no option has a use for them, and JSON has no word for them
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
 
 
+def _elements_fit(value: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
+    if len(hints) == 2 and hints[1] is ...:
+        return all(_fits(v, hints[0]) for v in value)
+    return len(value) == len(hints) and all(map(_fits, value, hints))
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, as JSON gives them, as tuples, however deep."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
 def _typed(owner: str, name: str, value: Any, hint: Any) -> Any:
-    if isinstance(value, list):
-        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    value = _frozen(value)
     for kind in _kinds(hint):
         if _fits(value, kind):
             return float(value) if kind is float else value
-    raise CommonweightError(f"{owner}: {name} is {value!r}; wanted {_show(hint)}")
+    raise CommonweightError(f"{owner}: {name} is {value!r}; wanted {_wanted(hint)}")
+
+
+def _wanted(hint: Any) -> str:
+    return f"{_show(hint)}, finite" if float in _kinds(hint) else _show(hint)
 
 
 def _in_range(owner: str, name: str, value: Any, meta: Mapping[str, Any]) -> None:
@@ -129,8 +146,11 @@ def _from_text(owner: str, name: str, text: str, hint: Any) -> Any:
                 return text.lower() in ("true", "1", "yes")
             if kind in (int, float):
                 return kind(text)
+            if get_origin(kind) is tuple and isinstance(value := json.loads(text), list):
+                return _frozen(value)
             if kind is str or (get_origin(kind) is Literal and text in get_args(kind)):
                 return text
         except ValueError:
             continue
-    raise CommonweightError(f"{owner}: {name}={text}: wanted {_show(hint)}")
+    form = ", written as JSON: [0, 4] or [[\"*.q\", 4]]" if get_origin(hint) is tuple else ""
+    raise CommonweightError(f"{owner}: {name}={text}: wanted {_show(hint)}{form}")

@@ -19,7 +19,7 @@ from .serial import serial
 
 class Source(Protocol):
     def weight(self, site: str) -> Tensor: ...
-    def svd(self, site: str) -> tuple[Tensor, Tensor, Tensor]: ...
+    def svd(self, site: str, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 class Init(Protocol):
@@ -92,7 +92,8 @@ class BaseWeight:
     """A function of the frozen weight of `site`: its singular vectors times a power of its singular values.
 
     part "U": columns of U_r diag(S_r)**power, shape (out, r). part "V": rows diag(S_r)**power V_r^T, shape (r, inp).
-    Signs: each pair (u_i, v_i) is turned so that the largest |v_i| entry is positive.
+    Signs: each pair (u_i, v_i) is turned so that the largest |v_i| entry is positive. rounded: of the weight in
+    bfloat16, so that copies of the base in bfloat16 and in float32 give the same.
     """
 
     derived = True  # files carry a check number for such a pool when they do not carry the pool
@@ -100,9 +101,10 @@ class BaseWeight:
     site: str
     part: str
     power: float = 0.0
+    rounded: bool = False
 
     def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
-        u, s, v = base.svd(self.site)
+        u, s, v = base.svd(self.site, self.rounded)
         r = shape[1] if self.part == "U" else shape[0]
         s = s[:r] ** self.power
         return (u[:, :r] * s if self.part == "U" else s[:, None] * v[:r]).contiguous()

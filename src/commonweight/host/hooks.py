@@ -25,43 +25,62 @@ class SiteHook:
         self.at, self.current = physical, current
 
     def install(self) -> list[RemovableHandle]:
-        after = self.at.module.register_forward_hook(self)
+        after = self.at.module.register_forward_hook(self, with_kwargs=True)
         if self.at.kind != "linear":
             return [after]
-        return [self.at.module.register_forward_pre_hook(self.before), after]
+        return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
 
-    def before(self, module: nn.Module, args: tuple) -> tuple | None:
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         route = self.current.route
         if route is None:
             return None
+        x = self.input(args, kwargs)
         if route.single is not None:
             entries = route.single.table.get(self.at.name, [])
-            return (self.transform(entries[0], args[0]), *args[1:]) if takes_input(entries) else None
-        x = args[0]
-        layout = self.layout(route, x)
-        return (self.by_bucket(layout, route, x, x, self.transformed), *args[1:]) if layout.inputs else None
+            changed = self.transform(entries[0], x) if takes_input(entries) else x
+        else:
+            folded, layout = self.layout(route, x)
+            changed = self.by_bucket(layout, folded, folded, self.transformed, x) if layout.inputs else x
+        if changed is x:
+            return None
+        return (changed, *args[1:]) if args else (), {k: changed if v is x else v for k, v in kwargs.items()}
 
-    def layout(self, route: Route, x: Tensor) -> Layout:
-        return route.layout(self.at.name, x.shape[0] == route.length, x.device)
+    def input(self, args: tuple, kwargs: dict) -> Tensor:
+        x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
+        if x is None:
+            raise CommonweightError(f"{self.at.name}: it was called without a tensor; a tenant cannot read here")
+        return x
+
+    def layout(self, route: Route, x: Tensor) -> tuple[Tensor, Layout]:
+        folded = route.fold(x)
+        if folded is None or ".experts." in self.at.name:
+            why = "its tokens are regrouped" if ".experts." in self.at.name else f"its input is {tuple(x.shape)}"
+            raise CommonweightError(
+                f"{self.at.name}: the route names {route.length} readers, {why}; give one reader per row, "
+                "or a LongTensor of one number per token"
+            )
+        return folded[0], route.layout(self.at.name, folded[1], x.device)
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
 
-    def __call__(self, module: nn.Module, args: tuple, y: Any) -> Any:
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, y: Any) -> Any:
         route = self.current.route
         if route is None:
             return None
+        x = self.input(args, kwargs)
         if isinstance(y, tuple):
-            edited = self.after(route, args[0] if args else y[0], y[0])
-            return (edited, *y[1:])
-        return self.after(route, args[0] if args else y, y)
+            return (self.after(route, x, y[0]), *y[1:])
+        return self.after(route, x, y)
 
     def after(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
         if route.single is not None:
             entries = route.single.table.get(self.at.name)
             return y if entries is None else self.apply(entries, x, y)
-        layout = self.layout(route, x)
-        return self.by_bucket(layout, route, x, y, self.mixed) if layout.touched else y
+        if not any(t is not None and self.at.name in t.table for t, _ in route.groups):
+            return y
+        folded, layout = self.layout(route, x)
+        return self.by_bucket(layout, folded, route.fold(y)[0], self.mixed, y)  # type: ignore[index]
 
     def apply(self, entries: list[Entry], x: Tensor, y: Tensor) -> Tensor:
         """All uses of one tenant at this site, in order."""
@@ -88,16 +107,14 @@ class SiteHook:
         b = b if b is None else b.to(x.dtype)
         return self.at.call(x, w.to(x.dtype), b)
 
-    def by_bucket(self, layout: Layout, route: Route, x: Tensor, y: Tensor, run: Callable) -> Tensor:
-        """`run(bucket, x, y)` on every bucket's places, and the results back in the order of the batch."""
-        fx = self.spread(route, x)
-        fy = fx if x is y else self.spread(route, y)
+    def by_bucket(self, layout: Layout, x: Tensor, y: Tensor, run: Callable, like: Tensor) -> Tensor:
+        """`run(bucket, x, y)` on every bucket's places, and the results in the order and shape of the batch."""
         parts = []
         for bucket in layout.buckets:
             w = bucket.where
-            parts.append(run(bucket, fx if w is None else fx[w], fy if w is None else fy[w]))
+            parts.append(run(bucket, x if w is None else x[w], y if w is None else y[w]))
         out = parts[0] if layout.order is None else self.widened(parts).index_select(0, layout.order)
-        return out.reshape(*y.shape[:-1], out.shape[-1])
+        return out.reshape(*like.shape[:-1], out.shape[-1])
 
     def transformed(self, bucket: Bucket, x: Tensor, _: Tensor) -> Tensor:
         entries = bucket.entries[0]
@@ -124,7 +141,7 @@ class SiteHook:
         if pools is None:
             pools = bucket.kept["pools"] = [p for e in uses for _, _, read in e.reads for p in read]
         try:
-            written = sum([p._version for p in pools])
+            written = [p._version for p in pools], [p.data_ptr() for p in pools]
         except RuntimeError:  # pools made in inference mode do not count their writes
             return stack(uses, dtype, bucket.reader)
         if bucket.kept.get("written") != (written, dtype):
@@ -138,17 +155,6 @@ class SiteHook:
                 f"{self.at.name}: tenant {tenant.name!r} ({tenant.method.name}) edits positions of a sequence; "  # type: ignore[union-attr]
                 "route it per row, not per token"
             )
-
-    def spread(self, route: Route, x: Tensor) -> Tensor:
-        """x with the route's places first: as it is per row, flattened per token."""
-        if x.shape[0] == route.length:
-            return x
-        if x.shape[:-1].numel() == route.length:
-            return x.reshape(route.length, x.shape[-1])
-        raise CommonweightError(
-            f"{self.at.name}: the route names {route.length} readers, the batch has {x.shape[0]} rows"
-            f" of shape {tuple(x.shape[1:])}; give one reader per row, or per token"
-        )
 
     def widened(self, parts: list[Tensor]) -> Tensor:
         """The parts in one; heads of different widths are padded with -inf."""
@@ -232,10 +238,17 @@ class ModelHook:
         route = self.current.route
         if route is None or route.single is not None:
             return
-        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)
-        if x is not None and route.length not in (x.shape[0], x.shape[:2].numel()):
+        named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "input_features")]
+        x = next((v for v in (*args, *named, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)
+        if x is None:
+            return
+        rows, tokens = x.shape[0], x.shape[1] if x.dim() > 1 else 1
+        route.tokens = tokens
+        shape = (route.length,) if route.shape is None else route.shape
+        fits = shape == (rows, tokens) if len(shape) == 2 else shape in ((rows,), *([(tokens,)] if rows == 1 else []))
+        if not fits:
             raise CommonweightError(
-                f"the route names {route.length} readers, the batch has {x.shape[0]} rows; "
+                f"the route names {' x '.join(map(str, shape))} readers, the batch has {rows} rows; "
                 "give one reader per row (None for the plain base), or a LongTensor with one number per token"
             )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..methods import plan as make_plan
 from .hooks import ModelHook, Replay, SiteHook, changed
 from .names import safe
 from .route import Current, Route
-from .sites import Pattern, discover, select
+from .sites import Pattern, Physical, discover, select
 from .tenant import Derive, Tenant, materialise
 
 if TYPE_CHECKING:
@@ -44,10 +45,9 @@ class Host:
         self._chosen = select(sites, self._every, self._default, model)
         self._pattern = sites
         self._tenants: dict[str, Tenant] = {}
-        self._frozen: dict[Any, Tensor] = {}
+        self._frozen: MutableMapping[Any, Tensor] = WeakValueDictionary()
         self._next = 0
         self._current = Current()
-        self._fingerprint: str | None = None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         for p in self._trained:
             p.requires_grad_(False)
@@ -92,13 +92,15 @@ class Host:
         Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
         """
         self._free(name)
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise CommonweightError(f"seed is {seed!r}; wanted a whole number >= 0")
         found, config = resolve(method, options)
         chosen = self.sites_for(found, sites)
         plan = make_plan(config, chosen, seed=seed)
         if labels is not None:
-            labels = tuple(map(str, range(labels))) if isinstance(labels, int) else tuple(map(str, labels))
+            labels = _classes(labels)
             plan += head(self.head_site(), len(labels))
-        return self._attach(name, found, config, plan, labels)
+        return self._attach(name, found, config, plan, labels, sites=chosen)
 
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
@@ -135,13 +137,13 @@ class Host:
         labels: tuple[str, ...] | None,
         values: Mapping[str, Tensor] | None = None,
         common: Mapping[str, Any] | None = None,
+        sites: Sequence[Site] = (),
     ) -> Tenant:
         """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
-        common: for frozen ones among them, the key under which they exist once per host."""
-        sites = {s.name: s for s in self._every}
+        common: for frozen ones among them, the key under which they exist once per host.
+        sites: those the plan was made for."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        frozen = dict(self._frozen)
-        given = values or {}
+        frozen, given = self._frozen, values or {}
         rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given})
         pools = materialise(rest, Derive(lambda s: self.weight(s)), device, frozen)
         for k, v in given.items():
@@ -150,17 +152,17 @@ class Host:
             pools[k] = nn.Parameter(v) if spec.train else v
             if key is not None:
                 frozen[key] = v
-        rows = {u.site: sites[u.site].rows for u in plan.uses}
-        tenant = Tenant(name, self._next, method, config, plan, pools, rows, labels)
+        rows = {s.name: s.rows for s in self._every if s.rows is not None}
+        tenant = Tenant(name, self._next, method, config, plan, pools, rows, labels, sites)
         self._tenants[name] = tenant
-        self._frozen, self._next = frozen, self._next + 1
+        self._next += 1
         return tenant
 
     def remove(self, name: str) -> None:
-        """Forgets a tenant; common frozen pools that nobody else reads go with it."""
+        """Forgets a tenant; common frozen pools that nobody else reads go with it. O(1) in the number of tenants.
+
+        A route that is open keeps serving it until it closes."""
         del self._tenants[self[name].name]
-        kept = {id(t) for other in self._tenants.values() for t in other.pools.values()}
-        self._frozen = {k: v for k, v in self._frozen.items() if id(v) in kept}
 
     def close(self) -> None:
         """Takes every hook off and gives the model back as it was."""
@@ -178,7 +180,10 @@ class Host:
     @contextmanager
     def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Iterator[None]:
         """Within it, the model answers as these tenants: a name, one name or None per row, or a LongTensor of
-        `Tenant.number` per row or token (-1: the plain base). Per thread; routes nest."""
+        `Tenant.number` (-1: the plain base), of shape (B,) per row or (B, T) per token, or (T,) for one packed row.
+
+        Per thread; routes nest. While a route is open without gradients, stacked pools are kept: write to pools under
+        ``torch.no_grad()``, not through ``.data``, or the change is seen only by the next route."""
         before = self._current.route
         self._current.route = self._route(readers)
         try:
@@ -195,6 +200,10 @@ class Host:
             if readers.is_floating_point() or readers.dtype == torch.bool:
                 raise CommonweightError(f"a route of tenant numbers is a LongTensor; this is {readers.dtype}")
             return Route.numbered(readers, {t.number: t for t in self._tenants.values()})
+        if not isinstance(readers, Sequence):
+            raise CommonweightError(
+                f"route({readers!r}): wanted a tenant's name, one name or None per row, or a LongTensor"
+            )
         return Route.of([None if r is None else self[r] for r in readers])
 
     def module(self, name: str) -> nn.Module:
@@ -215,20 +224,20 @@ class Host:
 
     @property
     def fingerprint(self) -> str:
-        """Of the base: names, shapes and 64 values of every linear weight, in bfloat16, so that a copy of
-        another precision is the same base. Cost: once, milliseconds."""
-        if self._fingerprint is None:
-            h = hashlib.blake2b(digest_size=16)
-            for name, at in self._modules.items():
-                if at.kind != "linear":
-                    continue
-                w = at.weight
-                h.update(f"{name}{tuple(w.shape)}".encode())
-                flat = w.detach().reshape(-1) if w.is_contiguous() else w.detach().T.reshape(-1)
-                sample = flat[:: max(1, flat.numel() // 64)][:64]
+        """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
+        a float32 and a bfloat16 copy are the same base. Cost: milliseconds; made anew at every look."""
+        linear = {n for n, at in self._modules.items() if at.kind == "linear"}
+        heads = linear - {s.name.split("[")[0] for s in self._default}
+        h = hashlib.blake2b(digest_size=16)
+        spread = torch.arange(1, 65, dtype=torch.int64) * 2654435761
+        for name, p in self.model.named_parameters():
+            if name.rpartition(".")[0] in heads:
+                continue
+            h.update(f"{name}{tuple(p.shape)}".encode())
+            if p.numel():
+                sample = p.detach().reshape(-1)[(spread % p.numel()).to(p.device)]
                 h.update(sample.cpu().float().bfloat16().view(torch.int16).numpy().tobytes())
-            self._fingerprint = h.hexdigest()
-        return self._fingerprint
+        return h.hexdigest()
 
     def merged(self, name: str) -> dict[str, Tensor]:
         """The weights that differ from the base, by parameter name, in the model's own layout and dtype.
@@ -241,6 +250,11 @@ class Host:
             at = self._modules[site]
             if at.kind == "head":
                 continue
+            if self._tied(at):
+                raise CommonweightError(
+                    f"{site}: its weight is tied to another module's, which a merged weight would change too; "
+                    "untie them first, or leave this site out"
+                )
             with torch.no_grad():
                 w, b = changed(at, entries)
                 w = w.T if at.transposed else w
@@ -248,6 +262,11 @@ class Host:
                 if b is not None and at.bias is not None and not torch.equal(b, at.bias.float()):
                     out[f"{site}.bias"] = b.to(at.bias.dtype)
         return out
+
+    def _tied(self, at: Physical) -> bool:
+        weight = at.module._parameters.get("weight")
+        owners = [m for m in self.model.modules() if any(p is weight for p in m._parameters.values())]
+        return weight is not None and len(owners) > 1
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -290,3 +309,14 @@ class Host:
 
         self._free(name)
         return import_peft(self, name, Path(folder))
+
+
+def _classes(labels: Sequence[str] | int) -> tuple[str, ...]:
+    """Distinct names of a head's classes; "0", "1", ... for a number of them."""
+    if isinstance(labels, int) and not isinstance(labels, bool) and labels >= 1:
+        return tuple(map(str, range(labels)))
+    if isinstance(labels, Sequence) and not isinstance(labels, str):
+        names = tuple(labels)
+        if names and all(isinstance(n, str) for n in names) and len(set(names)) == len(names):
+            return names
+    raise CommonweightError(f"labels is {labels!r}; wanted distinct strings, at least one, or a number of them >= 1")

@@ -31,12 +31,17 @@ class Routed:
 
 
 class TenantModule(nn.Module):
-    """Runs the host's model under one tenant. `state_dict` holds the tenant's pools and nothing of the base."""
+    """Runs the host's model under one tenant. `state_dict` holds the tenant's pools and nothing of the base.
+
+    `load_state_dict` takes and checks the pools alone, here and within DistributedDataParallel; it never writes the base.
+    """
 
     def __init__(self, host: Host, tenant: Tenant):
         super().__init__()
         self.base = host.model
         self.pools = nn.ParameterDict({n.replace(".", "/"): p for n, p in tenant.named_parameters()})
+        self.register_load_state_dict_pre_hook(keep_base)
+        self.register_load_state_dict_post_hook(pools_alone)
         object.__setattr__(self, "_host", host)
         object.__setattr__(self, "_name", tenant.name)
         object.__setattr__(self, "forward", Routed(self))
@@ -53,3 +58,24 @@ class TenantModule(nn.Module):
         full = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
         return {k: v for k, v in full.items() if k.startswith(f"{prefix}pools.")}
+
+
+def keep_base(
+    module: nn.Module, state: dict[str, Any], prefix: str, _: Any, strict: bool, missing: list[str],
+    unexpected: list[str], errors: list[str],
+) -> None:  # fmt: skip
+    """Before loading: numbers of the base are not expected, and not written."""
+    for k in [k for k in state if k.startswith(f"{prefix}base.")]:
+        del state[k]
+        if strict:
+            unexpected.append(k)
+
+
+def pools_alone(module: nn.Module, keys: Any) -> None:
+    """After loading: what lacks of the base is no lack. A wrapper's prefix stands before the names."""
+    base = tuple(f"base.{n}" for n in module.base.state_dict())  # type: ignore[union-attr,operator]
+    keys.missing_keys[:] = [k for k in keys.missing_keys if not _ends(k, base)]
+
+
+def _ends(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == n or key.endswith(f".{n}") for n in names)

@@ -44,21 +44,27 @@ class Route:
     What a site makes of a route does not change while the route lives, so it is worked out once per site.
     """
 
-    __slots__ = ("_layouts", "groups", "length", "single")
+    __slots__ = ("_layouts", "groups", "length", "shape", "single", "tokens")
 
-    def __init__(self, groups: Sequence[tuple[Tenant | None, list[int]]] = (), single: Tenant | None = None):
-        self.single = single
+    def __init__(
+        self,
+        groups: Sequence[tuple[Tenant | None, list[int]]] = (),
+        single: Tenant | None = None,
+        shape: tuple[int, ...] | None = None,
+    ):
+        self.single, self.shape = single, shape
+        self.tokens = 0  # per row, of the model's input in the forward that runs
         self.groups = list(groups)
         self.length = sum(len(p) for _, p in self.groups)
         self._layouts: dict[Any, Layout] = {}
 
     @classmethod
-    def of(cls, readers: Sequence[Tenant | None]) -> Route:
-        """One reader per row."""
+    def of(cls, readers: Sequence[Tenant | None], shape: tuple[int, ...] | None = None) -> Route:
+        """One reader per row; shape: that of the tensor of numbers they came in, for which tokens are places too."""
         places: dict[Tenant | None, list[int]] = {}
         for i, tenant in enumerate(readers):
             places.setdefault(tenant, []).append(i)
-        return cls(list(places.items()))
+        return cls(list(places.items()), shape=shape)
 
     @classmethod
     def numbered(cls, numbers: Tensor, tenants: dict[int, Tenant]) -> Route:
@@ -68,7 +74,22 @@ class Route:
             raise CommonweightError(
                 f"no tenant has the number {unknown[0]}; known: {sorted(tenants)}, and -1 for the plain base"
             )
-        return cls.of([tenants.get(n) for n in flat])
+        return cls.of([tenants.get(n) for n in flat], tuple(numbers.shape))
+
+    def fold(self, x: Tensor) -> tuple[Tensor, bool] | None:
+        """(x with this route's places first, whether a place is a row); None when x does not fit the route.
+
+        Per row: (B, ..., d), or (B T, d) where a layer is fed all tokens in one list. Per token: (B, T, d) or (B T, d)
+        for numbers of shape (B, T), and (1, T, d) for numbers of shape (T,).
+        """
+        n, lead, d = self.length, tuple(x.shape[:-1]), x.shape[-1]
+        if self.shape is not None and len(self.shape) == 2:
+            return (x.reshape(n, d), False) if lead in (self.shape, (n,)) else None
+        if lead[:1] == (n,):
+            return x, True
+        if self.shape is not None and lead == (1, n):
+            return x[0], False
+        return (x.reshape(n, self.tokens, d), True) if lead == (n * self.tokens,) else None
 
     def layout(self, site: str, by_row: bool, device: torch.device) -> Layout:
         """By row, tenants share a bucket when their binds and shapes agree here and the bind has a grouped form."""

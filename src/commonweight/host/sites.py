@@ -95,9 +95,9 @@ def blocks(model: nn.Module) -> list[str]:
     """Names of the transformer blocks: the outermost list members that hold two or more linear layers."""
     found: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(name.startswith(b + ".") for b in found):
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or any(name.startswith(b + ".") for b in found):
             continue
-        for i, child in enumerate(module):
+        for i, child in enumerate(module):  # type: ignore[arg-type]
             linears = sum(_linear(m) is not None for m in child.modules())
             if linears >= 2 and not isinstance(child, nn.Linear):
                 found.append(f"{name}.{i}")
@@ -125,7 +125,12 @@ def discover(
     modules: dict[str, Physical] = {}
     every: list[Site] = []
     default: list[Site] = []
+    fed_directly = {  # torch's attention reads this weight itself and never calls the module
+        f"{name}.out_proj" for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
+    }
     for name, module in model.named_modules():
+        if name in fed_directly:
+            continue
         inside = not layers or any(name.startswith(b + ".") for b in layers)
         found: list[Site] = []
         if (shape := _linear(module)) is not None:
@@ -183,6 +188,8 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
     if callable(pattern):
         inner = dict(model.named_modules())
         return [s for s in every if s.kind == "head" or pattern(s.name, inner[s.name.split("[")[0]])]
+    if not isinstance(pattern, str):
+        raise CommonweightError(f"sites={pattern!r}: wanted None, a pattern such as '*.q_proj|*.v_proj', or a callable")
     globs = [p.strip() for p in pattern.split("|")]
     chosen = [s for s in every if s.kind == "head" or any(_match(s.name, g) for g in globs)]
     if not any(s.kind != "head" for s in chosen):
@@ -202,4 +209,5 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
 
 
 def _match(name: str, glob: str) -> bool:
-    return fnmatchcase(name, glob) or fnmatchcase(name.split("[")[0], glob)
+    literal = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)  # c_attn[1] is a part of a fused weight, not a set of letters
+    return fnmatchcase(name, literal) or fnmatchcase(name.split("[")[0], glob)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..address import WHOLE
-from ..core import Plan, Rng
+from ..core import Plan, Rng, Site
 from ..methods import Method
 
 
@@ -22,12 +22,13 @@ class Derive:
     def weight(self, site: str) -> Tensor:
         return self._weight(site).detach().float()
 
-    def svd(self, site: str) -> tuple[Tensor, Tensor, Tensor]:
-        if site not in self._svd:
-            u, s, v = torch.linalg.svd(self.weight(site), full_matrices=False)
+    def svd(self, site: str, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        if (site, rounded) not in self._svd:
+            w = self.weight(site)
+            u, s, v = torch.linalg.svd(w.bfloat16().float() if rounded else w, full_matrices=False)
             sign = torch.sign(v.gather(1, v.abs().argmax(1, keepdim=True)))
-            self._svd[site] = (u * sign.T, s, v * sign)
-        return self._svd[site]
+            self._svd[site, rounded] = (u * sign.T, s, v * sign)
+        return self._svd[site, rounded]
 
 
 _SIGNATURES: dict[Any, int] = {}  # what entries must agree in to run as one group -> a small number
@@ -76,9 +77,11 @@ class Tenant:
         pools: Mapping[str, Tensor],
         rows: Mapping[str, tuple[int, int] | None],
         labels: tuple[str, ...] | None = None,
+        sites: Sequence[Site] = (),
     ):
         self.name, self.number, self.method, self.config = name, number, method, config
         self.plan, self.pools, self.labels = plan, dict(pools), labels
+        self.sites = tuple(sites)  # those the plan was made for; it may use fewer
         self.table: dict[str, list[Entry]] = {}
         for use in plan.uses:
             reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]
@@ -121,7 +124,7 @@ class Tenant:
         return f"Tenant({self.name!r}, {self.method.name}, {self.count():,} trainable, {self.nbytes:,} bytes)"
 
 
-def materialise(plan: Plan, base: Derive, like: torch.device, frozen: dict) -> dict[str, Tensor]:
+def materialise(plan: Plan, base: Derive, like: torch.device, frozen: MutableMapping[Any, Tensor]) -> dict[str, Tensor]:
     """Tensors for a plan's pools. A pool that is neither trained nor saved exists once per host: `frozen` finds it.
 
     What is derived from the base does not depend on the seed, and serves as a start of trained pools too.

@@ -23,6 +23,15 @@ class LoRA:
     )
     alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs: other alphas for some sites")
 
+    def check(self) -> str | None:
+        return wrong_pairs(ranks=self.ranks, alphas=self.alphas)
+
+
+def wrong_pairs(**options: Sequence[tuple[str, float]]) -> str | None:
+    """What is wrong with (pattern, number) pairs: each number must be above 0."""
+    found = [(name, p, v) for name, pairs in options.items() for p, v in pairs if v <= 0]
+    return f"{found[0][0]} gives {found[0][1]!r} the value {found[0][2]}; it must be > 0" if found else None
+
 
 def pick(pairs: Sequence[tuple[str, float]], name: str, default: float) -> float:
     return next((v for p, v in pairs if fnmatchcase(name, p)), default)

@@ -40,15 +40,16 @@ def plan(sites: Sequence[Site], config: LoRAXS) -> Plan:
     Shapes: A (r, d_in), R (r, r), B (d_out, r). Linear in: R. Cost: as LoRA and T r^2; one SVD per site at the start,
     nothing but R in a file. Source: arXiv 2405.17604, section 3; S stands on the input side as in the official code,
     which takes the SVD of the transposed weight. Differs: R starts at zero, so that a fresh tenant is the base; at
-    std=1e-5, the paper's, it is so up to 1e-5 S_r. Raises: for a rank above the weight's.
+    std=1e-5, the paper's, it is so up to 1e-5 S_r; the SVD is of W in bfloat16, so that a file fits copies of the
+    base in both precisions. Raises: for a rank above the weight's.
     """
     pools, uses = {}, []
     bind = LowRank((2.0 * config.rank if config.alpha is None else config.alpha) / config.rank, config.dropout)
     for s in sites:
         r = config.rank
         fits("lora-xs", s, r)
-        pools[f"{s.name}.A"] = Pool((r, s.inp), BaseWeight(s.name, "V", 1.0), train=False, save=False)
-        pools[f"{s.name}.B"] = Pool((s.out, r), BaseWeight(s.name, "U", 0.0), train=False, save=False)
+        pools[f"{s.name}.A"] = Pool((r, s.inp), BaseWeight(s.name, "V", 1.0, rounded=True), train=False, save=False)
+        pools[f"{s.name}.B"] = Pool((s.out, r), BaseWeight(s.name, "U", 0.0, rounded=True), train=False, save=False)
         pools[f"{s.name}.R"] = Pool((r, r), Normal(config.std) if config.std else ZEROS)
         reads = {slot: Read(WHOLE, (f"{s.name}.{pool}",)) for slot, pool in (("A", "A"), ("B", "B"), ("M", "R"))}
         uses.append(Use(s.name, bind, reads))

@@ -21,7 +21,7 @@ class LM:
 
     Rows: ``messages`` through the tokenizer's chat template; or ``prompt`` and ``completion``, of which the
     completion is scored; or ``text``, cut into pieces of max_length. A sequence's first token is predicted from
-    nothing and not scored; the end token is scored and has no byte.
+    nothing and not scored, nor are its bytes counted; the end token is scored and has no byte.
     """
 
     usual_length: ClassVar[int] = 512
@@ -59,9 +59,9 @@ class LM:
         ids = [*self.tokenizer(text, verbose=False)["input_ids"], *self._end()]
         n = self.max_length
         if 1 < len(ids) <= n:
-            return [{"input_ids": ids, "labels": ids, "bytes": len(text.encode())}]
+            return [{"input_ids": ids, "labels": ids, "bytes": len(text.encode()) - self._bytes(ids[:1])}]
         pieces = [ids[i : i + n] for i in range(0, len(ids), n)]
-        return [{"input_ids": p, "labels": p, "bytes": self._bytes(p)} for p in pieces if len(p) > 1]
+        return [{"input_ids": p, "labels": p, "bytes": self._bytes(p) - self._bytes(p[:1])} for p in pieces if len(p) > 1]
 
     def _completion(self, row: Row, i: int) -> Example:
         prompt, completion = row["prompt"], text_of(row, "completion", i)
@@ -75,6 +75,8 @@ class LM:
         # A prompt that does not fit loses its beginning: what stands next to the completion says most about it.
         before = before[-(self.max_length - len(kept)) :] or self._start()
         size = len(completion.encode()) if kept == after else self._bytes(kept)
+        if not before:
+            size -= self._bytes(kept[:1])
         return {"input_ids": [*before, *kept], "labels": [IGNORE] * len(before) + kept, "bytes": size}
 
     def _start(self) -> list[int]:
@@ -105,7 +107,9 @@ class LM:
             labels = [t if m else IGNORE for t, m in zip(ids, marks)]
             if not any(t != IGNORE for t in labels[1:]):
                 continue  # cut off before the assistant spoke
-            out.append({"input_ids": ids, "labels": labels, "bytes": self._bytes([t for t in labels if t != IGNORE])})
+            unscored = self._bytes(labels[:1]) if labels[0] != IGNORE else 0
+            size = self._bytes([t for t in labels if t != IGNORE]) - unscored
+            out.append({"input_ids": ids, "labels": labels, "bytes": size})
         if not out:
             raise CommonweightError(f"no assistant speaks within {self.max_length} tokens of a chat; raise max_length")
         return out
