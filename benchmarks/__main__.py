@@ -17,7 +17,7 @@ from rich.console import Console
 
 from .harness import RESULTS
 
-ALL = ("training_step", "adding_tenants", "mixed_batch", "file_size", "accuracy")
+ALL = ("training_step", "adding_tenants", "mixed_batch", "file_size", "accuracy", "recipes", "store")
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -30,7 +30,9 @@ def shown(row: dict) -> tuple[str, str]:
         )
     if row["unit"] == "bytes":
         return f"{row['ratio']:.3f}", "-"
-    return f"{row['ratio']}", "{} to {}".format(*row["spread"])
+    if row["unit"] == "percent":
+        return f"{row['ours']}", f"chance {row['chance']}"
+    return f"{row.get('ratio', row.get('seconds'))}", "{} to {}".format(*row["spread"])
 
 
 def key_rows() -> list[dict]:

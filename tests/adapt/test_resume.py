@@ -106,3 +106,30 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
     (tmp_path / "c").write_text("a file is in the way")
     with pytest.raises(CommonweightError, match="the checkpoint cannot be written"):
         Store(tmp_path / "c").write(1, TrainerState(), Checkpoint({}, {}))
+
+
+def test_a_run_that_turns_to_nan_stops_and_leaves_no_checkpoint(bert, tmp_path, monkeypatch):
+    from commonweight.adapt import Classifier
+
+    forward, calls = Classifier.forward, []
+
+    def breaks(self, *args, **inputs):
+        calls.append(1)
+        out = forward(self, *args, **inputs)
+        if len(calls) == 4:
+            out.loss = out.loss * float("nan")
+        return out
+
+    with monkeypatch.context() as m:
+        m.setattr(Classifier, "forward", breaks)
+        with pytest.raises(CommonweightError, match=r"step 4: the loss is nan, at the learning rate 0\.25; lower it"):
+            call(bert, tmp_path, lr=0.25)
+    assert len(calls) == 4 and [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert call(bert, tmp_path).result.steps == 10
+
+
+def test_clearing_leaves_what_is_not_ours(tmp_path):
+    Store(tmp_path).write(1, TrainerState(), Checkpoint({}, {}))
+    (tmp_path / "mine.txt").write_text("kept")
+    Store(tmp_path).clear()
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]

@@ -36,7 +36,27 @@ def test_a_header_that_only_the_user_knows(tmp_path):
     (tmp_path / "a.csv").write_text("id,utterance,goal\n1,hello there,greet\n")
     assert read(tmp_path / "a.csv", ["utterance", "goal"]) == [{"id": "1", "utterance": "hello there", "goal": "greet"}]
     with pytest.raises(CommonweightError, match="3 columns and no header line"):
-        read(tmp_path / "a.csv")
+        read(tmp_path / "a.csv", no_header=True)
+    (tmp_path / "a.tsv").write_text("id\tutterance\tgoal\n1\thello there\tgreet\n")
+    assert read(tmp_path / "a.tsv", ["goal"]) == read(tmp_path / "a.csv")
+    with pytest.raises(CommonweightError, match="3 columns and no header line"):
+        read(tmp_path / "a.tsv")
+
+
+def test_a_csv_has_a_header_whatever_its_names(tmp_path):
+    (tmp_path / "a.csv").write_text("\ncomment,stars\ngood,5\n")
+    told = []
+    assert read(tmp_path / "a.csv", say=told.append) == [{"comment": "good", "stars": "5"}] and not told
+    (tmp_path / "a.csv").write_text("5,good\n1,quite bad\n")
+    assert read(tmp_path / "a.csv", no_header=True, say=told.append)[0] == {"label": "5", "text": "good"}
+    assert told == [f"{tmp_path / 'a.csv'}: no header line; first row read as data"]
+
+
+def test_a_label_that_is_a_usual_column_name_makes_no_header(tmp_path):
+    (tmp_path / "a.tsv").write_text("positive\tso good\nnegative\tnot at all\n")
+    told = []
+    assert read(tmp_path / "a.tsv", say=told.append)[0] == {"label": "positive", "text": "so good"}
+    assert told == [f"{tmp_path / 'a.tsv'}: no header line; first row read as data"]
 
 
 def test_one_column_is_text(tmp_path):

@@ -62,8 +62,9 @@ def test_texts_are_cut_into_pieces(llama):
     task = LM(tok(llama), 4)
     examples = task.examples([{"text": "w0 w1 w2 w3 w4"}])
     assert [len(e["input_ids"]) for e in examples] == [4, 2]
+    assert [e["bytes"] for e in examples] == [9, 0], "neither w0 nor w4 is scored, first in its piece"
     assert examples[1]["input_ids"][-1] == 3, "the end token closes the text"
-    assert task.examples([{"text": "w0 w1"}])[0]["bytes"] == 5
+    assert task.examples([{"text": "w0 w1"}])[0]["bytes"] == 3
 
 
 def test_only_the_completion_is_scored(llama):
@@ -110,4 +111,37 @@ def test_nats_and_bits(llama):
         torch.testing.assert_close(task.loss(model, batch), want)
         metrics = task.measure(model, examples, 4)
     assert metrics["loss"] == pytest.approx(want.item(), rel=1e-5)
-    assert metrics["bits_per_byte"] == pytest.approx(want.item() * 4 / math.log(2) / 11, rel=1e-5)
+    assert metrics["bits_per_byte"] == pytest.approx(want.item() * 4 / math.log(2) / 9, rel=1e-5)
+
+
+def test_bytes_are_those_of_the_scored_tokens(llama):
+    tokenizer = tok(llama)
+    tokenizer.chat_template = tiny.CHAT
+    (e,) = LM(tokenizer, 8).examples([{"messages": [{"role": "assistant", "content": "w0 w1"}]}])
+    assert e["labels"] == e["input_ids"] == [4, 5, 3] and e["bytes"] == 3
+    tokenizer.bos_token = None
+    (e,) = LM(tokenizer, 8).examples([{"prompt": "", "completion": "w2 w3"}])
+    assert e["input_ids"] == [6, 7, 3] and e["bytes"] == 3
+
+
+class Table(nn.Module):
+    """Logits by a row's first token."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = nn.Parameter(torch.tensor(rows))
+
+    def forward(self, input_ids, **_):
+        return type("Out", (), {"logits": self.rows[input_ids[:, 0]]})
+
+
+def test_a_tie_is_no_hit(bert):
+    def accuracy(rows, pairs):
+        examples = [{"anchor": [a], "positive": [p]} for a, p in pairs]
+        return Embed(tok(bert), 8).measure(Table(rows), examples, 2)["accuracy"]
+
+    pairs = [(0, 1), (2, 3), (0, 4)]
+    assert accuracy([[1.0, 0.0]] * 5, pairs) == 0.0, "an encoder that gives every text the same vector"
+    apart = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [-1.0, 0.0]]
+    assert accuracy(apart, pairs) == pytest.approx(2 / 3)
+    assert accuracy(apart, [(0, 1), (2, 3), (0, 1)]) == 1.0, "the same text twice is no other text"

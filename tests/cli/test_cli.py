@@ -107,6 +107,11 @@ WRONG = {
         "unseen.tsv: row 2: the label 'art' does not occur in the training rows",
     ),
     "unseen label in dev": (["--dev", "{tmp}/unseen.tsv"], "row 2: the label 'art' does not occur"),
+    "pairs that are no JSON": (
+        ["-m", "lora", "-o", "ranks=*.q"],
+        "LoRA: ranks=*.q: wanted tuple[tuple[str, int], ...]",
+    ),
+    "not a finite number": (["-m", "lora", "-o", "alpha=nan"], "LoRA: alpha is nan; wanted float|none, finite"),
     "unknown column": (["--text-column", "txt"], "unknown text column 'txt'; did you mean 'text'"),
     "bad pattern": (["--sites", "*.q_proj"], "matches no site; the linear layers end in"),
     "too long": (["--max-length", "999"], "max_length=999 is more than the model's 64 positions"),
@@ -132,7 +137,9 @@ def test_a_mistake_is_one_message_and_exit_code_2(capsys, files, tmp_path, case)
         ("gone.jsonl", None, "no such file"),
         ("empty.jsonl", "", "the file is empty"),
         ("a.docx", "x", "unknown file type '.docx'"),
-        ("a.jsonl", '{"text": "w1"}\n', "no label column among text"),
+        ("a.jsonl", '{"text": "w1"}\n', "a.jsonl: no label column among text"),
+        ("b.jsonl", '{"text": "w1", "label": "a"}\n{"text": 3, "label": "b"}\n', "b.jsonl: row 2: 'text' is 3"),
+        ("a.csv", "comment,stars\nw1,5\nw2,4\n", "among comment, stars; usual names: "),
         ("a.tsv", "law\tw1\nlaw\tw2\n", "only the label 'law' occurs"),
     ],
 )
@@ -234,3 +241,20 @@ def test_lines_that_scripts_read():
     assert line("classify", {"accuracy": 0.5, "n": 4}) == "accuracy 0.5000 (n=4)"
     assert line("lm", {"loss": 1.0, "bits_per_byte": 0.25, "n": 2}) == "loss 1.0000 bits per byte 0.2500 (n=2)"
     assert line("embed", {"loss": 1.0, "accuracy": 0.25}) == "loss 1.0000 retrieval accuracy 0.2500"
+
+
+def test_options_of_several_values_are_json(capsys, files, tmp_path):
+    code, _, err = call(capsys, *files, "-m", "lora", "-o", 'ranks=[["*.query", 4]]', "--sites", "*.query")
+    assert code == 0, err
+    told = json.loads((tmp_path / "legal.json").read_text())
+    assert told["settings"]["options"]["ranks"] == [["*.query", 4]] and told["parameters"] == 2 * 4 * 64 + 3 * 33
+    assert "train.tsv: no header line; first row read as data" in err
+
+
+def test_a_csv_without_a_header(capsys, files, tmp_path):
+    files[2] = tmp_path / "train.csv"
+    files[2].write_text("".join(f"{r['label']},{r['text']}\n" for r in tiny.rows(40)))
+    code, _, err = call(capsys, *files, "-m", "probe")
+    assert code == 2 and "--no-header" in err
+    code, _, err = call(capsys, *files, "-m", "probe", "--no-header")
+    assert code == 0 and "first row read as data" in err

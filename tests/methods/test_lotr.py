@@ -1,5 +1,7 @@
 """LoTR against the Tucker-2 formula, written out as one tensor."""
 
+import math
+
 import torch
 
 import commonweight as cw
@@ -26,3 +28,14 @@ def test_formula():
 def test_count_is_the_papers():
     sites = [cw.Site(f"layers.{i}.{n}_proj", 4096, 4096) for i in range(32) for n in "qv"]
     assert cw.plan("lotr", sites, rank=16).count() == 2 * 16 * (4096 + 4096) + 64 * 16 * 16
+
+
+def test_the_start():
+    """U with variance 1 / r, V as LoRA's A: uniform within 1 / sqrt(d_in), C zero."""
+    torch.manual_seed(0)
+    net = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(torch.nn.Linear(128, 256) for _ in range(2))})
+    pools = cw.Host(net, sites="layers.*").add("t", "lotr", rank=16).pools
+    u, v = pools["layers.*.U"].detach(), pools["layers.*.V"].detach()
+    assert u.shape == (256, 16) and abs(u.std() * math.sqrt(16) - 1) < 0.05 and abs(u.mean()) < 0.02
+    assert v.shape == (16, 128) and v.abs().max() <= 1 / math.sqrt(128) and abs(v.std() * math.sqrt(3 * 128) - 1) < 0.05
+    assert not pools["layers.0.C"].any() and not pools["layers.1.C"].any()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import commonweight as cw
+from commonweight.methods.registry import families
 from tests.laws.subjects import stir
 from tests.models import make
 
@@ -49,3 +50,21 @@ def test_a_width_that_shards_do_not_divide():
         match=r"mos: q_proj: width 30 of A is not a multiple of shards=4; choose shards from \[1, 2",
     ):
         cw.plan("mos", [cw.Site("q_proj", 32, 30)], rank=2)
+
+
+def test_families_go_by_the_name_without_layer_numbers():
+    def names(*sites):
+        return {k: [s.name for s in v] for k, v in families(sites).items()}
+
+    layers = [f"layers.{i}.q_proj" for i in (0, 9, 10, 11, 123)]
+    assert names(*(cw.Site(n, 8, 8) for n in layers)) == {"layers.*.q_proj": layers}
+    assert names(cw.Site("10", 8, 8), cw.Site("h.10.fc1", 8, 8), cw.Site("h.11.fc2", 8, 8)) == {
+        "*": ["10"], "h.*.fc1": ["h.10.fc1"], "h.*.fc2": ["h.11.fc2"],
+    }  # fmt: skip
+    assert names(cw.Site("h.10.q", 8, 8), cw.Site("h.11.q", 8, 4)) == {
+        "h.*.q[8x8]": ["h.10.q"], "h.*.q[8x4]": ["h.11.q"],
+    }  # fmt: skip
+    sites = [cw.Site(f"layers.{i}.q_proj", 8, 8) for i in range(12)]
+    assert {k for k in cw.plan("mos", sites, rank=2).pools if not k.endswith("index")} == {
+        "layers.*.q_proj.A", "layers.*.q_proj.B",
+    }  # fmt: skip

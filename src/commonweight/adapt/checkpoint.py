@@ -77,8 +77,8 @@ class Store:
         shutil.rmtree(gone, ignore_errors=True)
 
     def clear(self) -> None:
-        """Removes the checkpoints, each first under another name, so that a crash leaves none half-empty; and the folder,
-        unless somebody keeps other things in it."""
+        """Removes the checkpoints, each first under another name, so that a crash leaves none half-empty; and the
+        folder, unless somebody keeps other things in it."""
         if self.folder.is_dir():
             for step in self._steps():
                 self._drop(self.folder / f"step-{step}")

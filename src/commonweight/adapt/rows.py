@@ -103,7 +103,8 @@ def _table(path: Path, kind: str, columns: Sequence[str], no_header: bool) -> di
             "name its columns with --text-column and --label-column"
         )
     return {
-        "sep": sep, "quoting": int(quoting), "names": names, "header": None, "skiprows": lines.index(head[0]) + 1 if has_header else 0,
+        "sep": sep, "quoting": int(quoting), "names": names, "header": None,
+        "skiprows": lines.index(head[0]) + 1 if has_header else 0,
         "encoding": "utf-8-sig", "keep_default_na": False, "na_filter": False,
         "features": datasets.Features({n: datasets.Value("string") for n in names}),
     }  # fmt: skip

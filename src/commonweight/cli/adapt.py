@@ -115,8 +115,8 @@ def command(
 ) -> None:
     """Train one tenant of a base model and write it to one small file.
 
-    The base stays frozen. A CSV file has a header line; a TSV file may have one, of usual column names, or be one or two
-    columns without. Quotation marks in TSV files are plain characters.
+    The base stays frozen. A CSV file has a header line; a TSV file may have one, of usual column names, or be one or
+    two columns without. Quotation marks in TSV files are plain characters.
     """
     from ..adapt.files import out_path, run
     from ..core import parse
@@ -181,7 +181,7 @@ class Bar:
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def __call__(self, p: Progress) -> None:
         if self.row is None:

@@ -152,5 +152,5 @@ def _from_text(owner: str, name: str, text: str, hint: Any) -> Any:
                 return text
         except ValueError:
             continue
-    form = ", written as JSON: [0, 4] or [[\"*.q\", 4]]" if get_origin(hint) is tuple else ""
+    form = ', written as JSON: [0, 4] or [["*.q", 4]]' if get_origin(hint) is tuple else ""
     raise CommonweightError(f"{owner}: {name}={text}: wanted {_show(hint)}{form}")

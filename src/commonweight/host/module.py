@@ -33,7 +33,7 @@ class Routed:
 class TenantModule(nn.Module):
     """Runs the host's model under one tenant. `state_dict` holds the tenant's pools and nothing of the base.
 
-    `load_state_dict` takes and checks the pools alone, here and within DistributedDataParallel; it never writes the base.
+    `load_state_dict` takes and checks the pools alone, in DistributedDataParallel too; it never writes the base.
     """
 
     def __init__(self, host: Host, tenant: Tenant):
@@ -57,7 +57,9 @@ class TenantModule(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         full = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        return {k: v for k, v in full.items() if k.startswith(f"{prefix}pools.")}
+        for k in [k for k in full if k.startswith(f"{prefix}base.")]:
+            del full[k]  # in place: a wrapper's own dict may be the one that is filled here
+        return full
 
 
 def keep_base(

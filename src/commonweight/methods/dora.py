@@ -12,7 +12,7 @@ from torch import Tensor
 from ..address import WHOLE
 from ..bind import Magnitude
 from ..core import ZEROS, Plan, Pool, Read, Rng, Site, Source, Use, config, kaiming, option, serial
-from .lora import pick
+from .lora import pick, wrong_pairs
 from .registry import method
 
 
@@ -24,6 +24,9 @@ class DoRA:
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
     ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: for some sites, first match wins")
     alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs for some sites")
+
+    def check(self) -> str | None:
+        return wrong_pairs(ranks=self.ranks, alphas=self.alphas)
 
 
 @serial

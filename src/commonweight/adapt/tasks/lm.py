@@ -61,7 +61,9 @@ class LM:
         if 1 < len(ids) <= n:
             return [{"input_ids": ids, "labels": ids, "bytes": len(text.encode()) - self._bytes(ids[:1])}]
         pieces = [ids[i : i + n] for i in range(0, len(ids), n)]
-        return [{"input_ids": p, "labels": p, "bytes": self._bytes(p) - self._bytes(p[:1])} for p in pieces if len(p) > 1]
+        return [
+            {"input_ids": p, "labels": p, "bytes": self._bytes(p) - self._bytes(p[:1])} for p in pieces if len(p) > 1
+        ]
 
     def _completion(self, row: Row, i: int) -> Example:
         prompt, completion = row["prompt"], text_of(row, "completion", i)
