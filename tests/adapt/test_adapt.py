@@ -235,3 +235,10 @@ def test_a_long_curve_is_thinned():
     short = thin(curve)
     assert len(short) <= 202 and short[-1]["step"] == 1000 and sum("dev_loss" in c for c in short) == 1
     assert short[0] == {"step": 5, "loss": 3.0} and thin([]) == []
+
+
+@pytest.mark.parametrize("wrong", [{"text": 3, "label": "law"}, {"text": "w1", "label": None}])
+def test_a_wrong_row_is_counted_in_the_whole(host, wrong):
+    rows = [*tiny.rows(30), wrong]
+    with pytest.raises(cw.CommonweightError, match=r"rows: row 31: '(text|label)' is"):
+        adapt(host, "t", rows, method="lora", dev_rows=0.4)

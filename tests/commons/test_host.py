@@ -51,6 +51,7 @@ def test_frozen_pools_are_one_tensor_trainable_ones_are_copies(host, c):
         assert twin.pools[k].equal(p) and twin.pools[k].data_ptr() != p.data_ptr()
     for name in ("a", "b", "twin"):
         other.remove(name)
+    del a, b, twin
     assert not other._frozen
 
 

@@ -98,7 +98,7 @@ def test_a_config_that_is_not_understood(host, saved, config, says):
         ({f"{Q}.lora_A.weight": torch.zeros(2, 30)}, r"q_proj.lora_A.weight is \(2, 30\), .* want \(2, 32\)"),
         ({f"{Q}.lora_A.weight": torch.full((2, 32), torch.nan)}, "q_proj.lora_A.weight holds NaN"),
         ({f"{Q}.lora_B.weight": None}, "self_attn.q_proj has no lora_B.weight"),
-        ({f"{Q}.lora_B.bias": torch.zeros(32)}, "lora_B.bias: lora_bias=True is not supported"),
+        ({f"{Q}.lora_B.bias": torch.zeros(32)}, "lora_B.bias: adapter_config.json does not say lora_bias=true"),
         ({f"{Q}.lora_C.weight": torch.zeros(2)}, "lora_C.weight: a parameter of the base or of a head"),
         ({f"{Q}.lora_E": torch.zeros(2)}, "lora_E: no tensor that this kind of adapter has"),
         ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2)}, "embeddings are not supported"),
@@ -309,6 +309,55 @@ def test_a_classifier_leaves_its_head_out(kind, tmp_path):
     assert any(k.startswith(first) for k in keys)
     back = host.import_peft("u", tmp_path / "b")
     assert all(torch.equal(t, tenant.pools[n]) for n, t in back.pools.items())
+
+
+def shifted_bert():
+    """A BERT whose biases are not zero, as those of a trained one are not."""
+    model, batch = make("bert")
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".bias"):
+                p.add_(0.1 * torch.randn(p.shape, generator=g))
+    return model, batch
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "native"),
+    [("ia3", {}, False), ("bitfit", {}, False), ("lora", {"rank": 3, "bias": True}, False),
+     ("lora", {"rank": 3, "alpha": 5.0, "bias": True, "rslora": True}, True)],
+)  # fmt: skip
+def test_changed_biases_there_and_back(method, options, native, tmp_path):
+    model, batch = shifted_bert()
+    host = cw.Host(model)
+    stir(host.add("t", method, sites="*.query|*.value|*.intermediate.dense", **options))
+    host.export_peft("t", tmp_path / "a", native=native)
+    raw = load_file(tmp_path / "a" / TENSORS)
+    assert any(v.any() for k, v in raw.items() if k.endswith("lora_B.bias"))
+    back = host.import_peft("x", tmp_path / "a")
+    assert back.config.bias
+    with torch.no_grad():
+        with host.route("t"):
+            want = answer(model, batch)
+        with host.route("x"):
+            torch.testing.assert_close(answer(model, batch), want, rtol=1e-4, atol=1e-5)
+        with host.route(["t", "x", None, "x"]):
+            torch.testing.assert_close(answer(model, batch)[:2], want[:2], rtol=1e-4, atol=1e-5)
+    again = host.load("y", host.save("x", tmp_path / "x.safetensors"))
+    assert all(torch.equal(t, again.pools[n]) for n, t in back.pools.items())
+
+
+def test_a_bias_where_the_layer_has_none(host, saved):
+    tensors = {k.replace("lora_B.weight", "lora_B.bias"): torch.zeros(v.shape[0]) for k, v in
+               load_file(saved / TENSORS).items() if "lora_B" in k}  # fmt: skip
+    edit(saved, {"lora_bias": True}, tensors)
+    assert not any(n.endswith(".b") for n in host.import_peft("y", saved).pools)
+    edit(saved, None, {f"{Q}.lora_B.bias": torch.ones(32)})
+    refused(host, saved, "q_proj.lora_B.bias: the layer has no bias that it could change")
+    edit(saved, None, {f"{Q}.lora_B.bias": torch.ones(3)})
+    refused(host, saved, r"q_proj.lora_B.bias is \(3,\), the base wants \(32,\)")
+    edit(saved, {"use_dora": True})
+    refused(host, saved, "lora_bias=true is not supported for DoRA and PiSSA")
 
 
 def test_an_adapter_of_a_model_with_another_head(tmp_path):

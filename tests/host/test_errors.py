@@ -185,6 +185,50 @@ class TestFiles:
         self.rewrite(path, lambda m: m.pop("sites"))
         self.refused(host, path, "its header is damaged")
 
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("method", []), ("method", {}), ("config", None), ("config", [1]), ("seed", [1]), ("seed", -1), ("seed", True),
+         ("sites", []), ("sites", {"a": 1}), ("sites", {"a": [32, 32]}), ("sites", {"a": [32, 32, 5]}),
+         ("sites", {"a.{}": [32, 32, "x-y"]}), ("sites", {"a.{}": [32, 32, "5-2"]}), ("sites", {"a": ["32", 32, ""]}),
+         ("sites", {"a.{}": [32, 32, "0-99999999999"]}), ("sites", {"a.{}": [32, 32, "0-9,0-9"]}), ("base", None),
+         ("plan", 3), ("labels", 3), ("labels", ["a", 1]), ("labels", ["a", "a"]), ("labels", []), ("metrics", 1),
+         ("format", 0), ("format", -3), ("format", True), ("format", "1"), ("version", 2)],
+    )  # fmt: skip
+    def test_fields_of_another_type(self, host, path, key, value):
+        self.rewrite(path, lambda m: m.update({key: value}))
+        self.refused(host, path, "its header is damaged")
+
+    @pytest.mark.parametrize("config", [{"rnak": 3}, {"rank": "3"}, {"rank": -1}, {"ranks": [3]}])
+    def test_options_of_another_kind(self, host, path, config):
+        self.rewrite(path, lambda m: m.update(config=config))
+        self.refused(host, path, "LoRA")
+
+    @pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 100_000, "{", '{"format": 1}'])
+    def test_headers_of_another_shape(self, host, path, text):
+        save_file(load_file(path), path, {"commonweight": text})
+        self.refused(host, path, "its header is damaged")
+
+    def test_every_byte_of_the_header_may_have_a_flipped_bit(self, tmp_path):
+        host = cw.Host(make("mlp")[0])
+        tenant = stir(host.add("t", "lora", rank=1))
+        path = host.save("t", tmp_path / "t.safetensors")
+        whole = path.read_bytes()
+        end = 8 + int.from_bytes(whole[:8], "little")
+        for byte in range(end):
+            for bit in {(byte * 5 + byte // 8) % 8, (byte * 3 + 1) % 8}:
+                data = bytearray(whole)
+                data[byte] ^= 1 << bit
+                path.write_bytes(data)
+                try:
+                    found = host.load("new", path)
+                except cw.CommonweightError as e:
+                    assert path.name in str(e), (byte, bit)
+                    continue
+                assert found.plan == tenant.plan and found.config == tenant.config, (byte, bit)
+                assert all(torch.equal(t, found.pools[n]) for n, t in tenant.pools.items()), (byte, bit)
+                host.remove("new")
+        assert list(host) == ["t"]
+
     def test_nan(self, host, path):
         tensors = load_file(path)
         next(iter(tensors.values())).view(-1)[3] = float("nan")

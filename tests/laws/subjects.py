@@ -23,6 +23,11 @@ def small(method: str) -> dict[str, Any]:
     return dict(_says(method, "SMALL", {}))
 
 
+def variants(method: str) -> list[dict[str, Any]]:
+    """`SMALL`, and it with each of `VARIANTS`: options under which the plan is of another make."""
+    return [small(method), *({**small(method), **v} for v in _says(method, "VARIANTS", []))]
+
+
 def model_of(method: str) -> str:
     """`MODEL`: the kind of model for the laws that need only one, where the method reads nothing in a Llama."""
     return _says(method, "MODEL", "llama")

@@ -15,7 +15,7 @@ import commonweight as cw
 from commonweight.address import fold
 from commonweight.core import Rng
 from commonweight.host.tenant import Derive
-from tests.laws.subjects import METHODS, can, model_of, small, stir
+from tests.laws.subjects import METHODS, can, model_of, small, stir, variants
 from tests.models import KINDS, answer, make
 
 SITES = [
@@ -164,13 +164,15 @@ def test_adding_tenants_moves_no_initial_value(method):
 def test_save_and_load_give_equal_bits_in_a_small_file(method, tmp_path):
     model, _ = make(model_of(method))
     host = cw.Host(model)
-    tenant = stir(host.add("t", method, seed=4, **small(method)))
-    path = host.save("t", tmp_path / "t.safetensors")
-    assert path.stat().st_size <= 1.02 * tenant.nbytes + 8192
-    again = cw.Host(copy.deepcopy(make(model_of(method))[0])).load("u", path)
-    assert again.plan == tenant.plan and again.config == tenant.config
-    for n in tenant.pools:
-        assert torch.equal(tenant.pools[n], again.pools[n]), n
+    other = cw.Host(make(model_of(method))[0])
+    for i, options in enumerate(variants(method)):
+        tenant = stir(host.add(f"t{i}", method, seed=4, **options))
+        path = host.save(tenant.name, tmp_path / "t.safetensors")
+        assert path.stat().st_size <= 1.02 * tenant.nbytes + 8192
+        again = other.load(f"u{i}", path)
+        assert again.plan == tenant.plan and again.config == tenant.config and again.sites == tenant.sites
+        for n in tenant.pools:
+            assert torch.equal(tenant.pools[n], again.pools[n]), n
 
 
 def test_nothing_depends_on_the_hash_seed():

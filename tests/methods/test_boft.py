@@ -8,6 +8,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"block_size": 4, "factors": 2}
+VARIANTS = [{"factors": 1}, {"block_size": None, "blocks": 4, "dropout": 0.1}]
 
 
 def permutation(width, b, i):

@@ -11,6 +11,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 4, "sparsity": 0.8}
+VARIANTS = [{"sparsity": 0.0}, {"alpha": 3.0, "dropout": 0.1}]
 NAME = "model.layers.1.mlp.up_proj"
 
 

@@ -8,6 +8,7 @@ from tests.laws.subjects import stir
 from tests.models import answer, make
 
 SMALL = {"rank": 3}
+VARIANTS = [{"init": "nystrom"}, {"init": "block", "train": "intermediate"}]
 NAME = "model.layers.1.mlp.up_proj"
 
 

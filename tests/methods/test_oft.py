@@ -11,6 +11,7 @@ from tests.laws.subjects import stir
 from tests.models import answer, make
 
 SMALL = {"block_size": 4}
+VARIANTS = [{"share": True}, {"neumann": False, "eps": 6e-5}, {"block_size": None, "blocks": 2}]
 
 
 def skew(vec, b):

@@ -8,6 +8,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 3, "alpha": 0.6}  # at the usual scale of 20 a stirred tiny model leaves float32's comfort
+VARIANTS = [{"stored": True}]
 
 
 @pytest.mark.parametrize("rank", [8, 5])

@@ -8,6 +8,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 3}
+VARIANTS = [{"share": "B"}, {"share": "AB", "alpha": 2.0}]
 
 
 @pytest.mark.parametrize("share", ["A", "B", "AB"])

@@ -7,6 +7,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 3}
+VARIANTS = [{"stored": True}, {"d_initial": 0.2}]
 
 
 def test_formula():

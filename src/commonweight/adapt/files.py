@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import CommonweightError, build
+from ..core import CommonweightError, build, safe
 from ..formats import atomic
-from ..host.names import safe
 from ..methods import resolve
 from .base import DTYPES, open_host, pick_dtype
 from .checkpoint import Store
@@ -90,10 +89,13 @@ def run(
     labels = None
     if task == "classify":
         train_rows, _ = split(rows, dev_rows, numbers.seed)
-        labels = named(data, lambda: Classify.classes(train_rows, label_column))
+        labels = named(
+            data, lambda r: Classify.classes(r, label_column), train_rows, None if fraction is None else rows
+        )
     host = open_host(model, task, dtype=dtype, sites=sites)
     if eval_file is not None and eval_rows is not None:
-        named(eval_file, lambda: make_task(host, task, labels, None, numbers.max_length, **where).examples(eval_rows))
+        doing = make_task(host, task, labels, None, numbers.max_length, **where)
+        named(eval_file, doing.examples, eval_rows)
     store = path.with_suffix(".checkpoint")
     result = adapt(
         host, name, rows, task=task, method=method, options=options, labels=labels, dev_rows=dev_rows,

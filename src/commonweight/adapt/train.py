@@ -71,13 +71,15 @@ def adapt(
     kind = get(task)
     if not train_rows:
         raise CommonweightError("no rows to train on")
-    train_rows, dev_rows = split(list(train_rows), dev_rows, plan.seed)
+    every = list(train_rows)
+    train_rows, dev_rows = split(every, dev_rows, plan.seed)
+    whole = every if len(train_rows) < len(every) else None
     if task == "classify" and labels is None:
-        labels = named(sources[0], lambda: kind.classes(train_rows, label_column))  # type: ignore[attr-defined]
+        labels = named(sources[0], lambda rows: kind.classes(rows, label_column), train_rows, whole)  # type: ignore
     doing = make_task(host, task, labels, tokenizer, plan.max_length, text_column, label_column)
-    train = named(sources[0], lambda: doing.examples(train_rows))
+    train = named(sources[0], doing.examples, train_rows, whole)
     note = doing.note
-    dev = named(sources[1], lambda: doing.examples(dev_rows)) if dev_rows else []
+    dev = named(sources[1], doing.examples, dev_rows, whole) if dev_rows else []
     if not train:
         raise CommonweightError(f"{sources[0]}: no row is long enough to learn from")
     started = time.perf_counter()
@@ -207,8 +209,15 @@ def _digest(examples: list[Example]) -> str:
     return f"{len(examples)} rows {hashlib.blake2b(text, digest_size=8).hexdigest()}" if examples else "none"
 
 
-def named(what: str, make: Callable[[], Any]) -> Any:
+def named(what: str, make: Callable[[Any], Any], rows: Sequence[Row], whole: Sequence[Row] | None = None) -> Any:
+    """make(rows); an error names where they came from. whole: the rows that these were drawn from: the number of a
+    wrong row is its number there."""
     try:
-        return make()
+        try:
+            return make(rows)
+        except CommonweightError:
+            if whole is not None:
+                make(whole)
+            raise
     except CommonweightError as e:
         raise CommonweightError(f"{what}: {e}") from e

@@ -1,6 +1,6 @@
 from .flat import Scatter, Segment, Signed
 from .kronecker import Kronecker
-from .linear import Gather, Hashed, Row, Whole, Window, fold
+from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
 
 WHOLE = Whole()
@@ -9,7 +9,6 @@ __all__ = [
     "WHOLE",
     "Chosen",
     "Gather",
-    "Hashed",
     "Kronecker",
     "Row",
     "Scatter",

@@ -62,18 +62,6 @@ class Gather:
         return out.mT if self.transpose else out
 
 
-@serial
-@dataclass(frozen=True)
-class Hashed:
-    """Every number by its own index and factor. Shapes: pool (d,), index and factor `shape` -> shape.
-
-    The sparse projection P theta: factor holds the signs and the norm. Cost: one read per number.
-    """
-
-    def __call__(self, pool: Tensor, index: Tensor, factor: Tensor) -> Tensor:
-        return pool[index] * factor
-
-
 def fold(address, shape: tuple[int, ...], grad: Tensor, *coef: Tensor) -> Tensor:
     """The adjoint: ``<address(p), g> == <p, fold(g)>`` for every p of `shape`. Linear in `grad`."""
     probe = torch.zeros(shape, dtype=grad.dtype, requires_grad=True)

@@ -119,8 +119,7 @@ def command(
     two columns without. Quotation marks in TSV files are plain characters.
     """
     from ..adapt.files import out_path, run
-    from ..core import parse
-    from ..host.names import safe
+    from ..core import parse, safe
     from ..methods import get
 
     out_path(out)

@@ -11,7 +11,7 @@ from .serial import dump, load, serial
 if TYPE_CHECKING:
     from .init import ONES, ZEROS, BaseWeight, Constant, Init, Normal, Orthonormal, Source, Uniform, Values, kaiming
     from .rng import Rng
-    from .types import Address, Base, Bind, Ctx, Plan, Pool, Read, Site, Use
+    from .types import Address, Base, Bind, Plan, Pool, Read, Site, Use
 
 __all__ = [
     "ONES",
@@ -22,7 +22,6 @@ __all__ = [
     "Bind",
     "CommonweightError",
     "Constant",
-    "Ctx",
     "Init",
     "Normal",
     "Orthonormal",
@@ -52,7 +51,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("ONES", "ZEROS", "BaseWeight", "Constant", "Init", "Normal", "Orthonormal"), "init"),
     **dict.fromkeys(("Source", "Uniform", "Values", "kaiming"), "init"),
-    **dict.fromkeys(("Address", "Base", "Bind", "Ctx", "Plan", "Pool", "Read", "Site", "Use"), "types"),
+    **dict.fromkeys(("Address", "Base", "Bind", "Plan", "Pool", "Read", "Site", "Use"), "types"),
     "Rng": "rng",
 }
 

@@ -59,12 +59,6 @@ class Pool:
         return self.numel * getattr(torch, self.dtype).itemsize
 
 
-class Ctx(NamedTuple):
-    """What is known only at run time."""
-
-    tenant: Tensor | None = None
-
-
 class Address(Protocol):
     """LINEAR in its first pool, given the coefficients. A frozen dataclass in `commonweight.address`."""
 

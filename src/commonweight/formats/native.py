@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..core import CommonweightError, Plan, Site
 
 FORMAT = 1
 CHECK = "~check"
+_RANGES = re.compile(r"(\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*)?", re.ASCII)
 
 
 def template(name: str) -> tuple[str, int | None]:
@@ -51,12 +53,17 @@ def pack_sites(sites: list[Site]) -> dict[str, list[Any]]:
     return out
 
 
-def unpack_sites(packed: Mapping[str, list[Any]]) -> dict[str, tuple[int, int]]:
-    """{site name: (out, inp)}."""
+def unpack_sites(where: str, packed: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """{site name: (out, inp)}. Raises: CommonweightError, with `where`, for what `pack_sites` does not write."""
     out = {}
-    for key, (o, i, ranges) in packed.items():
-        for n in _numbers(ranges) if ranges else [None]:
-            out[key if n is None else key.replace("{}", str(n), 1)] = (int(o), int(i))
+    for key, entry in packed.items():
+        numbers = None
+        if isinstance(entry, list) and len(entry) == 3 and all(_whole(n) for n in entry[:2]):
+            numbers = _numbers(entry[2])
+        if numbers is None:
+            raise _damaged(where, f"the site {key!r} is {entry!r}")
+        for n in numbers or [None]:
+            out[key if n is None else key.replace("{}", str(n), 1)] = (entry[0], entry[1])
     return out
 
 
@@ -70,12 +77,26 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def _numbers(ranges: str) -> list[int]:
+def _numbers(ranges: Any) -> list[int] | None:
+    """What `_ranges` packed; None for anything else."""
     out: list[int] = []
-    for part in ranges.split(","):
+    if not isinstance(ranges, str) or not _RANGES.fullmatch(ranges):
+        return None
+    for part in ranges.split(",") if ranges else ():
         first, _, last = part.partition("-")
-        out += range(int(first), int(last or first) + 1)
+        a, b = int(first), int(last or first)
+        if b < a or (out and a <= out[-1]):  # ascending, so that no header names more than a million
+            return None
+        out += range(a, b + 1)
     return out
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _damaged(where: str, what: str) -> CommonweightError:
+    return CommonweightError(f"{where}: its header is damaged ({what}); save the tenant again")
 
 
 def layout(plan: Plan) -> dict[str, list[str]]:
@@ -117,22 +138,63 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def parse_header(where: str, raw: str) -> dict[str, Any]:
-    """The JSON header from its text, looked at."""
+    """The JSON header from its text, every field looked at."""
     try:
         header = json.loads(raw)
-        version = header["format"]
-        _ = header["method"], header["config"], header["seed"], header["sites"], header["plan"], header["base"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise CommonweightError(f"{where}: its header is damaged ({e}); save the tenant again") from e
-    if not isinstance(version, int) or version > FORMAT:
+    except (ValueError, RecursionError) as e:
+        raise _damaged(where, str(e)) from e
+    if not isinstance(header, dict):
+        raise _damaged(where, "it is no JSON object")
+    version = header.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise CommonweightError(f"{where}: format {version}; this version reads up to {FORMAT}: upgrade commonweight")
+    for key, fits in _FIELDS.items():
+        if key not in header and key not in _OPTIONAL:
+            raise _damaged(where, f"it has no {key!r}")
+        if key in header and not fits(header[key]):
+            raise _damaged(where, f"{key!r} is {header[key]!r}")
+    unpack_sites(where, header["sites"])
     return header
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_text, value)) and len(set(value)) == len(value)
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "format": lambda v: _whole(v) and v >= 1,
+    "method": _text,
+    "config": _object,
+    "seed": _whole,
+    "sites": _object,
+    "plan": _text,
+    "base": _text,
+    "version": _text,
+    "labels": _names,
+    "metrics": _object,
+}
+_OPTIONAL = ("version", "labels", "metrics")
 
 
 def decode(path: Path, plan: Plan) -> tuple[dict[str, Tensor], Tensor | None]:
     """(saved pools by name, check numbers), every name, shape, dtype and value looked at."""
     with _open(path) as f:
-        return unpack(str(path), plan, f.keys(), f.get_tensor)
+        return unpack(str(path), plan, f.keys(), partial(_tensor, path, f))
+
+
+def _tensor(path: Path, f: Any, key: str) -> Tensor:
+    try:
+        return f.get_tensor(key)
+    except (SafetensorError, AttributeError, TypeError, ValueError, RuntimeError) as e:
+        raise CommonweightError(f"{path}: pool {key} cannot be read ({e}); save the tenant again") from e
 
 
 def unpack(

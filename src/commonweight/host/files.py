@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -45,8 +46,8 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None) -> byt
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
-    sites = {s.name: s for s in host._every}
-    used = {u.site for u in tenant.plan.uses}
+    # those the plan was made for, where the tenant knows: a plan may pass over some of them, and count them all
+    given = {s.name for s in tenant.sites} or {u.site for u in tenant.plan.uses}
     config = dump(tenant.config)
     config.pop("is")
     header: dict[str, Any] = {
@@ -54,7 +55,7 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None) -> byt
         "method": tenant.method.name,
         "config": config,
         "seed": tenant.plan.seed,
-        "sites": native.pack_sites([s for s in sites.values() if s.name in used and s.kind != "head"]),
+        "sites": native.pack_sites([s for s in host._every if s.name in given and s.kind != "head"]),
         "plan": tenant.plan.digest(),
         "base": host.fingerprint,
     }
@@ -95,11 +96,11 @@ Read = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]
 def _enter(
     host: Host, name: str, path: str, header: Mapping[str, Any], read: Callable[[Plan], Read], check_base: bool
 ) -> Tenant:
-    method = get(header["method"])
-    options = {k: _tuples(v) for k, v in header["config"].items()}
-    config = build(method.config, options)
+    with _named(path):
+        method = get(header["method"])
+        config = build(method.config, header["config"])
     every = {s.name: s for s in host._every}
-    wanted = native.unpack_sites(header["sites"])
+    wanted = native.unpack_sites(path, header["sites"])
     for site, shape in wanted.items():
         if site not in every:
             raise CommonweightError(f"{path}: made for another base: this one has no site {site}")
@@ -111,18 +112,20 @@ def _enter(
             f"{path}: made for another base: same shapes, other weights (fingerprint {header['base'][:8]} there, "
             f"{host.fingerprint[:8]} here); load(..., check_base=False) takes it all the same"
         )
-    plan = make_plan(config, [s for s in host._every if s.name in wanted], seed=header["seed"])
+    sites = [s for s in host._every if s.name in wanted]
     labels = header.get("labels")
-    if labels is not None:
-        labels = tuple(labels)
-        plan += head(host.head_site(), len(labels))
+    with _named(path):
+        plan = make_plan(config, sites, seed=header["seed"])
+        if labels is not None:
+            labels = tuple(labels)
+            plan += head(host.head_site(), len(labels))
     if plan.digest() != header["plan"]:
         raise CommonweightError(
             f"{path}: written by commonweight {header.get('version')}, whose {method.name} reads its pools in "
             "another way; load it with that version"
         )
     pools, check, common = read(plan)
-    tenant = host._attach(name, method, config, plan, labels, pools, common)
+    tenant = host._attach(name, method, config, plan, labels, pools, common, sites)
     here = _check(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not _close(here, check)):
         host.remove(name)
@@ -152,8 +155,13 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-2) if a.numel() else True
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Says in every error which file it came from."""
+    try:
+        yield
+    except CommonweightError as e:
+        raise CommonweightError(f"{path}: {e}") from e
 
 
 def _version() -> str:

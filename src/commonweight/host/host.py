@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from ..core import CommonweightError, Plan, Site, unknown
+from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, head, resolve
 from ..methods import plan as make_plan
 from .hooks import ModelHook, Replay, SiteHook, changed
-from .names import safe
+
 from .route import Current, Route
 from .sites import Pattern, Physical, discover, select
 from .tenant import Derive, Tenant, materialise

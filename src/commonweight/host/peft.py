@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..bind import BiasShift
 from ..core import CommonweightError, Site
 from ..formats import peft
 from ..formats.peft import low_rank
@@ -37,11 +38,12 @@ def import_peft(host: Host, name: str, folder: Path) -> Tenant:
         adapter = peft.read(config, tensors, sites, _Frozen(host))
         method, cfg = resolve(adapter.method, adapter.options)
         wanted = set(adapter.sites)
-        plan = make_plan(cfg, [s for s in host._every if s.name in wanted])
+        given = [s for s in host._every if s.name in wanted]
+        plan = make_plan(cfg, given)
         peft.fits(adapter, plan)
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
-    return host._attach(name, method, cfg, plan, None, adapter.values)
+    return host._attach(name, method, cfg, plan, None, adapter.values, sites=given)
 
 
 class _Frozen(Derive):
@@ -137,7 +139,8 @@ def _low(host: Host, tenant: Tenant, heads: set[str], rank: int | None, toleranc
             w, b = changed(at, entries)
             found = low_rank.truncated(w - at.weight.float(), rank, tolerance) if _opaque(entries) else None
             if found is None:
-                found = low_rank.joined([(*e.bind.factors(**e.slots(None)), e.rows) for e in entries], w.shape[0])
+                parts = [e for e in entries if not isinstance(e.bind, BiasShift)]
+                found = low_rank.joined([(*e.bind.factors(**e.slots(None)), e.rows) for e in parts], w.shape[0])
                 if rank is not None and found.A.shape[0] > rank:
                     found = low_rank.truncated(found.B @ found.A, rank, tolerance)
             gained = None if b is None or at.bias is None else b - at.bias.float()
@@ -146,7 +149,9 @@ def _low(host: Host, tenant: Tenant, heads: set[str], rank: int | None, toleranc
 
 
 def _opaque(entries: list) -> bool:
-    return any(getattr(e.bind, "factors", None) is None for e in entries)
+    """Whether the change of the weight is no product of factors at hand."""
+    changing = [e for e in entries if not isinstance(e.bind, BiasShift)]
+    return not changing or any(getattr(e.bind, "factors", None) is None for e in changing)
 
 
 def _seen(host: Host, tensors: Mapping[str, Tensor]) -> dict[str, Site]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from ..address import WHOLE
-from ..bind import LowRank
+from ..bind import BiasShift, LowRank
 from ..core import ZEROS, Plan, Pool, Read, Site, Use, config, kaiming, option
 from .registry import method
 
@@ -22,6 +22,7 @@ class LoRA:
         (), "(pattern, rank) pairs: other ranks for some sites, first match wins"
     )
     alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs: other alphas for some sites")
+    bias: bool = option(False, "also a shift of the bias, at sites that have one")
 
     def check(self) -> str | None:
         return wrong_pairs(ranks=self.ranks, alphas=self.alphas)
@@ -34,20 +35,22 @@ def wrong_pairs(**options: Sequence[tuple[str, float]]) -> str | None:
 
 
 def pick(pairs: Sequence[tuple[str, float]], name: str, default: float) -> float:
-    return next((v for p, v in pairs if fnmatchcase(name, p)), default)
+    """The number of the first pattern that is the name or matches it: the brackets of a fused layer's rows are literal
+    in a name."""
+    return next((v for p, v in pairs if name == p or fnmatchcase(name, p)), default)
 
 
 @method(
     "lora",
     LoRA,
     paper="LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685",
-    formula="sum over sites of r (d_in + d_out)",
+    formula="sum over sites of r (d_in + d_out); with bias, d_out more where there is one",
     lr=1e-3,
 )
 def plan(sites: Sequence[Site], config: LoRA) -> Plan:
-    """h = W0 x + (alpha / r) B A x, A uniform and B zero at the start.
+    """h = W0 x + (alpha / r) B A x, A uniform and B zero at the start; with bias, + b, zero at the start.
 
-    Linear in: A and B, each alone. Source: arXiv 2106.09685, eq. (3). Differs: A uniform as in the official code.
+    Linear in: A, B and b, each alone. Source: arXiv 2106.09685, eq. (3). Differs: A uniform as in the official code.
     """
     pools, uses = {}, []
     for s in sites:
@@ -57,4 +60,7 @@ def plan(sites: Sequence[Site], config: LoRA) -> Plan:
         pools[f"{s.name}.B"] = Pool((s.out, r), ZEROS)
         bind = LowRank(alpha / (math.sqrt(r) if config.rslora else r), config.dropout)
         uses.append(Use(s.name, bind, {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "AB"}))
+        if config.bias and s.bias:
+            pools[f"{s.name}.b"] = Pool((s.out,), ZEROS)
+            uses.append(Use(s.name, BiasShift(), {"db": Read(WHOLE, (f"{s.name}.b",))}))
     return Plan(pools, tuple(uses))

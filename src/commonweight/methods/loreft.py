@@ -36,11 +36,6 @@ class LoReFT:
     prefix: int = option(0, "edit only so many first positions of a row (pad on the right); 0 = all positions", ge=0)
     direct: bool = option(False, "DiReFT: no orthonormal rows and no R h inside")
 
-    def check(self) -> str | None:
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in self.layers):
-            return f"layers is {self.layers!r}; wanted block numbers, for example (0, 4, -1)"
-        return None
-
 
 @serial
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ class Method:
 
     paper: title and address. formula: trainable parameters. kinds: sites it reads ("linear", "norm", "block").
     roles: the projections it takes by default ("" or empty = all). lr: learning rate of the default recipe.
-    tokenwise: False when it needs whole sequences (no packed batches). fresh: "exact" when a fresh tenant
-    leaves the base unchanged, else why it does not.
+    fresh: "exact" when a fresh tenant leaves the base unchanged, else why it does not.
     """
 
     name: str

@@ -17,8 +17,8 @@ Example = dict[str, Any]
 class Task(Protocol):
     """tokenizer and max_length are given once; `labels` are the classes of a classification, else None.
 
-    usual_length, usual_batch: what the recipe takes when nobody says. better: the metric that early stopping
-    watches and whether more of it is better. note: what a user should know about how the rows were read.
+    usual_length: what the recipe takes when nobody says. better: the metric that early stopping watches and whether
+    more of it is better. note: what a user should know about how the rows were read.
     """
 
     usual_length: ClassVar[int]
@@ -39,6 +39,25 @@ class Task(Protocol):
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]: ...
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]: ...
+
+
+class Given:
+    """What every task is given, kept; only a task that is `labelled` keeps the classes."""
+
+    labelled: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        labels: Sequence[str] | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+    ):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.labels = tuple(labels) if self.labelled and labels is not None else None
+        self.text_column, self.label_column = text_column, label_column
+        self.note = ""
 
 
 def length(example: Example) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +11,15 @@ from torch.nn import functional as F
 
 from ...core import CommonweightError
 from ..rows import LABEL, TEXT, Row, column, text_of
-from .base import Example, batches, need, padded
+from .base import Example, Given, batches, need, padded
 
 
-class Classify:
+class Classify(Given):
     """Mean cross entropy over the rows of a batch. Metrics: accuracy, macro F1, loss."""
 
     usual_length: ClassVar[int] = 128
     better: ClassVar[tuple[str, bool]] = ("accuracy", True)
-    note = ""
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        max_length: int,
-        labels: Sequence[str] | None = None,
-        text_column: str | None = None,
-        label_column: str | None = None,
-    ):
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.labels = None if labels is None else tuple(labels)
-        self.text_column, self.label_column = text_column, label_column
+    labelled: ClassVar[bool] = True
 
     @staticmethod
     def classes(rows: Sequence[Row], label_column: str | None = None) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from ...core import CommonweightError
 from ..rows import PAIRS, Row, column, text_of
-from .base import Example, batches, need, padded
+from .base import Example, Given, batches, need, padded
 
 TEMPERATURE = 0.05
 
 
-class Embed:
+class Embed(Given):
     """InfoNCE over cosine similarities (arXiv 1807.03748, eq. 4) with the batch's other positives as negatives.
 
     loss_i = -log( exp(a_i p_i / t) / sum_j exp(a_i p_j / t) ), t = 0.05; a positive with the same text as p_i is
@@ -26,19 +26,6 @@ class Embed:
 
     usual_length: ClassVar[int] = 128
     better: ClassVar[tuple[str, bool]] = ("accuracy", True)
-    note = ""
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        max_length: int,
-        labels: Sequence[str] | None = None,
-        text_column: str | None = None,
-        label_column: str | None = None,
-    ):
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.labels: tuple[str, ...] | None = None
-        self.columns = (text_column, label_column)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)
@@ -48,8 +35,8 @@ class Embed:
         return [{"anchor": x, "positive": y} for x, y in zip(*ids)]
 
     def _pair(self, rows: Sequence[Row]) -> tuple[str, str]:
-        if any(self.columns):
-            a, p = self.columns
+        a, p = self.text_column, self.label_column
+        if a or p:
             return column(rows, a, ("anchor",), "text"), column(rows, p, ("positive",), "label")
         for pair in PAIRS:
             if all(c in rows[0] for c in pair):

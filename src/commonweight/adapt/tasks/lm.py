@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import CommonweightError
 from ..rows import TEXT, Row, column, text_of
-from .base import Example, batches, need, pad, padded
+from .base import Example, Given, batches, need, pad, padded
 
 IGNORE = -100
 
 
-class LM:
+class LM(Given):
     """Mean cross entropy per scored token. Metrics: loss in nats per token, bits per byte of the scored text.
 
     Rows: ``messages`` through the tokenizer's chat template; or ``prompt`` and ``completion``, of which the
@@ -26,18 +26,6 @@ class LM:
 
     usual_length: ClassVar[int] = 512
     better: ClassVar[tuple[str, bool]] = ("loss", False)
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        max_length: int,
-        labels: Sequence[str] | None = None,
-        text_column: str | None = None,
-        label_column: str | None = None,
-    ):
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.labels: tuple[str, ...] | None = None
-        self.text_column, self.note = text_column, ""
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...bind import BiasShift
 from ...core import CommonweightError, Site
 from .common import (
     PREFIX,
@@ -31,16 +32,21 @@ from .common import (
 
 _KNOWN = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights", "use_dora",
+    "lora_bias",
 )  # fmt: skip
-_A, _B, _M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+_A, _B, _M, _BIAS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_B.bias"
 _MOVES_THE_BASE = ("olora", "loftq", "corda", "lora_ga")
 
 
 def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen) -> Adapter:
-    """h = W0 x + s B A x with s = alpha / r, or alpha / sqrt(r) (use_rslora); DoRA and PiSSA around it."""
-    if key := next((k for k in tensors if k.endswith("lora_B.bias")), None):
-        raise CommonweightError(f"adapter_model.safetensors: {key}: lora_bias=True is not supported")
+    """h = W0 x + s (B A x + b) with s = alpha / r, or alpha / sqrt(r) (use_rslora); DoRA and PiSSA around it.
+
+    b is there with lora_bias alone; our b is theirs times s.
+    """
     understood(config, *_KNOWN)
+    biased = bool(config.get("lora_bias"))
+    if not biased and (key := next((k for k in tensors if k.endswith(_BIAS)), None)):
+        raise CommonweightError(f"adapter_model.safetensors: {key}: adapter_config.json does not say lora_bias=true")
     init, dora = config.get("init_lora_weights", True), bool(config.get("use_dora"))
     pissa = init == "pissa"
     if isinstance(init, str) and (init in _MOVES_THE_BASE or init.startswith("pissa_")):
@@ -50,8 +56,11 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         )
     if pissa and dora:
         raise CommonweightError("adapter_config.json: init_lora_weights='pissa' with use_dora=True is not supported")
-    found = split(tensors, (_A, _B, _M) if dora else (_A, _B), sites)
-    whole(found, *((_A, _B, _M) if dora else (_A, _B)))
+    if biased and (dora or pissa):
+        raise CommonweightError("adapter_config.json: lora_bias=true is not supported for DoRA and PiSSA")
+    slots = (_A, _B, *((_M,) if dora else ()), *((_BIAS,) if biased else ()))
+    found = split(tensors, slots, sites)
+    whole(found, *slots)
     rank_pattern, alpha_pattern = patterns(config, "rank_pattern"), patterns(config, "alpha_pattern")
     r, alpha = count(config, "r"), number(config, "lora_alpha", 8)
     ranks, alphas, values = {}, {}, {}
@@ -67,6 +76,16 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
             check(f"{PREFIX}{key}.{_M}", given[_M], (s.out,))
             values[f"{s.name}.m"] = given[_M]
     rslora = bool(config.get("use_rslora"))
+    for key in found if biased else ():
+        s, b = sites[key], found[key][_BIAS]
+        check(f"{PREFIX}{key}.{_BIAS}", b, (s.out,))
+        if s.bias:
+            r = ranks[s.name]
+            values[f"{s.name}.b"] = b * (alphas[s.name] / (math.sqrt(r) if rslora else r))
+        elif b.any():
+            raise CommonweightError(
+                f"adapter_model.safetensors: {PREFIX}{key}.{_BIAS}: the layer has no bias that it could change"
+            )
     if pissa:
         return _pissa(ranks, alphas, values, rslora, base)
     rank, alpha = commonest(ranks.values()), commonest(alphas.values())
@@ -77,6 +96,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         "dropout": float(number(config, "lora_dropout", 0.0)),
         "ranks": others(ranks, rank),
         "alphas": others(alphas, alpha),
+        **({"bias": True} if biased else {}),
     }
     return Adapter("dora" if dora else "lora", options, tuple(ranks), values)
 
@@ -115,11 +135,17 @@ def write(subject: Subject) -> Native:
     """LoRA, DoRA and PiSSA as they are. The scale of each site becomes alpha = scale * rank."""
     dora, pissa = subject.method == "dora", subject.method == "pissa"
     tensors, ranks, alphas = {}, {}, {}
+    biased = getattr(subject.config, "bias", False)
     for use in subject.plan.uses:
+        if isinstance(use.bind, BiasShift):
+            continue
         A, B = subject.pool(use.site, "A"), subject.pool(use.site, "B")
         tensors[f"{use.site}.{_A}"], tensors[f"{use.site}.{_B}"] = A, B
         if dora:
             tensors[f"{use.site}.{_M}"] = subject.pool(use.site, "m")
+        if biased:  # PEFT asks for one at every layer, and scales it as it scales B A x
+            own = subject.pools.get(f"{use.site}.b")
+            tensors[f"{use.site}.{_BIAS}"] = B.new_zeros(B.shape[0]) if own is None else own / use.bind.scale
         ranks[use.site], alphas[use.site] = A.shape[0], use.bind.scale * A.shape[0]
     rank, alpha = commonest(ranks.values()), commonest(alphas.values())
     config = {
@@ -133,5 +159,6 @@ def write(subject: Subject) -> Native:
         "use_dora": dora,
         "use_rslora": False,
         "bias": "none",
+        "lora_bias": biased,
     }
     return Native(config, tensors)
