@@ -17,7 +17,6 @@ from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, head, resolve
 from ..methods import plan as make_plan
 from .hooks import ModelHook, Replay, SiteHook, changed
-
 from .route import Current, Route
 from .sites import Pattern, Physical, discover, select
 from .tenant import Derive, Tenant, materialise
