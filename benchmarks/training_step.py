@@ -1,20 +1,15 @@
 """One training step (forward, backward, AdamW): our LoRA against PEFT's, our MoS against our LoRA.
 
-python -m benchmarks.training_step            time
-python -m benchmarks.training_step peak SIDE BASE   peak memory of one side, in a process of its own
+python -m benchmarks.training_step
 """
 
 from __future__ import annotations
-
-import json
-import resource
-import sys
 
 import torch
 
 import commonweight as cw
 
-from .harness import alternate, in_fresh_process, store
+from .harness import alternate, store
 from .shapes import BASES, TARGETS, batch, loss
 
 ROWS, LENGTH = 16, 64
@@ -62,16 +57,6 @@ SIDES = {
 }
 
 
-def peak(side: str, base: str) -> None:
-    """Prints what a few steps add to the resident memory at its highest, beyond the loaded model."""
-    step = SIDES[side](base)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak_mb": round(after / 1024, 1), "step_mb": round((after - before) / 1024, 1)}))
-
-
 def main(rounds: int = 15) -> list[dict]:
     rows = []
     for base in BASES:
@@ -86,31 +71,10 @@ def main(rounds: int = 15) -> list[dict]:
                     **timed,
                 }
             )
-        memory = [
-            {s: in_fresh_process("benchmarks.training_step", "peak", s, base)["peak_mb"] for s in SIDES}
-            for _ in range(5)
-        ]
-        for a, b, target in (("ours", "peft", 1.0), ("mos", "ours", 1.05)):
-            ratios = sorted(m[a] / m[b] for m in memory)
-            rows.append(
-                {
-                    "what": f"peak memory, {a} / {b}, {base}, {ROWS}x{LENGTH}",
-                    "unit": "peak memory",
-                    "target": target,
-                    "ours_mb": memory[0][a],
-                    "theirs_mb": memory[0][b],
-                    "ratio": round(ratios[2], 3),
-                    "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
-                    "rounds": 5,
-                }
-            )
     store("training_step", rows)
     return rows
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["peak"]:
-        peak(*sys.argv[2:])
-    else:
-        for row in main():
-            print(row)
+    for row in main():
+        print(row)

@@ -1,0 +1,63 @@
+"""Peak resident memory over three training steps, model and all: each side in processes of its own, five times.
+
+python -m benchmarks.training_memory             all
+python -m benchmarks.training_memory SIDE BASE   one side, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from .harness import in_fresh_process, store
+from .shapes import BASES
+from .training_step import LENGTH, ROWS, SIDES
+
+ROUNDS = 5
+
+
+def kilobytes(field: str) -> int:
+    """A figure of /proc/self/status. ru_maxrss will not do: it starts at the parent's size."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def peak(side: str, base: str) -> None:
+    step = SIDES[side](base)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, after loading
+    before = kilobytes("VmRSS")
+    for _ in range(3):
+        step()
+    high = kilobytes("VmHWM")
+    print(json.dumps({"peak_mb": round(high / 1024, 1), "steps_mb": round((high - before) / 1024, 1)}))
+
+
+def main() -> list[dict]:
+    rows = []
+    for base in BASES:
+        found = [{s: in_fresh_process("benchmarks.training_memory", s, base) for s in SIDES} for _ in range(ROUNDS)]
+        for a, b, target in (("ours", "peft", 1.0), ("mos", "ours", 1.05)):
+            ratios = sorted(f[a]["peak_mb"] / f[b]["peak_mb"] for f in found)
+            rows.append(
+                {
+                    "what": f"peak memory of training, {a} / {b}, {base}, {ROWS}x{LENGTH}",
+                    "unit": "memory",
+                    "target": target,
+                    "ours_mb": found[0][a],
+                    "theirs_mb": found[0][b],
+                    "ratio": round(ratios[ROUNDS // 2], 3),
+                    "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
+                    "rounds": ROUNDS,
+                }
+            )
+    store("training_memory", rows)
+    return rows
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        peak(*sys.argv[1:])
+    else:
+        for row in main():
+            print(row)
