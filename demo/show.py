@@ -15,7 +15,7 @@ from commonweight.formats import atomic
 from commonweight.report import Dot, Scatter, compact, spread
 
 Results = dict[str, Any]
-TITLES = {"probe": "probe", "lora-xs": "LoRA-XS", "mos": "MoS", "lora": "LoRA"}
+TITLES = {"probe": "probe", "mos": "MoS", "lora": "LoRA"}
 
 
 def title(method: str) -> str:

@@ -31,7 +31,6 @@ TASKS = ("trec", "sst2", "sst5", "mr", "cr")
 # Per method: its options, and what differs from the library's recipe. The same for every task.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "probe": ({}, {"epochs": 5, "lr": 2e-3}),
-    "lora-xs": ({"rank": 8}, {"epochs": 3}),
     "mos": ({"rank": 8, "budget": 2}, {"epochs": 3}),
     "lora": ({"rank": 16}, {"epochs": 3}),
 }

@@ -38,6 +38,8 @@ class SiteHook:
         if route.single is not None:
             entries = route.single.table.get(self.at.name, [])
             changed = self.transform(entries[0], x) if takes_input(entries) else x
+        elif not route.touches(self.at.name):
+            return None
         else:
             folded, layout = self.layout(route, x)
             changed = self.by_bucket(layout, folded, folded, self.transformed, x) if layout.inputs else x
@@ -77,7 +79,7 @@ class SiteHook:
         if route.single is not None:
             entries = route.single.table.get(self.at.name)
             return y if entries is None else self.apply(entries, x, y)
-        if not any(t is not None and self.at.name in t.table for t, _ in route.groups):
+        if not route.touches(self.at.name):
             return y
         folded, layout = self.layout(route, x)
         return self.by_bucket(layout, folded, route.fold(y)[0], self.mixed, y)  # type: ignore[index]

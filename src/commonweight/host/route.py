@@ -30,11 +30,10 @@ class Bucket(NamedTuple):
 
 class Layout(NamedTuple):
     """What one site makes of a route. order: puts the buckets' places, one after another, back into the batch's order;
-    None where one bucket has them all. touched: whether any tenant has a use here. inputs: one on the input side."""
+    None where one bucket has them all. inputs: whether any use is on the input side."""
 
     buckets: list[Bucket]
     order: Tensor | None
-    touched: bool
     inputs: bool
 
 
@@ -75,6 +74,10 @@ class Route:
                 f"no tenant has the number {unknown[0]}; known: {sorted(tenants)}, and -1 for the plain base"
             )
         return cls.of([tenants.get(n) for n in flat], tuple(numbers.shape))
+
+    def touches(self, site: str) -> bool:
+        """Whether any reader has a use at the site."""
+        return any(t is not None and site in t.table for t, _ in self.groups)
 
     def fold(self, x: Tensor) -> tuple[Tensor, bool] | None:
         """(x with this route's places first, whether a place is a row); None when x does not fit the route.
@@ -122,7 +125,7 @@ class Route:
             )
         every = [e for b in buckets for e in b.entries]
         back = None if len(alike) == 1 else torch.tensor(order, device=device).argsort()
-        return Layout(buckets, back, any(every), any(takes_input(e) for e in every))
+        return Layout(buckets, back, any(takes_input(e) for e in every))
 
 
 class Current(threading.local):

@@ -58,7 +58,7 @@ class ShardIndex:
     MoS,
     paper="MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of Shards, arXiv 2410.00938",
     formula="sum over sites of e (d_in + d_out), whatever the rank",
-    lr=4e-3,
+    lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: MoS) -> Plan:
     """A_k = concat(pool_A[I_A^k]), B_k = concat(pool_B[I_B^k]); update (alpha / r) B_k A_k.
