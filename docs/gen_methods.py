@@ -132,6 +132,8 @@ def _section(name: str, m: Method) -> str:
     lines = [f"\n## {name}\n", f"{inspect.getdoc(module) or ''}\n", f"Paper: {_link(m.paper)}.\n"]
     roles = ", ".join(m.roles) if m.roles else "all" if m.kinds else "none"
     lines.append(f"Projections by default: {roles}. Learning rate by default: {m.lr:g}.\n")
+    if m.common:
+        lines.append(f"Shared by the tenants of a common: {m.common}.\n")
     if doc := inspect.getdoc(m.plan):
         lines.append("```text\n" + doc + "\n```\n")
     options = table(m.config)

@@ -62,6 +62,12 @@ def test_a_plan_is_data(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_method_says_whether_tenants_can_share_its_pools(method):
+    pools = [p for options in variants(method) for p in cw.plan(method, SITES, **options).pools.values()]
+    assert any(p.scope == "shared" for p in pools) == bool(cw.methods.get(method).common)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_pool_is_read_and_every_read_is_a_pool(method):
     plan = cw.plan(method, SITES, **small(method))
     assert set(plan.readers()) == set(plan.pools)

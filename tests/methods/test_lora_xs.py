@@ -8,6 +8,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 3}
+VARIANTS = [{"factors": "common"}]
 
 
 def test_formula():

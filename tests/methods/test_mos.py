@@ -9,6 +9,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 4, "budget": 2, "private": 1, "shards": 2}
+VARIANTS = [{"core": "scale"}, {"core": "matrix"}]
 
 
 def test_formula():

@@ -235,15 +235,17 @@ class Commons:
 
     def list(self) -> list[Record]:
         """Every tenant, by name. Cost: reads one file, the index, and the manifests that it lacks."""
-        return records(self._texts())
+        return self._again(lambda: records(self._texts()))
 
     def show(self, name: str) -> Record:
         """One tenant's record; ``"legal@2"``: that version's, the marginal bytes still those of the whole tenant."""
-        entry = self._entry(name)
+        return self._again(lambda: self._show(self._entry(name)))
+
+    def _show(self, entry: Entry) -> Record:
         for record in records(self._texts(), entry.name):
             if record.version == entry.version:
                 return record
-        raise unknown("tenant", name, self, f"in {self.folder}")  # removed since
+        raise Gone(f"{self.folder}: {entry.label} was replaced or removed just now")
 
     def manifest(self, name: str) -> Manifest:
         """The manifest of a tenant's newest version, or of ``"legal@2"``."""
@@ -344,10 +346,7 @@ class Commons:
         found, useless = index.read(self.folder, wanted)
         lacking = [e for file, e in wanted.items() if file not in found]
         for e in lacking:
-            try:
-                found[e.file] = self._manifest(e).text
-            except Gone:
-                continue  # removed since the listing
+            found[e.file] = self._manifest(e).text
         if len(lacking) > 100 or useless > 100 + len(wanted):
             try:
                 with self._locked(0):

@@ -6,6 +6,7 @@ Layout, version 1. Metadata key ``commonweight`` holds a JSON object:
 - ``method``, ``config``, ``seed``: the plan is a pure function of these and of the sites; ``plan`` is its digest.
 - ``sites``: {name with the first layer number as ``{}``: [out, inp, "0-5,7"]}. ``labels``: classes of the head.
 - ``base``: fingerprint of the frozen model. ``metrics``: whatever was measured when it was saved.
+- ``common``: of the host, whose pools of scope `shared` the tenant reads; they stand in the file as its own do.
 
 Tensors: pools of one shape whose names differ in the first number alone lie stacked in one tensor, so that the
 header does not grow with depth. ``~check`` holds one number per pool that is derived from the base instead of saved.
@@ -104,10 +105,10 @@ def layout(plan: Plan) -> dict[str, list[str]]:
     groups: dict[tuple, list[str]] = {}
     for name, pool in plan.pools.items():
         if pool.save:
-            groups.setdefault((template(name)[0], pool.shape, pool.dtype), []).append(name)
-    keys = [k for k, _, _ in groups]
+            groups.setdefault((template(name)[0], pool.shape, pool.dtype, pool.scope), []).append(name)
+    keys = [k for k, *_ in groups]
     out = {}
-    for (key, _, _), names in groups.items():
+    for (key, *_), names in groups.items():
         if len(names) == 1 or keys.count(key) > 1:
             out.update({n: [n] for n in names})
         else:
@@ -180,8 +181,9 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "version": _text,
     "labels": _names,
     "metrics": _object,
+    "common": _text,
 }
-_OPTIONAL = ("version", "labels", "metrics")
+_OPTIONAL = ("version", "labels", "metrics", "common")
 
 
 def decode(path: Path, plan: Plan) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -16,6 +16,7 @@ from ..methods import get, head
 from ..methods import plan as make_plan
 
 if TYPE_CHECKING:
+    from .common import Common
     from .host import Host
     from .tenant import Tenant
 
@@ -63,6 +64,8 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None) -> byt
         header["labels"] = tenant.labels
     if metrics:
         header["metrics"] = metrics
+    if tenant.common is not None:
+        header["common"] = tenant.common.name
     return native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools))
 
 
@@ -73,14 +76,15 @@ def load(host: Host, name: str, path: Path, check_base: bool) -> Tenant:
 
 
 def load_stored(host: Host, name: str, stored: Stored, check_base: bool) -> Tenant:
-    """A frozen stored pool exists once per host, however many read it; trainable ones are copies."""
+    """A stored pool that is frozen, or of a common, exists once per host, however many read it; others are copies."""
+    of = stored.header.get("common")
 
     def read(plan: Plan) -> Read:
         common = {
             n: (stored.hashes.get(tensor), None if len(names) == 1 else row)
             for tensor, names in native.layout(plan).items()
             for row, n in enumerate(names)
-            if not plan.pools[n].train
+            if not plan.pools[n].train or (of is not None and plan.pools[n].scope == "shared")
         }
         known = {n: host._frozen[k] for n, k in common.items() if k in host._frozen}
         known = {n: t for n, t in known.items() if tuple(t.shape) == plan.pools[n].shape}
@@ -125,7 +129,11 @@ def _enter(
             "another way; load it with that version"
         )
     pools, check, common = read(plan)
-    tenant = host._attach(name, method, config, plan, labels, pools, common, sites)
+    with _named(path):
+        of = host._common(header.get("common"), plan, frozen=True)
+        if of is not None:
+            _same(of, pools)
+        tenant = host._attach(name, method, config, plan, labels, pools, common, sites, of)
     here = _check(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not _close(here, check)):
         host.remove(name)
@@ -135,6 +143,15 @@ def _enter(
             "in which it was trained"
         )
     return tenant
+
+
+def _same(common: Common, pools: Mapping[str, Tensor]) -> None:
+    for n, here in common.pools.items():
+        if n in pools and here is not pools[n] and not torch.equal(here.detach().cpu(), pools[n].detach().cpu()):
+            raise CommonweightError(
+                f"the host has another common {common.name!r}, whose pool {n} holds other numbers; remove its tenants "
+                "first, or use another host"
+            )
 
 
 def _check(plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:

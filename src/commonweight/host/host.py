@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Plan, Site, safe, unknown
-from ..methods import Method, head, resolve
+from ..methods import Method, available, head, resolve
 from ..methods import plan as make_plan
+from .common import Common, shared
 from .hooks import ModelHook, Replay, SiteHook, changed
 from .route import Current, Route
 from .sites import Pattern, Physical, discover, select
@@ -45,6 +46,7 @@ class Host:
         self._pattern = sites
         self._tenants: dict[str, Tenant] = {}
         self._frozen: MutableMapping[Any, Tensor] = WeakValueDictionary()
+        self._commons: MutableMapping[str, Common] = WeakValueDictionary()
         self._next = 0
         self._current = Current()
         self._trained = [p for p in model.parameters() if p.requires_grad]
@@ -82,12 +84,15 @@ class Host:
         sites: Pattern = None,
         seed: int = 0,
         labels: Sequence[str] | int | None = None,
+        common: str | None = None,
         **options: Any,
     ) -> Tenant:
         """A new tenant, by a method's name and options or by its config. Either all of it happens or nothing.
 
         sites: other sites than the host's. labels: the classes of a classification head (or how many), which
-        becomes one of the tenant's pools. Cost: its own pools; no module is touched, however many tenants there are.
+        becomes one of the tenant's pools. common: the pools of scope `shared` are one with those of the other tenants
+        of this common, which is made when there is none; those of a frozen one stay as they are.
+        Cost: its own pools; no module is touched, however many tenants there are.
         Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
         """
         self._free(name)
@@ -99,7 +104,35 @@ class Host:
         if labels is not None:
             labels = _classes(labels)
             plan += head(self.head_site(), len(labels))
-        return self._attach(name, found, config, plan, labels, sites=chosen)
+        return self._attach(name, found, config, plan, labels, sites=chosen, of=self._common(common, plan))
+
+    def common(self, name: str) -> Common:
+        """The pools that the tenants of a common have together."""
+        if name not in self._commons:
+            raise unknown("common", str(name), dict(self._commons))
+        return self._commons[name]
+
+    def freeze(self, common: str, frozen: bool = True) -> Common:
+        """From now on the tenants of a common train their own pools alone, those that join later too; its bytes do not
+        change. frozen=False: all of them write to it again. Make optimisers after it, not before."""
+        found = self.common(common)
+        found.freeze(frozen)
+        if not frozen:  # what is trained on is no longer what a store calls by its content
+            mine = {id(t) for t in found.pools.values()}
+            for key in [k for k, t in self._frozen.items() if id(t) in mine]:
+                del self._frozen[key]
+        return found
+
+    def _common(self, name: str | None, plan: Plan, frozen: bool = False) -> Common | None:
+        if name is None:
+            return None
+        safe(name)
+        if not shared(plan.pools):
+            able = ", ".join(m.name for m in available().values() if m.common)
+            raise CommonweightError(
+                f"common={name!r}: this method has no pool that tenants could share; leave common out, or take {able}"
+            )
+        return self._commons.get(name) or Common(name, frozen)
 
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
@@ -137,22 +170,30 @@ class Host:
         values: Mapping[str, Tensor] | None = None,
         common: Mapping[str, Any] | None = None,
         sites: Sequence[Site] = (),
+        of: Common | None = None,
     ) -> Tenant:
         """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
-        common: for frozen ones among them, the key under which they exist once per host.
-        sites: those the plan was made for."""
+        common: for those among them that exist once per host, the key. sites: those the plan was made for.
+        of: the common it joins."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         frozen, given = self._frozen, values or {}
-        rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given})
-        pools = materialise(rest, Derive(lambda s: self.weight(s)), device, frozen)
+        joined = {} if of is None else of.known(plan, given)
+        rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given and k not in joined})
+        pools = joined | materialise(rest, Derive(lambda s: self.weight(s)), device, frozen)
         for k, v in given.items():
             spec, key = plan.pools[k], (common or {}).get(k)
+            if k in joined:
+                continue
             v = frozen[key] if key in frozen else v.to(device=device, dtype=getattr(torch, spec.dtype))
-            pools[k] = nn.Parameter(v) if spec.train else v
+            pools[k] = v if isinstance(v, nn.Parameter) or not spec.train else nn.Parameter(v)
             if key is not None:
-                frozen[key] = v
+                frozen[key] = pools[k]
         rows = {s.name: s.rows for s in self._every if s.rows is not None}
-        tenant = Tenant(name, self._next, method, config, plan, pools, rows, labels, sites)
+        pools = {k: pools[k] for k in plan.pools}
+        tenant = Tenant(name, self._next, method, config, plan, pools, rows, labels, sites, of)
+        if of is not None:
+            of.enter(plan, pools)
+            self._commons[of.name] = of
         self._tenants[name] = tenant
         self._next += 1
         return tenant

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..address import WHOLE
 from ..core import Plan, Rng, Site
 from ..methods import Method
+from .common import Common
 
 
 class Derive:
@@ -78,10 +79,12 @@ class Tenant:
         rows: Mapping[str, tuple[int, int] | None],
         labels: tuple[str, ...] | None = None,
         sites: Sequence[Site] = (),
+        common: Common | None = None,
     ):
         self.name, self.number, self.method, self.config = name, number, method, config
         self.plan, self.pools, self.labels = plan, dict(pools), labels
         self.sites = tuple(sites)  # those the plan was made for; it may use fewer
+        self.common = common
         self.table: dict[str, list[Entry]] = {}
         for use in plan.uses:
             reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]
@@ -90,11 +93,15 @@ class Tenant:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, pool in self.plan.pools.items():
-            if pool.train:
+            if pool.train and not self.reads_frozen(name):
                 yield name, self.pools[name]  # type: ignore[misc]
 
+    def reads_frozen(self, pool: str) -> bool:
+        """Whether a pool belongs to a frozen common."""
+        return self.common is not None and self.common.frozen and pool in self.common.pools
+
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable pools, for any optimiser."""
+        """The trainable pools, for any optimiser; without those of a frozen common."""
         return (p for _, p in self.named_parameters())
 
     def param_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
@@ -117,8 +124,14 @@ class Tenant:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pools that a file would hold."""
+        """Bytes of the pools that a file would hold, those of a common included."""
         return sum(self.pools[n].nbytes for n, p in self.plan.pools.items() if p.save)
+
+    @property
+    def private_nbytes(self) -> int:
+        """Bytes of the saved pools that are its own: what it costs beside its common."""
+        taken = self.common.pools if self.common is not None else ()
+        return sum(self.pools[n].nbytes for n, p in self.plan.pools.items() if p.save and n not in taken)
 
     def __repr__(self) -> str:
         return f"Tenant({self.name!r}, {self.method.name}, {self.count():,} trainable, {self.nbytes:,} bytes)"

@@ -32,6 +32,7 @@ class BOFT:
     paper="Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, arXiv 2311.06243",
     formula="sum over sites of m d_in b + d_out, of which m d_in (b - 1) / 2 + d_out are free",
     lr=3e-3,
+    size=("block_size",),
 )
 def plan(sites: Sequence[Site], config: BOFT) -> Plan:
     """y = s * (W (x F_(m-1) ... F_0)) + bias, F_i = P_i blockdiag(R_i) P_i^T, R_i = (I - Q_i) (I + Q_i)^-1.

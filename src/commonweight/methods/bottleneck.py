@@ -39,6 +39,7 @@ def placed(name: str, sites: Sequence[Site], placement: str) -> list[Site]:
     formula="sum over sites of 2 r d_out + r + d_out",
     roles=("attn_out", "down"),
     lr=1e-3,
+    size=("size",),
 )
 def plan(sites: Sequence[Site], config: Bottleneck) -> Plan:
     """y' = y + W_up act(W_down y + b_down) + b_up, y the layer's output before the residual sum; W_up starts at zero.

@@ -43,6 +43,8 @@ def _size(s: Site, config: Compacter) -> int:
     formula="n^3 once, and sum over sites of 2 k (r + d_out) + r + d_out",
     roles=("attn_out", "down"),
     lr=3e-3,
+    common="A; its own: s, t and the biases",
+    size=("rank", "size"),
 )
 def plan(sites: Sequence[Site], config: Compacter) -> Plan:
     """W = sum_i A_i kron (s_i t_i) for W_down and W_up of a bottleneck adapter; one A for all of them.
@@ -54,7 +56,7 @@ def plan(sites: Sequence[Site], config: Compacter) -> Plan:
     A of std 0.01, s and t Glorot). Raises: CommonweightError when n does not divide a width.
     """
     n, k = config.n, config.rank
-    pools, uses = {"A": Pool((n, n, n), Normal(n**-0.5))}, []
+    pools, uses = {"A": Pool((n, n, n), Normal(n**-0.5), scope="shared")}, []
     for site in placed("compacter", sites, config.placement):
         d, r = site.out, _size(site, config)
         reads = {}

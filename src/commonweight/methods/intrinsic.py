@@ -43,6 +43,7 @@ class Draw:
     paper="Measuring the Intrinsic Dimension of Objective Landscapes, arXiv 1804.08838",
     formula="d, whatever the model",
     lr=1e-2,
+    size=("dim",),
 )
 def plan(sites: Sequence[Site], config: Intrinsic) -> Plan:
     """theta_D = theta_D0 + P theta_d: only theta_d is trained, from zero; P is random and rebuilt from the seed.

@@ -24,6 +24,7 @@ class LoTR:
     paper="LoTR: Low Tensor Rank Weight Adaptation, arXiv 2402.01376",
     formula="r (d_in + d_out) per projection type + r * r per site",
     lr=2e-3,
+    common="U and V; its own: the cores C",
 )
 def plan(sites: Sequence[Site], config: LoTR) -> Plan:
     """dW_l = (alpha / r) U C_l V^T: U and V once per projection type, the core C_l per layer, zero at the start.
@@ -35,8 +36,8 @@ def plan(sites: Sequence[Site], config: LoTR) -> Plan:
     pools, uses, r = {}, [], config.rank
     bind = LowRank((2.0 * r if config.alpha is None else config.alpha) / r, config.dropout)
     for family, group in families(sites).items():
-        pools[f"{family}.U"] = Pool((group[0].out, r), Normal(1.0 / math.sqrt(r)))
-        pools[f"{family}.V"] = Pool((r, group[0].inp), kaiming(group[0].inp))
+        pools[f"{family}.U"] = Pool((group[0].out, r), Normal(1.0 / math.sqrt(r)), scope="shared")
+        pools[f"{family}.V"] = Pool((r, group[0].inp), kaiming(group[0].inp), scope="shared")
         for s in group:
             pools[f"{s.name}.C"] = Pool((r, r), ZEROS)
             reads = {"A": f"{family}.V", "B": f"{family}.U", "M": f"{s.name}.C"}

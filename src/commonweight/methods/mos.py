@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from ..address import Gather
+from ..address import WHOLE, Gather
 from ..bind import LowRank
-from ..core import ZEROS, CommonweightError, Plan, Pool, Read, Rng, Site, Source, Use, config, kaiming, option, serial
+from ..core import (
+    ZEROS,
+    CommonweightError,
+    Normal,
+    Plan,
+    Pool,
+    Read,
+    Rng,
+    Site,
+    Source,
+    Use,
+    config,
+    kaiming,
+    option,
+    serial,
+)
 from .registry import families, method
 
 
@@ -21,6 +38,9 @@ class MoS:
     shards: int = option(4, "shards per vector; must divide every width", ge=1)
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    core: Literal["none", "scale", "matrix"] = option(
+        "none", "numbers of a site's own between A and B: none, d (r,) or M (r, r); what a tenant of a common owns"
+    )
 
     def check(self) -> str | None:
         if self.private > self.budget:
@@ -59,6 +79,8 @@ class ShardIndex:
     paper="MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of Shards, arXiv 2410.00938",
     formula="sum over sites of e (d_in + d_out), whatever the rank",
     lr=2e-3,
+    common="the shards; its own: which of them it reads, by its seed, and the core",
+    size=("budget", "private"),
 )
 def plan(sites: Sequence[Site], config: MoS) -> Plan:
     """A_k = concat(pool_A[I_A^k]), B_k = concat(pool_B[I_B^k]); update (alpha / r) B_k A_k.
@@ -68,21 +90,24 @@ def plan(sites: Sequence[Site], config: MoS) -> Plan:
     pair dissociation: I_A and I_B are drawn apart; vector sharding: l shards a vector; privatisation: p of the
     e vectors of a site are read by it alone. Linear in: each pool. Source: arXiv 2410.00938, sections 3.2 to 3.4.
     Differs: the indices are redrawn from (seed, name) instead of stored; when r exceeds the public vectors,
-    whole rounds are drawn again. Raises: when l does not divide a width.
+    whole rounds are drawn again. The core is ours: B_k diag(d) A_k or B_k M A_k, where pool_B starts random and the
+    core at zero. Raises: when l does not divide a width.
     """
     pools, uses = {}, []
     e, p, l, r = config.budget, config.private, config.shards, config.rank
     scale = (2.0 * r if config.alpha is None else config.alpha) / r
+    first = ZEROS if config.core == "none" else Normal(1 / math.sqrt(r))
+    between, core = {"none": ("", ()), "scale": ("d", (r,)), "matrix": ("M", (r, r))}[config.core]
     for family, group in families(sites).items():
         n = len(group)
-        for slot, width, init in (("A", group[0].inp, kaiming(group[0].inp)), ("B", group[0].out, ZEROS)):
+        for slot, width, init in (("A", group[0].inp, kaiming(group[0].inp)), ("B", group[0].out, first)):
             if width % l:
                 choose = [d for d in range(2, 65) if width % d == 0][:4]
                 raise CommonweightError(
                     f"mos: {group[0].name}: width {width} of {slot} is not a multiple of shards={l}; "
                     f"choose shards from {[1, *choose]}, or exclude the site"
                 )
-            pools[f"{family}.{slot}"] = Pool((n * e * l, width // l), init)
+            pools[f"{family}.{slot}"] = Pool((n * e * l, width // l), init, scope="shared")
             for i, s in enumerate(group):
                 index = ShardIndex(i, n * (e - p) * l, p * l)
                 pools[f"{s.name}.{slot}.index"] = Pool((r * l,), index, train=False, save=False, dtype="int64")
@@ -91,5 +116,8 @@ def plan(sites: Sequence[Site], config: MoS) -> Plan:
                 slot: Read(Gather((r, width), slot == "B"), (f"{family}.{slot}", f"{s.name}.{slot}.index"))
                 for slot, width in (("A", s.inp), ("B", s.out))
             }
+            if core:
+                pools[f"{s.name}.core"] = Pool(core, ZEROS)
+                reads[between] = Read(WHOLE, (f"{s.name}.core",))
             uses.append(Use(s.name, LowRank(scale, config.dropout), reads))
     return Plan(pools, tuple(uses))

@@ -53,6 +53,7 @@ class OFT:
     paper="Controlling Text-to-Image Diffusion by Orthogonal Finetuning, arXiv 2306.07280",
     formula="sum over sites of d_in (b - 1) / 2; b (b - 1) / 2 with share",
     lr=3e-3,
+    size=("block_size",),
 )
 def plan(sites: Sequence[Site], config: OFT) -> Plan:
     """y = W (x blockdiag(R)) + bias, R = (I + Q) (I - Q)^-1 of a skew-symmetric Q that starts at zero.

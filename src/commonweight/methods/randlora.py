@@ -25,6 +25,7 @@ class RandLoRA:
     paper="RandLoRA: Full-rank parameter-efficient fine-tuning of large models, arXiv 2502.00987",
     formula="sum over sites of n (r + d_min), n = ceil(d_min / r), d_min = min(d_in, d_out)",
     lr=1e-3,
+    size=("-rank",),
 )
 def plan(sites: Sequence[Site], config: RandLoRA) -> Plan:
     """W' = W + (alpha / r) sum_j B_j diag(lam_j) A diag(gamma_j), n = ceil(d_min / r) bases of rank r.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
+
+from torch import Tensor
 
 from ..core import CommonweightError, Plan, Site, build, unknown
 
@@ -18,6 +20,10 @@ class Method:
     paper: title and address. formula: trainable parameters. kinds: sites it reads ("linear", "norm", "block").
     roles: the projections it takes by default ("" or empty = all). lr: learning rate of the default recipe.
     fresh: "exact" when a fresh tenant leaves the base unchanged, else why it does not.
+    common: what the tenants of a common share, and what is each one's own; empty where they cannot.
+    size: the options that make it larger or smaller, the one to turn first in front; the bytes grow with each, or fall
+    where it starts with "-". None: "rank", where there is such an option.
+    compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
     """
 
     name: str
@@ -29,6 +35,16 @@ class Method:
     roles: tuple[str, ...] = ()
     lr: float = 1e-3
     fresh: str = "exact"
+    common: str = ""
+    size: tuple[str, ...] | None = None
+    compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """`size`, or what it is by default."""
+        if self.size is not None:
+            return self.size
+        return ("rank",) if any(f.name == "rank" for f in fields(self.config)) else ()
 
 
 _METHODS: dict[str, Method] = {}

@@ -30,6 +30,7 @@ class RoAd:
     paper="3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Batching and Composability, arXiv 2409.00119",
     formula="sum over sites of k d_out, k = 1, 2 or 4 by variant",
     lr=5e-3,
+    size=("variant",),
 )
 def plan(sites: Sequence[Site], config: RoAd) -> Plan:
     """y' = R (W x + b), R of 2 x 2 blocks alpha [[cos theta, -sin theta], [sin theta, cos theta]].

@@ -26,6 +26,7 @@ class ShareLoRA:
     "arXiv 2406.10785",
     formula="share=A: r (d_in per projection type + d_out per site); B: the other way round; AB: both per type",
     lr=1e-3,
+    common="the factors that its layers share; its own: the others",
 )
 def plan(sites: Sequence[Site], config: ShareLoRA) -> Plan:
     """h = W0 x + (alpha / r) B A x with A, B or both read by every layer of one projection type; B zero at the start.
@@ -39,7 +40,8 @@ def plan(sites: Sequence[Site], config: ShareLoRA) -> Plan:
     for family, group in families(sites).items():
         for s in group:
             owner = {slot: family if slot in config.share else s.name for slot in "AB"}
-            pools[f"{owner['A']}.A"] = Pool((config.rank, s.inp), kaiming(s.inp))
-            pools[f"{owner['B']}.B"] = Pool((s.out, config.rank), ZEROS)
+            for slot, shape, init in (("A", (config.rank, s.inp), kaiming(s.inp)), ("B", (s.out, config.rank), ZEROS)):
+                scope = "shared" if slot in config.share else "tenant"
+                pools[f"{owner[slot]}.{slot}"] = Pool(shape, init, scope=scope)
             uses.append(Use(s.name, bind, {slot: Read(WHOLE, (f"{owner[slot]}.{slot}",)) for slot in "AB"}))
     return Plan(pools, tuple(uses))

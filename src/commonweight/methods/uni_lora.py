@@ -54,6 +54,7 @@ class Isometry:
     roles=("query", "value"),
     lr=1e-2,
     fresh="A and B read the same vector, which would get no gradient at zero: the update starts near r bound^2 d / D",
+    size=("dim",),
 )
 def plan(sites: Sequence[Site], config: UniLoRA) -> Plan:
     """h = W0 x + B A x, where all A's and B's, laid end to end, are P theta; entry j of theta is read n_j times.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -50,7 +50,10 @@ class Draws:
     paper="VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, arXiv 2405.15179",
     formula="h b + h r sum over sites of (d_in + d_out) / b",
     lr=1e-2,
+    common="the bank; its own: the logits",
     fresh="a bank of zeros would give no logit a gradient, so that A, B and B A start small but not zero",
+    size=("num_vectors", "rank"),
+    compact=lambda config, pools: (replace(config, compact=True), compact(pools, config.topk)),
 )
 def plan(sites: Sequence[Site], config: VBLoRA) -> Plan:
     """h = W0 x + B A x; every b numbers of A's rows and of B's columns are a top-k softmax mixture of the bank.
@@ -64,7 +67,8 @@ def plan(sites: Sequence[Site], config: VBLoRA) -> Plan:
     common = math.gcd(*(width for s in sites for width in (s.inp, s.out)))
     b = config.vector_length or next(d for d in range(256, 0, -1) if common % d == 0)
     # The paper's 1e-3 was found with every site reading the bank, so it is not divided by the readers once more.
-    pools = {"vb-lora.bank": Pool((h, b), Uniform(config.bound), lr=0.1 * math.sqrt(2 * len(sites)))}
+    rate = 0.1 * math.sqrt(2 * len(sites))
+    pools = {"vb-lora.bank": Pool((h, b), Uniform(config.bound), lr=rate, scope="shared")}
     uses = []
     for s in sites:
         reads = {}
