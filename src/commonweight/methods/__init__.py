@@ -6,6 +6,7 @@ from .boft import BOFT
 from .bottleneck import Bottleneck
 from .compacter import Compacter
 from .dora import DoRA
+from .full import Full
 from .head import head
 from .ia3 import IA3
 from .intrinsic import Intrinsic
@@ -37,6 +38,7 @@ __all__ = [
     "Bottleneck",
     "Compacter",
     "DoRA",
+    "Full",
     "Intrinsic",
     "LNTuning",
     "LoRA",
