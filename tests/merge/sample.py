@@ -43,3 +43,19 @@ def unflat(vector: Tensor, like: State) -> State:
     names = sorted(like)
     parts = vector.split([like[k].numel() for k in names])
     return {k: p.view(like[k].shape) for k, p in zip(names, parts)}
+
+
+def statistics(n: int, kind: str, seed: int = 9) -> list[State]:
+    """What the methods read beside n models of SHAPES; a Gram matrix for every tensor that has two dimensions."""
+    g = torch.Generator().manual_seed(seed)
+
+    def one(shape: tuple[int, ...]) -> Tensor:
+        if kind == "coefficients":
+            return torch.rand(3, generator=g)
+        if kind == "gram":
+            x = torch.randn(40, shape[-1], generator=g)
+            return x.T @ x / 40
+        return torch.rand(shape, generator=g)
+
+    fits = {k: s for k, s in SHAPES.items() if kind != "gram" or len(s) == 2}
+    return [{f"{kind}/{k}": one(s) for k, s in fits.items()} for _ in range(n)]

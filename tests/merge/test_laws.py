@@ -10,9 +10,21 @@ import torch
 import commonweight as cw
 from commonweight.merge import select
 
-from .sample import gap, models
+from .sample import gap, models, statistics
 
-NEEDED = {"nearswap": {"t": 0.05}, "emr": {"task": 1}, "tall_masks": {"task": 1}}
+NEEDED = {
+    "nearswap": {"t": 0.05},
+    "emr": {"task": 1},
+    "tall_masks": {"task": 1},
+    "fisher": {"statistics": statistics(3, "fisher")},
+    "regmean": {"statistics": statistics(3, "gram")},
+    "concrete": {"mask": statistics(1, "mask")[0]},
+    "dam": {"mask": statistics(1, "mask")[0]},
+    **{n: {"coefficients": statistics(1, "coefficients")[0]} for n in ("adamerging", "atlas", "unconstrained")},
+    "layer_swap": {"bottom": 1, "top": 1, "transition": 1},
+    "wudi": {"steps": 5},
+    "doge": {"steps": 5},
+}
 VARIANTS = {
     "nuslerp": [{"over": "row"}, {"over": "column"}],
     "model_stock": [{"filter_wise": True}],
@@ -20,14 +32,22 @@ VARIANTS = {
     "pcb": [{"variant": "es"}],
     "sce": [{"select_topk": 0.3}],
     "robust_signatures": [{"shallow": 0.5}],
+    "fisher": [{"normalize": True}],
+    "bayesian": [{"statistics": statistics(2, "gram")}],
+    "wudi": [{"solver": "exact"}],
+    "doge": [{"others": "mean"}],
 }
+
+
+def _short(option):
+    return str(option[1]) if isinstance(option[1], str | bool | int | float) else option[0]
 
 
 def cases():
     for name, method in cw.merge.available().items():
         for options in [{}, *({"compat": c} for c in method.compat), *VARIANTS.get(name, [])]:
             yield pytest.param(
-                method, {**NEEDED.get(name, {}), **options}, id="-".join([name, *map(str, options.values())])
+                method, {**NEEDED.get(name, {}), **options}, id="-".join([name, *map(_short, options.items())])
             )
 
 
@@ -70,7 +90,10 @@ def test_models_equal_to_the_base_give_the_base(method):
 
 @pytest.mark.parametrize("method", list(cw.merge.available().values()), ids=lambda m: m.name)
 def test_a_method_says_where_it_comes_from(method):
-    assert method.paper and method.equation and method.data == "none" and (method.__doc__ or "").strip()
+    assert method.paper and method.equation and (method.__doc__ or "").strip()
+    learned = method.data in ("labeled", "unlabeled")
+    assert learned or method.data in ("none", "statistics")
+    assert learned == (method.learn is not None)
     names = set(inspect.signature(method.function).parameters)
     assert {"tensors", "base"} <= names
     assert getattr(cw.merge, method.name) is method

@@ -7,86 +7,30 @@ from typing import Any
 from torch import Tensor
 
 from ..core import unknown
+from . import methods, search
 from .adapters import Merged, lora
-from .methods import (
-    arcee_fusion,
-    breadcrumbs,
-    breadcrumbs_ties,
-    consensus,
-    dare_linear,
-    dare_ties,
-    della,
-    della_linear,
-    emr,
-    iso_c,
-    karcher,
-    knots,
-    linear,
-    lines,
-    model_stock,
-    multislerp,
-    nearswap,
-    nuslerp,
-    opcm,
-    passthrough,
-    pcb,
-    ram,
-    ramplus_tl,
-    robust_signatures,
-    sce,
-    slerp,
-    tall_masks,
-    task_arithmetic,
-    ties,
-    tsv_m,
-    twin_merging,
-    variance_corrected,
-)
-from .registry import At, Method, Survey, available, get, method
+from .collect import collect
+from .methods import *  # noqa: F403  (the methods, by the names in their own list)
+from .registry import At, Beside, Method, Survey, available, get, method
+from .statistics import Statistics, open_statistics
 
 __all__ = [
     "At",
+    "Beside",
     "Merged",
     "Method",
+    "Statistics",
     "Survey",
-    "arcee_fusion",
     "available",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "consensus",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "emr",
+    "collect",
     "get",
-    "iso_c",
-    "karcher",
-    "knots",
-    "linear",
-    "lines",
     "lora",
     "merge",
     "method",
-    "model_stock",
-    "multislerp",
-    "nearswap",
-    "nuslerp",
-    "opcm",
-    "passthrough",
-    "pcb",
-    "ram",
-    "ramplus_tl",
-    "robust_signatures",
-    "sce",
-    "slerp",
-    "tall_masks",
-    "task_arithmetic",
-    "ties",
-    "tsv_m",
-    "twin_merging",
-    "variance_corrected",
+    "open_statistics",
+    "search",
 ]
+__all__ += methods.__all__
 
 
 def merge(name: str, models: Any, base: Any = None, **options: Any) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ place says them; `compat` picks the form that another implementation has where i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -26,6 +27,18 @@ class Range:
     le: float | None = None
     lt: float | None = None
     each: bool = False
+
+
+@dataclass(frozen=True)
+class Beside:
+    """An option that is a file beside the models (see `Statistics`): what a method must know of data.
+
+    kind: what it must hold. each: one for every model (else one for all). fewer: for so many models less.
+    """
+
+    kind: str
+    each: bool = True
+    fewer: int = 0
 
 
 PerModel = float | Sequence[float]
@@ -48,6 +61,13 @@ class At(NamedTuple):
     start: int = 0
     offset: int = 0
     depth: tuple[int, int] | None = None
+
+
+def depths(names: Iterable[str]) -> dict[str, tuple[int, int] | None]:
+    """Name -> (block, number of blocks): a block is the first number that stands alone between dots."""
+    found = {n: re.search(r"(?:^|\.)(\d+)\.", n) for n in names}
+    blocks = 1 + max((int(m[1]) for m in found.values() if m), default=-1)
+    return {n: (int(m[1]), blocks) if m else None for n, m in found.items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,10 @@ class Method:
 
     by: how small a piece the function takes: "element" (any slice along the first dimension), "row" (slices of
     a matrix along the first dimension; vectors whole) or "tensor". base, models: what inputs it takes.
-    data: what it needs beside weights ("none"). normalises: weights that sum to zero have no meaning.
+    data: what it needs beside weights: "none"; "statistics" of each model (`commonweight statistics`); "unlabeled" or
+    "labeled" rows, from which learn() finds what the function then reads as an option.
+    learn: (model, models, base, data, ...) -> the `Statistics` to give as that option; see its own words.
+    normalises: weights that sum to zero have no meaning.
     same: the implementations whose form is the paper's; compat: those that have a form of their own here.
     """
 
@@ -86,7 +109,8 @@ class Method:
     weight: float | Literal["1/T"] = 1.0
     by: Callable[[Mapping[str, Any]], str] = lambda config: "element"
     survey: Survey | None = None
-    data: str = "none"
+    data: Literal["none", "statistics", "unlabeled", "labeled"] = "none"
+    learn: Callable[..., Any] | None = None
     normalises: Callable[[Mapping[str, Any]], bool] = lambda config: False
     check: Callable[[Mapping[str, Any], int], str | None] = lambda config, n: None
     same: tuple[str, ...] = ()
@@ -161,6 +185,8 @@ def get(name: str) -> Method:
 
 def _checked(owner: str, name: str, value: Any, hint: Any, n: int) -> Any:
     kinds, limit = _parts(hint)
+    if isinstance(limit, Beside):
+        return None if value is None and type(None) in kinds else _beside(owner, name, value, limit, n)
     if limit and limit.each and isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != n:
             raise CommonweightError(f"{owner}: {name} has {len(value)} values for {n} models; give one, or {n}")
@@ -184,11 +210,23 @@ def _checked(owner: str, name: str, value: Any, hint: Any, n: int) -> Any:
     )
 
 
-def _parts(hint: Any) -> tuple[tuple[Any, ...], Range | None]:
-    """(the types it may have, the range of its numbers)."""
+def _beside(owner: str, name: str, value: Any, limit: Beside, n: int) -> Any:
+    from .statistics import open_statistics
+
+    if not limit.each:
+        return open_statistics(value, f"{owner}: {name}", limit.kind)
+    n -= limit.fewer
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if len(values) != n:
+        raise CommonweightError(f"{owner}: {name} has {len(values)} files for {n} models; give one for each, in order")
+    return tuple(open_statistics(v, f"{owner}: {name}[{i}]", limit.kind) for i, v in enumerate(values))
+
+
+def _parts(hint: Any) -> tuple[tuple[Any, ...], Range | Beside | None]:
+    """(the types it may have, the range of its numbers or what the file must hold)."""
     if get_origin(hint) is Annotated:
         inner, *more = get_args(hint)
-        return _parts(inner)[0], next((m for m in more if isinstance(m, Range)), None)
+        return _parts(inner)[0], next((m for m in more if isinstance(m, Range | Beside)), None)
     if get_origin(hint) not in (Union, UnionType):
         return (hint,), None
     found = [_parts(h) for h in get_args(hint)]

@@ -1,0 +1,203 @@
+"""Searching a merge's numbers against an evaluation: budgeted, paused and resumed, the same whatever was interrupted.
+
+Evolutionary Optimization of Model Merging Recipes (arXiv 2403.13187): CMA-ES over weights and densities, whole or by
+blocks (its parameter space), or over a path through the models' layers (its data-flow space, `dataflow`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core import CommonweightError
+from ..formats import atomic
+from .registry import Method, depths, get
+from .source import open_source
+
+Space = Mapping[str, tuple[float, float]]
+Point = dict[str, float]
+Map = Callable[[Callable[[Point], float], Iterable[Point]], Iterable[float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best point and its score; history: every (point, score) in the order of asking."""
+
+    best: Point
+    score: float
+    history: list[tuple[Point, float]]
+
+
+def tune(
+    evaluate: Callable[[Point], float],
+    space: Space,
+    *,
+    budget: int = 64,
+    start: Point | None = None,
+    sigma: float = 0.2,
+    population: int | None = None,
+    seed: int = 0,
+    log: str | Path | None = None,
+    run: Map = map,
+) -> Found:
+    """The point of a box with the highest evaluate(point), by CMA-ES, after at most `budget` evaluations.
+
+    space: name -> (low, high); start: the first mean (else the middle), itself evaluated first. log: a JSON file
+    of the scores so far, written after each generation; a search with the same space, seed and log goes on from there
+    and ends with the same result as one that was never interrupted, also with a larger budget. run: maps the evaluation
+    over a generation's points, in order: another `map` runs them side by side. A score that is no number is the worst.
+    Raises: CommonweightError when the space is empty or upside down, the log is another search's, or cmaes is missing.
+    """
+    names = list(space)
+    _check(space, budget)
+    about = {"space": {n: list(map(float, space[n])) for n in names}, "seed": seed, "sigma": sigma,
+             "start": start, "population": population}  # fmt: skip
+    path, known = (None, []) if log is None else (Path(log), _known(Path(log), about))
+    history: list[tuple[Point, float]] = []
+    generations = _generations(space, start, sigma, population, seed)
+    points = next(generations)
+    while len(history) < budget:
+        points = points[: budget - len(history)]
+        done = known[len(history) : len(history) + len(points)]
+        scores = [*done, *map(float, run(evaluate, points[len(done) :]))]
+        if len(scores) != len(points):
+            raise CommonweightError(f"{len(scores)} scores came back for {len(points)} points; run must keep them all")
+        scores = [s if math.isfinite(s) else -math.inf for s in scores]
+        history += zip(points, scores)
+        if path is not None and len(history) > len(known):
+            told = {**about, "scores": [s if math.isfinite(s) else None for _, s in history]}
+            atomic.write(path, json.dumps(told, indent=1).encode())
+        points = generations.send(scores)
+    best, score = max(history, key=lambda pair: pair[1])
+    return Found(best, score, history)
+
+
+def _generations(space: Space, start: Point | None, sigma: float, population: int | None, seed: int) -> Any:
+    """Yields lists of points, takes lists of their scores; the first list is the start alone."""
+    try:
+        import cmaes
+        import numpy as np
+    except ImportError as e:
+        raise CommonweightError(f"searching needs {e.name}; install commonweight[search]") from e
+    names = list(space)
+    low = np.array([space[n][0] for n in names])
+    wide = np.array([space[n][1] - space[n][0] for n in names])
+    mean = np.full(len(names), 0.5) if start is None else (np.array([start[n] for n in names]) - low) / wide
+    size = max(2, len(names))  # the library wants two dimensions; a second one that nobody reads does no harm
+    mean = np.concatenate([mean, np.full(size - len(names), 0.5)])
+    bounds = np.stack([np.zeros(size), np.ones(size)], 1)
+    cma = cmaes.CMA(mean=mean, sigma=sigma, bounds=bounds, seed=seed, population_size=population)
+
+    def point(x: Any) -> Point:
+        return {n: float(low[i] + wide[i] * x[i]) for i, n in enumerate(names)}
+
+    yield [point(mean)]
+    while True:
+        asked = [cma.ask() for _ in range(cma.population_size)]
+        scores = yield [point(x) for x in asked]
+        if len(scores) == len(asked):
+            worst = min((s for s in scores if math.isfinite(s)), default=0.0)
+            cma.tell([(x, -(s if math.isfinite(s) else worst - 1.0)) for x, s in zip(asked, scores)])
+
+
+def _check(space: Space, budget: int) -> None:
+    if not space:
+        raise CommonweightError("nothing to search: the space has no numbers; give name -> (low, high)")
+    for name, pair in space.items():
+        if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[0] >= pair[1]:
+            raise CommonweightError(f"{name}: the space has {tuple(pair)}; wanted (low, high), low below high")
+    if budget < 1:
+        raise CommonweightError(f"budget is {budget}; at least one evaluation is needed")
+
+
+def _known(path: Path, about: Mapping[str, Any]) -> list[float]:
+    if not path.exists():
+        return []
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        scores = [-math.inf if s is None else float(s) for s in told.pop("scores")]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CommonweightError(f"{path}: no log of a search ({e}); delete it, or name another file") from e
+    if told != json.loads(json.dumps(about)):
+        odd = [k for k in about if told.get(k) != json.loads(json.dumps(about[k]))]
+        raise CommonweightError(f"{path}: the log of another search: {', '.join(odd)} differ; name another file")
+    return scores
+
+
+def blocks(names: Iterable[str], count: int) -> dict[str, int]:
+    """Tensor name -> group: blocks cut into `count` runs; tensors outside of blocks are a last group of their own."""
+    return {n: count if d is None else d[0] * count // d[1] for n, d in depths(names).items()}
+
+
+def merge_with(
+    method: str | Method,
+    models: Sequence[Any],
+    base: Any,
+    point: Point,
+    *,
+    groups: int = 0,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The merge that a point of merge_space() describes: each group of tensors with its own numbers."""
+    found = get(method) if isinstance(method, str) else method
+    if not groups:
+        return found(models, base, **options, **_options(point, "", len(models)))
+    sources = [open_source(m, f"model {i}") for i, m in enumerate(models)]
+    root = None if base is None else open_source(base, "base")
+    where, out = blocks(sources[0].shapes, groups), {}
+    for group in sorted(set(where.values())):
+        mine = [n for n, g in where.items() if g == group]
+        parts = [{n: s.read(n) for n in mine} for s in sources]
+        start = None if root is None else {n: root.read(n) for n in mine}
+        out.update(found(parts, start, **options, **_options(point, f"{group}.", len(models))))
+    return {n: out[n] for n in sources[0].shapes}
+
+
+def _options(point: Point, prefix: str, n: int) -> dict[str, Any]:
+    """{"weights": [..], "density": [..]} from {"weights.0": .., "density.1": ..} (after a group's prefix)."""
+    mine = {k.removeprefix(prefix): v for k, v in point.items() if k.startswith(prefix)}
+    out: dict[str, Any] = {k: v for k, v in mine.items() if "." not in k}
+    for name in sorted({k.split(".")[0] for k in mine if "." in k}):
+        out[name] = [mine[f"{name}.{i}"] for i in range(n)]
+    return out
+
+
+def merge_space(n: int, options: Space, *, groups: int = 0, each: Sequence[str] = ("weights",)) -> Space:
+    """The box of a merge of `n` models: `each` of these options once a model, all of them once a group of tensors
+    (`groups` runs of blocks and one for the rest; 0: the same numbers everywhere)."""
+    one = {
+        f"{k}.{i}" if k in each else k: limits for k, limits in options.items() for i in range(n if k in each else 1)
+    }
+    return {f"{g}.{k}": limits for g in range(groups + 1) for k, limits in one.items()} if groups else one
+
+
+def tune_merge(
+    evaluate: Callable[[dict[str, Tensor]], float],
+    method: str | Method,
+    models: Sequence[Any],
+    base: Any = None,
+    *,
+    space: Mapping[str, tuple[float, float]],
+    each: Sequence[str] = ("weights",),
+    groups: int = 0,
+    fixed: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> tuple[dict[str, Tensor], Found]:
+    """The merge with the highest evaluate(state dict), and how it was found. space: an option's name -> (low, high).
+
+    each: options with a number for every model; groups: runs of blocks with their own numbers. how: as in tune().
+    Cost: budget merges and evaluations.
+    """
+    box = merge_space(len(models), space, groups=groups, each=each)
+
+    def build(point: Point) -> dict[str, Tensor]:
+        return merge_with(method, models, base, point, groups=groups, **(fixed or {}))
+
+    found = tune(lambda point: evaluate(build(point)), box, **how)
+    return build(found.best), found

@@ -1,0 +1,147 @@
+"""Statistics files: what a method must know of data, collected once, read piece by piece beside the models.
+
+One safetensors file. Tensors are named ``kind/name``, name being that of the weight they belong to:
+
+- ``fisher/W``: diagonal of the Fisher information, the shape of W; a mean over examples.
+- ``gram/W``: X'X / n of the n tokens that came into the linear layer of W (d_out, d_in); (d_in, d_in).
+- ``activations/W``: the first tokens that came into it, (n, d_in).
+- ``coefficients/W`` (T,), ``mask/W`` (the shape of W): what a method's learn() found.
+
+Metadata key ``commonweight-statistics`` holds a JSON object: ``format`` 1, and what was collected from what.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..core import CommonweightError
+from ..formats import atomic
+from .parts import combine, deltas
+from .registry import At, Beside
+
+Coefficients = Annotated[Any, Beside("coefficients", each=False)]
+
+FORMAT = 1
+KEY = "commonweight-statistics"
+KINDS = ("fisher", "gram", "activations", "coefficients", "mask")
+
+
+class Statistics:
+    """Named tensors beside a model, read when asked for. label: how errors call them; header: what they are of.
+
+    Nothing is held of a file but its list of tensors; piece() reads whole rows of a tensor and no more.
+    """
+
+    def __init__(self, label: str, tensors: Mapping[str, Tensor] | Path, header: Mapping[str, Any] | None = None):
+        self.label, self._from, self.header = label, tensors, dict(header or {})
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        if not isinstance(self._from, Path):
+            return {k: tuple(t.shape) for k, t in self._from.items()}
+        with safe_open(self._from, "pt") as f:
+            return {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+
+    def kinds(self) -> list[str]:
+        return sorted({k.split("/", 1)[0] for k in self.shapes})
+
+    def has(self, kind: str, name: str) -> bool:
+        return f"{kind}/{name}" in self.shapes
+
+    def whole(self, kind: str, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A tensor in float32. Raises: CommonweightError when it is missing, of another shape, or not finite."""
+        key = self._key(kind, name, shape)
+        return self._finite(self._slice(key, None), kind, name)
+
+    def piece(self, kind: str, at: At, like: Tensor) -> Tensor:
+        """The part of a model-shaped tensor that belongs to a piece of that model's tensor, in the piece's shape."""
+        key = self._key(kind, at.name, at.shape)
+        if like.numel() == math.prod(at.shape):
+            return self._finite(self._slice(key, None), kind, at.name).view(like.shape)
+        first = at.start // math.prod(at.shape[1:])
+        return self._finite(self._slice(key, slice(first, first + len(like))), kind, at.name).view(like.shape)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes all of it as one file, atomically."""
+        tensors = {k: self._slice(k, None).contiguous() for k in sorted(self.shapes)}
+        header = json.dumps({"format": FORMAT, **self.header}, sort_keys=True)
+        return atomic.write(Path(path), save(tensors, {KEY: header}))
+
+    def _key(self, kind: str, name: str, shape: tuple[int, ...] | None) -> str:
+        key = f"{kind}/{name}"
+        if key not in self.shapes:
+            raise CommonweightError(
+                f"{name}: {self.label} has no {kind} of it; collect it for this model, or leave the tensor out"
+            )
+        if shape is not None and self.shapes[key] != shape:
+            raise CommonweightError(
+                f"{name}: {self.label} has {kind} of shape {self.shapes[key]}, wanted {shape}; it is another model's"
+            )
+        return key
+
+    def _slice(self, key: str, rows: slice | None) -> Tensor:
+        if not isinstance(self._from, Path):
+            return (self._from[key] if rows is None else self._from[key][rows]).detach()
+        with safe_open(self._from, "pt") as f:
+            return f.get_tensor(key) if rows is None else f.get_slice(key)[rows]
+
+    def _finite(self, t: Tensor, kind: str, name: str) -> Tensor:
+        t = t.float()
+        if not t.isfinite().all():
+            raise CommonweightError(f"{name}: {self.label} has NaN or infinity in its {kind}; collect it again")
+        return t
+
+
+def open_statistics(value: Any, label: str, kind: str | None = None) -> Statistics:
+    """Statistics, a mapping ``kind/name`` -> tensor, or a file of them; `kind` must occur in it.
+
+    Raises: CommonweightError when it is not there, damaged, of a later format, or holds no `kind`.
+    """
+    if isinstance(value, Statistics):
+        found = Statistics(label, value._from, value.header)
+    elif isinstance(value, str | Path):
+        found = Statistics(f"{label} ({value})", Path(value), _header(Path(value), label))
+    elif isinstance(value, Mapping) and all(isinstance(t, Tensor) for t in value.values()):
+        found = Statistics(label, value)
+    else:
+        raise CommonweightError(f"{label} is a {type(value).__name__}; wanted statistics, or the path of their file")
+    if kind is not None and kind not in found.kinds():
+        raise CommonweightError(
+            f"{found.label} holds {', '.join(found.kinds()) or 'nothing'}; wanted {kind}, as `commonweight statistics "
+            f"--kinds {kind}` writes it"
+            if kind in ("fisher", "gram", "activations")
+            else f"{found.label} holds {', '.join(found.kinds()) or 'nothing'}; wanted {kind}, as learn() gives it"
+        )
+    return found
+
+
+def scaled(tensors: Sequence[Tensor], base: Tensor, at: At, coefficients: Statistics) -> Tensor:
+    """theta_0 + sum_t c_t tau_t with the tensor's own c (T,); a tensor that has none (a buffer) stays the base's."""
+    if not coefficients.has("coefficients", at.name):
+        return base.clone()
+    return base + combine(deltas(tensors, base), coefficients.whole("coefficients", at.name, (len(tensors),)))
+
+
+def _header(path: Path, label: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise CommonweightError(f"{label}: {path}: no such file")
+    try:
+        with safe_open(path, "pt") as f:
+            raw = (f.metadata() or {}).get(KEY)
+        header = json.loads(raw) if raw is not None else None
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CommonweightError(f"{label}: {path} is damaged or no safetensors file: {e}") from e
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise CommonweightError(f"{label}: {path} is no statistics file; `commonweight statistics` writes one")
+    if header["format"] > FORMAT:
+        raise CommonweightError(f"{label}: {path} has format {header['format']}; upgrade commonweight")
+    return header
