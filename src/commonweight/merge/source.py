@@ -1,23 +1,100 @@
-"""Where tensors come from: a state dict in memory, or safetensors on disk, read one tensor at a time."""
+"""Where tensors come from: a state dict in memory, or safetensors on disk; read a part at a time."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..core import CommonweightError
+from .safefile import File
 
 
-class Source:
-    """A model by its tensors' names. label: how errors call it."""
+class Source(Protocol):
+    """A model by its tensors' names. label: how errors call it. files: what it reads of, in memory none."""
 
-    def __init__(self, label: str, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], read: Any):
-        self.label, self.shapes, self.dtypes, self.read = label, shapes, dtypes, read
+    label: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    files: tuple[Path, ...]
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        """Elements start .. start + count of a tensor, in its dtype, on the CPU; not to be written into."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor."""
+        ...
+
+    def where(self, name: str) -> str:
+        """The model, and the file of the tensor where there are several."""
+        ...
+
+    def ahead(self, name: str) -> None:
+        """The tensor will be read soon."""
+        ...
+
+
+class Memory:
+    """A state dict."""
+
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, label: str, tensors: Mapping[str, Tensor]):
+        self.label, self._tensors = label, tensors
+        self.shapes = {n: tuple(t.shape) for n, t in tensors.items()}
+        self.dtypes = {n: t.dtype for n, t in tensors.items()}
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        t = self._tensors[name].detach()
+        if t.is_contiguous():
+            return t.view(-1)[start : start + count].cpu()
+        width = math.prod(t.shape[1:])
+        first = start // width
+        rows = t[first : -(-(start + count) // width)].reshape(-1)
+        return rows[start - first * width :][:count].cpu()
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def where(self, name: str) -> str:
+        return self.label
+
+    def ahead(self, name: str) -> None:
+        pass
+
+
+class Files:
+    """safetensors files, each tensor in one of them."""
+
+    def __init__(self, label: str, files: list[Path]):
+        self.label, self.files = label, tuple(files)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._home: dict[str, File] = {}
+        for path in files:
+            file = File(path, label)
+            for name, e in file.entries.items():
+                if name in self._home:
+                    raise CommonweightError(f"{label}: {name} is in {self._home[name].path.name} and in {path.name}")
+                self._home[name], self.shapes[name], self.dtypes[name] = file, e.shape, e.dtype
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        return self._home[name].read(name, start, count)
+
+    def read(self, name: str) -> Tensor:
+        return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])
+
+    def where(self, name: str) -> str:
+        return f"{self.label}, {self._home[name].path.name}," if len(self.files) > 1 else self.label
+
+    def ahead(self, name: str) -> None:
+        self._home[name].ahead(name)
 
 
 def open_source(model: Any, label: str) -> Source:
@@ -28,42 +105,33 @@ def open_source(model: Any, label: str) -> Source:
         for name, t in model.items():
             if not isinstance(t, Tensor):
                 raise CommonweightError(f"{label}: {name} is a {type(t).__name__}; wanted a tensor")
-        return Source(
-            label,
-            {n: tuple(t.shape) for n, t in model.items()},
-            {n: t.dtype for n, t in model.items()},
-            model.__getitem__,
-        )
+        return Memory(label, model)
     if isinstance(model, str | Path):
-        return _files(Path(model), f"{label} ({model})")
+        return Files(f"{label} ({model})", weight_files(Path(model), f"{label} ({model})"))
     raise CommonweightError(
         f"{label} is a {type(model).__name__}; wanted a state dict, a module, or a path to safetensors"
     )
 
 
-def _files(path: Path, label: str) -> Source:
+def weight_files(path: Path, label: str) -> list[Path]:
+    """The safetensors files of a model: those of its index where there is one."""
     if not path.exists():
         raise CommonweightError(f"{label}: no such file or folder")
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            files = sorted({path / Path(f).name for f in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CommonweightError(f"{label}: {index.name} is damaged: {e}") from e
+        for file in files:
+            if not file.exists():
+                raise CommonweightError(f"{label}: {index.name} names {file.name}, which is not there")
+        return files
+    files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CommonweightError(
             f"{label}: no safetensors file in this folder; convert the weights to safetensors first"
         )
-    home, shapes, dtypes = {}, {}, {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as f:
-                for name in f.keys():
-                    if name in home:
-                        raise CommonweightError(f"{label}: {name} is in {home[name].name} and in {file.name}")
-                    part = f.get_slice(name)
-                    home[name], shapes[name] = file, tuple(part.get_shape())
-                    dtypes[name] = f.get_tensor(name).dtype if not shapes[name] else part[:0].dtype
-        except SafetensorError as e:
-            raise CommonweightError(f"{label}: {file.name} is damaged or no safetensors file: {e}") from e
-
-    def read(name: str) -> Tensor:
-        with safe_open(home[name], "pt") as f:
-            return f.get_tensor(name)
-
-    return Source(label, shapes, dtypes, read)
+    return files

@@ -1,0 +1,59 @@
+"""How a tensor is cut into pieces. The grid depends on shapes and the number of inputs, never on threads or memory,
+so that sums over pieces have the same bits however often they are taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+TOTAL = 1 << 20  # elements of all inputs together: a piece and its temporaries stay near the caches
+LEAST = 1 << 14
+SPAN = 1 << 20  # elements of a tensor that one thread works on at a time
+BATCH = 1 << 25  # elements whose rounds go side by side
+
+
+class Piece(NamedTuple):
+    """Elements start .. start + prod(shape) of a tensor, in this shape."""
+
+    start: int
+    shape: tuple[int, ...]
+
+
+def size(inputs: int) -> int:
+    """Elements a piece, for so many inputs (models and base)."""
+    return max(LEAST, TOTAL >> (inputs - 1).bit_length())
+
+
+def pieces(shape: tuple[int, ...], by: str, most: int) -> Iterator[Piece]:
+    """About `most` elements each. by: "tensor"; "row": whole rows, vectors whole; "rows": whole rows, vectors anywhere;
+    "element": whole rows where they are not longer than a piece.
+    """
+    n = math.prod(shape)
+    if n == 0:
+        return
+    if not shape or by == "tensor" or (by == "row" and len(shape) == 1):
+        yield Piece(0, shape or (1,))
+        return
+    width = n // shape[0]
+    if by == "element" and width > most:
+        for i in range(0, n, most):
+            yield Piece(i, (min(most, n - i),))
+        return
+    rows = max(1, most // width)
+    for i in range(0, shape[0], rows):
+        yield Piece(i * width, (min(rows, shape[0] - i), *shape[1:]))
+
+
+def spans(cut: Iterator[Piece], most: int = SPAN) -> Iterator[list[Piece]]:
+    """Neighbouring pieces, together at least `most` elements."""
+    held: list[Piece] = []
+    count = 0
+    for p in cut:
+        held.append(p)
+        count += math.prod(p.shape)
+        if count >= most:
+            yield held
+            held, count = [], 0
+    if held:
+        yield held

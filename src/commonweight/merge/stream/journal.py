@@ -1,0 +1,57 @@
+"""Which tensors of an unfinished merge are whole, and what they were made of: one line each, added as they are done."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .engine import Done
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """Opens the journal of `folder`; one of another `key` (the recipe's digest) or layout is begun anew.
+
+    A killed process leaves at most its last line torn, which is then not there. Nothing in it is trusted by itself: a
+    tensor counts as done when its inputs and what lies in the output have the digests that were written down.
+    """
+
+    def __init__(self, folder: Path, key: str, fresh: bool):
+        self._path = folder / NAME
+        lines = [] if fresh else _lines(self._path)
+        self.stale = bool(lines) and lines[0].get("key") != key
+        self.done: dict[str, Done] = {}
+        if lines and not self.stale:
+            entries = [Done(e["tensor"], tuple(e["inputs"]), e["output"], e["seen"]) for e in lines[1:]]
+            self.done = {d.tensor: d for d in entries}
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if not self.done:
+            os.ftruncate(self._fd, 0)
+            self._line({"key": key})
+
+    def add(self, done: Done) -> None:
+        self._line(done._asdict())
+        self.done[done.tensor] = done
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _line(self, entry: dict[str, Any]) -> None:
+        os.write(self._fd, (json.dumps(entry) + "\n").encode())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    out = []
+    try:
+        text = path.read_text()
+    except (OSError, ValueError):
+        return []
+    for line in text.split("\n")[:-1]:
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            break
+    return out

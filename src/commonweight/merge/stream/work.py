@@ -1,0 +1,166 @@
+"""What is to be made, and the two things that are done with a piece: looked at, and merged."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ...core import CommonweightError
+from ..registry import CONTEXT, At, Method
+from ..source import Source
+from . import digest
+from .grid import Piece, pieces, size
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One method with one configuration (`weights` among it), over as many tensors as it is for."""
+
+    method: Method
+    config: Mapping[str, Any]
+
+    @cached_property
+    def by(self) -> str:
+        """As in `pieces`. What is read beside the models comes in whole rows."""
+        by = self.method.by(self.config)
+        return "rows" if by == "element" and self.method.data != "none" else by
+
+    @cached_property
+    def scope(self) -> str | None:
+        return None if self.method.survey is None else self.method.survey.scope(self.config)
+
+    @cached_property
+    def _wanted(self) -> tuple[dict[str, Any], frozenset[str]]:
+        names = inspect.signature(self.method.function).parameters
+        return {k: v for k, v in self.config.items() if k != "weights"}, frozenset(k for k in CONTEXT if k in names)
+
+    def merge(self, tensors: list[Tensor], base: Tensor | None, at: At, seen: Any) -> Tensor:
+        config, context = self._wanted
+        more = {"weights": self.config["weights"], "at": at, "seen": seen}
+        return self.method.function(tensors, base, **config, **{k: more[k] for k in context})
+
+
+class Read(NamedTuple):
+    source: Source
+    name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.source.dtypes[self.name]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One tensor of the result. job none: whole numbers, which must be equal everywhere and are copied."""
+
+    at: At
+    job: Job | None
+    models: tuple[Read, ...]
+    base: Read | None
+    dtype: torch.dtype
+    piece: int | None = None  # elements at a time, in place of the grid's own choice
+
+    @cached_property
+    def reads(self) -> tuple[Read, ...]:
+        return (*self.models, self.base) if self.base else self.models
+
+    @cached_property
+    def numel(self) -> int:
+        return math.prod(self.at.shape)
+
+    def pieces(self) -> Any:
+        return pieces(self.at.shape, self.job.by if self.job else "element", self.piece or size(len(self.reads)))
+
+
+class Sink(Protocol):
+    """Where the result goes: any piece at any time."""
+
+    def write(self, name: str, start: int, values: Tensor) -> None: ...
+
+
+def look(task: Task, span: Sequence[Piece], seen: Any, numel: int) -> dict[str, Tensor]:
+    """What a survey's round finds in a span, added up."""
+    assert task.job is not None and task.job.method.survey is not None
+    total: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for piece in span:
+            tensors, base, at = _floats(task, piece, _raw(task, piece))
+            add(total, task.job.method.survey.look(tensors, base, at=at, seen=seen, numel=numel, **task.job.config))
+    return total
+
+
+def add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
+    for k, v in part.items():
+        if k in total:
+            total[k] += v
+        else:
+            total[k] = v
+
+
+def merge(task: Task, span: Sequence[Piece], seen: Any, sink: Sink, marked: bool) -> list[bytes]:
+    """Merges a span into the sink. Returns, if `marked`, digests: of each input's part, then of the result's."""
+    found = [digest.Running() for _ in range(len(task.reads) + 1)] if marked else []
+    with torch.no_grad():
+        for piece in span:
+            raw = _raw(task, piece)
+            out = _same(task, raw) if task.job is None else _merged(task, piece, raw, seen)
+            sink.write(task.at.name, piece.start, out)
+            for mark, part in zip(found, [*raw, out]):
+                mark.add(part)
+    return [m.value() for m in found]
+
+
+def marks(task: Task, span: Sequence[Piece], back: Callable[[str, int, int], Tensor]) -> list[bytes]:
+    """The digests that `merge` would return, of a result that is there already."""
+    found = [digest.Running() for _ in range(len(task.reads) + 1)]
+    for piece in span:
+        out = back(task.at.name, piece.start, math.prod(piece.shape))
+        for mark, part in zip(found, [*_raw(task, piece), out]):
+            mark.add(part)
+    return [m.value() for m in found]
+
+
+def _raw(task: Task, piece: Piece) -> list[Tensor]:
+    return [r.source.flat(r.name, piece.start, math.prod(piece.shape)) for r in task.reads]
+
+
+def _merged(task: Task, piece: Piece, raw: list[Tensor], seen: Any) -> Tensor:
+    assert task.job is not None
+    tensors, base, at = _floats(task, piece, raw)
+    out = task.job.merge(tensors, base, at, seen).reshape(-1).to(task.dtype)
+    if task.dtype == torch.float16 and not out.isfinite().all():
+        raise CommonweightError(f"{at.name}: the result does not fit float16; choose dtype bfloat16 or float32")
+    return out
+
+
+def _floats(task: Task, piece: Piece, raw: list[Tensor]) -> tuple[list[Tensor], Tensor | None, At]:
+    found = []
+    for read, values in zip(task.reads, raw):
+        x = values.float().view(piece.shape)
+        if not x.sum().isfinite() and not x.isfinite().all():  # the sum: one pass where all is well
+            bad = int((~x.isfinite()).sum())
+            raise CommonweightError(
+                f"{read.name}: {read.source.where(read.name)} has {bad} number{'s' if bad > 1 else ''} there that "
+                "are NaN or infinite"
+            )
+        found.append(x)
+    base = found.pop() if task.base else None
+    return found, base, task.at._replace(start=piece.start)
+
+
+def _same(task: Task, raw: list[Tensor]) -> Tensor:
+    lead = len(raw) - 1 if task.base else 0
+    for read, x in zip(task.reads, raw):
+        if not torch.equal(x, raw[lead]):
+            raise CommonweightError(
+                f"{task.at.name}: whole numbers that differ between {task.reads[lead].source.label} and "
+                f"{read.source.label} cannot be merged"
+            )
+    return raw[lead]
