@@ -1,6 +1,6 @@
 """One file per method. Adding one: the file, its name in this list, its test, its documentation row."""
 
-from . import bottleneck, compacter, lora, loreft, lori, mos, probe
+from . import bottleneck, compacter, lora, loreft, lori, mos, probe, svf
 from .bitfit import BitFit
 from .boft import BOFT
 from .bottleneck import Bottleneck
@@ -26,6 +26,7 @@ from .registry import Method, available, families, get, method, plan, resolve
 from .road import RoAd
 from .sharelora import ShareLoRA
 from .slora import SLoRA
+from .svf import SVF
 from .uni_lora import UniLoRA
 from .vb_lora import VBLoRA
 from .vera import VeRA
@@ -34,6 +35,7 @@ __all__ = [
     "BOFT",
     "IA3",
     "OFT",
+    "SVF",
     "BitFit",
     "Bottleneck",
     "Compacter",
@@ -72,4 +74,5 @@ __all__ = [
     "plan",
     "probe",
     "resolve",
+    "svf",
 ]
