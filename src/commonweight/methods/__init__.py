@@ -17,6 +17,7 @@ from .loreft import LoReFT
 from .lori import LoRI
 from .lotr import LoTR
 from .mos import MoS
+from .mtlora import MTLoRA
 from .nlora import NLoRA
 from .oft import OFT
 from .pissa import PiSSA
@@ -48,6 +49,7 @@ __all__ = [
     "LoRI",
     "LoReFT",
     "LoTR",
+    "MTLoRA",
     "Method",
     "MoS",
     "NLoRA",
