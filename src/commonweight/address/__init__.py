@@ -1,4 +1,5 @@
 from .flat import Scatter, Segment, Signed
+from .inventory import Heads
 from .kronecker import Kronecker
 from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
@@ -9,6 +10,7 @@ __all__ = [
     "WHOLE",
     "Chosen",
     "Gather",
+    "Heads",
     "Kronecker",
     "Row",
     "Scatter",

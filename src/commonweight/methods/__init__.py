@@ -1,6 +1,7 @@
 """One file per method. Adding one: the file, its name in this list, its test, its documentation row."""
 
-from . import bottleneck, compacter, lora, loreft, lori, mos, probe, svf
+from . import bottleneck, compacter, lora, loreft, lori, mos, poly, probe, svf
+from .alphatuning import AlphaTuning
 from .bitfit import BitFit
 from .boft import BOFT
 from .bottleneck import Bottleneck
@@ -21,6 +22,7 @@ from .mtlora import MTLoRA
 from .nlora import NLoRA
 from .oft import OFT
 from .pissa import PiSSA
+from .poly import Poly
 from .probe import Probe
 from .randlora import RandLoRA
 from .registry import Method, available, families, get, method, plan, resolve
@@ -37,6 +39,7 @@ __all__ = [
     "IA3",
     "OFT",
     "SVF",
+    "AlphaTuning",
     "BitFit",
     "Bottleneck",
     "Compacter",
@@ -54,6 +57,7 @@ __all__ = [
     "MoS",
     "NLoRA",
     "PiSSA",
+    "Poly",
     "Probe",
     "RandLoRA",
     "RoAd",
@@ -74,6 +78,7 @@ __all__ = [
     "method",
     "mos",
     "plan",
+    "poly",
     "probe",
     "resolve",
     "svf",

@@ -1,0 +1,33 @@
+"""Reads of an inventory: several matrices of one kind, of which every reader takes its own combination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import serial
+
+
+def routing(logits: Tensor) -> Tensor:
+    """z_i = sigmoid(logit_i) / sum over j of sigmoid(logit_j), along the last dimension."""
+    z = torch.sigmoid(logits)
+    return z / (z.sum(-1, keepdim=True) + 1e-12)
+
+
+@serial
+@dataclass(frozen=True)
+class Heads:
+    """One matrix mixed of S, each head (a block of its columns) by weights of its own.
+
+    Shapes: pool (h, S, r, d / h), logits (h, S) -> (r, d), or (d, r) with `transpose`. Linear in: pool; the logits get
+    gradients as well. Cost: S r d products, whatever h. Source: MHR, arXiv 2211.03831, section 3; `routing` as in the
+    official code.
+    """
+
+    transpose: bool = False
+
+    def __call__(self, pool: Tensor, logits: Tensor) -> Tensor:
+        mixed = torch.einsum("hs,hsrd->rhd", routing(logits), pool).flatten(1)
+        return mixed.mT if self.transpose else mixed
