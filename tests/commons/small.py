@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -12,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
 from commonweight.commons import Commons
+from commonweight.formats.native import sealed
 
 HEADER = {"format": 1, "version": "0", "method": "lora", "config": {}, "seed": 0, "sites": {}, "plan": "0" * 16}
 
@@ -29,7 +28,7 @@ def tenant(path: Path, seed: int = 0, common: int | None = 0, **header: object) 
     if common is not None:
         tensors["common"] = numbers(common + 10**6, 30)
     about = {**HEADER, "base": "ab" * 16, "metrics": {"accuracy": seed / 100}, **header}
-    path.write_bytes(save(tensors, {"commonweight": json.dumps(about, sort_keys=True)}))
+    path.write_bytes(sealed(about, tensors))
     return path
 
 

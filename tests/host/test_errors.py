@@ -174,7 +174,7 @@ class TestFiles:
 
     def test_newer_format(self, host, path):
         self.rewrite(path, lambda m: m.update(format=99))
-        self.refused(host, path, "format 99; this version reads up to 1: upgrade")
+        self.refused(host, path, "format 99; this version reads up to 2: upgrade")
 
     def test_unknown_method(self, host, path):
         self.rewrite(path, lambda m: m.update(method="lorx"))

@@ -33,6 +33,7 @@ from .verify import Problem, problems
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..formats.coding import Choice
     from ..host import Host
 
 FORMAT = 1
@@ -126,16 +127,23 @@ class Commons:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def publish(
-        self, host: Host, name: str, *, metrics: Mapping[str, Any] | None = None, parents: Sequence[str] = ()
+        self,
+        host: Host,
+        name: str,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        parents: Sequence[str] = (),
+        codec: Choice = None,
     ) -> Manifest:
         """Writes a tenant of the host, under its name; again: a new version. When it returns, it is on disk.
 
-        parents: tenants of this store from which it was made, ``"legal"`` or ``"legal@2"``. Cost: its pools that the
-        store does not have yet, and a manifest.
+        parents: tenants of this store from which it was made, ``"legal"`` or ``"legal@2"``. codec: as for `Host.save`;
+        tenants of one common share its pools in the store when all are published with one codec. Cost: its pools that
+        the store does not have yet, and a manifest.
         """
         from ..host.files import encode
 
-        return self._publish(name, f"tenant {name}", encode(host, host[name], metrics), None, parents)
+        return self._publish(name, f"tenant {name}", encode(host, host[name], metrics, codec), None, parents)
 
     def publish_file(
         self,
@@ -271,11 +279,10 @@ class Commons:
 
     def export(self, name: str, path: str | os.PathLike[str]) -> Path:
         """Writes a tenant as the one file that `Host.load` reads: the bytes that `Host.save` would have written."""
-        from safetensors.torch import save
+        from ..formats import native
 
         got = self.fetch(name)
-        tensors = {k: got.read(k) for k in got.hashes}
-        return atomic.write(Path(path), save(tensors, {"commonweight": json.dumps(dict(got.header), sort_keys=True)}))
+        return atomic.write(Path(path), native.sealed(got.header, {k: got.read(k) for k in got.hashes}))
 
     def verify(self) -> list[Problem]:
         """Looks at every bit; an empty list when all is sound. Cost: reads every file once."""
@@ -373,6 +380,8 @@ def _split(where: str, data: bytes) -> tuple[dict[str, Any], dict[str, Content]]
     except (SafetensorError, ValueError, KeyError) as e:
         raise CommonweightError(f"{where}: not a whole tenant file ({e})") from e
     header = native.parse_header(where, raw)
+    native.verify(where, header, data)
+    header.pop("digest", None)  # every file of a store has its own
     for k, c in tensors.items():
         if c.dtype not in pool.DTYPES:
             raise CommonweightError(

@@ -1,8 +1,9 @@
 """One tenant in one safetensors file: its saved pools, and a JSON header that says what they are.
 
-Layout, version 1. Metadata key ``commonweight`` holds a JSON object:
+Layout, versions 1 and 2. Metadata key ``commonweight`` holds a JSON object:
 
-- ``format``: 1. ``version``: of the library that wrote it.
+- ``format``: 1, or 2 when a tensor is stored by a codec. ``version``: of the library that wrote it.
+- ``digest``: of the whole file, see `digest`. ``codec``: of all trained float32 pools, or {tensor: codec}.
 - ``method``, ``config``, ``seed``: the plan is a pure function of these and of the sites; ``plan`` is its digest.
 - ``sites``: {name with the first layer number as ``{}``: [out, inp, "0-5,7"]}. ``labels``: classes of the head.
 - ``base``: fingerprint of the frozen model. ``metrics``: whatever was measured when it was saved.
@@ -14,6 +15,7 @@ header does not grow with depth. ``~check`` holds one number per pool that is de
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -27,9 +29,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core import CommonweightError, Plan, Site
+from . import coding
+from .coding import Choice
 
-FORMAT = 1
+FORMAT = 2
 CHECK = "~check"
+_BLANK = "0" * 32
 _RANGES = re.compile(r"(\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*)?", re.ASCII)
 
 
@@ -116,15 +121,64 @@ def layout(plan: Plan) -> dict[str, list[str]]:
     return out
 
 
-def encode(header: Mapping[str, Any], plan: Plan, pools: Mapping[str, Tensor], check: Tensor | None) -> bytes:
-    """The file's bytes. Cost: one copy of the saved pools."""
-    tensors = {}
-    for key, names in layout(plan).items():
+def encode(
+    header: Mapping[str, Any], plan: Plan, pools: Mapping[str, Tensor], check: Tensor | None, codec: Choice = None
+) -> bytes:
+    """The file's bytes. codec: see `coding.choose`. Cost: one copy of the saved pools."""
+    tensors, order = {}, layout(plan)
+    codecs = coding.choose(plan, order, codec)
+    about = {"codec": coding.told(plan, order, codecs)} if codecs else {}
+    for key, names in order.items():
         parts = [pools[n].detach().cpu() for n in names]
         tensors[key] = torch.stack(parts) if len(parts) > 1 else parts[0].contiguous()
+        if key in codecs:
+            tensors[key] = coding.pack(plan, key, names, tensors[key], codecs[key], "common" in header)
     if check is not None and check.numel():
         tensors[CHECK] = check
-    return save(tensors, {"commonweight": json.dumps({"format": FORMAT, **header}, sort_keys=True)})
+    return sealed({"format": 2 if codecs else 1, **header, **about}, tensors)
+
+
+def rounded(plan: Plan, pools: Mapping[str, Tensor], codec: Choice, common: bool) -> dict[str, Tensor]:
+    """The coded pools as a file with this codec gives them back: encoding them again loses nothing."""
+    order, out = layout(plan), {}
+    for key, codec_ in coding.choose(plan, order, codec).items():
+        names = order[key]
+        value = torch.stack([pools[n].detach().cpu() for n in names])
+        value = value if len(names) > 1 else value[0]
+        stored = coding.pack(plan, key, names, value, codec_, common)
+        back = coding.unpack(key, plan, key, names, stored, codec_, common)
+        out.update(zip(names, back if len(names) > 1 else [back]))
+    return out
+
+
+def sealed(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """A file's bytes, with their digest in the header."""
+    text = json.dumps({**header, "digest": _BLANK}, sort_keys=True)
+    data = bytearray(save(dict(tensors), {"commonweight": text}))
+    at = _place(data, _BLANK)
+    data[at : at + len(_BLANK)] = digest(data, _BLANK).encode()
+    return bytes(data)
+
+
+def digest(data: bytes | bytearray, said: str) -> str:
+    """BLAKE2b-128 of a file's bytes with the 32 digits of its ``digest``, here `said`, read as zeros."""
+    h, at = hashlib.blake2b(digest_size=16), _place(data, said)
+    for part in (memoryview(data)[:at], _BLANK.encode(), memoryview(data)[at + len(said) :]):
+        h.update(part)
+    return h.hexdigest()
+
+
+def _place(data: bytes | bytearray, said: str) -> int:
+    """Where in a file its digest stands, quotation marks escaped as they are in a string within JSON."""
+    mark = b'\\"digest\\": \\"'
+    return max(0, data.find(mark + said.encode())) + len(mark)
+
+
+def verify(where: str, header: Mapping[str, Any], data: bytes) -> None:
+    """Raises: CommonweightError when a bit of the file is not as it was written. Files of old may have no digest."""
+    said = header.get("digest")
+    if said is not None and digest(data, said) != said:
+        raise CommonweightError(f"{where}: this file was altered; it does not have the content its digest says")
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -144,6 +198,11 @@ def parse_header(where: str, raw: str) -> dict[str, Any]:
         header = json.loads(raw)
     except (ValueError, RecursionError) as e:
         raise _damaged(where, str(e)) from e
+    return look(where, header)
+
+
+def look(where: str, header: Any) -> dict[str, Any]:
+    """A header with every field looked at."""
     if not isinstance(header, dict):
         raise _damaged(where, "it is no JSON object")
     version = header.get("format")
@@ -182,14 +241,18 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "labels": _names,
     "metrics": _object,
     "common": _text,
+    "codec": coding.fits_header,
+    "digest": lambda v: _text(v) and re.fullmatch("[0-9a-f]{32}", v) is not None,
 }
-_OPTIONAL = ("version", "labels", "metrics", "common")
+_OPTIONAL = ("version", "labels", "metrics", "common", "codec", "digest")
 
 
-def decode(path: Path, plan: Plan) -> tuple[dict[str, Tensor], Tensor | None]:
-    """(saved pools by name, check numbers), every name, shape, dtype and value looked at."""
+def decode(path: Path, plan: Plan, header: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """(saved pools by name, check numbers), every name, shape, dtype, value and at last every bit looked at."""
     with _open(path) as f:
-        return unpack(str(path), plan, f.keys(), partial(_tensor, path, f))
+        found = unpack(str(path), header, plan, f.keys(), partial(_tensor, path, f))
+    verify(str(path), header, path.read_bytes())
+    return found
 
 
 def _tensor(path: Path, f: Any, key: str) -> Tensor:
@@ -201,6 +264,7 @@ def _tensor(path: Path, f: Any, key: str) -> Tensor:
 
 def unpack(
     where: str,
+    header: Mapping[str, Any],
     plan: Plan,
     there: Iterable[str],
     get: Callable[[str], Tensor],
@@ -209,6 +273,7 @@ def unpack(
     """`decode`, wherever the tensors named in `there` come from. known: pools at hand, which need no `get`."""
     out: dict[str, Tensor] = {}
     there, wanted, known = set(there), layout(plan), known or {}
+    codecs, common = coding.read(where, plan, wanted, header.get("codec")), "common" in header
     if there - {CHECK} != set(wanted):
         missing, extra = sorted(set(wanted) - there), sorted(there - set(wanted) - {CHECK})
         raise CommonweightError(f"{where}: missing pools {missing[:3]}, unknown pools {extra[:3]}")
@@ -217,6 +282,8 @@ def unpack(
             out.update({n: known[n] for n in names})
             continue
         value, pool = get(key), plan.pools[names[0]]
+        if key in codecs:
+            value = coding.unpack(where, plan, key, names, value, codecs[key], common)
         shape = pool.shape if len(names) == 1 else (len(names), *pool.shape)
         if tuple(value.shape) != shape or value.dtype != getattr(torch, pool.dtype):
             raise CommonweightError(

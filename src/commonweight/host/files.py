@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError, Plan, Rng, build, dump
-from ..formats import atomic, native
+from ..formats import atomic, coding, native
+from ..formats.coding import Choice
 from ..methods import get, head
 from ..methods import plan as make_plan
 
@@ -38,11 +39,11 @@ class Source(Protocol):
     def fetch(self, name: str) -> Stored: ...
 
 
-def save(host: Host, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | None) -> Path:
-    return atomic.write(path, encode(host, tenant, metrics))
+def save(host: Host, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | None, codec: Choice = None) -> Path:
+    return atomic.write(path, encode(host, tenant, metrics, codec))
 
 
-def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None) -> bytes:
+def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec: Choice = None) -> bytes:
     """The bytes of the tenant's file."""
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
@@ -66,32 +67,47 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None) -> byt
         header["metrics"] = metrics
     if tenant.common is not None:
         header["common"] = tenant.common.name
-    return native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools))
+    with _named(tenant.name):
+        return native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools), codec)
+
+
+def settle(tenant: Tenant, codec: Choice) -> None:
+    """Gives the pools the values that they will have after saving with this codec and loading; see `coding.choose`.
+
+    Then what is measured is what the file holds. Raises: as saving does; the pools are then as they were.
+    """
+    with _named(tenant.name):
+        values = native.rounded(tenant.plan, tenant.pools, codec, tenant.common is not None)
+    with torch.no_grad():
+        for name, value in values.items():
+            tenant.pools[name].copy_(value)
 
 
 def load(host: Host, name: str, path: Path, check_base: bool) -> Tenant:
-    return _enter(
-        host, name, str(path), native.read_header(path), lambda plan: (*native.decode(path, plan), {}), check_base
-    )
+    header = native.read_header(path)
+    return _enter(host, name, str(path), header, lambda plan: (*native.decode(path, plan, header), {}), check_base)
 
 
 def load_stored(host: Host, name: str, stored: Stored, check_base: bool) -> Tenant:
     """A stored pool that is frozen, or of a common, exists once per host, however many read it; others are copies."""
-    of = stored.header.get("common")
+    header = native.look(stored.where, dict(stored.header))
+    of = header.get("common")
 
     def read(plan: Plan) -> Read:
+        order = native.layout(plan)
+        codecs = coding.read(stored.where, plan, order, header.get("codec"))
         common = {
-            n: (stored.hashes.get(tensor), None if len(names) == 1 else row)
-            for tensor, names in native.layout(plan).items()
+            n: (stored.hashes.get(tensor), None if len(names) == 1 else row, codecs.get(tensor))
+            for tensor, names in order.items()
             for row, n in enumerate(names)
             if not plan.pools[n].train or (of is not None and plan.pools[n].scope == "shared")
         }
         known = {n: host._frozen[k] for n, k in common.items() if k in host._frozen}
         known = {n: t for n, t in known.items() if tuple(t.shape) == plan.pools[n].shape}
-        pools, check = native.unpack(stored.where, plan, stored.hashes, stored.read, known)
+        pools, check = native.unpack(stored.where, header, plan, stored.hashes, stored.read, known)
         return pools, check, common
 
-    return _enter(host, name, stored.where, stored.header, read, check_base)
+    return _enter(host, name, stored.where, header, read, check_base)
 
 
 Read = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]

@@ -124,7 +124,8 @@ class Tenant:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pools that a file would hold, those of a common included."""
+        """Bytes of the pools that a file would hold, those of a common included, as they are here: a codec makes the
+        file smaller than this, `Host.save` returns its path."""
         return sum(self.pools[n].nbytes for n, p in self.plan.pools.items() if p.save)
 
     @property
