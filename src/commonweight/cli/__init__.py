@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, methods, store
+from . import adapt, compare, merge, methods, statistics, store
 from .errors import explain
 
 app = typer.Typer(
@@ -22,7 +22,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("adapt", epilog=adapt.EXAMPLES)(adapt.command)
+app.command("compare", epilog=compare.EXAMPLES)(compare.command)
+app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)
+app.command("statistics", epilog=statistics.EXAMPLES)(statistics.command)
 app.add_typer(store.app, name="store", epilog=store.EXAMPLES)
 
 

@@ -233,6 +233,11 @@ def _parts(hint: Any) -> tuple[tuple[Any, ...], Range | Beside | None]:
     return tuple(k for kinds, _ in found for k in kinds), next((r for _, r in found if r), None)
 
 
+def limit(hint: Any) -> Range | Beside | None:
+    """What an option's annotation says of its values."""
+    return _parts(hint)[1]
+
+
 def _number(owner: str, name: str, value: Any, limit: Range | None) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
         raise CommonweightError(f"{owner}: {name} is {value!r}; wanted a finite number")

@@ -46,7 +46,7 @@ class File:
         """Elements first .. first + count, flat. Reading, unlike a mapping, fails by an error and not by a signal."""
         e = self.entries[name]
         out = torch.empty(count, dtype=e.dtype)
-        view = memoryview(out.view(torch.uint8).numpy())
+        view = out.view(torch.uint8).numpy().data
         at = e.start + first * e.dtype.itemsize
         while len(view):
             try:

@@ -47,8 +47,8 @@ class Memory:
 
     def __init__(self, label: str, tensors: Mapping[str, Tensor]):
         self.label, self._tensors = label, tensors
-        self.shapes = {n: tuple(t.shape) for n, t in tensors.items()}
-        self.dtypes = {n: t.dtype for n, t in tensors.items()}
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in tensors.items()}
+        self.dtypes: Mapping[str, torch.dtype] = {n: t.dtype for n, t in tensors.items()}
 
     def flat(self, name: str, start: int, count: int) -> Tensor:
         t = self._tensors[name].detach()
@@ -74,15 +74,15 @@ class Files:
 
     def __init__(self, label: str, files: list[Path]):
         self.label, self.files = label, tuple(files)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
         self._home: dict[str, File] = {}
         for path in files:
             file = File(path, label)
-            for name, e in file.entries.items():
+            for name in file.entries:
                 if name in self._home:
                     raise CommonweightError(f"{label}: {name} is in {self._home[name].path.name} and in {path.name}")
-                self._home[name], self.shapes[name], self.dtypes[name] = file, e.shape, e.dtype
+                self._home[name] = file
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: f.entries[n].shape for n, f in self._home.items()}
+        self.dtypes: Mapping[str, torch.dtype] = {n: f.entries[n].dtype for n, f in self._home.items()}
 
     def flat(self, name: str, start: int, count: int) -> Tensor:
         return self._home[name].read(name, start, count)

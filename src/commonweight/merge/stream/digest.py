@@ -31,8 +31,8 @@ class Running:
         whole = data.numel() // ROW * ROW
         if whole:
             words = data[:whole].view(torch.int64).view(-1, ROW // 8)
-            self._hash.update(memoryview(words.sum(1).numpy()))
-            self._hash.update(memoryview(words.sum(0).numpy()))
+            self._hash.update(words.sum(1).numpy().data)
+            self._hash.update(words.sum(0).numpy().data)
         self._hash.update(data[whole:].numpy().tobytes())
 
     def value(self) -> bytes:

@@ -89,7 +89,7 @@ class Shards:
     def write(self, name: str, start: int, values: Tensor) -> None:
         fd, at, dtype = self._at[name]
         data = values.contiguous().view(torch.uint8).numpy()
-        _write(fd, memoryview(data), at + start * dtype.itemsize, self._folder)
+        _write(fd, data.data, at + start * dtype.itemsize, self._folder)
         self._dirty += data.nbytes
         if self._dirty > 1 << 26:
             self._dirty = 0
@@ -99,7 +99,7 @@ class Shards:
         """What was written, for a check."""
         fd, at, dtype = self._at[name]
         out = torch.empty(count, dtype=dtype)
-        view = memoryview(out.view(torch.uint8).numpy())
+        view = out.view(torch.uint8).numpy().data
         os.preadv(fd, [view], at + start * dtype.itemsize)
         return out
 

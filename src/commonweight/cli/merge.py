@@ -1,0 +1,147 @@
+"""commonweight merge: models into one, by a recipe or by options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """[bold]Examples[/bold]
+
+What a recipe would read, compute and write; then the merge itself:
+
+  commonweight merge recipe.yaml --plan
+  commonweight merge recipe.yaml --out merged
+
+Without a file:
+
+  commonweight merge --method ties --base ./base ./math ./code -o density=0.2 --out merged
+
+A merge that was killed goes on where it stopped, and ends with the same bytes:
+
+  commonweight merge recipe.yaml --out merged --resume
+"""
+
+
+def command(
+    inputs: Annotated[list[str], typer.Argument(help="A recipe (.yaml); with --method, the models.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the merged model; it must not be there yet.")] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Instead of a recipe.")] = None,
+    base: Annotated[str | None, typer.Option(help="The model that the others were trained from.")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", "-w", help="One for each model, in their order.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; may be repeated."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the result: float32, float16 or bfloat16.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and do nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a merge that was killed.")] = False,
+    threads: Annotated[int | None, typer.Option(help="How many work side by side (all processors).")] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest file, as in 5GB or 500MB.")] = "5GB",
+) -> None:
+    """Merge models into one: streamed from disk to disk, in bounded memory."""
+    from ..core import CommonweightError
+    from ..merge import folder
+    from ..merge import plan as plans
+    from ..merge.recipe import load
+    from ..merge.recipe.build import build
+    from ..merge.run import cores
+
+    most = _bytes(shard_size)
+    if threads is not None and threads < 1:
+        raise CommonweightError(f"--threads is {threads}; it must be at least 1")
+    if out is None and not plan:
+        raise CommonweightError("--out is missing: the folder of the merged model (or --plan, to look first)")
+    recipe: Any
+    if method is not None:
+        recipe = {"method": method, "models": list(inputs), "options": dict(map(_option, option or []))}
+        recipe |= {k: v for k, v in (("base", base), ("weights", weight), ("dtype", dtype)) if v}
+    elif len(inputs) > 1:
+        raise CommonweightError(f"{len(inputs)} recipes came; give one, or --method and the models")
+    elif base or weight or option or dtype:
+        raise CommonweightError("--base, --weight, --option and --dtype go with --method; a recipe says them itself")
+    else:
+        recipe = Path(inputs[0])
+    built = build(load(recipe))
+    if plan:
+        typer.echo(plans.text(plans.plan(built, threads or cores(), most)))
+        return
+    assert out is not None
+    for notice in built.notices:
+        typer.echo(f"notice: {notice}", err=True)
+    try:
+        with Bar(sum(t.numel for t in built.tasks)) as bar:
+            found = folder.write(
+                built,
+                out,
+                resume=resume,
+                threads=threads,
+                shard_bytes=most,
+                watch=bar,
+                say=lambda t: typer.echo(t, err=True),
+            )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with --resume goes on where it stopped", err=True)
+        raise typer.Exit(130) from None
+    reused = f", {found.reused} of them from before" if found.reused else ""
+    typer.echo(f"{found.folder}: {found.tensors} tensors{reused}, {found.nbytes:,} bytes")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    from ..core import CommonweightError
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CommonweightError(f"--option {text}: wanted a name and a value, as in density=0.2")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise CommonweightError(f"--option {text}: {value!r} cannot be read") from e
+    try:
+        return name, float(found) if isinstance(found, str) else found
+    except ValueError:
+        return name, found
+
+
+def _bytes(text: str) -> int:
+    import re
+
+    from ..core import CommonweightError
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)b?\s*", text, re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise CommonweightError(f"--shard-size {text}: wanted a size like 5GB or 500MB")
+    return max(1, int(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()]))
+
+
+class Bar:
+    """A progress bar on stderr where that is a terminal; elsewhere nothing."""
+
+    def __init__(self, total: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._row = self._bar.add_task("merging", total=total)
+        self._looked, self._total = 0, total
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, phase: str, n: int) -> None:
+        if phase == "look":
+            self._looked += n
+            self._bar.update(self._row, description=f"merging (looked {self._looked / self._total:.1f} times)")
+        else:
+            self._bar.update(self._row, advance=n)

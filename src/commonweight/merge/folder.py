@@ -1,0 +1,160 @@
+"""A merge into a folder: it appears whole or not at all, and goes on after a kill where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..core import CommonweightError
+from ..formats import atomic
+from . import card
+from .recipe.build import Built
+from .run import cores
+from .stream import digest, shards
+from .stream.engine import Engine, Watch
+from .stream.journal import Journal
+from .stream.work import Task
+
+SHARD = 5_000_000_000  # bytes, as transformers writes
+RECORD = "merge.json"
+_FORMAT = 1  # of the grid and the digests: another one reuses nothing
+
+
+class Result(NamedTuple):
+    """folder: the model; reused: tensors that an earlier run had finished; nbytes: of all weights."""
+
+    folder: Path
+    tensors: int
+    reused: int
+    nbytes: int
+
+
+def write(
+    built: Built,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    shard_bytes: int = SHARD,
+    watch: Watch | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """Writes the merged model: weights, config, tokenizer, card, and where it all came from (merge.json).
+
+    Work goes on in `.OUT.merging` beside it, which is renamed at the end. An error of the input removes it; a kill or
+    a full disk leaves it, and resume=True then redoes no tensor whose recipe, inputs and output are, by their digests,
+    what they were. Raises: CommonweightError when `out` is there already, or another process is making it.
+    """
+    out, say = Path(out), say or (lambda text: None)
+    if out.exists() or out.is_symlink():
+        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+    if not out.absolute().parent.is_dir():
+        raise CommonweightError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
+    part = out.absolute().parent / f".{out.name}.merging"
+    lock = _lock(part, keep=resume)
+    try:
+        result = _work(built, part, out, resume, Engine(threads or cores(), watch), shard_bytes, say)
+    except CommonweightError as e:
+        if "no space left" not in str(e):
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+    return result
+
+
+def _work(
+    built: Built, part: Path, out: Path, resume: bool, engine: Engine, most: int, say: Callable[[str], None]
+) -> Result:
+    key = digest.of_value([_FORMAT, *map(_describe, built.tasks)])
+    metadata = {
+        "format": "pt",
+        "commonweight": json.dumps({"version": __version__, "merge": key, "inputs": shards.EMPTY}),
+    }
+    plan = shards.layout(built.tasks, most, metadata)
+    wanted = {s.file for s in plan}
+    for old in part.glob("*.safetensors"):
+        if old.name not in wanted:
+            old.unlink()
+    sink = shards.Shards(part, plan)
+    journal = Journal(part, key, sink.fresh)
+    try:
+        known = dict(journal.done)
+        if resume:
+            say(_resumed(journal, len(known)))
+        redone = 0
+        for done in engine.run(built.tasks, sink, sink, known):
+            journal.add(done)
+            redone += 1
+        inputs = _inputs(built, journal)
+        total = digest.of_value(inputs)
+        sink.seal(total)
+    finally:
+        journal.close()
+        sink.close()
+    record = {
+        "commonweight": __version__, "merge": key, "digest of the inputs": total, "recipe": built.recipe.text,
+        "inputs": inputs, "notices": list(built.notices),
+    }  # fmt: skip
+    if len(plan) > 1:
+        atomic.write(part / "model.safetensors.index.json", shards.index(plan))
+    atomic.write(part / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    card.beside(built, part)
+    (part / "journal.jsonl").unlink()
+    atomic.sync(part)
+    if out.exists():
+        raise CommonweightError(f"{out}: appeared while it was being made; move it, then --resume")
+    os.replace(part, out)
+    atomic.sync(out.absolute().parent)
+    tensors = len(built.tasks)
+    return Result(out, tensors, tensors - redone, sum(s.size for s in plan))
+
+
+def _resumed(journal: Journal, known: int) -> str:
+    if journal.stale:
+        return "the recipe is another than that of the unfinished merge: everything is done anew"
+    return f"{known} tensors were finished; they are checked against their inputs" if known else "nothing to resume"
+
+
+def _describe(task: Task) -> list[Any]:
+    """All that decides a tensor, but for the numbers themselves."""
+    how = None if task.job is None else [task.job.method.name, task.job.config]
+    where = [[r.name, list(r.source.shapes[r.name]), str(r.dtype)] for r in task.reads]
+    return [*task.at, how, where, len(task.models), str(task.dtype)]
+
+
+def _inputs(built: Built, journal: Journal) -> dict[str, dict[str, Any]]:
+    """Model as the recipe names it -> its files, and one digest of all that was read of it."""
+    names = {id(s): n for n, s in built.sources.items()}
+    found: dict[str, list[tuple[str, str]]] = {n: [] for n in built.sources}
+    for task in built.tasks:
+        for read, mark in zip(task.reads, journal.done[task.at.name].inputs):
+            found[names[id(read.source)]].append((read.name, mark))
+    return {
+        n: {"files": [f.name for f in built.sources[n].files], "digest": digest.of_value(sorted(set(marks)))}
+        for n, marks in found.items()
+    }
+
+
+def _lock(part: Path, keep: bool) -> int:
+    """Makes the folder, or finds it; a process that is at work in it has it locked."""
+    part.mkdir(exist_ok=True)
+    handle = os.open(part, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as e:
+        os.close(handle)
+        raise CommonweightError(f"{part}: another process is at work there; wait for it, or stop it") from e
+    if not keep:
+        for old in part.iterdir():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return handle

@@ -1,0 +1,106 @@
+"""What a merge would do, in figures, without reading a number."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from .folder import SHARD
+from .recipe.build import Built
+from .stream import grid, shards
+from .stream.work import Task
+
+FLOOR = 160_000_000  # bytes: Python and torch, before anything is read
+
+
+class Step(NamedTuple):
+    """A method with one configuration. rounds: how often all is read before the merge itself, at most."""
+
+    method: str
+    options: dict[str, Any]
+    tensors: int
+    numel: int
+    by: str
+    survey: str | None
+
+
+class Plan(NamedTuple):
+    """reads: model -> (tensors, bytes), read once a pass; writes: file -> bytes; memory: bound of anonymous bytes."""
+
+    reads: dict[str, tuple[int, int]]
+    steps: list[Step]
+    writes: dict[str, int]
+    memory: int
+    largest: str | None
+    notices: list[str]
+
+
+def plan(built: Built, threads: int, shard_bytes: int = SHARD) -> Plan:
+    """memory: without methods that need whole tensors it does not depend on the model; else `largest` decides."""
+    names = {id(s): n for n, s in built.sources.items()}
+    tensors: dict[str, dict[str, int]] = {n: {} for n in built.sources}
+    for task in built.tasks:
+        for r in task.reads:
+            tensors[names[id(r.source)]][r.name] = task.numel * r.dtype.itemsize
+    steps, seen = [], Counter(t.job for t in built.tasks)
+    for job in seen:
+        mine = [t for t in built.tasks if t.job is job]
+        numel = sum(t.numel for t in mine)
+        if job is None:
+            steps.append(Step("copy", {}, len(mine), numel, "element", None))
+        else:
+            steps.append(Step(job.method.name, dict(job.config), len(mine), numel, job.by, job.scope))
+    files = shards.layout(built.tasks, shard_bytes, {"format": "pt"})
+    whole = max((t for t in built.tasks if t.job and t.job.by == "tensor"), key=_bytes, default=None)
+    pieces = max((_bytes(t) for t in built.tasks if not (t.job and t.job.by == "tensor")), default=0)
+    return Plan(
+        {n: (len(t), sum(t.values())) for n, t in tensors.items()},
+        steps,
+        {s.file: s.size for s in files},
+        FLOOR + max(threads * pieces, _bytes(whole) if whole else 0),
+        whole.at.name if whole else None,
+        list(built.notices),
+    )
+
+
+def _bytes(task: Task) -> int:
+    """Of one piece: inputs, task vectors, masks and temporaries; whole tensors are decomposed in float64."""
+    n = max((math.prod(p.shape) for p in _largest(task)), default=0)
+    inputs = len(task.reads)
+    if task.job is not None and task.job.by == "tensor":
+        return n * 4 * (2 * inputs + 6) + n * 8 * 6
+    counts = inputs * 2 * (1 << 16) * 8 * 2 if task.job is not None and task.job.scope else 0
+    return n * 4 * (4 * inputs + 8) + counts
+
+
+def _largest(task: Task) -> Iterable[grid.Piece]:
+    first = next(iter(task.pieces()), None)
+    return [] if first is None else [first]
+
+
+def text(p: Plan) -> str:
+    lines = ["reads"]
+    lines += [f"  {n}: {t} tensors, {b:,} bytes" for n, (t, b) in p.reads.items()]
+    lines.append("computes")
+    for s in p.steps:
+        said = ", ".join(f"{k}={_short(v)}" for k, v in s.options.items() if v is not None)
+        passes = {None: "one pass", "tensor": "looks at each tensor first, then merges it"}.get(
+            s.survey, "looks at the whole model first, in passes of its own"
+        )
+        piece = {"tensor": "whole tensors", "row": "whole rows"}.get(s.by, "pieces")
+        lines.append(f"  {s.method} ({said}): {s.tensors} tensors, {s.numel:,} numbers; {passes}; {piece}")
+    lines.append("writes")
+    lines += [f"  {f}: {b:,} bytes" for f, b in p.writes.items()]
+    bound = f"memory: at most {p.memory:,} bytes"
+    lines.append(f"{bound}, for the whole of {p.largest}" if p.largest else f"{bound}, whatever the model's size")
+    return "\n".join([*lines, *(f"notice: {n}" for n in p.notices)])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and value and all(v == value[0] for v in value):
+        return _short(value[0])
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "[" + ", ".join(map(_short, value)) + "]" if isinstance(value, tuple) else str(value)

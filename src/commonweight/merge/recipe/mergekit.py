@@ -1,0 +1,189 @@
+"""mergekit's recipe files (version 0.1.5), by their documentation and by what it does with them.
+
+Read: its 20 methods with their parameters and defaults; models, slices; base_model; parameters at every level with
+gradients and filters; dtype, out_dtype; tokenizer_source and tokenizer. A method is run in its mergekit form.
+Differs: all arithmetic is in float32, whatever dtype says. Not read: modules, residual_weight, and those in NOTICED,
+which are named in a notice. `model+adapter` is a model with a LoRA adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...core import CommonweightError, unknown
+from .own import DTYPES, _keys, _list, _mapping, _text
+from .settings import Cases, Gradient
+from .types import WEIGHT, Input, Recipe, Slice, Vocabulary
+
+KEYS = (
+    "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
+    "tokenizer", "chat_template", "modules", "name",
+)  # fmt: skip
+NOTICED = {
+    "chat_template": "the template of the tokenizer that is taken stays",
+    "name": "mergekit-multi's name of a step",
+    "int8_mask": "it saves memory there and changes nothing",
+}
+_SUM = {"lambda": 1.0, "normalize": False}
+_TIES = {"lambda": 1.0, "normalize": True, "density": 1.0}
+_DARE = {"lambda": 1.0, "normalize": False, "density": 1.0, "rescale": True}
+_CRUMBS = {"lambda": 1.0, "normalize": False, "density": 1.0, "gamma": 0.01}
+# method -> its parameters beside weight, with their defaults (...: it has none)
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {"normalize": True},
+    "slerp": {"t": ...},
+    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+    "multislerp": {"normalize_weights": True, "eps": 1e-8},
+    "karcher": {"max_iter": 10, "tol": 1e-5},
+    "task_arithmetic": _SUM,
+    "ties": _TIES,
+    "dare_linear": _DARE,
+    "dare_ties": _DARE,
+    "della": {**_DARE, "normalize": True, "epsilon": 0.15},
+    "della_linear": {**_DARE, "epsilon": 0.15},
+    "breadcrumbs": _CRUMBS,
+    "breadcrumbs_ties": _CRUMBS,
+    "model_stock": {"filter_wise": False},
+    "nearswap": {"t": ...},
+    "arcee_fusion": {},
+    "passthrough": {"scale": 1.0},
+    "ram": {"epsilon": 1e-5},
+    "ramplus_tl": {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
+    "sce": {"select_topk": 1.0},
+}
+WEIGHTED = {"linear", "nuslerp", "multislerp", *(m for m, p in METHODS.items() if "lambda" in p)}
+_EVERY = {WEIGHT, "int8_mask", "density", "rescale", *(p for ps in METHODS.values() for p in ps)}
+
+
+def read(body: Mapping[str, Any]) -> Recipe:
+    """Raises: CommonweightError for what it does not read, by name."""
+    _keys("recipe", body, KEYS)
+    method = body["merge_method"]
+    if method not in METHODS:
+        raise unknown("merge_method", str(method), METHODS)
+    if "modules" in body:
+        raise CommonweightError("modules: this is not read; merge each module by a recipe of its own")
+    if ("models" in body) == ("slices" in body):
+        raise CommonweightError("recipe: give either models or slices")
+    notices = [f"{k} is not used: {NOTICED[k]}" for k in NOTICED if k in body]
+    p = _Parameters(method, notices)
+    base = _text("base_model", body.get("base_model"))
+    if "models" in body:
+        slices: tuple[Slice, ...] = (Slice(p.inputs("models", body["models"], False)),)
+    else:
+        slices = tuple(_slice(p, i, s) for i, s in enumerate(_list("slices", body["slices"])))
+    settings = {**p.defaults(), **p.settings("parameters", body.get("parameters"))}
+    for key in ("dtype", "out_dtype"):
+        if body.get(key) is not None and body[key] not in DTYPES:
+            raise unknown(key, str(body[key]), DTYPES)
+    if body.get("dtype"):
+        notices.append(f"dtype: {body['dtype']} is the result's; the arithmetic is in float32")
+    return Recipe(
+        method, slices, base, settings, dtype=body.get("out_dtype") or body.get("dtype"),
+        vocabulary=_vocabulary(body), roles=True, notices=tuple(dict.fromkeys(notices)),
+    )  # fmt: skip
+
+
+class _Parameters:
+    """Their parameters' names and values as our options'."""
+
+    def __init__(self, method: str, notices: list[str]):
+        self.method, self.known, self.notices = method, METHODS[method], notices
+
+    def defaults(self) -> dict[str, Any]:
+        found = {k: v for k, v in self.known.items() if v is not ...}
+        return {**self._ours("defaults", found), "compat": "mergekit"}
+
+    def settings(self, where: str, body: Any) -> dict[str, Any]:
+        if body is None:
+            return {}
+        found = {}
+        for key, value in _mapping(where, body).items():
+            if key not in _EVERY:
+                raise unknown(f"parameter in {where}", str(key), [*self.known, WEIGHT])
+            if key == "int8_mask":
+                self.notices.append(f"int8_mask is not used: {NOTICED['int8_mask']}")
+            elif key == "rescale" and key not in self.known and value not in (False, None):
+                raise CommonweightError(f"{where}: rescale is {value!r}; {self.method} is not rescaled here")
+            elif key not in self.known and not (key == WEIGHT and self.method in WEIGHTED):
+                self.notices.append(f"{where}: {key} is not used by {self.method}")
+            else:
+                found[key] = _setting(f"{where}.{key}", value)
+        return self._ours(where, found)
+
+    def inputs(self, where: str, body: Any, layers: bool) -> tuple[Input, ...]:
+        out = []
+        for i, entry in enumerate(_list(where, body)):
+            here = f"{where}[{i}]"
+            _keys(here, _mapping(here, entry), ("model", "parameters", *(("layer_range",) if layers else ())))
+            span = entry.get("layer_range")
+            if layers and not (isinstance(span, list) and len(span) == 2 and 0 <= span[0] < span[1]):
+                raise CommonweightError(f"{here}: layer_range is {span!r}; wanted [first, last + 1]")
+            model = _text(f"{here}.model", entry.get("model"))
+            if model is None:
+                raise CommonweightError(f"{here}: model is missing")
+            settings = self.settings(f"{here}.parameters", entry.get("parameters"))
+            out.append(Input(model, settings, (span[0], span[1]) if span else None))
+        return tuple(out)
+
+    def _ours(self, where: str, found: dict[str, Any]) -> dict[str, Any]:
+        out = {{"lambda": "scale"}.get(k, k): v for k, v in found.items() if not k.startswith("nuslerp_")}
+        if self.method == "nuslerp" and found.keys() & METHODS["nuslerp"]:
+            flags = {**METHODS["nuslerp"], **found}
+            if not all(isinstance(flags[k], bool) for k in METHODS["nuslerp"]):
+                raise CommonweightError(f"{where}: nuslerp_flatten and nuslerp_row_wise must be true or false")
+            by_part = "column" if flags["nuslerp_row_wise"] else "row"
+            out["over"] = "tensor" if flags["nuslerp_flatten"] else by_part
+        return out
+
+
+def _slice(p: _Parameters, i: int, body: Any) -> Slice:
+    where = f"slices[{i}]"
+    _keys(where, _mapping(where, body), ("sources", "parameters", "base_model", "residual_weight"))
+    for key in ("base_model", "residual_weight"):
+        if body.get(key) is not None:
+            raise CommonweightError(f"{where}: {key} is not read in a slice")
+    return Slice(
+        p.inputs(f"{where}.sources", body.get("sources"), True),
+        p.settings(f"{where}.parameters", body.get("parameters")),
+    )
+
+
+def _setting(where: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        return _number(value)
+    if any(isinstance(v, Mapping) for v in value):
+        cases = []
+        for i, v in enumerate(value):
+            _keys(f"{where}[{i}]", _mapping(f"{where}[{i}]", v), ("filter", "value"))
+            part = v.get("filter")
+            cases.append((None if part in (None, "*") else str(part), _setting(f"{where}[{i}].value", v.get("value"))))
+        return Cases(tuple(cases))
+    return Gradient(tuple(map(_number, value))) if value else None
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-5, without a point, as a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _vocabulary(body: Mapping[str, Any]) -> Vocabulary | None:
+    if body.get("tokenizer_source") is not None:
+        return Vocabulary(str(body["tokenizer_source"]))
+    found = body.get("tokenizer")
+    if found is None:
+        return None
+    _keys("tokenizer", _mapping("tokenizer", found), ("source", "tokens", "pad_to_multiple_of"))
+    tokens = {}
+    for token, entry in (found.get("tokens") or {}).items():
+        source = _mapping(f"tokenizer.tokens.{token}", entry).get("source")
+        if not isinstance(source, str) or entry.get("force"):
+            raise CommonweightError(f"tokenizer.tokens.{token}: only `source: MODEL` is read, without force")
+        tokens[str(token)] = source
+    return Vocabulary(str(found.get("source", "union")), tokens, int(found.get("pad_to_multiple_of") or 1))

@@ -1,0 +1,70 @@
+"""A recipe as data, whichever file it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .settings import Select
+
+Settings = Mapping[str, Any]
+WEIGHT = "weight"  # among an input's settings
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model, or blocks first .. last - 1 of it. settings: its own, `weight` among them."""
+
+    model: str
+    settings: Settings = field(default_factory=dict)
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Models merged with one another: whole, or as many blocks of each, which become the next blocks of the result."""
+
+    inputs: tuple[Input, ...]
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What differs for some tensors: a method, settings, weights; or `take`: the tensor of one model; or drop."""
+
+    select: Select
+    method: str | None = None
+    settings: Settings = field(default_factory=dict)
+    weights: tuple[Any, ...] | None = None
+    take: str | None = None
+    drop: bool = False
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """source: "base", "union" or a model. tokens: token -> model whose embedding it has. multiple: rows are padded."""
+
+    source: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """method over slices. settings: for all; text: the file, or what it would be; notices: what is read but not used.
+
+    roles: the base is listed among the inputs too, and the method decides whether it is merged (as in mergekit).
+    """
+
+    method: str
+    slices: tuple[Slice, ...]
+    base: str | None = None
+    settings: Settings = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    dtype: str | None = None
+    vocabulary: Vocabulary | None = None
+    roles: bool = False
+    folder: str = "."
+    text: str = ""
+    notices: tuple[str, ...] = ()
