@@ -2,6 +2,7 @@
 
 from .anchored import Anchored
 from .bottleneck import Bottleneck
+from .coded import Coded
 from .intervene import Edit
 from .low_rank import LowRank
 from .magnitude import Magnitude
@@ -16,6 +17,7 @@ __all__ = [
     "Bottleneck",
     "Butterfly",
     "Classify",
+    "Coded",
     "Edit",
     "LowRank",
     "Magnitude",
