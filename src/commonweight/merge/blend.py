@@ -117,7 +117,7 @@ def minimise(
         for step in range(steps):
             value = loss(step)
             if not value.isfinite():
-                raise CommonweightError(f"step {step}: the loss is {value.item()}; lower the learning rate")
+                raise CommonweightError(f"step {step}: the loss is {value.item()}; look at the rows, or lower the rate")
             seen.append(value.item())
             gradients = torch.autograd.grad(value, leaves, allow_unused=True)
             for leaf, g in zip(leaves, gradients):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -58,8 +59,13 @@ def collect(
     return Statistics("statistics", found, {**(header or {}), "labels": labels, "kinds": list(kinds)})
 
 
+def _run(model: nn.Module, batch: Batch) -> Any:
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k != "labels"}
+    return model(**inputs)
+
+
 def _forward(model: nn.Module, batch: Batch) -> Tensor:
-    out = model(**{k: v for k, v in batch.items() if k != "labels"})
+    out = _run(model, batch)
     scores = getattr(out, "logits", out)
     if not isinstance(scores, Tensor):
         raise CommonweightError(f"the model answers with a {type(out).__name__} without logits; give one with a head")
@@ -92,7 +98,7 @@ def _inputs(
         for batch in batches:
             given = batch.get("attention_mask")
             mask = None if given is None else given.bool()
-            model(**{k: v for k, v in batch.items() if k != "labels"})
+            _run(model, batch)
     out = {f"gram/{n}": (g / counts[n]).float() for n, g in grams.items()}
     out.update({f"activations/{n}": torch.cat(parts) for n, parts in kept.items()})
     if not out:
@@ -107,12 +113,16 @@ def _watched(model: nn.Module, see: Callable[[str, Tensor], None], names: Callab
     hooks = []
     for _, module in model.named_modules():
         if isinstance(module, nn.Linear) and names(name := known[id(module.weight)]):
-            hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: see(name, args[0])))
+            hooks.append(module.register_forward_pre_hook(partial(_hook, see, name)))
     try:
         yield
     finally:
         for h in hooks:
             h.remove()
+
+
+def _hook(see: Callable[[str, Tensor], None], name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    see(name, args[0])
 
 
 def _fisher(
@@ -146,6 +156,8 @@ def _fisher(
 def _scores(scores: Tensor, truth: Tensor | None, labels: Labels, draw: Rng) -> Iterator[tuple[float, Tensor]]:
     """(weight, log p(y|x)) of one row's y: scores (1, C), or (1, T, C) where token t answers for token t + 1."""
     log = scores.float().log_softmax(-1)
+    if log.shape[-1] < 2:
+        raise CommonweightError("the model answers with one number; Fisher information is of a choice between classes")
     text = log.dim() == 3
     if truth is None and (labels == "data" or text):
         raise CommonweightError("the rows have no labels, which labels='data' and language models need")

@@ -38,7 +38,7 @@ KINDS = ("fisher", "gram", "activations", "coefficients", "mask")
 class Statistics:
     """Named tensors beside a model, read when asked for. label: how errors call them; header: what they are of.
 
-    Nothing is held of a file but its list of tensors; piece() reads whole rows of a tensor and no more.
+    Nothing is held of a file but its list of tensors; piece() reads the rows that a piece lies in, and no more.
     """
 
     def __init__(self, label: str, tensors: Mapping[str, Tensor] | Path, header: Mapping[str, Any] | None = None):
@@ -48,8 +48,11 @@ class Statistics:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         if not isinstance(self._from, Path):
             return {k: tuple(t.shape) for k, t in self._from.items()}
-        with safe_open(self._from, "pt") as f:
-            return {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+        return {k: tuple(self._file.get_slice(k).get_shape()) for k in self._file.keys()}
+
+    @cached_property
+    def _file(self) -> Any:
+        return safe_open(self._from, "pt")
 
     def kinds(self) -> list[str]:
         return sorted({k.split("/", 1)[0] for k in self.shapes})
@@ -64,11 +67,14 @@ class Statistics:
 
     def piece(self, kind: str, at: At, like: Tensor) -> Tensor:
         """The part of a model-shaped tensor that belongs to a piece of that model's tensor, in the piece's shape."""
-        key = self._key(kind, at.name, at.shape)
-        if like.numel() == math.prod(at.shape):
+        key, count = self._key(kind, at.name, at.shape), like.numel()
+        if count == math.prod(at.shape):
             return self._finite(self._slice(key, None), kind, at.name).view(like.shape)
-        first = at.start // math.prod(at.shape[1:])
-        return self._finite(self._slice(key, slice(first, first + len(like))), kind, at.name).view(like.shape)
+        width = math.prod(at.shape[1:])
+        first = at.start // width
+        rows = self._slice(key, slice(first, -(-(at.start + count) // width))).reshape(-1)
+        mine = rows[at.start - first * width :][:count]
+        return self._finite(mine, kind, at.name).view(like.shape)
 
     def save(self, path: str | Path) -> Path:
         """Writes all of it as one file, atomically."""
@@ -91,8 +97,7 @@ class Statistics:
     def _slice(self, key: str, rows: slice | None) -> Tensor:
         if not isinstance(self._from, Path):
             return (self._from[key] if rows is None else self._from[key][rows]).detach()
-        with safe_open(self._from, "pt") as f:
-            return f.get_tensor(key) if rows is None else f.get_slice(key)[rows]
+        return self._file.get_tensor(key) if rows is None else self._file.get_slice(key)[rows]
 
     def _finite(self, t: Tensor, kind: str, name: str) -> Tensor:
         t = t.float()

@@ -30,7 +30,7 @@ def _look(tensors: Sequence[Tensor], base: Tensor, *, at: At, seen: Any, **confi
 
 
 def _join(total: dict[str, Tensor], seen: Any, *, numel: int, **config: Any) -> tuple[Any, bool]:
-    levels = seen["levels"] if seen else [level(*pair, numel) for pair in total["moments"].T.tolist()]
+    levels = seen["levels"] if seen else [level(s, q, numel) for s, q in total["moments"].T.tolist()]
     finds, done = _cuts.join(total, seen["finds"] if seen else None, numel=numel, **config)
     return {"finds": finds, "levels": levels}, done
 
