@@ -112,6 +112,37 @@ def test_gradient_checkpointing_gives_the_same_gradients(route, inside, reentran
         torch.testing.assert_close(x, y)
 
 
+class Checkpointing(nn.Module):
+    """A model that calls torch's checkpoint by itself."""
+
+    def __init__(self, reentrant: bool):
+        super().__init__()
+        self.first, self.second, self.reentrant = nn.Linear(6, 6), nn.Linear(6, 6), reentrant
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(
+            lambda x: self.second(self.first(x).tanh()), x, use_reentrant=self.reentrant
+        )
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_models_own_checkpoint_recomputed_outside_its_route_is_an_error(reentrant):
+    host = cw.Host(Checkpointing(reentrant))
+    stir(host.add("a", "lora", rank=2))
+    x = torch.randn(3, 6, requires_grad=True)  # the re-entrant form asks for one
+    with host.route("a"):
+        loss = host.model(x).square().mean()
+    with pytest.raises(cw.CommonweightError, match=r"a checkpoint recomputes it .* run backward inside host\.route"):
+        loss.backward()
+    assert all(p.grad is None for p in host["a"].parameters())
+    with host.route("a"):
+        host.model(x).square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in host["a"].parameters())
+    x.grad = None
+    host.model(x).square().mean().backward()  # the plain base has no route to lose
+    assert x.grad.abs().sum() > 0
+
+
 def test_autocast_and_a_bfloat16_base():
     host, model, batch = two("bert")
     want = alone(host, model, batch, "a")
@@ -379,3 +410,59 @@ def test_the_fingerprint_sees_every_kind_of_parameter():
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[:, 1:].mul_(1.5)
     assert host.fingerprint != base, "a change made after the host was built"
+
+
+def many(tenants: int = 5, seen: list | None = None):
+    """A model of two linear layers, and a hook that saw the first one's output before the host did."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8)).eval()
+    if seen is not None:
+        model[0].register_forward_hook(lambda m, a, y: seen.append(y))
+    host = cw.Host(model)
+    names = [f"t{i}" for i in range(tenants)]
+    for i, n in enumerate(names):
+        stir(host.add(n, "lora", rank=2, seed=i), i)
+    return host, names, torch.randn(tenants, 3, 8)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_stacks_of_a_mixed_batch_follow_every_write_and_every_pass(inference):
+    host, names, x = many()
+
+    def want(order):
+        out = []
+        for row, n in zip(x, order):
+            with host.route(n):
+                out.append(host.model(row[None])[0])
+        return torch.stack(out)
+
+    with torch.inference_mode(inference), torch.no_grad():
+        for order in (names, names[::-1], ["t0", "t1", "t0", "t1", "t0"]):
+            with host.route(order):
+                for _ in range(4):  # the first pass shares memory between sites, later ones keep their stacks
+                    torch.testing.assert_close(host.model(x), want(order))
+                    host["t1"].pools["0.B"].neg_()
+    with host.route(names):  # memory that inference mode has written serves outside of it
+        torch.testing.assert_close(host.model(x), want(names))
+        host.model(x).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for n in names for p in host[n].parameters())
+
+
+def test_a_mixed_batch_does_not_write_over_what_another_hook_was_given():
+    seen: list = []
+    host, names, x = many(seen=seen)
+    with torch.no_grad(), host.route(names):
+        host.model(x)
+    want = torch.nn.functional.linear(x, host.model[0].weight, host.model[0].bias)
+    torch.testing.assert_close(seen[0], want)
+
+
+def test_a_bfloat16_base_reads_stacks_of_float32_pools():
+    host, names, x = many()
+    with torch.no_grad(), host.route(names):
+        want = host.model(x)
+        host.model.bfloat16()
+        for _ in range(3):
+            got = host.model(x.bfloat16())
+            assert got.dtype is torch.bfloat16
+            torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,17 @@ class LowRank:
         A, B = self.factors(**slots)
         return w + B @ A
 
+    def _low(
+        self, x: Tensor, base: Base, A: Tensor, M: Tensor | None, d: Tensor | None, product: Callable[..., Tensor]
+    ) -> Tensor:
+        """M diag(d) A x, by F.linear for one reader or `_each` for n of them."""
+        if self.dropout and base.training:
+            x = F.dropout(x, self.dropout)
+        h = product(x, A)
+        if d is not None:
+            h = h * (d if d.dim() == 1 else d[:, None])
+        return h if M is None else product(h, M)
+
     def output(
         self,
         x: Tensor,
@@ -49,17 +61,8 @@ class LowRank:
         d: Tensor | None = None,
         b: Tensor | None = None,
     ) -> Tensor:
-        if self.dropout and base.training:
-            x = F.dropout(x, self.dropout)
-        h = F.linear(x, A)
-        if d is not None:
-            h = h * d
-        if M is not None:
-            h = F.linear(h, M)
-        h = F.linear(h, B)
-        if b is not None:
-            h = h * b
-        return torch.add(y, h, alpha=self.scale)
+        h = F.linear(self._low(x, base, A, M, d, F.linear), B)
+        return torch.add(y, h if b is None else h * b, alpha=self.scale)
 
     def grouped(
         self,
@@ -72,14 +75,15 @@ class LowRank:
         d: Tensor | None = None,
         b: Tensor | None = None,
     ) -> Tensor:
-        """`output` of n readers at once: x (n, T, d_in), A (n, r, d_in), ..."""
-        if self.dropout and base.training:
-            x = F.dropout(x, self.dropout)
-        h = torch.bmm(x, A.mT)
-        if d is not None:
-            h = h * d[:, None]
-        if M is not None:
-            h = torch.bmm(h, M.mT)
-        if b is None:
+        """`output` of n readers at once: x (n, T, d_in), A (n, r, d_in), ...; without gradients y is written over."""
+        h = self._low(x, base, A, M, d, _each)
+        if b is not None:
+            return torch.add(y, torch.bmm(h, B.mT) * b[:, None], alpha=self.scale)
+        if torch.is_grad_enabled() or not h.dtype == B.dtype == y.dtype:  # autocast does not cast what works in place
             return torch.baddbmm(y, h, B.mT, alpha=self.scale)
-        return torch.add(y, torch.bmm(h, B.mT) * b[:, None], alpha=self.scale)
+        return y.baddbmm_(h, B.mT, alpha=self.scale)
+
+
+def _each(x: Tensor, w: Tensor) -> Tensor:
+    """F.linear of n readers: x (n, T, i), w (n, o, i) -> (n, T, o)."""
+    return torch.bmm(x, w.mT)

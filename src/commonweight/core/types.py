@@ -92,7 +92,8 @@ class Bind(Protocol):
     input(x, base, **slots) -> x'      the fast form of a change on the input side
     output(x, y, base, **slots) -> y'  the fast form of a change on the output side
     bias(b, **slots) -> b'             when the bias changes too
-    grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n
+    grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
+                                       are recorded it may write over y
     factors(**slots) -> (A, B)         when w' = w + B A exactly
     """
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError
 from .route import Bucket, Current, Layout, Route
 from .sites import Physical
+from .stacks import stack
 from .tenant import Entry, takes_input
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class SiteHook:
 
     def __init__(self, physical: Physical, current: Current):
         self.at, self.current = physical, current
+        self.routed = False  # whether the last forward here was under a route
+        self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
 
     def install(self) -> list[RemovableHandle]:
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
@@ -68,12 +71,25 @@ class SiteHook:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, y: Any) -> Any:
         route = self.current.route
+        if not torch.compiler.is_compiling():
+            if route is None and self.routed:
+                self.plainly()
+            self.routed = route is not None
         if route is None:
             return None
         x = self.input(args, kwargs)
         if isinstance(y, tuple):
             return (self.after(route, x, y[0]), *y[1:])
         return self.after(route, x, y)
+
+    def plainly(self) -> None:
+        """A forward within a backward pass is a checkpoint's; without its route it would give no gradients."""
+        if torch._C._current_graph_task_id() != -1 and not self.current.replayed:
+            raise CommonweightError(
+                f"{self.at.name}: a checkpoint recomputes it in backward, where the route of its forward is not in "
+                "force; run backward inside host.route(...), or, where backward has threads of its own (CUDA), use "
+                "the model's gradient_checkpointing_enable(), whose checkpoints keep their route"
+            )
 
     def after(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
         if route.single is not None:
@@ -130,22 +146,33 @@ class SiteHook:
             self.tokenwise(bucket, y)
             return self.apply(bucket.entries[0], x, y)
         stacked = self.stacked(bucket, x.dtype)
+        if bucket.where is None and not (torch.is_grad_enabled() or self.owns_output()):
+            y = y.clone()
         n, grouped = x.shape[0], bucket.entries[0][0].grouped
         out = grouped(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), self.at, **stacked)  # type: ignore[misc]
         return out.view(y.shape)
 
+    def owns_output(self) -> bool:
+        """Whether the module's output is a new tensor that no other hook was given before: it may be written over."""
+        return (
+            self.plain
+            and not torch.compiler.is_compiling()
+            and next(iter(self.at.module._forward_hooks.values()), None) is self
+        )
+
     def stacked(self, bucket: Bucket, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Per place, the slots in one tensor each; kept while the route is open, nobody trains, no pool is written."""
+        """Per place, the slots in one tensor each. A pass over new rows lays them into memory that the next site uses
+        again; a second pass on the same route keeps them while it is open, nobody trains and no pool is written."""
         uses = [e[0] for e in bucket.entries]
-        pools = bucket.kept.get("pools")
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return stack(uses, dtype, bucket.reader)
-        if pools is None:
-            pools = bucket.kept["pools"] = [p for e in uses for _, _, read in e.reads for p in read]
+        if "pools" not in bucket.kept:
+            bucket.kept["pools"] = [p for e in uses for _, _, read in e.reads for p in read]
+            return stack(uses, dtype, bucket.reader, self.current.room)
         try:
-            written = [p._version for p in pools], [p.data_ptr() for p in pools]
+            written = [(p._version, p.data_ptr()) for p in bucket.kept["pools"]]
         except RuntimeError:  # pools made in inference mode do not count their writes
-            return stack(uses, dtype, bucket.reader)
+            return stack(uses, dtype, bucket.reader, self.current.room)
         if bucket.kept.get("written") != (written, dtype):
             bucket.kept.update(written=(written, dtype), slots=stack(uses, dtype, bucket.reader))
         return bucket.kept["slots"]
@@ -166,24 +193,6 @@ class SiteHook:
                 raise CommonweightError(f"{self.at.name}: the readers' outputs differ in width")
             parts = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in parts]
         return torch.cat(parts)
-
-
-def stack(entries: list[Entry], dtype: torch.dtype, reader: Tensor | None) -> dict[str, Tensor]:
-    """Every slot with a leading dimension, one per place; a read that all have in common is done and held once."""
-    common = {
-        slot: all(a is b for e in entries for a, b in zip(e.reads[i][2], pools)) and not pools[0].requires_grad
-        for i, (slot, _, pools) in enumerate(entries[0].reads)
-    }
-    slots = [e.slots(dtype) for e in entries]
-    n = len(entries) if reader is None else len(reader)
-    out = {}
-    for k, v in slots[0].items():
-        if common[k]:
-            out[k] = v.expand(n, *v.shape)
-        else:
-            each = torch.stack([s[k] for s in slots])
-            out[k] = each if reader is None else each.index_select(0, reader)
-    return out
 
 
 def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
@@ -220,11 +229,12 @@ class Replay:
         return self.checkpoint(partial(self.run, self.current.route, function), *args, **kwargs)
 
     def run(self, route: Route | None, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        before, self.current.route = self.current.route, route
+        current = self.current
+        before, current.route, current.replayed = (current.route, current.replayed), route, True
         try:
             return function(*args, **kwargs)
         finally:
-            self.current.route = before
+            current.route, current.replayed = before
 
 
 class ModelHook:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
+from .stacks import Room
 from .tenant import Entry, Tenant, takes_input
 
 
@@ -43,7 +44,7 @@ class Route:
     What a site makes of a route does not change while the route lives, so it is worked out once per site.
     """
 
-    __slots__ = ("_layouts", "groups", "length", "shape", "single", "tokens")
+    __slots__ = ("_layouts", "_orders", "groups", "length", "shape", "single", "tokens")
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Route:
         self.groups = list(groups)
         self.length = sum(len(p) for _, p in self.groups)
         self._layouts: dict[Any, Layout] = {}
+        self._orders: dict[Any, tuple[list[tuple], Tensor | None]] = {}
 
     @classmethod
     def of(cls, readers: Sequence[Tenant | None], shape: tuple[int, ...] | None = None) -> Route:
@@ -103,29 +105,47 @@ class Route:
         return found
 
     def _layout(self, site: str, by_row: bool, device: torch.device) -> Layout:
-        alike: dict[Any, list[tuple[Tenant | None, list[Entry], list[int]]]] = {}
-        for i, (tenant, places) in enumerate(self.groups):
-            entries = tenant.table.get(site, []) if tenant is not None else []
-            together = by_row and len(entries) == 1 and entries[0].grouped is not None and entries[0].rows is None
-            key = entries[0].signature if together else ("alone", i) if entries else "base"
-            alike.setdefault(key, []).append((tenant, entries, places))
-        buckets, order = [], []
-        for members in alike.values():
-            pairs = sorted((p, i) for i, (*_, places) in enumerate(members) for p in places)
-            where, reader = [p for p, _ in pairs], [i for _, i in pairs]
+        entries = [tenant.table.get(site, []) if tenant is not None else [] for tenant, _ in self.groups]
+        keys = [self._key(i, found, by_row) for i, found in enumerate(entries)]
+        first: dict[Any, int] = {}
+        parts, order = self._sorted(tuple(first.setdefault(k, i) for i, k in enumerate(keys)), device)
+        buckets = [
+            Bucket([self.groups[i][0] for i in members], [entries[i] for i in members], where, reader, {})
+            for members, where, reader in parts
+        ]
+        return Layout(buckets, order, any(map(takes_input, entries)))
+
+    def _key(self, group: int, entries: list[Entry], by_row: bool) -> Any:
+        """What groups must agree in to share a bucket at a site."""
+        if not entries:
+            return "base"
+        together = by_row and len(entries) == 1 and entries[0].grouped is not None and entries[0].rows is None
+        return entries[0].signature if together else ("alone", group)
+
+    def _sorted(self, alike: tuple[int, ...], device: torch.device) -> tuple[list[tuple], Tensor | None]:
+        """Per bucket, (its groups, where, reader) of `Bucket`, and the order back. alike: per group, the first group
+        of its bucket. Most sites agree in it, so that it is worked out once for them all."""
+        found = None if torch.compiler.is_compiling() else self._orders.get((alike, device))
+        if found is not None:
+            return found
+        buckets: dict[int, list[int]] = {}
+        for i, bucket in enumerate(alike):
+            buckets.setdefault(bucket, []).append(i)
+        parts, order, one = [], [], len(buckets) == 1
+        for members in buckets.values():
+            pairs = sorted((p, n) for n, i in enumerate(members) for p in self.groups[i][1])
+            where, reader = [p for p, _ in pairs], [n for _, n in pairs]
             order += where
-            buckets.append(
-                Bucket(
-                    [t for t, *_ in members],
-                    [e for _, e, _ in members],
-                    None if len(alike) == 1 else torch.tensor(where, device=device),
-                    None if reader == list(range(len(members))) else torch.tensor(reader, device=device),
-                    {},
+            straight = reader == list(range(len(members)))
+            parts.append(
+                (
+                    members,
+                    None if one else torch.tensor(where, device=device),
+                    None if straight else torch.tensor(reader, device=device),
                 )
             )
-        every = [e for b in buckets for e in b.entries]
-        back = None if len(alike) == 1 else torch.tensor(order, device=device).argsort()
-        return Layout(buckets, back, any(takes_input(e) for e in every))
+        found = self._orders[alike, device] = parts, None if one else torch.tensor(order, device=device).argsort()
+        return found
 
 
 class Current(threading.local):
@@ -133,6 +153,8 @@ class Current(threading.local):
 
     def __init__(self) -> None:
         self.route: Route | None = None
+        self.replayed = False  # whether a checkpoint that keeps its route has set it
+        self.room = Room()
 
     def __deepcopy__(self, memo: dict) -> Current:
         return Current()

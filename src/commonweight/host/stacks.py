@@ -1,0 +1,63 @@
+"""What several tenants read at one site, laid one behind the other for one batched product."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .tenant import Entry
+
+LARGEST = 1 << 26  # bytes of one stack in a room; above it, new memory costs little beside the copying
+
+
+class Room:
+    """Memory that stacks of all sites are laid into in turn, so that a pass over new rows touches no new pages.
+
+    What lies in it holds until the next stack of the same name. Only without gradients, and only on the CPU: an
+    allocator of device memory keeps its pages by itself. One per thread.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        n = math.prod(shape)
+        if n * dtype.itemsize > LARGEST:
+            return None
+        held = self._held.get((name, dtype))
+        if held is None or held.numel() < n:
+            with torch.inference_mode(False):  # else it could not be written outside of inference mode
+                held = self._held[name, dtype] = torch.empty(n, dtype=dtype)
+        return held[:n].view(shape)
+
+
+def stack(
+    entries: list[Entry], dtype: torch.dtype, reader: Tensor | None, room: Room | None = None
+) -> dict[str, Tensor]:
+    """Every slot with a leading dimension, one per place; a read that all have in common is done and held once.
+
+    reader: per place, which of `entries` it reads; None: the i-th place the i-th. room: where to lay them, else
+    they get memory of their own.
+    """
+    common = {
+        slot: all(a is b for e in entries for a, b in zip(e.reads[i][2], pools)) and not pools[0].requires_grad
+        for i, (slot, _, pools) in enumerate(entries[0].reads)
+    }
+    slots = [e.slots(None) for e in entries]
+    n = len(entries) if reader is None else len(reader)
+    out = {}
+    for k, v in slots[0].items():
+        cast = dtype if v.is_floating_point() and not entries[0].precise else v.dtype
+        if common[k]:
+            out[k] = v.to(cast).expand(n, *v.shape)
+            continue
+        lay = room if v.device.type == "cpu" else None
+        place = lay and lay(k, (len(slots), *v.shape), cast)
+        stacked = torch.stack([s[k] for s in slots], out=place).to(cast)
+        if reader is not None:
+            place = lay and lay(f"{k} by place", (n, *v.shape), cast)
+            stacked = torch.index_select(stacked, 0, reader, out=place)
+        out[k] = stacked
+    return out
