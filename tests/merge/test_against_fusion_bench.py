@@ -37,20 +37,35 @@ DOUBLE = [{k: t.double() for k, t in v.items()} for v in VECTORS]  # their SVDs 
 TAU = torch.stack([flat(v) for v in VECTORS])
 
 
+class StandIn:
+    """Whatever their files import and do not need here: a base class, or a decorator that changes nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else object.__new__(cls)
+
+
+class AnyModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (StandIn,), {})
+
+
 @pytest.fixture
 def load(monkeypatch):
     """A file of FusionBench's as a module, with stand-ins for what it imports from the rest."""
-    stand_in = {n: ModuleType(n) for n in ("fusion_bench", "fusion_bench.utils", "fusion_bench.utils.type")}
-    utils: Any = stand_in["fusion_bench.utils"]
-    utils.timeit_context = lambda *a, **k: contextlib.nullcontext()
-    utils.state_dict_to_vector = utils.vector_to_state_dict = None
-    kinds: Any = stand_in["fusion_bench.utils.type"]
-    kinds.StateDictType = dict
+    names = ["lightning", "fusion_bench", "tqdm.autonotebook", "theirs", "theirs.utils"]
+    rest = ("utils", "utils.type", "utils.state_dict_arithmetic", "method", "method.base_algorithm", "mixins")
+    more = ("mixins.lightning_fabric", "mixins.simple_profiler", "modelpool")
+    stand_in: dict[str, Any] = {n: AnyModule(n) for n in [*names, *(f"fusion_bench.{n}" for n in (*rest, *more))]}
+    stand_in["fusion_bench.utils"].timeit_context = lambda *a, **k: contextlib.nullcontext()
+    stand_in["fusion_bench.utils.type"].StateDictType = dict
+    stand_in["fusion_bench.method.base_algorithm"].BaseAlgorithm = type("Base", (), {"_config_mapping": {}})
     for name, module in stand_in.items():
         monkeypatch.setitem(sys.modules, name, module)
 
     def load(path: str) -> Any:
-        spec = importlib.util.spec_from_file_location("theirs", ROOT / path)
+        spec = importlib.util.spec_from_file_location("theirs.file", ROOT / path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -97,3 +112,58 @@ def test_knots_basis(load):
     inner = cw.merge.ties([{"v": v} for v in vs], base, density=0.3)["v"]
     mine = cw.merge.knots(SOURCES, BASE, density=0.3)["layers.0.w"]
     assert (mine - BASE["layers.0.w"] - u * s @ inner).abs().max() < TOLERANCE
+
+
+FISHER = [{f"fisher/{k}": torch.rand(t.shape, generator=torch.Generator().manual_seed(i)) for k, t in BASE.items()}
+          for i in range(3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_fisher(load, normalize):
+    theirs = load("fisher_merging/fisher_merging.py").merging_with_fisher_weights(
+        {k: [s[k] for s in SOURCES] for k in BASE},
+        [{k: f[f"fisher/{k}"] for k in BASE} for f in FISHER],
+        torch.ones(3) / 3,
+        normalize_fisher_weight=normalize,
+    )
+    mine = cw.merge.fisher(SOURCES, statistics=FISHER, compat="fusion-bench", normalize=normalize)
+    assert gap(mine, theirs) < TOLERANCE
+
+
+def test_regmean(load):
+    x = [torch.randn(60, 12, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    grams = [a.T @ a / len(a) for a in x]
+    theirs = load("regmean/regmean.py").merging_with_regmean_weights(
+        {"layers.0.weight": [s["layers.0.w"] for s in SOURCES], "bias": [s["bias"] for s in SOURCES]},
+        [{"layers.0": g} for g in grams],
+        reduce_non_diagonal_ratio=0.6,
+    )
+    renamed = [{"layers.0.weight": s["layers.0.w"], "bias": s["bias"]} for s in SOURCES]
+    mine = cw.merge.regmean(renamed, statistics=[{"gram/layers.0.weight": g} for g in grams], alpha=0.6)
+    assert gap(mine, theirs) < 1e-5  # theirs inverts in float32
+
+
+def test_wudi(load):
+    theirs = load("wudi/wudi.py").wudi_merging(VECTORS, accelerator="cpu", iter_num=50)
+    mine = cw.merge.wudi(SOURCES, BASE, steps=50)
+    assert gap(mine, added({k: t.detach() for k, t in theirs.items()})) < TOLERANCE
+
+
+def test_doge_loss_and_mask(load):
+    """Its algorithm wants a pool of models and a fabric; its loss and its mask are plain functions."""
+    theirs = load("doge_ta/doge_ta.py").DOGE_TA_Algorithm
+    taus = torch.stack([v["layers.0.w"] for v in VECTORS])
+    rates, delta = torch.tensor([0.3, 0.2, 0.1]), torch.nn.Parameter(torch.full((8, 12), 0.05))
+    theirs.taskvector_loss(None, taus, delta, rates).backward()
+    total = sum(r * (t + delta.detach()) for r, t in zip(rates, taus))
+    mine = 2 * rates.sum() * sum((t * (total - t)).sum(1)[:, None] * t for t in taus)
+    assert (delta.grad - mine).abs().max() < 1e-5
+    mask = theirs.topk_values_mask(None, TAU[0].clone(), K=0.3)
+    assert int(mask.sum()) == int(0.3 * TAU.shape[1]) + 1
+
+
+def test_entropy(load):
+    from commonweight.merge.blend import entropy
+
+    scores = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    assert abs(entropy(scores) - load("adamerging/entropy_loss.py").entropy_loss(scores)) < 1e-6
