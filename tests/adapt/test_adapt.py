@@ -9,9 +9,8 @@ import transformers as tf
 import commonweight as cw
 from commonweight.adapt import Recipe, adapt, evaluate, open_host
 from commonweight.adapt.base import limit, native_bf16, prepare, tokenizer_of
+from commonweight.adapt.data import split
 from commonweight.adapt.files import thin
-from commonweight.adapt.train import split
-from commonweight.adapt.trainer import Shuffled
 from tests.adapt import tiny
 
 FAST = {"lr": 1e-2, "epochs": 6, "batch_size": 8}
@@ -202,18 +201,6 @@ def test_a_tokenizer_without_a_pad_token(llama):
 def test_room_for_tokens(host):
     tokenizer = tokenizer_of(host.model)
     assert limit(host.model, tokenizer, None, 512) == 64 and limit(host.model, tokenizer, 10, 512) == 10
-
-
-def test_the_order_of_rows():
-    lengths = [i % 7 for i in range(50)]
-    one = Shuffled(lengths, 4, 3)
-    first = list(one)
-    assert sorted(first) == list(range(50)) and list(one) == first
-    one.epoch = 1
-    assert list(one) != first
-    assert list(Shuffled(lengths, 4, 4)) != first
-    spread = [max(c) - min(c) for c in ([lengths[i] for i in first[a : a + 4]] for a in range(0, 48, 4))]
-    assert sum(spread) / len(spread) < 2, "rows of like length share a batch"
 
 
 def test_a_fraction_of_the_rows():

@@ -128,6 +128,26 @@ def test_a_run_that_turns_to_nan_stops_and_leaves_no_checkpoint(bert, tmp_path, 
     assert call(bert, tmp_path).result.steps == 10
 
 
+def test_a_last_update_that_leaves_nan_is_an_error(bert, tmp_path, monkeypatch):
+    from torch.optim import AdamW
+
+    step, calls = AdamW.step, []
+
+    def breaks(self, *args, **kwargs):
+        calls.append(1)
+        out = step(self, *args, **kwargs)
+        if len(calls) == 10:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].view(-1)[0] = float("nan")
+        return out
+
+    with monkeypatch.context() as m:
+        m.setattr(AdamW, "step", breaks)
+        with pytest.raises(CommonweightError, match=r"step 10: its update left NaN or infinity in pool .*; lower it"):
+            call(bert, tmp_path)
+    assert len(calls) == 10 and [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_clearing_leaves_what_is_not_ours(tmp_path):
     Store(tmp_path).write(1, TrainerState(), Checkpoint({}, {}))
     (tmp_path / "mine.txt").write_text("kept")

@@ -2,19 +2,22 @@
 
 from .base import native_bf16, open_host
 from .classifier import Classifier
+from .data import Data
 from .files import Files, run
 from .recipe import Recipe
 from .rows import read
-from .train import Result, adapt, evaluate
+from .train import Result, adapt, adapt_together, evaluate
 from .trainer import Progress
 
 __all__ = [
     "Classifier",
+    "Data",
     "Files",
     "Progress",
     "Recipe",
     "Result",
     "adapt",
+    "adapt_together",
     "evaluate",
     "native_bf16",
     "open_host",

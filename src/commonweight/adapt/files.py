@@ -15,10 +15,11 @@ from ..formats import atomic
 from ..methods import resolve
 from .base import DTYPES, open_host, pick_dtype
 from .checkpoint import Store
+from .data import make_task, named, split
 from .recipe import Recipe
 from .rows import Row, read
 from .tasks import Classify, get
-from .train import Result, adapt, evaluate, make_task, named, split
+from .train import Result, adapt, evaluate
 from .trainer import Progress
 
 

@@ -21,6 +21,9 @@ class Recipe:
     patience: int = option(3, "epochs without a better dev score after which training stops", ge=1)
     checkpoint_every: int = option(100, "steps between checkpoints; one more at the end of every epoch", ge=1)
     base_dropout: bool = option(False, "the frozen base's own dropout, in training; off: faster, and as good or better")
+    temperature: float = option(
+        1.0, "tenants trained together: rows are shown by (a tenant's number) ** (1 / this); large: all alike", ge=1
+    )
     seed: int = option(0, "seed of everything that is drawn", ge=0)
 
     def steps(self, rows: int) -> int:

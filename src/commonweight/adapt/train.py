@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +12,22 @@ from typing import Any
 
 import torch
 
-from ..core import CommonweightError, build, dump
+from ..core import CommonweightError, build
 from ..host import Host, Tenant
-from .base import limit, prepare, tokenizer_of
 from .checkpoint import Store, read, same_settings
+from .data import Data, examples, make_task
 from .recipe import Recipe
 from .rows import Row
-from .tasks import Example, Task, get
-from .trainer import Progress, Run, quietly
+from .settings import settings
+from .trainer import Part, Progress, Run, quietly
 
 
 @dataclass(frozen=True)
 class Result:
     """tenant: on the host, with the best pools seen. seconds: of this call. steps: in all, resumed ones too.
     curve: {"step", "loss", "dev_..."} per step. metrics: of the dev rows, for the kept pools; {} without dev rows.
-    note: what the task did with the rows. settings: what a repeated run must share to give the same bits."""
+    note: what the task did with the rows. settings: what a repeated run must share to give the same bits.
+    Of tenants trained together, seconds, steps, curve and settings are those of all."""
 
     tenant: Tenant
     seconds: float
@@ -46,6 +46,7 @@ def adapt(
     task: str = "classify",
     method: str | Any = "lora",
     options: Mapping[str, Any] | None = None,
+    common: str | None = None,
     labels: Sequence[str] | None = None,
     dev_rows: Sequence[Row] | float | None = None,
     sites: Any = None,
@@ -62,44 +63,86 @@ def adapt(
 
     train_rows, dev_rows: dicts by column; dev_rows as a fraction takes that share of the training rows. With dev
     rows the best state is kept and training stops early. labels: classes of a classification; None: those of the
-    training rows. recipe: fields of `Recipe`. checkpoint: a folder for a run that may be resumed; it is left there.
+    training rows. common: as in `Host.add`; of a frozen one the tenant trains its own pools alone.
+    recipe: fields of `Recipe`. checkpoint: a folder for a run that may be resumed; it is left there.
     sources: what errors call the training and the dev rows.
     Same rows, settings and number of threads: same bits, also when the run was killed and resumed.
     Raises: CommonweightError; the host is then as it was.
     """
+    data = Data(
+        rows=train_rows, dev=dev_rows, labels=labels, text_column=text_column, label_column=label_column,
+        sources=sources,
+    )  # fmt: skip
+    more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
+    return adapt_together(
+        host, {name: data}, task=task, method=method, options=options, common=common, sites=sites,
+        tokenizer=tokenizer, **more,
+    )[name]  # fmt: skip
+
+
+def adapt_together(
+    host: Host,
+    tenants: Mapping[str, Data],
+    *,
+    task: str = "classify",
+    method: str | Any = "lora",
+    options: Mapping[str, Any] | None = None,
+    common: str | None = None,
+    sites: Any = None,
+    tokenizer: Any = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **recipe: Any,
+) -> dict[str, Result]:
+    """`adapt` for several tenants at once, in mixed batches; with a `common` they all write the pools that they share.
+
+    tenants: name -> its rows. Each has its own pools, its own head and its own dev score; what is kept, and when
+    training stops, goes by the mean of the scores. Recipe.temperature says how often small tenants' rows are shown. A
+    batch of the task embed is of one tenant, for its other rows are the negatives. The tenants of a common draw from
+    (seed, name): which rows of a pool one reads, say, differs from what the next one reads.
+    Cost of a step: that of one tenant on as many rows, and the stacking of private pools per row.
+    Raises: CommonweightError; the host is then as it was.
+    """
     plan = build(Recipe, recipe)
-    kind = get(task)
-    if not train_rows:
-        raise CommonweightError("no rows to train on")
-    every = list(train_rows)
-    train_rows, dev_rows = split(every, dev_rows, plan.seed)
-    whole = every if len(train_rows) < len(every) else None
-    if task == "classify" and labels is None:
-        labels = named(sources[0], lambda rows: kind.classes(rows, label_column), train_rows, whole)  # type: ignore
-    doing = make_task(host, task, labels, tokenizer, plan.max_length, text_column, label_column)
-    train = named(sources[0], doing.examples, train_rows, whole)
-    note = doing.note
-    dev = named(sources[1], doing.examples, dev_rows, whole) if dev_rows else []
-    if not train:
-        raise CommonweightError(f"{sources[0]}: no row is long enough to learn from")
+    if not tenants:
+        raise CommonweightError("no tenants to train")
+    several = len(tenants) > 1
+    given = {n: examples(host, n if several else "", d, task, plan, tokenizer) for n, d in tenants.items()}
     started = time.perf_counter()
-    tenant = host.add(name, method, sites=sites, seed=plan.seed, labels=doing.labels, **(options or {}))
+    parts: list[Part] = []
     try:
-        return _run(host, tenant, doing, plan, train, dev, checkpoint, resume, progress, started, note)
+        for name, (doing, train, dev, _) in given.items():
+            seed = plan.seed if common is None else draws(plan.seed, name)
+            tenant = host.add(
+                name, method, sites=sites, seed=seed, labels=doing.labels, common=common, **(options or {})
+            )
+            parts.append(Part(tenant, doing, train, dev))
+            if not tenant.count():
+                raise CommonweightError(
+                    f"{tenant.method.name} has no trainable number for this task; choose another method"
+                )
+        run = _run(host, parts, plan, checkpoint, resume, progress)
     except BaseException:
-        host.remove(name)
+        for p in parts:
+            host.remove(p.tenant.name)
         raise
     finally:
         host.model.eval()
+    seconds = time.perf_counter() - started
+    notes = {name: note for name, (*_, note) in given.items()}
+    return {p.tenant.name: _result(run, p, seconds, notes[p.tenant.name]) for p in parts}
+
+
+def draws(seed: int, name: str) -> int:
+    """The seed of a tenant of a common."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=4).digest())
 
 
 def _run(
-    host: Host, tenant: Tenant, task: Task, recipe: Recipe, train: list[Example], dev: list[Example],
-    checkpoint: str | Path | None, resume: bool, progress: Any, started: float, note: str,
-) -> Result:  # fmt: skip
-    if not tenant.count():
-        raise CommonweightError(f"{tenant.method.name} has no trainable number for this task; choose another method")
-    settings = _settings(host, tenant, task, recipe, train, dev)
+    host: Host, parts: list[Part], recipe: Recipe, checkpoint: str | Path | None, resume: bool, progress: Any
+) -> Run:
+    told = settings(host, parts, recipe)
     store = None if checkpoint is None else Store(Path(checkpoint))
     found = store.newest() if store is not None else None
     if found is not None:
@@ -107,21 +150,25 @@ def _run(
             raise CommonweightError(
                 f"{found.parent}: an unfinished run lies there; --resume continues it; or delete the folder"
             )
-        same_settings(settings, read(found).facts.get("settings", {}), found.parent)
-    rates = build(Recipe, {**_fields(recipe), "lr": recipe.lr or tenant.method.lr})
+        same_settings(told, read(found).facts.get("settings", {}), found.parent)
     with tempfile.TemporaryDirectory() as unused:
-        run = quietly(lambda: Run(host, tenant, task, rates, train, dev, settings, store, progress, unused))
+        run = quietly(lambda: Run(host, parts, recipe, told, store, progress, unused))
         if found is not None:
             run.restore(found)
         if not run.done:
             quietly(lambda: run.train(resume_from_checkpoint=None if found is None else str(found)))
     run.finish()
-    name, _ = task.better
+    return run
+
+
+def _result(run: Run, part: Part, seconds: float, note: str) -> Result:
+    name, more = run.task.better
     scored = [c for c in run.curve if f"dev_{name}" in c]
-    kept = (max if task.better[1] else min)(scored, key=lambda c: c[f"dev_{name}"], default={})
-    metrics = {k[4:]: v for k, v in kept.items() if k.startswith("dev_")}
+    kept = (max if more else min)(scored, key=lambda c: c[f"dev_{name}"], default={})
+    before = f"dev_{part.tenant.name}/" if len(run.parts) > 1 else "dev_"
+    metrics = {k.removeprefix(before): v for k, v in kept.items() if k.startswith(before)}
     steps = int(run.curve[-1]["step"]) if run.curve else 0
-    return Result(tenant, time.perf_counter() - started, steps, run.curve, metrics, note, settings)
+    return Result(part.tenant, seconds, steps, run.curve, metrics, note, run.settings)
 
 
 def evaluate(
@@ -145,79 +192,11 @@ def evaluate(
     if task == "classify" and labels is None:
         raise CommonweightError(f"{name or 'the plain base'} has no labels; classifying needs a tenant with a head")
     doing = make_task(host, task, labels, tokenizer, max_length, text_column, label_column)
-    examples = doing.examples(rows)
+    rows_ = doing.examples(rows)
     was = host.model.training
     host.model.eval()
     try:
         with torch.no_grad(), host.route(name):
-            return doing.measure(host.model, examples, batch_size)
+            return doing.measure(host.model, rows_, batch_size)
     finally:
         host.model.train(was)
-
-
-def make_task(
-    host: Host,
-    task: str,
-    labels: Sequence[str] | None,
-    tokenizer: Any = None,
-    max_length: int | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-) -> Task:
-    """A task on a host's model: its tokenizer, unless another is given, and its room for tokens."""
-    kind = get(task)
-    tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
-    longest = limit(host.model, tokenizer, max_length, kind.usual_length)
-    return kind(tokenizer, longest, labels, text_column, label_column)
-
-
-def split(rows: list[Row], dev: Sequence[Row] | float | None, seed: int) -> tuple[list[Row], list[Row]]:
-    """(training rows, dev rows); a fraction is drawn from the training rows by the seed."""
-    if dev is None:
-        return rows, []
-    if not isinstance(dev, float | int):
-        return rows, list(dev)
-    if not 0 < dev < 1:
-        raise CommonweightError(f"dev={dev}: wanted a fraction of the training rows between 0 and 1, or rows")
-    n = max(1, round(dev * len(rows)))
-    if n >= len(rows):
-        raise CommonweightError(f"dev={dev} of {len(rows)} rows leaves nothing to train on")
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = set(drawn[:n])
-    return [r for i, r in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]
-
-
-def _settings(host: Host, tenant: Tenant, task: Task, recipe: Recipe, train: list, dev: list) -> dict[str, Any]:
-    config = dump(tenant.config)
-    config.pop("is")
-    numbers = _fields(recipe)
-    numbers.pop("checkpoint_every")
-    return {
-        "task": type(task).__name__.lower(), "method": tenant.method.name, "options": config, **numbers,
-        "max_length": task.max_length,
-        "dtype": str(next(host.model.parameters()).dtype).removeprefix("torch."), "plan": tenant.plan.digest(),
-        "base": host.fingerprint, "train rows": _digest(train), "dev rows": _digest(dev), "labels": task.labels,
-    }  # fmt: skip
-
-
-def _fields(recipe: Recipe) -> dict[str, Any]:
-    return {k: getattr(recipe, k) for k in recipe.__dataclass_fields__}  # type: ignore[attr-defined]
-
-
-def _digest(examples: list[Example]) -> str:
-    text = json.dumps(examples).encode()
-    return f"{len(examples)} rows {hashlib.blake2b(text, digest_size=8).hexdigest()}" if examples else "none"
-
-
-def named(what: str, make: Callable[[Any], Any], rows: Sequence[Row], whole: Sequence[Row] | None = None) -> Any:
-    """make(rows); an error names where they came from. whole: the rows that these were drawn from: the number of a
-    wrong row is its number there."""
-    try:
-        try:
-            return make(rows)
-        except CommonweightError:
-            if whole is not None:
-                make(whole)
-            raise
-    except CommonweightError as e:
-        raise CommonweightError(f"{what}: {e}") from e

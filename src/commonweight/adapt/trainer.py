@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,18 @@ from transformers import (
 
 from ..core import CommonweightError
 from ..host import Host, Tenant
+from ..host.common import distinct
+from ..host.module import together
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .recipe import Recipe
+from .sampler import Mixed
 from .tasks.base import Example, Task, length
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress callback is given after every step. dev: metrics, right after they were measured."""
+    """What a progress callback is given after every step. dev: metrics, right after they were measured; of several
+    tenants their means, and those of each as ``tenant/metric``."""
 
     tenant: str
     step: int
@@ -41,30 +45,14 @@ class Progress:
     dev: dict[str, float] | None = None
 
 
-class Shuffled(Sampler[int]):
-    """An order per epoch that depends on (seed, epoch) alone; rows of like length share a batch.
+@dataclass(frozen=True)
+class Part:
+    """One tenant's part in a run: what it is trained for, on what, and what it is measured on."""
 
-    Batches are cut from pools of 16 batches sorted by length, and then shuffled themselves.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int):
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        g = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(len(self), generator=g).tolist()
-        wide = 16 * self.batch
-        order = [
-            i for a in range(0, len(order), wide)
-            for i in sorted(order[a : a + wide], key=lambda i: self.lengths[i])
-        ]  # fmt: skip
-        whole = len(order) // self.batch * self.batch
-        for b in torch.randperm(whole // self.batch, generator=g).tolist():
-            yield from order[b * self.batch : (b + 1) * self.batch]
-        yield from order[whole:]
+    tenant: Tenant
+    task: Task
+    train: list[Example]
+    dev: list[Example]
 
 
 class Watch(TrainerCallback):
@@ -80,46 +68,51 @@ class Watch(TrainerCallback):
         run, step = self.run, state.global_step
         last = step >= run.steps
         epoch_ends = last or step % run.per_epoch == 0
-        dev = run.score(step) if epoch_ends and run.dev else None
+        if epoch_ends:
+            run.check_pools(step)
+        dev = run.score() if epoch_ends and any(p.dev for p in run.parts) else None
         stop = dev is not None and run.bad >= run.recipe.patience
         run.done = last or stop
         control.should_training_stop = run.done
         control.should_save = run.store is not None and (epoch_ends or step % run.recipe.checkpoint_every == 0)
         if run.progress is not None:
-            run.progress(Progress(run.tenant.name, step, run.steps, run.loss, dev))
+            run.progress(Progress(", ".join(p.tenant.name for p in run.parts), step, run.steps, run.loss, dev))
 
 
 class Run(Trainer):
-    """One tenant's training on its host. A run that was killed and resumed ends with the same bits.
+    """The training of one tenant on its host, or of several in mixed batches: pools that they share are written by all.
 
+    A run that was killed and resumed ends with the same bits. parts: of one task, with one tokenizer and room.
     unused: a folder that transformers.Trainer insists on; nothing is written there.
     """
 
     def __init__(
         self,
         host: Host,
-        tenant: Tenant,
-        task: Task,
+        parts: Sequence[Part],
         recipe: Recipe,
-        train: list[Example],
-        dev: list[Example],
         settings: dict[str, Any],
         store: Store | None,
         progress: Callable[[Progress], None] | None,
         unused: str,
     ):
-        module = host.module(tenant.name)
-        self.module, self.tenant, self.task, self.recipe, self.dev = module, tenant, task, recipe, dev
+        tenants = [p.tenant for p in parts]
+        module = host.module([t.name for t in tenants])
+        self.host, self.module, self.parts, self.recipe = host, module, parts, recipe
+        self.task, self.pools = parts[0].task, together(tenants)
         self.still = [] if recipe.base_dropout else without_dropout(host)
         self.settings, self.store, self.progress = settings, store, progress
-        self.sampler = Shuffled([length(e) for e in train], recipe.batch_size, recipe.seed)
-        self.per_epoch = -(-len(train) // recipe.batch_size)
-        self.steps = recipe.steps(len(train))
+        apart = len(parts) > 1 and not self.task.mixes
+        lengths = [[length(e) for e in p.train] for p in parts]
+        self.sampler = Mixed(lengths, recipe.batch_size, recipe.seed, recipe.temperature, apart)
+        self.per_epoch = -(-len(self.sampler) // recipe.batch_size)
+        self.steps = recipe.steps(len(self.sampler))
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score: float | None = None
         self.bad, self.done, self.loss = 0, False, 0.0
-        optimizer = AdamW(tenant.param_groups(recipe.lr), weight_decay=recipe.weight_decay)
+        groups = distinct(g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr))
+        optimizer = AdamW(groups, weight_decay=recipe.weight_decay)
         warm = round(recipe.warmup * self.steps)
         args = TrainingArguments(
             output_dir=unused,
@@ -139,8 +132,8 @@ class Run(Trainer):
         super().__init__(
             model=module,
             args=args,
-            data_collator=task.collate,  # type: ignore[arg-type]
-            train_dataset=train,  # type: ignore[arg-type]
+            data_collator=self.collate,  # type: ignore[arg-type]
+            train_dataset=[(k, e) for k, p in enumerate(parts) for e in p.train],  # type: ignore[arg-type]
             optimizers=(optimizer, get_linear_schedule_with_warmup(optimizer, warm, self.steps)),
             callbacks=[Watch(self)],
         )
@@ -151,54 +144,75 @@ class Run(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self.sampler
 
+    def collate(self, rows: Sequence[tuple[int, Example]]) -> dict[str, Tensor]:
+        """Of several tenants, a batch says who reads each row; a task may make several rows of one example."""
+        batch = self.task.collate([e for _, e in rows])
+        if len(self.parts) > 1:
+            numbers = torch.tensor([self.parts[k].tenant.number for k, _ in rows])
+            batch["tenants"] = numbers.repeat(len(batch["input_ids"]) // len(rows))
+        return batch
+
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Tensor:
         for part in self.still:  # the loop has just put the whole model into training mode
             part.training = False
         loss = self.task.loss(model, inputs)
         self.loss = loss.item()
         if not math.isfinite(self.loss):
-            if self.store is not None:
-                self.store.clear()  # what lies there leads here again
-            raise CommonweightError(
-                f"step {self.state.global_step + 1}: the loss is {self.loss}, at the learning rate {self.recipe.lr:g}; "
-                "lower it, or look for rows that are wrong"
-            )
+            raise self.diverged(self.state.global_step + 1, f"the loss is {self.loss}")
         self.curve.append({"step": self.state.global_step + 1, "loss": self.loss})
         return loss
+
+    def check_pools(self, step: int) -> None:
+        """The last update of all is followed by no loss that would show what it did."""
+        if bad := next((n for n, p in self.pools.items() if not p.isfinite().all()), None):
+            raise self.diverged(step, f"its update left NaN or infinity in pool {bad}")
+
+    def diverged(self, step: int, what: str) -> CommonweightError:
+        if self.store is not None:
+            self.store.clear()  # what lies there leads here again
+        rates = sorted({self.recipe.lr or p.tenant.method.lr for p in self.parts})
+        return CommonweightError(
+            f"step {step}: {what}, at the learning rate {', '.join(f'{r:g}' for r in rates)}; lower it, or look for "
+            "rows that are wrong"
+        )
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
-    def score(self, step: int) -> dict[str, float]:
-        """Measures the dev rows; a better score is remembered with its pools."""
+    def score(self) -> dict[str, float]:
+        """Measures the dev rows; a better score, the mean over the tenants, is remembered with the pools."""
         self.module.eval()
-        with torch.no_grad():
-            metrics = self.task.measure(self.module, self.dev, 2 * self.recipe.batch_size)
+        each: dict[str, dict[str, float]] = {}
+        for p in self.parts:
+            if p.dev:
+                with torch.no_grad(), self.host.route(p.tenant.name):
+                    each[p.tenant.name] = p.task.measure(self.host.model, p.dev, 2 * self.recipe.batch_size)
+        metrics = combined(each, len(self.parts) > 1)
         name, more = self.task.better
         score = metrics[name] if more else -metrics[name]
-        self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k != "n"})
+        self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k.rpartition("/")[2] != "n"})
         if self.best_score is None or score > self.best_score:
             self.best_score, self.bad = score, 0
-            self.best = {n: p.detach().clone() for n, p in self.tenant.named_parameters()}
+            self.best = {n: p.detach().clone() for n, p in self.pools.items()}
         else:
             self.bad += 1
         return metrics
 
     def finish(self) -> None:
-        """The best pools that the dev rows saw become the tenant's."""
+        """The best pools that the dev rows saw become the tenants'."""
         if self.best is not None:
             with torch.no_grad():
-                for n, p in self.tenant.named_parameters():
+                for n, p in self.pools.items():
                     p.copy_(self.best[n])
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         assert self.store is not None
-        tensors = {f"pool/{n}": p.detach() for n, p in self.tenant.named_parameters()}
+        tensors = {f"pool/{n}": p.detach() for n, p in self.pools.items()}
         tensors |= {f"best/{n}": p for n, p in (self.best or {}).items()}
         moments = self.optimizer.state  # type: ignore[union-attr]
-        for n, p in self.tenant.named_parameters():
+        for n, p in self.pools.items():
             tensors |= {f"adam/{k}/{n}": v for k, v in moments.get(p, {}).items()}
         facts = {
             "settings": self.settings, "done": self.done, "bad": self.bad, "best_score": self.best_score,
@@ -214,9 +228,9 @@ class Run(Trainer):
         facts = self.found.facts
         self.done, self.bad, self.best_score = facts["done"], facts["bad"], facts["best_score"]
         self.curve = facts["curve"]
-        device = next(self.tenant.parameters()).device
+        device = next(iter(self.pools.values())).device
         with torch.no_grad():
-            for n, p in self.tenant.named_parameters():
+            for n, p in self.pools.items():
                 p.copy_(self.found.tensors[f"pool/{n}"])
         best = {k[5:]: v.to(device) for k, v in self.found.tensors.items() if k.startswith("best/")}
         self.best = best or None
@@ -228,7 +242,7 @@ class Run(Trainer):
         if checkpoint is None:
             return
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        for n, p in self.tenant.named_parameters():
+        for n, p in self.pools.items():
             held = {k: self.found.tensors.get(f"adam/{k}/{n}") for k in ("step", "exp_avg", "exp_avg_sq")}
             kept = {k: v.clone() if k == "step" else v.to(p.device) for k, v in held.items() if v is not None}
             inner.state[p] = kept  # type: ignore[union-attr]
@@ -239,6 +253,15 @@ class Run(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             set_random_states(self.found.tensors)
+
+
+def combined(each: Mapping[str, dict[str, float]], several: bool) -> dict[str, float]:
+    """One tenant's metrics as they are; of several the means, and each one's as ``tenant/metric``."""
+    if not several:
+        return next(iter(each.values()))
+    names = next(iter(each.values()))
+    means = {k: sum(m[k] for m in each.values()) / len(each) for k in names if k != "n"}
+    return means | {f"{tenant}/{k}": v for tenant, m in each.items() for k, v in m.items()}
 
 
 def without_dropout(host: Host) -> list[nn.Module]:

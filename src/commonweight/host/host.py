@@ -23,6 +23,7 @@ from .sites import Pattern, Physical, discover, select
 from .tenant import Derive, Tenant, materialise
 
 if TYPE_CHECKING:
+    from ..formats.coding import Choice
     from .files import Source
 
 Reader = str | None
@@ -246,14 +247,19 @@ class Host:
             )
         return Route.of([None if r is None else self[r] for r in readers])
 
-    def module(self, name: str) -> nn.Module:
+    def module(self, name: str | Sequence[str]) -> nn.Module:
         """The model as this tenant, as an nn.Module whose only trainable parameters are the tenant's pools.
 
         For transformers.Trainer, accelerate and DistributedDataParallel; its state_dict holds the pools alone.
+        Several names: a batch then brings ``tenants``, the number of each row's tenant; a pool of a common is there
+        once.
         """
         from .module import TenantModule
 
-        return TenantModule(self, self[name])
+        names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
+        if not names:
+            raise CommonweightError("module([]): wanted a tenant's name, or several")
+        return TenantModule(self, [self[n] for n in names])
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -310,11 +316,23 @@ class Host:
 
     # -- files -----------------------------------------------------------------------------------------------------
 
-    def save(self, name: str, path: str | PathLike[str], metrics: Mapping[str, Any] | None = None) -> Path:
-        """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header."""
+    def save(
+        self,
+        name: str,
+        path: str | PathLike[str],
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        codec: Choice = None,
+    ) -> Path:
+        """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header.
+
+        codec: stores them in fewer bytes, with an error: ``"bfloat16"``, ``"int8"``, ``"int4"`` or ``"compeft"`` for
+        all trainable pools, or a mapping from patterns over pool names, ``{"*.A|*.B": "int4"}``. The tenant here stays
+        as it is; loading needs no option and gives float32 pools again.
+        """
         from .files import save
 
-        return save(self, self[name], Path(path), metrics)
+        return save(self, self[name], Path(path), metrics, codec)
 
     def load(self, name: str, path: str | PathLike[str], *, check_base: bool = True) -> Tenant:
         """Reads a tenant's file under a name. check_base=False: also when the base's numbers differ."""

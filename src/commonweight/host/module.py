@@ -1,11 +1,14 @@
-"""The model as one tenant, for tools that want an nn.Module with the parameters inside it."""
+"""The model as one tenant or several, for tools that want an nn.Module with the parameters inside it."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from ..core import CommonweightError
 
 if TYPE_CHECKING:
     from .host import Host
@@ -13,37 +16,68 @@ if TYPE_CHECKING:
 
 
 class Routed:
-    """The model's forward under a tenant, with the model's own signature: trainers choose columns by it.
+    """The model's forward under its tenants, with the model's own signature: trainers choose columns by it.
 
+    Of several tenants, a batch brings one more tensor, ``tenants``: see `TenantModule`.
     A callable object, not a closure: a deep copy of the module runs the copy.
     """
 
     def __init__(self, module: TenantModule):
         self.module = module
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.module._host.route(self.module._name):
+    def __call__(self, *args: Any, tenants: Tensor | None = None, **kwargs: Any) -> Any:
+        names = self.module._names
+        if len(names) > 1 and tenants is None:
+            raise CommonweightError(
+                f"this module runs {len(names)} tenants: a batch needs `tenants`, a LongTensor with one Tenant.number "
+                "per row"
+            )
+        with self.module._host.route(names[0] if tenants is None else tenants):
             return self.module.base(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.module.base.forward)
+        own = inspect.signature(self.module.base.forward)
+        if len(self.module._names) == 1:
+            return own
+        *before, last = own.parameters.values() or (None,)
+        more = inspect.Parameter("tenants", inspect.Parameter.KEYWORD_ONLY, default=None)
+        if last is not None and last.kind is inspect.Parameter.VAR_KEYWORD:
+            return own.replace(parameters=[*before, more, last])
+        return own.replace(parameters=[*own.parameters.values(), more])
+
+
+def together(tenants: Sequence[Tenant]) -> dict[str, nn.Parameter]:
+    """What several tenants train, every pool once: ``tenant:pool``, and ``common <its name>:pool`` for a shared one.
+
+    Of one tenant alone: by the names of its pools.
+    """
+    if len(tenants) == 1:
+        return dict(tenants[0].named_parameters())
+    out = {}
+    for t in tenants:
+        for name, p in t.named_parameters():
+            shared = t.common is not None and name in t.common.pools
+            out[f"common {t.common.name}:{name}" if shared and t.common else f"{t.name}:{name}"] = p
+    return out
 
 
 class TenantModule(nn.Module):
-    """Runs the host's model under one tenant. `state_dict` holds the tenant's pools and nothing of the base.
+    """Runs the host's model under one tenant, or several: then every batch says who reads, in ``tenants``.
 
-    `load_state_dict` takes and checks the pools alone, in DistributedDataParallel too; it never writes the base.
+    tenants: a LongTensor of `Tenant.number`, one per row (B,) or per token (B, T); -1 is the plain base.
+    `state_dict` holds the tenants' pools, a shared one once, and nothing of the base. `load_state_dict` takes and
+    checks the pools alone, in DistributedDataParallel too; it never writes the base.
     """
 
-    def __init__(self, host: Host, tenant: Tenant):
+    def __init__(self, host: Host, tenants: Sequence[Tenant]):
         super().__init__()
         self.base = host.model
-        self.pools = nn.ParameterDict({n.replace(".", "/"): p for n, p in tenant.named_parameters()})
+        self.pools = nn.ParameterDict({n.replace(".", "/"): p for n, p in together(tenants).items()})
         self.register_load_state_dict_pre_hook(keep_base)
         self.register_load_state_dict_post_hook(pools_alone)
         object.__setattr__(self, "_host", host)
-        object.__setattr__(self, "_name", tenant.name)
+        object.__setattr__(self, "_names", [t.name for t in tenants])
         object.__setattr__(self, "forward", Routed(self))
 
     def __getattr__(self, name: str) -> Any:

@@ -18,11 +18,13 @@ class Task(Protocol):
     """tokenizer and max_length are given once; `labels` are the classes of a classification, else None.
 
     usual_length: what the recipe takes when nobody says. better: the metric that early stopping watches and whether
-    more of it is better. note: what a user should know about how the rows were read.
+    more of it is better. mixes: whether a batch may have rows of several tenants. note: what a user should know about
+    how the rows were read.
     """
 
     usual_length: ClassVar[int]
     better: ClassVar[tuple[str, bool]]
+    mixes: ClassVar[bool]
     labels: tuple[str, ...] | None
     max_length: int
     note: str
@@ -45,6 +47,7 @@ class Given:
     """What every task is given, kept; only a task that is `labelled` keeps the classes."""
 
     labelled: ClassVar[bool] = False
+    mixes: ClassVar[bool] = True
 
     def __init__(
         self,

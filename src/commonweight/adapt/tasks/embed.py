@@ -26,6 +26,7 @@ class Embed(Given):
 
     usual_length: ClassVar[int] = 128
     better: ClassVar[tuple[str, bool]] = ("accuracy", True)
+    mixes: ClassVar[bool] = False  # another tenant's positives are no negatives of this one's
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)

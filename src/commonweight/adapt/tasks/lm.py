@@ -117,7 +117,7 @@ class LM(Given):
 
     def _nll(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
-        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        out = model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
         # Methods that put tokens in front lengthen the sequence; the labels belong to its end.
         logits = out.logits[:, -labels.shape[1] :][:, :-1]
         scored = labels[:, 1:] != IGNORE

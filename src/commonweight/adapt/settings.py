@@ -1,0 +1,56 @@
+"""What a run must share with another to give the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..core import dump
+from ..host import Host
+from .recipe import Recipe
+from .tasks import Example
+from .trainer import Part
+
+
+def settings(host: Host, parts: Sequence[Part], recipe: Recipe) -> dict[str, Any]:
+    """Of several tenants, what differs among them is called ``tenant: setting``."""
+    numbers = _fields(recipe)
+    numbers.pop("checkpoint_every")
+    task = parts[0].task
+    out = {
+        "task": type(task).__name__.lower(), **numbers, "max_length": task.max_length,
+        "dtype": str(next(host.model.parameters()).dtype).removeprefix("torch."), "base": host.fingerprint,
+    }  # fmt: skip
+    for p in parts:
+        tenant, config = p.tenant, dump(p.tenant.config)
+        config.pop("is")
+        own = {
+            "method": tenant.method.name, "options": config, "plan": tenant.plan.digest(),
+            "train rows": _digest(p.train), "dev rows": _digest(p.dev), "labels": p.task.labels,
+        }  # fmt: skip
+        if tenant.common is not None:
+            own["common"] = tenant.common.name
+            if tenant.common.frozen:
+                own["common"] += f" {_bits(tenant.common.pools)}"
+        out |= own if len(parts) == 1 else {f"{tenant.name}: {k}": v for k, v in own.items()}
+    return out
+
+
+def _bits(pools: Mapping[str, torch.Tensor]) -> str:
+    h = hashlib.blake2b(digest_size=8)
+    for name in sorted(pools):
+        h.update(name.encode() + pools[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+def _fields(recipe: Recipe) -> dict[str, Any]:
+    return {k: getattr(recipe, k) for k in recipe.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _digest(examples: list[Example]) -> str:
+    text = json.dumps(examples).encode()
+    return f"{len(examples)} rows {hashlib.blake2b(text, digest_size=8).hexdigest()}" if examples else "none"
