@@ -1,5 +1,5 @@
 from .flat import Scatter, Segment, Signed
-from .inventory import Heads
+from .inventory import Heads, Stack, Total
 from .kronecker import Kronecker
 from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
@@ -16,7 +16,9 @@ __all__ = [
     "Scatter",
     "Segment",
     "Signed",
+    "Stack",
     "TopK",
+    "Total",
     "Whole",
     "Window",
     "fold",

@@ -31,3 +31,30 @@ class Heads:
     def __call__(self, pool: Tensor, logits: Tensor) -> Tensor:
         mixed = torch.einsum("hs,hsrd->rhd", routing(logits), pool).flatten(1)
         return mixed.mT if self.transpose else mixed
+
+
+@serial
+@dataclass(frozen=True)
+class Stack:
+    """S matrices side by side, each times its weight: what it is multiplied with gives the weighted sum of S products.
+
+    Shapes: pool (S, d, r), weights (S,), one for each, or (S, d), one for each of its rows -> (d, S r).
+    routed: the weights are `routing` of what is given. Linear in: pool, and without `routed` in the weights too; they
+    get gradients as well. Cost: S d r products.
+    """
+
+    routed: bool = False
+
+    def __call__(self, pool: Tensor, weights: Tensor) -> Tensor:
+        weights = routing(weights) if self.routed else weights
+        weights = weights[..., None] if weights.dim() == 1 else weights
+        return (pool * weights[..., None]).transpose(0, 1).flatten(1)
+
+
+@serial
+@dataclass(frozen=True)
+class Total:
+    """A weighted sum of S vectors. Shapes: pool (S, d), weights (S,) or (S, d) -> (d,). Linear in: pool, weights."""
+
+    def __call__(self, pool: Tensor, weights: Tensor) -> Tensor:
+        return (pool * (weights[:, None] if weights.dim() == 1 else weights)).sum(0)

@@ -1,11 +1,12 @@
 """One file per method. Adding one: the file, its name in this list, its test, its documentation row."""
 
-from . import bottleneck, compacter, lora, loreft, lori, mos, poly, probe, svf
+from . import bottleneck, compacter, lora, loreft, lori, mos, poly, probe, scalearn, svf
 from .alphatuning import AlphaTuning
 from .bitfit import BitFit
 from .boft import BOFT
 from .bottleneck import Bottleneck
 from .compacter import Compacter
+from .cpoly import CPoly
 from .dora import DoRA
 from .full import Full
 from .head import head
@@ -27,6 +28,7 @@ from .probe import Probe
 from .randlora import RandLoRA
 from .registry import Method, available, families, get, method, plan, resolve
 from .road import RoAd
+from .scalearn import ScaLearn
 from .sharelora import ShareLoRA
 from .slora import SLoRA
 from .svf import SVF
@@ -42,6 +44,7 @@ __all__ = [
     "AlphaTuning",
     "BitFit",
     "Bottleneck",
+    "CPoly",
     "Compacter",
     "DoRA",
     "Full",
@@ -62,6 +65,7 @@ __all__ = [
     "RandLoRA",
     "RoAd",
     "SLoRA",
+    "ScaLearn",
     "ShareLoRA",
     "UniLoRA",
     "VBLoRA",
@@ -81,5 +85,6 @@ __all__ = [
     "poly",
     "probe",
     "resolve",
+    "scalearn",
     "svf",
 ]
