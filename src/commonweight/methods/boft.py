@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..address import WHOLE
 from ..bind import Butterfly
 from ..core import ONES, ZEROS, Plan, Pool, Read, Site, Use, config, option
-from .oft import block_of
+from .oft import block_of, said_twice
 from .registry import method
 
 
@@ -21,9 +21,7 @@ class BOFT:
     dropout: float = option(0.0, "chance that a block is left unturned, in training", ge=0, le=0.95)
 
     def check(self) -> str | None:
-        if self.block_size is not None and self.blocks is not None:
-            return f"block_size={self.block_size} and blocks={self.blocks} say the same thing; give one of them"
-        return None
+        return said_twice(self.block_size, self.blocks)
 
 
 @method(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..address import WHOLE
 from ..bind import Magnitude
 from ..core import ZEROS, Plan, Pool, Read, Rng, Site, Source, Use, config, kaiming, option, serial
-from .lora import pick, wrong_pairs
+from .lora import rank_and_scale, wrong_pairs
 from .registry import method
 
 
@@ -56,12 +55,11 @@ def plan(sites: Sequence[Site], config: DoRA) -> Plan:
     """
     pools, uses = {}, []
     for s in sites:
-        r = int(pick(config.ranks, s.name, config.rank))
-        alpha = pick(config.alphas, s.name, 2.0 * r if config.alpha is None else config.alpha)
+        r, scale = rank_and_scale(config, s.name)
         pools[f"{s.name}.A"] = Pool((r, s.inp), kaiming(s.inp))
         pools[f"{s.name}.B"] = Pool((s.out, r), ZEROS)
         pools[f"{s.name}.m"] = Pool((s.out,), RowNorm(s.name))
         pools[f"{s.name}.n"] = Pool((s.out,), RowNorm(s.name), train=False, save=False)
-        bind = Magnitude(alpha / (math.sqrt(r) if config.rslora else r), config.dropout)
+        bind = Magnitude(scale, config.dropout)
         uses.append(Use(s.name, bind, {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "ABmn"}))
     return Plan(pools, tuple(uses))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from ..address import WHOLE
 from ..bind import BiasShift, LowRank
@@ -40,6 +41,13 @@ def pick(pairs: Sequence[tuple[str, float]], name: str, default: float) -> float
     return next((v for p, v in pairs if name == p or fnmatchcase(name, p)), default)
 
 
+def rank_and_scale(config: Any, site: str) -> tuple[int, float]:
+    """A site's r, and alpha / r or alpha / sqrt(r)."""
+    r = int(pick(config.ranks, site, config.rank))
+    alpha = pick(config.alphas, site, 2.0 * r if config.alpha is None else config.alpha)
+    return r, alpha / (math.sqrt(r) if config.rslora else r)
+
+
 @method(
     "lora",
     LoRA,
@@ -54,11 +62,10 @@ def plan(sites: Sequence[Site], config: LoRA) -> Plan:
     """
     pools, uses = {}, []
     for s in sites:
-        r = int(pick(config.ranks, s.name, config.rank))
-        alpha = pick(config.alphas, s.name, 2.0 * r if config.alpha is None else config.alpha)
+        r, scale = rank_and_scale(config, s.name)
         pools[f"{s.name}.A"] = Pool((r, s.inp), kaiming(s.inp))
         pools[f"{s.name}.B"] = Pool((s.out, r), ZEROS)
-        bind = LowRank(alpha / (math.sqrt(r) if config.rslora else r), config.dropout)
+        bind = LowRank(scale, config.dropout)
         uses.append(Use(s.name, bind, {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "AB"}))
         if config.bias and s.bias:
             pools[f"{s.name}.b"] = Pool((s.out,), ZEROS)

@@ -31,6 +31,12 @@ def block_of(who: str, site: Site, block_size: int | None, blocks: int | None, d
     raise CommonweightError(f"{who}: {site.name}: input width {site.inp} does not split by {came}{pairs}; {todo}")
 
 
+def said_twice(block_size: int | None, blocks: int | None) -> str | None:
+    if block_size is None or blocks is None:
+        return None
+    return f"block_size={block_size} and blocks={blocks} say the same thing; give one of them"
+
+
 @config
 class OFT:
     block_size: int | None = option(None, "size b of the blocks; must divide every d_in; none: 32", ge=2)
@@ -42,9 +48,7 @@ class OFT:
     dropout: float = option(0.0, "chance that a block is left unturned, in training", ge=0, le=0.95)
 
     def check(self) -> str | None:
-        if self.block_size is not None and self.blocks is not None:
-            return f"block_size={self.block_size} and blocks={self.blocks} say the same thing; give one of them"
-        return None
+        return said_twice(self.block_size, self.blocks)
 
 
 @method(
