@@ -6,7 +6,7 @@ import torch
 import commonweight as cw
 from commonweight.methods.registry import families
 from tests.laws.subjects import stir
-from tests.models import make
+from tests.models import answer, make
 
 SMALL = {"rank": 4, "budget": 2, "private": 1, "shards": 2}
 VARIANTS = [{"core": "scale"}, {"core": "matrix"}]
@@ -69,3 +69,26 @@ def test_families_go_by_the_name_without_layer_numbers():
     assert {k for k in cw.plan("mos", sites, rank=2).pools if not k.endswith("index")} == {
         "layers.*.q_proj.A", "layers.*.q_proj.B",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("core", "own"), [("scale", 4), ("matrix", 16)])
+def test_a_late_tenant_on_frozen_shards_trains_and_costs_its_core_alone(core, own, tmp_path):
+    model, batch = make("llama")
+    host, c = cw.Host(model), cw.Commons(tmp_path / "store")
+    first = stir(host.add("first", "mos", **SMALL, core=core, common="tasks"))
+    host.freeze("tasks")
+    shards = {n: p.clone() for n, p in host.common("tasks").pools.items()}
+    late = host.add("late", "mos", **SMALL, core=core, common="tasks", seed=1)
+    assert late.count() == own * len(late.sites) and late.private_nbytes == 4 * late.count()
+    index = "model.layers.0.mlp.up_proj.A.index"
+    assert not torch.equal(late.pools[index], first.pools[index]), "it reads other shards than the first"
+    with host.route("late"):
+        answer(model, batch).square().mean().backward()
+    torch.optim.SGD(late.param_groups(0.1)).step()
+    assert all(p.count_nonzero() for p in late.parameters())
+    assert all(torch.equal(p, shards[n]) for n, p in host.common("tasks").pools.items())
+    for name in ("first", "late"):
+        c.publish(host, name)
+    record = next(r for r in c.list() if r.name == "late")
+    assert record.marginal_bytes < late.private_nbytes + 8192
+    assert record.nbytes - record.marginal_bytes > sum(p.nbytes for n, p in shards.items() if "index" not in n)

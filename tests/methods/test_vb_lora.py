@@ -102,3 +102,49 @@ def test_the_usual_length_divides_every_width():
     sites = [cw.Site("q", 384, 384), cw.Site("up", 1536, 384)]
     assert cw.plan("vb-lora", sites).pools["vb-lora.bank"].shape == (256, 192)
     assert cw.plan("vb-lora", [cw.Site("q", 4096, 14336)]).pools["vb-lora.bank"].shape == (256, 256)
+
+
+def test_a_late_tenant_on_a_frozen_bank_trains_and_costs_its_logits_alone(tmp_path):
+    options = {"rank": 2, "num_vectors": 64, "vector_length": 8, "topk": 2, "common": "tasks"}
+    model, batch = make("llama")
+    host, c = cw.Host(model), cw.Commons(tmp_path / "store")
+    first = stir(host.add("first", "vb-lora", **options))
+    host.freeze("tasks")
+    bank = first.pools["vb-lora.bank"].clone()
+    late = host.add("late", "vb-lora", compact=True, seed=1, **options)
+    vectors = sum(2 * (s.inp + s.out) // 8 for s in late.sites)
+    assert late.pools["vb-lora.bank"] is first.pools["vb-lora.bank"]
+    assert late.count() == 2 * vectors, "k logits for every sub-vector"
+    assert late.private_nbytes == (4 + 1) * 2 * vectors, "and the number of each one's vector, a byte"
+    optimizer = torch.optim.Adam(late.param_groups(0.1))
+    losses = []
+    for _ in range(12):
+        with host.route("late"):
+            loss = (answer(model, batch) - 1).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 1e-3 and torch.equal(late.pools["vb-lora.bank"], bank)
+    for name in ("first", "late"):
+        c.publish(host, name)
+    marginal = next(r for r in c.list() if r.name == "late").marginal_bytes
+    assert marginal < late.private_nbytes + 8192 < first.private_nbytes
+
+
+def test_a_tenant_made_compact_after_training_stays_in_the_common():
+    """Trained with all logits, kept with the k that count: on the common's bank it answers the same."""
+    options = {"rank": 2, "num_vectors": 64, "vector_length": 8, "common": "tasks"}
+    model, batch = make("llama")
+    host = cw.Host(model)
+    full = stir(host.add("full", "vb-lora", **options))
+    small = host.add("small", "vb-lora", compact=True, **options)
+    values = compact(full.pools, 2)
+    with torch.no_grad():
+        for name, value in values.items():
+            if name != "vb-lora.bank":
+                small.pools[name].copy_(value)
+        with host.route(["full", "small", "full", "small"]):
+            rows = answer(model, {k: v[:1].expand(4, *v.shape[1:]) for k, v in batch.items()})
+    torch.testing.assert_close(rows[0], rows[1])
+    assert small.private_nbytes * 64 * 4 == full.private_nbytes * 2 * 5
