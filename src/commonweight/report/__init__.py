@@ -2,6 +2,18 @@
 
 from .figure import Dot, Scatter, compact
 from .page import Column, facts, page, table
-from .statistics import interval, spread
+from .statistics import interval, mean_interval, spread, student
 
-__all__ = ["Column", "Dot", "Scatter", "compact", "facts", "interval", "page", "spread", "table"]
+__all__ = [
+    "Column",
+    "Dot",
+    "Scatter",
+    "compact",
+    "facts",
+    "interval",
+    "mean_interval",
+    "page",
+    "spread",
+    "student",
+    "table",
+]

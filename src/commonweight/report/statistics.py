@@ -27,3 +27,46 @@ def spread(shares: Sequence[tuple[float, int]]) -> float:
     It says what other test rows of the same tasks would do, not what other tasks or other seeds would.
     """
     return Z * math.sqrt(sum(p * (1 - p) / n for p, n in shares)) / len(shares)
+
+
+def student(df: int, share: float = 0.95) -> float:
+    """t such that `share` of Student's distribution with `df` degrees of freedom lies between -t and t.
+
+    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4, solved by halving. Raises: ValueError unless df >= 1.
+    """
+    if df < 1 or not 0 < share < 1:
+        raise ValueError(f"df={df}, share={share}: wanted df >= 1 and a share between 0 and 1")
+
+    def inside(t: float) -> float:
+        angle = math.atan(t / math.sqrt(df))
+        cos2, term, total = math.cos(angle) ** 2, 1.0, 0.0
+        if df % 2 == 0:
+            for k in range(1, df // 2 + 1):
+                total += term
+                term *= (2 * k - 1) / (2 * k) * cos2
+            return math.sin(angle) * total
+        term = math.cos(angle)
+        for k in range(1, (df - 1) // 2 + 1):
+            total += term
+            term *= 2 * k / (2 * k + 1) * cos2
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+
+    low, high = 0.0, 1.0
+    while inside(high) < share:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < share else (low, middle)
+    return high
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """(mean, half the width of its 95 % interval) by Student's t; None for a single value, which tells no spread.
+
+    For paired measurements, give their differences.
+    """
+    n, mean = len(values), sum(values) / len(values)
+    if n < 2:
+        return mean, None
+    variance = sum((v - mean) ** 2 for v in values) / (n - 1)
+    return mean, student(n - 1) * math.sqrt(variance / n)

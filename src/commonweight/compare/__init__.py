@@ -1,0 +1,29 @@
+"""Methods at equal bytes, with error bars: config by budget, tuning, runs that are cached, a table and a page."""
+
+from .budget import Fit, fit, parse_budget
+from .cache import Cache
+from .data import Data, find
+from .driver import Outcome, Progress, compare
+from .parallel import workers
+from .settings import Comparison, parse_methods, parse_options
+from .summary import Point, Value, front, points
+
+__all__ = [
+    "Cache",
+    "Comparison",
+    "Data",
+    "Fit",
+    "Outcome",
+    "Point",
+    "Progress",
+    "Value",
+    "compare",
+    "find",
+    "fit",
+    "front",
+    "parse_budget",
+    "parse_methods",
+    "parse_options",
+    "points",
+    "workers",
+]

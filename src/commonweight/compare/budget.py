@@ -1,0 +1,163 @@
+"""Which config of a method fits into so many bytes: read off the plan, nothing is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from ..core import CommonweightError, Plan, Site
+from ..methods import Method, get, plan, resolve
+
+UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "MIB": 1 << 20,
+         "G": 1 << 30, "GB": 1 << 30, "GIB": 1 << 30}  # fmt: skip
+LARGEST = 1 << 24  # of a whole-number option
+GAP = 64  # so many values in a row may be impossible, such as widths that do not divide a site's
+
+Options = Mapping[str, Any]
+Cost = Callable[[Plan], int]
+
+
+def parse_budget(text: str) -> int:
+    """Bytes of "4KB", "1.5 MB" or "4096"; a KB has 1,024 bytes. Raises: CommonweightError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2].upper() not in UNITS or not float(found[1]) > 0:
+        raise CommonweightError(f"budget {text!r}: wanted a size above zero, such as 4KB, 1.5MB or 4096")
+    return max(1, int(float(found[1]) * UNITS[found[2].upper()]))
+
+
+class Fit(NamedTuple):
+    """A config and what it costs. nbytes: saved pools, without a head. own: those of them that a further tenant would
+    bring (scope "tenant"). count: trainable numbers, as it is trained. within: whether it is inside the budget."""
+
+    method: str
+    options: dict[str, Any]
+    nbytes: int
+    own: int
+    count: int
+    within: bool = True
+
+    def __str__(self) -> str:
+        told = " ".join(f"{k}={v}" for k, v in self.options.items())
+        return f"{self.method} {told}".rstrip()
+
+
+def stored(method: Method, sites: Sequence[Site], options: Options) -> Plan:
+    """The plan of what a trained tenant is stored as."""
+    _, config = resolve(method.name, options)
+    if method.compact is not None:
+        config, _ = method.compact(config, {})
+    return plan(config, sites)
+
+
+def nbytes(p: Plan) -> int:
+    return p.nbytes
+
+
+def own_bytes(p: Plan) -> int:
+    """Bytes that one more tenant of the same common pools costs."""
+    return sum(pool.nbytes for pool in p.pools.values() if pool.save and pool.scope == "tenant")
+
+
+def fit(method: str, sites: Sequence[Site], budget: int, options: Options | None = None, cost: Cost = nbytes) -> Fit:
+    """The largest config of a method inside a budget, in bytes.
+
+    Turns the options that the method declares as its size; those given in `options` are left as they are. The first one
+    is turned over its whole range; the others are lowered from their defaults, step by step, only when nothing fits.
+    sites: those that the method reads. cost: what a plan costs; its saved pools unless told otherwise.
+    Returns the smallest config there is, with within=False, when none fits. Cost: some ten plans; no tensor is made.
+    Raises: CommonweightError for an unknown method or option, or when no config is possible on these sites.
+    """
+    search = _Search(get(method), sites, dict(options or {}), cost)
+    names = [n for n in search.method.sizes if n.lstrip("-") not in search.given]
+    if not names:
+        search.measure({})
+    for lowered in _lowerings(search.method, names[1:]):
+        if names and search.largest(names[0], lowered, budget):
+            break
+    found = search.best(budget)
+    if found is None:
+        raise CommonweightError(f"{method}: {search.wrong}")
+    size, turned = found
+    chosen = {**search.given, **turned}
+    _, config = resolve(method, chosen)
+    own = own_bytes(stored(search.method, sites, chosen))
+    return Fit(method, chosen, size, own, plan(config, sites).count(), size <= budget)
+
+
+class _Search:
+    """What was measured so far: options -> bytes, None where such a config is impossible."""
+
+    def __init__(self, method: Method, sites: Sequence[Site], given: dict[str, Any], cost: Cost):
+        self.method, self.sites, self.given, self.cost = method, tuple(sites), given, cost
+        self.seen: dict[tuple[tuple[str, Any], ...], int | None] = {}
+        self.wrong = "no config of it is possible on these sites"
+
+    def measure(self, turned: Options) -> int | None:
+        key = tuple(turned.items())
+        if key not in self.seen:
+            try:
+                self.seen[key] = self.cost(stored(self.method, self.sites, {**self.given, **turned}))
+            except CommonweightError as e:
+                self.seen[key], self.wrong = None, str(e)
+        return self.seen[key]
+
+    def best(self, budget: int) -> tuple[int, dict[str, Any]] | None:
+        """The largest that fits, else the smallest of all; of equal ones the first seen."""
+        possible = [(size, dict(key)) for key, size in self.seen.items() if size is not None]
+        inside = [p for p in possible if p[0] <= budget]
+        if inside:
+            return max(inside, key=lambda p: p[0])
+        return min(possible, key=lambda p: p[0], default=None)
+
+    def largest(self, name: str, fixed: Options, budget: int) -> bool:
+        """Turns one option to the largest size inside the budget; False when none of its values fits."""
+        values = self._values(name, fixed, budget)
+
+        def size(i: int) -> int | None:
+            return self.measure({**fixed, name.lstrip("-"): values[i]})
+
+        low, high, found = -1, len(values), False  # high does not fit, or is impossible and so is all above it
+        while high - low > 1:
+            middle = (low + high) // 2
+            at = next((i for i in range(middle, max(low, middle - GAP), -1) if size(i) is not None), None)
+            if at is None:
+                high = middle
+            elif (size(at) or 0) <= budget:
+                low, found = middle, True
+            else:
+                high = at
+        return found
+
+    def _values(self, name: str, fixed: Options, budget: int) -> Sequence[Any]:
+        """The option's values, smallest config first."""
+        field = next(f for f in fields(self.method.config) if f.name == name.lstrip("-"))
+        hint = get_type_hints(self.method.config)[field.name]
+        if get_origin(hint) is Literal:
+            return get_args(hint)[::-1] if name[0] == "-" else get_args(hint)
+        low = int(field.metadata.get("ge") or 1)
+        if name[0] == "-":  # the fewest bytes at the smallest width: what counts is how often the value goes into it
+            widest = min(min(s.out, s.inp) for s in self.sites)
+            return sorted({max(low, -(-widest // n)) for n in range(1, widest + 1)}, reverse=True)
+        top, possible = low, False
+        while top < min(LARGEST, field.metadata.get("le") or LARGEST):
+            size = self.measure({**fixed, name: top})
+            if possible if size is None else size > budget:
+                break
+            possible = possible or size is not None
+            top = max(top + 1, 2 * top)
+        return range(low, top + 1)
+
+
+def _lowerings(method: Method, names: Sequence[str]) -> list[dict[str, Any]]:
+    """{} first, the defaults; then one option after the other halved down to its least, those before it at theirs."""
+    out: list[dict[str, Any]] = [{}]
+    for name in names:
+        field: Any = next(f for f in fields(method.config) if f.name == name)
+        value, least = field.default or 64, int(field.metadata.get("ge") or 0)
+        before = out[-1]
+        while value > least:
+            value = max(least, value // 2)
+            out.append({**before, name: value})
+    return out

@@ -1,0 +1,171 @@
+"""The comparison itself: fit, tune, run. Every finished run is in the cache; the same call goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..adapt import Recipe
+from ..adapt.data import Data as Rows
+from ..adapt.data import examples, named
+from ..core import CommonweightError, build
+from ..host import Host
+from ..methods import get
+from .budget import Fit, fit
+from .cache import Cache
+from .job import Job
+from .parallel import Workers
+from .run import execute, opened, rows
+from .settings import Comparison
+from .tune import tune
+
+
+class Config(NamedTuple):
+    """A method at a size. budgets: those it is the answer to; equal answers are one config."""
+
+    fit: Fit
+    budgets: tuple[str, ...]
+
+
+class Progress(NamedTuple):
+    """stage: "tune" or "run". done: of `total` jobs, those of earlier calls too. label: what has just ended."""
+
+    stage: str
+    done: int
+    total: int
+    label: str = ""
+    score: float | None = None
+
+
+class Outcome(NamedTuple):
+    """configs, in the order of methods and budgets; misfits: budgets that a method cannot meet, with its smallest
+    config. runs: (config, task, record) of every run. tunings: (config, task) -> what `tune` returned."""
+
+    comparison: Comparison
+    configs: tuple[Config, ...]
+    misfits: tuple[tuple[str, Fit], ...]
+    runs: tuple[tuple[int, str, dict[str, Any]], ...]
+    tunings: dict[tuple[int, str], dict[str, Any]]
+    cached: int
+
+
+def configs(c: Comparison, host: Host) -> tuple[tuple[Config, ...], tuple[tuple[str, Fit], ...]]:
+    """(the config of every method for every budget, what does not fit). Raises: CommonweightError when nothing does."""
+    found: dict[tuple[str, str], tuple[Fit, list[str]]] = {}
+    misfits = []
+    for name in c.methods:
+        sites = host.sites_for(get(name), c.sites)
+        for text, size in zip(c.budgets, c.sizes) if c.budgets else ((None, None),):
+            options = c.options.get(name, {})
+            one = fit(name, sites, size, options) if size is not None else _default(name, sites, options)
+            if not one.within:
+                misfits.append((text, one))
+                continue
+            found.setdefault((name, str(sorted(one.options.items()))), (one, []))[1].append(text or "default")
+    if not found:
+        nearest = min((one for _, one in misfits), key=lambda f: f.nbytes)
+        raise CommonweightError(
+            f"no method has a config within {' or '.join(c.budgets)}; the nearest possible is {nearest} with "
+            f"{nearest.nbytes:,} bytes; raise --budgets, or take fewer --sites"
+        )
+    return tuple(Config(one, tuple(budgets)) for one, budgets in found.values()), tuple(misfits)
+
+
+def _default(name: str, sites: Sequence[Any], options: dict[str, Any]) -> Fit:
+    """The method as it is by default: its size options pinned, nothing is searched."""
+    config = get(name).config(**options)
+    pinned = {n.lstrip("-"): getattr(config, n.lstrip("-")) for n in get(name).sizes}
+    return fit(name, sites, 1 << 62, {**pinned, **options})
+
+
+def compare(
+    c: Comparison,
+    workers: Workers,
+    cache: Cache,
+    say: Callable[[str], None] = print,
+    progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Every method, budget, task and seed: at equal bytes, with the same number of trials for every learning rate.
+
+    Files, methods and budgets are looked at before the first step. Cost: methods x budgets x tasks x (trials + seeds)
+    runs, less those in the cache. Raises: CommonweightError; KeyboardInterrupt leaves what is done in the cache.
+    """
+    host = opened(c.model, c.task, c.dtype)
+    check(c, host)
+    chosen, misfits = configs(c, host)
+    for text, one in misfits:
+        say(f"{text}: {one.method} has no config so small; the nearest possible is {one} with {one.nbytes:,} bytes")
+    base = host.fingerprint
+    jobs = [
+        (i, d.name, Job(c.model, d, config.fit.method, config.fit.options, 0, None, c.task, c.recipe, c.dtype, c.sites,
+                        c.text_column, c.label_column))
+        for i, config in enumerate(chosen) for d in c.data
+    ]  # fmt: skip
+    tell = progress or (lambda _: None)
+    tunings = dict(_tuned(c, jobs, workers, cache, tell))
+    runs = [(i, task, replace(job, lr=tunings[i, task]["lr"], seed=s)) for s in range(c.seeds) for i, task, job in jobs]
+    keys = [job.key(host, base) for *_, job in runs]
+    there = [cache.get(k) for k in keys]
+    records: list[dict[str, Any] | None] = list(there)
+    todo = [n for n, record in enumerate(records) if record is None]
+    tell(Progress("run", len(runs) - len(todo), len(runs)))
+    for at, record in workers(partial(_execute, cache=cache.folder), [runs[n][2] for n in todo]):
+        n = todo[at]
+        if record["key"] != keys[n]:
+            raise CommonweightError(f"{c.model}: a worker has another base, data or version there than this machine")
+        if keys[n] not in cache:
+            cache.put(record)
+        records[n] = record
+        ended = len(runs) - sum(r is None for r in records)
+        tell(Progress("run", ended, len(runs), _label(runs[n][2]), _score(record)))
+    done = tuple((i, task, r) for (i, task, _), r in zip(runs, records) if r is not None)
+    return Outcome(c, chosen, misfits, done, tunings, len(runs) - len(todo))
+
+
+def _tuned(
+    c: Comparison, jobs: Sequence[tuple[int, str, Job]], workers: Workers, cache: Cache, tell: Callable
+) -> Iterator[tuple[tuple[int, str], dict[str, Any]]]:
+    if not c.trials:
+        yield from (((i, task), tune(job, 0)) for i, task, job in jobs)
+        return
+    tell(Progress("tune", 0, len(jobs)))
+    work = partial(_tune, trials=c.trials, cache=cache.folder)
+    for n, (at, found) in enumerate(workers(work, [job for *_, job in jobs]), 1):
+        i, task, job = jobs[at]
+        tell(Progress("tune", n, len(jobs), f"{_label(replace(job, trial=True))}, lr {found['lr']:.2g}"))
+        yield (i, task), found
+
+
+def _execute(job: Job, cache: Path) -> dict[str, Any]:
+    return execute(job, Cache(cache))
+
+
+def _tune(job: Job, trials: int, cache: Path) -> dict[str, Any]:
+    return tune(job, trials, Cache(cache))
+
+
+def _label(job: Job) -> str:
+    options = " ".join(f"{k}={v}" for k, v in job.options.items())
+    seed = "" if job.trial else f"seed {job.seed}"
+    return " ".join(filter(None, (job.method, options, job.data.name, seed)))
+
+
+def _score(record: dict[str, Any]) -> float | None:
+    test = record.get("test") or {}
+    return next((test[k] for k in ("accuracy", "bits_per_byte") if k in test), None)
+
+
+def check(c: Comparison, host: Host) -> None:
+    """Reads every file as the task will read it. Raises: CommonweightError that names file and row."""
+    columns = tuple(x for x in (c.text_column, c.label_column) if x)
+    for d in c.data:
+        dev = rows(d.dev, columns, split="validation") if isinstance(d.dev, str) else d.dev
+        given = Rows(
+            rows=rows(d.train, columns), dev=dev, text_column=c.text_column, label_column=c.label_column,
+            sources=(d.train, d.dev if isinstance(d.dev, str) else d.train),
+        )  # fmt: skip
+        doing, *_ = examples(host, "", given, c.task, build(Recipe, c.recipe), None)
+        named(d.test, doing.examples, rows(d.test, columns, split="test"))

@@ -1,0 +1,139 @@
+"""One run, from a job to its record. The training is `adapt`'s; here it is only timed, measured and written down."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..adapt import Progress, adapt, evaluate, open_host, read
+from ..adapt.files import thin
+from ..core import CommonweightError
+from ..host import Host, Tenant
+from ..methods import plan
+from . import peak
+from .budget import own_bytes
+from .cache import Cache
+from .job import Job
+
+NAME = "compared"
+Watch = Callable[[dict[str, float]], None]
+
+
+@lru_cache(maxsize=1)
+def opened(model: str, task: str, dtype: str) -> Host:
+    """The base, loaded once per process."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return open_host(model, task, dtype=dtype)
+
+
+rows = lru_cache(maxsize=64)(read)
+
+
+def execute(job: Job, cache: Cache | None = None, watch: Watch | None = None) -> dict[str, Any]:
+    """The record of a run: from the cache when it is there, else trained, measured and cached.
+
+    watch: is given the dev metrics after every epoch of a run that is trained; what it raises ends the run, and is
+    not recorded here. A run that fails by itself, such as one whose loss is not finite, is a record too.
+    """
+    host = opened(job.model, job.task, job.dtype)
+    key = job.key(host)
+    if cache is not None and (found := cache.get(key)) is not None:
+        return found
+    record = {"key": key, "job": job.to_json(), "version": __version__, **_trained(host, job, watch)}
+    if cache is not None:
+        cache.put(record)
+    return record
+
+
+def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
+    columns = tuple(c for c in job.columns.values() if c)
+    d = job.data
+    train, test = rows(d.train, columns), rows(d.test, columns, split="test")
+    dev = rows(d.dev, columns, split="validation") if isinstance(d.dev, str) else d.dev
+    clock = Clock(watch)
+    peak.start()
+    if NAME in host:
+        host.remove(NAME)  # of a run that was interrupted
+    try:
+        result = adapt(
+            host, NAME, train, task=job.task, method=job.method, options=job.options, dev_rows=dev, sites=job.sites,
+            seed=job.seed, lr=job.rate, progress=clock, **job.columns, **job.recipe,
+        )  # fmt: skip
+    except CommonweightError as e:
+        return {"state": "failed", "error": str(e), "curve": [], **_machine()}
+    memory = peak.high()
+    try:
+        tenant = compacted(host, result.tenant, job.sites)
+        how = {"max_length": result.settings["max_length"], **job.columns}
+        measured = {} if job.trial else evaluate(host, tenant.name, test, job.task, **how)
+        return {
+            "state": "done", "test": measured, "dev": result.metrics, **sizes(tenant),
+            "parameters": _trainable(result.tenant), "peak_memory": memory, "seconds": result.seconds,
+            "seconds_per_step": clock.median, "steps": result.steps, "curve": thin(result.curve),
+            "lr": job.rate, "settings": result.settings, "command": job.command(torch.get_num_threads()), **_machine(),
+        }  # fmt: skip
+    finally:
+        for name in [n for n in host if n.startswith(NAME)]:
+            host.remove(name)
+
+
+def compacted(host: Host, tenant: Tenant, sites: str | None = None) -> Tenant:
+    """The trained tenant in the form in which it is stored; itself when the method has no smaller one."""
+    smaller = tenant.method.compact
+    if smaller is None:
+        return tenant
+    config, pools = smaller(tenant.config, tenant.pools)
+    new = host.add(f"{tenant.name}-stored", config, sites=sites, seed=tenant.plan.seed, labels=tenant.labels)
+    with torch.no_grad():
+        for name, pool in new.pools.items():
+            if name in pools:
+                pool.copy_(pools[name])
+    return new
+
+
+def sizes(tenant: Tenant) -> dict[str, int]:
+    """Bytes of the saved pools without the head; of those of them that a further tenant brings; of the head."""
+    body = plan(tenant.config, tenant.sites, seed=tenant.plan.seed)
+    return {
+        "bytes": body.nbytes, "marginal_bytes": own_bytes(body), "head_bytes": tenant.plan.nbytes - body.nbytes,
+    }  # fmt: skip
+
+
+def _trainable(tenant: Tenant) -> int:
+    return plan(tenant.config, tenant.sites, seed=tenant.plan.seed).count()
+
+
+def _machine() -> dict[str, Any]:
+    return {"machine": {
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }}  # fmt: skip
+
+
+class Clock:
+    """A progress callback that times steps; those after which the dev rows were measured are left out."""
+
+    def __init__(self, watch: Watch | None = None):
+        self.watch, self.before, self.took = watch, time.perf_counter(), []
+
+    def __call__(self, p: Progress) -> None:
+        now = time.perf_counter()
+        if p.dev is None and p.step > 1:
+            self.took.append(now - self.before)
+        elif p.dev is not None and self.watch is not None:
+            self.watch(p.dev)
+        self.before = time.perf_counter()
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.took) if self.took else None
