@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from ..core import unknown
-from . import methods, search
+from . import ablation, align, dataflow, experts, methods, search
 from .adapters import Merged, lora
 from .collect import collect
 from .methods import *  # noqa: F403  (the methods, by the names in their own list)
+from .pleas import pleas
 from .registry import At, Beside, Method, Survey, available, get, method
 from .statistics import Statistics, open_statistics
 
@@ -21,13 +22,18 @@ __all__ = [
     "Method",
     "Statistics",
     "Survey",
+    "ablation",
+    "align",
     "available",
     "collect",
+    "dataflow",
+    "experts",
     "get",
     "lora",
     "merge",
     "method",
     "open_statistics",
+    "pleas",
     "search",
 ]
 __all__ += methods.__all__
