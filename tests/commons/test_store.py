@@ -210,6 +210,7 @@ def test_what_cannot_be_published(two, tmp_path):
         (whole[:-5], "not a whole safetensors file"),
         (b"", "not a whole safetensors file"),
         (whole[:-4] + b"\0\0\xc0\x7f", "holds NaN or infinity; nothing was published"),
+        (whole[:-4] + b"\0\0\x80\x3f", "this file was altered"),
     ):
         bad.write_bytes(data)
         with pytest.raises(cw.CommonweightError, match=message):

@@ -1,25 +1,25 @@
-"""One run from files to files: rows in, `legal.safetensors` and `legal.json` out."""
+"""One run from files to files: rows in, tenants and a report of what happened out."""
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import CommonweightError, build, safe
-from ..formats import atomic
-from ..methods import resolve
-from .base import DTYPES, open_host, pick_dtype
+from ..core import safe
+from ..formats import atomic, coding, native
+from ..host import Host, Tenant
+from ..host.files import settle
+from .base import open_host
 from .checkpoint import Store
 from .data import make_task, named, split
+from .job import Job, Source, check, read_all
 from .recipe import Recipe
-from .rows import Row, read
-from .tasks import Classify, get
-from .train import Result, adapt, evaluate
+from .rows import Row
+from .target import InFiles, Target, Written, out_path
+from .train import Result, adapt_together, evaluate
 from .trainer import Progress
 
 
@@ -33,18 +33,13 @@ class Files:
     evaluated: dict[str, float]
 
 
-def out_path(out: str | Path) -> Path:
-    """The tenant's file, if it can be written. Raises: CommonweightError before anything is trained."""
-    path = Path(out)
-    if path.suffix != ".safetensors":
-        raise CommonweightError(f"--out {out}: wanted a name like {path.stem}.safetensors")
-    if path.is_dir():
-        raise CommonweightError(f"--out {out} is a folder; wanted the name of a file")
-    if not path.parent.is_dir():
-        raise CommonweightError(f"--out {out}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise CommonweightError(f"--out {out}: the folder {path.parent} is not writable")
-    return path
+@dataclass(frozen=True)
+class Outcome:
+    """One tenant of a run: what came of it, what it measured on its eval file ({} without one), where it lies."""
+
+    result: Result
+    evaluated: dict[str, float]
+    written: Written
 
 
 def run(
@@ -52,17 +47,18 @@ def run(
     data: str,
     out: str | Path,
     *,
-    task: str = "classify",
-    method: str = "mos",
-    options: Mapping[str, Any] | None = None,
     tenant: str | None = None,
     eval_file: str | None = None,
     dev: str | None = None,
-    dtype: str = "auto",
-    sites: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     no_header: bool = False,
+    task: str = "classify",
+    method: str = "mos",
+    options: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    sites: str | None = None,
+    codec: str | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
@@ -72,68 +68,105 @@ def run(
 
     Everything that can be wrong with the input is looked at before the first step. While it runs, its state lies in
     ``<out without suffix>.checkpoint/``; a run that was killed is continued with resume=True to the same bits.
+    codec: stores the pools in fewer bytes, see `Host.save`; what is measured at the end is what the file holds.
     """
     path = out_path(out)
     name = safe(path.stem if tenant is None else tenant)
-    get(task)
-    resolve(method, options or {})
-    numbers = build(Recipe, recipe)
-    if dtype not in DTYPES:
-        pick_dtype(dtype, "cpu")
-    columns = [c for c in (text_column, label_column) if c]
-    fraction = _fraction(dev)
-    how: dict[str, Any] = {"no_header": no_header, "say": say}
-    rows = read(data, columns, **how)
-    dev_rows = read(dev, columns, split="validation", **how) if dev is not None and fraction is None else fraction
-    eval_rows = read(eval_file, columns, split="test", **how) if eval_file is not None else None
-    where = {"text_column": text_column, "label_column": label_column}
-    labels = None
-    if task == "classify":
-        train_rows, _ = split(rows, dev_rows, numbers.seed)
-        labels = named(
-            data, lambda r: Classify.classes(r, label_column), train_rows, None if fraction is None else rows
-        )
-    host = open_host(model, task, dtype=dtype, sites=sites)
-    if eval_file is not None and eval_rows is not None:
-        doing = make_task(host, task, labels, None, numbers.max_length, **where)
-        named(eval_file, doing.examples, eval_rows)
-    store = path.with_suffix(".checkpoint")
-    result = adapt(
-        host, name, rows, task=task, method=method, options=options, labels=labels, dev_rows=dev_rows,
-        checkpoint=store, resume=resume, progress=progress,
-        sources=(data, data if dev is None or fraction is not None else dev), **where, **recipe,
+    source = Source(
+        data=data, dev=dev, eval=eval_file, text_column=text_column, label_column=label_column, no_header=no_header
+    )
+    job = Job(
+        tenants={name: source}, task=task, method=method, options=options or {}, sites=sites, dtype=dtype,
+        codec=codec, recipe=recipe,
     )  # fmt: skip
-    if result.note:
-        say(result.note)
-    evaluated = _measure(host, name, eval_rows, task, result, where)
-    metrics = evaluated or result.metrics
-    host.save(name, path, metrics)
-    report = path.with_suffix(".json")
-    told = {
-        "tenant": name, "model": str(model), "data": str(data), "task": task, "sites": sites,
-        "parameters": result.tenant.count(), "bytes": path.stat().st_size, "steps": result.steps,
-        "seconds": round(result.seconds, 2), "metrics": {"dev": result.metrics, "eval": evaluated},
-        "eval": eval_file, "note": result.note, "settings": result.settings, "curve": thin(result.curve),
+    target = InFiles({name: path}, path.with_suffix(".checkpoint"), path.with_suffix(".json"))
+    found = train(model, job, target, resume=resume, say=say, progress=progress)[name]
+    return Files(path, target.report, found.result, found.evaluated)
+
+
+def train(
+    model: str,
+    job: Job,
+    target: Target,
+    *,
+    bring: Callable[[Host], None] = lambda _: None,
+    said: Any = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Outcome]:
+    """Reads, looks at everything, trains, measures, writes. bring: what the host needs first. said: the codec of a
+    common that is there already."""
+    check(job)
+    data, evals = read_all(job, say)
+    host = open_host(model, job.task, dtype=job.dtype)
+    bring(host)
+    numbers = Recipe(**job.recipe)
+    for name, rows in evals.items():
+        d = data[name]
+        doing = make_task(host, job.task, d.labels, None, numbers.max_length, d.text_column, d.label_column)
+        named(str(job.tenants[name].eval), doing.examples, rows)
+    how: dict[str, Any] = {"method": job.method, "sites": job.sites, "common": job.common}
+    for name, d in data.items():  # before the training: a codec may not take every pool of this method
+        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **job.options)
+        settle(tenant, codec_of(tenant, job.codec, said))
+        host.remove(name)
+        del tenant
+    results = adapt_together(
+        host, data, task=job.task, options=job.options, checkpoint=target.checkpoint, resume=resume,
+        progress=progress, **how, **job.recipe,
+    )  # fmt: skip
+    codecs = {}
+    for name, result in results.items():
+        if result.note:
+            say(result.note if len(results) == 1 else f"{name}: {result.note}")
+        codecs[name] = codec_of(result.tenant, job.codec, said)
+        settle(result.tenant, codecs[name])
+    evaluated = {}
+    for name, result in results.items():
+        d = data[name]
+        if job.codec is not None:
+            _, held = split(list(d.rows), d.dev, numbers.seed)
+            results[name] = replace(result, metrics=_measure(host, name, held or None, job, result))
+        evaluated[name] = _measure(host, name, evals.get(name), job, result)
+    written = target.write(host, {n: evaluated[n] or r.metrics for n, r in results.items()}, codecs)
+    out = {n: Outcome(r, evaluated[n], written[n]) for n, r in results.items()}
+    if target.report is not None:
+        told = [_told(n, model, job, out[n]) for n in out]
+        several = {"model": str(model), "common": job.common, "tenants": {t["tenant"]: t for t in told}}
+        atomic.write(
+            target.report, json.dumps(told[0] if len(told) == 1 else several, indent=2, ensure_ascii=False).encode()
+        )
+    Store(target.checkpoint).clear()
+    return out
+
+
+def codec_of(tenant: Tenant, codec: Any, said: Any = None) -> Any:
+    """For a tenant's own pools; those of a frozen common as they were coded before."""
+    if tenant.common is None or not tenant.common.frozen:
+        return codec
+    return coding.of_its_own(tenant.plan, native.layout(tenant.plan), codec, said)
+
+
+def _told(name: str, model: str, job: Job, out: Outcome) -> dict[str, Any]:
+    r, s = out.result, job.tenants[name]
+    return {
+        "tenant": name, "model": str(model), "data": s.data, "task": job.task,
+        "sites": job.sites if isinstance(job.sites, str) else None, "codec": job.codec,
+        "parameters": r.tenant.count(), "bytes": out.written.nbytes, "steps": r.steps,
+        "seconds": round(r.seconds, 2), "metrics": {"dev": r.metrics, "eval": out.evaluated},
+        "eval": s.eval, "note": r.note, "settings": r.settings, "curve": thin(r.curve),
     }  # fmt: skip
-    atomic.write(report, json.dumps(told, indent=2, ensure_ascii=False).encode())
-    for torn in (t for whole in (path, report) for t in path.parent.glob(f".{glob.escape(whole.name)}.*")):
-        torn.unlink(missing_ok=True)  # what a killed run of this name left
-    Store(store).clear()
-    return Files(path, report, result, evaluated)
 
 
-def _measure(host: Any, name: str, rows: list[Row] | None, task: str, result: Result, where: dict) -> dict[str, float]:
+def _measure(host: Host, name: str, rows: list[Row] | None, job: Job, result: Result) -> dict[str, float]:
     if rows is None:
         return {}
-    return evaluate(host, name, rows, task, max_length=result.settings["max_length"], **where)
-
-
-def _fraction(dev: str | None) -> float | None:
-    """0.1 from "0.1"; None for a file's name. A file may be called 0.1 only with a folder before it."""
-    try:
-        return None if dev is None else float(dev)
-    except ValueError:
-        return None
+    s = job.tenants[name]
+    return evaluate(
+        host, name, rows, job.task, max_length=result.settings["max_length"], text_column=s.text_column,
+        label_column=s.label_column,
+    )  # fmt: skip
 
 
 def thin(curve: list[dict[str, float]], most: int = 200) -> list[dict[str, float]]:

@@ -62,6 +62,14 @@ def command(
             help="Which layers, as a pattern: '*.query|*.value'. Without it, the method's own.", rich_help_panel=METHOD
         ),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="Store the pools in fewer bytes: bfloat16, int8, int4 or compeft. What is measured is what the file "
+            "holds.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     eval_file: Annotated[
         str | None,
         typer.Option("--eval", metavar="FILE", help="Rows to measure the trained tenant on.", rich_help_panel=DATA),
@@ -134,7 +142,7 @@ def command(
             files = run(
                 model, data, out, task=task, method=method, options=options, tenant=tenant, eval_file=eval_file,
                 dev=dev, dtype=dtype, sites=sites, text_column=text_column, label_column=label_column,
-                no_header=no_header, resume=resume,
+                no_header=no_header, resume=resume, codec=codec,
                 seed=seed, say=bar.say, progress=bar, **{k: v for k, v in numbers.items() if v is not None},
             )  # fmt: skip
     except KeyboardInterrupt:

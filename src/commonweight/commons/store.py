@@ -380,8 +380,6 @@ def _split(where: str, data: bytes) -> tuple[dict[str, Any], dict[str, Content]]
     except (SafetensorError, ValueError, KeyError) as e:
         raise CommonweightError(f"{where}: not a whole tenant file ({e})") from e
     header = native.parse_header(where, raw)
-    native.verify(where, header, data)
-    header.pop("digest", None)  # every file of a store has its own
     for k, c in tensors.items():
         if c.dtype not in pool.DTYPES:
             raise CommonweightError(
@@ -390,4 +388,6 @@ def _split(where: str, data: bytes) -> tuple[dict[str, Any], dict[str, Content]]
         value = c.tensor()
         if value.is_floating_point() and not value.isfinite().all():
             raise CommonweightError(f"{where}: pool {k} holds NaN or infinity; nothing was published")
+    native.verify(where, header, data)
+    header.pop("digest", None)  # every file of a store has its own
     return header, tensors

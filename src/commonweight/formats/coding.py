@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any
 
 import torch
@@ -139,3 +140,17 @@ def _float(plan: Plan, names: Sequence[str]) -> bool:
 
 def _fits(name: str, pattern: str) -> bool:
     return any(fnmatchcase(name, p.strip()) for p in pattern.split("|"))
+
+
+def of_its_own(plan: Plan, layout: Layout, choice: Choice, said: str | Mapping[str, str] | None = None) -> Choice:
+    """`choice` for the pools that are a tenant's own; those of a common as a header's ``codec`` said of them.
+
+    A late tenant is written so: the pools that it found keep their bytes, whatever its own are stored by.
+    """
+    kept = read("the common", plan, layout, said)
+    out: dict[str, str | Codec | None] = {}
+    for key, names in layout.items():
+        if plan.pools[names[0]].scope == "shared" and _float(plan, names):
+            out |= {escape(n): kept.get(key) for n in names}
+    rest = choice if isinstance(choice, Mapping) else {"*": choice}
+    return {**out, **rest} if out else choice

@@ -32,7 +32,7 @@ class Compeft:
     error would be the mean of the kept magnitudes; that shrinks the change, and loses more accuracy.
     """
 
-    density: float = option(0.2, "share of the numbers that keep a change; the paper: 0.05 to 0.5", gt=0, le=1)
+    density: float = option(0.5, "share of the numbers that keep a change; the paper: 0.05 to 0.5", gt=0, le=1)
     uses_first: ClassVar[bool] = True
     needs_first: ClassVar[bool] = True
 
