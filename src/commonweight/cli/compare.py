@@ -46,6 +46,13 @@ def command(
             rich_help_panel=METHODS,
         ),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="How the pools are stored, and then measured: bfloat16, int8, int4 or compeft:density=0.05.",
+            rich_help_panel=METHODS,
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(help="The method that others are paired with.", rich_help_panel=METHODS)
     ] = None,
@@ -111,7 +118,7 @@ def command(
         model, find(data, eval_file or (), dev or ()), parse_methods(methods),
         tuple(b.strip() for b in budgets.split(",") if b.strip()) if budgets is not None else (),
         seeds, trials, task, parse_options(option or ()), {k: v for k, v in numbers.items() if v is not None},
-        dtype, sites, text_column, label_column, against,
+        dtype, sites, text_column, label_column, against, codec,
     )  # fmt: skip
     if budgets is not None and not wanted.budgets:
         raise typer.BadParameter("no budget in it; wanted sizes such as 4KB,64KB", param_hint="--budgets")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from ..core import CommonweightError, Plan, Site
+from ..core import CommonweightError, Site
 from ..methods import Method, get, plan, resolve
+from .size import nbytes, stored
 
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "MIB": 1 << 20,
          "G": 1 << 30, "GB": 1 << 30, "GIB": 1 << 30}  # fmt: skip
@@ -16,7 +17,6 @@ LARGEST = 1 << 24  # of a whole-number option
 GAP = 64  # so many values in a row may be impossible, such as widths that do not divide a site's
 
 Options = Mapping[str, Any]
-Cost = Callable[[Plan], int]
 
 
 def parse_budget(text: str) -> int:
@@ -43,33 +43,18 @@ class Fit(NamedTuple):
         return f"{self.method} {told}".rstrip()
 
 
-def stored(method: Method, sites: Sequence[Site], options: Options) -> Plan:
-    """The plan of what a trained tenant is stored as."""
-    _, config = resolve(method.name, options)
-    if method.compact is not None:
-        config, _ = method.compact(config, {})
-    return plan(config, sites)
-
-
-def nbytes(p: Plan) -> int:
-    return p.nbytes
-
-
-def own_bytes(p: Plan) -> int:
-    """Bytes that one more tenant of the same common pools costs."""
-    return sum(pool.nbytes for pool in p.pools.values() if pool.save and pool.scope == "tenant")
-
-
-def fit(method: str, sites: Sequence[Site], budget: int, options: Options | None = None, cost: Cost = nbytes) -> Fit:
+def fit(
+    method: str, sites: Sequence[Site], budget: int, options: Options | None = None, codec: str | None = None
+) -> Fit:
     """The largest config of a method inside a budget, in bytes.
 
     Turns the options that the method declares as its size; those given in `options` are left as they are. The first one
     is turned over its whole range; the others are lowered from their defaults, step by step, only when nothing fits.
-    sites: those that the method reads. cost: what a plan costs; its saved pools unless told otherwise.
+    sites: those that the method reads. codec: by which the pools are stored; see `Host.save`.
     Returns the smallest config there is, with within=False, when none fits. Cost: some ten plans; no tensor is made.
     Raises: CommonweightError for an unknown method or option, or when no config is possible on these sites.
     """
-    search = _Search(get(method), sites, dict(options or {}), cost)
+    search = _Search(get(method), sites, dict(options or {}), codec)
     names = [n for n in search.method.sizes if n.lstrip("-") not in search.given]
     if not names:
         search.measure({})
@@ -82,15 +67,15 @@ def fit(method: str, sites: Sequence[Site], budget: int, options: Options | None
     size, turned = found
     chosen = {**search.given, **turned}
     _, config = resolve(method, chosen)
-    own = own_bytes(stored(search.method, sites, chosen))
+    own = nbytes(stored(search.method, sites, chosen), codec, own=True)
     return Fit(method, chosen, size, own, plan(config, sites).count(), size <= budget)
 
 
 class _Search:
     """What was measured so far: options -> bytes, None where such a config is impossible."""
 
-    def __init__(self, method: Method, sites: Sequence[Site], given: dict[str, Any], cost: Cost):
-        self.method, self.sites, self.given, self.cost = method, tuple(sites), given, cost
+    def __init__(self, method: Method, sites: Sequence[Site], given: dict[str, Any], codec: str | None):
+        self.method, self.sites, self.given, self.codec = method, tuple(sites), given, codec
         self.seen: dict[tuple[tuple[str, Any], ...], int | None] = {}
         self.wrong = "no config of it is possible on these sites"
 
@@ -98,7 +83,7 @@ class _Search:
         key = tuple(turned.items())
         if key not in self.seen:
             try:
-                self.seen[key] = self.cost(stored(self.method, self.sites, {**self.given, **turned}))
+                self.seen[key] = nbytes(stored(self.method, self.sites, {**self.given, **turned}), self.codec)
             except CommonweightError as e:
                 self.seen[key], self.wrong = None, str(e)
         return self.seen[key]

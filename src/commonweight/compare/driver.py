@@ -60,7 +60,11 @@ def configs(c: Comparison, host: Host) -> tuple[tuple[Config, ...], tuple[tuple[
         sites = host.sites_for(get(name), c.sites)
         for text, size in zip(c.budgets, c.sizes) if c.budgets else ((None, None),):
             options = c.options.get(name, {})
-            one = fit(name, sites, size, options) if size is not None else _default(name, sites, options)
+            one = (
+                fit(name, sites, size, options, c.codec)
+                if size is not None
+                else _default(name, sites, options, c.codec)
+            )
             if not one.within:
                 misfits.append((text, one))
                 continue
@@ -74,11 +78,11 @@ def configs(c: Comparison, host: Host) -> tuple[tuple[Config, ...], tuple[tuple[
     return tuple(Config(one, tuple(budgets)) for one, budgets in found.values()), tuple(misfits)
 
 
-def _default(name: str, sites: Sequence[Any], options: dict[str, Any]) -> Fit:
+def _default(name: str, sites: Sequence[Any], options: dict[str, Any], codec: str | None) -> Fit:
     """The method as it is by default: its size options pinned, nothing is searched."""
     config = get(name).config(**options)
     pinned = {n.lstrip("-"): getattr(config, n.lstrip("-")) for n in get(name).sizes}
-    return fit(name, sites, 1 << 62, {**pinned, **options})
+    return fit(name, sites, 1 << 62, {**pinned, **options}, codec)
 
 
 def compare(
@@ -101,7 +105,7 @@ def compare(
     base = host.fingerprint
     jobs = [
         (i, d.name, Job(c.model, d, config.fit.method, config.fit.options, 0, None, c.task, c.recipe, c.dtype, c.sites,
-                        c.text_column, c.label_column))
+                        c.text_column, c.label_column, c.codec))
         for i, config in enumerate(chosen) for d in c.data
     ]  # fmt: skip
     tell = progress or (lambda _: None)

@@ -37,6 +37,7 @@ class Job:
     sites: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    codec: str | None = None
     trial: bool = False
 
     @property
@@ -63,7 +64,8 @@ class Job:
             "train": _digest(d.train), "test": None if self.trial else _digest(d.test),
             "dev": _digest(d.dev) if isinstance(d.dev, str) else d.dev,
             "task": self.task, "method": self.method, "config": config, "plan": self.plan_on(host).digest(),
-            "lr": self.rate, "seed": self.seed, "recipe": self.recipe, **self.columns, "version": __version__,
+            "lr": self.rate, "seed": self.seed, "recipe": self.recipe, "codec": self.codec,
+            "version": __version__, **self.columns,
         }  # fmt: skip
 
     def key(self, host: Host, base: str | None = None) -> str:
@@ -80,7 +82,7 @@ class Job:
         words += ["--lr", f"{self.rate!r}", "--seed", f"{self.seed}", "--dev", f"{d.dev}", "--eval", d.test]
         if self.dtype != "auto":
             words += ["--dtype", self.dtype]
-        for flag, value in {"sites": self.sites, **self.columns, **self.recipe}.items():
+        for flag, value in {"sites": self.sites, "codec": self.codec, **self.columns, **self.recipe}.items():
             if value is not None:
                 words += [f"--{flag.replace('_', '-')}", f"{value}"]
         words += ["--out", out or f"{d.name}-{self.method}-{self.seed}.safetensors"]

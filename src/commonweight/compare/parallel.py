@@ -79,11 +79,13 @@ def _processes(jobs: int) -> Iterator[Workers]:
 
         try:
             yield run
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - before:
                 child.terminate()
                 child.join()
+            raise
+        pool.shutdown()
 
 
 def _begin(threads: int) -> None:

@@ -16,11 +16,12 @@ from ..adapt import Progress, adapt, evaluate, open_host, read
 from ..adapt.files import thin
 from ..core import CommonweightError
 from ..host import Host, Tenant
+from ..host.files import settle
 from ..methods import plan
 from . import peak
-from .budget import own_bytes
 from .cache import Cache
 from .job import Job
+from .size import nbytes
 
 NAME = "compared"
 Watch = Callable[[dict[str, float]], None]
@@ -74,10 +75,12 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
     memory = peak.high()
     try:
         tenant = compacted(host, result.tenant, job.sites)
+        if job.codec is not None:
+            settle(tenant, job.codec)
         how = {"max_length": result.settings["max_length"], **job.columns}
         measured = {} if job.trial else evaluate(host, tenant.name, test, job.task, **how)
         return {
-            "state": "done", "test": measured, "dev": result.metrics, **sizes(tenant),
+            "state": "done", "test": measured, "dev": result.metrics, **sizes(tenant, job.codec),
             "parameters": _trainable(result.tenant), "peak_memory": memory, "seconds": result.seconds,
             "seconds_per_step": clock.median, "steps": result.steps, "curve": thin(result.curve),
             "lr": job.rate, "settings": result.settings, "command": job.command(torch.get_num_threads()), **_machine(),
@@ -101,11 +104,13 @@ def compacted(host: Host, tenant: Tenant, sites: str | None = None) -> Tenant:
     return new
 
 
-def sizes(tenant: Tenant) -> dict[str, int]:
+def sizes(tenant: Tenant, codec: str | None = None) -> dict[str, int]:
     """Bytes of the saved pools without the head; of those of them that a further tenant brings; of the head."""
     body = plan(tenant.config, tenant.sites, seed=tenant.plan.seed)
+    whole = nbytes(body, codec)
     return {
-        "bytes": body.nbytes, "marginal_bytes": own_bytes(body), "head_bytes": tenant.plan.nbytes - body.nbytes,
+        "bytes": whole, "marginal_bytes": nbytes(body, codec, own=True),
+        "head_bytes": nbytes(tenant.plan, codec) - whole,
     }  # fmt: skip
 
 

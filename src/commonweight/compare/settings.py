@@ -10,6 +10,7 @@ from ..adapt import Recipe
 from ..adapt.base import DTYPES
 from ..adapt.tasks import get as get_task
 from ..core import CommonweightError, build, parse, unknown
+from ..formats.codecs import get as get_codec
 from ..methods import available, get
 from .budget import parse_budget
 from .data import Data
@@ -21,7 +22,8 @@ class Comparison:
 
     budgets: as text, "4KB"; none: every method at its defaults. options: per method, options that are not searched.
     trials: runs that each (method, budget, task) may spend on its learning rate; 0: the method's own rate.
-    against: the method that others are paired with; None: the first. recipe: fields of `adapt.Recipe`.
+    codec: by which the pools are stored and then measured. against: the method that others are paired with; None: the
+    first. recipe: fields of `adapt.Recipe`.
     Raises: CommonweightError for anything that can be known to be wrong without the model.
     """
 
@@ -39,6 +41,7 @@ class Comparison:
     text_column: str | None = None
     label_column: str | None = None
     against: str | None = None
+    codec: str | None = None
 
     def __post_init__(self) -> None:
         get_task(self.task)
@@ -56,6 +59,8 @@ class Comparison:
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
         build(Recipe, self.recipe)
+        if self.codec is not None:
+            get_codec(self.codec)
         _once("budget", self.sizes)
 
     @property

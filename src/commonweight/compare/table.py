@@ -122,10 +122,11 @@ def caption(o: Outcome) -> str:
         if c.trials
         else "learning rates: each method's own, none tuned"
     )
+    by = f" by the codec {c.codec}, as they were measured" if c.codec else ""
     seeds = "± seeds: 95 % interval over seeds (Student's t)" if c.seeds > 1 else "one seed: no interval over seeds"
     return (
-        f"{rates}. bytes: saved pools, without the head; marginal: those that a further tenant brings when the shared "
-        f"pools are there. {seeds}; ± rows: 95 % interval over test rows. - {c.reference}: paired, seed by seed, with "
+        f"{rates}. bytes: saved pools{by}, without the head; marginal: those that a further tenant brings when the "
+        f"shared pools are there. {seeds}; ± rows: 95 % interval over test rows. - {c.reference}: paired, seed by seed, with "
         "its largest config. front: nothing is as good with fewer bytes."
     )
 
