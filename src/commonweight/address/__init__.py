@@ -1,5 +1,5 @@
 from .flat import Scatter, Segment, Signed
-from .inventory import Heads, Stack, Total
+from .inventory import Combine, Heads, Stack, Total
 from .kronecker import Kronecker
 from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
@@ -9,6 +9,7 @@ WHOLE = Whole()
 __all__ = [
     "WHOLE",
     "Chosen",
+    "Combine",
     "Gather",
     "Heads",
     "Kronecker",

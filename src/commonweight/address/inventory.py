@@ -58,3 +58,15 @@ class Total:
 
     def __call__(self, pool: Tensor, weights: Tensor) -> Tensor:
         return (pool * (weights[:, None] if weights.dim() == 1 else weights)).sum(0)
+
+
+@serial
+@dataclass(frozen=True)
+class Combine:
+    """Linear combinations of a basis' rows. Shapes: pool (k, d), coefficients (k, p) -> (p, d), or (d, p) with
+    `transpose`. Linear in: pool and coefficients, each alone. Cost: k p d products."""
+
+    transpose: bool = False
+
+    def __call__(self, pool: Tensor, coefficients: Tensor) -> Tensor:
+        return pool.mT @ coefficients if self.transpose else coefficients.mT @ pool

@@ -1,6 +1,6 @@
 """One file per method. Adding one: the file, its name in this list, its test, its documentation row."""
 
-from . import bottleneck, compacter, lora, loreft, lori, mos, poly, probe, scalearn, svf
+from . import bottleneck, compacter, lora, loreft, lori, mos, poly, probe, scalearn, share, svf
 from .alphatuning import AlphaTuning
 from .bitfit import BitFit
 from .boft import BOFT
@@ -29,6 +29,7 @@ from .randlora import RandLoRA
 from .registry import Method, available, families, get, method, plan, resolve
 from .road import RoAd
 from .scalearn import ScaLearn
+from .share import Share
 from .sharelora import ShareLoRA
 from .slora import SLoRA
 from .svf import SVF
@@ -66,6 +67,7 @@ __all__ = [
     "RoAd",
     "SLoRA",
     "ScaLearn",
+    "Share",
     "ShareLoRA",
     "UniLoRA",
     "VBLoRA",
@@ -86,5 +88,6 @@ __all__ = [
     "probe",
     "resolve",
     "scalearn",
+    "share",
     "svf",
 ]

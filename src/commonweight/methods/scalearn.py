@@ -43,8 +43,8 @@ def plan(sites: Sequence[Site], config: ScaLearn) -> Plan:
     Shapes: down (S r, d_out), down_bias (S r,), up (S, d_out, r), up_bias (S, d_out), omega (S, d_out) or (S,).
     Linear in: omega; and in up, up_bias. Cost: as one bottleneck adapter of width S r; it cannot be merged.
     Source: arXiv 2310.01217, section 3, and the official code: omega starts at start / S with start = 2 and has no
-    constraint. Differs: no noise of 0.001 on that start, no dropout on omega; the residual y is in the sum once; the paper's
-    adapters are of the placement "pfeiffer".
+    constraint. Differs: no noise of 0.001 on that start, no dropout on omega; the residual y is in the sum
+    once; the paper's adapters are of the placement "pfeiffer".
     Raises: with layers="shared" and a vector, when widths differ; when "pfeiffer" leaves no site.
     """
     pools: dict[str, Pool] = {}
