@@ -158,3 +158,12 @@ def test_compat_is_taken_wherever_the_implementation_has_the_method():
             sources, base = inputs(method)
             more = NEEDED.get(name, {})
             assert gap(method(sources, base, **more), method(sources, base, compat="mergekit", **more)) == 0
+
+
+def test_options_that_methods_share_are_given_one_by_one():
+    shared = {"density", "scale", "rescale", "seed"}
+    for name in ("dare_linear", "dare_ties", "della", "della_linear"):
+        method = cw.merge.get(name)
+        assert shared <= set(method.options()) and "how" not in inspect.signature(method.function).parameters
+        assert method.options()["seed"] == (int, 0)
+    assert cw.merge.della.function.__doc__ == cw.merge.della.__doc__

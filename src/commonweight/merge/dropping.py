@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import parts
-from .registry import At, Survey
+from .registry import At, Density, Range, Survey
+
+
+@dataclass(frozen=True)
+class Dropping:
+    """What DARE and DELLA are told. density: the share that is kept; rescale: what is left is made larger to match."""
+
+    density: Density = 0.5
+    scale: Annotated[float, Range()] = 1.0
+    rescale: bool = True
+    seed: int = 0
+
 
 Chances = Callable[[Tensor, Mapping[str, Any]], Tensor]  # (T, *shape) task vectors -> chance of being kept
 
 
 def keep(tau: Tensor, chances: Tensor, at: At, seed: int) -> Tensor:
-    """float32 0 or 1 (T, *shape)."""
-    return torch.stack([(parts.uniform(seed, at, t, x) < p).float() for t, (x, p) in enumerate(zip(tau, chances))])
+    """bool (T, *shape): what stays."""
+    out = []
+    for t, (x, p) in enumerate(zip(tau, chances)):
+        if not any(p.stride()):  # one chance for all
+            out.append(parts.below(seed, at, t, x, p.flatten()[0].item()))
+        else:
+            out.append(parts.uniform(seed, at, t, x) < p)
+    return torch.stack(out)
+
+
+def _masked(tau: Tensor, mask: Tensor) -> Tensor:
+    """tau itself, with zeros where the mask has none; NumPy multiplies by flags at three times the speed."""
+    np.multiply(tau.numpy(), mask.numpy(), out=tau.numpy())
+    return tau
 
 
 def norms(chances: Chances) -> Survey:
@@ -24,8 +49,9 @@ def norms(chances: Chances) -> Survey:
 
     def look(tensors: Sequence[Tensor], base: Tensor | None, *, at: At, **config: Any) -> dict[str, Tensor]:
         tau = parts.deltas(tensors, base)
-        left = tau * keep(tau, chances(tau, config), at, config["seed"])
-        return {"l1": torch.stack([x.abs().flatten(1).double().sum(1) for x in (tau, left)])}
+        before = tau.abs().flatten(1).double().sum(1)
+        left = _masked(tau, keep(tau, chances(tau, config), at, config["seed"]))
+        return {"l1": torch.stack([before, left.abs().flatten(1).double().sum(1)])}
 
     def scope(config: Mapping[str, Any]) -> Any:
         return "tensor" if config["compat"] == "mergekit" and config["rescale"] else None
@@ -34,13 +60,13 @@ def norms(chances: Chances) -> Survey:
 
 
 def drop(tau: Tensor, chances: Chances, at: At, seen: Any, config: Mapping[str, Any]) -> Tensor:
-    """Dropped and rescaled task vectors: by 1 / chance, or in mergekit's way."""
+    """tau itself, dropped and rescaled: by 1 / chance, or in mergekit's way."""
     p = chances(tau, config)
-    left = tau * keep(tau, p, at, config["seed"])
+    left = _masked(tau, keep(tau, p, at, config["seed"]))
     if not config["rescale"]:
         return left
     if config["compat"] != "mergekit":
-        return left / p
+        return left.div_(p)
     before, after = seen["l1"]
     factor = torch.where((before < 1e-7) | (after < 1e-7), torch.ones_like(before), before / after.clamp(min=1e-30))
     return left * parts.column([f if d < 1 else 1.0 for f, d in zip(factor.tolist(), config["density"])], left)

@@ -65,8 +65,8 @@ def pleas(
 
     share: of merged units, for every hidden layer or for each: 1 keeps the width, 0 doubles it and gives the mean of
     the two exactly. activations: statistics of both models with `activations` of the layers, collected on the same
-    rows: each layer's weights (and bias) are then the least-squares answer from the merged features before it to the merged
-    features after it, where merged units have both models' mean; without them the weights are averaged (data-free).
+    rows: each layer's weights (and bias) are then the least-squares answer from the merged features before it to those
+    after it, where merged units have both models' mean; without them the weights are averaged (data-free).
     ridge: relative to the mean square of the features. Cost: the matching, and one solve of a layer's width each.
     Raises: CommonweightError when layers do not follow one another, or activations do not belong together.
     """

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import wraps
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -76,12 +77,14 @@ class Survey:
 
     look(tensors, base, at=, seen=, weights=, **config): a dict of small tensors that ADD UP over the pieces of a
     tensor, and over the tensors of a model. join(total, seen, numel=, **config): (seen, done); `seen` is None at first.
-    scope(config): "tensor", "model", or None when this configuration needs no survey.
+    scope(config): "tensor", "model", or None when this configuration needs no survey. skip(seen, at, count, config):
+    whether this round would find nothing in the `count` elements from `at` on, which are then not read.
     """
 
     look: Callable[..., dict[str, Tensor]]
     join: Callable[..., tuple[Any, bool]]
     scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"] | None]
+    skip: Callable[[Any, At, int, Mapping[str, Any]], bool] | None = None
 
 
 CONTEXT = ("weights", "at", "seen")
@@ -153,6 +156,33 @@ class Method:
         return out
 
 
+def _flat(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An argument that is a dataclass, given field by field: options that several methods share are said once."""
+    hints = get_type_hints(function, include_extras=True)
+    groups = {n: h for n, h in hints.items() if isinstance(h, type) and is_dataclass(h)}
+    if not groups:
+        return function
+    one, key = [], inspect.Parameter.KEYWORD_ONLY
+    for p in inspect.signature(function).parameters.values():
+        if p.name not in groups:
+            one.append(p.replace(annotation=hints.get(p.name, p.annotation)))
+            continue
+        inner = get_type_hints(groups[p.name], include_extras=True)
+        for f in fields(groups[p.name]):
+            one.append(inspect.Parameter(f.name, key, default=f.default, annotation=inner[f.name]))
+
+    @wraps(function)
+    def flat(*args: Any, **options: Any) -> Tensor:
+        for name, kind in groups.items():
+            options[name] = kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
+        return function(*args, **options)
+
+    del flat.__wrapped__  # so that nobody sees the groups
+    flat.__signature__ = inspect.Signature(one, return_annotation=Tensor)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in one}
+    return flat
+
+
 _METHODS: dict[str, Method] = {}
 
 
@@ -162,6 +192,7 @@ def method(name: str, **about: Any) -> Callable[[Callable[..., Tensor]], Method]
     def register(function: Callable[..., Tensor]) -> Method:
         if name in _METHODS:
             raise TypeError(f"the merge method {name!r} is registered twice")
+        function = _flat(function)
         hint = get_type_hints(function).get("compat")
         names = tuple(v for kind in get_args(hint) for v in get_args(kind)) if hint else ()
         made = _METHODS[name] = Method(name=name, function=function, compat=names, **about)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dropping import drop, norms
+from ..dropping import Dropping, drop, norms
 from ..parts import agreeing, deltas
-from ..registry import At, Density, Range, method
+from ..registry import At, method
 from .dare_linear import chances
 
 
@@ -26,11 +26,8 @@ def dare_ties(
     weights: Sequence[float],
     at: At,
     seen: Any,
-    density: Density = 0.5,
-    scale: Annotated[float, Range()] = 1.0,
-    rescale: bool = True,
+    how: Dropping,
     normalize: bool | None = None,
-    seed: int = 0,
     compat: Literal["mergekit", "peft"] | None = None,
 ) -> Tensor:
     """Drop and rescale, elect signs, merge those that agree. No further trimming (the paper's own runs trim after it).
@@ -38,10 +35,10 @@ def dare_ties(
     normalize: divide by the agreeing weights (default), or sum (default of mergekit).
     compat: "mergekit": rescaled by L1 norms, weighted election, sum; "peft": unweighted election, over the count.
     """
-    config = {"density": density, "rescale": rescale, "seed": seed, "compat": compat}
+    config = {**vars(how), "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
     mean = compat != "mergekit" if normalize is None else normalize
-    return base + scale * agreeing(
+    return base + how.scale * agreeing(
         left,
         weights,
         elect="weighted" if compat == "mergekit" else "plain",

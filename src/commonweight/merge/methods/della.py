@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..dropping import drop, norms
+from ..dropping import Dropping, drop, norms
 from ..parts import agreeing, column, deltas, ranks_in_rows
-from ..registry import At, Density, Positive, Range, method
+from ..registry import At, Positive, method
 
 
 def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -51,12 +51,9 @@ def della(
     weights: Sequence[float],
     at: At,
     seen: Any,
-    density: Density = 0.5,
+    how: Dropping,
     epsilon: Positive = 0.15,
-    scale: Annotated[float, Range()] = 1.0,
-    rescale: bool = True,
     normalize: bool = True,
-    seed: int = 0,
     compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
     """Drop by rank in the row (r_i = 0: the largest), rescale each entry by its own chance, elect, average what agrees.
@@ -64,9 +61,9 @@ def della(
     density = 1 - p of the paper; equal magnitudes rank by index. compat="mergekit": chances density -+ epsilon over the
     row's ranks, rescaled by the tensor's L1 norms, weighted election.
     """
-    config = {"density": density, "epsilon": epsilon, "rescale": rescale, "seed": seed, "compat": compat}
+    config = {**vars(how), "epsilon": epsilon, "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
-    return base + scale * agreeing(
+    return base + how.scale * agreeing(
         left,
         weights,
         elect="weighted" if compat else "plain",
