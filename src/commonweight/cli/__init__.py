@@ -25,6 +25,7 @@ app.command("adapt", epilog=adapt.EXAMPLES)(adapt.command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)
+app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("statistics", epilog=statistics.EXAMPLES)(statistics.command)
 app.add_typer(store.app, name="store", epilog=store.EXAMPLES)
 
