@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, compare, merge, methods, statistics, store
+from . import adapt, compare, merge, methods, plan, statistics, store
 from .errors import explain
 
 app = typer.Typer(
