@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +41,14 @@ def combine(stack: Tensor | Sequence[Tensor], values: Sequence[float] | Tensor) 
     return out
 
 
+def onto(base: Tensor, tau: Tensor, weights: Sequence[float], scale: float) -> Tensor:
+    """base + scale sum_t w_t tau_t."""
+    out = base.clone()
+    for x, w in zip(tau, weights, strict=True):
+        out.add_(x, alpha=w * scale)
+    return out
+
+
 def agreeing(
     tau: Tensor,
     weights: Sequence[float],
@@ -50,33 +60,74 @@ def agreeing(
     """Sign election and disjoint merge. tau (T, *shape) -> (*shape).
 
     elect: whose sum gives the sign, tau's or that of the weighted tau; zero: the sign where the sum is 0 (0: nobody
-    agrees).
+    agrees). Done in products with the sign, without masks: comparisons cost several times as much.
     """
-    w = column(weights, tau)
-    weighted = tau * w
-    sign = (weighted if elect == "weighted" else tau).sum(0).sign()
+    signs = [math.copysign(1.0, w) if w else 0.0 for w in weights] if elect == "weighted" else [1.0] * len(weights)
+    total = combine(tau, weights if elect == "weighted" else signs)
     if zero:
-        sign = torch.where(sign == 0, torch.full_like(sign, zero), sign)
-    agree = ((weighted if elect == "weighted" else tau).sign() == sign) & (sign != 0)
-    total = (weighted * agree).sum(0)
+        sign = torch.copysign(torch.ones(()), total.mul_(zero).add_(0.0)).mul_(zero)  # adding makes no zero negative
+    else:
+        sign = total.sign_()
+    merged, parts = torch.zeros_like(sign), torch.zeros_like(sign)
+    for x, w, own in zip(tau, weights, signs, strict=True):
+        if not own:
+            continue
+        part = (x * sign).mul_(own).relu_() if own < 0 else (x * sign).relu_()  # |x| where it agrees, else 0
+        merged.add_(part, alpha=w * own if elect == "weighted" else w)
+        if divide != "one":
+            parts.add_(part.sign_(), alpha=w if divide == "weights" else 1.0)
+    merged.mul_(sign)
     if divide == "one":
-        return total
-    parts = (w * agree).sum(0) if divide == "weights" else agree.sum(0).float()
-    return total / torch.where(parts == 0, torch.ones_like(parts), parts)
+        return merged
+    count = parts.numpy()
+    return merged.div_(torch.from_numpy(np.add(count, count == 0)))
 
 
-class _Draws(Rng):
-    def skip(self, n: int) -> int:
-        """Goes on by whole blocks of four; returns how many numbers are still to be thrown away."""
-        self._bits.advance(n // 4)
-        return n % 4
+class _Words(Rng):
+    """The sequence of 64-bit words of a name, from any place on."""
+
+    def words(self, first: int, count: int) -> np.ndarray:
+        """uint64 (count,): to be asked for in rising order."""
+        skip = first - self._at
+        self._bits.advance(skip // 4)  # a Philox block is four words
+        raw = self._bits.random_raw(skip % 4 + count)[skip % 4 :]
+        self._at += skip // 4 * 4 + -(-(skip % 4 + count) // 4) * 4
+        return raw
+
+    _at = 0
 
 
 def uniform(seed: int, at: At, model: int, like: Tensor) -> Tensor:
-    """float32 in [0, 1): the piece's own part of a sequence that depends on (seed, tensor, model) only."""
-    rng = _Draws(seed, f"{at.name}/{model}")
-    over = rng.skip(at.start)
-    return rng.uniform((like.numel() + over,))[over:].view(like.shape)
+    """float32 in [0, 1): the piece's own part of a sequence that depends on (seed, tensor, model) only.
+
+    24 bits each: 16 of one sequence, of which a word has four, and 8 of another, of which a word has eight.
+    """
+    n = like.numel()
+    high, low = _part(seed, at, model, n, np.uint16), _part(seed, at, model, n, np.uint8)
+    return torch.from_numpy((high.astype(np.float32) * 256 + low) * np.float32(2.0**-24)).view(like.shape)
+
+
+def below(seed: int, at: At, model: int, like: Tensor, chance: float) -> Tensor:
+    """uniform(...) < chance, bool; the second sequence is read only where the first does not decide."""
+    n = like.numel()
+    edge = math.ceil(float(np.float32(chance)) * 2**24)
+    high = _part(seed, at, model, n, np.uint16)
+    if edge >= 1 << 24:
+        return torch.ones(like.shape, dtype=torch.bool)
+    mask = high < np.uint16(edge >> 8)
+    if edge & 255:
+        unsure = np.flatnonzero(high == np.uint16(edge >> 8))
+        if len(unsure):
+            mask[unsure] = _part(seed, at, model, n, np.uint8)[unsure] < (edge & 255)
+    return torch.from_numpy(mask).view(like.shape)
+
+
+def _part(seed: int, at: At, model: int, count: int, kind: type) -> np.ndarray:
+    """Numbers at.start .. at.start + count of a tensor's sequence of this width."""
+    each = 8 // np.dtype(kind).itemsize
+    first = at.start // each
+    words = _Words(seed, f"{at.name}/{model}/{kind.__name__}").words(first, -(-(at.start + count) // each) - first)
+    return words.astype("<u8", copy=False).view(kind)[at.start - first * each :][:count]
 
 
 def place(at: At, scope: str = "tensor") -> int:
@@ -90,14 +141,40 @@ def magnitude_cuts(ranks: Callable[..., tuple[tuple[int, ...], ...]], scope: Sco
     def look(
         tensors: Sequence[Tensor], base: Tensor | None, *, at: At, seen: Any, numel: int, **config: Any
     ) -> dict[str, Tensor]:
-        tau = deltas(tensors, base).flatten(1)
+        keys = select.magnitude_key(deltas(tensors, base).flatten(1))
+        if seen is None and keys.shape[1] == numel:
+            return {"cuts": select.at_once(ranks(numel, config), keys)}
         finds = select.start(ranks(numel, config)) if seen is None else seen
-        return {"counts": select.count(finds, select.magnitude_key(tau), place(at, scope(config) or "tensor"))}
+        return {"counts": select.count(finds, keys, place(at, scope(config) or "tensor"))}
 
     def join(total: dict[str, Tensor], seen: Any, *, numel: int, **config: Any) -> tuple[Any, bool]:
+        if "cuts" in total:
+            return select.found(total["cuts"]), True
         return select.step(select.start(ranks(numel, config)) if seen is None else seen, total["counts"], numel)
 
-    return Survey(look, join, scope)
+    def skip(seen: Any, at: At, count: int, config: Mapping[str, Any]) -> bool:
+        first = place(at, scope(config) or "tensor")
+        return seen is not None and select.idle(seen, first, first + count)
+
+    return Survey(look, join, scope, skip)
+
+
+def trim(tau: Tensor, finds: Any, at: At, scope: str, which: int = 0) -> Tensor:
+    """tau (T, *shape) itself, with zeros where it lies behind the cut: top() times tau, at a fifth of the cost."""
+    first = place(at, scope)
+    for x, row in zip(tau, finds, strict=True):
+        cut, flat = row[which].cut, x.view(-1)
+        if cut.key >= 0:  # the key of zero is -1: everything is kept
+            continue
+        if first < cut.index < first + flat.numel():
+            flat.mul_(cut.holds(select.magnitude_key(flat), first))
+        elif cut.key == select.NOTHING:
+            flat.zero_()
+        else:
+            bits = ~cut.key if cut.index <= first else ~cut.key - 1  # the largest magnitude that goes
+            if bits >= 0:
+                torch.hardshrink(flat, lambd=select.bits(bits), out=flat)
+    return tau
 
 
 def top(finds: Any, tau: Tensor, at: At, scope: str, which: int = 0) -> Tensor:

@@ -3,19 +3,23 @@
 Elements are ordered by a 32-bit key (the float's bits, in the float's order), and equal keys by index: the lower index
 comes first. Every round counts one 16-bit digit of (key, index) among the elements that agree with what is known;
 counts add up over pieces, so the result does not depend on how the data is cut or in what order it is read.
-Two rounds find a threshold; only where it is shared by several elements do rounds over the index follow.
+Two rounds find a threshold; only where it is shared by several elements do rounds over the index follow. Where all of
+the data is at hand, one partition does all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BINS = 1 << 16
 _LOW, _HIGH = -(1 << 31), 1 << 31  # of a key; every key lies in [_LOW, _HIGH)
+NOTHING = _LOW  # the key of a cut before all elements
 _SHIFTS = (32, 16, 0)  # of the index: 48 bits
 
 
@@ -33,8 +37,12 @@ def magnitude_key(x: Tensor) -> Tensor:
 
 def value(k: int) -> float:
     """The float32 whose ascending key this is."""
-    bits = k if k >= 0 else k ^ 0x7FFFFFFF
-    return torch.tensor([bits], dtype=torch.int32).view(torch.float32).item()
+    return bits(k if k >= 0 else k ^ 0x7FFFFFFF)
+
+
+def bits(pattern: int) -> float:
+    """The float32 of these bits."""
+    return torch.tensor([pattern], dtype=torch.int32).view(torch.float32).item()
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,11 @@ class Cut:
         """bool (n,), of keys (n,) whose indices count from `first`."""
         if self.key >= _HIGH:
             return torch.ones_like(keys, dtype=torch.bool)
-        mask = keys < self.key
+        mask = keys.numpy() < self.key  # NumPy compares at several times the speed
         if self.index > first:
-            same = (keys == self.key).nonzero().squeeze(1)
+            same = np.flatnonzero(keys.numpy() == self.key)
             mask[same[same < self.index - first]] = True
-        return mask
+        return torch.from_numpy(mask)
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,21 @@ class Find:
         if self.cut is not None:
             return torch.zeros(BINS, dtype=torch.int64)
         if self.level == 0:
-            digits = (keys >> 16) + (BINS >> 1)
-        elif self.level == 1:
-            digits = keys[keys >> 16 == self.key] & 0xFFFF
+            return torch.bincount((keys >> 16).add_(BINS >> 1), minlength=BINS)
+        k = keys.numpy()
+        if self.level == 1:
+            digits = k[np.flatnonzero((k >> 16) == self.key)] & 0xFFFF
         else:
-            index, shift = (keys == self.key).nonzero().squeeze(1) + first, _SHIFTS[self.level - 2]
+            index, shift = np.flatnonzero(k == self.key) + first, _SHIFTS[self.level - 2]
             digits = index[index >> (shift + 16) == self.index] >> shift & 0xFFFF
-        return torch.bincount(digits, minlength=BINS)
+        return torch.from_numpy(np.bincount(digits, minlength=BINS))
+
+    def idle(self, first: int, last: int) -> bool:
+        """Whether there is nothing to count among the indices first .. last - 1."""
+        if self.cut is not None:
+            return True
+        width = _SHIFTS[self.level - 2] + 16 if self.level >= 3 else 64
+        return last <= self.index << width or first >= (self.index + 1) << width
 
     def next(self, counts: Tensor) -> Find:
         if self.cut is not None:
@@ -122,7 +138,42 @@ def start(ranks: Sequence[Sequence[int]], exact: bool = False) -> Finds:
 
 def count(finds: Finds, keys: Tensor, first: int) -> Tensor:
     """(models, cuts, BINS) int64, for keys (models, n) whose indices count from `first`."""
-    return torch.stack([torch.stack([f.count(k, first) for f in row]) for row, k in zip(finds, keys, strict=True)])
+    out = []
+    for row, k in zip(finds, keys, strict=True):
+        once: dict[Any, Tensor] = {}
+        for f in row:
+            at = (f.cut is None, f.level, f.key, f.index)
+            if at not in once:
+                once[at] = f.count(k, first)
+            out.append(once[at])
+    return torch.stack(out).view(len(finds), -1, BINS)
+
+
+def idle(finds: Finds, first: int, last: int) -> bool:
+    """Whether this round has nothing to count among the indices first .. last - 1."""
+    return all(f.idle(first, last) for row in finds for f in row)
+
+
+def at_once(ranks: Sequence[Sequence[int]], keys: Tensor) -> Tensor:
+    """(models, cuts, 2) int64: the cuts' keys and indices, where all elements (models, n) are at hand."""
+    n, out = keys.shape[1], []
+    for row, k in zip(ranks, keys.numpy(), strict=True):
+        inside = sorted({r - 1 for r in row if 0 < r < n})
+        parted = np.partition(k, inside) if inside else k
+        for r in row:
+            if not 0 < r < n:
+                out.append((_LOW, 0) if r <= 0 else (_HIGH, 0))
+                continue
+            last = int(parted[r - 1])
+            same = np.flatnonzero(k == last)
+            left = r - int(np.count_nonzero(k < last))
+            out.append((last + 1, 0) if left == len(same) else (last, int(same[left - 1]) + 1))
+    return torch.tensor(out).view(len(ranks), -1, 2)
+
+
+def found(cuts: Tensor) -> Finds:
+    """What `at_once` found, as the end of a search."""
+    return tuple(tuple(Find(0, cut=Cut(k, i)) for k, i in row) for row in cuts.tolist())
 
 
 def step(finds: Finds, counts: Tensor, indices: int = 1 << 48) -> tuple[Finds, bool]:

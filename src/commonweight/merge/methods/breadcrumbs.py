@@ -39,7 +39,8 @@ def by(config: Mapping[str, Any]) -> str:
 def masked(tau: Tensor, at: At, seen: Any, config: Mapping[str, Any]) -> Tensor:
     """The task vectors' middle: per tensor, or (official code) per row."""
     if config["compat"] != "official":
-        return tau * (parts.top(seen, tau, at, "tensor", 1) & ~parts.top(seen, tau, at, "tensor", 0))
+        outliers = parts.trim(tau.clone(), seen, at, "tensor", 0)
+        return parts.trim(tau, seen, at, "tensor", 1).sub_(outliers)
     n, out = tau.shape[-1], []
     for x, density, gamma in zip(tau, config["density"], config["gamma"]):
         rank, first = parts.ranks_in_rows(x), int(gamma * n)
@@ -77,4 +78,4 @@ def breadcrumbs(
     compat="official": ranks within each row (the last dimension), as the authors' code has it.
     """
     left = masked(parts.deltas(tensors, base), at, seen, {"density": density, "gamma": gamma, "compat": compat})
-    return base + parts.combine(left, weights) * (scale / (sum(weights) if normalize else 1.0))
+    return parts.onto(base, left, weights, scale / (sum(weights) if normalize else 1.0))

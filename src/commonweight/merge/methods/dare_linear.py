@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dropping import drop, norms
-from ..parts import column, combine, deltas
-from ..registry import At, Density, Range, method
+from ..dropping import Dropping, drop, norms
+from ..parts import column, deltas, onto
+from ..registry import At, method
 
 
 def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -31,11 +31,8 @@ def dare_linear(
     weights: Sequence[float],
     at: At,
     seen: Any,
-    density: Density = 0.5,
-    scale: Annotated[float, Range()] = 1.0,
-    rescale: bool = True,
+    how: Dropping,
     normalize: bool = False,
-    seed: int = 0,
     compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
     """Drop and rescale, then a weighted sum. density = 1 - p of the paper. Unbiased: its mean is task arithmetic.
@@ -43,6 +40,6 @@ def dare_linear(
     What is dropped depends on (seed, tensor name, the model's place in the list), not on the order of work.
     compat="mergekit" rescales by |tau|_1 / |m tau|_1 of each tensor; the other implementations have this form.
     """
-    config = {"density": density, "rescale": rescale, "seed": seed, "compat": compat}
+    config = {**vars(how), "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
-    return base + combine(left, weights) * (scale / (sum(weights) if normalize else 1.0))
+    return onto(base, left, weights, how.scale / (sum(weights) if normalize else 1.0))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dropping import drop, norms
-from ..parts import combine, deltas
-from ..registry import At, Density, Positive, Range, method
+from ..dropping import Dropping, drop, norms
+from ..parts import deltas, onto
+from ..registry import At, Positive, method
 from .della import chances, check
 
 
@@ -29,15 +29,12 @@ def della_linear(
     weights: Sequence[float],
     at: At,
     seen: Any,
-    density: Density = 0.5,
+    how: Dropping,
     epsilon: Positive = 0.15,
-    scale: Annotated[float, Range()] = 1.0,
-    rescale: bool = True,
     normalize: bool = False,
-    seed: int = 0,
     compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
     """As della, with a weighted sum in place of election and mean. compat="mergekit": its chances and its rescaling."""
-    config = {"density": density, "epsilon": epsilon, "rescale": rescale, "seed": seed, "compat": compat}
+    config = {**vars(how), "epsilon": epsilon, "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
-    return base + combine(left, weights) * (scale / (sum(weights) if normalize else 1.0))
+    return onto(base, left, weights, how.scale / (sum(weights) if normalize else 1.0))

@@ -23,4 +23,4 @@ def linear(
 ) -> Tensor:
     """Weighted average; with normalize=False the weighted sum. Linear in every model."""
     total = sum(weights) if normalize else 1.0
-    return combine(tensors, weights) / total
+    return combine(tensors, [w / total for w in weights])

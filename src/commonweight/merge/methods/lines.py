@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..parts import combine, deltas, sums
+from ..parts import combine, deltas, onto, sums
 from ..registry import At, Range, method
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], **config: Any) -> dict[str, Tensor]:
     tau = deltas(tensors, base)
-    plain, weighted = tau.sum(0), combine(tau, weights)
-    return {"l1": torch.stack([plain.abs().double().sum(), weighted.abs().double().sum()])}
+    sums = [combine(tau, w).abs_().sum().double() for w in ([1.0] * len(tau), weights)]
+    return {"l1": torch.stack(sums)}
 
 
 def check(config: Mapping[str, Any], n: int) -> str | None:
@@ -51,6 +51,4 @@ def lines(
     if alpha is None and seen["l1"][1]:
         first *= (seen["l1"][0] / seen["l1"][1]).item()
     block, blocks = at.depth or (0, 1)
-    return base + (first + (beta * block / (blocks - 1) if blocks > 1 else 0.0)) * combine(
-        deltas(tensors, base), weights
-    )
+    return onto(base, deltas(tensors, base), weights, first + (beta * block / (blocks - 1) if blocks > 1 else 0.0))

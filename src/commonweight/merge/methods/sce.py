@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import select
-from ..parts import column, combine, deltas, place
+from ..parts import agreeing, combine, deltas, place
 from ..registry import At, Share, Survey, method
 
 
@@ -25,32 +25,35 @@ def _variance_keys(tau: Tensor) -> Tensor:
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, at: At, seen: Any, **config: Any) -> dict[str, Tensor]:
     tau = deltas(tensors, base)
-    keys = _variance_keys(tau)
-    if seen is None:
+    if seen is None and config["select_topk"] < 1:
+        keys = _variance_keys(tau)
         return {"nonzero": (keys != select.magnitude_key(torch.zeros(1))).sum()}
-    if "mask" not in seen:
-        return {"counts": select.count(seen["finds"], keys[None], place(at))}
-    kept = tau.flatten(1) * _mask(seen, tau, at)
-    return {"squares": kept.double().square().sum(1)}
+    if seen is not None and "mask" not in seen:
+        return {"counts": select.count(seen["finds"], _variance_keys(tau)[None], place(at))}
+    kept = tau.flatten(1) if seen is None else tau.flatten(1) * _mask(seen, tau, at)
+    return {"squares": kept.square_().sum(1).double()}
 
 
 def _join(total: dict[str, Tensor], seen: Any, *, numel: int, **config: Any) -> tuple[Any, bool]:
     share = config["select_topk"]
+    if share >= 1:  # everything that differs is selected, and what does not differ has no variance to lose
+        return {"squares": total["squares"], "numel": numel, "finds": None}, True
     if seen is None:
-        rank = int(int(total["nonzero"]) * share)
-        finds = select.start(((rank,),))
-        return ({"finds": finds} if share < 1 else {"finds": None, "mask": True}), False
+        return {"finds": select.start(((int(int(total["nonzero"]) * share),),))}, False
     if "mask" not in seen:
         finds, done = select.step(seen["finds"], total["counts"], numel)
         return ({"finds": finds, "mask": True} if done else {"finds": finds}), False
     return {**seen, "squares": total["squares"], "numel": numel}, True
 
 
+def _skip(seen: Any, at: At, count: int, config: Mapping[str, Any]) -> bool:
+    if seen is None or "mask" in seen or seen["finds"] is None:
+        return False
+    return select.idle(seen["finds"], place(at), place(at) + count)
+
+
 def _mask(seen: Mapping[str, Any], tau: Tensor, at: At) -> Tensor:
-    if seen["finds"] is None:
-        return torch.ones_like(tau[0]).flatten()
-    keys = _variance_keys(tau)
-    return select.held(seen["finds"], keys[None], place(at))[0].float()
+    return select.held(seen["finds"], _variance_keys(tau)[None], place(at))[0].float()
 
 
 @method(
@@ -60,7 +63,7 @@ def _mask(seen: Mapping[str, Any], tau: Tensor, at: At) -> Tensor:
         "eta_t = |S_t|^2 / sum_j |S_j|^2, S the top-variance entries; "
         "theta_0 + sum eta_t tau_t [agree] / sum eta_t [agree]"
     ),
-    survey=Survey(_look, _join, lambda config: "tensor"),
+    survey=Survey(_look, _join, lambda config: "tensor", _skip),
     same=("official",),
 )
 def sce(
@@ -80,8 +83,7 @@ def sce(
     tau, squares = deltas(tensors, base), seen["squares"]
     mean = squares / seen["numel"]
     eta = mean / mean.sum() if mean.sum().abs() >= 1e-6 else torch.full_like(mean, 1 / len(mean))
-    if compat == "mergekit":
+    if compat == "mergekit" and seen["finds"] is not None:
         tau = tau * _mask(seen, tau, at).view_as(tau[0])
-    sign = torch.where(tau.sum(0) >= 0, 1.0, -1.0)
-    parts = column(eta.tolist(), tau) * (tau.sign() == sign)
-    return base + (tau * parts).sum(0) / parts.sum(0).clamp(min=1e-6)
+    # sign election with eta for weights; parameters whose sum is zero get a plus
+    return base + agreeing(tau, eta.tolist(), zero=1)

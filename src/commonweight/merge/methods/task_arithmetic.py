@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from ..parts import combine, deltas
+from ..parts import deltas, onto
 from ..registry import Range, method
 
 
@@ -30,4 +30,4 @@ def task_arithmetic(
 
     Linear in every model. normalize divides by the sum of the weights.
     """
-    return base + combine(deltas(tensors, base), weights) * (scale / (sum(weights) if normalize else 1.0))
+    return onto(base, deltas(tensors, base), weights, scale / (sum(weights) if normalize else 1.0))

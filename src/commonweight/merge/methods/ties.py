@@ -28,7 +28,7 @@ _cuts = parts.magnitude_cuts(ranks, scope)
 
 
 def _trim(tau: Tensor, finds: Any, at: At, compat: Compat) -> Tensor:
-    return tau * parts.top(finds, tau, at, scope({"compat": compat}))
+    return parts.trim(tau, finds, at, scope({"compat": compat}))
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, at: At, seen: Any, **config: Any) -> dict[str, Tensor]:
@@ -47,11 +47,16 @@ def _join(total: dict[str, Tensor], seen: Any, **config: Any) -> tuple[Any, bool
     return {"finds": finds, "zero": 0}, config["compat"] not in ("official", "fusion-bench")
 
 
+def _skip(seen: Any, at: At, count: int, config: Mapping[str, Any]) -> bool:
+    assert _cuts.skip is not None
+    return not isinstance(seen, dict) and _cuts.skip(seen, at, count, config)
+
+
 @method(
     "ties",
     paper="TIES-Merging: Resolving Interference When Merging Models, arXiv 2306.01708",
     equation="algorithm 1: tau^ = top-k(tau_t); gamma = sgn(sum_t tau^_t); tau_m = mean of the tau^_t with sign gamma",
-    survey=Survey(_look, _join, scope),
+    survey=Survey(_look, _join, scope, _skip),
 )
 def ties(
     tensors: Sequence[Tensor],
@@ -85,4 +90,4 @@ def ties(
         zero=1 if compat in ("mergekit", "peft") else seen["zero"],
         divide="one" if reduce == "sum" else "count" if compat == "peft" else "weights",
     )
-    return base + scale * torch.as_tensor(merged)
+    return torch.add(base, merged, alpha=scale)

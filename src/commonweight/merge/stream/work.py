@@ -88,11 +88,14 @@ class Sink(Protocol):
 def look(task: Task, span: Sequence[Piece], seen: Any, numel: int) -> dict[str, Tensor]:
     """What a survey's round finds in a span, added up."""
     assert task.job is not None and task.job.method.survey is not None
-    total: dict[str, Tensor] = {}
+    survey, total = task.job.method.survey, {}
     with torch.no_grad():
         for piece in span:
+            place = task.at._replace(start=piece.start)
+            if survey.skip is not None and survey.skip(seen, place, math.prod(piece.shape), task.job.config):
+                continue
             tensors, base, at = _floats(task, piece, _raw(task, piece))
-            add(total, task.job.method.survey.look(tensors, base, at=at, seen=seen, numel=numel, **task.job.config))
+            add(total, survey.look(tensors, base, at=at, seen=seen, numel=numel, **task.job.config))
     return total
 
 
@@ -144,7 +147,7 @@ def _floats(task: Task, piece: Piece, raw: list[Tensor]) -> tuple[list[Tensor], 
     found = []
     for read, values in zip(task.reads, raw):
         x = values.float().view(piece.shape)
-        if not x.sum().isfinite() and not x.isfinite().all():  # the sum: one pass where all is well
+        if not math.isfinite(x.sum().item()) and not x.isfinite().all():  # the sum: one pass where all is well
             bad = int((~x.isfinite()).sum())
             raise CommonweightError(
                 f"{read.name}: {read.source.where(read.name)} has {bad} number{'s' if bad > 1 else ''} there that "
