@@ -258,3 +258,27 @@ def test_a_csv_without_a_header(capsys, files, tmp_path):
     assert code == 2 and "--no-header" in err
     code, _, err = call(capsys, *files, "-m", "probe", "--no-header")
     assert code == 0 and "first row read as data" in err
+
+
+def test_a_codec_is_measured_as_the_file_holds_it(capsys, files, tmp_path, bert):
+    from commonweight.adapt import evaluate, open_host
+
+    test = tmp_path / "test.tsv"
+    _, out, _ = call(capsys, *files, "--eval", test, "--dev", test, "--lr", "0.01", "--codec", "compeft:density=0.3")
+    host = open_host(bert, dtype="float32")
+    tenant = host.load("again", tmp_path / "legal.safetensors")
+    metrics = evaluate(host, "again", tiny.rows(20, seed=1))
+    assert line("classify", metrics) in out
+    report = json.loads((tmp_path / "legal.json").read_text())
+    assert report["codec"] == "compeft:density=0.3" and report["bytes"] < tenant.nbytes / 2
+    assert report["metrics"]["dev"] == pytest.approx(metrics)
+
+
+@pytest.mark.parametrize(
+    ("method", "codec", "message"),
+    [("mos", "int9", "unknown codec 'int9'"), ("pissa", "compeft", "compeft stores what training changed")],
+)
+def test_a_codec_that_does_not_fit_is_refused_before_the_training(capsys, files, tmp_path, method, codec, message):
+    before = sorted(tmp_path.iterdir())
+    code, _, err = call(capsys, *files, "--method", method, "--codec", codec)
+    assert code == 2 and message in err and sorted(tmp_path.iterdir()) == before
