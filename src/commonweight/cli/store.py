@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from . import import_peft
+
 EXAMPLES = """[bold]Examples[/bold]
 
 A store, and a tenant in it; the same name again makes a new version:
@@ -18,12 +20,17 @@ What every tenant costs, and what one more would:
 
   commonweight store list commons
 
+Finished PEFT adapters, as a few numbers each for bases that they have in common:
+
+  commonweight store import-peft commons adapters/ --model path/to/base
+
 A tenant as one file again, for Host.load:
 
   commonweight store export commons legal legal.safetensors
 """
 
 app = typer.Typer(no_args_is_help=True, help="Tenants in one folder, their common pools written once.")
+app.command("import-peft")(import_peft.command)
 
 Store = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 Name = Annotated[str, typer.Argument(help="A tenant, its newest version; or one version of it: legal@2.")]

@@ -54,8 +54,9 @@ class Fetched:
     """A tenant of the store with all its pools open: what `Host.load_from` takes."""
 
     def __init__(self, where: str, manifest: Manifest, pools: Mapping[str, pool.Mapped]):
-        self.where, self.name, self.header = where, manifest.name, manifest.tenant
-        self.hashes = {k: r.hash for k, r in manifest.pools.items()}
+        self.where, self.name = where, manifest.name
+        self.header: Mapping[str, Any] = manifest.tenant
+        self.hashes: Mapping[str, str] = {k: r.hash for k, r in manifest.pools.items()}
         self._refs, self._pools = manifest.pools, pools
 
     def content(self, tensor: str) -> Content:

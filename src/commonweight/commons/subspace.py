@@ -19,12 +19,11 @@ Thin = tuple[Tensor, Tensor, Tensor]  # U (d_out, r), S (r,), V (r, d_in)
 
 
 class Subspace(NamedTuple):
-    """bases: site -> (basis_A, basis_B). coefficients: tenant -> site -> (eps_A, eps_B).
-    errors: tenant -> |B A - what it became| / |B A|, in Frobenius norms over all sites together."""
+    """bases: site -> (basis_A (k_A, d_in), basis_B (k_B, d_out)), orthonormal rows; where a site has fewer directions
+    than others of its group, zeros follow. coefficients: tenant -> site -> (eps_A (k_A, p), eps_B (k_B, p))."""
 
     bases: dict[str, tuple[Tensor, Tensor]]
     coefficients: dict[str, dict[str, tuple[Tensor, Tensor]]]
-    errors: dict[str, float]
 
 
 def fit(loras: Mapping[str, Lora], groups: Mapping[str, Sequence[str]], keep: float = 0.95, k: int = 0) -> Subspace:
@@ -40,12 +39,12 @@ def fit(loras: Mapping[str, Lora], groups: Mapping[str, Sequence[str]], keep: fl
     """
     if not loras or not 0 < keep <= 1 or k < 0:
         raise CommonweightError(
-            f"share: {len(loras)} adapters, keep={keep}, k={k}; wanted adapters, 0 < keep <= 1, k >= 0"
+            f"a common subspace of {len(loras)} adapters with keep={keep}, k={k}: wanted adapters, 0 < keep <= 1, "
+            "k >= 0"
         )
     thin = {t: {s: _thin(A, B) for s, (A, B) in lora.items()} for t, lora in loras.items()}
     norms = {t: math.sqrt(sum(float(S.square().sum()) for _, S, _ in lora.values())) for t, lora in thin.items()}
     bases: dict[str, tuple[Tensor, Tensor]] = {}
-    lost = dict.fromkeys(loras, 0.0)
     coefficients: dict[str, dict[str, tuple[Tensor, Tensor]]] = {t: {} for t in loras}
     for group in groups.values():
         sites = [s for s in group if any(s in lora for lora in thin.values())]
@@ -58,10 +57,8 @@ def fit(loras: Mapping[str, Lora], groups: Mapping[str, Sequence[str]], keep: fl
             bases[s] = _rows(found[0][1], counts[0]), _rows(found[1][1], counts[1])
             for t, lora in thin.items():
                 if s in lora:
-                    coefficients[t][s], missing = _project(*lora[s], *bases[s])
-                    lost[t] += missing
-    errors = {t: math.sqrt(lost[t]) / norms[t] if norms[t] else 0.0 for t in loras}
-    return Subspace(bases, coefficients, errors)
+                    coefficients[t][s] = _project(*lora[s], *bases[s])
+    return Subspace(bases, coefficients)
 
 
 def _thin(A: Tensor, B: Tensor) -> Thin:
@@ -98,11 +95,20 @@ def _enough(found: Sequence[tuple[Tensor, Tensor]], keep: float) -> int:
     return 1 + int((left > (1 - keep) / 2 * total.sum() + 1e-12 * total.sum()).sum())
 
 
-def _project(U: Tensor, S: Tensor, V: Tensor, basis_A: Tensor, basis_B: Tensor) -> tuple[tuple[Tensor, Tensor], float]:
-    """((eps_A, eps_B), the squared norm that is lost) of U S V in the span of the bases, balanced."""
-    left, right = basis_B.double() @ U * S, V @ basis_A.double().mT
-    u, s, v = torch.linalg.svd(left @ right, full_matrices=False)
-    p = min(len(S), len(s))
-    root = s[:p].sqrt()
-    lost = float(S.square().sum() - s.square().sum())
-    return ((v[:p].mT * root).float(), (u[:, :p] * root).float()), max(lost, 0.0)
+def _project(U: Tensor, S: Tensor, V: Tensor, basis_A: Tensor, basis_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(eps_A, eps_B) of U S V in the span of the bases; both sides carry the same norms."""
+    u, s, v = torch.linalg.svd((basis_B.double() @ U * S) @ (V @ basis_A.double().mT), full_matrices=False)
+    root = s[: len(S)].sqrt()
+    return (v[: len(S)].mT * root).float(), (u[:, : len(S)] * root).float()
+
+
+def distance(a: Lora, b: Lora) -> float:
+    """|a - b| / |a| of two updates, Frobenius norms over all sites of a together; without any d_out x d_in product."""
+    gap = norm = 0.0
+    for site, (A, B) in a.items():
+        norm += float(_thin(A, B)[1].square().sum())
+        if site in b:
+            A2, B2 = (f.to(A.device) for f in b[site])
+            A, B = torch.cat([A, A2]), torch.cat([B, -B2], 1)
+        gap += float(_thin(A, B)[1].square().sum())
+    return math.sqrt(gap / norm) if norm else 0.0
