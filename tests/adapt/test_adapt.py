@@ -182,6 +182,16 @@ def test_a_model_that_cannot_be_opened(tmp_path, bert):
         open_host(bert, dtype="float31")
 
 
+def test_an_encoder_is_no_language_model(bert, tmp_path):
+    from transformers import BertForMaskedLM
+
+    with pytest.raises(cw.CommonweightError, match=r"has no weights for cls\..*: it is no language model"):
+        open_host(bert, "lm")
+    BertForMaskedLM.from_pretrained(bert).save_pretrained(tmp_path)
+    with pytest.raises(cw.CommonweightError, match=r"sees the tokens after the one that it predicts \(BertLMHeadModel"):
+        open_host(tmp_path, "lm", dtype="float32")
+
+
 def test_dtype_auto_follows_the_processor(bert):
     dtype = next(open_host(bert).model.parameters()).dtype
     assert dtype == (torch.bfloat16 if native_bf16("cuda" if torch.cuda.is_available() else "cpu") else torch.float32)

@@ -78,6 +78,8 @@ def test_only_the_completion_is_scored(llama):
     assert e["input_ids"] == [2, 6, 3] and e["labels"] == [-100, 6, 3]
     with pytest.raises(CommonweightError, match="row 1: 'prompt' is 3"):
         task.examples([{"prompt": 3, "completion": "w2"}])
+    with pytest.raises(CommonweightError, match="the columns are prompt; there is no completion beside it"):
+        task.examples([{"prompt": "w0"}])
 
 
 def test_chats(llama):

@@ -61,13 +61,33 @@ def open_host(model: str | Path, task: str = "classify", *, dtype: str = "auto",
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            base: Any = auto.from_pretrained(str(model), dtype=wanted, **plain)  # type: ignore[arg-type]
+            base: Any
+            base, found = auto.from_pretrained(str(model), dtype=wanted, output_loading_info=True, **plain)  # type: ignore
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
         raise CommonweightError(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
             "with config.json and model.safetensors, or a name on the hub"
         ) from e
+    if task == "lm":
+        check_causal(base, str(model), sorted(found["missing_keys"]))
     return Host((base if task == "lm" else Classifier(base)).to(device).eval(), sites=sites)
+
+
+@torch.no_grad()
+def check_causal(model: Any, name: str, missing: list[str]) -> None:
+    """An encoder loads as a language model too: with a head at random, or seeing the token that it is to predict.
+
+    Cost: a forward of two rows of two tokens. Raises: CommonweightError.
+    """
+    if missing:
+        raise CommonweightError(f"model {name!r} has no weights for {missing[0]}: it is no language model; give one")
+    ids = torch.tensor([[1, 1], [1, 2]])
+    first, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0].float()
+    if (first - other).abs().max() > 1e-2 * first.abs().max():
+        raise CommonweightError(
+            f"model {name!r} sees the tokens after the one that it predicts ({type(model).__name__}, not causal); "
+            "the task lm wants a causal language model"
+        )
 
 
 def tokenizer_of(model: nn.Module) -> Any:

@@ -40,7 +40,9 @@ def read(
         raise CommonweightError(f"{source} is a folder; wanted a file ({', '.join(KINDS)}) or a data set's name")
     if path.is_file():
         if kind is None:
-            raise unknown("file type", path.suffix or path.name, KINDS, f"in {source}")
+            raise CommonweightError(
+                f"{source}: unknown file type {path.suffix or path.name!r}; wanted one of {', '.join(KINDS)}"
+            )
         rows = _file(path, kind, columns, no_header, say)
     elif kind or (path.suffix and "/" not in str(source)) or str(source).count("/") > 1 or str(source)[:1] in "./~":
         raise CommonweightError(f"{source}: no such file")

@@ -35,6 +35,9 @@ class LM(Given):
         if self.text_column is None and {"prompt", "completion"} <= there:
             self.note = "loss on the completions only"
             return [self._completion(r, i) for i, r in enumerate(rows)]
+        if self.text_column is None and there & {"prompt", "completion"} and not there & set(TEXT):
+            lacks = min({"prompt", "completion"} - there)
+            raise CommonweightError(f"the columns are {', '.join(sorted(there))}; there is no {lacks} beside it")
         name = column(rows, self.text_column, TEXT, "text")
         self.note = f"loss on all of {name!r}"
         return [e for i, r in enumerate(rows) for e in self._pieces(text_of(r, name, i))]
