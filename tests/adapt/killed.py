@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from commonweight.adapt import checkpoint, files, run
+from commonweight.adapt import checkpoint, run
 from commonweight.formats import atomic
 
 MOMENTS = (
@@ -87,7 +87,7 @@ def arrange(moment: str) -> None:
     elif moment == "between the tenant and its report":
         counted(os, "replace", 1, when=lambda a, b: str(b).endswith("legal.json"))
     elif moment == "before the checkpoint is removed":
-        counted(files.Store, "clear", 1)
+        counted(checkpoint.Store, "clear", 1)
     elif moment == "while the checkpoint is removed":
         counted(pathlib.Path, "rmdir", 1, when=lambda p: str(p).endswith("legal.checkpoint"))
 

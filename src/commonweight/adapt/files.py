@@ -106,8 +106,9 @@ def train(
         d = data[name]
         doing = make_task(host, job.task, d.labels, None, numbers.max_length, d.text_column, d.label_column)
         named(str(job.tenants[name].eval), doing.examples, rows)
-    how: dict[str, Any] = {"method": job.method, "sites": job.sites, "common": job.common}
-    for name, d in data.items():  # before the training: a codec may not take every pool of this method
+    how: dict[str, Any] = {"method": job.method or "mos", "sites": job.sites, "common": job.common}
+    # before the training: a codec may not take every pool of this method
+    for name, d in data.items() if job.codec is not None else ():
         tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **job.options)
         settle(tenant, codec_of(tenant, job.codec, said))
         host.remove(name)

@@ -1,7 +1,9 @@
-"""commonweight adapt: train one tenant on one data file."""
+"""commonweight adapt: train one tenant on one data file, several together, or one that comes late to a common."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,12 @@ A language model on prompt and completion, with a tenth of the rows held out:
 
   commonweight adapt ./my-model chats.jsonl --task lm --method lora --dev 0.1 --out tone.safetensors
 
+Several tenants that share parameters, trained together into a store; then one that comes late and costs its own numbers:
+
+  commonweight adapt MODEL --tenants tenants.yaml --store store
+
+  commonweight adapt MODEL cr.tsv --dev 0.1 --store store --common sentences --tenant cr
+
 A run that was killed goes on where it stopped, and ends with the same bits:
 
   commonweight adapt ./my-model chats.jsonl --task lm --method lora --dev 0.1 --out tone.safetensors --resume
@@ -31,21 +39,44 @@ DATA, METHOD, TRAINING, READING = "Data", "Method", "Training", "Reading the dat
 def command(
     model: Annotated[str, typer.Argument(help="Folder or hub name of the base model; it is never written.")],
     data: Annotated[
-        str, typer.Argument(help="Training rows: a .jsonl, .csv, .tsv or .parquet file, or a hub data set.")
-    ],
-    out: Annotated[
-        Path, typer.Option(help="The tenant's file, ending in .safetensors; a .json report lies beside it.")
-    ],
-    task: Annotated[
-        str,
-        typer.Option(
-            help="classify: text and label. lm: text, prompt and completion, or messages. embed: pairs of texts."
+        str | None,
+        typer.Argument(
+            help="Training rows: a .jsonl, .csv, .tsv or .parquet file, or a hub data set.", show_default=False
         ),
-    ] = "classify",
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The tenant's file, ending in .safetensors; a .json report lies beside it. With --tenants, a folder."
+        ),
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Publish into this store, in place of --out.")] = None,
+    tenants: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Train several tenants together: a YAML file that says which, on what and how."
+        ),
+    ] = None,
+    common: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --store: come late to this common of the store. Its pools stay as they are; method, options and "
+            "layers are those of its tenants.",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="classify: text and label. lm: text, prompt and completion, or messages. embed: pairs of texts. "
+            "Without it, classify."
+        ),
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="The tenant's name; without it, the name of the file.")] = None,
     method: Annotated[
-        str, typer.Option("--method", "-m", help="See `commonweight methods`.", rich_help_panel=METHOD)
-    ] = "mos",
+        str | None,
+        typer.Option("--method", "-m", help="See `commonweight methods`; without it mos.", rich_help_panel=METHOD),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,14 +127,16 @@ def command(
         int | None,
         typer.Option(help="Epochs without a better dev score before it stops (3).", rich_help_panel=TRAINING),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bits.", rich_help_panel=TRAINING)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same bits (0).", rich_help_panel=TRAINING)
+    ] = None,
     dtype: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Of the frozen base: auto, float32 or bfloat16. auto: bfloat16 where the processor has it.",
             rich_help_panel=TRAINING,
         ),
-    ] = "auto",
+    ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints (100).", rich_help_panel=TRAINING)
     ] = None,
@@ -121,39 +154,119 @@ def command(
         typer.Option("--no-header", help="The first line of a CSV or TSV file is data.", rich_help_panel=READING),
     ] = False,
 ) -> None:
-    """Train one tenant of a base model and write it to one small file.
+    """Train one tenant of a base model and write it to one small file, or publish it into a store.
 
     The base stays frozen. A CSV file has a header line; a TSV file may have one, of usual column names, or be one or
-    two columns without. Quotation marks in TSV files are plain characters.
+    two columns without. Quotation marks in TSV files are plain characters. With --tenants, several tenants are trained
+    together; what the file says, no option says again.
     """
-    from ..adapt.files import out_path, run
-    from ..core import parse, safe
+    from ..core import CommonweightError, parse, safe
     from ..methods import get
 
-    out_path(out)
-    safe(out.stem if tenant is None else tenant)
-    options = parse(get(method).config, option or [])
     numbers = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "max_length": max_length, "patience": patience,
-        "checkpoint_every": checkpoint_every,
+        "checkpoint_every": checkpoint_every, "seed": seed,
     }  # fmt: skip
+    recipe = {k: v for k, v in numbers.items() if v is not None}
+    source = {
+        "dev": dev, "text_column": text_column, "label_column": label_column, "no_header": no_header or None,
+    }  # fmt: skip
+    given = {"task": task, "sites": sites, "dtype": dtype, "codec": codec}
+    if tenants is not None:
+        said = {
+            "DATA": data,
+            "tenant": tenant,
+            "common": common,
+            "method": method,
+            "option": option or None,
+            "eval": eval_file,
+        }
+        if twice := [k for k, v in {**said, **given, **source, **numbers}.items() if v is not None]:
+            flag = twice[0] if twice[0] == "DATA" else f"--{twice[0].replace('_', '-')}"
+            raise CommonweightError(f"{flag} beside --tenants: say it in {tenants}, which says all but where to write")
+        return _together(model, tenants, out, store, resume)
+    if data is None:
+        raise CommonweightError("no DATA: name a file to train on, or a file of several tenants with --tenants")
+    if (out is None) == (store is None):
+        raise CommonweightError("where to? --out FILE.safetensors or --store FOLDER, one of them")
+    if common is not None and store is None:
+        raise CommonweightError(f"--common {common}: of which store? name it with --store")
+    given = {k: v for k, v in given.items() if v is not None}
+    source = {k: v for k, v in source.items() if v is not None}
+    if store is not None:
+        if tenant is None:
+            raise CommonweightError("--store: the tenant needs a name, --tenant NAME")
+        _publish(
+            model, store, tenant, common, method, option or [], resume,
+            source={"data": data, "eval": eval_file, **source}, recipe=recipe, **given,
+        )  # fmt: skip
+        return
+    from ..adapt.files import out_path, run
+
+    assert out is not None
+    out_path(out)
+    safe(out.stem if tenant is None else tenant)
+    method = method or "mos"
+    options = parse(get(method).config, option or [])
+    with _training() as bar:
+        files = run(
+            model, data, out, method=method, options=options, tenant=tenant, eval_file=eval_file, resume=resume,
+            say=bar.say, progress=bar, **given, **source, **recipe,
+        )  # fmt: skip
+    if files.evaluated:
+        typer.echo(line(task or "classify", files.evaluated))
+    elif files.result.metrics:
+        typer.echo(f"dev: {line(task or 'classify', files.result.metrics)}")
+    t = files.result.tenant
+    typer.echo(f"{files.tenant}: {t.method.name}, {t.count():,} parameters, {files.tenant.stat().st_size:,} bytes")
+
+
+def _publish(
+    model: str, store: Path, tenant: str, common: str | None, method: str | None, option: list[str], resume: bool, *,
+    source: dict[str, Any], **given: Any,
+) -> None:  # fmt: skip
+    from ..adapt import Job, Source, run_late
+    from ..adapt.together import method_of
+    from ..core import parse
+    from ..methods import get
+
+    method = method or (method_of(store, common) if common is not None else "mos")
+    options = parse(get(method).config, option)
+    job = Job(tenants={tenant: Source(**source)}, method=method, options=options, common=common, **given)
+    with _training() as bar:
+        found = run_late(model, job, store, resume=resume, say=bar.say, progress=bar)[tenant]
+    if metrics := found.evaluated or found.result.metrics:
+        typer.echo(("" if found.evaluated else "dev: ") + line(job.task, metrics))
+    t, w = found.result.tenant, found.written
+    typer.echo(
+        f"{w.where}: {t.method.name}, {t.count():,} parameters, {w.nbytes:,} bytes, {w.marginal:,} of them marginal"
+    )
+
+
+def _together(model: str, tenants: Path, out: Path | None, store: Path | None, resume: bool) -> None:
+    from ..adapt import read_tenants, run_together
+
+    job = read_tenants(tenants)
+    with _training() as bar:
+        found = run_together(model, job, out=out, store=store, resume=resume, say=bar.say, progress=bar)
+    rows = [("tenant", "metrics", "own bytes", "common bytes", "written to")]
+    for name, o in found.items():
+        metrics = o.evaluated or o.result.metrics
+        told = (("" if o.evaluated else "dev: ") + line(job.task, metrics)) if metrics else ""
+        rows.append((name, told, f"{o.written.own:,}", f"{o.written.common:,}", o.written.where))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    typer.echo("\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths)).rstrip() for row in rows))
+
+
+@contextmanager
+def _training() -> Iterator[Bar]:
+    """A progress bar; and what to do after Ctrl-C."""
     try:
         with Bar() as bar:
-            files = run(
-                model, data, out, task=task, method=method, options=options, tenant=tenant, eval_file=eval_file,
-                dev=dev, dtype=dtype, sites=sites, text_column=text_column, label_column=label_column,
-                no_header=no_header, resume=resume, codec=codec,
-                seed=seed, say=bar.say, progress=bar, **{k: v for k, v in numbers.items() if v is not None},
-            )  # fmt: skip
+            yield bar
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command with --resume goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
-    if files.evaluated:
-        typer.echo(line(task, files.evaluated))
-    elif files.result.metrics:
-        typer.echo(f"dev: {line(task, files.result.metrics)}")
-    t = files.result.tenant
-    typer.echo(f"{files.tenant}: {t.method.name}, {t.count():,} parameters, {files.tenant.stat().st_size:,} bytes")
 
 
 def line(task: str, metrics: dict[str, float]) -> str:
@@ -195,4 +308,8 @@ class Bar:
             self.row = self.bar.add_task(p.tenant, total=p.steps, loss=p.loss)
         self.bar.update(self.row, completed=p.step, loss=p.loss)
         if p.dev is not None:
-            self.say(f"step {p.step}/{p.steps}: dev " + ", ".join(f"{k} {v:.4f}" for k, v in p.dev.items() if k != "n"))
+            # of several tenants, each one's metric that is watched: the first, as of the mean
+            first = next(iter(p.dev))
+            each = [(k, v) for k, v in p.dev.items() if k.endswith(f"/{first}")]
+            told = [(first, p.dev[first]), *each] if each else [(k, v) for k, v in p.dev.items() if k != "n"]
+            self.say(f"step {p.step}/{p.steps}: dev " + ", ".join(f"{k} {v:.4f}" for k, v in told))

@@ -1,0 +1,220 @@
+"""What a late tenant costs, and what it is worth: leave one task out, train the others together, freeze, add the fifth.
+
+Per candidate, held-out task and seed: the pools of a common are trained on the other four tasks in mixed batches; then
+the held-out task comes late and trains its own pools alone. Beside it LoRA of rank 16, trained alone and stored in
+bfloat16. Both are measured as a file with their codec gives them back. Bytes are those of the pools as published, with
+and without the head; "store" is what `commonweight store list` calls marginal, files and manifest included.
+
+1,000 training rows a task, the best state on 200 dev rows, accuracy on the 377 to 500 test rows of demo/data.
+
+    python -m benchmarks.commons [CANDIDATE ...] [--seeds 0 1 2] [--tasks trec ...] [--data FOLDER] [--cache FOLDER]
+    python -m benchmarks.commons --table            from what is in the cache, without training
+
+--data: whole sets, FOLDER/<task>.train.tsv, .dev.tsv and .test.tsv. Every cell is kept in the cache and not done again,
+so that the whole may run in pieces, and in several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+import commonweight as cw
+from commonweight.adapt import Data, adapt, adapt_together, evaluate, open_host, read
+from commonweight.formats import atomic, coding, native
+from commonweight.host.files import settle
+
+from .accuracy import DATA, SEEDS, TASKS
+from .harness import store
+from .shapes import minilm_folder
+
+CACHE = Path(__file__).parents[1] / ".cache" / "commons"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """codec: of the tenant's own pools, head included. together, late: the recipes; lr None is the method's own.
+    common: whether the other tasks train pools for it; else it is trained alone, on what the base gives."""
+
+    method: str
+    options: dict[str, Any]
+    codec: Any
+    common: bool = True
+    together: dict[str, Any] = field(default_factory=dict)
+    late: dict[str, Any] = field(default_factory=dict)
+
+
+def small(codec: str) -> dict[str, str]:
+    """The head keeps bfloat16."""
+    return {"head.*|head": "bfloat16", "*": codec}
+
+
+LORA = Candidate("lora", {"rank": 16}, "bfloat16", common=False, late={"lr": 1e-3})
+CANDIDATES = {
+    "lotr-r12": Candidate("lotr", {"rank": 12}, "bfloat16"),
+    "lotr-r16-int8": Candidate("lotr", {"rank": 16}, "int8"),
+    "lotr-r64-int8": Candidate("lotr", {"rank": 64}, "int8"),
+    "xs-common-r12": Candidate("lora-xs", {"rank": 12, "factors": "common"}, "bfloat16"),
+    "xs-common-r16-int8": Candidate("lora-xs", {"rank": 16, "factors": "common"}, "int8"),
+    "xs-common-r64-int8": Candidate("lora-xs", {"rank": 64, "factors": "common"}, "int8"),
+    "xs-base-r12": Candidate("lora-xs", {"rank": 12}, "bfloat16", common=False),
+    "xs-base-r16-int8": Candidate("lora-xs", {"rank": 16}, "int8", common=False),
+    "xs-base-r64-int8": Candidate("lora-xs", {"rank": 64}, "int8", common=False),
+    "mos-matrix-r16-int8": Candidate("mos", {"rank": 16, "budget": 2, "core": "matrix"}, "int8"),
+    "mos-scale-r64": Candidate("mos", {"rank": 64, "budget": 8, "core": "scale"}, "bfloat16"),
+    "vb-lora-compact": Candidate("vb-lora", {"rank": 4, "compact": True}, "bfloat16"),
+    "intrinsic-core": Candidate("intrinsic", {"space": "core", "rank": 16, "dim": 4096}, "bfloat16"),
+    "uni-lora": Candidate("uni-lora", {}, "bfloat16", common=False),
+}
+
+
+def rows(folder: Path, task: str) -> tuple[list[dict], ...]:
+    return tuple(read(folder / f"{task}.{part}.tsv") for part in ("train", "dev", "test"))
+
+
+def own_bytes(path: Path, tenant: cw.Tenant) -> tuple[int, int]:
+    """(bytes of the tenant's own tensors in its file without the head's, bytes of the head's)."""
+    order = native.layout(tenant.plan)
+    of = tenant.common.pools if tenant.common is not None else {}
+    body = head = 0
+    with safe_open(path, "pt") as f:
+        for key in f.keys():
+            names = order.get(key, [key])
+            size = f.get_tensor(key).nbytes
+            if names[0].startswith("head"):
+                head += size
+            elif names[0] not in of:
+                body += size
+    return body, head
+
+
+def train_common(host: cw.Host, c: Candidate, held: str, seed: int, folder: Path, kept: Path) -> None:
+    """The frozen common on the host, and its tenants' files in `kept`; from there when it was trained before."""
+    others = [t for t in TASKS if t != held]
+    paths = {t: kept / f"{t}.safetensors" for t in others}
+    if not all(p.exists() for p in paths.values()):
+        tenants = {t: Data(rows=train, dev=dev) for t in others for train, dev, _ in [rows(folder, t)]}
+        adapt_together(host, tenants, method=c.method, options=c.options, common="tasks", seed=seed, **c.together)
+        kept.mkdir(parents=True, exist_ok=True)
+        for t, path in paths.items():
+            host.save(t, path)
+        for t in others:
+            host.remove(t)
+    for t in others:
+        host.load(t, paths[t])
+
+
+def cell(c: Candidate, task: str, seed: int, folder: Path, cache: Path) -> dict[str, Any]:
+    """One candidate on one held-out task with one seed."""
+    about = json.dumps([asdict(c), folder.name if folder != DATA else "slices"], sort_keys=True)
+    common = json.dumps([c.method, c.options, c.together, folder.name if folder != DATA else "slices"], sort_keys=True)
+    path = cache / f"{c.method}-{task}-{seed}-{_digest(about)}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    host = open_host(minilm_folder(), dtype="float32")
+    if c.common:
+        train_common(host, c, task, seed, folder, cache / f"{c.method}-{task}-{seed}-{_digest(common)}")
+    train, dev, test = rows(folder, task)
+    late = adapt(
+        host, task, train, method=c.method, options=c.options, common="tasks" if c.common else None, dev_rows=dev,
+        seed=seed, **c.late,
+    )  # fmt: skip
+    codec = coding.of_its_own(late.tenant.plan, native.layout(late.tenant.plan), c.codec)
+    settle(late.tenant, codec)
+    with tempfile.TemporaryDirectory() as tmp:
+        body, head = own_bytes(host.save(task, Path(tmp) / "t.safetensors", codec=codec), late.tenant)
+        commons = cw.Commons(Path(tmp) / "store")
+        for name in host:
+            commons.publish(host, name, codec=codec if name == task else None)
+        marginal = commons.show(task).marginal_bytes
+    out = {
+        "accuracy": 100 * evaluate(host, task, test)["accuracy"],
+        "dev": 100 * late.metrics["accuracy"],
+        "body": body, "head": head, "store": marginal,
+        "common": host.common("tasks").nbytes if c.common else 0, "seconds": round(late.seconds, 1),
+    }  # fmt: skip
+    cache.mkdir(parents=True, exist_ok=True)
+    atomic.write(path, json.dumps(out).encode())
+    return out
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def summary(name: str, ours: dict[tuple[str, int], dict], lora: dict[tuple[str, int], dict]) -> dict[str, Any]:
+    """One candidate against LoRA on the cells that both have. Bytes: means over the tasks, whose heads differ."""
+    both = sorted(ours.keys() & lora.keys())
+    seeds = sorted({s for _, s in both})
+    by_seed = [statistics.mean(ours[k]["accuracy"] - lora[k]["accuracy"] for k in both if k[1] == s) for s in seeds]
+
+    def mean(side: dict, *what: str) -> float:
+        return statistics.mean(sum(side[k][w] for w in what) for k in both)
+
+    body = mean(ours, "body")
+    target = -0.5 if body <= mean(lora, "body") / 100 else 0.0 if body <= mean(lora, "body") / 8 else None
+    return {
+        "what": f"late tenant, {name}, {body / 1000:.1f} kB, 1/{mean(lora, 'body') / body:.0f} of LoRA r16's, "
+        f"{len({t for t, _ in both})} tasks, {len(seeds)} seeds",
+        "unit": "points",
+        "target": target,
+        "difference": round(statistics.mean(by_seed), 2),
+        "ours": round(mean(ours, "accuracy"), 2),
+        "theirs": round(mean(lora, "accuracy"), 2),
+        "spread": [round(min(by_seed), 2), round(max(by_seed), 2)],
+        "bytes": {
+            "ours": round(body), "theirs": round(mean(lora, "body")),
+            "ours with head": round(mean(ours, "body", "head")), "theirs with head": round(mean(lora, "body", "head")),
+            "ours in the store": round(mean(ours, "store")), "theirs in the store": round(mean(lora, "store")),
+            "common": round(mean(ours, "common")),
+        },
+        "by task": {
+            t: round(statistics.mean(ours[k]["accuracy"] - lora[k]["accuracy"] for k in both if k[0] == t), 2)
+            for t in TASKS if any(k[0] == t for k in both)
+        },
+    }  # fmt: skip
+
+
+def main(args: Sequence[str] = ()) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.commons")
+    parser.add_argument("candidates", nargs="*", default=[], metavar="CANDIDATE", help=", ".join(CANDIDATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args(list(args))
+    if strange := set(asked.candidates) - {*CANDIDATES, "lora"}:
+        parser.error(f"unknown candidate {min(strange)}; there are lora, {', '.join(CANDIDATES)}")
+    table: dict[str, dict[tuple[str, int], dict]] = {}
+    for name in dict.fromkeys(["lora", *(asked.candidates or CANDIDATES)]):
+        c = LORA if name == "lora" else CANDIDATES[name]
+        for seed in asked.seeds:
+            for task in asked.tasks:
+                if asked.table:
+                    about = json.dumps([asdict(c), asked.data.name if asked.data != DATA else "slices"], sort_keys=True)
+                    if not (asked.cache / f"{c.method}-{task}-{seed}-{_digest(about)}.json").exists():
+                        continue
+                found = table.setdefault(name, {})[task, seed] = cell(c, task, seed, asked.data, asked.cache)
+                print(name, task, seed, found, flush=True)
+    out = [summary(n, cells, table["lora"]) for n, cells in table.items() if n != "lora" and cells]
+    out.sort(key=lambda r: r["bytes"]["ours"])
+    if not asked.candidates and len(asked.seeds) == len(SEEDS):
+        store("commons" if asked.data == DATA else "commons_whole", out)
+    return out
+
+
+if __name__ == "__main__":
+    import sys
+
+    for row in main(sys.argv[1:]):
+        print(json.dumps(row, indent=1))

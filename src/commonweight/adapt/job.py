@@ -1,0 +1,101 @@
+"""A run's files and settings, read and looked at before anything is loaded or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core import CommonweightError, build, safe
+from ..formats.codecs import get as get_codec
+from ..methods import resolve
+from .base import DTYPES, pick_dtype
+from .data import Data, named, split
+from .recipe import Recipe
+from .rows import Row, read
+from .tasks import Classify, get
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One tenant's files. dev: a file, or a share of the training rows as text ("0.1")."""
+
+    data: str
+    dev: str | None = None
+    eval: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    no_header: bool = False
+
+    @property
+    def fraction(self) -> float | None:
+        """0.1 from "0.1"; None for a file's name. A file may be called 0.1 only with a folder before it."""
+        try:
+            return None if self.dev is None else float(self.dev)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained: tenants by name, and how. method: None is mos, or that of the common that is there. sites: a
+    pattern, or callable(name, module)."""
+
+    tenants: Mapping[str, Source]
+    task: str = "classify"
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    common: str | None = None
+    sites: Any = None
+    dtype: str = "auto"
+    codec: Any = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check(job: Job) -> None:
+    """Raises: CommonweightError for a name, an option or a number that cannot be."""
+    for name in job.tenants:
+        safe(name)
+    get(job.task)
+    resolve(job.method or "mos", job.options)
+    build(Recipe, job.recipe)
+    if job.common is not None:
+        safe(job.common)
+    for codec in job.codec.values() if isinstance(job.codec, Mapping) else [job.codec]:
+        if codec is not None:
+            get_codec(codec)
+    if job.dtype not in DTYPES:
+        pick_dtype(job.dtype, "cpu")
+
+
+def read_all(job: Job, say: Callable[[str], None]) -> tuple[dict[str, Data], dict[str, list[Row]]]:
+    """(rows to train on, rows to measure on) by tenant, the labels of a classification found."""
+    data, evals = {}, {}
+    seed = build(Recipe, job.recipe).seed
+    for name, s in job.tenants.items():
+        columns = [c for c in (s.text_column, s.label_column) if c]
+        how: dict[str, Any] = {"no_header": s.no_header, "say": say}
+        rows = read(s.data, columns, **how)
+        fraction, dev = s.fraction, s.fraction
+        if s.dev is not None and fraction is None:
+            dev = read(s.dev, columns, split="validation", **how)
+        if s.eval is not None:
+            evals[name] = read(s.eval, columns, split="test", **how)
+        labels = None
+        if job.task == "classify":
+            kept, _ = split(rows, dev, seed, f"{name}: " if len(job.tenants) > 1 else "")
+            whole = None if fraction is None else rows
+            labels = named(s.data, lambda r, s=s: Classify.classes(r, s.label_column), kept, whole)
+        data[name] = Data(
+            rows=rows, dev=dev, labels=labels, text_column=s.text_column, label_column=s.label_column,
+            sources=(s.data, s.data if s.dev is None or fraction is not None else s.dev),
+        )  # fmt: skip
+    return data, evals
+
+
+def options_of(where: str, cls: type, value: Any) -> Any:
+    """`build`, with the place in its errors."""
+    try:
+        return build(cls, value)
+    except CommonweightError as e:
+        raise CommonweightError(f"{where}: {e}") from e

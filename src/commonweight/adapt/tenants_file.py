@@ -1,0 +1,166 @@
+"""A tenants file: YAML that says which tenants are trained together, on what and how.
+
+common: sentences            # pools of scope `shared` are one for all; without it each tenant has its own
+method: lotr
+options: {rank: 16}
+recipe: {epochs: 3, temperature: 2}
+tenants:
+  trec: {data: trec.train.tsv, dev: trec.dev.tsv, eval: trec.test.tsv}
+  sst2: {data: sst2.train.tsv, dev: 0.1}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..core import CommonweightError, safe, unknown
+from ..methods import get as get_method
+from .job import Job, Source, options_of
+from .recipe import Recipe
+from .rows import KINDS
+
+Lines = dict[tuple[str, ...], int]
+
+
+def read_tenants(path: str | Path) -> Job:
+    """The job of a tenants file; paths in it count from its folder, a name that is no file is one of the hub.
+
+    Raises: CommonweightError with the file, the line and the key for what is no YAML, unknown, twice there or of
+    another type than wanted.
+    """
+    path = Path(path)
+    body, lines = _parse(path)
+    at = _Place(path, lines)
+    at.keys((), body, [f.name for f in fields(Job)])
+    if not isinstance(tenants := body.get("tenants"), dict) or not tenants:
+        raise at.error(("tenants",), f"is {tenants!r}; wanted one or more names, each with data: FILE")
+    sources = {}
+    for name, entry in tenants.items():
+        here = ("tenants", str(name))
+        try:
+            safe(name)
+        except CommonweightError as e:
+            raise at.error(here, str(e)) from e
+        sources[name] = _source(at, here, entry, path.parent)
+    for key in ("common", "method", "task", "sites", "dtype"):
+        at.kind(body, key, str, "a name")
+    for key in ("options", "recipe"):
+        at.kind(body, key, dict, "keys and values, as in {rank: 16}")
+    at.kind(body, "codec", (str, dict), "a codec's name, or patterns over pool names with one each")
+    method, recipe = body.get("method", "mos"), body.get("recipe", {})
+    options_of(at.told(("recipe",)), Recipe, recipe)
+    try:
+        config = get_method(method).config
+    except CommonweightError as e:
+        raise at.error(("method",), str(e)) from e
+    options_of(at.told(("options",)), config, body.get("options", {}))
+    return Job(**{**body, "tenants": sources})
+
+
+class _Place:
+    """Where in the file: for errors."""
+
+    def __init__(self, path: Path, lines: Lines):
+        self.path, self.lines = path, lines
+
+    def told(self, keys: tuple[str, ...]) -> str:
+        line = next((self.lines[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in self.lines), 1)
+        return f"{self.path}, line {line}" + (f": {'.'.join(keys)}" if keys else "")
+
+    def error(self, keys: tuple[str, ...], what: str) -> CommonweightError:
+        return CommonweightError(f"{self.told(keys)}: {what}")
+
+    def keys(self, keys: tuple[str, ...], body: Mapping[str, Any], known: Iterable[str]) -> None:
+        known = list(known)
+        for key in body:
+            if key not in known:
+                raise self.error((*keys, str(key)), str(unknown("key", str(key), known)))
+
+    def kind(self, body: Mapping[str, Any], key: str, wanted: Any, told: str) -> None:
+        if key in body and not isinstance(body[key], wanted):
+            raise self.error((key,), f"is {body[key]!r}; wanted {told}")
+
+
+def _source(at: _Place, here: tuple[str, ...], entry: Any, folder: Path) -> Source:
+    known = {f.name for f in fields(Source)}
+    if not isinstance(entry, dict):
+        raise at.error(here, f"is {entry!r}; wanted keys, as in {{data: train.tsv, dev: 0.1}}")
+    at.keys(here, entry, known)
+    if "data" not in entry:
+        raise at.error(here, "has no data; wanted data: FILE")
+    out: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key == "no_header":
+            good, wanted = isinstance(value, bool), "true or false"
+        elif key == "dev":
+            good, wanted = isinstance(value, str | float | int) and not isinstance(value, bool), "a file or a fraction"
+        else:
+            good, wanted = isinstance(value, str), "a name"
+        if not good:
+            raise at.error((*here, key), f"is {value!r}; wanted {wanted}")
+        out[key] = (
+            _path(folder, value) if key in ("data", "eval") or (key == "dev" and isinstance(value, str)) else value
+        )
+    if "dev" in out:
+        out["dev"] = str(out["dev"])
+    return Source(**out)
+
+
+def _path(folder: Path, name: str) -> str:
+    """From the file's folder; a data set of the hub has no file type."""
+    there = folder / name
+    return str(there) if there.exists() or Path(name).suffix.lower() in KINDS else name
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], Lines]:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CommonweightError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise CommonweightError(f"{path}: cannot be read: {e}") from e
+    lines: Lines = {}
+    try:
+        loader = _loader()
+        node = yaml.compose(text, loader)
+        if node is not None:
+            _lines(path, node, (), lines)
+        body = yaml.load(text, loader)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise CommonweightError(f"{path}{line}: no YAML: {getattr(e, 'problem', None) or e}") from None
+    if not isinstance(body, dict):
+        raise CommonweightError(f"{path}: wanted keys and values, tenants: among them")
+    return body, lines
+
+
+def _loader() -> type:
+    """YAML's safe loader, for which 2e-3 is a number as in YAML 1.2; in 1.1 it is a text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, [*"-+0123456789"])
+    return Loader
+
+
+def _lines(path: Path, node: Any, here: tuple[str, ...], out: Lines) -> None:
+    """Line of every key. Raises for a key that is twice there, of which YAML's reader would take the last."""
+    if node.id == "mapping" and len(here) < 3:
+        for key, value in node.value:
+            at = (*here, str(key.value))
+            if at in out:
+                raise CommonweightError(
+                    f"{path}, line {key.start_mark.line + 1}: {'.'.join(at)} is there twice, first in line {out[at]}"
+                )
+            out[at] = key.start_mark.line + 1
+            _lines(path, value, at, out)

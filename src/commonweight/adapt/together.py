@@ -1,0 +1,110 @@
+"""Runs of several tenants at once, and of tenants that come late to a common in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..commons import Commons
+from ..core import CommonweightError, safe, unknown
+from ..formats import native
+from ..host import Host
+from .files import Outcome, train
+from .job import Job
+from .target import InFiles, InStore, Target, alone, out_folder, readers
+from .trainer import Progress
+
+
+def run_together(
+    model: str,
+    job: Job,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Outcome]:
+    """Trains the tenants of a job together: into a folder, one file each and ``report.json``; or into a store.
+
+    The run's state lies beside, in ``<out>.checkpoint/`` or ``<store>.checkpoint/``, until all of them are written.
+    """
+    if (out is None) == (store is None):
+        raise CommonweightError(
+            "several tenants go to a folder, --out FOLDER, or into a store, --store FOLDER: name one of them"
+        )
+    if store is not None:
+        commons = Commons(store)
+        alone(commons, job.common, job.tenants)
+        target: Target = InStore(commons, beside(commons.folder))
+    else:
+        folder = out_folder(out)  # type: ignore[arg-type]
+        paths = {n: folder / f"{safe(n)}.safetensors" for n in job.tenants}
+        target = InFiles(paths, beside(folder), folder / "report.json")
+    return train(model, job, target, resume=resume, say=say, progress=progress)
+
+
+def run_late(
+    model: str,
+    job: Job,
+    store: str | Path,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Outcome]:
+    """Trains the tenants of a job and publishes them into a store; with a common, as late tenants of it.
+
+    The common is loaded from any of its tenants in the store and stays as it is: its pools keep their bytes. By its
+    method, the job's options are taken over those of that tenant, and its sites and codec where the job has none.
+    """
+    commons = Commons(store, make=job.common is None)
+    target = InStore(commons, beside(commons.folder, *job.tenants))
+    if job.common is None:
+        return train(model, job, target, resume=resume, say=say, progress=progress)
+    parent = bringer(commons, job.common, job.tenants)
+    header = commons.manifest(parent).tenant
+    said = header.get("codec")
+    if job.method in (None, header["method"]):
+        sites = set(native.unpack_sites(str(commons.folder), header["sites"]))
+        job = replace(
+            job, method=header["method"], options={**header["config"], **job.options},
+            sites=job.sites or (lambda name, _: name in sites),
+        )  # fmt: skip
+    if job.codec is None and isinstance(said, str):
+        job = replace(job, codec=said)
+
+    def bring(host: Host) -> None:
+        host.load_from(commons, parent, as_=free(parent, job.tenants))
+
+    return train(model, job, target, bring=bring, said=said, resume=resume, say=say, progress=progress)
+
+
+def method_of(store: str | Path, common: str) -> str:
+    """The method of a common's tenants in a store."""
+    commons = Commons(store, make=False)
+    return commons.manifest(bringer(commons, common)).tenant["method"]
+
+
+def bringer(commons: Commons, common: str, but: Collection[str] = ()) -> str:
+    """A tenant that carries the common, if it can be one that is not trained anew."""
+    found = readers(commons, common)
+    if not found:
+        there = {c for n in commons if (c := commons.manifest(n).tenant.get("common")) is not None}
+        raise CommonweightError(f"{commons.folder}: {unknown('common', common, there)}")
+    return next((n for n in found if n not in but), found[0])
+
+
+def free(name: str, taken: Mapping[str, Any]) -> str:
+    """A name for the tenant that brings the common, which is not among those to be trained."""
+    while name in taken:
+        name = f"{name}-"
+    return name
+
+
+def beside(folder: Path, *names: str) -> Path:
+    """Where a run's state lies: a store holds nothing but its own files."""
+    whole = folder.absolute()
+    return whole.with_name(".".join([whole.name, *names, "checkpoint"]))
