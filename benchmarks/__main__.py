@@ -17,7 +17,17 @@ from rich.console import Console
 
 from .harness import RESULTS
 
-ALL = ("training_step", "training_memory", "adding_tenants", "mixed_batch", "file_size", "accuracy", "recipes", "store")
+ALL = (
+    "training_step",
+    "training_memory",
+    "adding_tenants",
+    "mixed_batch",
+    "file_size",
+    "accuracy",
+    "recipes",
+    "store",
+    "codecs",
+)
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
