@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +24,9 @@ _SHIFTS = (32, 16, 0)  # of the index: 48 bits
 
 def key(x: Tensor, descending: bool = False) -> Tensor:
     """int32, in the order of the float32 values; minus zero equals zero."""
-    bits = (x.float() + 0.0).contiguous().view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return ordered.bitwise_not_() if descending else ordered
+    bits = (x.float() + 0.0).contiguous().view(torch.int32)  # a new tensor
+    bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)
+    return bits.bitwise_not_() if descending else bits
 
 
 def magnitude_key(x: Tensor) -> Tensor:
@@ -137,16 +136,12 @@ def start(ranks: Sequence[Sequence[int]], exact: bool = False) -> Finds:
 
 
 def count(finds: Finds, keys: Tensor, first: int) -> Tensor:
-    """(models, cuts, BINS) int64, for keys (models, n) whose indices count from `first`."""
-    out = []
-    for row, k in zip(finds, keys, strict=True):
-        once: dict[Any, Tensor] = {}
-        for f in row:
-            at = (f.cut is None, f.level, f.key, f.index)
-            if at not in once:
-                once[at] = f.count(k, first)
-            out.append(once[at])
-    return torch.stack(out).view(len(finds), -1, BINS)
+    """(models, cuts, BINS) int64, for keys (models, n) whose indices count from `first`; (models, 1, BINS) as long as
+    all cuts of a model look for the same.
+    """
+    shared = all(len({(f.cut is None, f.level, f.key, f.index) for f in row}) == 1 for row in finds)
+    rows = [[row[0]] if shared else row for row in finds]
+    return torch.stack([torch.stack([f.count(k, first) for f in row]) for row, k in zip(rows, keys, strict=True)])
 
 
 def idle(finds: Finds, first: int, last: int) -> bool:
@@ -179,7 +174,7 @@ def found(cuts: Tensor) -> Finds:
 def step(finds: Finds, counts: Tensor, indices: int = 1 << 48) -> tuple[Finds, bool]:
     """The next round's searches, and whether there is none to do. indices: a bound of every index."""
     out = tuple(
-        tuple(f.next(c).short(indices) for f, c in zip(row, cs, strict=True))
+        tuple(f.next(c).short(indices) for f, c in zip(row, cs.expand(len(row), -1), strict=True))
         for row, cs in zip(finds, counts, strict=True)
     )
     return out, all(f.cut is not None for row in out for f in row)

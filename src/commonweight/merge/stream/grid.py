@@ -10,7 +10,7 @@ from typing import NamedTuple
 TOTAL = 1 << 20  # elements of all inputs together: a piece and its temporaries stay near the caches
 LEAST = 1 << 14
 SPAN = 1 << 20  # elements of a tensor that one thread works on at a time
-BATCH = 1 << 25  # elements whose rounds go side by side
+BATCH = 1 << 24  # elements whose rounds go side by side
 
 
 class Piece(NamedTuple):

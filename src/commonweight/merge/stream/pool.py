@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from .memory import keep_pieces
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -22,6 +24,7 @@ class Pool:
     """`map` keeps the order of its items; an error stops it and is raised where its item's turn is."""
 
     def __init__(self, threads: int):
+        keep_pieces()
         self.threads = threads
         self._before = torch.get_num_threads()
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=_start)
