@@ -110,7 +110,7 @@ def command(
     recipe, with as many trials of the learning rate for each. Finished runs are kept in the cache.
     """
     from ..compare import Cache, Comparison, compare, find, parse_methods, parse_options, points, workers
-    from ..compare.page import available, write
+    from ..compare.page import ready, write
     from ..compare.table import terminal
 
     numbers = {"epochs": epochs, "batch_size": batch_size, "max_length": max_length, "patience": patience}
@@ -123,7 +123,7 @@ def command(
     if budgets is not None and not wanted.budgets:
         raise typer.BadParameter("no budget in it; wanted sizes such as 4KB,64KB", param_hint="--budgets")
     if report is not None:
-        available()
+        ready(report)
     held = Cache(cache)
     try:
         with Bars() as bars, workers(jobs, ray) as run:

@@ -58,7 +58,7 @@ def fit(
     names = [n for n in search.method.sizes if n.lstrip("-") not in search.given]
     if not names:
         search.measure({})
-    for lowered in _lowerings(search.method, names[1:]):
+    for lowered in _lowerings(search.method, sites, names[1:]):
         if names and search.largest(names[0], lowered, budget):
             break
     found = search.best(budget)
@@ -135,14 +135,26 @@ class _Search:
         return range(low, top + 1)
 
 
-def _lowerings(method: Method, names: Sequence[str]) -> list[dict[str, Any]]:
-    """{} first, the defaults; then one option after the other halved down to its least, those before it at theirs."""
+def _lowerings(method: Method, sites: Sequence[Site], names: Sequence[str]) -> list[dict[str, Any]]:
+    """{} first, the defaults; then one option after the other lowered step by step, those before it at their least."""
     out: list[dict[str, Any]] = [{}]
     for name in names:
-        field: Any = next(f for f in fields(method.config) if f.name == name)
-        value, least = field.default or 64, int(field.metadata.get("ge") or 0)
+        field: Any = next(f for f in fields(method.config) if f.name == name.lstrip("-"))
         before = out[-1]
-        while value > least:
-            value = max(least, value // 2)
-            out.append({**before, name: value})
+        out += [{**before, field.name: value} for value in _smaller(method, sites, field, name[0] == "-")]
+    return out
+
+
+def _smaller(method: Method, sites: Sequence[Site], field: Any, inverse: bool) -> list[Any]:
+    """The option's values below its default in bytes, the largest first: whole numbers by halves (or doubled)."""
+    hint = get_type_hints(method.config)[field.name]
+    if get_origin(hint) is Literal:
+        values = get_args(hint)[:: 1 if inverse else -1]
+        return list(values[values.index(field.default) + 1 :])
+    value, least = field.default or 64, int(field.metadata.get("ge") or 0)
+    widest = max(max(s.out, s.inp) for s in sites)
+    out = []
+    while value < widest if inverse else value > least:
+        value = 2 * value if inverse else max(least, value // 2)
+        out.append(value)
     return out

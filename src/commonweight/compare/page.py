@@ -20,16 +20,17 @@ from .table import caption, headline, heads, markdown, to_json
 TITLE = "Methods at equal bytes"
 
 
-def available() -> None:
-    """Raises: CommonweightError when the plotting library is not installed; better known before the first run."""
+def ready(folder: Path) -> None:
+    """Raises: CommonweightError when no page can be written there; better known before the first run."""
+    if folder.exists() and not folder.is_dir():
+        raise CommonweightError(f"--report {folder} is a file; wanted a folder")
     if find_spec("plotly") is None:
         raise CommonweightError("--report needs plotly: pip install 'commonweight[compare]'")
 
 
 def write(folder: Path, o: Outcome, points: Sequence[Point]) -> Path:
     """index.html, table.md and results.json in `folder`, each whole or not at all. Size: 5 MB, most of it plotly.js."""
-    if folder.exists() and not folder.is_dir():
-        raise CommonweightError(f"--report {folder} is a file; wanted a folder")
+    ready(folder)
     folder.mkdir(parents=True, exist_ok=True)
     results = to_json(o, points)
     atomic.write(folder / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())

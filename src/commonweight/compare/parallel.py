@@ -61,10 +61,12 @@ def _here(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]
 def _processes(jobs: int) -> Iterator[Workers]:
     threads = max(1, cores() // jobs)
     before = set(multiprocessing.active_children())
+    # A server imports everything once, and the workers are forked from it.
+    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(kind)
+    context.set_forkserver_preload(["commonweight.compare"])
     with _environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
-        pool = ProcessPoolExecutor(
-            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
-        )
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
 
         def run(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
             futures = {pool.submit(work, item): i for i, item in enumerate(items)}

@@ -62,10 +62,10 @@ def terminal(o: Outcome, points: Sequence[Point], width: int) -> Any:
     from rich.table import Table
 
     names, rows = heads(o), [shown(p, o.comparison.task) for p in ordered(points, o.comparison.task)]
-    wide = [max(map(len, column)) + 2 for column in zip(names, *rows)]
+    wide = [max(map(len, column)) + 3 for column in zip(names, *rows)]
     kept = set(range(len(names)))
     for least in LEAST:
-        if sum(wide[i] for i in kept) > width:
+        if sum(wide[i] for i in kept) + 2 > width:
             kept.discard(least)
     table = Table(title=headline(o), title_justify="left", caption=caption(o), caption_justify="left", box=box.SIMPLE)
     for i in sorted(kept):
@@ -126,8 +126,8 @@ def caption(o: Outcome) -> str:
     seeds = "± seeds: 95 % interval over seeds (Student's t)" if c.seeds > 1 else "one seed: no interval over seeds"
     return (
         f"{rates}. bytes: saved pools{by}, without the head; marginal: those that a further tenant brings when the "
-        f"shared pools are there. {seeds}; ± rows: 95 % interval over test rows. - {c.reference}: paired, seed by seed, with "
-        "its largest config. front: nothing is as good with fewer bytes."
+        f"shared pools are there. {seeds}; ± rows: 95 % interval over test rows. - {c.reference}: paired, seed by "
+        "seed, with its largest config. front: nothing is as good with fewer bytes."
     )
 
 

@@ -1,0 +1,117 @@
+"""The search for a config: inside the budget, and nothing larger would be."""
+
+import pytest
+
+import commonweight as cw
+from commonweight.compare import fit, parse_budget
+from commonweight.compare.size import nbytes
+from commonweight.methods import get, plan
+
+SHAPES = (("query", 64, 64), ("value", 64, 64), ("attn_out", 64, 64), ("up", 256, 64), ("down", 64, 256))
+SITES = [
+    site
+    for i in range(3)
+    for site in (
+        *(cw.Site(f"layers.{i}.{role}", out, inp, "linear", role) for role, out, inp in SHAPES),
+        cw.Site(f"layers.{i}.norm", 64, 1, "norm"),
+        cw.Site(f"layers.{i}", 64, 64, "block", "", False),
+    )
+]
+
+
+def sites(method):
+    mine = [s for s in SITES if s.kind in get(method).kinds]
+    return [s for s in mine if s.role in get(method).roles] or mine
+
+
+@pytest.mark.parametrize(
+    "text, size", [("4KB", 4096), ("1.5 MB", 3 << 19), ("700", 700), ("2kib", 2048), ("1G", 1 << 30)]
+)
+def test_budgets(text, size):
+    assert parse_budget(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "KB", "4 XB", "0", "-1KB", "1e3", "4KB,", "0.0MB", "nan"])
+def test_budgets_that_nobody_can_read(text):
+    with pytest.raises(cw.CommonweightError, match="wanted a size above zero, such as 4KB"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("budget", ["2KB", "20KB", "200KB"])
+@pytest.mark.parametrize("method", cw.methods.available())
+def test_what_is_found_is_inside_and_costs_what_it_says(method, budget):
+    found = fit(method, sites(method), parse_budget(budget))
+    assert found.within == (found.nbytes <= parse_budget(budget))
+    if get(method).compact is None:
+        made = cw.plan(method, sites(method), **found.options)
+        assert found.nbytes == made.nbytes and found.count == made.count()
+    assert 0 <= found.own <= found.nbytes
+
+
+@pytest.mark.parametrize("method", cw.methods.available())
+def test_a_larger_budget_never_gives_less(method):
+    sizes = [fit(method, sites(method), 1 << k) for k in (8, 13, 18)]
+    assert [f.nbytes for f in sizes] == sorted(f.nbytes for f in sizes)
+
+
+@pytest.mark.parametrize("method", ["lora", "mos", "lora-xs", "uni-lora", "intrinsic", "vera"])
+def test_the_next_size_would_not_fit(method):
+    budget, name = 60_000, get(method).sizes[0]
+    found = fit(method, sites(method), budget)
+    larger = {**found.options, name: found.options[name] + 1}
+    try:
+        assert plan(method, sites(method), **larger).nbytes > budget >= found.nbytes
+    except cw.CommonweightError:
+        pass  # there is no larger one
+
+
+def test_a_method_that_shrinks_as_its_option_grows():
+    small, large = (fit("randlora", sites("randlora"), b) for b in (24_000, 400_000))
+    assert small.options["rank"] > large.options["rank"] and small.nbytes < large.nbytes
+
+
+def test_the_other_options_move_only_when_they_must():
+    assert fit("mos", sites("mos"), 40_000).options == {"budget": 3}
+    assert fit("mos", sites("mos"), 14_000).options == {"private": 0, "budget": 1}
+
+
+def test_given_options_are_left_alone():
+    assert fit("vb-lora", sites("vb-lora"), 30_000, {"rank": 2}).options["rank"] == 2
+    assert fit("lora", sites("lora"), 1 << 20, {"rank": 3}).options == {"rank": 3}
+
+
+def test_a_budget_that_nothing_meets_names_the_smallest():
+    found = fit("lora", sites("lora"), 100)
+    assert (
+        not found.within
+        and found.options == {"rank": 1}
+        and found.nbytes == 4 * sum(s.out + s.inp for s in sites("lora"))
+    )
+
+
+def test_fixed_methods_are_what_they_are():
+    assert fit("bitfit", sites("bitfit"), 1 << 20).options == {} and fit("bitfit", sites("bitfit"), 1).within is False
+
+
+def test_what_is_wrong_with_every_config_is_said():
+    odd = [cw.Site("q", 7, 7)]
+    with pytest.raises(cw.CommonweightError, match="mos: mos: q: width 7 of A is not a multiple of shards=4"):
+        fit("mos", odd, 1 << 20)
+    with pytest.raises(cw.CommonweightError, match="unknown method 'lorra'; did you mean 'lora'"):
+        fit("lorra", odd, 1 << 20)
+
+
+@pytest.mark.parametrize("method", ["lora", "lora-xs", "vb-lora", "mos"])
+def test_the_bytes_of_a_codec_are_those_that_a_file_has(method, tmp_path):
+    from torch import nn
+
+    model = nn.ModuleDict({s.name.replace(".", "_"): nn.Linear(s.inp, s.out) for s in sites(method)[:5]})
+    host = cw.Host(model, sites=lambda name, _: True)
+    options = {"lora-xs": {"rank": 8}, "vb-lora": {"num_vectors": 40}}.get(method, {})
+    tenant = host.add("t", method, **options)
+    empty = None
+    for codec in (None, "bfloat16", "int8", "int4"):
+        host.save("t", tmp_path / "t.safetensors", codec=codec)
+        over = (tmp_path / "t.safetensors").stat().st_size - nbytes(tenant.plan, codec)
+        empty = over if empty is None else empty
+        assert abs(over - empty) < 300, "the header alone differs"
