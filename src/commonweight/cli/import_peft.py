@@ -18,7 +18,9 @@ def command(
     rank: Annotated[
         int | None, typer.Option(help="Directions of the common bases at every site, in place of --keep.", min=1)
     ] = None,
-    keep: Annotated[float, typer.Option(help="Mean share of an adapter's squared norm to keep at least.")] = 0.95,
+    keep: Annotated[
+        float, typer.Option(help="Mean share of an adapter's squared norm to keep at least.", min=0, max=1)
+    ] = 0.95,
     common: Annotated[
         str, typer.Option(help="The bases' name; tenants of the store that have them already are taken along.")
     ] = "adapters",

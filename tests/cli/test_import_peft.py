@@ -1,0 +1,55 @@
+"""commonweight store import-peft: its table, its JSON, and how mistakes end."""
+
+import json
+
+import pytest
+import torch
+
+import commonweight as cw
+from tests.cli.test_cli import call
+from tests.laws.subjects import stir
+from tests.models import make
+
+
+@pytest.fixture
+def at(tmp_path):
+    """A base in a folder, and four adapters of it in the same three directions."""
+    host = cw.Host(make("llama")[0])
+    host.model.save_pretrained(tmp_path / "base")
+    for i in range(4):
+        tenant = host.add(f"a{i}", "lora", rank=3, sites="*.q_proj|*.v_proj")
+        stir(tenant, i)
+        for n, p in tenant.named_parameters():
+            mix = torch.randn(3, 3, generator=torch.Generator().manual_seed(i))
+            first = host["a0"].pools[n].detach()
+            p.data.copy_(mix @ first if n.endswith(".A") else first @ mix)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        host.export_peft(f"a{i}", tmp_path / "in" / f"a{i}")
+    return tmp_path
+
+
+def test_table_and_json(at, capsys):
+    args = "store", "import-peft", at / "store", at / "in", "--model", at / "base"
+    code, out, _ = call(capsys, *args)
+    head, *rows, last = out.splitlines()
+    assert code == 0 and head.split() == "adapter rank bytes in PEFT bytes of its own saved error".split()
+    assert [r.split()[0] for r in rows] == ["a0", "a1", "a2", "a3", "common", "total"] and "times smaller" in last
+    assert all(len(r) <= len(head) for r in rows[:4]), "columns are aligned"
+    assert [r.method for r in cw.Commons(at / "store").list()] == ["share"] * 4
+    report = json.loads(call(capsys, *args[:2], at / "other", *args[3:], "--json")[1])
+    assert report["after"] == report["common"] + sum(t["own"] for t in report["tenants"])
+    assert f"{report['after']:,}" in rows[-1] and report["before"] == sum(t["before"] for t in report["tenants"])
+
+
+def test_more_directions_than_there_is_to_save(at, capsys):
+    code, out, _ = call(
+        capsys, "store", "import-peft", at / "store", at / "in" / "a0", "--model", at / "base", "--rank", "32"
+    )
+    assert code == 0 and "Nothing is saved" in out
+
+
+def test_mistakes_end_with_two(at, capsys):
+    (at / "empty").mkdir()
+    for folder, says in ((at / "empty", "holds no adapter_config.json"), (at / "none", "no such folder")):
+        code, _, err = call(capsys, "store", "import-peft", at / "store", folder, "--model", at / "base")
+        assert code == 2 and says in err and "Traceback" not in err and not (at / "store").exists()
