@@ -45,14 +45,14 @@ def pieces(shape: tuple[int, ...], by: str, most: int) -> Iterator[Piece]:
         yield Piece(i * width, (min(rows, shape[0] - i), *shape[1:]))
 
 
-def spans(cut: Iterator[Piece], most: int = SPAN) -> Iterator[list[Piece]]:
-    """Neighbouring pieces, together at least `most` elements."""
+def spans(cut: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Neighbouring pieces, together at least SPAN elements."""
     held: list[Piece] = []
     count = 0
     for p in cut:
         held.append(p)
         count += math.prod(p.shape)
-        if count >= most:
+        if count >= SPAN:
             yield held
             held, count = [], 0
     if held:

@@ -1,0 +1,276 @@
+"""Disk to disk: the same bits as in memory, whole or not there, and the same bytes after a kill anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import commonweight as cw
+from commonweight.merge import folder
+from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
+from commonweight.merge.stream import engine, grid, shards
+
+from .sample import models
+
+SHAPES = {"embed.weight": (50, 16), "layers.0.w": (16, 24), "layers.1.w": (16, 24), "layers.1.bias": (24,), "s": ()}
+SLOW = {"doge", "wudi"}
+NEEDED = {"nearswap": {"t": 0.05}, "emr": {"task": 1}, "tall_masks": {"task": 1}}
+
+
+def save(path: Path, state, files: int = 2) -> None:
+    path.mkdir(parents=True)
+    names = sorted(state)
+    per = -(-len(names) // files)
+    for i in range(files):
+        part = {n: state[n].bfloat16() for n in names[i * per : (i + 1) * per]}
+        save_file(part, path / f"model-{i + 1:05}-of-{files:05}.safetensors")
+    (path / "config.json").write_text(json.dumps({"model_type": "x", "torch_dtype": "bfloat16"}))
+
+
+def read(path: Path):
+    out = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as f:
+            out.update({k: f.get_tensor(k) for k in f.keys()})
+    return out
+
+
+def bytes_of(path: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in path.rglob("*") if p.is_file()
+    }
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    base, others = models(4, shapes=SHAPES)
+    for i, state in enumerate([base, *others]):
+        save(tmp_path / f"m{i}", state)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe(method, **more):
+    m = cw.merge.get(method)
+    n = m.models[1] or 4
+    body = {"method": method, "models": [f"m{i + 1}" for i in range(n)], "options": NEEDED.get(method, {}), **more}
+    return body if m.base == "none" else {**body, "base": "m0"}
+
+
+@pytest.mark.parametrize(
+    "method", [m.name for m in cw.merge.available().values() if m.data == "none" and m.name not in SLOW]
+)
+def test_a_folder_has_the_bits_of_the_merge_in_memory(method, three, monkeypatch):
+    monkeypatch.setattr(grid, "LEAST", 64)
+    monkeypatch.setattr(grid, "TOTAL", 256)
+    monkeypatch.setattr(grid, "SPAN", 200)
+    monkeypatch.setattr(engine, "BATCH", 500)
+    body = recipe(method)
+    states = {p: read(three / p) for p in (*body["models"], "m0")}
+    base = states["m0"] if "base" in body else None
+    wanted = cw.merge.merge(method, [states[p] for p in body["models"]], base, **body["options"])
+    folder.write(build(load(body)), three / "out", threads=2, shard_bytes=2500)
+    found = read(three / "out")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+    assert len(list((three / "out").glob("*.safetensors"))) > 1
+    index = json.loads((three / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index.keys() == wanted.keys()
+    one = cw.merge.merge(method, [states[p] for p in body["models"]], base, threads=1, **body["options"])
+    assert all(torch.equal(one[k], wanted[k]) for k in wanted)
+
+
+def test_what_lies_in_the_folder(three):
+    (three / "m0" / "tokenizer.json").write_text("{}")
+    (three / "m0" / "1_Pooling").mkdir()
+    (three / "m0" / "1_Pooling" / "config.json").write_text("{}")
+    (three / "m0" / "README.md").write_text("of the base")
+    done = folder.write(build(load(recipe("ties", dtype="float32"))), three / "out")
+    names = {str(p.relative_to(done.folder)) for p in done.folder.rglob("*") if p.is_file()}
+    assert names == {
+        "README.md", "config.json", "merge.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json"
+    }  # fmt: skip
+    assert json.loads((done.folder / "config.json").read_text())["torch_dtype"] == "float32"
+    assert (done.folder / "README.md").read_text().count("ties") >= 2
+    record = json.loads((done.folder / "merge.json").read_text())
+    assert record["inputs"].keys() == {"m0", "m1", "m2", "m3", "m4"} and "density" not in record["recipe"]
+    with safe_open(done.folder / "model.safetensors", "pt") as f:
+        mark = json.loads(f.metadata()["commonweight"])
+        assert mark["inputs"] == record["digest of the inputs"] != shards.EMPTY and mark["merge"] == record["merge"]
+        assert f.metadata()["format"] == "pt" and f.get_tensor("s").dtype == torch.float32
+    assert not list(three.glob(".*"))
+
+
+def stop_after(monkeypatch, n: int) -> None:
+    """The journal's n-th tensor is the last thing that happens."""
+    from commonweight.merge.stream.journal import Journal
+
+    add, left = Journal.add, [n]
+
+    def once(self, done):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        add(self, done)
+
+    monkeypatch.setattr(Journal, "add", once)
+
+
+@pytest.mark.parametrize("n", range(5))
+@pytest.mark.parametrize("method", ["ties", "lines"])
+def test_an_interrupted_merge_goes_on_to_the_same_bytes(method, n, three, monkeypatch):
+    folder.write(build(load(recipe(method))), three / "whole")
+    with monkeypatch.context() as m:
+        stop_after(m, n)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write(build(load(recipe(method))), three / "out")
+    assert not (three / "out").exists() and (three / ".out.merging").exists()
+    done = folder.write(build(load(recipe(method))), three / "out", resume=True)
+    assert done.reused == n and bytes_of(three / "out") == bytes_of(three / "whole")
+
+
+@pytest.mark.parametrize("method", ["ties", "linear"])
+@pytest.mark.parametrize("what", ["input", "recipe", "output", "journal"])
+def test_what_changed_is_not_reused(what, method, three, monkeypatch):
+    with monkeypatch.context() as m:
+        stop_after(m, 4)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write(build(load(recipe(method))), three / "out")
+    body, part, said = recipe(method), three / ".out.merging", []
+    if what == "input":
+        file = three / "m2" / "model-00001-of-00002.safetensors"
+        before, state = file.stat(), read(three / "m2")
+        with safe_open(file, "pt") as f:
+            names = list(f.keys())
+        state["embed.weight"][3, 4] += 1
+        save_file({k: state[k] for k in names}, file)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif what == "recipe":
+        body["weights"] = [1.0, 0.5, 0.25, 0.125]
+    elif what == "output":
+        file = part / "model.safetensors"
+        raw = bytearray(file.read_bytes())
+        raw[-9] ^= 1
+        file.write_bytes(raw)
+    else:
+        file = part / "journal.jsonl"
+        file.write_text(file.read_text()[:-20])
+    done = folder.write(build(load(body)), three / "out", resume=True, say=said.append)
+    folder.write(build(load(body)), three / "whole")
+    assert bytes_of(three / "out") == bytes_of(three / "whole")
+    assert done.reused == {"input": 0 if method == "ties" else 3, "recipe": 0, "output": 3, "journal": 3}[what]
+    assert said and ("another" in said[0]) == (what == "recipe")
+
+
+def test_without_resume_it_begins_anew_and_a_second_one_waits(three, monkeypatch):
+    part = three / ".out.merging"
+    part.mkdir()
+    (part / "old.safetensors").write_text("torn")
+    lock = folder._lock(part, keep=True)
+    with pytest.raises(cw.CommonweightError, match="another process is at work there"):
+        folder.write(build(load(recipe("linear"))), three / "out")
+    os.close(lock)
+    assert folder.write(build(load(recipe("linear"))), three / "out").reused == 0
+    with pytest.raises(cw.CommonweightError, match="is there already"):
+        folder.write(build(load(recipe("linear"))), three / "out")
+    with pytest.raises(cw.CommonweightError, match="does not exist; make it first"):
+        folder.write(build(load(recipe("linear"))), three / "no" / "out")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_bad_numbers_leave_nothing_behind(method, three):
+    state = read(three / "m2")
+    state["layers.1.w"][0, 0] = float("nan")
+    for file in (three / "m2").glob("*.safetensors"):
+        file.unlink()
+    save_file(state, three / "m2" / "model.safetensors")
+    with pytest.raises(cw.CommonweightError, match=r"layers.1.w: model \(m2\) has 1 number there that are NaN"):
+        folder.write(build(load(recipe(method))), three / "out")
+    assert not (three / "out").exists() and not (three / ".out.merging").exists()
+
+
+def test_a_file_cut_short_names_tensor_and_file(three):
+    file = three / "m1" / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(
+        cw.CommonweightError, match=r"00002.safetensors is damaged .*: layers.1.w ends 6 bytes after the"
+    ):
+        build(load(recipe("linear")))
+
+
+def test_a_file_that_shrinks_while_it_is_read(three):
+    built = build(load(recipe("linear")))
+    file = three / "m1" / "model-00001-of-00002.safetensors"
+    os.truncate(file, file.stat().st_size - 8)
+    with pytest.raises(cw.CommonweightError, match=r"model-00001-of-00002.safetensors is damaged .* it ends within"):
+        folder.write(built, three / "out")
+    assert not (three / "out").exists()
+
+
+def test_no_space_left(three, monkeypatch):
+    built = build(load(recipe("linear")))
+    with monkeypatch.context() as m:
+        m.setattr(shards.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+        with pytest.raises(cw.CommonweightError, match="bytes are to be written, 100 are free"):
+            folder.write(built, three / "out")
+    pwrite, left = os.pwrite, [4]
+
+    def full(fd, data, at):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return pwrite(fd, data, at)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "pwrite", full)
+        with pytest.raises(cw.CommonweightError, match="no space left; make room"):
+            folder.write(built, three / "out")
+    assert not (three / "out").exists()
+    folder.write(built, three / "out", resume=True)
+    folder.write(built, three / "whole")
+    assert bytes_of(three / "out") == bytes_of(three / "whole")
+
+
+def test_float16_that_overflows(three):
+    for i in range(1, 5):
+        state = {k: t * 0 + 60000 for k, t in read(three / f"m{i}").items()}
+        for file in (three / f"m{i}").glob("*.safetensors"):
+            file.unlink()
+        save_file(state, three / f"m{i}" / "model.safetensors")
+    body = recipe("linear", dtype="float16", options={"normalize": False})
+    with pytest.raises(cw.CommonweightError, match="the result does not fit float16; choose dtype bfloat16"):
+        folder.write(build(load(body)), three / "out")
+
+
+@pytest.mark.slow
+def test_killed_at_many_points(tmp_path):
+    """SIGKILL at growing delays; every next run resumes, the last one ends with the bytes of an undisturbed merge."""
+    shapes = {f"layers.{i}.w": (512, 1024) for i in range(24)}
+    base, others = models(2, shapes=shapes)
+    for i, state in enumerate([base, *others]):
+        save(tmp_path / f"m{i}", state)
+    start = "from commonweight.cli import main; main()"
+    command = [sys.executable, "-c", start, "merge", "--method", "ties", "--base", "m0", "m1", "m2"]
+    subprocess.run([*command, "--out", "whole"], cwd=tmp_path, check=True)
+    kills = 0
+    for i in range(60):
+        run = subprocess.Popen([*command, "--out", "out", "--resume"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        while not (tmp_path / ".out.merging").exists() and run.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.03 * i)
+        run.send_signal(signal.SIGKILL)
+        kills += run.wait() == -signal.SIGKILL
+        if (tmp_path / "out").exists():
+            break
+    assert kills > 3 and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
