@@ -113,16 +113,24 @@ def train_common(host: cw.Host, c: Candidate, held: str, seed: int, folder: Path
         host.load(t, paths[t])
 
 
-def cell(c: Candidate, task: str, seed: int, folder: Path, cache: Path) -> dict[str, Any]:
-    """One candidate on one held-out task with one seed."""
-    about = json.dumps([asdict(c), folder.name if folder != DATA else "slices"], sort_keys=True)
-    common = json.dumps([c.method, c.options, c.together, folder.name if folder != DATA else "slices"], sort_keys=True)
-    path = cache / f"{c.method}-{task}-{seed}-{_digest(about)}.json"
+def kept_at(cache: Path, what: Candidate | dict[str, Any], method: str, task: str, seed: int, folder: Path) -> Path:
+    """Where a cell, or the common that it starts from, is kept: known by all that decides what comes out."""
+    about = asdict(what) if isinstance(what, Candidate) else what
+    text = json.dumps([about, "slices" if folder == DATA else folder.name], sort_keys=True)
+    return cache / f"{method}-{task}-{seed}-{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}"
+
+
+def cell(c: Candidate, task: str, seed: int, folder: Path, cache: Path, make: bool = True) -> dict[str, Any] | None:
+    """One candidate on one held-out task with one seed; None where it is not there and not to be made."""
+    path = kept_at(cache, c, c.method, task, seed, folder).with_suffix(".json")
     if path.exists():
         return json.loads(path.read_text())
+    if not make:
+        return None
     host = open_host(minilm_folder(), dtype="float32")
     if c.common:
-        train_common(host, c, task, seed, folder, cache / f"{c.method}-{task}-{seed}-{_digest(common)}")
+        shared = {"method": c.method, "options": c.options, "together": c.together}
+        train_common(host, c, task, seed, folder, kept_at(cache, shared, c.method, task, seed, folder))
     train, dev, test = rows(folder, task)
     late = adapt(
         host, task, train, method=c.method, options=c.options, common="tasks" if c.common else None, dev_rows=dev,
@@ -145,10 +153,6 @@ def cell(c: Candidate, task: str, seed: int, folder: Path, cache: Path) -> dict[
     cache.mkdir(parents=True, exist_ok=True)
     atomic.write(path, json.dumps(out).encode())
     return out
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
 def summary(name: str, ours: dict[tuple[str, int], dict], lora: dict[tuple[str, int], dict]) -> dict[str, Any]:
@@ -200,13 +204,15 @@ def main(args: Sequence[str] = ()) -> list[dict[str, Any]]:
         c = LORA if name == "lora" else CANDIDATES[name]
         for seed in asked.seeds:
             for task in asked.tasks:
-                if asked.table:
-                    about = json.dumps([asdict(c), asked.data.name if asked.data != DATA else "slices"], sort_keys=True)
-                    if not (asked.cache / f"{c.method}-{task}-{seed}-{_digest(about)}.json").exists():
-                        continue
-                found = table.setdefault(name, {})[task, seed] = cell(c, task, seed, asked.data, asked.cache)
-                print(name, task, seed, found, flush=True)
-    out = [summary(n, cells, table["lora"]) for n, cells in table.items() if n != "lora" and cells]
+                found = cell(c, task, seed, asked.data, asked.cache, make=not asked.table)
+                if found is not None:
+                    table.setdefault(name, {})[task, seed] = found
+                    print(name, task, seed, found, flush=True)
+    out = [
+        summary(n, cells, table["lora"])
+        for n, cells in table.items()
+        if n != "lora" and cells.keys() & table.get("lora", {})
+    ]
     out.sort(key=lambda r: r["bytes"]["ours"])
     if not asked.candidates and len(asked.seeds) == len(SEEDS):
         store("commons" if asked.data == DATA else "commons_whole", out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/getting-started.md", "docs/training.md")
+PAGES = ("README.md", "docs/getting-started.md", "docs/training.md", "docs/commons.md")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -167,6 +167,8 @@ def _result(run: Run, part: Part, seconds: float, note: str) -> Result:
     kept = (max if more else min)(scored, key=lambda c: c[f"dev_{name}"], default={})
     before = f"dev_{part.tenant.name}/" if len(run.parts) > 1 else "dev_"
     metrics = {k.removeprefix(before): v for k, v in kept.items() if k.startswith(before)}
+    if metrics:
+        metrics["n"] = len(part.dev)
     steps = int(run.curve[-1]["step"]) if run.curve else 0
     return Result(part.tenant, seconds, steps, run.curve, metrics, note, run.settings)
 

@@ -1,0 +1,102 @@
+"""Tenants files: what they say, and how what is wrong in one is told."""
+
+import pytest
+
+from commonweight import CommonweightError
+from commonweight.adapt import Source, read_tenants
+
+GOOD = """\
+common: sentences
+method: lotr
+options: {rank: 8}
+task: classify
+codec: {"*.C": int8, "*": bfloat16}
+recipe: {epochs: 2, lr: 2e-3, temperature: 2}
+tenants:
+  trec: {data: trec.train.tsv, dev: 0.1, eval: sub/trec.test.tsv}
+  sst2: {data: "owner/name", dev: sst2.dev.tsv, no_header: true, text_column: said}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tenants.yaml"
+
+    def write(text):
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_whole_file(file, tmp_path):
+    job = read_tenants(file(GOOD))
+    assert (job.common, job.method, job.options, job.task) == ("sentences", "lotr", {"rank": 8}, "classify")
+    assert job.recipe == {"epochs": 2, "lr": 2e-3, "temperature": 2}, "2e-3 is a number, as in YAML 1.2"
+    assert job.codec == {"*.C": "int8", "*": "bfloat16"}
+    assert job.tenants["trec"] == Source(
+        data=str(tmp_path / "trec.train.tsv"), dev="0.1", eval=str(tmp_path / "sub/trec.test.tsv")
+    )
+    assert job.tenants["trec"].fraction == 0.1
+    sst2 = job.tenants["sst2"]
+    assert (sst2.data, sst2.dev) == ("owner/name", str(tmp_path / "sst2.dev.tsv")) and sst2.fraction is None
+    assert sst2.no_header and sst2.text_column == "said"
+
+
+def test_little_is_needed(file):
+    job = read_tenants(file("tenants:\n  a: {data: a.tsv}\n"))
+    assert (job.method, job.common, job.task, job.codec) == (None, None, "classify", None)
+
+
+WRONG = {
+    "key": ("tenents:", "line 7: tenents: unknown key 'tenents'; did you mean 'tenants'", "tenants:"),
+    "key of a tenant": (
+        "trec: {dat:", "line 8: tenants.trec.dat: unknown key 'dat'; did you mean 'data'", "trec: {data:",
+    ),
+    "option": ("{rnk: 8}", "line 3: options: unknown option of LoTR 'rnk'; did you mean 'rank'", "{rank: 8}"),
+    "option's range": ("{rank: 0}", "line 3: options: LoTR: rank is 0; it must be >= 1", "{rank: 8}"),
+    "recipe": ("epoch: 2", "line 6: recipe: unknown option of Recipe 'epoch'; did you mean 'epochs'", "epochs: 2"),
+    "recipe's type": ("epochs: many", "line 6: recipe: Recipe: epochs is 'many'; wanted float|none", "epochs: 2"),
+    "method": ("method: lotra", "line 2: method: unknown method 'lotra'; did you mean 'lotr'", "method: lotr"),
+    "name": ("a/b: {data", "line 8: tenants.a/b: 'a/b' cannot be a tenant's name", "trec: {data"),
+    "type": ("common: [a]", "line 1: common: is ['a']; wanted a name", "common: sentences"),
+    "type of options": ("options: 8", "line 3: options: is 8; wanted keys and values", "options: {rank: 8}"),
+    "type of data": ("data: 3", "line 8: tenants.trec.data: is 3; wanted a name", "data: trec.train.tsv"),
+    "no data": ("{dev:", "line 8: tenants.trec: has no data; wanted data: FILE", "{data: trec.train.tsv, dev:"),
+    "twice": ("trec: {data: owner", "line 9: tenants.trec is there twice, first in line 8", "sst2: {data: \"owner"),
+    "no YAML": ("rank: [8}", "tenants.yaml, line 3: no YAML", "rank: 8}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_told_with_its_place(file, case):
+    new, message, old = WRONG[case]
+    assert old in GOOD
+    text = GOOD.replace(old, new, 1) if case != "twice" else GOOD.replace("  sst2:", "  trec:")
+    with pytest.raises(CommonweightError) as e:
+        read_tenants(file(text))
+    assert message in str(e.value) and "tenants.yaml, line" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "wanted keys and values"),
+        ("- a\n", "wanted keys and values"),
+        ("method: lotr\n", "tenants: is None; wanted one or more names"),
+        ("tenants: {}\n", "tenants: is {}; wanted one or more names"),
+        ("tenants: {a: b.tsv}\n", "tenants.a: is 'b.tsv'; wanted keys"),
+        ("tenants: !!python/object/apply:os.getcwd []\n", "no YAML: could not determine a constructor"),
+    ],
+)
+def test_other_files(file, text, message):
+    with pytest.raises(CommonweightError) as e:
+        read_tenants(file(text))
+    assert message in str(e.value)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(CommonweightError, match=r"none\.yaml: no such file"):
+        read_tenants(tmp_path / "none.yaml")
+    with pytest.raises(CommonweightError, match="cannot be read"):
+        read_tenants(tmp_path)
