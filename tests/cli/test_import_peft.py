@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import commonweight as cw
+from commonweight import adapt
+from tests.adapt import tiny
 from tests.cli.test_cli import call
 from tests.laws.subjects import stir
 from tests.models import make
@@ -53,3 +55,21 @@ def test_mistakes_end_with_two(at, capsys):
     for folder, says in ((at / "empty", "holds no adapter_config.json"), (at / "none", "no such folder")):
         code, _, err = call(capsys, "store", "import-peft", at / "store", folder, "--model", at / "base")
         assert code == 2 and says in err and "Traceback" not in err and not (at / "store").exists()
+
+
+def test_each_adapter_is_measured_before_and_after(llama, tmp_path, capsys):
+    host = adapt.open_host(llama, "lm")
+    for i in range(2):
+        stir(host.add(f"a{i}", "lora", rank=2, sites="*.q_proj|*.v_proj"), i)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        host.export_peft(f"a{i}", tmp_path / "in" / f"a{i}")
+    host.close()
+    data = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": "the court ruled"}, {"text": "the team won"}])
+    args = "--model", llama, "--keep", "1", "--eval", data, "--json"
+    code, out, err = call(capsys, "store", "import-peft", tmp_path / "store", tmp_path / "in", *args)
+    assert code == 0, err
+    for t in json.loads(out)["tenants"]:
+        before, after = t["metrics_before"]["loss"], t["metrics_after"]["loss"]
+        assert before > 0 and abs(before - after) < 1e-3
+    table = call(capsys, "store", "import-peft", tmp_path / "again", tmp_path / "in", *args[:-1])[1]
+    assert "loss" in table.splitlines()[0] and table.count(" -> ") >= 2
