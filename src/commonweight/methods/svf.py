@@ -85,7 +85,7 @@ class KeptSum:
     SVF,
     paper="Transformer-Squared: Self-adaptive LLMs, arXiv 2501.06252",
     formula="min(d_in, d_out) per site, or rank",
-    lr=1e-2,
+    lr=3e-2,
 )
 def plan(sites: Sequence[Site], config: SVF) -> Plan:
     """W' = U diag(s z) V^T, W = U diag(s) V^T: only z is trained, one vector per site, from z = 1. The pool is z - 1.
