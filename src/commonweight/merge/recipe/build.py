@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -205,7 +206,9 @@ def _settings(
             options[key] = [default if v is None else v for v in found]
         else:
             raise CommonweightError(f"{out.name}: {key} of {method.name} is one for all models; {found} came")
-    return options, _weights(recipe, users, shared, rules, out)
+    # weights that are for the recipe's method are not forced on a rule's, which may take none
+    unused = method.name != recipe.method and "weights" not in inspect.signature(method.function).parameters
+    return options, None if unused else _weights(recipe, users, shared, rules, out)
 
 
 def _weights(recipe: Recipe, users: list[Input], shared: list[Any], rules: list[Rule], out: _Out) -> Any:

@@ -1,0 +1,66 @@
+"""commonweight merge, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from commonweight.cli import main
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    for i in range(3):
+        (tmp_path / f"m{i}").mkdir()
+        g = torch.Generator().manual_seed(i)
+        save_file({"layers.0.w": torch.randn(6, 4, generator=g)}, tmp_path / f"m{i}" / "model.safetensors")
+    (tmp_path / "m0" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*args: str) -> int:
+    try:
+        main(["merge", *args])
+    except SystemExit as e:
+        return int(e.code or 0)
+    return 0
+
+
+def test_a_recipe_and_its_options_give_the_same(two, capsys):
+    Path("r.yaml").write_text("method: ties\nbase: m0\nmodels: [m1, m2]\nweights: [1, 0.5]\noptions: {density: 0.5}\n")
+    assert run("r.yaml", "--plan") == 0
+    assert "ties (density=0.5" in capsys.readouterr().out and not Path("a").exists()
+    assert run("r.yaml", "--out", "a") == 0
+    assert "a: 1 tensors" in capsys.readouterr().out
+    options = ["--method", "ties", "--base", "m0", "m1", "m2", "-w", "1", "-w", "0.5", "-o", "density=0.5"]
+    assert run(*options, "--out", "b", "--threads", "1", "--resume") == 0
+    assert "nothing to resume" in capsys.readouterr().err
+    assert torch.equal(load_file("a/model.safetensors")["layers.0.w"], load_file("b/model.safetensors")["layers.0.w"])
+    assert json.loads(Path("a/merge.json").read_text())["inputs"].keys() == {"m0", "m1", "m2"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["r.yaml", "--out", "o"], "r.yaml: no such recipe"),
+        (["m1", "--method", "tie", "--out", "o"], "did you mean 'ties'"),
+        (["m1", "--method", "linear"], "--out is missing"),
+        (["m1", "--method", "linear", "-o", "x", "--out", "o"], "wanted a name and a value"),
+        (["m1", "--method", "linear", "-o", "normalise=true", "--out", "o"], "did you mean 'normalize'"),
+        (["m1", "m2", "--out", "o"], "2 recipes came"),
+        (["r.yaml", "--base", "m0", "--out", "o"], "go with --method"),
+        (["m1", "--method", "linear", "--shard-size", "many", "--out", "o"], "wanted a size like 5GB"),
+        (["m1", "--method", "linear", "--threads", "0", "--out", "o"], "--threads is 0"),
+        (["m1", "--method", "linear", "--out", "m2"], "m2: is there already"),
+        (["m1", "m9", "--method", "linear", "--out", "o"], "m9: no such file or folder"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_code_2(args, message, two, capsys):
+    assert run(*args) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and not Path("o").exists()
+    assert not list(Path().glob(".*"))
