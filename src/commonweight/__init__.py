@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import adapt, merge, methods
+    from . import adapt, compare, merge, methods
     from .adapt import Classifier
     from .commons import Commons
     from .core import CommonweightError, Plan, Pool, Site
@@ -23,6 +23,7 @@ __all__ = [
     "Tenant",
     "__version__",
     "adapt",
+    "compare",
     "merge",
     "methods",
     "plan",
@@ -39,7 +40,7 @@ _HOMES = {
     "Tenant": "host",
     "plan": "methods",
 }
-_FOLDERS = {"adapt", "address", "bind", "commons", "core", "formats", "host", "merge", "methods"}
+_FOLDERS = {"adapt", "address", "bind", "commons", "compare", "core", "formats", "host", "merge", "methods"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,10 @@ from .data import Data, find
 from .driver import Outcome, Progress, compare
 from .parallel import workers
 from .settings import Comparison, parse_methods, parse_options
-from .summary import Point, Value, front, points
+from .summary import ALL, Point, Value, front, points
 
 __all__ = [
+    "ALL",
     "Cache",
     "Comparison",
     "Data",

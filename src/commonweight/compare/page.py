@@ -77,7 +77,7 @@ def render(results: dict[str, Any], columns: Sequence[str], lead: str, note: str
         f'<script type="application/json" id="results">{data}</script><script>{_asset("page.js")}</script>'
     )
     sections.append(("", code))
-    return page(TITLE, f"{lead}. Base: {Path(results['comparison']['model']).name}.", sections)
+    return page(TITLE, f"{lead}. Base: {results['comparison']['model']}.", sections)
 
 
 def _asset(name: str) -> str:

