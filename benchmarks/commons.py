@@ -110,7 +110,8 @@ def train_common(host: cw.Host, c: Candidate, held: str, seed: int, folder: Path
         for t in others:
             host.remove(t)
     for t in others:
-        host.load(t, paths[t])
+        host.load(t, paths[t])  # frozen, as every common that is loaded
+    assert host.common("tasks").frozen
 
 
 def kept_at(cache: Path, what: Candidate | dict[str, Any], method: str, task: str, seed: int, folder: Path) -> Path:

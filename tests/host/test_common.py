@@ -76,6 +76,16 @@ def test_a_common_ends_with_its_last_tenant(host):
         host.common("tasks")
 
 
+def test_the_next_common_of_a_name_is_another_one(host):
+    """Whoever still holds a removed tenant: what was trained does not come back."""
+    held = stir(host.add("a", "lotr", rank=2, common="tasks"))
+    host.freeze("tasks")
+    host.remove("a")
+    again = host.add("a", "lotr", rank=4, common="tasks")
+    assert not host.common("tasks").frozen and again.count() == again.nbytes // 4
+    assert all(again.pools[n] is not p for n, p in held.pools.items())
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [

@@ -39,8 +39,11 @@ Made = dict[str, Written]
 class Target(Protocol):
     """checkpoint: the folder of the run's state. report: where its settings, curve and metrics go; None: nowhere."""
 
-    checkpoint: Path
-    report: Path | None
+    @property
+    def checkpoint(self) -> Path: ...
+
+    @property
+    def report(self) -> Path | None: ...
 
     def write(self, host: Host, metrics: Metrics, codecs: Codecs) -> Made: ...
 

@@ -103,7 +103,7 @@ def _source(at: _Place, here: tuple[str, ...], entry: Any, folder: Path) -> Sour
         if not good:
             raise at.error((*here, key), f"is {value!r}; wanted {wanted}")
         out[key] = (
-            _path(folder, value) if key in ("data", "eval") or (key == "dev" and isinstance(value, str)) else value
+            _path(folder, str(value)) if key in ("data", "eval") or (key == "dev" and isinstance(value, str)) else value
         )
     if "dev" in out:
         out["dev"] = str(out["dev"])

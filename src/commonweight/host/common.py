@@ -22,6 +22,7 @@ class Common:
         self.name, self.frozen = name, frozen
         self.pools: MutableMapping[str, Tensor] = WeakValueDictionary()
         self.specs: dict[str, Pool] = {}
+        self.tenants = 0  # of its host
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable pools; none while it is frozen."""
@@ -63,7 +64,8 @@ class Common:
         return out
 
     def enter(self, plan: Plan, pools: Mapping[str, Tensor]) -> None:
-        """Takes what it does not have yet from a new tenant."""
+        """Counts a new tenant, and takes from it what it does not have yet."""
+        self.tenants += 1
         for name in shared(plan.pools):
             if name not in self.pools:
                 self.pools[name], self.specs[name] = pools[name], plan.pools[name]

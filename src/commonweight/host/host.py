@@ -202,8 +202,13 @@ class Host:
     def remove(self, name: str) -> None:
         """Forgets a tenant; common frozen pools that nobody else reads go with it. O(1) in the number of tenants.
 
-        A route that is open keeps serving it until it closes."""
-        del self._tenants[self[name].name]
+        A route that is open keeps serving it until it closes. With its last tenant a common ends."""
+        tenant = self[name]
+        del self._tenants[name]
+        if (common := tenant.common) is not None:
+            common.tenants -= 1
+            if not common.tenants:  # whoever still holds a tenant of it: the next one of this name is another
+                del self._commons[common.name]
 
     def close(self) -> None:
         """Takes every hook off and gives the model back as it was."""
