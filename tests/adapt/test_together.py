@@ -235,6 +235,7 @@ def test_a_late_run_is_not_resumed_on_another_common(bert, tmp_path):
         adapt(start(5), "late", tiny.rows(30, 3), **late, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_and_resumed(bert, tmp_path):
     """A killed process, not an interrupted one: what lies on the disk is all that is left."""
