@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ...core import CommonweightError
+from ..adapted import Adapted
 from ..source import Source, open_source
 from .types import Recipe
 
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_HEAD, _EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
 
 class Models:
-    """Opens each model once. lead: the folder of the base, else of the first model."""
+    """Opens each model once. lead: the folder of the base, else of the first model.
+
+    `MODEL+ADAPTER` is a model with a LoRA adapter; an adapter's folder alone stands on the recipe's base.
+    """
 
     def __init__(self, recipe: Recipe):
         self._recipe = recipe
         self.sources: dict[str, Source] = {}
         self.notices: list[str] = []
-        self.lead = self.path(recipe.base or recipe.slices[0].inputs[0].model)
+        self.lead = self.path((recipe.base or recipe.slices[0].inputs[0].model).split("+")[0])
+        if recipe.vocabulary is not None:
+            self._vocabulary(recipe.vocabulary.source)
 
     def open(self, name: str) -> Source:
         if name not in self.sources:
-            label = "base" if name == self._recipe.base else "model"
-            self.sources[name] = open_source(self.path(name), label)
+            self.sources[name] = self._open(name)
         return self.sources[name]
 
     def path(self, name: str) -> Path:
@@ -34,6 +44,59 @@ class Models:
         if name.count("/") == 1 and not name.startswith((".", "/", "~")):
             return _hub(name)
         raise CommonweightError(f"{name}: no such file or folder, here or beside the recipe")
+
+    def _open(self, name: str) -> Source:
+        model, plus, adapter = name.partition("+")
+        if plus:
+            return Adapted(f"model ({name})", self.open(model), self.path(adapter))
+        path, base = self.path(name), self._recipe.base
+        if (path / "adapter_config.json").is_file():
+            if base is None or base == name:
+                raise CommonweightError(f"{name}: an adapter; write MODEL+{name}, or give base")
+            return Adapted(f"model ({name})", self.open(base), path)
+        config = _config(path)
+        if config.get("quantization_config"):
+            raise CommonweightError(f"{name}: its weights are quantised; save it dequantised first")
+        source = open_source(path, "base" if name == base else "model")
+        return _untied(source, name) if config.get("tie_word_embeddings") else source
+
+    def _vocabulary(self, source: str) -> None:
+        vocabulary = self._recipe.vocabulary
+        assert vocabulary is not None
+        if source == "union" or vocabulary.tokens or vocabulary.multiple != 1:
+            raise CommonweightError("tokenizer: only `base` or a model is read: vocabularies are not joined")
+        if source != "base":
+            self.lead = self.path(source)
+
+
+def _untied(source: Source, name: str) -> Source:
+    """Without the head that the model's config ties to its embedding: it is written once."""
+    embedding = next((n for n in source.shapes if n.endswith(_EMBEDDING)), None)
+    if _HEAD not in source.shapes or embedding is None:
+        return source
+    if source.shapes[_HEAD] != source.shapes[embedding] or not _equal(source, _HEAD, embedding):
+        raise CommonweightError(
+            f"{_HEAD}: {name} has tie_word_embeddings, but its head is not its {embedding}; set it to false"
+        )
+    source.shapes = {n: s for n, s in source.shapes.items() if n != _HEAD}
+    return source
+
+
+def _equal(source: Source, a: str, b: str) -> bool:
+    rows, *rest = source.shapes[a]
+    width, step = int(torch.Size(rest).numel()), 1 << 20
+    return all(
+        torch.equal(source.flat(a, i, min(step, rows * width - i)), source.flat(b, i, min(step, rows * width - i)))
+        for i in range(0, rows * width, step)
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / "config.json").read_text()) if path.is_dir() else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _hub(name: str) -> Path:

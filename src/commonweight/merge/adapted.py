@@ -1,0 +1,95 @@
+"""A model with a LoRA adapter of PEFT on it, as one source: its rows are made as they are read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import CommonweightError
+from .source import Files, Source
+
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_UNREAD = ("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
+
+
+class Adapted:
+    """W + scale B A, in float32 wherever the adapter has its factors; memory: the rows' update, beside the factors."""
+
+    def __init__(self, label: str, base: Source, folder: Path):
+        self.label = label
+        self._base = base
+        weights = folder / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise CommonweightError(f"{label}: {weights.name} is missing; save the adapter as safetensors")
+        self._factors = Files(label, [weights])
+        self.files = (*base.files, weights)
+        self._scales = _scales(label, folder / "adapter_config.json", self._factors)
+        for name in self._scales:
+            b, a = self._shape(name, "B"), self._shape(name, "A")
+            if name not in base.shapes or base.shapes[name] != (b[0], a[1]) or a[0] != b[1]:
+                raise CommonweightError(
+                    f"{name}: {label} adapts a weight of shape {(b[0], a[1])}, {base.label} has {base.shapes.get(name)}"
+                )
+        self.shapes: Mapping[str, tuple[int, ...]] = base.shapes
+        self.dtypes: Mapping[str, torch.dtype] = {**base.dtypes, **dict.fromkeys(self._scales, torch.float32)}
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        raw = self._base.flat(name, start, count)
+        if name not in self._scales:
+            return raw
+        (rank, width), out = self._shape(name, "A"), raw.float()
+        first, last = start // width, -(-(start + count) // width)
+        b = self._factors.flat(_name(name, "B"), first * rank, (last - first) * rank).float().view(-1, rank)
+        a = self._factors.read(_name(name, "A")).float()
+        update = (b @ a).mul_(self._scales[name]).view(-1)[start - first * width :][:count]
+        return out + update
+
+    def read(self, name: str) -> Tensor:
+        return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])
+
+    def where(self, name: str) -> str:
+        return self.label
+
+    def ahead(self, name: str) -> None:
+        self._base.ahead(name)
+
+    def _shape(self, name: str, factor: str) -> tuple[int, ...]:
+        key = _name(name, factor)
+        if len(self._factors.shapes.get(key, ())) != 2:
+            raise CommonweightError(f"{name}: {self.label} has no matrix {key}")
+        return self._factors.shapes[key]
+
+
+def _name(weight: str, factor: str) -> str:
+    return f"base_model.model.{weight.removesuffix('.weight')}.lora_{factor}.weight"
+
+
+def _scales(label: str, path: Path, factors: Files) -> dict[str, float]:
+    """Weight -> lora_alpha / rank (its root, if so trained). Raises: CommonweightError for what is no plain LoRA."""
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise CommonweightError(f"{label}: {path.name} cannot be read: {e}") from e
+    if config.get("peft_type") != "LORA":
+        raise CommonweightError(f"{label}: an adapter of type {config.get('peft_type')}; LORA can be merged")
+    for key in _UNREAD:
+        if config.get(key):
+            raise CommonweightError(f"{label}: the adapter has {key}, which is not read; merge it into its model first")
+    out = {}
+    for key in factors.shapes:
+        found = _KEY.fullmatch(key)
+        if not found:
+            raise CommonweightError(f"{key}: {label} has this beside LoRA's factors; merge it into its model first")
+        rank = factors.shapes[_name(f"{found[1]}.weight", "A")][0] if found[2] == "A" else None
+        if rank is not None:
+            patterns = (config.get("alpha_pattern") or {}).items()
+            alpha = next((v for k, v in patterns if re.fullmatch(rf"(.*\.)?({k})", found[1])), config["lora_alpha"])
+            out[f"{found[1]}.weight"] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return out
