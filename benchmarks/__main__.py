@@ -22,6 +22,7 @@ ALL = (
     "training_memory",
     "adding_tenants",
     "mixed_batch",
+    "road_batching",
     "file_size",
     "accuracy",
     "recipes",

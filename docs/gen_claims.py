@@ -1,0 +1,251 @@
+"""The page of claims: what each method's paper says, what is measured here, and whether it holds.
+
+Claims stand in claims.json; every figure is computed from plans or read from the results of benchmarks, none is written
+by hand, and the verdict follows from the figure and the claim's bound.
+
+    python docs/gen_claims.py --write docs/claims.md
+    python docs/gen_claims.py --check docs/claims.md    # exit code 1 when it is not current
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import commonweight as cw
+from commonweight.core import Plan, Site
+
+ROOT = Path(__file__).parents[1]
+CLAIMS = ROOT / "docs" / "claims.json"
+BENCHMARKS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "docs" / "results"
+ALL = "mean of tasks"
+
+HOLDS, FAILS, OPEN = "**holds**", "**does not hold**", "open: the spread has room for both"
+CANNOT, NOT_YET = "cannot be tested here", "not measured yet"
+
+INTRODUCTION = """\
+# Claims
+
+What the papers say of their methods, a counterpart that can be had on a small machine, and what was measured. This page
+is made by `make claims`: counts of parameters are those of the plans on the paper's shapes; accuracies come from
+`make compare` (`docs/results/compare`) and `make bench` (`benchmarks/results`), whose encoder has 23 M parameters. A
+verdict speaks of the counterpart, not of the paper's own experiment.
+
+With a spread (95 % over seeds, or the range of the seeds) a bound that lies inside it leaves the claim open."""
+
+
+class Verdict(NamedTuple):
+    figure: str
+    verdict: str
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def layer(i: int, linear: Mapping[str, tuple[int, int]], d: int, part: str = "layers") -> list[Site]:
+    """The linear layers (role -> (out, inp)), two norms and the block of one layer."""
+    name = f"{part}.{i}"
+    return [
+        *(Site(f"{name}.{role}", out, inp, "linear", role) for role, (out, inp) in linear.items()),
+        *(Site(f"{name}.norm{n}", d, 1, "norm") for n in (1, 2)),
+        Site(name, d, d, "block", "", False),
+    ]
+
+
+def llama(layers: int, d: int, kv: int, ff: int) -> list[Site]:
+    linear = {"query": (d, d), "key": (kv, d), "value": (kv, d), "attn_out": (d, d), "gate": (ff, d), "up": (ff, d),
+              "down": (d, ff)}  # fmt: skip
+    return [s for i in range(layers) for s in layer(i, linear, d)]
+
+
+def bert(layers: int, d: int, part: str = "layers") -> list[Site]:
+    attention = {role: (d, d) for role in ("query", "key", "value", "attn_out")}
+    return [s for i in range(layers) for s in layer(i, {**attention, "up": (4 * d, d), "down": (d, 4 * d)}, d, part)]
+
+
+# Sites, and the parameters of the whole model where a claim is a share of them.
+SHAPES: dict[str, tuple[Callable[[], list[Site]], int]] = {
+    "bert-base": (lambda: bert(12, 768), 110_000_000),
+    "bert-large": (lambda: bert(24, 1024), 335_000_000),
+    "gpt2-medium": (lambda: bert(24, 1024), 355_000_000),
+    "gpt3": (lambda: bert(96, 12288), 175_000_000_000),
+    "t5-base": (lambda: [*bert(12, 768, "encoder"), *bert(12, 768, "decoder")], 222_900_000),
+    "llama2-7b": (lambda: llama(32, 4096, 4096, 11008), 6_738_000_000),
+    "llama2-13b": (lambda: llama(40, 5120, 5120, 13824), 13_016_000_000),
+    "llama3-8b": (lambda: llama(32, 4096, 1024, 14336), 8_030_000_000),
+}
+COUNTS: dict[str, Callable[[Plan], int]] = {
+    "trained": Plan.count,
+    "stored": lambda p: p.nbytes // 4,
+    "own": lambda p: sum(pool.numel for pool in p.pools.values() if pool.train and pool.scope == "tenant"),
+}
+
+
+def count(method: str, shapes: str, options: dict[str, Any], roles: str = "", what: str = "trained") -> int:
+    """Numbers of a method on a model's sites; of "all", the whole model's parameters; of "one", one."""
+    sites, parameters = SHAPES[shapes]
+    if method in ("all", "one"):
+        return parameters if method == "all" else 1
+    wanted = roles.split("|") if roles else None
+    chosen = [s for s in sites() if wanted is None or s.role in wanted]
+    return COUNTS[what](cw.plan(method, chosen, **options))
+
+
+# -- kinds of measures ------------------------------------------------------------------------------------------------
+
+
+def parameters(claim: dict[str, Any]) -> Verdict:
+    m = claim["measure"]
+    over = m["over"]
+    ours = count(claim["method"], m["shapes"], m["options"], m["roles"], m["count"])
+    theirs = count(over["method"], m["shapes"], over["options"], over["roles"], over["count"])
+    ratio = ours / theirs
+    times = f"{100 * ratio:.3g} %, 1/{1 / ratio:,.0f}" if ratio < 0.01 else f"{100 * ratio:.3g} %"
+    figure = f"{ours:,}" if theirs == 1 else f"{ours:,} / {theirs:,} = {times}"
+    return Verdict(figure, HOLDS if ratio <= m["at_most"] else FAILS)
+
+
+def pools(claim: dict[str, Any]) -> Verdict:
+    m = claim["measure"]
+    sites, _ = SHAPES[m["shapes"]]
+    linear = [s for s in sites() if s.kind == "linear"]
+    n = sum(p.train for p in cw.plan(claim["method"], linear).pools.values())
+    return Verdict(f"{n}", HOLDS if n <= m["at_most"] else FAILS)
+
+
+def quality(claim: dict[str, Any]) -> Verdict:
+    """The method's best config against the reference's best within as many bytes or more: a difference in points."""
+    pair = _pair(claim)
+    if isinstance(pair, Verdict):
+        return pair
+    ours, theirs = pair
+    low, mean, high = _interval([100 * (a - b) for a, b in zip(ours["seeds"], theirs["seeds"])])
+    figure = f"{100 * ours['mean']:.1f} against {100 * theirs['mean']:.1f}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return Verdict(figure, _judge(low, high, claim["measure"]))
+
+
+def share(claim: dict[str, Any]) -> Verdict:
+    pair = _pair(claim)
+    if isinstance(pair, Verdict):
+        return pair
+    ours, theirs = pair
+    low, mean, high = _interval([a / b for a, b in zip(ours["seeds"], theirs["seeds"])])
+    return Verdict(f"{mean:.3f} ({low:.3f} to {high:.3f})", _judge(low, high, claim["measure"]))
+
+
+def benchmark(claim: dict[str, Any]) -> Verdict:
+    m = claim["measure"]
+    found = _read(BENCHMARKS / f"{m['file']}.json")
+    row = next((r for r in (found or {"rows": []})["rows"] if m["row"] in r["what"]), None)
+    if row is None:
+        return Verdict("-", NOT_YET)
+    low, high = row["spread"]
+    return Verdict(f"{row[m['field']]:+g} ({low:+g} to {high:+g})", _judge(low, high, m))
+
+
+def tenants(claim: dict[str, Any]) -> Verdict:
+    m = claim["measure"]
+    found = _read(RESULTS / "ten_thousand.json")
+    row = next((r for r in (found or {"rows": []})["rows"] if r["label"].split()[0] == m["find"]), None)
+    if row is None:
+        return Verdict("-", NOT_YET)
+    return Verdict(f"1/{1 / row['ratio']:,.0f}", HOLDS if row["ratio"] <= m["at_most"] else FAILS)
+
+
+def none(claim: dict[str, Any]) -> Verdict:
+    return Verdict("-", f"{CANNOT}: {claim['measure']['why']}")
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], Verdict]] = {
+    f.__name__: f for f in (parameters, pools, quality, share, benchmark, tenants, none)
+}
+
+
+def _pair(claim: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | Verdict:
+    """The values of both sides of the comparison, or why there are none."""
+    found = _read(RESULTS / "compare" / "results.json")
+    if found is None:
+        return Verdict("-", NOT_YET)
+    name, other = claim["method"], claim["measure"]["against"]
+    best = {n: _best([p for p in found["points"] if p["method"] == n]) for n in (name, other)}
+    small = [x for x in found["misfits"] if x["method"] in (name, other)]
+    for n, p in best.items():
+        if p is None:
+            why = f": `{n}` has no config within the budgets" if any(x["method"] == n for x in small) else ""
+            return Verdict("-", NOT_YET + why)
+    return best[name]["values"][ALL], best[other]["values"][ALL]
+
+
+def _best(points: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The config with the most bytes that has a mean: none is chosen by its test score."""
+    return max((p for p in points if ALL in p["values"]), key=lambda p: p["bytes"], default=None)
+
+
+def _interval(values: list[float]) -> tuple[float, float, float]:
+    from commonweight.report import mean_interval
+
+    mean, half = mean_interval(values)
+    half = half or 0.0
+    return mean - half, mean, mean + half
+
+
+def _judge(low: float, high: float, m: Mapping[str, Any]) -> str:
+    if "at_least" in m:
+        return HOLDS if low >= m["at_least"] else FAILS if high < m["at_least"] else OPEN
+    return HOLDS if high <= m["at_most"] else FAILS if low > m["at_most"] else OPEN
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def claims() -> list[dict[str, Any]]:
+    """Raises: KeyError for a claim of an unknown kind; CommonweightError for one of an unknown method."""
+    return json.loads(CLAIMS.read_text("utf-8"))
+
+
+def page() -> str:
+    rows = ["| method | the paper | here | measured | verdict |", "| --- | --- | --- | ---: | --- |"]
+    for c in claims():
+        cw.methods.get(c["method"])
+        found = KINDS[c["measure"]["kind"]](c)
+        bound = _bound(c["measure"])
+        cells = (f"`{c['method']}`", c["claim"], c["here"] + (f" ({bound})" if bound else "") or "-", *found)
+        rows.append("| " + " | ".join(cells) + " |")
+    return INTRODUCTION + "\n\n" + "\n".join(rows) + "\n"
+
+
+def _bound(m: Mapping[str, Any]) -> str:
+    if "at_least" in m:
+        return f"holds from {m['at_least']:+g}" if m["kind"] != "share" else f"holds from {m['at_least']:g}"
+    if "at_most" not in m:
+        return ""
+    if m["kind"] == "parameters" and m["at_most"] <= 1:
+        return f"holds up to {100 * m['at_most']:.3g} %"
+    if m["kind"] == "tenants":
+        return f"holds up to 1/{1 / m['at_most']:.0f}"
+    return f"holds up to {m['at_most']:g}"
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2 or arguments[0] not in ("--write", "--check"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    path, new = Path(arguments[1]), page()
+    if arguments[0] == "--write":
+        path.write_text(new, encoding="utf-8")
+    elif not path.is_file() or path.read_text(encoding="utf-8") != new:
+        print(f"{path} is not current; run `make claims`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""The page of claims: every method has one, every figure is computed, and the verdict follows from figure and bound."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+import commonweight as cw
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("gen_claims", ROOT / "docs" / "gen_claims.py")
+assert spec is not None and spec.loader is not None
+gen = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(gen)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Folders for results, empty at first: (benchmarks, docs/results)."""
+    folders = tmp_path / "benchmarks", tmp_path / "results"
+    monkeypatch.setattr(gen, "BENCHMARKS", folders[0])
+    monkeypatch.setattr(gen, "RESULTS", folders[1])
+    (folders[1] / "compare").mkdir(parents=True)
+    folders[0].mkdir()
+    return folders
+
+
+def test_every_method_has_a_claim_and_every_claim_a_method():
+    assert {c["method"] for c in gen.claims()} == set(cw.methods.available())
+
+
+def test_every_claim_has_all_its_parts():
+    for c in gen.claims():
+        m = c["measure"]
+        assert c["claim"] and m["kind"] in gen.KINDS
+        assert c["here"] or (m["kind"] == "none" and m["why"])
+        assert m["kind"] == "none" or ("at_least" in m) != ("at_most" in m)
+
+
+def test_the_page_has_a_row_for_every_claim(results):
+    rows = [line for line in gen.page().splitlines() if line.startswith("| `")]
+    assert len(rows) == len(gen.claims()) and all(row.count(" | ") == 4 for row in rows)
+    kinds = {"quality", "share", "benchmark", "tenants"}
+    assert sum("not measured yet" in row for row in rows) == sum(c["measure"]["kind"] in kinds for c in gen.claims())
+
+
+@pytest.mark.parametrize(
+    ("method", "shapes", "options", "roles", "numbers"),
+    [  # what the papers print
+        ("lora", "llama2-7b", {"rank": 64}, "", 159_907_840),
+        ("lora", "llama2-13b", {"rank": 64}, "", 250_347_520),
+        ("lora", "gpt3", {"rank": 4}, "query|value", 18_874_368),
+        ("lora-xs", "llama2-7b", {"rank": 64}, "", 917_504),
+        ("vera", "llama2-7b", {"rank": 1024}, "", 1_589_248),
+        ("full", "llama2-7b", {}, "", 6_476_005_376),
+    ],
+)
+def test_counts_on_the_papers_shapes(method, shapes, options, roles, numbers):
+    assert gen.count(method, shapes, options, roles) == pytest.approx(numbers, rel=1e-3)
+
+
+def compared(folder, ours, theirs):
+    def point(method, seeds, size=100):
+        value = {"mean": sum(seeds) / len(seeds), "half": None, "rows": None, "seeds": seeds}
+        return {"method": method, "bytes": size, "values": {gen.ALL: value}}
+
+    points = [point("lora", theirs), point("dora", ours), point("dora", [1.0] * 3, 10)]
+    (folder / "compare" / "results.json").write_text(json.dumps({"points": points, "misfits": []}))
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [([0.8, 0.81, 0.82], gen.HOLDS), ([0.6, 0.61, 0.62], gen.FAILS), ([0.6, 0.7, 0.85], gen.OPEN)],
+)
+def test_the_verdict_follows_from_the_interval(results, ours, verdict):
+    compared(results[1], ours, [0.7, 0.71, 0.72])
+    claim = {"method": "dora", "measure": {"kind": "quality", "against": "lora", "at_least": 0.0}}
+    figure, said = gen.quality(claim)
+    assert said == verdict and f"against {71.0:.1f}" in figure, "the largest config counts, not the luckiest"
+    low = gen.share({**claim, "measure": {**claim["measure"], "at_least": 0.5}})
+    assert low.verdict == gen.HOLDS
+
+
+def test_what_is_not_there_is_not_measured_yet(results):
+    claim = {"method": "dora", "measure": {"kind": "quality", "against": "lora", "at_least": 0.0}}
+    assert gen.quality(claim).verdict == gen.NOT_YET
+    (results[1] / "compare" / "results.json").write_text(json.dumps({"points": [], "misfits": [{"method": "dora"}]}))
+    assert gen.quality(claim).verdict == f"{gen.NOT_YET}: `dora` has no config within the budgets"
+    bench = {"measure": {"kind": "benchmark", "file": "x", "row": "b", "field": "ratio", "at_most": 1.5}}
+    assert gen.benchmark(bench).verdict == gen.NOT_YET
+
+
+@pytest.mark.parametrize(("spread", "verdict"), [([1, 1.4], gen.HOLDS), ([1.6, 2], gen.FAILS), ([1, 2], gen.OPEN)])
+def test_benchmarks(results, spread, verdict):
+    rows = [{"what": "a"}, {"what": "RoAd: b", "ratio": 1.2, "spread": spread}]
+    (results[0] / "x.json").write_text(json.dumps({"rows": rows}))
+    bench = {"measure": {"kind": "benchmark", "file": "x", "row": "b", "field": "ratio", "at_most": 1.5}}
+    assert gen.benchmark(bench).verdict == verdict
+
+
+def test_ten_thousand_tenants(results):
+    claim = {"measure": {"kind": "tenants", "find": "share", "at_most": 0.01}}
+    assert gen.tenants(claim).verdict == gen.NOT_YET
+    for ratio, verdict in ((0.005, gen.HOLDS), (0.02, gen.FAILS)):
+        rows = [{"label": "sharelora", "ratio": 1}, {"label": "share k=32", "ratio": ratio}]
+        (results[1] / "ten_thousand.json").write_text(json.dumps({"rows": rows}))
+        assert gen.tenants(claim).verdict == verdict
+
+
+def test_write_and_check(tmp_path, capsys):
+    path = tmp_path / "claims.md"
+    assert gen.main(["--check", str(path)]) == 1 and "run `make claims`" in capsys.readouterr().err
+    assert gen.main(["--write", str(path)]) == 0 and gen.main(["--check", str(path)]) == 0
+    path.write_text(path.read_text() + " ")
+    assert gen.main(["--check", str(path)]) == 1 and gen.main([]) == 2
