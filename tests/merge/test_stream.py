@@ -171,6 +171,20 @@ def test_what_changed_is_not_reused(what, method, three, monkeypatch):
     assert said and ("another" in said[0]) == (what == "recipe")
 
 
+def test_statistics_are_part_of_the_recipe(three):
+    """Read from a file beside the recipe; the same file gives the same bytes and digest, another one others."""
+    marks = []
+    for i, scale in enumerate((1.0, 1.0, 2.0)):
+        for k in (1, 2):
+            numbers = {f"fisher/{n}": torch.full(s, scale if k == 1 else 1.0) for n, s in SHAPES.items()}
+            cw.merge.Statistics("statistics", numbers).save(three / f"s{k}.safetensors")
+        body = {"method": "fisher", "models": [{"model": f"m{k}", "statistics": f"s{k}.safetensors"} for k in (1, 2)]}
+        folder.write(build(load({**body, "dtype": "float32"})), three / f"out{i}")
+        marks.append(json.loads((three / f"out{i}" / "merge.json").read_text())["merge"])
+    assert bytes_of(three / "out0") == bytes_of(three / "out1") != bytes_of(three / "out2")
+    assert marks[0] == marks[1] != marks[2]
+
+
 def test_without_resume_it_begins_anew_and_a_second_one_waits(three, monkeypatch):
     part = three / ".out.merging"
     part.mkdir()

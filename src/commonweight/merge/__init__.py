@@ -10,6 +10,7 @@ from ..core import unknown
 from . import ablation, align, dataflow, experts, methods, search
 from .adapters import Merged, lora
 from .collect import collect
+from .folder import Result, make
 from .methods import *  # noqa: F403  (the methods, by the names in their own list)
 from .pleas import pleas
 from .registry import At, Beside, Method, Survey, available, get, method
@@ -20,6 +21,7 @@ __all__ = [
     "Beside",
     "Merged",
     "Method",
+    "Result",
     "Statistics",
     "Survey",
     "ablation",
@@ -30,6 +32,7 @@ __all__ = [
     "experts",
     "get",
     "lora",
+    "make",
     "merge",
     "method",
     "open_statistics",

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..formats import atomic
 from . import registry
 from .recipe.build import Built
@@ -34,6 +33,16 @@ def beside(built: Built, folder: Path) -> None:
     if built.lead.is_dir() and config.is_file():
         atomic.write(folder / "config.json", _config(built, json.loads(config.read_text())))
     atomic.write(folder / "README.md", _readme(built).encode())
+
+
+def library() -> str:
+    """This library's version, where it is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("commonweight")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _config(built: Built, config: dict[str, Any]) -> bytes:
@@ -64,7 +73,7 @@ def _readme(built: Built) -> str:
     named += [f"- `{m}`" for m in models if m != recipe.base]
     lines = [
         *head, "---", "", f"# {recipe.method}: {' + '.join(Path(m).name for m in models)}", "",
-        f"Merged with commonweight {__version__}. `merge.json` has the recipe and the digests of what was read.", "",
+        f"Merged with commonweight {library()}. `merge.json` has the recipe and the digests of what was read.", "",
         "Methods:", "", *papers, "",
         "Models:", "", *named,
         "", "Recipe:", "", "```yaml", recipe.text.rstrip(), "```", "",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import __version__
 from ..core import CommonweightError
 from ..formats import atomic
 from . import card
-from .recipe.build import Built
+from .recipe import load
+from .recipe.build import Built, build
 from .run import cores
 from .stream import digest, shards
 from .stream.engine import Engine, Watch
@@ -32,6 +32,14 @@ class Result(NamedTuple):
     tensors: int
     reused: int
     nbytes: int
+
+
+def make(recipe: str | Path | Mapping[str, Any], out: str | Path, **how: Any) -> Result:
+    """A merge from disk to disk by a recipe: a YAML file (ours or mergekit's), or its content as a mapping.
+
+    `how`: as `write` takes it: resume, threads, shard_bytes, watch, say.
+    """
+    return write(build(load(recipe)), out, **how)
 
 
 def write(
@@ -74,7 +82,7 @@ def _work(
     key = digest.of_value([_FORMAT, *map(_describe, built.tasks)])
     metadata = {
         "format": "pt",
-        "commonweight": json.dumps({"version": __version__, "merge": key, "inputs": shards.EMPTY}),
+        "commonweight": json.dumps({"version": card.library(), "merge": key, "inputs": shards.EMPTY}),
     }
     plan = shards.layout(built.tasks, most, metadata)
     wanted = {s.file for s in plan}
@@ -98,7 +106,7 @@ def _work(
         journal.close()
         sink.close()
     record = {
-        "commonweight": __version__, "merge": key, "digest of the inputs": total, "recipe": built.recipe.text,
+        "commonweight": card.library(), "merge": key, "digest of the inputs": total, "recipe": built.recipe.text,
         "inputs": inputs, "notices": list(built.notices),
     }  # fmt: skip
     if len(plan) > 1:

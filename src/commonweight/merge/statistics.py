@@ -12,6 +12,7 @@ Metadata key ``commonweight-statistics`` holds a JSON object: ``format`` 1, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -75,6 +77,19 @@ class Statistics:
         rows = self._slice(key, slice(first, -(-(at.start + count) // width))).reshape(-1)
         mine = rows[at.start - first * width :][:count]
         return self._finite(mine, kind, at.name).view(like.shape)
+
+    def digest(self) -> str:
+        """Of all that it holds, to know it again."""
+        h = hashlib.blake2b(digest_size=16)
+        if isinstance(self._from, Path):
+            with open(self._from, "rb") as f:
+                while part := f.read(1 << 20):
+                    h.update(part)
+        else:
+            for name, t in sorted(self._from.items()):
+                h.update(name.encode())
+                h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return h.hexdigest()
 
     def save(self, path: str | Path) -> Path:
         """Writes all of it as one file, atomically."""
