@@ -57,3 +57,10 @@ def test_without_ray(monkeypatch):
         workers(1, "local"),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there(address):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.raises(cw.CommonweightError, match=f"--ray {address}: no cluster there"), workers(1, address):
+        pass

@@ -4,7 +4,6 @@ import warnings
 
 import pytest
 
-import commonweight as cw
 from commonweight.compare import Cache, Comparison, compare, points, workers
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'commonweight[ray]'")
@@ -23,11 +22,3 @@ def test_two_workers(bert, data, tmp_path):
         assert len(outcome.runs) == 8 and len(Cache(tmp_path / folder)) == 8
         found.append([p.values for p in points(outcome)])
     assert found[0] == found[1]
-
-
-def test_an_address_where_nobody_is():
-    with (
-        pytest.raises(cw.CommonweightError, match=r"--ray 127\.0\.0\.1:1: no cluster there"),
-        workers(1, "127.0.0.1:1"),
-    ):
-        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -117,6 +117,7 @@ def _ray(address: str, jobs: int) -> Iterator[Workers]:
     except ImportError as e:
         raise CommonweightError("--ray needs Ray: pip install 'commonweight[ray]'") from e
     local = address == "local"
+    _answers(address)
     count = max(2, jobs)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     with _environment(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"):
@@ -148,7 +149,17 @@ def _ray(address: str, jobs: int) -> Iterator[Workers]:
         ray.shutdown()
 
 
+def _answers(address: str) -> None:
+    """Ray itself waits for minutes where nobody is."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as e:
+        raise CommonweightError(f"--ray {address}: no cluster there: {e}") from e
+
+
 def _on_ray(work: Callable[[T], R], item: T, threads: int) -> R:
     torch.set_num_threads(threads)
-    sys.stdout.flush()
     return work(item)
