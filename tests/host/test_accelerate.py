@@ -1,5 +1,6 @@
 """A tenant's module in other people's loops: state dicts, and accelerate in two processes."""
 
+import copy
 import os
 import socket
 from pathlib import Path
@@ -114,3 +115,19 @@ def test_loading_never_writes_the_base():
         module.load_state_dict(state)
     module.load_state_dict(state, strict=False)
     assert torch.equal(weight, before)
+
+
+def test_a_module_of_a_removed_tenant_is_refused():
+    """Another tenant of the same name has other pools: an optimizer of the old ones would train nothing."""
+    tenant, module = tenant_module()
+    twin = copy.deepcopy(module)
+    host = module._host
+    host.remove("t")
+    for again in (False, True):
+        if again:
+            host.add("t", "lora", rank=2)
+        with pytest.raises(cw.CommonweightError, match="made for a tenant 't' that has been removed"):
+            module(input_ids=batches()[0])
+    twin(input_ids=batches()[0], labels=batches()[0]).loss.backward()
+    assert all(p.grad is not None for p in twin.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in tenant.parameters())

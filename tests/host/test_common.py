@@ -1,5 +1,6 @@
 """Tenants of one common: the same numbers in memory, written by all until they are frozen."""
 
+import copy
 import gc
 
 import pytest
@@ -91,6 +92,7 @@ def test_the_next_common_of_a_name_is_another_one(host):
     [
         ("lora", {}, "this method has no pool that tenants could share.*lotr"),
         ("lotr", {"rank": 3}, r"holds .*U as \(32, 2\); this tenant wants \(32, 3\)"),
+        ("sharelora", {"rank": 2}, "its tenants are of lotr, this one is of sharelora; take another common"),
     ],
 )
 def test_what_does_not_fit_leaves_the_host_as_it_was(host, method, options, message):
@@ -99,6 +101,21 @@ def test_what_does_not_fit_leaves_the_host_as_it_was(host, method, options, mess
     with pytest.raises(cw.CommonweightError, match=message):
         host.add("b", method, common="tasks", **options)
     assert list(host) == ["a"] and set(host.common("tasks").pools) == held
+
+
+def test_a_deep_copy_has_commons_of_its_own(host):
+    """A tenant that joins on the copy reads the copy's pools, and freezing there freezes nothing here."""
+    here = host.add("a", "lotr", rank=2, common="tasks")
+    twin = copy.deepcopy(host)
+    twin.freeze("tasks")
+    late = twin.add("b", "lotr", rank=2, common="tasks", seed=1)
+    for name, pool in twin.common("tasks").pools.items():
+        assert late.pools[name] is twin["a"].pools[name] is pool is not here.pools[name]
+        assert here.pools[name].requires_grad and not pool.requires_grad
+    assert not host.common("tasks").frozen and twin["a"].common is late.common is twin.common("tasks")
+    twin.remove("a")
+    twin.remove("b")
+    assert host.common("tasks").pools
 
 
 def test_a_frozen_common_takes_no_new_pools(host):

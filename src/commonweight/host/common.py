@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from copy import deepcopy
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,16 +12,24 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Plan, Pool
 
 
+class Held(WeakValueDictionary):
+    """Names for what others hold. A deep copy names the copies, where torch's and Python's own would name the same."""
+
+    def __deepcopy__(self, memo: dict) -> Held:
+        return Held({k: deepcopy(v, memo) for k, v in self.items()})
+
+
 class Common:
     """Numbers that several tenants of one host read and, until it is frozen, write.
 
-    pools: name -> the one tensor; each lives while a tenant reads it. frozen: its tenants train their own pools
-    alone, and its bytes do not change.
+    method: that of all its tenants: equal names and shapes mean other things in another one. pools: name -> the one
+    tensor; each lives while a tenant reads it. frozen: its tenants train their own pools alone, and its bytes do not
+    change.
     """
 
-    def __init__(self, name: str, frozen: bool = False):
-        self.name, self.frozen = name, frozen
-        self.pools: MutableMapping[str, Tensor] = WeakValueDictionary()
+    def __init__(self, name: str, method: str, frozen: bool = False):
+        self.name, self.method, self.frozen = name, method, frozen
+        self.pools: MutableMapping[str, Tensor] = Held()
         self.specs: dict[str, Pool] = {}
         self.tenants = 0  # of its host
 

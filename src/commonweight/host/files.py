@@ -146,7 +146,7 @@ def _enter(
         )
     pools, check, common = read(plan)
     with _named(path):
-        of = host._common(header.get("common"), plan, frozen=True)
+        of = host._common(header.get("common"), method, plan, frozen=True)
         if of is not None:
             _same(of, pools)
         tenant = host._attach(name, method, config, plan, labels, pools, common, sites, of)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, available, head, resolve
 from ..methods import plan as make_plan
-from .common import Common, shared
+from .common import Common, Held, shared
 from .hooks import ModelHook, Replay, SiteHook, changed
 from .route import Current, Route
 from .sites import Pattern, Physical, discover, select
@@ -46,8 +45,8 @@ class Host:
         self._chosen = select(sites, self._every, self._default, model)
         self._pattern = sites
         self._tenants: dict[str, Tenant] = {}
-        self._frozen: MutableMapping[Any, Tensor] = WeakValueDictionary()
-        self._commons: MutableMapping[str, Common] = WeakValueDictionary()
+        self._frozen: MutableMapping[Any, Tensor] = Held()
+        self._commons: MutableMapping[str, Common] = Held()
         self._next = 0
         self._current = Current()
         self._trained = [p for p in model.parameters() if p.requires_grad]
@@ -105,7 +104,7 @@ class Host:
         if labels is not None:
             labels = _classes(labels)
             plan += head(self.head_site(), len(labels))
-        return self._attach(name, found, config, plan, labels, sites=chosen, of=self._common(common, plan))
+        return self._attach(name, found, config, plan, labels, sites=chosen, of=self._common(common, found, plan))
 
     def common(self, name: str) -> Common:
         """The pools that the tenants of a common have together."""
@@ -124,7 +123,7 @@ class Host:
                 del self._frozen[key]
         return found
 
-    def _common(self, name: str | None, plan: Plan, frozen: bool = False) -> Common | None:
+    def _common(self, name: str | None, method: Method, plan: Plan, frozen: bool = False) -> Common | None:
         if name is None:
             return None
         safe(name)
@@ -133,7 +132,12 @@ class Host:
             raise CommonweightError(
                 f"common={name!r}: this method has no pool that tenants could share; leave common out, or take {able}"
             )
-        return self._commons.get(name) or Common(name, frozen)
+        there = self._commons.get(name)
+        if there is not None and there.method != method.name:
+            raise CommonweightError(
+                f"common={name!r}: its tenants are of {there.method}, this one is of {method.name}; take another common"
+            )
+        return there or Common(name, method.name, frozen)
 
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""

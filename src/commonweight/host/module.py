@@ -32,6 +32,12 @@ class Routed:
                 f"this module runs {len(names)} tenants: a batch needs `tenants`, a LongTensor with one Tenant.number "
                 "per row"
             )
+        for t in self.module._tenants:
+            if t.name not in self.module._host or self.module._host[t.name] is not t:
+                raise CommonweightError(
+                    f"this module was made for a tenant {t.name!r} that has been removed; make it anew with "
+                    "host.module(...), and the optimizer too"
+                )
         with self.module._host.route(names[0] if tenants is None else tenants):
             return self.module.base(*args, **kwargs)
 
@@ -78,6 +84,7 @@ class TenantModule(nn.Module):
         self.register_load_state_dict_post_hook(pools_alone)
         object.__setattr__(self, "_host", host)
         object.__setattr__(self, "_names", [t.name for t in tenants])
+        object.__setattr__(self, "_tenants", list(tenants))
         object.__setattr__(self, "forward", Routed(self))
 
     def __getattr__(self, name: str) -> Any:
