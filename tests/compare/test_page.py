@@ -94,7 +94,7 @@ def test_a_click_on_a_point_shows_its_runs(page):
 
 def test_the_command_is_copied(page):
     page.click("#detail li button")
-    assert page.inner_text("#detail li button") == "Copied"
+    page.wait_for_selector("#detail li button:has-text('Copied')")
 
 
 def test_filters(page):
