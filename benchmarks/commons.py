@@ -69,6 +69,10 @@ CANDIDATES = {
     "xs-base-r12": Candidate("lora-xs", {"rank": 12}, "bfloat16", common=False),
     "xs-base-r16-int8": Candidate("lora-xs", {"rank": 16}, "int8", common=False),
     "xs-base-r64-int8": Candidate("lora-xs", {"rank": 64}, "int8", common=False),
+    "xs-common-r16-int4": Candidate(
+        "lora-xs", {"rank": 16, "factors": "common"}, "int4", together={"epochs": 2}, late={"lr": 4e-3}
+    ),
+    "mtlora-r16-own3-int8": Candidate("mtlora", {"rank": 16, "own": 3}, "int8", together={"epochs": 2}),
     "mos-matrix-r16-int8": Candidate("mos", {"rank": 16, "budget": 2, "core": "matrix"}, "int8"),
     "mos-scale-r64": Candidate("mos", {"rank": 64, "budget": 8, "core": "scale"}, "bfloat16"),
     "vb-lora-compact": Candidate("vb-lora", {"rank": 4, "compact": True}, "bfloat16"),

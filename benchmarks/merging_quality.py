@@ -15,13 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
 
 from commonweight import CommonweightError, merge
-from commonweight.adapt import adapt, evaluate, open_host, read
+from commonweight.adapt import Classifier, adapt, evaluate, open_host, read
 from commonweight.formats import atomic
 from commonweight.host import Host
 from commonweight.report.statistics import mean_interval
@@ -36,7 +38,9 @@ SEEDS = (0, 1, 2)
 KINDS = {"full": ("full", {}), "lora": ("lora", {"rank": 16})}
 FACTORS = (0.2, 0.4, 0.7, 1.0, 1.4, 2.0)
 NOT_FOR_TASKS = ("robust_signatures",)  # patches one model with others; it does not combine tasks
-PER_TASK = ("tall_masks", "emr", "twin_merging", "skillpack")
+ROUTED = ("twin_merging", "skillpack")  # here by an ideal router: one model a task
+PER_TASK = ("tall_masks", "emr", *ROUTED)
+ROWS = 64  # of statistics, per task
 Weights = dict[str, Tensor]
 
 
@@ -45,29 +49,46 @@ def trained(kind: str, seed: int) -> tuple[Host, dict[str, Weights], Weights, di
     folder = CACHE / f"{kind}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     method, options = KINDS[kind]
-    host = open_host(minilm_folder(), dtype="float32")
+    exact, host = open_host(minilm_folder(), dtype="float32"), open_host(minilm_folder())
     models: dict[str, Weights] = {}
     own: dict[str, float] = {}
     for task in TASKS:
         path = folder / f"{task}.safetensors"
         if not path.exists():
-            quick = open_host(minilm_folder())
             train, dev = (read(DATA / f"{task}.{part}.tsv") for part in ("train", "dev"))
-            adapt(quick, task, train, method=method, options=options, dev_rows=dev, seed=seed)
-            quick.save(task, path)
-        host.load("one", path)
-        models[task] = {k: v.clone() for k, v in host.merged("one").items()}
-        head = host.add(task, "probe", labels=host["one"].labels)
+            adapt(host, task, train, method=method, options=options, dev_rows=dev, seed=seed)
+            host.save(task, path)
+            host.remove(task)
+        own_head = exact.load("one", path)
+        models[task] = {k: v.clone() for k, v in exact.merged("one").items()}
+        head = host.add(task, "probe", labels=own_head.labels)
         with torch.no_grad():
             for name, pool in head.pools.items():
-                pool.copy_(host["one"].pools[name])
-        host.remove("one")
-    inside = dict(host.model.named_parameters())
+                pool.copy_(own_head.pools[name])
+        if not (stats := folder / f"{task}.stats.safetensors").exists():
+            collect(task, models[task], own_head.pools).save(stats)
+        exact.remove("one")
+    inside = dict(exact.model.named_parameters())
     base = {k: inside[k].detach().clone() for k in models[TASKS[0]]}
     for task in TASKS:
         put(host, models[task], base, 1.0)
         own[task] = accuracy(host, task, "test")
     return host, models, base, own
+
+
+def collect(task: str, weights: Weights, head: Mapping[str, Tensor]) -> merge.Statistics:
+    """Fisher diagonals and Gram matrices of one task's own model on its first training rows."""
+    model = Classifier(AutoModel.from_pretrained(minilm_folder(), dtype=torch.float32))
+    model.load_state_dict(weights, strict=False)
+    w, b = (next(v for k, v in head.items() if k.endswith(end)).detach() for end in ("head.W", "head.b"))
+    model.head = torch.nn.Linear(w.shape[1], w.shape[0])
+    model.head.load_state_dict({"weight": w, "bias": b})
+    rows = read(DATA / f"{task}.train.tsv")[:ROWS]
+    tokens = AutoTokenizer.from_pretrained(minilm_folder())(
+        [r["text"] for r in rows], padding=True, return_tensors="pt"
+    )
+    batch = {k: tokens[k] for k in ("input_ids", "attention_mask")}
+    return merge.collect(model, [batch], ["fisher", "gram"], names=weights.__contains__)
 
 
 @torch.no_grad()
@@ -82,15 +103,17 @@ def accuracy(host: Host, task: str, part: str) -> float:
     return 100 * evaluate(host, task, read(DATA / f"{task}.{part}.tsv"))["accuracy"]
 
 
-def measure(name: str, host: Host, models: dict[str, Weights], base: Weights) -> dict:
+def measure(name: str, host: Host, models: dict[str, Weights], base: Weights, folder: Path) -> dict:
     """Test accuracies at factor 1 and at the factor that the dev rows choose."""
     method = merge.get(name)
     given = None if method.base == "none" else base
 
     def merged(i: int) -> Weights:
         extra = {"task": i} if "task" in method.options() else {}
-        if name == "twin_merging":  # an ideal router
+        if name in ROUTED:
             extra = {"weights": [float(i == j) for j in range(len(TASKS))]}
+        if method.data == "statistics":
+            extra = {"statistics": [merge.open_statistics(folder / f"{t}.stats.safetensors", t) for t in TASKS]}
         return method(models, given, **extra)
 
     each = [merged(i) for i in range(len(TASKS))] if name in PER_TASK else [merged(0)] * len(TASKS)
@@ -108,11 +131,11 @@ def measure(name: str, host: Host, models: dict[str, Weights], base: Weights) ->
 
 
 def names() -> list[str]:
-    """Methods that make one model of five, or one a task, from weights alone."""
+    """Methods that make one model of five, or one a task, from weights or statistics."""
 
     def takes(m: merge.Method) -> bool:
         low, high = m.models
-        return m.data == "none" and low <= len(TASKS) and (high is None or high >= len(TASKS))
+        return m.data in ("none", "statistics") and low <= len(TASKS) and (high is None or high >= len(TASKS))
 
     return [n for n, m in merge.available().items() if takes(m) and n not in NOT_FOR_TASKS]
 
@@ -126,7 +149,7 @@ def run(kind: str, seed: int, wanted: list[str]) -> None:
         if path.exists():
             continue
         try:
-            found = measure(name, host, models, base)
+            found = measure(name, host, models, base, folder)
         except CommonweightError as e:
             found = {"error": str(e)}
         atomic.write(path, json.dumps(found).encode())

@@ -21,7 +21,7 @@ HEAD = struct.Struct("<HBQ")  # the scale as bfloat16, the low bits b of a gap, 
 class Compeft:
     """A sparse ternary change: value = first + s t, t in {-1, 0, 1} and not 0 for the `density` of largest changes.
 
-    s, in bfloat16, keeps the norm of the change: sqrt(sum of squares / kept changes), which is the paper's alpha * sigma
+    s, in bfloat16, keeps the norm of the change: sqrt(sum of squares / kept changes), the paper's alpha * sigma
     with alpha = 1 / sqrt(density). The paper chooses alpha on validation rows; that is done before saving, by scaling
     the change of a tenant loaded from such a file: changes that are ternary already are stored as they are.
     Stored: uint8 (bytes,): `HEAD`, k signs, k low parts of b bits, and the high parts of the k gaps between kept
