@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 TASKS = ("trec", "sst2", "cr")
 USUAL = {
-    "--methods": "all", "--against": "lora", "--budgets": "256KB", "--seeds": "3", "--trials": "0", "--epochs": "2",
-    "--jobs": "2", "--cache": "compare-cache", "--report": "docs/results/compare",
+    "--methods": "all", "--against": "lora", "--budgets": "256KB", "--codec": "bfloat16", "--seeds": "3",
+    "--trials": "0", "--epochs": "2", "--jobs": "2", "--cache": "compare-cache", "--report": "docs/results/compare",
 }  # fmt: skip
 INTRODUCTION = """# Methods at equal bytes
 

@@ -33,6 +33,13 @@ def test_compare(capsys, args, tmp_path):
     assert code == 0 and "runs " not in err and again.splitlines()[:8] == out.splitlines()[:8]
 
 
+def test_a_method_that_the_model_cannot_have_is_left_out(capsys, args):
+    code, out, err = call(capsys, *args, "--methods", "road,probe", "--seeds", "1")
+    assert code == 0 and "road is left out: road: " in err and "choose group_size" in err and "probe" in out, err
+    code, _, err = call(capsys, *args, "--methods", "road", "--seeds", "1")
+    assert code == 2 and "choose group_size" in err and "Traceback" not in err
+
+
 def test_defaults_without_budgets_and_a_tuned_rate(capsys, args, tmp_path):
     code, out, err = call(capsys, *args, "--methods", "probe", "--seeds", "1", "--trials", "2")
     assert code == 0 and "tuning 1/1: probe one, lr " in err and "the best of 2 trials" in out, err

@@ -30,7 +30,7 @@ def outcome(scores, sizes, tasks=("a", "b"), task="classify", failed=()):
                 runs.append((i, t, {**one, "state": "done", "test": test, "dev": {}, "head_bytes": 8,
                                     "peak_memory": 10**8 + i, "seconds_per_step": 0.01 * (s + 1)}))  # fmt: skip
     tunings = {(i, t): {"lr": 1e-3, "trials": []} for i in range(len(methods)) for t in tasks}
-    return Outcome(c, configs, (("1KB", configs[0].fit),), tuple(runs), tunings, 0)
+    return Outcome(c, configs, (("1KB", configs[0].fit),), (("road", "no"),), tuple(runs), tunings, 0)
 
 
 SCORES = {"lora": [[0.8, 0.6], [0.9, 0.7]], "mos": [[0.7, 0.5], [0.7, 0.7]], "probe": [[0.5, 0.5], [0.5, 0.5]]}
@@ -91,6 +91,7 @@ def test_the_table_in_its_forms():
     text = markdown(o, found)
     assert "| `lora rank=0` | 4,000 | 2,000 | 9 | 75.00 | 63.53 |" in text and "`mos rank=1`" in text
     assert "none tuned" in text and "1KB: `lora` starts at 4,000 bytes" in text
+    assert "- `road`: no" in text
     told = to_json(o, found)
     assert told["points"][1]["difference"]["mean"] == pytest.approx(-0.1) and told["metric"] == "accuracy"
 

@@ -63,7 +63,7 @@ def fit(
             break
     found = search.best(budget)
     if found is None:
-        raise CommonweightError(f"{method}: {search.wrong}")
+        raise CommonweightError(search.wrong if search.wrong.startswith(method) else f"{method}: {search.wrong}")
     size, turned = found
     chosen = {**search.given, **turned}
     _, config = resolve(method, chosen)

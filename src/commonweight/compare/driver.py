@@ -13,7 +13,7 @@ from ..adapt.data import Data as Rows
 from ..adapt.data import examples, named
 from ..core import CommonweightError, build
 from ..host import Host
-from ..methods import get
+from ..methods import get, resolve
 from .budget import Fit, fit
 from .cache import Cache
 from .job import Job
@@ -41,41 +41,58 @@ class Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """configs, in the order of methods and budgets; misfits: budgets that a method cannot meet, with its smallest
-    config. runs: (config, task, record) of every run. tunings: (config, task) -> what `tune` returned."""
+    """configs, misfits, left_out: see `Choice`. runs: (config, task, record) of every run. tunings: (config, task) ->
+    what `tune` returned. cached: how many of the runs were there before."""
 
     comparison: Comparison
     configs: tuple[Config, ...]
     misfits: tuple[tuple[str, Fit], ...]
+    left_out: tuple[tuple[str, str], ...]
     runs: tuple[tuple[int, str, dict[str, Any]], ...]
     tunings: dict[tuple[int, str], dict[str, Any]]
     cached: int
 
 
-def configs(c: Comparison, host: Host) -> tuple[tuple[Config, ...], tuple[tuple[str, Fit], ...]]:
-    """(the config of every method for every budget, what does not fit). Raises: CommonweightError when nothing does."""
+class Choice(NamedTuple):
+    """configs: in the order of methods and budgets. misfits: budgets that a method cannot meet, with its smallest
+    config. left_out: methods that have no config at all on these sites, and why."""
+
+    configs: tuple[Config, ...]
+    misfits: tuple[tuple[str, Fit], ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def choose(c: Comparison, host: Host) -> Choice:
+    """The config of every method for every budget. Raises: CommonweightError when there is none at all."""
     found: dict[tuple[str, str], tuple[Fit, list[str]]] = {}
-    misfits = []
+    misfits: list[tuple[str, Fit]] = []
+    left_out = []
     for name in c.methods:
-        sites = host.sites_for(get(name), c.sites)
-        for text, size in zip(c.budgets, c.sizes) if c.budgets else ((None, None),):
-            options = c.options.get(name, {})
-            one = (
-                fit(name, sites, size, options, c.codec)
-                if size is not None
-                else _default(name, sites, options, c.codec)
-            )
-            if not one.within:
-                misfits.append((text, one))
-                continue
-            found.setdefault((name, str(sorted(one.options.items()))), (one, []))[1].append(text or "default")
-    if not found:
+        options = c.options.get(name, {})
+        resolve(name, options)
+        try:
+            sites = host.sites_for(get(name), c.sites)
+            if not c.budgets:
+                one = _default(name, sites, options, c.codec)
+                found[name, ""] = (one, ["default"])
+            for text, size in zip(c.budgets, c.sizes):
+                one = fit(name, sites, size, options, c.codec)
+                if one.within:
+                    found.setdefault((name, str(sorted(one.options.items()))), (one, []))[1].append(text)
+                else:
+                    misfits.append((text, one))
+        except CommonweightError as e:
+            left_out.append((name, str(e)))
+    if not found and misfits:
         nearest = min((one for _, one in misfits), key=lambda f: f.nbytes)
         raise CommonweightError(
             f"no method has a config within {' or '.join(c.budgets)}; the nearest possible is {nearest} with "
             f"{nearest.nbytes:,} bytes; raise --budgets, or take fewer --sites"
         )
-    return tuple(Config(one, tuple(budgets)) for one, budgets in found.values()), tuple(misfits)
+    if not found:
+        raise CommonweightError(left_out[0][1])
+    configs = tuple(Config(one, tuple(budgets)) for one, budgets in found.values())
+    return Choice(configs, tuple(misfits), tuple(left_out))
 
 
 def _default(name: str, sites: Sequence[Any], options: dict[str, Any], codec: str | None) -> Fit:
@@ -99,7 +116,9 @@ def compare(
     """
     host = opened(c.model, c.task, c.dtype)
     check(c, host)
-    chosen, misfits = configs(c, host)
+    chosen, misfits, left_out = choose(c, host)
+    for name, why in left_out:
+        say(f"{name} is left out: {why}")
     for text, one in misfits:
         say(f"{text}: {one.method} has no config so small; the nearest possible is {one} with {one.nbytes:,} bytes")
     base = host.fingerprint
@@ -126,7 +145,7 @@ def compare(
         ended = len(runs) - sum(r is None for r in records)
         tell(Progress("run", ended, len(runs), _label(runs[n][2]), _score(record)))
     done = tuple((i, task, r) for (i, task, _), r in zip(runs, records) if r is not None)
-    return Outcome(c, chosen, misfits, done, tunings, len(runs) - len(todo))
+    return Outcome(c, chosen, misfits, left_out, done, tunings, len(runs) - len(todo))
 
 
 def _tuned(

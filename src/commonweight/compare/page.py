@@ -68,6 +68,7 @@ def render(results: dict[str, Any], columns: Sequence[str], lead: str, note: str
         f"<li>{escape(m['budget'])}: {escape(m['method'])} starts at {m['nbytes']:,} bytes</li>"
         for m in results["misfits"]
     )
+    misfits += "".join(f"<li>{escape(m['method'])} is left out: {escape(m['why'])}</li>" for m in results["left_out"])
     sections = [("", top), ("Runs", '<div id="detail" tabindex="-1"></div>'), ("All configs", table)]
     if misfits:
         sections.append(("Budgets that a method cannot meet", f"<ul>{misfits}</ul>"))

@@ -93,6 +93,8 @@ def markdown(o: Outcome, points: Sequence[Point]) -> str:
     small = [f"- {text}: `{one.method}` starts at {one.nbytes:,} bytes (`{one}`)" for text, one in o.misfits]
     if small:
         out += ["", "Budgets that a method cannot meet on these sites:", "", *small]
+    if o.left_out:
+        out += ["", "Left out, with no config on these sites:", "", *(f"- `{name}`: {why}" for name, why in o.left_out)]
     failed = [f"- `{p.name}`: {message}" for p in points for message in p.failed]
     if failed:
         out += ["", "Runs that gave no number:", "", *failed]
@@ -138,6 +140,7 @@ def to_json(o: Outcome, points: Sequence[Point]) -> dict[str, Any]:
     return {
         "version": __version__, "comparison": {**asdict(c), "reference": c.reference}, "metric": name, "more": more,
         "headline": headline(o), "caption": caption(o),
+        "left_out": [{"method": name, "why": why} for name, why in o.left_out],
         "misfits": [{"budget": text, **one._asdict()} for text, one in o.misfits],
         "points": [_plain(p, c.task, o, i) for i, p in enumerate(points)],
     }  # fmt: skip
