@@ -87,13 +87,14 @@
     const bars = at.map(a => scale * (value(a.p, task).half ?? 0)).sort((a, b) => a - b);
     const room = Math.max(0.15 * (high - low), bars.length ? bars[Math.floor(bars.length / 2)] : 0, share ? 0.5 : 0.005);
     const sized = at.filter(a => a.p.bytes).map(a => a.x), without = at.find(a => !a.p.bytes);
-    const ticks = sized.length ? powers(Math.min(...sized), Math.max(...sized), narrow) : [];
+    const ticks = (sized.length ? powers(Math.min(...sized), Math.max(...sized), narrow) : [])
+      .filter(t => !without || t > 1.8 * without.x);
     const labels = ticks.map(bytes);
     if (without) { ticks.unshift(without.x); labels.unshift("0 B"); }
     Plotly.react("plot", traces, layout({
       margin: { l: narrow ? 44 : 56, r: narrow ? 8 : 16, t: 12, b: 48 },
       xaxis: { type: "log", title: { text: narrow ? "bytes of the saved pools" : "bytes of the saved pools, without the head" }, tickmode: "array",
-        tickvals: ticks, ticktext: labels },
+        tickvals: ticks, ticktext: labels, tickangle: 0 },
       yaxis: { title: { text: metric }, range: at.length ? [low - room, high + room] : undefined } }), plain);
   };
 
