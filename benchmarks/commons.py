@@ -132,7 +132,7 @@ def cell(c: Candidate, task: str, seed: int, folder: Path, cache: Path, make: bo
         return json.loads(path.read_text())
     if not make:
         return None
-    host = open_host(minilm_folder(), dtype="float32")
+    host = open_host(minilm_folder())
     if c.common:
         shared = {"method": c.method, "options": c.options, "together": c.together}
         train_common(host, c, task, seed, folder, kept_at(cache, shared, c.method, task, seed, folder))

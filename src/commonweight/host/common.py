@@ -51,7 +51,7 @@ class Common:
     def known(self, plan: Plan, brought: Collection[str] = ()) -> dict[str, Tensor]:
         """The tensors that a tenant of this plan finds here. brought: pools that it has numbers for.
 
-        Raises: CommonweightError for a pool of another shape or dtype, and for one that a frozen common lacks.
+        Raises: CommonweightError for another method, a pool of another shape, and for one that a frozen common lacks.
         """
         out = {}
         for name in shared(plan.pools):
