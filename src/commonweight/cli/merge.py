@@ -18,6 +18,10 @@ Without a file:
 
   commonweight merge --method ties --base ./base ./math ./code -o density=0.2 --out merged
 
+Tenants of one base into one tenant:
+
+  commonweight merge --tenants legal.safetensors ./store:medical --method linear --out both.safetensors
+
 A merge that was killed goes on where it stopped, and ends with the same bytes:
 
   commonweight merge recipe.yaml --out merged --resume
@@ -41,6 +45,13 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a merge that was killed.")] = False,
     threads: Annotated[int | None, typer.Option(help="How many work side by side (all processors).")] = None,
     shard_size: Annotated[str, typer.Option(help="Largest file, as in 5GB or 500MB.")] = "5GB",
+    tenants: Annotated[
+        bool, typer.Option("--tenants", help="The inputs are tenants (files, STORE:TENANT), and so is the result.")
+    ] = False,
+    space: Annotated[
+        str | None, typer.Option(help="Of --tenants: pools, or weights (a LoRA tenant). [dim]default: what is exact[/]")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of --tenants: cut the LoRA tenant to this rank.")] = None,
 ) -> None:
     """Merge models into one: streamed from disk to disk, in bounded memory."""
     from ..core import CommonweightError
@@ -55,6 +66,14 @@ def command(
         raise CommonweightError(f"--threads is {threads}; it must be at least 1")
     if out is None and not plan:
         raise CommonweightError("--out is missing: the folder of the merged model (or --plan, to look first)")
+    if tenants:
+        if plan or resume or base or dtype:
+            raise CommonweightError("--plan, --resume, --base and --dtype are for models, not for --tenants")
+        assert out is not None
+        _tenants(inputs, out, method or "linear", weight, dict(map(_option, option or [])), space, rank)
+        return
+    if space or rank:
+        raise CommonweightError("--space and --rank go with --tenants")
     recipe: Any
     if method is not None:
         recipe = {"method": method, "models": list(inputs), "options": dict(map(_option, option or []))}
@@ -88,6 +107,23 @@ def command(
         raise typer.Exit(130) from None
     reused = f", {found.reused} of them from before" if found.reused else ""
     typer.echo(f"{found.folder}: {found.tensors} tensors{reused}, {found.nbytes:,} bytes")
+
+
+def _tenants(
+    inputs: list[str], out: Path, method: str, weights: Any, options: dict[str, Any], space: Any, rank: int | None
+) -> None:
+    from ..core import CommonweightError
+    from ..merge import tenants
+
+    if out.exists():
+        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+    found = tenants(inputs, method=method, weights=weights, space=space, rank=rank, **options)
+    path = found.save(out)
+    if found.space == "weights":
+        typer.echo(f"notice: merged in weight space, into LoRA: {found.why}", err=True)
+    worst = max(found.error.items(), key=lambda e: e[1], default=None)
+    error = f", largest relative error {worst[1]:.2g} at {worst[0]}" if worst else ""
+    typer.echo(f"{path}: {found.header['method']}, merged in {found.space}{error}, {path.stat().st_size:,} bytes")
 
 
 def _option(text: str) -> tuple[str, Any]:

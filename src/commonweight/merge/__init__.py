@@ -15,11 +15,13 @@ from .methods import *  # noqa: F403  (the methods, by the names in their own li
 from .pleas import pleas
 from .registry import At, Beside, Method, Survey, available, get, method
 from .statistics import Statistics, open_statistics
+from .tenants import MergedTenant, tenants
 
 __all__ = [
     "At",
     "Beside",
     "Merged",
+    "MergedTenant",
     "Method",
     "Result",
     "Statistics",
@@ -38,6 +40,7 @@ __all__ = [
     "open_statistics",
     "pleas",
     "search",
+    "tenants",
 ]
 __all__ += methods.__all__
 
