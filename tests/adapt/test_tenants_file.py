@@ -95,6 +95,12 @@ def test_other_files(file, text, message):
     assert message in str(e.value)
 
 
+@pytest.mark.parametrize("line", ["task: classfy", "codec: int99", "dtype: float99", "common: ../up"])
+def test_what_the_job_checks_names_the_file(file, line):
+    with pytest.raises(CommonweightError, match=r"tenants\.yaml: .*(classfy|int99|float99|\.\./up)"):
+        read_tenants(file(f"{line}\ntenants: {{a: {{data: b.tsv}}}}\n"))
+
+
 def test_no_file(tmp_path):
     with pytest.raises(CommonweightError, match=r"none\.yaml: no such file"):
         read_tenants(tmp_path / "none.yaml")

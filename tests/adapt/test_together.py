@@ -221,6 +221,16 @@ def test_a_late_tenant_leaves_the_common_as_it_is(host, tmp_path):
     assert "common" in late.settings and late.settings["common"].startswith("tasks ")
 
 
+def test_a_run_that_ends_early_leaves_a_common_that_is_not_frozen_as_it_was(host):
+    adapt_together(host, data(12, False), **LOTR, epochs=1)
+    before = bits(host["topic"])
+    with pytest.raises(KeyboardInterrupt):
+        adapt(host, "third", tiny.rows(30, 3), **LOTR, **FAST, progress=stop_at(4))
+    assert list(host) == ["topic", "mood"] and same(bits(host["topic"]), before)
+    adapt(host, "third", tiny.rows(30, 3), **LOTR, **{**FAST, "epochs": 1})
+    assert not same(bits(host["topic"]), before), "all that read it write it"
+
+
 def test_a_late_run_is_not_resumed_on_another_common(bert, tmp_path):
     def start(seed):
         host = open_host(bert, dtype="float32")

@@ -171,3 +171,40 @@ def test_training_after_loading_does_not_pass_for_the_stored_pool(tmp_path, host
             p.add_(1.0)
     with pytest.raises(cw.CommonweightError, match="another common 'tasks'"):
         other.load_from(c, "a", as_="again")
+
+
+def test_equal_numbers_do_not_make_pools_the_same(tmp_path, host):
+    """Zeros at two sites, or in two commons, have one hash in a store; training one must not train the other."""
+    c = cw.Commons(tmp_path / "store")
+    for name in "ab":
+        c.publish(host, host.add(name, "poly", rank=2, skills=2, common=f"of-{name}").name)
+    assert len(set(c.show("a").pools.values()) & set(c.show("b").pools.values())) > 1
+    other = cw.Host(make("llama")[0])
+    a, b = (other.load_from(c, name) for name in "ab")
+    pools = [*a.pools.values(), *b.pools.values()]
+    assert len({id(p) for p in pools}) == len(pools)
+    other.freeze("of-a", False)
+    with torch.no_grad():
+        a.pools[next(n for n in a.common.pools if n.endswith("q_proj.B"))].add_(1.0)
+    torch.testing.assert_close(b.pools, host["b"].pools, rtol=0, atol=0)
+    assert sum(not p.equal(host["a"].pools[n]) for n, p in a.pools.items()) == 1
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_an_optimizer_made_before_freezing_writes_nothing_that_is_frozen(host, to_none):
+    a = stir(host.add("a", "lotr", rank=2, common="tasks"))
+    optimizer = torch.optim.AdamW(a.parameters(), lr=1e-2, weight_decay=0.5)
+    ids = make("llama")[1]["input_ids"]
+
+    def step():
+        with host.route("a"):
+            host.model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+    step()
+    optimizer.zero_grad(set_to_none=to_none)
+    was = {n: p.detach().clone() for n, p in host.freeze("tasks").pools.items()}
+    own = next(p for n, p in a.named_parameters()).detach().clone()
+    step()
+    torch.testing.assert_close(dict(a.common.pools), was, rtol=0, atol=0)
+    assert not next(p for n, p in a.named_parameters()).equal(own)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..core import CommonweightError, safe, unknown
 from ..methods import get as get_method
-from .job import Job, Source, options_of
+from .job import Job, Source, check, options_of
 from .recipe import Recipe
 from .rows import KINDS
 
@@ -58,7 +58,12 @@ def read_tenants(path: str | Path) -> Job:
     except CommonweightError as e:
         raise at.error(("method",), str(e)) from e
     options_of(at.told(("options",)), config, body.get("options", {}))
-    return Job(**{**body, "tenants": sources})
+    job = Job(**{**body, "tenants": sources})
+    try:
+        check(job)
+    except CommonweightError as e:
+        raise CommonweightError(f"{path}: {e}") from e
+    return job
 
 
 class _Place:

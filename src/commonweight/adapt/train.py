@@ -111,6 +111,8 @@ def adapt_together(
     given = {n: examples(host, n if several else "", d, task, plan, tokenizer) for n, d in tenants.items()}
     started = time.perf_counter()
     parts: list[Part] = []
+    there = [] if common is None or common not in host._commons else [*host.common(common).parameters()]
+    before = [p.detach().clone() for p in there]  # others read them
     try:
         for name, (doing, train, dev, _) in given.items():
             seed = plan.seed if common is None else draws(plan.seed, name)
@@ -126,6 +128,9 @@ def adapt_together(
     except BaseException:
         for p in parts:
             host.remove(p.tenant.name)
+        with torch.no_grad():
+            for pool, was in zip(there, before):
+                pool.copy_(was)
         raise
     finally:
         host.model.eval()

@@ -47,6 +47,8 @@ class Common:
         for name, pool in self.pools.items():
             if self.specs[name].train:
                 pool.requires_grad_(not frozen)
+                if frozen:  # an optimiser that was made before would go on with it: decay and momentum need no new one
+                    pool.grad = None
 
     def known(self, plan: Plan, brought: Collection[str] = ()) -> dict[str, Tensor]:
         """The tensors that a tenant of this plan finds here. brought: pools that it has numbers for.

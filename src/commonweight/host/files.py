@@ -96,8 +96,14 @@ def load_stored(host: Host, name: str, stored: Stored, check_base: bool) -> Tena
     def read(plan: Plan) -> Read:
         order = native.layout(plan)
         codecs = coding.read(stored.where, plan, order, header.get("codec"))
+        # what may be trained again is one with its like of the same common alone: equal numbers do not make it the same
         common = {
-            n: (stored.hashes.get(tensor), None if len(names) == 1 else row, codecs.get(tensor))
+            n: (
+                (of, n) if plan.pools[n].train else None,
+                stored.hashes.get(tensor),
+                None if len(names) == 1 else row,
+                codecs.get(tensor),
+            )
             for tensor, names in order.items()
             for row, n in enumerate(names)
             if not plan.pools[n].train or (of is not None and plan.pools[n].scope == "shared")
