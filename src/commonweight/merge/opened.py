@@ -70,7 +70,8 @@ def open_tenant(name: str | Path) -> Opened:
     except CommonweightError as e:
         raise CommonweightError(str(e) if str(e).startswith(label) else f"{label}: {e}") from e
     raise CommonweightError(
-        f"{label}: its plan cannot be made without its base; give both as a model of a recipe: BASE+TENANT"
+        f"{label}: the order of its sites in the model cannot be told from the file; load it on a host of its base and "
+        "give cw.merge the state dict with host.merged(name) over it"
     )
 
 

@@ -10,7 +10,9 @@ import torch
 
 from ...core import CommonweightError
 from ..adapted import Adapted
+from ..opened import is_tenant, stored
 from ..source import Source, open_source
+from ..tenanted import Tenanted
 from .types import Recipe
 
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -20,7 +22,8 @@ _HEAD, _EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "wor
 class Models:
     """Opens each model once. lead: the folder of the base, else of the first model.
 
-    `MODEL+ADAPTER` is a model with a LoRA adapter; an adapter's folder alone stands on the recipe's base.
+    `MODEL+ADAPTER` is a model with a LoRA adapter, or with a tenant (its file, or STORE:TENANT); an adapter or a tenant
+    alone stands on the recipe's base.
     """
 
     def __init__(self, recipe: Recipe):
@@ -48,8 +51,13 @@ class Models:
     def _open(self, name: str) -> Source:
         model, plus, adapter = name.partition("+")
         if plus:
-            return Adapted(f"model ({name})", self.open(model), self.path(adapter))
-        path, base = self.path(name), self._recipe.base
+            return self._on(name, self.open(model), adapter)
+        base = self._recipe.base
+        if self._tenant(name) is not None:
+            if base is None or base == name:
+                raise CommonweightError(f"{name}: a tenant; write MODEL+{name}, or give base")
+            return self._on(name, self.open(base), name)
+        path = self.path(name)
         if (path / "adapter_config.json").is_file():
             if base is None or base == name:
                 raise CommonweightError(f"{name}: an adapter; write MODEL+{name}, or give base")
@@ -59,6 +67,20 @@ class Models:
             raise CommonweightError(f"{name}: its weights are quantised; save it dequantised first")
         source = open_source(path, "base" if name == base else "model")
         return _untied(source, name) if config.get("tie_word_embeddings") else source
+
+    def _on(self, name: str, base: Source, adapter: str) -> Source:
+        if (tenant := self._tenant(adapter)) is None:
+            return Adapted(f"model ({name})", base, self.path(adapter))
+        found = Tenanted(f"model ({name})", base, tenant)
+        self.notices += found.notices
+        return found
+
+    def _tenant(self, name: str) -> str | Path | None:
+        """A tenant's file, or "STORE:TENANT"; a folder or a file of weights is none."""
+        for near in (Path(self._recipe.folder) / name, Path(name).expanduser()):
+            if stored(near) is not None or is_tenant(near):
+                return near
+        return None
 
     def _vocabulary(self, source: str) -> None:
         vocabulary = self._recipe.vocabulary

@@ -1,0 +1,94 @@
+"""A model with a tenant on it, read a piece at a time, has the weights that Host.merged gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import commonweight as cw
+from commonweight.merge.source import open_source
+from commonweight.merge.tenanted import Tenanted
+from tests.laws.subjects import can, small, stir
+from tests.merge.sample import gap
+from tests.models import make
+
+METHODS = ["lora", "vera", "dora", "pissa", "oft", "ia3", "bitfit", "svf", "lora-xs", "full", "mos", "lntuning"]
+
+
+def saved(model, path):
+    path.mkdir()
+    save_file({n: t.clone() for n, t in model.state_dict().items()}, path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_weights_are_those_of_the_host(kind, method, tmp_path):
+    model = make(kind)[0]
+    host = cw.Host(model)
+    if not can(method, host) or (kind, method) == ("llama", "bitfit"):
+        pytest.skip("nothing to read here")
+    if kind == "gpt2" and method in ("bitfit", "full"):
+        pytest.skip("norms between linear layers: see test_what_is_refused")
+    path = saved(model, tmp_path / "base")
+    stir(host.add("a", method, **small(method)))
+    host.save("a", tmp_path / "a.safetensors")
+    source = Tenanted("model", open_source(path, "base"), tmp_path / "a.safetensors")
+    expected = {**load_file(path / "model.safetensors"), **host.merged("a")}
+    assert expected.keys() == source.shapes.keys()
+    for name, t in expected.items():
+        torch.testing.assert_close(source.read(name), t, atol=1e-5, rtol=1e-5)
+        third = t.numel() // 3
+        part = source.flat(name, third, third + 1)
+        torch.testing.assert_close(part, t.reshape(-1)[third : 2 * third + 1], atol=1e-5, rtol=1e-5)
+
+
+def test_in_a_recipe_beside_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make("bert")[0]
+    saved(model, tmp_path / "base")
+    host = cw.Host(cw.Classifier(model))  # modules have another name in front than in the file
+    for i, name in enumerate("ab"):
+        stir(host.add(name, "lora", rank=2, labels=2), seed=i)
+        host.save(name, f"{name}.safetensors")
+    cw.Commons("shop").publish(host, "b")
+    base = load_file("base/model.safetensors")
+    full = [{**base, **{k.partition(".")[2]: v for k, v in host.merged(n).items()}} for n in "ab"]
+    for i, models in enumerate((["a.safetensors", "shop:b"], ["base+a.safetensors", "base+shop:b"])):
+        recipe = {"method": "ties", "base": "base", "models": models, "options": {"density": 0.5}}
+        done = cw.merge.make(recipe, f"out{i}")
+        assert gap(load_file(done.folder / "model.safetensors"), cw.merge.ties(full, base, density=0.5)) < 1e-5
+    assert "its head (head) is no part" in (tmp_path / "out0" / "merge.json").read_text()
+
+
+def test_what_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gpt2 = cw.Host(make("gpt2")[0])
+    gpt2.add("g", "bitfit")
+    gpt2.save("g", "g.safetensors")
+    with pytest.raises(cw.CommonweightError, match="the order of its sites in the model cannot be told from the file"):
+        Tenanted("model", open_source(saved(gpt2.model, tmp_path / "gpt2"), "base"), "g.safetensors")
+    model = make("llama")[0]
+    saved(model, tmp_path / "base")
+    host = cw.Host(model)
+    stir(host.add("a", "loreft"))
+    host.save("a", "a.safetensors")
+    base = open_source("base", "base")
+    with pytest.raises(cw.CommonweightError, match="which changes no weights"):
+        Tenanted("model", base, "a.safetensors")
+    with pytest.raises(cw.CommonweightError, match=r"a\.safetensors: a tenant; write MODEL\+a.safetensors"):
+        cw.merge.make({"method": "linear", "models": ["a.safetensors"]}, "out")
+    stir(host.add("p", "lora-xs", rank=2))
+    host.save("p", "p.safetensors")
+    torch.manual_seed(5)
+    other = make("llama")[0]
+    with torch.no_grad():
+        for p in other.parameters():
+            p.copy_(torch.randn_like(p))
+    with pytest.raises(cw.CommonweightError, match="what lora-xs derives from the base differs here"):
+        Tenanted("model", open_source(saved(other, tmp_path / "other"), "base"), "p.safetensors")
+    small = {n: t for n, t in load_file("base/model.safetensors").items() if "q_proj" not in n}
+    save_file(small, "base/model.safetensors")
+    with pytest.raises(cw.CommonweightError, match=r"q_proj.weight: model has a tenant that reads it, but base"):
+        Tenanted("model", open_source("base", "base"), "p.safetensors")
