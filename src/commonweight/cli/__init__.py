@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, compare, merge, methods, plan, statistics, store
+from . import adapt, compare, extract, merge, methods, plan, statistics, store
 from .errors import explain
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("adapt", epilog=adapt.EXAMPLES)(adapt.command)
 app.command("compare", epilog=compare.EXAMPLES)(compare.command)
+app.command("extract", epilog=extract.EXAMPLES)(extract.command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)

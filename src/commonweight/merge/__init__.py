@@ -10,6 +10,7 @@ from ..core import unknown
 from . import ablation, align, dataflow, experts, methods, search
 from .adapters import Merged, lora
 from .collect import collect
+from .extract import Extracted, extract
 from .folder import Result, make
 from .methods import *  # noqa: F403  (the methods, by the names in their own list)
 from .pleas import pleas
@@ -20,6 +21,7 @@ from .tenants import MergedTenant, tenants
 __all__ = [
     "At",
     "Beside",
+    "Extracted",
     "Merged",
     "MergedTenant",
     "Method",
@@ -32,6 +34,7 @@ __all__ = [
     "collect",
     "dataflow",
     "experts",
+    "extract",
     "get",
     "lora",
     "make",
