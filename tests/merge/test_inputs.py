@@ -93,7 +93,7 @@ def test_what_is_refused(base):
         build(load({"method": "ties", "base": "base", "models": ["a1"]}))
     with open("base/config.json", "w") as f:
         json.dump({"quantization_config": {"quant_method": "bitsandbytes"}}, f)
-    with pytest.raises(cw.CommonweightError, match="base: its weights are quantised"):
+    with pytest.raises(cw.CommonweightError, match=r"its weights are quantised by bitsandbytes \(without"):
         build(load({"method": "linear", "models": ["base"]}))
     with pytest.raises(cw.CommonweightError, match="vocabularies are not joined"):
         build(load({"method": "linear", "models": ["base"], "tokenizer": "union"}))

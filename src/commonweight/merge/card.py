@@ -13,6 +13,7 @@ from .recipe.build import Built
 
 _COPIED = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 _MOST = 1 << 28  # bytes; larger files are no tokenizer's
+_OURS = ("config.json", "merge.json", "quantize_config.json")  # written anew, or not true of the result
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -25,7 +26,7 @@ def beside(built: Built, folder: Path) -> None:
             hidden = any(p.startswith(".") for p in at.parts)
             if file.suffix not in _COPIED or hidden or not file.is_file() or file.stat().st_size > _MOST:
                 continue
-            if (at.name in ("config.json", "merge.json") and len(at.parts) == 1) or at.name.endswith(".index.json"):
+            if (at.name in _OURS and len(at.parts) == 1) or at.name.endswith(".index.json"):
                 continue
             (folder / at).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / at)

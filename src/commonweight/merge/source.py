@@ -98,7 +98,7 @@ class Files:
 
 
 def open_source(model: Any, label: str) -> Source:
-    """A state dict, a module, a safetensors file, or a folder with one or more of them."""
+    """A state dict, a module, a safetensors file, or a folder with one or more of them; quantised ones too."""
     if isinstance(model, nn.Module):
         model = model.state_dict()
     if isinstance(model, Mapping):
@@ -107,10 +107,23 @@ def open_source(model: Any, label: str) -> Source:
                 raise CommonweightError(f"{label}: {name} is a {type(t).__name__}; wanted a tensor")
         return Memory(label, model)
     if isinstance(model, str | Path):
-        return Files(f"{label} ({model})", weight_files(Path(model), f"{label} ({model})"))
+        from .quantised import opened
+
+        return opened(
+            Files(f"{label} ({model})", weight_files(Path(model), f"{label} ({model})")), config_of(Path(model))
+        )
     raise CommonweightError(
         f"{label} is a {type(model).__name__}; wanted a state dict, a module, or a path to safetensors"
     )
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """What config.json says; nothing where there is none."""
+    try:
+        found = json.loads((path / "config.json").read_text()) if path.is_dir() else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def weight_files(path: Path, label: str) -> list[Path]:

@@ -63,7 +63,8 @@ def build(recipe: Recipe) -> Built:
     whole = len(recipe.slices) == 1 and recipe.slices[0].inputs[0].layers is None
     blocks = None if whole else sum(_depth(s) for s in recipe.slices)
     notices = (*recipe.notices, *models.notices)
-    return Built(recipe, tuple(tasks), models.sources, models.lead, blocks, notices)
+    forget = ("quantization_config",)  # the result is not quantised, whatever was read
+    return Built(recipe, tuple(tasks), models.sources, models.lead, blocks, notices, forget=forget)
 
 
 def _outs(recipe: Recipe, models: Models) -> list[_Out]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...core import CommonweightError
 from ..adapted import Adapted
 from ..opened import is_tenant, stored
-from ..source import Source, open_source
+from ..quantised import Quantised
+from ..source import Source, config_of, open_source
 from ..tenanted import Tenanted
 from .types import Recipe
 
@@ -62,11 +61,10 @@ class Models:
             if base is None or base == name:
                 raise CommonweightError(f"{name}: an adapter; write MODEL+{name}, or give base")
             return Adapted(f"model ({name})", self.open(base), path)
-        config = _config(path)
-        if config.get("quantization_config"):
-            raise CommonweightError(f"{name}: its weights are quantised; save it dequantised first")
         source = open_source(path, "base" if name == base else "model")
-        return _untied(source, name) if config.get("tie_word_embeddings") else source
+        if isinstance(source, Quantised):
+            self.notices.append(f"{name}: {source.how}")
+        return _untied(source, name) if config_of(path).get("tie_word_embeddings") else source
 
     def _on(self, name: str, base: Source, adapter: str) -> Source:
         if (tenant := self._tenant(adapter)) is None:
@@ -111,14 +109,6 @@ def _equal(source: Source, a: str, b: str) -> bool:
         torch.equal(source.flat(a, i, min(step, rows * width - i)), source.flat(b, i, min(step, rows * width - i)))
         for i in range(0, rows * width, step)
     )
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / "config.json").read_text()) if path.is_dir() else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _hub(name: str) -> Path:
