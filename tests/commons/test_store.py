@@ -1,6 +1,7 @@
 """What the store says and holds: versions, bytes counted once, one file in and out, and what bad input gets."""
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -218,3 +219,10 @@ def test_what_cannot_be_published(two, tmp_path):
     with pytest.raises(cw.CommonweightError, match="no such file"):
         two.publish_file(tmp_path / "none.safetensors")
     assert sorted(two.folder.rglob("*")) == before
+
+
+def test_bytes_while_another_process_takes_files_away(two, monkeypatch):
+    whole, glob = two.nbytes, Path.glob
+    gone = lambda self, pattern: [*glob(self, pattern), self / "pools" / "ab" / "gone.safetensors"]  # noqa: E731
+    monkeypatch.setattr(Path, "glob", gone)
+    assert two.nbytes == whole > 0

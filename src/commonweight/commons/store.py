@@ -293,7 +293,7 @@ class Commons:
     def nbytes(self) -> int:
         """Bytes of all pools and manifests, also of those that `gc` would take. The index is a copy and not counted."""
         files = [*self.folder.glob("pools/??/*.safetensors"), *self._tenants.glob("*.json")]
-        return sum(f.stat().st_size for f in files)
+        return sum(map(_size, files))
 
     def __contains__(self, name: object) -> bool:
         return any(e.name == name for e in self._entries())
@@ -362,6 +362,14 @@ class Commons:
             except CommonweightError:
                 pass
         return [(wanted[file], text) for file, text in found.items()]
+
+
+def _size(file: Path) -> int:
+    """Bytes; none of a file that another process has just taken away."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _newest(entries: Iterable[Entry], name: str, keep: int) -> set[int]:
