@@ -30,6 +30,8 @@ def beside(built: Built, folder: Path) -> None:
                 continue
             (folder / at).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / at)
+    if built.tokenizer is not None:
+        atomic.write(folder / "tokenizer.json", built.tokenizer.encode())
     config = lead / "config.json"
     if built.lead.is_dir() and config.is_file():
         atomic.write(folder / "config.json", _config(built, json.loads(config.read_text())))

@@ -37,6 +37,7 @@ class Built:
     notices: tuple[str, ...]
     config: Mapping[str, Any] = field(default_factory=dict)  # what changes in config.json
     forget: tuple[str, ...] = ()  # what goes from it
+    tokenizer: str | None = None  # tokenizer.json, where it is not the lead's
 
 
 class _Out(NamedTuple):
@@ -64,7 +65,10 @@ def build(recipe: Recipe) -> Built:
     blocks = None if whole else sum(_depth(s) for s in recipe.slices)
     notices = (*recipe.notices, *models.notices)
     forget = ("quantization_config",)  # the result is not quantised, whatever was read
-    return Built(recipe, tuple(tasks), models.sources, models.lead, blocks, notices, forget=forget)
+    words = models.vocabulary
+    config = {} if words is None else {"vocab_size": words.rows}
+    tokenizer = None if words is None else words.text
+    return Built(recipe, tuple(tasks), models.sources, models.lead, blocks, notices, config, forget, tokenizer)
 
 
 def _outs(recipe: Recipe, models: Models) -> list[_Out]:

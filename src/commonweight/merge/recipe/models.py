@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from ...core import CommonweightError
+from .. import vocabulary
 from ..adapted import Adapted
 from ..opened import is_tenant, stored
 from ..quantised import Quantised
 from ..source import Source, config_of, open_source
 from ..tenanted import Tenanted
-from .types import Recipe
+from .types import Recipe, Vocabulary
 
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _HEAD, _EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
@@ -30,13 +31,25 @@ class Models:
         self.sources: dict[str, Source] = {}
         self.notices: list[str] = []
         self.lead = self.path((recipe.base or recipe.slices[0].inputs[0].model).split("+")[0])
+        self.vocabulary: vocabulary.Vocabulary | None = None
+        self._raw: dict[str, Source] = {}
+        self._tables: dict[str, dict[int, list[tuple[str, int]]]] = {}
         if recipe.vocabulary is not None:
-            self._vocabulary(recipe.vocabulary.source)
+            self._join(recipe.vocabulary)
 
     def open(self, name: str) -> Source:
         if name not in self.sources:
-            self.sources[name] = self._open(name)
+            found = self._plain(name)
+            if self.vocabulary is not None:
+                raw = {n: self._plain(n) for n in self._tables}
+                found = vocabulary.Mapped(name, raw, self._tables[name], self.vocabulary.rows)
+            self.sources[name] = found
         return self.sources[name]
+
+    def _plain(self, name: str) -> Source:
+        if name not in self._raw:
+            self._raw[name] = self._open(name)
+        return self._raw[name]
 
     def path(self, name: str) -> Path:
         """Beside the recipe, else from where we are, else on the hub (or in its cache)."""
@@ -50,17 +63,17 @@ class Models:
     def _open(self, name: str) -> Source:
         model, plus, adapter = name.partition("+")
         if plus:
-            return self._on(name, self.open(model), adapter)
+            return self._on(name, self._plain(model), adapter)
         base = self._recipe.base
         if self._tenant(name) is not None:
             if base is None or base == name:
                 raise CommonweightError(f"{name}: a tenant; write MODEL+{name}, or give base")
-            return self._on(name, self.open(base), name)
+            return self._on(name, self._plain(base), name)
         path = self.path(name)
         if (path / "adapter_config.json").is_file():
             if base is None or base == name:
                 raise CommonweightError(f"{name}: an adapter; write MODEL+{name}, or give base")
-            return Adapted(f"model ({name})", self.open(base), path)
+            return Adapted(f"model ({name})", self._plain(base), path)
         source = open_source(path, "base" if name == base else "model")
         if isinstance(source, Quantised):
             self.notices.append(f"{name}: {source.how}")
@@ -80,13 +93,23 @@ class Models:
                 return near
         return None
 
-    def _vocabulary(self, source: str) -> None:
-        vocabulary = self._recipe.vocabulary
-        assert vocabulary is not None
-        if source == "union" or vocabulary.tokens or vocabulary.multiple != 1:
-            raise CommonweightError("tokenizer: only `base` or a model is read: vocabularies are not joined")
-        if source != "base":
-            self.lead = self.path(source)
+    def _join(self, wanted: Vocabulary) -> None:
+        """The result's vocabulary; where all have the same and nothing else is asked for, rows stay as they are."""
+        recipe = self._recipe
+        users = [*([recipe.base] if recipe.base else []), *(i.model for part in recipe.slices for i in part.inputs)]
+        users += [r.take for r in recipe.rules if r.take]
+        first = vocabulary.tokens_of(self.lead)
+        homes = {u: u.split("+")[0] if self._tenant(u) is None else recipe.base for u in dict.fromkeys(users)}
+        models = {u: (vocabulary.tokens_of(self.path(h)) if h else None) or first or {} for u, h in homes.items()}
+        union = wanted.source == "union"
+        if wanted.source not in ("base", "union"):
+            self.lead = self.path(wanted.source)
+        target = vocabulary.tokens_of(self.lead)
+        same = all(tokens == target for tokens in models.values())
+        if (target is None and not union) or (same and not wanted.tokens and wanted.multiple == 1):
+            return
+        self.vocabulary = vocabulary.join(self.lead, list(models.values()), union, wanted.multiple)
+        self._tables = vocabulary.tables(self.vocabulary, models, recipe.base, wanted.tokens)
 
 
 def _untied(source: Source, name: str) -> Source:
