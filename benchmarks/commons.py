@@ -64,7 +64,9 @@ CANDIDATES = {
     "lotr-r16-int8": Candidate("lotr", {"rank": 16}, "int8"),
     "lotr-r64-int8": Candidate("lotr", {"rank": 64}, "int8"),
     "xs-common-r12": Candidate("lora-xs", {"rank": 12, "factors": "common"}, "bfloat16"),
-    "xs-common-r16-int8": Candidate("lora-xs", {"rank": 16, "factors": "common"}, "int8"),
+    "xs-common-r16-int8": Candidate(
+        "lora-xs", {"rank": 16, "factors": "common"}, "int8", together={"epochs": 2}, late={"lr": 4e-3}
+    ),
     "xs-common-r64-int8": Candidate("lora-xs", {"rank": 64, "factors": "common"}, "int8"),
     "xs-base-r12": Candidate("lora-xs", {"rank": 12}, "bfloat16", common=False),
     "xs-base-r16-int8": Candidate("lora-xs", {"rank": 16}, "int8", common=False),
