@@ -265,6 +265,13 @@ def test_float16_that_overflows(three):
         folder.write(build(load(body)), three / "out")
 
 
+def test_a_file_that_a_killed_process_was_writing_is_not_kept(three):
+    (three / ".out.merging").mkdir()
+    (three / ".out.merging" / ".merge.json.x1y2z3").write_text("{")
+    done = folder.write(build(load(recipe("linear"))), three / "out", resume=True)
+    assert not [f.name for f in done.folder.iterdir() if f.name.startswith(".")]
+
+
 KILLER = """
 import os, signal, time
 from pathlib import Path

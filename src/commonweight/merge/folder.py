@@ -90,6 +90,8 @@ def _work(
         if old.name not in wanted:
             old.unlink()
     sink = shards.Shards(part, plan)
+    for torn in part.glob(".*"):  # files that a killed process was writing
+        torn.unlink()
     journal = Journal(part, key, sink.fresh)
     try:
         known = dict(journal.done)
