@@ -145,7 +145,7 @@ class SiteHook:
         if len(bucket.entries) == 1:
             self.tokenwise(bucket, y)
             return self.apply(bucket.entries[0], x, y)
-        stacked = self.stacked(bucket, x.dtype)
+        stacked = self.stacked(bucket, x.dtype, x[0].numel() // x.shape[-1])
         if bucket.where is None and not (torch.is_grad_enabled() or self.owns_output()):
             y = y.clone()
         n, grouped = x.shape[0], bucket.entries[0][0].grouped
@@ -160,15 +160,17 @@ class SiteHook:
             and next(iter(self.at.module._forward_hooks.values()), None) is self
         )
 
-    def stacked(self, bucket: Bucket, dtype: torch.dtype) -> dict[str, Tensor]:
+    def stacked(self, bucket: Bucket, dtype: torch.dtype, tokens: int) -> dict[str, Tensor]:
         """Per place, the slots in one tensor each. A pass over new rows lays them into memory that the next site uses
-        again; a second pass on the same route keeps them while it is open, nobody trains and no pool is written."""
+        again; a second pass on the same route, or a first one of one token a row, which is a step of many, keeps them
+        while it is open, nobody trains and no pool is written."""
         uses = [e[0] for e in bucket.entries]
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return stack(uses, dtype, bucket.reader)
         if "pools" not in bucket.kept:
             bucket.kept["pools"] = [p for e in uses for _, _, read in e.reads for p in read]
-            return stack(uses, dtype, bucket.reader, self.current.room)
+            if tokens > 1:
+                return stack(uses, dtype, bucket.reader, self.current.room)
         try:
             written = [(p._version, p.data_ptr()) for p in bucket.kept["pools"]]
         except RuntimeError:  # pools made in inference mode do not count their writes
