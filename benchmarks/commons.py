@@ -175,7 +175,7 @@ def summary(name: str, ours: dict[tuple[str, int], dict], lora: dict[tuple[str, 
     target = -0.5 if body <= mean(lora, "body") / 100 else 0.0 if body <= mean(lora, "body") / 8 else None
     return {
         "what": f"late tenant, {name}, {body / 1000:.1f} kB, 1/{mean(lora, 'body') / body:.0f} of LoRA r16's, "
-        f"{len({t for t, _ in both})} tasks, {len(seeds)} seeds",
+        f"{len(both)} of {len(TASKS) * len(SEEDS)} runs (task, seed)",
         "unit": "points",
         "target": target,
         "difference": round(statistics.mean(by_seed), 2),
