@@ -161,22 +161,24 @@ def magnitude_cuts(ranks: Callable[..., tuple[tuple[int, ...], ...]], scope: Sco
     return Survey(look, join, scope, skip, every)
 
 
-def trim(tau: Tensor, finds: Any, at: At, scope: str, which: int = 0) -> Tensor:
-    """tau (T, *shape) itself, with zeros where it lies behind the cut: top() times tau, at a fifth of the cost."""
-    first = place(at, scope)
-    for x, row in zip(tau, finds, strict=True):
-        cut, flat = row[which].cut, x.view(-1)
+def trim(tau: Tensor, finds: Any, at: At, scope: str, which: int = 0, out: Tensor | None = None) -> Tensor:
+    """tau (T, *shape), with zeros where it lies behind the cut: top() times tau, at a fifth of the cost.
+
+    out: where it goes, which is tau itself if not told.
+    """
+    first, out = place(at, scope), tau if out is None else out
+    for x, y, row in zip(tau.flatten(1), out.flatten(1), finds, strict=True):
+        cut = row[which].cut
         if cut.key >= 0:  # zero's key: all others are kept
-            continue
-        if first < cut.index < first + flat.numel():
-            flat.mul_(cut.holds(select.falling(flat.clone()), first))
+            y.copy_(x)
+        elif first < cut.index < first + x.numel():
+            torch.mul(x, cut.holds(select.falling(x.clone()), first), out=y)
         elif cut.key == select.NOTHING:
-            flat.zero_()
+            y.zero_()
         else:
             bits = ~cut.key if cut.index <= first else ~cut.key - 1  # the largest magnitude that goes
-            if bits >= 0:
-                torch.hardshrink(flat, lambd=select.bits(bits), out=flat)
-    return tau
+            torch.hardshrink(x, lambd=select.bits(bits), out=y) if bits >= 0 else y.copy_(x)
+    return out
 
 
 def top(finds: Any, tau: Tensor, at: At, scope: str, which: int = 0) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -78,10 +79,12 @@ class Tally:
     same: the same by index, of the elements of a value that was guessed.
     """
 
-    def __init__(self, below: int = 0, found: np.ndarray | None = None, same: Tally | None = None):
+    def __init__(
+        self, below: int = 0, found: np.ndarray | None = None, same: Tally | None = None, packed: Bins | None = None
+    ):
         self.below, self.same = below, same
         self._loose: list[np.ndarray] = []
-        self._packed: list[Bins] = []
+        self._packed: list[Bins] = [] if packed is None else [packed]
         if found is not None and len(found) > 1 << 14:  # many are in few bins, or there are few such pieces
             self._packed.append(_counted(found))
         elif found is not None and len(found):
@@ -156,30 +159,38 @@ class Find:
         assert self.key is not None
         return value(self.key)
 
-    def count(self, x: np.ndarray, first: int, numel: int) -> Tally:
-        """Of values x (n,) whose indices count from `first`, of numel in all."""
-        if self.cut is not None:
-            return Tally()
-        if self.key is not None:
-            return Tally(0, self._indices(np.flatnonzero(x == np.float32(value(self.key))) + first))
-        inside, below = self._inside(x)
-        if not inside.any():
-            return Tally(below)
-        where = np.flatnonzero(inside)
-        found = x[where]
-        same = None
-        if self.guess is not None:
-            equal = where[found == np.float32(value(self.guess))] + first
-            same = Tally(0, replace(self, **_range(0, numel))._indices(equal))
-        return Tally(below, _bins(key(found), self), same)
+    def ties(self, x: np.ndarray, first: int) -> Tally:
+        """Of values x (n,) whose indices count from `first`: where those lie whose key is known to be the last one's."""
+        return Tally(0, self._indices(np.flatnonzero(x == np.float32(value(self.key or 0))) + first))
 
-    def _inside(self, x: np.ndarray) -> tuple[np.ndarray, int]:
+    def largest(self, x: np.ndarray) -> Tally:
+        """Of values x (n,), for a search of the very last one: the last of every piece says all."""
+        top = key(x.max(keepdims=True))
+        return Tally(len(x)) if top[0] < self.low else Tally(len(x) - 1, _bins(top, self))
+
+    def single(self, x: np.ndarray) -> Tally:
+        """Of values x (n,), for a window of one value."""
+        mask, below = self.inside(x)
+        return Tally(below, packed=(np.zeros(1, np.uint32), np.array([np.count_nonzero(mask)])))
+
+    def inside(self, x: np.ndarray) -> tuple[np.ndarray, int]:
         """(whether an element lies in the window, how many come before it)."""
+        if self.high == _HIGH and self.low > _LOW:
+            inside = x >= np.float32(value(self.low))
+            return inside, len(x) - int(np.count_nonzero(inside))
         upto = x <= np.float32(value(self.high - 1))
         if self.low == _LOW:
             return upto, 0
         less = x < np.float32(value(self.low))
         return np.not_equal(upto, less, out=upto), int(np.count_nonzero(less))
+
+    def tally(self, below: int, found: np.ndarray, where: np.ndarray, first: int, numel: int) -> Tally:
+        """Of values found (m,) in the window, which lie at `where` (m,)."""
+        same = None
+        if self.guess is not None:
+            equal = where[found == np.float32(value(self.guess))] + first
+            same = Tally(0, replace(self, **_range(0, numel))._indices(equal))
+        return Tally(below, _bins(key(found), self), same)
 
     def _indices(self, found: np.ndarray) -> np.ndarray:
         if len(found) and not self.low <= found[0] <= found[-1] < self.high:
@@ -222,7 +233,7 @@ class Find:
         share = self.rank / numel
         spread = _SPREAD * (math.sqrt(share * (1 - share) * n) + 1)
         left, right = np.searchsorted(total, [share * n - spread, share * n + spread])
-        low = self.low + int(bins[left]) if share * n - spread >= 1 else _LOW
+        low = self.low + int(bins[left]) if share * n >= _SPREAD else _LOW  # few may come before all of the sample
         high = self.low + int(bins[right]) + 1 if share * n + spread < n else _HIGH
         many = (2 * spread + 1) / max(n, 1) * numel > most  # few elements have few bins, however wide the window
         guess = self.low + int(bins[np.searchsorted(total, min(share * n, n))]) if n and not self.exact else None
@@ -290,9 +301,34 @@ def every(finds: Finds) -> int:
 
 def count(finds: Finds, values: Tensor, first: int, numel: int) -> Counts:
     """Of values (models, n) whose indices count from `first`; all of them are below numel."""
-    shared = all(len(set(replace(f, rank=0) for f in row)) == 1 for row in finds)
-    rows = [row[:1] if shared else row for row in finds]
-    return Counts([[f.count(x, first, numel) for f in row] for row, x in zip(rows, values.numpy(), strict=True)])
+    alike = [[replace(f, rank=0) for f in row] for row in finds]
+    shared = all(len(row) > 1 and len(set(row)) == 1 for row in alike)
+    rows = [row[:1] for row in alike] if shared else finds
+    return Counts([_tallies(row, x, first, numel) for row, x in zip(rows, values.numpy(), strict=True)])
+
+
+def _tallies(row: Sequence[Find], x: np.ndarray, first: int, numel: int) -> list[Tally]:
+    """What lies in the windows is taken out of x once for all of them."""
+    out = [Tally()] * len(row)
+    windows: dict[int, tuple[np.ndarray, int]] = {}
+    for i, f in enumerate(row):
+        if f.cut is not None or not len(x):
+            continue
+        if f.key is not None:
+            out[i] = f.ties(x, first)
+        elif f.exact and f.rank == numel:
+            out[i] = f.largest(x)
+        elif f.high - f.low == 1 and f.guess is None:
+            out[i] = f.single(x)
+        else:
+            windows[i] = f.inside(x)
+    if windows:
+        where = np.flatnonzero(reduce(np.logical_or, [mask for mask, _ in windows.values()]))
+        found = x[where]
+    for i, (mask, below) in windows.items():
+        mine = mask[where] if len(windows) > 1 else slice(None)
+        out[i] = row[i].tally(below, found[mine], where[mine], first, numel)
+    return out
 
 
 def idle(finds: Finds, first: int, last: int) -> bool:

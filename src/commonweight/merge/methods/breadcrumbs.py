@@ -39,7 +39,7 @@ def by(config: Mapping[str, Any]) -> str:
 def masked(tau: Tensor, at: At, seen: Any, config: Mapping[str, Any]) -> Tensor:
     """The task vectors' middle: per tensor, or (official code) per row."""
     if config["compat"] != "official":
-        outliers = parts.trim(tau.clone(), seen, at, "tensor", 0)
+        outliers = parts.trim(tau, seen, at, "tensor", 0, out=torch.empty_like(tau))
         return parts.trim(tau, seen, at, "tensor", 1).sub_(outliers)
     n, out = tau.shape[-1], []
     for x, density, gamma in zip(tau, config["density"], config["gamma"]):

@@ -28,35 +28,48 @@ def _held(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
     return out
 
 
-def _norm(held: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
+def _norm(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
     """N, with the task vectors' signs."""
-    out = torch.empty_like(held)
-    for x, y, (low, high) in zip(held, out, bounds, strict=True):
+    out = _held(tau, bounds)
+    for x, y, (low, high) in zip(tau, out, bounds, strict=True):
         scale = 1 / (high - low) if high > low else 1.0
-        torch.mul(x, scale, out=y)
+        y.mul_(scale)
         if low > 0:
             y.sub_(x.sign(), alpha=low * scale)
     return out
 
 
-def _score(tau: Tensor, held: Tensor, bounds: Any, variant: Variant) -> Tensor:
+def _intra(x: Tensor, models: int, low: float, high: float) -> Tensor:
+    """exp(T N^2) of one task vector, as a power of 2: twice as fast. With many models all are smaller by one factor,
+    which goes out again where scores are scaled, so that none overflows."""
+    scale = 1 / (high - low) if high > low else 1.0
+    n = x.clamp(-high, high)
+    if low > 0:
+        n.abs_().clamp_(min=low).sub_(low)
+    less = torch.tensor(-max(0.0, models - 80.0) * math.log2(math.e))
+    power = torch.addcmul(less, n, n, value=models * math.log2(math.e) * scale * scale, out=n)
+    return torch.exp2(power, out=power)
+
+
+def _score(tau: Tensor, bounds: Any, variant: Variant) -> Tensor:
     """Intra- times inter-balancing (T, *shape)."""
-    norm = _norm(held, bounds)
-    if variant == "es":
-        inter = torch.stack([(x * norm).tanh().sum(0) for x in norm])
-    else:
-        signed = norm if variant == "vision" else tau
-        inter = signed * combine(signed, [1.0] * len(signed))
-        np.tanh(inter.numpy(), out=inter.numpy())  # NumPy's is many times as fast
-    intra = norm.square_().mul_(len(tau) * math.log2(math.e))
-    return inter.mul_(torch.exp2(intra, out=intra))  # twice as fast as exp
+    signed = _norm(tau, bounds) if variant in ("vision", "es") else tau
+    total, out = sum(signed[1:], signed[0]), torch.empty_like(tau)
+    for x, own, score, (low, high) in zip(tau, signed, out, bounds, strict=True):
+        if variant == "es":
+            torch.sum((own * signed).tanh_(), 0, out=score)
+        else:
+            torch.mul(own, total, out=score)
+            np.tanh(score.numpy(), out=score.numpy())  # NumPy's is many times as fast
+        score.mul_(_intra(x, len(tau), low, high))
+    return out
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, at: At, seen: Any, numel: int, **config: Any) -> dict[str, Any]:
     tau = deltas(tensors, base)
     stage = _start(numel, config) if seen is None else seen
     if bounds := stage.get("bounds"):
-        values = _score(tau, _held(tau, bounds), bounds, config["variant"])
+        values = _score(tau, bounds, config["variant"])
     else:
         values = tau.abs_()
     return {"counts": select.count(stage["finds"], values.flatten(1), place(at, "model"), numel)}
@@ -116,11 +129,10 @@ def pcb(
     run against.
     """
     tau = deltas(tensors, base)
-    held = _held(tau, seen["bounds"])
-    beta, scales = _score(tau, held, seen["bounds"], variant), []
+    beta, scales = _score(tau, seen["bounds"], variant), []
     for x, (low, high) in zip(beta, seen["scores"], strict=True):  # from 0 to 1, but for the scales
         x.clamp_(low, high).sub_(low)
         scales.append(1 / (high - low) if high > low else 1.0)
     total = combine(beta, scales).clamp_(min=1e-12)
-    merged = combine(held.mul_(beta), [w * s for w, s in zip(weights, scales)])
+    merged = combine(_held(tau, seen["bounds"]).mul_(beta), [w * s for w, s in zip(weights, scales)])
     return torch.add(base, merged.div_(total), alpha=scale)

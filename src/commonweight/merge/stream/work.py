@@ -90,13 +90,14 @@ def look(task: Task, span: Sequence[Piece], seen: Any, numel: int) -> dict[str, 
     assert task.job is not None and task.job.method.survey is not None
     survey, total = task.job.method.survey, {}
     every = 1 if survey.every is None else survey.every(seen, numel, task.job.config)
+    by = task.job.by
     with torch.no_grad():
-        for whole in span:
-            piece = thin(whole, task.job.by, every)
-            place = task.at._replace(start=piece.start)
-            if survey.skip is not None and survey.skip(seen, place, math.prod(piece.shape), task.job.config):
-                continue
-            tensors, base, at = _floats(task, piece, _raw(task, piece))
+        cut = [thin(p, by, every) for p in span]
+        if survey.skip is not None:
+            at = [task.at._replace(start=p.start) for p in cut]
+            cut = [p for p, a in zip(cut, at) if not survey.skip(seen, a, math.prod(p.shape), task.job.config)]
+        for group in [cut] if every > 1 and by == "element" and cut else [[p] for p in cut]:
+            tensors, base, at = _floats(task, *_read(task, group))
             add(total, survey.look(tensors, base, at=at, seen=seen, numel=numel, **task.job.config))
     return total
 
@@ -134,6 +135,14 @@ def marks(task: Task, span: Sequence[Piece], back: Callable[[str, int, int], Ten
 
 def _raw(task: Task, piece: Piece) -> list[Tensor]:
     return [r.source.flat(r.name, piece.start, math.prod(piece.shape)) for r in task.reads]
+
+
+def _read(task: Task, group: Sequence[Piece]) -> tuple[Piece, list[Tensor]]:
+    """Several pieces as one, which is no longer in one place: what a survey's sample is made of."""
+    if len(group) == 1:
+        return group[0], _raw(task, group[0])
+    raw = [torch.cat(parts) for parts in zip(*(_raw(task, p) for p in group))]
+    return Piece(group[0].start, (len(raw[0]),)), raw
 
 
 def _merged(task: Task, piece: Piece, raw: list[Tensor], seen: Any) -> Tensor:
