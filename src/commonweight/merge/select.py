@@ -160,7 +160,7 @@ class Find:
         return value(self.key)
 
     def ties(self, x: np.ndarray, first: int) -> Tally:
-        """Of values x (n,) whose indices count from `first`: where those lie whose key is known to be the last one's."""
+        """Of values x (n,) whose indices count from `first`: where those with the key of the last one lie."""
         return Tally(0, self._indices(np.flatnonzero(x == np.float32(value(self.key or 0))) + first))
 
     def largest(self, x: np.ndarray) -> Tally:
