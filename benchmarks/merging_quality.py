@@ -30,33 +30,12 @@ from commonweight import CommonweightError, merge
 from commonweight.adapt import Classifier, adapt, evaluate, open_host, read
 from commonweight.formats import atomic
 from commonweight.host import Host
-from commonweight.report.statistics import mean_interval
 
-from . import merging_learn
-from .harness import machine
+from . import merging_learn, merging_page
+from .merging_setting import ANCHOR, CACHE, DATA, FACTORS, KINDS, MEASURED, PER_TASK, ROUTED, ROWS, SEEDS, TASKS, names
 from .overlap import without
 from .shapes import minilm_folder
 
-ROOT = Path(__file__).parents[1]
-DATA, CACHE, PAGE = ROOT / "demo" / "data", ROOT / ".cache" / "merging", ROOT / "docs" / "results" / "merging.md"
-TASKS = ("trec", "sst2", "sst5", "mr", "cr")
-SEEDS = (0, 1, 2)
-KINDS = {"full": ("full", {}), "lora": ("lora", {"rank": 16})}
-FACTORS = (0.3, 0.6, 1.0, 1.6)
-NOT_HERE = {
-    "arcee_fusion": "puts one model into its base",
-    "nearswap": "puts one model into its base",
-    "passthrough": "copies one model",
-    "slerp": "is defined between two models",
-    "nuslerp": "is defined between two models",
-    "layer_swap": "takes blocks of two models",
-    "robust_signatures": "patches one model with others, and does not combine tasks",
-}
-ANCHOR = "tsv_m"  # of `bayesian`, which corrects another merge
-ROUTED = ("twin_merging", "skillpack")  # here by an ideal router: one model a task
-PER_TASK = ("tall_masks", "emr", *ROUTED)
-ROWS = 64  # of statistics, per task
-MEASURED = {"dev": 100, "test": 250}  # rows a task
 Weights = dict[str, Tensor]
 
 
@@ -167,11 +146,6 @@ def measure(name: str, host: Host, models: dict[str, Weights], base: Weights, fo
     return {**out, "seconds": round(seconds, 1), "steps": steps} if learned or method.learn else out
 
 
-def names() -> list[str]:
-    """Every method that makes one model of five, or one a task."""
-    return [n for n in merge.available() if n not in NOT_HERE]
-
-
 def run(kind: str, seed: int, wanted: list[str], steps: int | None) -> None:
     folder = CACHE / f"{kind}-{seed}"
     host, models, base, own = trained(kind, seed)
@@ -188,85 +162,6 @@ def run(kind: str, seed: int, wanted: list[str], steps: int | None) -> None:
         print(kind, seed, name, found, flush=True)
 
 
-def table(kind: str) -> list[str]:
-    """Markdown: one line a method, best first."""
-    folders = [CACHE / f"{kind}-{s}" for s in SEEDS if (CACHE / f"{kind}-{s}" / "own.json").exists()]
-    own = [json.loads((f / "own.json").read_text()) for f in folders]
-    lines, missing = [], dict[str, list[str]]()
-    for name in names():
-        runs = [json.loads(p.read_text()) if (p := f / f"{name}.json").exists() else None for f in folders]
-        if why := next((r["error"] for r in runs if r and "error" in r), None) or (
-            None in runs and "not run with every seed"
-        ):
-            missing.setdefault(why, []).append(f"`{name}`")
-            continue
-        plain = [statistics.mean(r["plain"]) for r in runs]
-        tuned = [statistics.mean(r["tuned"]) for r in runs]
-        share = [
-            statistics.mean(100 * a / o[t] for a, t in zip(r["tuned"], TASKS)) for r, o in zip(runs, own, strict=True)
-        ]
-        mean, half = mean_interval(share)
-        factors = ", ".join(f"{r['factor']:g}" for r in runs)
-        whose = "one a task" if name in PER_TASK else "one"
-        method = merge.get(name)
-        data = "statistics" if "statistics" in method.options() else method.data
-        whose += "" if data == "none" else f", {data}{' rows' if method.learn else ''}"
-        spread = "" if half is None else f" ± {half:.1f}"
-        lines.append(
-            (mean, f"| `{name}` | {whose} | {statistics.mean(plain):.1f} | {statistics.mean(tuned):.1f} | "
-            f"{mean:.1f}{spread} | {factors} |")
-        )  # fmt: skip
-    alone = statistics.mean(statistics.mean(o.values()) for o in own)
-    head = [
-        f"Each model alone: {alone:.1f} points in the mean of the five tasks ({len(folders)} seeds).",
-        "",
-        "| method | models, data | accuracy | with a factor from dev | % of single models, 95 % interval | factor |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
-    ]
-    left = [x for why, names in missing.items() for x in ("", f"Left out: {', '.join(names)}: {why}.")]
-    return [*head, *(line for _, line in sorted(lines, reverse=True)), *left]
-
-
-TITLES = {"full": "Full fine-tuning (all weights of the blocks)", "lora": "LoRA adapters of rank 16, merged as weights"}
-
-
-def _told(budget: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in budget.items())
-
-
-def page() -> str:
-    now = machine()
-    parts = [
-        "# Merging five tasks",
-        "",
-        "Five classification tasks (trec, sst2, sst5, mr, cr; 1,000 training rows each, shipped in `demo/data`), base",
-        "MiniLM of 6 layers. Every task keeps its own head. *Accuracy*: the merged model as the method's defaults make",
-        "it. *With a factor from dev*: one factor on the whole change, from "
-        + ", ".join(f"{f:g}" for f in FACTORS)
-        + ", the same list for every",
-        f"method, chosen on {MEASURED['dev']} dev rows a task. Measured on {MEASURED['test']} test rows a task. Rows",
-        "that stand in the training rows of any of the tasks are left out of both: sst2, sst5 and mr share some.",
-        "",
-        f"Methods that learn do so on {merging_learn.BATCH * merging_learn.BATCHES} dev rows a task of at most "
-        f"{merging_learn.LENGTH} tokens, in a budget far below their authors'",
-        "(" + "; ".join(f"`{n}`: {_told(b)}" for n, b in merging_learn.BUDGET.items()) + "), so their",
-        f"places are a lower bound. `bayesian` corrects `{ANCHOR}`; `twin_merging` and `skillpack` have an ideal",
-        "router, one model a task.",
-        "",
-        "Not in the table, because five tasks are no input of theirs: "
-        + "; ".join(f"`{n}` {why}" for n, why in NOT_HERE.items())
-        + ".",
-        "",
-        "    python -m benchmarks.merging_quality",
-        "",
-    ]
-    for kind in KINDS:
-        if (CACHE / f"{kind}-{SEEDS[0]}" / "own.json").exists():
-            parts += [f"## {TITLES[kind]}", "", *table(kind), ""]
-    parts += [f"torch {now['torch']}, {now['cpu']}, {now['date']}."]
-    return "\n".join(parts) + "\n"
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kind", choices=KINDS, action="append")
@@ -279,8 +174,7 @@ def main() -> None:
         for kind in given.kind or KINDS:
             for seed in given.seed or SEEDS:
                 run(kind, seed, given.methods.split(",") if given.methods else names(), given.steps)
-    PAGE.parent.mkdir(exist_ok=True)
-    atomic.write(PAGE, page().encode())
+    merging_page.write()
 
 
 if __name__ == "__main__":
