@@ -72,16 +72,76 @@ def test_peft_form_is_another_update():
         assert (b @ a - update(right, site)).norm() > 0.5 * update(right, site).norm()
 
 
-@pytest.mark.parametrize(("name", "options"), [("ties", {"density": 0.5}), ("knots", {}), ("dare_linear", {"seed": 2})])
-def test_other_methods_merge_the_full_updates(name, options):
-    given = adapters()
-    out, error = cw.merge.lora(given, weights=WEIGHTS, scales=SCALES, method=name, rank=8, **options)
-    for site in SITES:
-        full = [{site: s * update(a, site)} for s, a in zip(SCALES, given)]
-        wanted = cw.merge.merge(name, full, {site: torch.zeros(SITES[site])}, weights=WEIGHTS, **options)[site]
-        assert (update(out, site) - wanted).abs().max() < 1e-5 and error[site] < 1e-6
-    short, error = cw.merge.lora(given, method=name, **options)
-    assert len(short["model.q.lora_A.weight"]) == 3 and error["model.q"] > 0.05
+WHOLE = [  # those which site by site would give something else
+    ("ties", {"density": 0.5}), ("lines", {}), ("pcb", {"density": 0.3}), ("doge", {"steps": 3}), ("opcm", {}), ("emr", {"task": 1}),
+    ("compeft", {"density": 0.3}), ("robust_signatures", {"shallow": 0.5}), ("layer_swap", {"bottom": 1, "top": 1}),
+]  # fmt: skip
+OTHERS = [("knots", {}), ("dare_linear", {"seed": 2}), ("breadcrumbs", {"density": 0.5}), ("karcher", {})]
+
+
+@pytest.mark.parametrize(("name", "options"), WHOLE + OTHERS)
+def test_other_methods_merge_the_full_updates_as_one_model(name, options):
+    """Thresholds of the whole model and layers' numbers are those of the same merge of full state dicts."""
+    given = layered(prefix="base_model.model.")
+    scales = SCALES[:2]
+    out, error = cw.merge.lora(given, scales=scales, method=name, rank=8, **options)
+    sites = [k.removesuffix(".lora_A.weight") for k in given[0] if "lora_A" in k]
+    full = [
+        {f"{n.removeprefix('base_model.model.')}.weight": s * update(a, n) for n in sites}
+        for s, a in zip(scales, given)
+    ]
+    base = None if cw.merge.get(name).base == "none" else {n: torch.zeros_like(t) for n, t in full[0].items()}
+    wanted = cw.merge.merge(name, full, base, **options)
+    assert len(wanted) == 4
+    for site in sites:
+        there = wanted[f"{site.removeprefix('base_model.model.')}.weight"]
+        assert (update(out, site) - there).norm() < 1e-5 * there.norm().clamp(min=1) and error[site] < 1e-6
+    assert list(out) == [f"{n}.lora_{x}.weight" for n in sorted(sites) for x in "AB"] and list(error) == sorted(sites)
+    apart = {}
+    for n in full[0]:
+        apart |= cw.merge.merge(name, [{n: f[n]} for f in full], base and {n: base[n]}, **options)
+    if (name, options) in WHOLE:
+        assert max((apart[n] - t).norm() / t.norm().clamp(min=1e-9) for n, t in wanted.items()) > 1e-3
+
+
+def layered(prefix=""):
+    """Updates that grow with depth: what is large in one layer is small in the whole model."""
+    g = torch.Generator().manual_seed(4)
+    out = []
+    for r in (2, 4):
+        out.append({})
+        for i in range(4):
+            site = f"{prefix}model.layers.{i}.self_attn.q_proj"
+            out[-1][f"{site}.lora_A.weight"] = torch.randn(r, 8, generator=g)
+            out[-1][f"{site}.lora_B.weight"] = (1 + 2 * i) * torch.randn(8, r, generator=g)
+    return out
+
+
+def test_what_a_rank_leaves_out_of_another_method_is_stated():
+    given = layered()
+    whole, _ = cw.merge.lora(given, method="ties", rank=8)
+    short, error = cw.merge.lora(given, method="ties")
+    assert max(error.values()) > 0.05 and error["model.layers.0.self_attn.q_proj"] == 0  # all of it was trimmed
+    for site in error:
+        full = update(whole, site)
+        assert len(short[f"{site}.lora_A.weight"]) == 4
+        assert abs((update(short, site) - full).norm() / full.norm().clamp(min=1e-9) - error[site]) < 1e-5
+
+
+def test_no_more_than_the_sites_at_work_is_held(monkeypatch):
+    """Updates are made as they are read, and go when they are brought to their rank."""
+    from commonweight.merge import adapters as ours
+
+    most, held = 0, ours._Whole.write
+
+    def write(self, *args):
+        nonlocal most
+        held(self, *args)
+        most = max(most, len(self._flat))
+
+    monkeypatch.setattr(ours._Whole, "write", write)
+    cw.merge.lora(layered(), method="knots")  # which takes whole matrices, one at a time
+    assert most == 1
 
 
 def changed(i=1, **tensors):

@@ -95,6 +95,22 @@ def test_other_plans_meet_in_weight_space(host):
     assert all(0 < e < 1 for e in short.error.values())
 
 
+def test_in_weight_space_all_sites_are_one_model(host):
+    """TIES' threshold and LiNeS' depth are those of the same merge of whole models."""
+    files = two(host, "lora")
+    with torch.no_grad():
+        for t in "ab":
+            for n, p in host[t].named_parameters():
+                p.mul_(3 if ".1." in n else 1)  # the second block changes more than the first
+            host.save(t, f"{t}.safetensors")
+    zero = {n: torch.zeros_like(t) for n, t in changes(host, "a").items()}
+    for method, options in [("ties", {"density": 0.3}), ("lines", {})]:
+        whole = cw.merge.merge(method, [changes(host, t) for t in "ab"], zero, **options)
+        cw.merge.tenants(files, method=method, rank=64, space="weights", **options).save(f"{method}.safetensors")
+        host.load(method, f"{method}.safetensors")
+        torch.testing.assert_close(changes(host, method), whole, atol=3e-5, rtol=1e-3)
+
+
 def test_heads_are_averaged_with_their_labels(tmp_path):
     bert = cw.Host(cw.Classifier(make("bert")[0]))
     for i, name in enumerate("ab"):

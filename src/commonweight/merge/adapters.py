@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from .registry import get
+from ..formats.peft import PREFIX
+from .factored import Factored, Pair, Zeros
+from .registry import Method, get
+from .run import cores, tasks
+from .stream.engine import Engine
+from .stream.work import Task
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 Adapter = Mapping[str, Tensor]
+_Sites = dict[str, list[tuple[Tensor, Tensor]]]  # site -> (A, B) of each adapter
 
 
 class Merged(NamedTuple):
@@ -39,8 +45,11 @@ def lora(
 
     adapters: PEFT's state dicts (keys ending in .lora_A.weight, .lora_B.weight: A (r, d_in), B (d_out, r)); scales:
     each one's lora_alpha / r (1 if not given). method "linear" is sum_t w_t scale_t B_t A_t, exact, of rank sum r_t, by
-    concatenation; with `rank`, its best approximation by SVD. Any other method merges the full updates and is brought
-    to `rank` by SVD (rank none: the largest r among the adapters); what that leaves out is in `error`.
+    concatenation; with `rank`, its best approximation by SVD. Any other method merges the full updates of all sites in
+    one call, as it merges models (base zero, tensors named as the weights that they change, without PEFT's prefix; as
+    many layers as the adapters reach), and is brought to `rank` by SVD (rank none: the largest r among the adapters);
+    what that leaves out is in `error`. Memory: the factors, and the rows that the method works on, made anew in each of
+    its rounds; then one site's update at a time in float64.
 
     compat="peft" with "linear": PEFT's form, sums of sqrt(|w scale|)-weighted A and B, whose product is NOT the
     weighted sum: it has the cross terms B_i A_j.
@@ -64,22 +73,55 @@ def lora(
     found = None if method == "linear" else get(method)
     if found is None and options:
         raise CommonweightError(f"lora: method 'linear' takes no options here; {sorted(options)} came")
-    out, error = {}, {}
-    for site, pairs in _sites(adapters).items():
-        a = torch.cat([p[0] for p in pairs])
-        b = torch.cat([w[i] * s[i] * p[1] for i, p in enumerate(pairs)], 1)
-        if found is None:
+    sites = _sites(adapters)
+    out, error = dict[str, Tensor](), dict[str, float]()
+    if found is None:
+        for site, pairs in sites.items():
+            a = torch.cat([p[0] for p in pairs])
+            b = torch.cat([w[i] * s[i] * p[1] for i, p in enumerate(pairs)], 1)
             error[site] = 0.0
             if rank is not None and rank < len(a):
                 a, b, error[site] = _truncate(b.double() @ a.double(), rank)
-        else:
-            full = [{site: s[i] * p[1] @ p[0]} for i, p in enumerate(pairs)]
-            base = None if found.base == "none" else {site: torch.zeros_like(full[0][site])}
-            more = options if weights is None else {"weights": w, **options}
-            update = found(full, base, **more)[site]
-            a, b, error[site] = _truncate(update.double(), rank or max(len(p[0]) for p in pairs))
-        out[site + A], out[site + B] = a, b
-    return Merged(out, error)
+            out[site + A], out[site + B] = a, b
+        return Merged(out, error)
+    for site, update in _merged(found, sites, s, None if weights is None else w, options):
+        most = max(len(a) for a, _ in sites[site])
+        out[site + A], out[site + B], error[site] = _truncate(update.double(), rank or most)
+    return Merged({f"{n}{x}": out[f"{n}{x}"] for n in sites for x in (A, B)}, {n: error[n] for n in sites})
+
+
+def _merged(
+    method: Method, sites: _Sites, scales: Sequence[float], weights: Sequence[float] | None, options: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """Each site's merged update as soon as it is whole. All of them are one model, under the names of the weights that
+    they change: thresholds are then those of the whole model, and layers have their numbers."""
+    prefix = PREFIX if all(n.startswith(PREFIX) for n in sites) else ""
+    names = {f"{n.removeprefix(prefix)}.weight": n for n in sites}
+    sources = [
+        Factored(f"adapter {i}", {n: Pair(*sites[site][i], scales[i]) for n, site in names.items()})
+        for i in range(len(scales))
+    ]
+    root = None if method.base == "none" else Zeros("base", sources[0].shapes)
+    todo = tasks(method, sources, root, weights, options)
+    whole = _Whole(todo)
+    for done in Engine(cores()).run(todo, whole):
+        yield names[done.tensor], whole.take(done.tensor)
+
+
+class _Whole:
+    """A sink that holds a tensor from its first piece until it is taken."""
+
+    def __init__(self, todo: Sequence[Task]):
+        self._at = {t.at.name: t for t in todo}
+        self._flat: dict[str, Tensor] = {}
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        if name not in self._flat:  # of two threads that come here the second one's is dropped
+            self._flat.setdefault(name, torch.empty(self._at[name].numel))
+        self._flat[name][start : start + values.numel()] = values
+
+    def take(self, name: str) -> Tensor:
+        return self._flat.pop(name).view(self._at[name].at.shape)
 
 
 def _truncate(update: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -103,10 +145,10 @@ def _peft(adapters: Sequence[Adapter], w: Sequence[float], s: Sequence[float]) -
     return Merged(out, {})
 
 
-def _sites(adapters: Sequence[Adapter]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+def _sites(adapters: Sequence[Adapter]) -> _Sites:
     """Site -> (A, B) in float32 of each adapter; all of them must have the same sites, of the same shapes."""
     names = [{k.removesuffix(A) for k in x if k.endswith(A)} for x in adapters]
-    out: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    out: _Sites = {}
     for i, adapter in enumerate(adapters):
         for key, t in adapter.items():
             if not key.endswith((A, B)):

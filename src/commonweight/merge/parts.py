@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -60,7 +61,9 @@ def agreeing(
     """Sign election and disjoint merge. tau (T, *shape) -> (*shape).
 
     elect: whose sum gives the sign, tau's or that of the weighted tau; zero: the sign where the sum is 0 (0: nobody
-    agrees). Done in products with the sign, without masks: comparisons cost several times as much.
+    agrees). Where the weights that agree cancel, there is nothing to divide by and the sum is 0; with
+    elect="weighted", which is mergekit's alone, a sum of exactly 0 counts as 1 and one near 0 as it is, as there.
+    Done in products with the sign, without masks: comparisons cost several times as much.
     """
     signs = [math.copysign(1.0, w) if w else 0.0 for w in weights] if elect == "weighted" else [1.0] * len(weights)
     total = combine(tau, weights if elect == "weighted" else signs)
@@ -68,7 +71,9 @@ def agreeing(
         sign = torch.copysign(torch.ones(()), total.mul_(zero).add_(0.0)).mul_(zero)  # adding makes no zero negative
     else:
         sign = total.sign_()
-    merged, parts = torch.zeros_like(sign), torch.zeros_like(sign)
+    exact = divide == "weights" and elect == "plain" and may_cancel(tuple(weights))
+    merged, parts = torch.zeros_like(sign), torch.zeros_like(sign, dtype=torch.float64 if exact else None)
+    sizes = torch.zeros_like(parts) if exact else None
     for x, w, own in zip(tau, weights, signs, strict=True):
         if not own:
             continue
@@ -76,11 +81,45 @@ def agreeing(
         merged.add_(part, alpha=w * own if elect == "weighted" else w)
         if divide != "one":
             parts.add_(part.sign_(), alpha=w if divide == "weights" else 1.0)
+        if sizes is not None:
+            sizes.add_(part, alpha=abs(w))
     merged.mul_(sign)
     if divide == "one":
         return merged
+    if sizes is not None:
+        return merged.div_(parts.masked_fill_(parts.abs() <= _NOTHING * sizes, math.inf))
     count = parts.numpy()
     return merged.div_(torch.from_numpy(np.add(count, count == 0)))
+
+
+_NOTHING, _NEAR = 1e-6, 1e-3  # of a sum of weights, relative to that of their sizes: it counts as 0; it needs float64
+
+
+@lru_cache
+def may_cancel(weights: tuple[float, ...]) -> bool:
+    """Whether some of the weights add up to so little that float32 may not tell their sum from zero.
+
+    All 2^T sums of up to 16 weights are looked at, once; more than that, of both signs, may.
+    """
+    weights = tuple(w for w in weights if w)
+    if all(w > 0 for w in weights) or all(w < 0 for w in weights):
+        return False
+    if len(weights) > 16:
+        return True
+    sums, sizes = np.zeros(1), np.zeros(1)
+    for w in weights:
+        sums, sizes = np.append(sums, sums + w), np.append(sizes, sizes + abs(w))
+    return bool((np.abs(sums[1:]) <= _NEAR * sizes[1:]).any())
+
+
+def rank(s: Tensor) -> int:
+    """How many of a matrix's singular values, all of them in falling order, say something of the matrix.
+
+    The others are less than what changing every number by a millionth of itself can make, some eight roundings of
+    float32; their directions are made by rounding, and a method must not build on them. The bound is 1e-6 |x|_F
+    whatever the shape: max(m, n) eps |x|_2 would take directions that it has from the long matrix of an embedding.
+    """
+    return int((s > 1e-6 * s.norm()).sum())
 
 
 class _Words(Rng):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .registry import Method
-from .source import open_source
+from .source import Source, open_source
 from .stream import inputs
 from .stream.engine import Engine
 from .stream.work import Job, Read, Task
@@ -53,14 +54,32 @@ def run(
         else enumerate(models if isinstance(models, Sequence) else [models])
     )
     sources = [open_source(m, f"model {k}") for k, m in named]
-    inputs.counts(method, len(sources), base is not None)
     root = None if base is None else open_source(base, "base")
+    todo = tasks(method, sources, root, weights, options, dtype, piece)
+    out = State(todo)
+    for _ in Engine(threads or cores()).run(todo, out):
+        pass
+    merged = out.tensors()
+    return {n: merged[n] for n in sorted(merged)}
+
+
+def tasks(
+    method: Method,
+    sources: Sequence[Source],
+    root: Source | None,
+    weights: float | Sequence[float] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    dtype: torch.dtype | None = None,
+    piece: int | None = None,
+) -> list[Task]:
+    """What is to be done, checked: one job over all tensors, so that its surveys see the whole model."""
+    inputs.counts(method, len(sources), root is not None)
     job = Job(method, inputs.configure(method, options, weights, len(sources)))
     lead = root or sources[0]
     names = inputs.names([root, *sources] if root else sources)
     floats = inputs.places({n: lead.shapes[n] for n in names if lead.dtypes[n].is_floating_point})
     copied = inputs.places({n: lead.shapes[n] for n in names if n not in floats})
-    tasks = [
+    return [
         Task(
             at,
             job if name in floats else None,
@@ -71,11 +90,6 @@ def run(
         )
         for name, at in {**floats, **copied}.items()
     ]
-    out = State(tasks)
-    for _ in Engine(threads or cores()).run(tasks, out):
-        pass
-    merged = out.tensors()
-    return {n: merged[n] for n in names}
 
 
 def cores() -> int:

@@ -58,8 +58,10 @@ def tenants(
 
     method: any that needs no data, with its options. space="pools": pool by pool, which wants equal plans (method,
     options, seed, sites, labels); the result is a tenant of the same method and size. A method that wants a base has
-    the pools as they were before training. space="weights": the changes B A of the weights; the result is LoRA,
-    of the sum of the ranks for linear (exact), else, or with `rank`, cut to a rank by SVD. None: pools where the mean
+    the pools as they were before training. space="weights": the changes B A of the weights, of all sites
+    in one call, as of whole models; the result is LoRA, of the sum of the ranks for linear (exact), else, or with
+    `rank`, cut to a rank by SVD. A head, which no base has, is merged by the same method, but apart: it counts in no
+    threshold of the sites. None: pools where the mean
     of the pools gives the mean of the changes (where one pool is trained, as in LoRA-XS, SVF, IA3, LoRI, biases), else
     weights: A and B of LoRA averaged apart are not the average of B A.
     Cost: one change per site and tenant, in float64. Raises: CommonweightError for other bases, plans or labels.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,10 +27,14 @@ def drawn(scores: Tensor, temperature: float, draw: torch.Generator) -> Tensor:
     return torch.sigmoid((u.log() - (1 - u).log() + scores) / temperature)
 
 
-def settled(scores: State, temperature: float, final: str) -> State:
-    """The mask without chance: the relaxation at its median, or 0 and 1."""
-    hard = final == "hard"
-    return {n: rescaled((s > 0).float() if hard else torch.sigmoid(s / temperature)) for n, s in scores.items()}
+def settled(scores: State, temperature: float, final: str, draw: torch.Generator) -> State:
+    """The mask to keep: the relaxation at its median, 0 and 1, or a draw."""
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "soft": lambda s: torch.sigmoid(s / temperature),
+        "hard": lambda s: (s > 0).float(),
+        "draw": lambda s: drawn(s, temperature, draw),
+    }
+    return {n: rescaled(forms[final](s)) for n, s in scores.items()}
 
 
 def inner(whole: Blend, c: Tensor, mask: State, loss: Any, lr: float) -> Tensor:
@@ -53,7 +57,7 @@ def learn(
     init: float = 0.0,
     steps: int = 2000,
     lr: float = 1e-3,
-    final: Literal["soft", "hard"] = "soft",
+    final: Literal["soft", "hard", "draw"] = "soft",
     seed: int = 0,
 ) -> Statistics:
     """A mask as large as the model that lowers the merged model's mean entropy, summed over tasks.
@@ -61,7 +65,8 @@ def learn(
     data, forward: as adamerging.learn(). inner_lr: the inner level takes one gradient step of task-wise coefficients
     from `scale` before each step of the mask (the paper's bi-level form, to first order); None: they stay at `scale`
     (its Concrete task arithmetic, whose coefficient is a setting). Trained numbers: as many as the model has. The
-    mask kept is the relaxation at its median (final="soft"), or 0 and 1 ("hard"); the authors draw one instead.
+    mask kept is the relaxation at its median (final="soft"), 0 and 1 ("hard"), or one more draw, as the authors' code
+    has it ("draw").
     Source: arXiv 2312.06173 and the authors' code (FusionBench), whose temperature, rates and steps are the defaults.
     Differs: the inner level is a plain gradient step, there one of Adam, and the authors train the coefficients once
     more with the mask found. Memory: T + 4 models in float32.
@@ -82,7 +87,7 @@ def learn(
         return value(whole.weighted(lambda name: c, mask), step)
 
     losses = minimise(scores.values(), loss, steps=steps, lr=lr)
-    mask = settled(scores, temperature, final)
+    mask = settled(scores, temperature, final, draw)
     found = {f"mask/{n}": m.cpu() for n, m in mask.items()}
     return Statistics("mask", found, {"method": "concrete", "scale": scale, "losses": losses})
 
@@ -93,7 +98,6 @@ def learn(
     equation="theta = theta_0 + scale sum_t w_t m tau_t; m a relaxed Bernoulli mask of mean 1, the same for every task",
     data="unlabeled",
     learn=learn,
-    same=("fusion-bench", "official"),
 )
 def concrete(
     tensors: Sequence[Tensor],

@@ -17,13 +17,13 @@ def _merges(at: At) -> bool:
 
 
 def shared(tau: Tensor, subspace: float) -> Tensor:
-    """(d_out, k) float64, orthonormal: the main left directions of all tasks' own main left directions."""
+    """(d_out, k) float64, orthonormal: the main left directions of all tasks' own main left directions, of which a task
+    vector of low rank has no more than its rank."""
     r = min(tau.shape[1:])
-    each = r // len(tau)
-    tops = [torch.linalg.svd(t.double(), full_matrices=False).U[:, :each] for t in tau]
-    whole = torch.zeros(tau.shape[1], r, dtype=torch.float64)
-    whole[:, : each * len(tau)] = torch.cat(tops, 1)
-    return torch.linalg.svd(whole, full_matrices=False).U[:, : int(r / subspace)]
+    found = [torch.linalg.svd(t.double(), full_matrices=False) for t in tau]
+    tops = [f.U[:, : min(r // len(tau), parts.rank(f.S))] for f in found]
+    u, s, _ = torch.linalg.svd(torch.cat(tops, 1), full_matrices=False)
+    return u[:, : min(int(r / subspace), parts.rank(s))]
 
 
 def adapt(tau: Tensor, rates: Tensor, basis: Tensor, steps: int, lr: float) -> Tensor:

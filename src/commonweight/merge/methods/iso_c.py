@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..parts import combine, deltas
+from ..parts import combine, deltas, rank
 from ..registry import Range, method
 
 
@@ -24,10 +24,13 @@ def iso_c(
 ) -> Tensor:
     """Matrices: the sum's singular values become their mean; every other tensor: the mean of its task vectors.
 
-    weights scale the task vectors (the paper has none). Needs: whole matrices. Cost: one SVD a matrix.
+    weights scale the task vectors (the paper has none). A sum of lower rank r, as of LoRA updates, has r directions,
+    and the mean is over them; code without this makes the others, which rounding draws, as large as those.
+    Needs: whole matrices. Cost: one SVD a matrix.
     """
     tau = combine(deltas(tensors, base), weights)
     if base.dim() != 2:
         return base + scale * tau / len(tensors)
     u, s, vh = torch.linalg.svd(tau.double(), full_matrices=False)
-    return base + scale * (s.mean() * u @ vh).float()
+    r = rank(s)
+    return base + scale * (s[:r].sum() / max(r, 1) * u[:, :r] @ vh[:r]).float()

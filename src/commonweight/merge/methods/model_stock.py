@@ -33,9 +33,10 @@ def model_stock(
 ) -> Tensor:
     """One ratio a tensor (the paper's layer-wise form), or one for each filter: a slice of the first dimension, a
     vector being one filter. compat="mergekit": filters of tensors with more than two dimensions are their last
-    dimension.
+    dimension, and a product of lengths below 1e-6 counts as 1e-6, so that cos goes to 0 where task vectors are short.
 
-    Where 1 + (T-1) cos is zero there is no finite ratio: the base stays.
+    A task vector of zero has cos 0 with the others. Where 1 + (T-1) cos is zero there is no finite ratio: the base
+    stays.
     """
     tau = deltas(tensors, base)
     count = len(tau)
@@ -45,8 +46,9 @@ def model_stock(
     else:
         g = seen["gram"]
     norms = torch.stack([g[i, i] for i in range(count)]).sqrt()
+    least = 1e-6 if compat == "mergekit" else 1e-300
     pairs = [
-        (g[i, j] / (norms[i] * norms[j]).clamp(min=1e-6)).clamp(-1, 1)
+        (g[i, j] / (norms[i] * norms[j]).clamp(min=least)).clamp(-1, 1)
         for i in range(count)
         for j in range(i + 1, count)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from ..registry import At, Positive, method
     base="optional",
     survey=gram(),
     normalises=lambda config: config["normalize_weights"],
-    same=("mergekit",),
 )
 def multislerp(
     tensors: Sequence[Tensor],
@@ -34,11 +33,13 @@ def multislerp(
     seen: Any,
     normalize_weights: bool = True,
     eps: Positive = 1e-8,
+    compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
     """Barycentric interpolation on the sphere, tensor by tensor, on task vectors where there is a base.
 
     The result lies in the span of the task vectors, so that their inner products give its coefficients.
-    Raises: CommonweightError where the weighted directions cancel (more than two models; two are averaged).
+    Where the weighted directions cancel, as four numbers of either sign can, there is no mean direction: the weighted
+    sum is taken. mergekit does so with two models; with more compat="mergekit" raises CommonweightError as it does.
     """
     x = deltas(tensors, base)
     if len(x) == 1:
@@ -50,7 +51,7 @@ def multislerp(
     g = seen["gram"] * unit[:, None] * unit  # inner products of the unit vectors
     length = (w @ g @ w).clamp(min=0).sqrt()
     if length < eps:
-        if len(x) > 2 and norms.max() > 0:  # tensors that nobody changed stay as they are
+        if compat and len(x) > 2 and norms.max() > 0:  # tensors that nobody changed stay as they are
             raise CommonweightError(
                 f"{at.name}: the weighted directions of the {len(x)} models cancel; change the weights"
             )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..parts import deltas
+from ..parts import deltas, rank
 from ..registry import Share, Survey, method
 
 
@@ -17,10 +17,10 @@ def clean(before: Tensor, tau: Tensor, alpha: float, compat: str | None) -> Tens
     u, s, vh = torch.linalg.svd(before.double(), full_matrices=True)
     inside = u.T @ tau.double() @ vh.T
     share = s.cumsum(0) / s.sum().clamp(min=1e-30)
-    rank = int((share > alpha).float().argmax())
-    inside[:rank, :rank] = 0
+    first = int((share > alpha).float().argmax())
+    inside[:first, :first] = 0
     if compat != "official":
-        inside.diagonal().fill_(0)
+        inside.diagonal()[: rank(s)] = 0
     return (u @ inside @ vh).float()
 
 
@@ -79,7 +79,8 @@ def opcm(
     """Sequential: the order of the models matters. r is where the singular values' running sum passes the share alpha.
 
     Every matrix is cleaned (the authors clean linear layers only: leave embeddings out to do so); other tensors are
-    summed. compat="official": the authors' code leaves the diagonal, since it clears a copy of it. Takes no weights.
+    summed. Where what is merged already is of lower rank, as of LoRA updates, the diagonal is that of its own directions.
+    compat="official": the authors' code leaves the diagonal, since it clears a copy of it. Takes no weights.
     Needs: whole matrices, and T - 1 passes for the whole model's length. Cost: T (T - 1) / 2 SVDs a matrix and pass.
     """
     return base + chain(deltas(tensors, base), seen, len(tensors) - 1, alpha, compat)

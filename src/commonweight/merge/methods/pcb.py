@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import select
-from ..parts import combine, deltas, place
+from ..parts import column, combine, deltas, place
 from ..registry import At, Density, Range, Survey, method
 
 Variant = Literal["official", "nlp", "vision", "es"]
@@ -28,41 +28,35 @@ def _held(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
     return out
 
 
-def _norm(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
-    """N, with the task vectors' signs."""
-    out = _held(tau, bounds)
-    for x, y, (low, high) in zip(tau, out, bounds, strict=True):
-        scale = 1 / (high - low) if high > low else 1.0
-        y.mul_(scale)
-        if low > 0:
-            y.sub_(x.sign(), alpha=low * scale)
-    return out
+def _intra(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
+    """exp(T N^2), as a power of 2: twice as fast. With many models all are smaller by one factor, which goes out again
+    where scores are scaled, so that none overflows."""
+    models = len(tau)
+    out = _norm(tau, bounds, math.sqrt(models * math.log2(math.e))).square_()
+    if models > 80:
+        out.sub_((models - 80) * math.log2(math.e))
+    return torch.exp2(out, out=out)
 
 
-def _intra(x: Tensor, models: int, low: float, high: float) -> Tensor:
-    """exp(T N^2) of one task vector, as a power of 2: twice as fast. With many models all are smaller by one factor,
-    which goes out again where scores are scaled, so that none overflows."""
-    scale = 1 / (high - low) if high > low else 1.0
-    n = x.clamp(-high, high)
-    if low > 0:
-        n.abs_().clamp_(min=low).sub_(low)
-    less = torch.tensor(-max(0.0, models - 80.0) * math.log2(math.e))
-    power = torch.addcmul(less, n, n, value=models * math.log2(math.e) * scale * scale, out=n)
-    return torch.exp2(power, out=power)
+def _norm(tau: Tensor, bounds: Sequence[Sequence[float]], times: float = 1.0) -> Tensor:
+    """N, the magnitudes between their quantiles scaled to [0, 1], times a factor; its sign is that of tau, or none."""
+    scales = [times / (high - low) if high > low else 0.0 for low, high in bounds]
+    lows = [low for low, _ in bounds]
+    if any(lows):
+        return tau.abs().sub_(column(lows, tau)).mul_(column(scales, tau)).clamp_(0, times)
+    return tau.mul(column(scales, tau)).clamp_(-times, times)
 
 
 def _score(tau: Tensor, bounds: Any, variant: Variant) -> Tensor:
     """Intra- times inter-balancing (T, *shape)."""
-    signed = _norm(tau, bounds) if variant in ("vision", "es") else tau
-    total, out = sum(signed[1:], signed[0]), torch.empty_like(tau)
-    for x, own, score, (low, high) in zip(tau, signed, out, bounds, strict=True):
-        if variant == "es":
-            torch.sum((own * signed).tanh_(), 0, out=score)
-        else:
-            torch.mul(own, total, out=score)
-            np.tanh(score.numpy(), out=score.numpy())  # NumPy's is many times as fast
-        score.mul_(_intra(x, len(tau), low, high))
-    return out
+    if variant in ("official", "nlp"):
+        inter = tau * sum(tau[1:], tau[0])
+    else:
+        norm = _norm(tau, bounds).copysign_(tau)
+        inter = norm * norm.sum(0) if variant == "vision" else torch.stack([(x * norm).tanh().sum(0) for x in norm])
+    if variant != "es":
+        np.tanh(inter.numpy(), out=inter.numpy())  # NumPy's is many times as fast
+    return inter.mul_(_intra(tau, bounds))
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, at: At, seen: Any, numel: int, **config: Any) -> dict[str, Any]:
@@ -129,10 +123,9 @@ def pcb(
     run against.
     """
     tau = deltas(tensors, base)
-    beta, scales = _score(tau, seen["bounds"], variant), []
-    for x, (low, high) in zip(beta, seen["scores"], strict=True):  # from 0 to 1, but for the scales
-        x.clamp_(low, high).sub_(low)
-        scales.append(1 / (high - low) if high > low else 1.0)
+    scales = [1 / (high - low) if high > low else 1.0 for low, high in seen["scores"]]
+    beta = _score(tau, seen["bounds"], variant)
+    beta.sub_(column([low for low, _ in seen["scores"]], beta)).relu_()  # from 0 to 1, but for the scales
     total = combine(beta, scales).clamp_(min=1e-12)
     merged = combine(_held(tau, seen["bounds"]).mul_(beta), [w * s for w, s in zip(weights, scales)])
     return torch.add(base, merged.div_(total), alpha=scale)

@@ -20,11 +20,12 @@ from ..registry import At, Share, method
     models=(2, None),
 )
 def robust_signatures(
-    tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], at: At, shallow: Share = 1.0
+    tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], at: At, shallow: Share = 0.5
 ) -> Tensor:
     """models: the model to patch, then the robust models; base: the clean model that the robust ones belong to.
 
-    shallow: the share of blocks, from the first, that take signatures; tensors outside of blocks always do. The first
+    shallow: the share of blocks, from the first, that take signatures (the authors' script: 7 of VGG-16's 13
+    convolutions, its `keep_num`); tensors outside of blocks always do: leave a head out, or give it a rule. The first
     weight scales the target's own distance from the clean model (1: as it is); a negative weight takes robustness away.
     Differs: the whole difference of a block is its signature, without the paper's choice of layers by norm and its
     quantising.

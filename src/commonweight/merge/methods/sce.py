@@ -84,11 +84,13 @@ def sce(
     """Weights come from the data: no weights are taken. Variance over models decides which entries are selected.
 
     Default and "official" (the authors' code): the selection shapes the weights eta only, every entry is merged;
-    compat="mergekit": what is not selected is not merged either. The two differ for select_topk below 1.
+    compat="mergekit": what is not selected is not merged either (they differ for select_topk below 1), and the weights
+    are equal where the squares' means add up to less than 1e-6: task vectors of a usual fine-tuning are as small.
     """
     tau, squares = deltas(tensors, base), seen["squares"]
     mean = squares / seen["numel"]
-    eta = mean / mean.sum() if mean.sum().abs() >= 1e-6 else torch.full_like(mean, 1 / len(mean))
+    known = mean.sum() >= 1e-6 if compat == "mergekit" else mean.sum() > 0
+    eta = mean / mean.sum() if known else torch.full_like(mean, 1 / len(mean))
     if compat == "mergekit" and seen["finds"] is not None:
         tau = tau * _mask(seen, tau, at).view_as(tau[0])
     # sign election with eta for weights; parameters whose sum is zero get a plus

@@ -79,7 +79,8 @@ def ties(
     """theta_0 + scale * disjoint merge. The largest `density` of a task vector over the WHOLE model is kept, equal
     magnitudes by index (tensors by name, then elements in order).
 
-    weights (the paper has none): a weighted mean of those that agree; the sign is that of the unweighted sum.
+    weights (the paper has none): a weighted mean of those that agree; the sign is that of the unweighted sum. Where
+    the weights that agree add up to nothing (below 1e-6 of their sizes), nothing changes.
     reduce: mean, or sum (default of fusion-bench). normalize=False is mergekit's name for the sum.
     compat: "official" keeps one entry more and gives parameters whose sum is zero the model's sign; "fusion-bench": the
     same with reduce="sum"; "mergekit": cut per tensor, sign of the WEIGHTED sum, zero counts as plus; "peft": cut per

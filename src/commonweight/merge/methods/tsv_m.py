@@ -8,14 +8,15 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..parts import deltas
+from ..parts import deltas, rank
 from ..registry import Range, method
 
 
 def nearest_orthogonal(x: Tensor) -> Tensor:
-    """The polar factor: the matrix with orthonormal rows or columns that is nearest to x."""
-    u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    return u @ vh
+    """The polar factor: the matrix with orthonormal rows or columns that is nearest to x; of x's rank."""
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    r = rank(s)
+    return u[:, :r] @ vh[:r]
 
 
 @method(
@@ -31,14 +32,17 @@ def tsv_m(
     """Matrices through their singular vectors; every other tensor by the mean of its task vectors (both times scale).
 
     weights scale the task vectors first (the paper has none). More tasks than the smaller side has: one vector each,
-    where the official code would keep none. Needs: whole matrices. Cost: T + 2 SVDs a matrix.
+    where the official code would keep none. A task vector of lower rank than its share, as a LoRA update, brings only
+    the directions that it has, and directions that tasks have in common count once; code without this makes the rest
+    up out of rounding. Needs: whole matrices. Cost: T + 2 SVDs a matrix.
     """
     tau = torch.stack([w * t for w, t in zip(weights, deltas(tensors, base))])
     if base.dim() != 2:
         return base + scale * tau.mean(0)
-    r = max(1, min(base.shape) // len(tau))
+    share = max(1, min(base.shape) // len(tau))
     found = [torch.linalg.svd(t.double(), full_matrices=False) for t in tau]
-    u = nearest_orthogonal(torch.cat([f.U[:, :r] for f in found], 1))
-    v = nearest_orthogonal(torch.cat([f.Vh[:r] for f in found], 0))
-    s = torch.cat([f.S[:r] for f in found])
+    ranks = [min(share, rank(f.S)) for f in found]
+    u = nearest_orthogonal(torch.cat([f.U[:, :r] for f, r in zip(found, ranks)], 1))
+    v = nearest_orthogonal(torch.cat([f.Vh[:r] for f, r in zip(found, ranks)], 0))
+    s = torch.cat([f.S[:r] for f, r in zip(found, ranks)])
     return base + scale * (u * s @ v).float()
