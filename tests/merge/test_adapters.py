@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import commonweight as cw
+from commonweight.merge.factored import Factored, Pair
 
 SITES = {"model.q": (12, 8), "model.up": (16, 8)}
 WEIGHTS, SCALES = [0.6, 0.9, -0.3], [2.0, 1.0, 0.5]
@@ -73,8 +74,9 @@ def test_peft_form_is_another_update():
 
 
 WHOLE = [  # those which site by site would give something else
-    ("ties", {"density": 0.5}), ("lines", {}), ("pcb", {"density": 0.3}), ("doge", {"steps": 3}), ("opcm", {}), ("emr", {"task": 1}),
-    ("compeft", {"density": 0.3}), ("robust_signatures", {"shallow": 0.5}), ("layer_swap", {"bottom": 1, "top": 1}),
+    ("ties", {"density": 0.5}), ("lines", {}), ("pcb", {"density": 0.3}), ("doge", {"steps": 3}), ("opcm", {}),
+    ("emr", {"task": 1}), ("compeft", {"density": 0.3}), ("robust_signatures", {"shallow": 0.5}),
+    ("layer_swap", {"bottom": 1, "top": 1}),
 ]  # fmt: skip
 OTHERS = [("knots", {}), ("dare_linear", {"seed": 2}), ("breadcrumbs", {"density": 0.5}), ("karcher", {})]
 
@@ -126,6 +128,16 @@ def test_what_a_rank_leaves_out_of_another_method_is_stated():
         full = update(whole, site)
         assert len(short[f"{site}.lora_A.weight"]) == 4
         assert abs((update(short, site) - full).norm() / full.norm().clamp(min=1e-9) - error[site]) < 1e-5
+
+
+def test_updates_are_made_as_they_are_read():
+    """Any elements, whole rows or not."""
+    a, b = torch.randn(3, 7), torch.randn(5, 3)
+    source, whole = Factored("x", {"w": Pair(a, b, 0.5)}), 0.5 * (b @ a)
+    assert source.shapes == {"w": (5, 7)} and torch.allclose(source.read("w"), whole)
+    for start in range(35):
+        for count in range(1, 36 - start):
+            assert torch.allclose(source.flat("w", start, count), whole.view(-1)[start : start + count], atol=1e-6)
 
 
 def test_no_more_than_the_sites_at_work_is_held(monkeypatch):
