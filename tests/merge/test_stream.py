@@ -268,15 +268,26 @@ def test_no_space_left(three, monkeypatch):
     assert bytes_of(three / "out") == bytes_of(three / "whole")
 
 
-def test_float16_that_overflows(three):
+@pytest.mark.parametrize(
+    ("dtype", "size", "said"),
+    [
+        ("float16", 60000.0, "float16; choose dtype bfloat16"),
+        ("bfloat16", 3e38, "bfloat16; look at the weights"),
+        ("float32", 3e38, "float32; look at the weights"),
+        (None, 400.0, "float8_e4m3fn; choose dtype bfloat16"),
+    ],
+)
+def test_a_result_that_overflows(three, dtype, size, said):
     for i in range(1, 5):
-        state = {k: t * 0 + 60000 for k, t in read(three / f"m{i}").items()}
+        state = {k: torch.full_like(t, size, dtype=torch.float32) for k, t in read(three / f"m{i}").items()}
         for file in (three / f"m{i}").glob("*.safetensors"):
             file.unlink()
-        save_file(state, three / f"m{i}" / "model.safetensors")
-    body = recipe("linear", dtype="float16", options={"normalize": False})
-    with pytest.raises(cw.CommonweightError, match="the result does not fit float16; choose dtype bfloat16"):
+        save_file(state if dtype else {k: t.to(torch.float8_e4m3fn) for k, t in state.items()},
+                  three / f"m{i}" / "model.safetensors")  # fmt: skip
+    body = recipe("linear", options={"normalize": False}, **({"dtype": dtype} if dtype else {}))
+    with pytest.raises(cw.CommonweightError, match=f"the result does not fit {said}"):
         folder.write(build(load(body)), three / "out")
+    assert not (three / "out").exists()
 
 
 def test_a_file_that_a_killed_process_was_writing_is_not_kept(three):

@@ -148,17 +148,33 @@ def _read(task: Task, group: Sequence[Piece]) -> tuple[Piece, list[Tensor]]:
 def _merged(task: Task, piece: Piece, raw: list[Tensor], seen: Any) -> Tensor:
     assert task.job is not None
     tensors, base, at = _floats(task, piece, raw)
-    out = task.job.merge(tensors, base, at, seen).reshape(-1).to(task.dtype)
-    if task.dtype == torch.float16 and not out.isfinite().all():
-        raise CommonweightError(f"{at.name}: the result does not fit float16; choose dtype bfloat16 or float32")
-    return out
+    out = task.job.merge(tensors, base, at, seen).reshape(-1)
+    if not _fits(out, task.dtype):
+        kind = str(task.dtype).removeprefix("torch.")
+        what = "look at the weights and options" if _wide(task.dtype) else "choose dtype bfloat16 or float32"
+        raise CommonweightError(f"{at.name}: the result does not fit {kind}; {what}")
+    return out.to(task.dtype)
+
+
+def _wide(dtype: torch.dtype) -> bool:
+    return torch.finfo(dtype).max >= torch.finfo(torch.bfloat16).max
+
+
+def _fits(x: Tensor, dtype: torch.dtype) -> bool:
+    if _wide(dtype):
+        return _finite(x)
+    return not x.numel() or x.abs().amax().item() <= torch.finfo(dtype).max
+
+
+def _finite(x: Tensor) -> bool:
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())  # the sum: one pass where all is well
 
 
 def _floats(task: Task, piece: Piece, raw: list[Tensor]) -> tuple[list[Tensor], Tensor | None, At]:
     found = []
     for read, values in zip(task.reads, raw):
         x = values.float().view(piece.shape)
-        if not math.isfinite(x.sum().item()) and not x.isfinite().all():  # the sum: one pass where all is well
+        if not _finite(x):
             bad = int((~x.isfinite()).sum())
             raise CommonweightError(
                 f"{read.name}: {read.source.where(read.name)} has {bad} number{'s' if bad > 1 else ''} there that "
