@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from ..registry import Count, Positive, method
     base="none",
     survey=gram(),
     normalises=lambda config: True,
-    same=("mergekit",),
 )
 def karcher(
     tensors: Sequence[Tensor],
@@ -29,22 +28,27 @@ def karcher(
     seen: Any,
     max_iter: Count = 10,
     tol: Positive = 1e-5,
+    compat: Literal["mergekit"] | None = None,
 ) -> Tensor:
     """Weighted mean of directions on the sphere by tangent steps, tensor by tensor, scaled to the mean length.
 
-    Runs on the inner products alone: every iterate lies in the span of the models. Tensors shorter than tol take no
-    part in the direction. mergekit has no weights (all equal here is the same).
+    Runs on the inner products alone: every iterate lies in the span of the models. tol: of angles and lengths on the
+    unit sphere. Tensors of zero have no direction and take no part in it; if the weights of the others cancel, the
+    weighted mean is taken. mergekit has no weights (all equal here is the same); compat="mergekit" leaves tensors
+    shorter than tol out, and gives zeros where all are.
     """
     g, norms = seen["gram"], seen["gram"].diagonal().sqrt()
     w = torch.tensor(weights, dtype=torch.float64)
     w = w / w.sum()
-    live = norms > tol
+    live = norms > (tol if compat else 0.0)
     if len(tensors) == 1:
         return tensors[0].clone()
     if not live.any():
         return torch.zeros_like(tensors[0])
     unit = torch.where(live, 1 / norms.clamp(min=1e-300), torch.zeros_like(norms))
     c, alpha = g * unit[:, None] * unit, torch.where(live, w, torch.zeros_like(w))
+    if alpha.sum().abs() <= 1e-6 * alpha.abs().sum():
+        return combine(tensors, w)
     alpha = alpha / alpha.sum()
     m = alpha.clone()
     length = (m @ c @ m).clamp(min=0).sqrt()

@@ -79,7 +79,7 @@ def opcm(
     """Sequential: the order of the models matters. r is where the singular values' running sum passes the share alpha.
 
     Every matrix is cleaned (the authors clean linear layers only: leave embeddings out to do so); other tensors are
-    summed. Where what is merged already is of lower rank, as of LoRA updates, the diagonal is that of its own directions.
+    summed. Where what is merged already has a lower rank, as LoRA updates have, the diagonal is its own directions'.
     compat="official": the authors' code leaves the diagonal, since it clears a copy of it. Takes no weights.
     Needs: whole matrices, and T - 1 passes for the whole model's length. Cost: T (T - 1) / 2 SVDs a matrix and pass.
     """

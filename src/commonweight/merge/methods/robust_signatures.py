@@ -27,8 +27,8 @@ def robust_signatures(
     shallow: the share of blocks, from the first, that take signatures (the authors' script: 7 of VGG-16's 13
     convolutions, its `keep_num`); tensors outside of blocks always do: leave a head out, or give it a rule. The first
     weight scales the target's own distance from the clean model (1: as it is); a negative weight takes robustness away.
-    Differs: the whole difference of a block is its signature, without the paper's choice of layers by norm and its
-    quantising.
+    Differs: the whole difference of a block is its signature; the authors clear it of what lies along the clean model's
+    own change since its initialisation, which is not given here, and quantise it.
     """
     tau = deltas(tensors, base)
     if at.depth and at.depth[0] >= math.ceil(shallow * at.depth[1]):
