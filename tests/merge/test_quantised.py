@@ -179,3 +179,82 @@ def test_what_is_refused(tmp_path):
     three = {**packed, "a.qzeros": torch.zeros(4, 3, dtype=torch.int32)}
     with pytest.raises(cw.CommonweightError, match=r"6 bits, .* 4 and 8 bits of GPTQ are read"):
         open_source(folder(tmp_path / "three", three, quant_method="gptq"), "m")
+
+
+def test_a_file_has_the_config_that_lies_beside_it(tmp_path):
+    """GPTQ's two forms differ in their zeros by one; only config.json (or quantize_config.json) tells them apart."""
+    from commonweight.merge.source import open_source
+
+    g = torch.Generator().manual_seed(0)
+    tensors, weight = gptq("a", 16, 32, 4, 4, g, "gptq_v2")
+    tensors["norm.weight"] = torch.ones(40)
+    path = folder(tmp_path / "m", tensors, quant_method="gptq", checkpoint_format="gptq_v2")
+    check(path / "model.safetensors", "a.weight", weight)
+    (path / "config.json").unlink()
+    for name in (path, path / "model.safetensors"):
+        with pytest.raises(cw.CommonweightError, match=r"packed by GPTQ, and no config.json says in which form"):
+            open_source(name, "m")
+    (path / "quantize_config.json").write_text(json.dumps({"bits": 4, "checkpoint_format": "gptq_v2"}))
+    check(path, "a.weight", weight)
+    check(path / "model.safetensors", "a.weight", weight)
+    other = folder(tmp_path / "marlin", tensors, quant_method="gptq", checkpoint_format="marlin")
+    with pytest.raises(cw.CommonweightError, match="in the form 'marlin'; gptq and gptq_v2 are read"):
+        open_source(other, "m")
+
+
+@pytest.mark.parametrize("scale", ["a.weight_scale", "a.scale_weight", "a.input_scale"])
+def test_float8_with_a_scale_of_its_own_is_refused(scale, tmp_path):
+    from commonweight.merge.source import open_source
+
+    eight = {"a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "b.scale": torch.ones(1)}
+    save_file(eight, tmp_path / "plain.safetensors")
+    assert open_source(tmp_path / "plain.safetensors", "m").dtypes["a.weight"] == torch.float8_e4m3fn
+    eight[scale] = torch.ones(1)
+    save_file(eight, tmp_path / "model.safetensors")
+    for given in (tmp_path / "model.safetensors", eight):
+        with pytest.raises(cw.CommonweightError, match=rf"a.weight: m.* has it as float8 with a scale .*\({scale}\)"):
+            open_source(given, "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{", r"config.json: cannot be read \(.*download or copy it again"),
+        (b"\xff\xfe", "config.json: cannot be read"),
+        (b"[" * 100_000, "config.json: cannot be read"),
+        (b"[1]", "config.json: holds a list; wanted a JSON object"),
+        (b'{"quantization_config": "gptq"}', "quantization_config in its config.json is a str; wanted an object"),
+    ],
+)
+def test_a_config_that_cannot_be_read(text, message, tmp_path):
+    """What it says of the weights would be lost."""
+    from commonweight.merge.source import open_source
+
+    path = folder(tmp_path / "m", {"a.weight": torch.ones(4, 4)})
+    (path / "config.json").write_bytes(text)
+    for name in (path, path / "model.safetensors"):
+        with pytest.raises(cw.CommonweightError, match=message):
+            open_source(name, "m")
+
+
+@pytest.mark.parametrize("key", ["a.qweight", "a.qzeros", "a.scales", "a.g_idx"])
+@pytest.mark.parametrize(
+    "change", [lambda t: t.reshape(-1)[:0], lambda t: t[None].clone(), lambda t: t[:1].clone(), lambda t: t.bool()]
+)
+def test_damaged_gptq(key, change, tmp_path):
+    from commonweight.merge.source import open_source
+
+    tensors, _ = gptq("a", 16, 32, 4, 4, torch.Generator().manual_seed(0))
+    tensors[key] = change(tensors[key])
+    with pytest.raises(cw.CommonweightError, match="a.qweight: m .* has a packed weight that does not fit"):
+        open_source(folder(tmp_path / "m", tensors, quant_method="gptq"), "m")
+
+
+@pytest.mark.parametrize("part", ["nested_absmax", "nested_quant_map", "absmax", "quant_map"])
+def test_damaged_four_bit(part, tmp_path):
+    from commonweight.merge.source import open_source
+
+    tensors, _ = four_bit("a.weight", (12, 40), NF4, "nf4", 16, True, torch.Generator().manual_seed(0))
+    tensors[f"a.weight.{part}"] = tensors[f"a.weight.{part}"][:3].clone()
+    with pytest.raises(cw.CommonweightError, match="a.weight: m .* nf4 weight what does not fit"):
+        open_source(folder(tmp_path / "m", tensors, quant_method="bitsandbytes"), "m")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.merge import folder
@@ -233,6 +233,70 @@ def test_a_file_cut_short_names_tensor_and_file(three):
         cw.CommonweightError, match=r"00002.safetensors is damaged .*: layers.1.w ends 6 bytes after the"
     ):
         build(load(recipe("linear")))
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_a_model_of_which_a_file_is_missing(three, index):
+    """Also where all models lack the same one: nothing in their headers tells."""
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for i in range(1, 5):
+        path = three / f"m{i}"
+        if index:
+            homes = {n: f for f in names[:1] for n in load_file(path / f)}
+            (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
+        (path / names[1]).unlink()
+    with pytest.raises(cw.CommonweightError, match=rf"m1\): {names[0]} is one of 2 files, and {names[1]} is not there"):
+        build(load(recipe("linear")))
+    with pytest.raises(cw.CommonweightError, match="is one of 2 files"):
+        cw.merge.linear([three / "m1" / names[0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: {**m, "gone.weight": m["s"]}, "gone.weight: model .*m1.*has it in .*, which does not hold it"),
+        (lambda m: {**m, "s": m["embed.weight"]}, "s: model .*m1.*has it in .*, which does not hold it"),
+        (lambda m: {**m, "s": f"../m2/{m['s']}"}, "names '../m2/.*'; wanted the name of a file in this folder"),
+        (lambda m: {**m, "s": "sub/model.safetensors"}, "names 'sub/model.safetensors'; wanted the name of a file"),
+        (lambda m: {**m, "s": 5}, "index.json is damaged"),
+        (lambda m: [], "index.json is damaged"),
+        (lambda m: {}, "no safetensors file"),
+    ],
+)
+def test_an_index_that_does_not_fit(three, change, message):
+    path = three / "m1"
+    homes = {n: f.name for f in path.glob("*.safetensors") for n in load_file(f)}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
+    cw.merge.linear([path])
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": change(homes)}))
+    with pytest.raises(cw.CommonweightError, match=message):
+        cw.merge.linear([path])
+
+
+def entry(shape, at, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": at}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": entry([2], [0, 8.0])}, "a has shape .* both must be whole numbers"),
+        ({"a": entry([2.0], [0, 8])}, "both must be whole numbers"),
+        ({"a": entry([-2, -1], [0, 8])}, "both must be whole numbers"),
+        ({"a": entry([2], [0, 8]), "b": entry([2], [4, 12])}, "b begins within the tensor before it"),
+        ({"a": entry([2], [0, 8]), "b": entry([1], [12, 16])}, "b lies behind a hole"),
+        ({"a": entry([1, 2], [0])}, "its header cannot be read"),
+        ({"a": entry([2], [0, 8], ["F32"])}, "its header cannot be read"),
+        ({"__metadata__": 5, "a": entry([2], [0, 8])}, "its header cannot be read"),
+        ("[" * 100_000, "its header cannot be read"),
+    ],
+)
+def test_a_header_that_does_not_fit(tmp_path, header, message):
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    with pytest.raises(cw.CommonweightError, match=rf"model 0 .*model.safetensors is damaged .*{message}"):
+        cw.merge.linear([path])
 
 
 def test_a_file_that_shrinks_while_it_is_read(three):

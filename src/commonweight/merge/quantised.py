@@ -10,6 +10,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -17,9 +18,13 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from .source import Files, Source, held
+from .source import Files, Source, held, read_json
 
 _STATE = ".quant_state.bitsandbytes__"
+_INT = (torch.int32, torch.int64)
+_KINDS = {  # of what GPTQ has for a weight
+    "qweight": _INT[:1], "qzeros": _INT[:1], "scales": (torch.float16, torch.bfloat16, torch.float32), "g_idx": _INT
+}  # fmt: skip
 _KEPT = 4  # packed matrices at hand: what threads work on at one time
 
 
@@ -122,24 +127,52 @@ class Quantised:
             return self._kept[name]
 
 
+_ODD = (".SCB", ".weight_scale_inv", ".weight_packed")
+
+
 def is_quantised(source: Source) -> bool:
-    return any(_STATE in n or n.endswith((".qweight", ".SCB", ".weight_scale_inv")) for n in source.shapes)
+    return any(_STATE in n or n.endswith((".qweight", *_ODD)) for n in source.shapes)
 
 
-def opened(source: Files, config: Mapping[str, Any]) -> Source:
-    """The source, or what dequantises it. Raises: CommonweightError for other kinds of quantisation, by name."""
+def opened(source: Files, config: Mapping[str, Any], path: Path) -> Source:
+    """The source, or what dequantises it. path: of the model, beside whose config.json older GPTQ models have another
+    file. Raises: CommonweightError for other kinds of quantisation, by name, and for GPTQ of an unknown form."""
     about = config.get("quantization_config") or {}
+    if not isinstance(about, Mapping):
+        raise CommonweightError(
+            f"{source.label}: quantization_config in its config.json is a {type(about).__name__}; wanted an object"
+        )
     kind = about.get("quant_method")
     packed = is_quantised(source)
     if kind in (None, "bitsandbytes", "gptq"):
-        odd = next((n for n in source.shapes if n.endswith((".SCB", ".weight_scale_inv"))), None)
+        odd = next((n for n in source.shapes if n.endswith(_ODD)), None)
         if odd is None and (kind is None or packed):
-            return Quantised(source, about) if packed else source
+            return Quantised(source, _form(source, about, path)) if packed else source
         kind = f"{kind or 'a kind'} ({odd or 'without the tensors of 4-bit weights'})"
     raise CommonweightError(
         f"{source.label}: its weights are quantised by {kind}; bitsandbytes 4-bit and GPTQ are read: save it "
         "dequantised first"
     )
+
+
+def _form(source: Source, about: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What is said of the weights. Of GPTQ it must be said, for gptq and gptq_v2 have the same tensors, and zeros that
+    differ by one; where neither word is there, it is the older."""
+    if not any(n.endswith(".qweight") for n in source.shapes):
+        return about
+    beside = read_json((path if path.is_dir() else path.parent) / "quantize_config.json")
+    if not about and not beside:
+        raise CommonweightError(
+            f"{source.label}: its weights are packed by GPTQ, and no config.json says in which form; give the folder "
+            "with its config.json"
+        )
+    form = about.get("checkpoint_format") or beside.get("checkpoint_format") or "gptq"
+    if form not in ("gptq", "gptq_v2"):
+        raise CommonweightError(
+            f"{source.label}: its weights are packed by GPTQ in the form {form!r}; gptq and gptq_v2 are read: save it "
+            "in one of them"
+        )
+    return {**about, "checkpoint_format": form}
 
 
 def _fours(source: Source) -> dict[str, _Four]:
@@ -151,16 +184,21 @@ def _fours(source: Source) -> dict[str, _Four]:
         try:
             about = json.loads(bytes(source.read(key).tolist()))
             shape, block = tuple(map(int, about["shape"])), int(about["blocksize"])
+            blocks = -(-math.prod(shape) // block)
             nested = None
             if "nested_blocksize" in about:
                 code, scale = (source.read(f"{name}.nested_{x}").float() for x in ("quant_map", "absmax"))
                 nested = (code, scale, int(about["nested_blocksize"]), float(about["nested_offset"]))
+                bytewise = source.dtypes[f"{name}.absmax"] == torch.uint8 and code.shape == (256,)
+                if not bytewise or scale.shape != (-(-blocks // nested[2]),):
+                    raise ValueError(f"{len(scale)} scales of scales, {len(code)} values, for {blocks} blocks")
             out[name] = q = _Four(shape, block, source.read(f"{name}.quant_map").float(), nested)
             held = math.prod(source.shapes[name]) * source.dtypes[name].itemsize * 2
-            fits = held >= math.prod(q.shape) and len(q.code) == 16
-            if not fits or math.prod(source.shapes[f"{name}.absmax"]) != -(-math.prod(q.shape) // q.block):
+            if min(shape) < 1 or held < math.prod(shape) or q.code.shape != (16,):
                 raise ValueError(f"{held} values for a weight of shape {shape}")
-        except (ValueError, KeyError, TypeError, ZeroDivisionError) as e:
+            if math.prod(source.shapes[f"{name}.absmax"]) != blocks:
+                raise ValueError(f"{source.shapes[f'{name}.absmax']} scales for {blocks} blocks")
+        except (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError, RecursionError) as e:
             raise CommonweightError(f"{name}: {source.label} says of its {kind} weight what does not fit: {e}") from e
     return out
 
@@ -168,11 +206,16 @@ def _fours(source: Source) -> dict[str, _Four]:
 def _gptqs(source: Source, about: Mapping[str, Any]) -> dict[str, _Gptq]:
     """A zero is stored as one less, but for the newer format gptq_v2."""
     out, less = {}, 0 if about.get("checkpoint_format") == "gptq_v2" else 1
-    for key, (rows, d_out) in ((k, s) for k, s in source.shapes.items() if k.endswith(".qweight")):
+    for key in (k for k in source.shapes if k.endswith(".qweight")):
         at = key.removesuffix("qweight")
         try:
+            rows, d_out = source.shapes[key]
             groups, out_too = source.shapes[f"{at}scales"]
-            bits = 32 * source.shapes[f"{at}qzeros"][1] / out_too
+            _, packed = source.shapes[f"{at}qzeros"]
+            for x, kinds in _KINDS.items():
+                if source.dtypes.get(at + x, kinds[0]) not in kinds:
+                    raise ValueError(f"{x} of {source.dtypes[at + x]}; wanted {kinds[0]}")
+            bits = 32 * packed / out_too
             if bits not in (4, 8) or out_too != d_out:
                 raise ValueError(
                     f"{bits:g} bits, {out_too} columns of scales for {d_out}; 4 and 8 bits of GPTQ are read"
@@ -188,7 +231,7 @@ def _gptqs(source: Source, about: Mapping[str, Any]) -> dict[str, _Gptq]:
                 or not 0 <= int(group.min()) <= int(group.max()) < groups
             ):
                 raise ValueError(f"groups {tuple(group.shape)}, zeros {tuple(zero.shape)}")
-        except (ValueError, KeyError, ZeroDivisionError) as e:
+        except (ValueError, KeyError, ZeroDivisionError, IndexError) as e:
             raise CommonweightError(f"{key}: {source.label} has a packed weight that does not fit: {e}") from e
         out[f"{at}weight"] = _Gptq((d_out, d_in), int(bits), source.read(f"{at}scales").float(), zero, group)
     return out

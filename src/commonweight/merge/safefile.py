@@ -38,7 +38,10 @@ class File:
 
     def __init__(self, path: Path, label: str):
         self.path, self._label = path, label
-        self._fd = os.open(path, os.O_RDONLY)
+        try:
+            self._fd = os.open(path, os.O_RDONLY)
+        except OSError as e:
+            raise CommonweightError(f"{label}: {path.name} cannot be opened: {e.strerror}") from e
         weakref.finalize(self, os.close, self._fd)
         self.entries, self.metadata = self._parse()
 
@@ -66,28 +69,40 @@ class File:
 
     def _parse(self) -> tuple[dict[str, Entry], dict[str, str]]:
         whole = os.fstat(self._fd).st_size
-        length = int.from_bytes(os.pread(self._fd, 8, 0), "little")
-        if whole < 8 or length > min(_HEADER, whole - 8):
-            raise self._damaged(f"its header says {length:,} bytes, it has {whole:,}")
         try:
+            length = int.from_bytes(os.pread(self._fd, 8, 0), "little")
+            if whole < 8 or length > min(_HEADER, whole - 8):
+                raise self._damaged(f"its header says {length:,} bytes, it has {whole:,}")
             header = json.loads(os.pread(self._fd, length, 8))
             metadata = header.pop("__metadata__", {})
             out = {n: self._entry(n, e, 8 + length, whole) for n, e in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._apart(out, 8 + length)
+            return out, dict(metadata)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, CommonweightError):
                 raise
             raise self._damaged(f"its header cannot be read: {error}") from error
-        return out, metadata
 
     def _entry(self, name: str, e: Mapping[str, Any], body: int, whole: int) -> Entry:
         if e["dtype"] not in DTYPES:
             raise CommonweightError(f"{name}: {self._label}: {self.path.name} has it in {e['dtype']}, which is unknown")
-        dtype, shape, (start, end) = DTYPES[e["dtype"]], tuple(map(int, e["shape"])), e["data_offsets"]
-        if start < 0 or min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
+        dtype, shape, (start, end) = DTYPES[e["dtype"]], tuple(e["shape"]), e["data_offsets"]
+        if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)):
+            raise self._damaged(f"{name} has shape {shape} and lies at {[start, end]}; both must be whole numbers")
+        if end - start != math.prod(shape) * dtype.itemsize:
             raise self._damaged(f"{name} has {end - start} bytes, its shape {shape} wants others")
         if body + end > whole:
             raise self._damaged(f"{name} ends {body + end - whole:,} bytes after the file; download or copy it again")
         return Entry(dtype, shape, body + start)
+
+    def _apart(self, entries: Mapping[str, Entry], body: int) -> None:
+        """The format has tensors one after the other, and nothing between them."""
+        end = body
+        for name, e in sorted(entries.items(), key=lambda x: (x[1].start, math.prod(x[1].shape))):
+            if e.start != end:
+                what = "begins within the tensor before it" if e.start < end else "lies behind a hole"
+                raise self._damaged(f"{name} {what}")
+            end = e.start + math.prod(e.shape) * e.dtype.itemsize
 
     def _damaged(self, what: str) -> CommonweightError:
         return CommonweightError(f"{self._label}: {self.path.name} is damaged or no safetensors file: {what}")

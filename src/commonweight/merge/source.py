@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError
 from .safefile import File
+
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
 class Source(Protocol):
@@ -84,9 +89,9 @@ class Memory:
 
 
 class Files:
-    """safetensors files, each tensor in one of them."""
+    """safetensors files, each tensor in one of them. homes: tensor -> name of its file, as an index has it."""
 
-    def __init__(self, label: str, files: list[Path]):
+    def __init__(self, label: str, files: list[Path], homes: Mapping[str, str] = MappingProxyType({})):
         self.label, self.files = label, tuple(files)
         self._home: dict[str, File] = {}
         for path in files:
@@ -95,6 +100,11 @@ class Files:
                 if name in self._home:
                     raise CommonweightError(f"{label}: {name} is in {self._home[name].path.name} and in {path.name}")
                 self._home[name] = file
+        for name, home in homes.items():
+            if name not in self._home or self._home[name].path.name != home:
+                raise CommonweightError(
+                    f"{name}: {label}: {INDEX} has it in {home}, which does not hold it; download or copy the model again"
+                )
         self.shapes: Mapping[str, tuple[int, ...]] = {n: f.entries[n].shape for n, f in self._home.items()}
         self.dtypes: Mapping[str, torch.dtype] = {n: f.entries[n].dtype for n, f in self._home.items()}
 
@@ -112,53 +122,99 @@ class Files:
 
 
 def open_source(model: Any, label: str) -> Source:
-    """A state dict, a module, a safetensors file, or a folder with one or more of them; quantised ones too."""
+    """A state dict, a module, a safetensors file, or a folder with one or more of them; quantised ones too.
+
+    Of files only the headers are read, and the config.json that lies with them.
+    """
     if isinstance(model, nn.Module):
         model = model.state_dict()
     if isinstance(model, Mapping):
         for name, t in model.items():
             if not isinstance(t, Tensor):
                 raise CommonweightError(f"{label}: {name} is a {type(t).__name__}; wanted a tensor")
-        return Memory(label, model)
+            if not isinstance(name, str) or t.is_meta or t.layout is not torch.strided:
+                kind = "a tensor without numbers (meta)" if t.is_meta else f"a {t.layout} tensor"
+                kind = kind if isinstance(name, str) else "named by a " + type(name).__name__
+                raise CommonweightError(f"{label}: {name} is {kind}; wanted a name and a plain tensor")
+        return _plain(Memory(label, model))
     if isinstance(model, str | Path):
         from .quantised import opened
 
-        return opened(
-            Files(f"{label} ({model})", weight_files(Path(model), f"{label} ({model})")), config_of(Path(model))
-        )
+        path, label = Path(model), f"{label} ({model})"
+        return _plain(opened(Files(label, *weight_files(path, label)), config_of(path), path))
     raise CommonweightError(
         f"{label} is a {type(model).__name__}; wanted a state dict, a module, or a path to safetensors"
     )
 
 
+def _plain(source: Source) -> Source:
+    """Raises: CommonweightError for float8 with scales in tensors of their own: merged apart, they mean nothing."""
+    eighths = {n.rpartition(".")[0]: n for n, d in source.dtypes.items() if d.is_floating_point and d.itemsize == 1}
+    for name in source.shapes if eighths else ():
+        module, _, leaf = name.rpartition(".")
+        if module in eighths and "scale" in leaf:
+            raise CommonweightError(
+                f"{eighths[module]}: {source.label} has it as float8 with a scale of its own ({name}); save the model "
+                "dequantised first"
+            )
+    return source
+
+
 def config_of(path: Path) -> dict[str, Any]:
-    """What config.json says; nothing where there is none."""
-    try:
-        found = json.loads((path / "config.json").read_text()) if path.is_dir() else {}
-    except (OSError, ValueError):
+    """What config.json says, that of the folder or the one beside the file; nothing where there is none.
+
+    Raises: CommonweightError when it is there and cannot be read: how weights are quantised would be lost.
+    """
+    return read_json((path if path.is_dir() else path.parent) / "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no file. Raises: CommonweightError for anything else."""
+    if not file.is_file():
         return {}
-    return found if isinstance(found, dict) else {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise CommonweightError(f"{file}: cannot be read ({e}); download or copy it again") from e
+    if not isinstance(found, dict):
+        raise CommonweightError(f"{file}: holds a {type(found).__name__}; wanted a JSON object")
+    return found
 
 
-def weight_files(path: Path, label: str) -> list[Path]:
-    """The safetensors files of a model: those of its index where there is one."""
+def weight_files(path: Path, label: str) -> tuple[list[Path], Mapping[str, str]]:
+    """The safetensors files of a model, and tensor -> file as its index has it, where there is one.
+
+    Raises: CommonweightError for a model that is not there as a whole.
+    """
     if not path.exists():
         raise CommonweightError(f"{label}: no such file or folder")
+    homes: Mapping[str, str] = {}
     if not path.is_dir():
-        return [path]
-    index = path / "model.safetensors.index.json"
-    if index.exists():
+        files = [path]
+    elif (path / INDEX).exists():
         try:
-            files = sorted({path / Path(f).name for f in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise CommonweightError(f"{label}: {index.name} is damaged: {e}") from e
-        for file in files:
+            homes = read_json(path / INDEX)["weight_map"]
+            files = [path / name for name in sorted(set(homes.values()))]
+        except (CommonweightError, KeyError, TypeError, AttributeError) as e:
+            raise CommonweightError(f"{label}: {INDEX} is damaged: {e}") from e
+        for file, name in zip(files, sorted(set(homes.values()))):
+            if name != file.name:
+                raise CommonweightError(f"{label}: {INDEX} names {name!r}; wanted the name of a file in this folder")
             if not file.exists():
-                raise CommonweightError(f"{label}: {index.name} names {file.name}, which is not there")
-        return files
-    files = sorted(path.glob("*.safetensors"))
+                raise CommonweightError(f"{label}: {INDEX} names {name}, which is not there")
+    else:
+        files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CommonweightError(
             f"{label}: no safetensors file in this folder; convert the weights to safetensors first"
         )
-    return files
+    there = {f.name for f in files}
+    for found in filter(None, map(_SHARD.fullmatch, there)):
+        stem, count = found[1], found[2]
+        for i in range(1, int(count) + 1):
+            if (name := f"{stem}-{i:05}-of-{count}.safetensors") not in there:
+                raise CommonweightError(
+                    f"{label}: {found[0]} is one of {int(count)} files, and {name} is not there; give the folder with "
+                    "all of them"
+                )
+    return files, homes
