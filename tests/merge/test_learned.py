@@ -118,7 +118,7 @@ def ce(call, batch, task):
     return F.cross_entropy(call(batch["x"]), batch["labels"])
 
 
-@pytest.mark.parametrize("how", [{}, {"inner_lr": 0.05}, {"final": "hard"}])
+@pytest.mark.parametrize("how", [{}, {"inner_lr": 0.05}, {"final": "hard"}, {"final": "draw"}])
 def test_concrete_lowers_the_entropy(trained, how):
     net, base, models = trained
     found = cw.merge.concrete.learn(net, models, base, unlabeled(), steps=60, lr=0.1, scale=0.5, **how)

@@ -73,8 +73,11 @@ def breadcrumbs(
     compat: Literal["official"] | None = None,
 ) -> Tensor:
     """Sum of the masked task vectors. gamma: share of the largest that goes; density: share that stays (of the rest the
-    smallest go); scale: the paper's alpha, which it tunes. Per tensor, equal magnitudes by index.
+    smallest go); scale: the paper's alpha. Per tensor, equal magnitudes by index.
 
+    The paper tunes all three. Here density is where the authors' search starts (with gamma 0.006 and alpha 0.2; it goes
+    through 0.05 to 0.2, 0.001 to 0.01, and 0.01 to 1), gamma the end of their range, which is mergekit's default, and
+    scale 1, which leaves the sum as it is.
     compat="official": ranks within each row (the last dimension), as the authors' code has it.
     """
     left = masked(parts.deltas(tensors, base), at, seen, {"density": density, "gamma": gamma, "compat": compat})

@@ -33,6 +33,7 @@ def breadcrumbs_ties(
     compat: Compat = None,
 ) -> Tensor:
     """Masks both tails, elects signs, merges what agrees. normalize: mean (default), or sum (default of mergekit).
+    density and gamma: as in breadcrumbs, and no paper's for this pair.
 
     compat="mergekit": weighted election, zero counts as plus, sum; "official": masks per row.
     """
