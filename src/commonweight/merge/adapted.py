@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
+from ..formats.peft import PREFIX
 from .source import Files, Source
+from .tenanted import names_in
 
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _UNREAD = ("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
 
 
 class Adapted:
-    """W + scale B A, in float32 wherever the adapter has its factors; memory: the rows' update, beside the factors."""
+    """W + scale B A, in float32 wherever the adapter has its factors; memory: the rows' update, beside the factors.
+
+    A module may have one name more in front than the checkpoint's weight, or less, as where the file is of the body.
+    """
 
     def __init__(self, label: str, base: Source, folder: Path):
         self.label = label
@@ -30,12 +35,15 @@ class Adapted:
             raise CommonweightError(f"{label}: {weights.name} is missing; save the adapter as safetensors")
         self._factors = Files(label, [weights])
         self.files = (*base.files, weights)
-        self._scales = _scales(label, folder / "adapter_config.json", self._factors)
+        self.kept: Mapping[str, torch.dtype] = getattr(base, "kept", base.dtypes)  # those of the model that it changes
+        scales = _scales(label, folder / "adapter_config.json", self._factors)
+        self._modules = {w: m for m, w in names_in(label, base, set(scales)).items()}
+        self._scales = {w: scales[m] for w, m in self._modules.items()}
         for name in self._scales:
             b, a = self._shape(name, "B"), self._shape(name, "A")
-            if name not in base.shapes or base.shapes[name] != (b[0], a[1]) or a[0] != b[1]:
+            if base.shapes[name] != (b[0], a[1]) or a[0] != b[1]:
                 raise CommonweightError(
-                    f"{name}: {label} adapts a weight of shape {(b[0], a[1])}, {base.label} has {base.shapes.get(name)}"
+                    f"{name}: {label} adapts a weight of shape {(b[0], a[1])}, {base.label} has {base.shapes[name]}"
                 )
         self.shapes: Mapping[str, tuple[int, ...]] = base.shapes
         self.dtypes: Mapping[str, torch.dtype] = {**base.dtypes, **dict.fromkeys(self._scales, torch.float32)}
@@ -46,8 +54,8 @@ class Adapted:
             return raw
         (rank, width), out = self._shape(name, "A"), raw.float()
         first, last = start // width, -(-(start + count) // width)
-        b = self._factors.flat(_name(name, "B"), first * rank, (last - first) * rank).float().view(-1, rank)
-        a = self._factors.read(_name(name, "A")).float()
+        b = self._factors.flat(self._name(name, "B"), first * rank, (last - first) * rank).float().view(-1, rank)
+        a = self._factors.read(self._name(name, "A")).float()
         update = (b @ a).mul_(self._scales[name]).view(-1)[start - first * width :][:count]
         return out + update
 
@@ -60,19 +68,22 @@ class Adapted:
     def ahead(self, name: str) -> None:
         self._base.ahead(name)
 
+    def _name(self, weight: str, factor: str) -> str:
+        return _key(self._modules[weight], factor)
+
     def _shape(self, name: str, factor: str) -> tuple[int, ...]:
-        key = _name(name, factor)
+        key = self._name(name, factor)
         if len(self._factors.shapes.get(key, ())) != 2:
             raise CommonweightError(f"{name}: {self.label} has no matrix {key}")
         return self._factors.shapes[key]
 
 
-def _name(weight: str, factor: str) -> str:
-    return f"base_model.model.{weight.removesuffix('.weight')}.lora_{factor}.weight"
+def _key(module: str, factor: str) -> str:
+    return f"{PREFIX}{module}.lora_{factor}.weight"
 
 
 def _scales(label: str, path: Path, factors: Files) -> dict[str, float]:
-    """Weight -> lora_alpha / rank (its root, if so trained). Raises: CommonweightError for what is no plain LoRA."""
+    """Module -> lora_alpha / rank (its root, if so trained). Raises: CommonweightError for what is no plain LoRA."""
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as e:
@@ -84,12 +95,12 @@ def _scales(label: str, path: Path, factors: Files) -> dict[str, float]:
             raise CommonweightError(f"{label}: the adapter has {key}, which is not read; merge it into its model first")
     out = {}
     for key in factors.shapes:
-        found = _KEY.fullmatch(key)
+        found = _FACTOR.fullmatch(key)
         if not found:
             raise CommonweightError(f"{key}: {label} has this beside LoRA's factors; merge it into its model first")
-        rank = factors.shapes[_name(f"{found[1]}.weight", "A")][0] if found[2] == "A" else None
+        rank = factors.shapes[_key(found[1], "A")][0] if found[2] == "A" else None
         if rank is not None:
             patterns = (config.get("alpha_pattern") or {}).items()
             alpha = next((v for k, v in patterns if re.fullmatch(rf"(.*\.)?({k})", found[1])), config["lora_alpha"])
-            out[f"{found[1]}.weight"] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+            out[found[1]] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return out

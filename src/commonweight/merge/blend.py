@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..core import CommonweightError
-from .source import open_source
+from .given import given
 
 State = dict[str, Tensor]
 Call = Callable[..., Any]
@@ -57,7 +57,9 @@ def blend(model: nn.Module, models: Sequence[Any], base: Any) -> Blend:
     """
     if not models:
         raise CommonweightError("no models to merge were given")
-    root, sources = open_source(base, "base"), [open_source(m, f"model {i}") for i, m in enumerate(models)]
+    sources, root, _ = given(models, base)
+    if root is None:
+        raise CommonweightError("base is missing; give the model that the others were trained from")
     device = next(model.parameters()).device
     start, tau = {}, {}
     for name, p in model.named_parameters():

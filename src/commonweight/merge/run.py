@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import CommonweightError
+from .given import given
 from .registry import Method
-from .source import Source, open_source
+from .source import Source
 from .stream import inputs
 from .stream.engine import Engine
 from .stream.work import Job, Read, Task
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class State:
@@ -36,31 +40,43 @@ def run(
     models: Any,
     base: Any = None,
     *,
-    weights: float | Sequence[float] | None = None,
-    dtype: torch.dtype | None = None,
+    weights: Any = None,
+    dtype: torch.dtype | str | None = None,
     piece: int | None = None,
     threads: int | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """The merged state dict, in the dtype of the base (else of the first model) or in `dtype`; computed in float32.
 
-    models: state dicts, modules or paths, as a list or as name -> model. piece: at most so many elements at a time
-    where the method allows it; sums over a tensor may change in their last bit with it, nothing else does. threads: the
-    processors of this process if not given; they change nothing.
+    models, base: as `given` takes them; weights: a number, or one a model (a list, an array, a tensor). piece: at most
+    so many elements at a time where the method allows it; sums over a tensor may change in their last bit with it,
+    nothing else does. threads: the processors of this process if not given; they change nothing.
     """
-    named = (
-        models.items()
-        if isinstance(models, Mapping)
-        else enumerate(models if isinstance(models, Sequence) else [models])
-    )
-    sources = [open_source(m, f"model {k}") for k, m in named]
-    root = None if base is None else open_source(base, "base")
-    todo = tasks(method, sources, root, weights, options, dtype, piece)
+    for name, n in (("piece", piece), ("threads", threads)):
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise CommonweightError(f"{name} is {n!r}; wanted a whole number of at least 1")
+    wanted = _dtype(dtype)
+    found = given(models, base, method.base != "none")
+    todo = tasks(method, found.sources, found.base, _plain(weights), options, wanted, piece, found.dtypes)
     out = State(todo)
     for _ in Engine(threads or cores()).run(todo, out):
         pass
     merged = out.tensors()
     return {n: merged[n] for n in sorted(merged)}
+
+
+def _dtype(asked: Any) -> torch.dtype | None:
+    found = getattr(torch, asked, None) if isinstance(asked, str) else asked
+    if asked is None or found in _DTYPES:
+        return found
+    raise CommonweightError(f"dtype is {asked!r}; wanted one of {', '.join(str(d) for d in _DTYPES)}, or its name")
+
+
+def _plain(weights: Any) -> Any:
+    """Numbers of torch and numpy as Python's."""
+    if callable(found := getattr(weights, "tolist", None)):
+        return found()
+    return [_plain(w) for w in weights] if isinstance(weights, list | tuple) else weights
 
 
 def tasks(
@@ -71,8 +87,10 @@ def tasks(
     options: Mapping[str, Any] = MappingProxyType({}),
     dtype: torch.dtype | None = None,
     piece: int | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> list[Task]:
-    """What is to be done, checked: one job over all tensors, so that its surveys see the whole model."""
+    """What is to be done, checked: one job over all tensors, so that its surveys see the whole model. dtypes: of the
+    result, where they are not those of the base, else of the first model."""
     inputs.counts(method, len(sources), root is not None)
     job = Job(method, inputs.configure(method, options, weights, len(sources)))
     lead = root or sources[0]
@@ -85,7 +103,7 @@ def tasks(
             job if name in floats else None,
             tuple(Read(s, name) for s in sources),
             Read(root, name) if root else None,
-            (dtype if name in floats else None) or lead.dtypes[name],
+            (dtype if name in floats else None) or (dtypes or lead.dtypes)[name],
             piece,
         )
         for name, at in {**floats, **copied}.items()

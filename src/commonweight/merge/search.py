@@ -19,8 +19,8 @@ from torch import Tensor
 from ..core import CommonweightError, unknown
 from ..formats import atomic
 from ..workers import Workers
+from .given import given
 from .registry import Method, depths, get
-from .source import open_source
 
 Space = Mapping[str, Sequence[Any]]  # name -> (low, high), or words to choose among (engine="optuna")
 Point = dict[str, Any]
@@ -210,15 +210,14 @@ def merge_with(
     found = get(method) if isinstance(method, str) else method
     if not groups:
         return found(models, base, **options, **_options(point, "", len(models)))
-    sources = [open_source(m, f"model {i}") for i, m in enumerate(models)]
-    root = None if base is None else open_source(base, "base")
+    sources, root, dtypes = given(models, base, found.base != "none")
     where, out = blocks(sources[0].shapes, groups), {}
     for group in sorted(set(where.values())):
         mine = [n for n, g in where.items() if g == group]
         parts = [{n: s.read(n) for n in mine} for s in sources]
         start = None if root is None else {n: root.read(n) for n in mine}
         out.update(found(parts, start, **options, **_options(point, f"{group}.", len(models))))
-    return {n: out[n] for n in sources[0].shapes}
+    return {n: out[n] if options.get("dtype") else out[n].to(dtypes[n]) for n in sources[0].shapes}
 
 
 def _options(point: Point, prefix: str, n: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..formats.peft import low_rank
 from ..host.files import _check, _close
 from ..host.hooks import changed
 from ..host.tenant import Derive, Entry, materialise
-from .opened import open_tenant
+from .opened import Opened, open_tenant
 from .source import Source, held
 
 _KEPT = 4  # tensors' changes at hand: what threads work on at one time
@@ -42,10 +42,12 @@ class Tenanted:
     changes of anything else than weights.
     """
 
-    def __init__(self, label: str, base: Source, tenant: str | Path):
-        opened = open_tenant(tenant)
+    def __init__(self, label: str, base: Source, tenant: str | Path | Opened):
+        opened = tenant if isinstance(tenant, Opened) else open_tenant(tenant)
         self.label, self._base, self._lock = label, base, Lock()
-        self.files = (*base.files, *((Path(tenant),) if Path(tenant).is_file() else ()))
+        own = None if isinstance(tenant, Opened) else Path(tenant)
+        self.files = (*base.files, *((own,) if own is not None and own.is_file() else ()))
+        self.kept: Mapping[str, torch.dtype] = getattr(base, "kept", base.dtypes)  # those of the model that it changes
         self._sites = {s.name: s for s in opened.sites}
         for use in opened.plan.uses:
             if use.site in self._sites and getattr(use.bind, "weight", None) is None:
