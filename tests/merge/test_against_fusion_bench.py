@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import commonweight as cw
+from commonweight.merge.parts import uniform
+from commonweight.merge.registry import At
 
 from .sample import flat, gap, models, unflat
 
@@ -43,6 +46,9 @@ class StandIn:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return args[0] if args else object.__new__(cls)
 
+    def __class_getitem__(cls, item: Any) -> Any:
+        return cls
+
 
 class AnyModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
@@ -51,15 +57,22 @@ class AnyModule(ModuleType):
         return type(name, (StandIn,), {})
 
 
+def summed(states):
+    return {k: sum(s[k] for s in states) for k in states[0]}
+
+
 @pytest.fixture
 def load(monkeypatch):
     """A file of FusionBench's as a module, with stand-ins for what it imports from the rest."""
-    names = ["lightning", "fusion_bench", "tqdm.autonotebook", "theirs", "theirs.utils"]
-    rest = ("utils", "utils.type", "utils.state_dict_arithmetic", "method", "method.base_algorithm", "mixins")
-    more = ("mixins.lightning_fabric", "mixins.simple_profiler", "modelpool")
-    stand_in: dict[str, Any] = {n: AnyModule(n) for n in [*names, *(f"fusion_bench.{n}" for n in (*rest, *more))]}
+    names = ["lightning", "fusion_bench", "omegaconf", "tqdm.autonotebook", "theirs", "theirs.utils"]
+    rest = ("utils", "utils.type", "utils.state_dict_arithmetic", "utils.json", "utils.parameters", "method")
+    more = ("method.base_algorithm", "mixins", "mixins.lightning_fabric", "mixins.simple_profiler", "modelpool")
+    last = ("models", "models.modulator", "models.modulator.base", "models.parameter_dict", "models.utils", "taskpool")
+    inside = (f"fusion_bench.{n}" for n in (*rest, *more, *last))
+    stand_in: dict[str, Any] = {n: AnyModule(n) for n in [*names, *inside]}
     stand_in["fusion_bench.utils"].timeit_context = lambda *a, **k: contextlib.nullcontext()
-    stand_in["fusion_bench.utils.type"].StateDictType = dict
+    stand_in["fusion_bench.utils.type"].StateDictType = stand_in["fusion_bench"].StateDictType = dict
+    stand_in["fusion_bench.utils.state_dict_arithmetic"].state_dict_sum = summed
     stand_in["fusion_bench.method.base_algorithm"].BaseAlgorithm = type("Base", (), {"_config_mapping": {}})
     for name, module in stand_in.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -167,3 +180,48 @@ def test_entropy(load):
 
     scores = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     assert abs(entropy(scores) - load("adamerging/entropy_loss.py").entropy_loss(scores)) < 1e-6
+
+
+@pytest.mark.parametrize("task", range(3))
+def test_emr(load, task):
+    unified, masks, rescalers = load("emr_merging/utils.py").emr_merge(VECTORS)
+    mine = cw.merge.emr(SOURCES, BASE, task=task, compat="fusion-bench")
+    assert gap(mine, added({k: rescalers[task] * masks[k][task] * t for k, t in unified.items()})) < TOLERANCE
+
+
+def test_opcm(load, monkeypatch):
+    """Its steps for linear and other parameters, and its rescaling between them, in its order."""
+    monkeypatch.setitem(sys.modules, "theirs.utils", load("opcm/utils.py"))
+    theirs, own = load("opcm/opcm.py").OPCMForCLIP, SimpleNamespace(previous_lambda_t=1, lambda_t=1)
+    size = lambda state: torch.linalg.norm(flat(state) - flat(BASE))  # noqa: E731
+    merged, sizes = dict(SOURCES[0]), [size(SOURCES[0])]
+    for model in SOURCES[1:]:
+        sizes.append(size(model))
+        for k in BASE:
+            args = (own, merged[k], BASE[k], model[k], k)
+            step = theirs.merge_linear_weights if BASE[k].dim() == 2 else theirs.merge_other_parameters
+            merged[k] = step(*args, **({"alpha": 0.5} if BASE[k].dim() == 2 else {}))
+        own.previous_lambda_t = size(merged) / torch.stack(sizes).mean()
+        merged = {k: BASE[k] + (t - BASE[k]) / own.previous_lambda_t for k, t in merged.items()}
+    assert gap(cw.merge.opcm(SOURCES, BASE), merged) < 1e-5  # theirs decomposes in float32
+
+
+def test_dare(load, monkeypatch):
+    """It draws what we draw; it drops where the draw is small, we where it is large."""
+    for k in BASE:
+        turn = itertools.count()
+        draw = lambda t, k=k, turn=turn: 1 - uniform(3, At(k, ()), next(turn), t)  # noqa: E731
+        monkeypatch.setattr(torch, "rand_like", draw)
+        vectors = [{k: v[k].clone()} for v in VECTORS]
+        for v in vectors:
+            load("dare/utils.py").module_random_drop_(v, 0.6, rescale=True)
+        mine = cw.merge.dare_linear([{k: s[k]} for s in SOURCES], {k: BASE[k]}, density=0.4, scale=0.3, seed=3)
+        assert (mine[k] - BASE[k] - 0.3 * summed(vectors)[k]).abs().max() < TOLERANCE
+
+
+def test_model_stock_of_two(load):
+    """With more, it averages angles where mergekit and we average cosines."""
+    theirs = load("model_stock/model_stock.py")
+    ratio = theirs.compute_ratio(theirs.compute_angle(*SOURCES[:2], BASE))
+    merged = theirs.merge_weights(*SOURCES[:2], BASE, ratio)
+    assert gap(cw.merge.model_stock(SOURCES[:2], BASE), merged) < TOLERANCE

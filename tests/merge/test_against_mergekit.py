@@ -157,5 +157,41 @@ def test_sce(seed, topk):
     assert gap(mine, run("sce", sources, base, False, select_topk=topk)) < TOLERANCE
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-4, 1e-6])
+def test_their_thresholds(size):
+    """Where ours have none: task vectors that are small, tensors that are short, weights that nearly cancel."""
+    base, moved = models(3)
+    zero = {k: torch.zeros_like(t) for k, t in base.items()}
+    small = [{k: size * (s[k] - base[k]) for k in s} for s in moved]
+    pairs = [
+        (cw.merge.sce(small, zero, compat="mergekit"), run("sce", small, zero, False)),
+        (cw.merge.model_stock(small, zero, compat="mergekit"), run("model_stock", small, zero, False)),
+        (
+            cw.merge.model_stock(small, zero, compat="mergekit", filter_wise=True),
+            run("model_stock", small, zero, False, filter_wise=True),
+        ),
+        (cw.merge.karcher(small, compat="mergekit"), run("karcher", small, None, False)),
+    ]
+    for i, (mine, peer) in enumerate(pairs):
+        assert gap(mine, peer) < 1e-5 * size, i
+
+
+def test_weights_that_nearly_cancel():
+    base, sources = models(3)
+    weights = [0.6, 0.3, -0.601]
+    mine = cw.merge.ties(sources, base, weights=weights, density=1.0, compat="mergekit")
+    peer = run("ties", sources, base, weights, density=1.0)
+    assert max(t.abs().max() for t in peer.values()) > 100
+    assert gap(mine, peer) < 0.1
+
+
+def test_directions_that_cancel():
+    sources = [{"s": torch.tensor([x])} for x in (1.0, -1.0, 1.0, -1.0)]
+    with pytest.raises(cw.CommonweightError, match="cancel"):
+        cw.merge.multislerp(sources, compat="mergekit")
+    with pytest.raises(ValueError, match="weighted sum of the input tensors is zero"):
+        run("multislerp", sources, None, [1.0] * 4)
+
+
 def test_every_method_of_theirs_is_here():
     assert {m.spec.name for m in theirs.registered_methods()} <= cw.merge.available().keys()
