@@ -246,7 +246,7 @@ def test_damaged_gptq(key, change, tmp_path):
 
     tensors, _ = gptq("a", 16, 32, 4, 4, torch.Generator().manual_seed(0))
     tensors[key] = change(tensors[key])
-    with pytest.raises(cw.CommonweightError, match="a.qweight: m .* has a packed weight that does not fit"):
+    with pytest.raises(cw.CommonweightError, match=r"a.qweight: m .* has a packed weight that does not fit"):
         open_source(folder(tmp_path / "m", tensors, quant_method="gptq"), "m")
 
 
@@ -256,5 +256,5 @@ def test_damaged_four_bit(part, tmp_path):
 
     tensors, _ = four_bit("a.weight", (12, 40), NF4, "nf4", 16, True, torch.Generator().manual_seed(0))
     tensors[f"a.weight.{part}"] = tensors[f"a.weight.{part}"][:3].clone()
-    with pytest.raises(cw.CommonweightError, match="a.weight: m .* nf4 weight what does not fit"):
+    with pytest.raises(cw.CommonweightError, match=r"a.weight: m .* nf4 weight what does not fit"):
         open_source(folder(tmp_path / "m", tensors, quant_method="bitsandbytes"), "m")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_tied_heads_are_written_once(states):
     for name, state in states.items():
         save_file({**state, HEAD: state[EMBED].clone()}, f"{name}/model.safetensors")
         with open(f"{name}/config.json", "w") as f:
-            json.dump({"vocab_size": 1, "tie_word_embeddings": True}, f)
+            json.dump({"vocab_size": len(state[EMBED]), "tie_word_embeddings": True}, f)
     state, vocab, size = merged(tokenizer="union")
     assert HEAD not in state and len(state[EMBED]) == size == len(vocab)
 
@@ -94,6 +95,10 @@ def test_what_is_refused(states, tmp_path):
         merged(tokenizer={"multiple": 0})
     short = {n: t[:2].clone() if n == EMBED else t for n, t in states["m2"].items()}
     save_file(short, "m2/model.safetensors")
+    with pytest.raises(cw.CommonweightError, match=rf"{EMBED}: .*m2.* has shape \(2, 4\)"):
+        merged(tokenizer="union")
+    save_file({n: t[:2].clone() if len(t) > 4 else t for n, t in states["m2"].items()}, "m2/model.safetensors")
+    (tmp_path / "m2" / "config.json").write_text('{"vocab_size": 2}')
     with pytest.raises(cw.CommonweightError, match="has 2 rows, its tokenizer names row"):
         merged(tokenizer="union")
     (tmp_path / "m1" / "tokenizer.json").write_text("{}")
@@ -103,6 +108,138 @@ def test_what_is_refused(states, tmp_path):
     with pytest.raises(cw.CommonweightError, match=r"m1: has no tokenizer.json"):
         merged(tokenizer="union")
     assert not (tmp_path / "out").exists()
+
+
+WIDTH, SIZE = 4, 7
+LIKE = {  # other families' names; one with a head's bias, one whose head lies turned
+    "t5": {"shared.weight": (SIZE, WIDTH), "encoder.block.0.layer.0.SelfAttention.q.weight": (WIDTH, WIDTH)},
+    "modernbert": {"model.embeddings.tok_embeddings.weight": (SIZE, WIDTH), "decoder.bias": (SIZE,)},
+    "xlnet": {"transformer.word_embedding.weight": (SIZE, WIDTH), "lm_loss.weight": (SIZE, WIDTH)},
+    "mamba": {"backbone.embeddings.weight": (SIZE, WIDTH), "backbone.norm_f.weight": (WIDTH,)},
+    "bert": {
+        "bert.embeddings.word_embeddings.weight": (SIZE, WIDTH),
+        "bert.embeddings.position_embeddings.weight": (9, WIDTH),
+        "cls.predictions.bias": (SIZE,),
+    },
+    "turned": {"embed.weight": (SIZE, WIDTH), "head.kernel": (WIDTH, SIZE)},
+}
+ORDERS = {"m1": "abcdefg", "m2": "gfacbed"}
+
+
+@pytest.fixture(params=LIKE)
+def permuted(request, tmp_path, monkeypatch):
+    """Two models that are the same but for the order of their tokens, in a third one's: (states, family)."""
+    monkeypatch.chdir(tmp_path)
+    g = torch.Generator().manual_seed(0)
+    lead = {n: torch.randn(s, generator=g) for n, s in LIKE[request.param].items()}
+    for name, words in ORDERS.items():
+        place = [ORDERS["m1"].index(w) for w in words]
+        state = {n: t[place] if len(t) == SIZE else t[:, place] if SIZE in t.shape else t for n, t in lead.items()}
+        (tmp_path / name).mkdir()
+        save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": SIZE, "d_model": WIDTH}))
+        vocab = {w: i for i, w in enumerate(words)}
+        Tokenizer(models.WordLevel(vocab, unk_token="a")).save(f"{name}/tokenizer.json")
+    return lead
+
+
+def test_whatever_has_an_entry_for_each_token_is_mapped(permuted):
+    state, vocab, size = merged(tokenizer="union")
+    assert vocab == {w: i for i, w in enumerate(ORDERS["m1"])} and size == SIZE
+    for name, t in permuted.items():
+        torch.testing.assert_close(state[name], t, msg=name)
+
+
+def test_entries_that_are_padded_are_zero_and_pieces_are_any(permuted):
+    from commonweight.merge.source import open_source
+    from commonweight.merge.vocabulary import Mapped
+
+    sources = {m: open_source(m, m) for m in ORDERS}
+    table = {0: [("m2", 0)], 1: [("m1", 3), ("m2", 5)], 2: [("m1", 4)], 3: [("m1", 5)]}
+    found = Mapped("m2", sources, table, 6)
+    assert found.notices == [f"tokenizer: mapped by token: {', '.join(found.mapped)}"]
+    assert found.mapped == {n: s.index(SIZE) for n, s in shapes_of(permuted).items() if SIZE in s}
+    for name, axis in found.mapped.items():
+        one, two = (load_file(f"{m}/model.safetensors")[name].movedim(axis, 0) for m in ORDERS)
+        wanted = torch.stack([two[0], (one[3] + two[5]) / 2, one[4], one[5], one[0] * 0, one[0] * 0])
+        whole = found.read(name)
+        torch.testing.assert_close(whole.movedim(axis, 0), wanted)
+        for start, count in ((0, 1), (1, whole.numel() - 2), (whole.numel() // 2, 3)):
+            assert torch.equal(found.flat(name, start, count), whole.reshape(-1)[start : start + count])
+
+
+def shapes_of(state):
+    return {n: tuple(t.shape) for n, t in state.items()}
+
+
+def test_other_sizes_and_a_bias(tmp_path, monkeypatch):
+    """A masked language model's head: its bias goes with its tokens."""
+    monkeypatch.chdir(tmp_path)
+    states = {}
+    for name, words in {"m1": ["<unk>", "a", "b"], "m2": ["<unk>", "c", "b", "a", "d"]}.items():
+        states[name] = {"cls.predictions.bias": torch.randn(len(words)), "word.weight": torch.randn(len(words), 4)}
+        (tmp_path / name).mkdir()
+        save_file(states[name], tmp_path / name / "model.safetensors")
+        config = {"model_type": "x", "text_config": {"vocab_size": len(words)}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")).save(
+            f"{name}/tokenizer.json"
+        )
+    state, vocab, size = merged(tokenizer="union")
+    assert vocab == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "d": 4} and size == 5
+    for name in states["m1"]:
+        one, two = states["m1"][name], states["m2"][name]
+        wanted = [(one[0] + two[0]) / 2, (one[1] + two[3]) / 2, (one[2] + two[2]) / 2, two[1], two[4]]
+        torch.testing.assert_close(state[name], torch.stack(wanted))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "m1.*: its config.json has no vocab_size; wanted one number"),
+        ({"vocab_size": "7"}, "its config.json has '7' vocab_size"),
+        ({"encoder": {"vocab_size": 7}, "decoder": {"vocab_size": 8}}, "its config.json has 7 vocab_size"),
+        ({"vocab_size": 8}, "no tensor of .*m1.* has 8 rows, the vocab_size in its config.json"),
+        (
+            {"vocab_size": 7, "max_position_embeddings": 7},
+            "vocab_size of .* is 7, and so is a size of max_pos",
+        ),
+    ],
+)
+@pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
+def test_a_size_that_does_not_tell(permuted, config, message):
+    for name in ORDERS:
+        path = f"{name}/config.json"
+        if config is None:
+            os.unlink(path)
+            continue
+        with open(path, "w") as f:
+            json.dump(config, f)
+    with pytest.raises(cw.CommonweightError, match=message):
+        merged(tokenizer="union")
+
+
+@pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
+def test_a_size_that_blocks_have_too(permuted):
+    for name in ORDERS:
+        more = {f"layers.{i}.w": torch.ones(2, SIZE) for i in range(2)}
+        save_file({**load_file(f"{name}/model.safetensors"), **more}, f"{name}/model.safetensors")
+    with pytest.raises(cw.CommonweightError, match=r"and so is a size of layers.\*.w; which tensors"):
+        merged(tokenizer="union")
+
+
+@pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
+def test_a_notice_where_vocabularies_differ_and_nothing_is_mapped(permuted, tmp_path):
+    from commonweight.merge.vocabulary import unlike
+
+    folders = {m: tmp_path / m for m in ORDERS}
+    (notice,) = unlike(folders)
+    assert notice.startswith("m2: its vocabulary is not m1's, and rows are merged as they lie")
+    text = json.loads((tmp_path / "m1" / "tokenizer.json").read_text())
+    (tmp_path / "m2" / "tokenizer.json").write_text(json.dumps(text, indent=7))
+    assert unlike(folders) == []
+    (tmp_path / "m1" / "tokenizer.json").unlink()
+    assert unlike(folders) == [] == unlike({})
 
 
 def test_the_same_from_mergekit_s_file(states):

@@ -103,7 +103,7 @@ class Files:
         for name, home in homes.items():
             if name not in self._home or self._home[name].path.name != home:
                 raise CommonweightError(
-                    f"{name}: {label}: {INDEX} has it in {home}, which does not hold it; download or copy the model again"
+                    f"{name}: {label}: {INDEX} has it in {home}, which does not hold it; copy the model again"
                 )
         self.shapes: Mapping[str, tuple[int, ...]] = {n: f.entries[n].shape for n, f in self._home.items()}
         self.dtypes: Mapping[str, torch.dtype] = {n: f.entries[n].dtype for n, f in self._home.items()}

@@ -1,21 +1,22 @@
-"""Models whose vocabularies differ: rows of embeddings and heads are mapped by token as they are read."""
+"""Models whose vocabularies differ: rows of embeddings, heads and biases are mapped by token as they are read."""
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from .source import Source, held
+from ..formats.native import template
+from .source import Source, config_of, held
 
-_ROWS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embed_out|lm_head)\.weight$")
 FILE = "tokenizer.json"
 
 
@@ -83,35 +84,109 @@ def tables(
     return out
 
 
+def sizes(sources: Mapping[str, Source]) -> dict[str, int]:
+    """Model -> vocab_size in the config.json that lies with its weights (of a base, where an adapter is on it)."""
+    out = {}
+    for name, source in sources.items():
+        config = config_of(source.files[0]) if source.files else {}
+        parts = [config, *(c for c in config.values() if isinstance(c, Mapping))]  # text_config and others of its kind
+        found = [c["vocab_size"] for c in parts if c.get("vocab_size") is not None]
+        if not found or type(found[0]) is not int or any(n != found[0] for n in found):
+            said = repr(found[0]) if found else "no"
+            raise CommonweightError(
+                f"{source.label}: its config.json has {said} vocab_size; wanted one number, by which tensors with a row "
+                "for each token are found"
+            )
+        out[name] = found[0]
+    return out
+
+
+def axes(sources: Mapping[str, Source]) -> dict[str, int]:
+    """Tensor -> its dimension (0, or 1 of two) that has an entry for each token: that of vocab_size in all models.
+
+    Embeddings, heads and their biases, by no name. Raises: CommonweightError where there is none, and where all models
+    have the same vocab_size and it is another size of theirs too, so that it tells nothing.
+    """
+    size = sizes(sources)
+    shapes: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+    for model, source in sources.items():
+        for name, shape in source.shapes.items():
+            shapes.setdefault(name, []).append((size[model], shape))
+    out = {n: axis for n, all in shapes.items() if (axis := _axis(all)) is not None}
+    first = next(iter(sources.values()))
+    rows, label = next(iter(size.values())), first.label
+    if not out:
+        raise CommonweightError(
+            f"tokenizer: no tensor of {label} has {rows} rows, the vocab_size in its config.json, in all models; give "
+            "each its own config.json"
+        )
+    if len(set(size.values())) == 1:
+        kinds = [key for key, number in map(template, out) if number is not None]
+        repeated = next((k.replace("{}", "*") for k in kinds if kinds.count(k) > 1), None)
+        if other := _also(config_of(first.files[0]), rows) or repeated:
+            raise CommonweightError(
+                f"tokenizer: vocab_size of {label} is {rows}, and so is a size of {other}; which tensors have a row "
+                "for each token cannot be told"
+            )
+    return out
+
+
+def _axis(shapes: Sequence[tuple[int, tuple[int, ...]]]) -> int | None:
+    """shapes: (vocab_size, the tensor's shape) of every model that has the tensor."""
+    for axis in (0, 1):
+        if all(axis < len(shape) <= 2 and shape[axis] == rows for rows, shape in shapes):
+            return axis
+    return None
+
+
+def _also(config: Mapping[str, Any], rows: int) -> str | None:
+    """Another size in a config, or in a part of it, that is the same number."""
+    parts = [config, *(c for c in config.values() if isinstance(c, Mapping))]
+    entries = ((k, v) for part in parts for k, v in part.items())
+    return next((k for k, v in entries if type(v) is int and v == rows and "vocab" not in k and "_id" not in k), None)
+
+
 class Mapped:
-    """A Source whose embedding and head have the result's rows. Memory: the rows that are read."""
+    """A Source whose embeddings, heads and biases of heads have an entry for each token of the result.
+
+    mapped: tensor -> the dimension. Memory: the rows that are read.
+    """
 
     def __init__(self, name: str, sources: Mapping[str, Source], table: Mapping[int, list[tuple[str, int]]], rows: int):
         own = sources[name]
-        self.label, self.files, self._own, self._sources = own.label, own.files, own, sources
+        self.label, self.files, self.plain, self._sources = own.label, own.files, own, sources
         self._table = [table.get(i, []) for i in range(rows)]
-        self._mapped = {n for n, s in own.shapes.items() if len(s) == 2 and _ROWS.search(n)}
-        for n in self._mapped:
-            for m, at in (x for row in self._table for x in row):
-                if n not in sources[m].shapes or sources[m].shapes[n][1:] != own.shapes[n][1:]:
+        self.mapped = {n: axis for n, axis in axes(sources).items() if n in own.shapes}
+        self.notices = [f"tokenizer: mapped by token: {', '.join(self.mapped)}"]
+        last: dict[str, int] = {}
+        for m, at in (x for row in self._table for x in row):
+            last[m] = max(at, last.get(m, 0))
+        for n, axis in self.mapped.items():
+            for m, at in last.items():
+                if n not in sources[m].shapes or _without(sources[m].shapes[n], axis) != _without(own.shapes[n], axis):
                     raise CommonweightError(
                         f"{n}: {sources[m].label} has no rows for {own.label}'s; their widths differ"
                     )
-                if at >= sources[m].shapes[n][0]:
+                if at >= sources[m].shapes[n][axis]:
                     raise CommonweightError(
-                        f"{n}: {sources[m].label} has {sources[m].shapes[n][0]} rows, its tokenizer names row {at}"
+                        f"{n}: {sources[m].label} has {sources[m].shapes[n][axis]} rows, its tokenizer names row {at}"
                     )
         self.dtypes: Mapping[str, torch.dtype] = own.dtypes
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            n: (rows, *s[1:]) if n in self._mapped else s for n, s in own.shapes.items()
+            n: s if n not in self.mapped else (rows, *s[1:]) if self.mapped[n] == 0 else (s[0], rows)
+            for n, s in own.shapes.items()
         }
 
     def flat(self, name: str, start: int, count: int) -> Tensor:
-        if name not in self._mapped:
-            return self._own.flat(name, start, count)
-        width = self.shapes[name][1]
+        if name not in self.mapped:
+            return self.plain.flat(name, start, count)
+        width = math.prod(self.shapes[name][1:])
         first, last = start // width, -(-(start + count) // width)
-        parts, i = [], first
+        rows = self._rows(name, width, first, last) if self.mapped[name] == 0 else self._columns(name, first, last)
+        return rows[start - first * width :][:count]
+
+    def _rows(self, name: str, width: int, i: int, last: int) -> Tensor:
+        parts = []
         while i < last:  # rows that follow one another in one model are read at once
             here, n = self._table[i], 1
             if len(here) == 1:
@@ -124,16 +199,67 @@ class Mapped:
                 mean = torch.stack(found).mean(0) if found else torch.zeros(width)
                 parts.append(mean.to(self.dtypes[name]))
             i += n
-        return torch.cat(parts)[start - first * width :][:count]
+        return torch.cat(parts)
+
+    def _columns(self, name: str, first: int, last: int) -> Tensor:
+        """Rows first .. last of a tensor whose columns are the tokens."""
+        moves, counts = self._moves
+        out = torch.zeros(last - first, len(counts))
+        for m, (to, at) in moves.items():
+            width = self._sources[m].shapes[name][1]
+            read = self._sources[m].flat(name, first * width, (last - first) * width).float().view(-1, width)
+            out[:, to] += read[:, at]
+        return (out / counts).to(self.dtypes[name]).view(-1)
+
+    @cached_property
+    def _moves(self) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+        """Model -> (entries of the result, its own that are added there); how many are added to an entry."""
+        moves: dict[str, tuple[list[int], list[int]]] = {}
+        for i, row in enumerate(self._table):
+            for m, at in row:
+                to, own = moves.setdefault(m, ([], []))
+                to.append(i)
+                own.append(at)
+        counts = torch.tensor([max(1, len(row)) for row in self._table])
+        return {m: (torch.tensor(to), torch.tensor(own)) for m, (to, own) in moves.items()}, counts
 
     def read(self, name: str) -> Tensor:
         return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])
 
     def where(self, name: str) -> str:
-        return self._own.where(name)
+        return self.plain.where(name)
 
     def ahead(self, name: str) -> None:
-        self._own.ahead(name)
+        self.plain.ahead(name)
 
     def held(self, count: int, threads: int) -> int:
-        return 4 * 2 * count * threads + held(self._own, count, threads)  # the rows, then one after the other
+        columns = (max(s.shapes[n]) for n, axis in self.mapped.items() if axis for s in self._sources.values())
+        rows = max(count, *columns, 0) if self.mapped else count
+        return 4 * 4 * rows * threads + held(self.plain, count, threads)  # what is read, then one after the other
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def unlike(models: Mapping[str, Path]) -> list[str]:
+    """A notice where models, each with its folder, have vocabularies that differ, for a merge that maps no rows.
+
+    Only files that differ are parsed; a folder without tokenizer.json counts as having the others'.
+    """
+    files = {name: folder / FILE for name, folder in models.items() if (folder / FILE).is_file()}
+    if not files:
+        return []
+    lead, *others = files
+    known: dict[str, int] | None = None
+    out = []
+    for name in others:
+        if filecmp.cmp(files[lead], files[name], shallow=False):
+            continue
+        known = tokens_of(models[lead]) if known is None else known
+        if tokens_of(models[name]) != known:
+            out.append(
+                f"{name}: its vocabulary is not {lead}'s, and rows are merged as they lie; tokenizer: union (or base) "
+                "maps them by token"
+            )
+    return out
