@@ -11,6 +11,7 @@ import torch
 
 import commonweight as cw
 from commonweight.merge import parts
+from commonweight.merge.methods.doge import shared
 
 from .sample import SHAPES, flat, gap, models, unflat
 from .test_formulas import pcb
@@ -194,6 +195,17 @@ def test_iso_c_and_tsv_m_of_low_rank_keep_to_the_directions_that_are_there():
     left, right = polar(np.hstack([f[0][:, :4] for f in found])), polar(np.vstack([f[2][:4] for f in found]))
     wanted = left * np.hstack([f[1][:4] for f in found]) @ right
     assert np.abs(cw.merge.tsv_m(sources, base)["w"].numpy() - wanted).max() < 1e-5
+
+
+def test_doge_of_low_rank_stays_out_of_a_share_of_the_directions_that_are_there():
+    taus, _ = low_rank(3)
+    basis = shared(torch.stack(taus), 6.0)
+    assert basis.shape == (32, 2)
+    whole = torch.linalg.svd(torch.cat(taus, 1).double()).U[:, :12]
+    assert (whole @ (whole.T @ basis) - basis).abs().max() < 1e-10
+    full = torch.randn(3, 32, 40, generator=torch.Generator().manual_seed(0))
+    assert shared(full, 6.0).shape == (32, 5)
+    assert shared(torch.stack([taus[0], torch.zeros(32, 32)]), 6.0).shape == (32, 0)
 
 
 def test_what_models_have_in_common_counts_once():

@@ -17,13 +17,17 @@ def _merges(at: At) -> bool:
 
 
 def shared(tau: Tensor, subspace: float) -> Tensor:
-    """(d_out, k) float64, orthonormal: the main left directions of all tasks' own main left directions, of which a task
-    vector of low rank has no more than its rank."""
+    """(d_out, k) float64, orthonormal: the main left directions of all tasks' own main left directions.
+
+    k: the share 1 / subspace of min(d_out, d_in), or, where a task vector has a lower rank than its part of that, of
+    the directions that there are. All of them would leave the gradient nothing but its rounding, which Adam enlarges.
+    """
     r = min(tau.shape[1:])
     found = [torch.linalg.svd(t.double(), full_matrices=False) for t in tau]
-    tops = [f.U[:, : min(r // len(tau), parts.rank(f.S))] for f in found]
-    u, s, _ = torch.linalg.svd(torch.cat(tops, 1), full_matrices=False)
-    return u[:, : min(int(r / subspace), parts.rank(s))]
+    ranks = [min(r // len(tau), parts.rank(f.S)) for f in found]
+    u, s, _ = torch.linalg.svd(torch.cat([f.U[:, :n] for f, n in zip(found, ranks)], 1), full_matrices=False)
+    there = r if min(ranks) == r // len(tau) else parts.rank(s)
+    return u[:, : int(there / subspace)]
 
 
 def adapt(tau: Tensor, rates: Tensor, basis: Tensor, steps: int, lr: float) -> Tensor:
@@ -89,10 +93,11 @@ def doge(
     mean of the task vectors (others="mean"). Takes no weights: the rates come from the task vectors' lengths.
 
     The loss compares row by row, as the authors' code does. P_l projects on min(d_out, d_in) / `subspace` directions
-    that all tasks share; m_t keeps the largest `density` of tau_t over all matrices. compat="official" (and
-    "fusion-bench") keeps one entry more. Both merge only what their names call weights of an encoder, without
-    embeddings and norms: leave out what should not be merged. Needs: whole matrices. Cost: T + 1 SVDs a matrix, and
-    2 T passes over it a step.
+    that all tasks share (where task vectors have lower ranks, as LoRA updates: on this share of the directions that
+    they have; the authors' code fills up with what rounding draws). m_t keeps the largest `density` of tau_t over all
+    matrices; compat="official" (and "fusion-bench") keeps one entry more. Both merge only what their names call weights
+    of an encoder, without embeddings and norms: leave out what should not be merged. Needs: whole matrices. Cost: T + 1
+    SVDs a matrix, and 2 T passes over it a step.
     """
     tau = parts.deltas(tensors, base)
     if not _merges(at):
