@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import commonweight as cw
@@ -81,6 +83,112 @@ def test_errors_are_those_of_what_was_written(tmp_path):
     assert set(found.left_out) == {"model.norm.weight"}
     report = json.loads((tmp_path / "lora" / "report.json").read_text())
     assert report["total error"] == found.total and report["left_out"].keys() == found.left_out.keys()
+
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=61)
+
+
+def qwen_moe():
+    return tf.Qwen2MoeForCausalLM(
+        tf.Qwen2MoeConfig(
+            **SMALL, intermediate_size=64, moe_intermediate_size=16, shared_expert_intermediate_size=24, num_experts=4,
+            num_experts_per_tok=2,
+        )
+    )  # fmt: skip
+
+
+def gpt2_classifier():
+    sizes = dict(n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=32, num_labels=3)
+    return tf.GPT2ForSequenceClassification(tf.GPT2Config(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+
+
+KINDS = {
+    "t5": (lambda: make("t5")[0], ["*shared*", "*relative_attention_bias*", "*norm*"]),
+    "qwen_moe": (qwen_moe, ["*experts.*", "*mlp.gate.*", "*norm*", "*embed*", "*bias"]),
+    "mixtral": (lambda: make("moe")[0], ["*experts.*", "*.gate.*", "*norm*", "*embed*"]),
+    "gpt2_classifier": (gpt2_classifier, ["*wte*", "*wpe*", "*ln_*", "*bias"]),
+    "bert": (lambda: make("bert")[0], ["*embeddings*", "*LayerNorm*", "*bias"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+@pytest.mark.parametrize("held", ["folders", "modules"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_total_error_is_that_of_the_model_that_peft_makes(kind, held, tmp_path):
+    """Everything of the model is moved: what no adapter can say is left out and lost; the rest PEFT applies."""
+    peft = pytest.importorskip("peft")
+    make_it, left_out = KINDS[kind]
+    torch.manual_seed(0)
+    base, full = make_it(), make_it()
+    full.load_state_dict(base.state_dict())
+    with torch.no_grad():
+        for p in full.parameters():
+            p.add_(0.02 * torch.randn(p.shape))
+    base.save_pretrained(tmp_path / "base")
+    full.save_pretrained(tmp_path / "full")
+    given = (full, base) if held == "modules" else (tmp_path / "full", tmp_path / "base")
+    found = cw.merge.extract(*given, tmp_path / "lora", rank=4)
+    assert not found.notices
+    for glob in left_out:
+        assert any(fnmatchcase(n, glob) for n in found.left_out), (glob, sorted(found.left_out))
+    assert all(any(fnmatchcase(n, glob) for glob in left_out) for n in found.left_out)
+    goal, start = ({n: p.detach().clone() for n, p in m.named_parameters()} for m in (full, base))
+    merged = peft.PeftModel.from_pretrained(base, tmp_path / "lora").merge_and_unload()
+    got = dict(merged.named_parameters())
+    lost, whole = (
+        math.sqrt(sum((goal[n] - there[n]).double().square().sum().item() for n in goal)) for there in (got, start)
+    )
+    assert found.total == pytest.approx(lost / whole, rel=1e-4)
+    for module, error in found.errors.items():
+        at = f"{module}.weight"
+        assert error == pytest.approx(
+            ((goal[at] - got[at]).norm() / (goal[at] - start[at]).norm()).item(), rel=1e-3, abs=1e-6
+        )
+
+
+def test_names_are_those_of_the_configs_architecture(tmp_path):
+    """A file of the body alone, whose config names the model around it, as GPT-2's own."""
+    base, full = make("gpt2", seed=0)[0], make("gpt2", seed=1)[0]
+    for name, model in (("base", base), ("full", full)):
+        model.save_pretrained(tmp_path / name)
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        save_file(
+            {n.removeprefix("transformer."): t for n, t in tensors.items()}, tmp_path / name / "model.safetensors"
+        )
+    found = cw.merge.extract(tmp_path / "full", tmp_path / "base", tmp_path / "lora", rank=2)
+    assert "transformer.h.0.attn.c_attn" in found.ranks and len(found.ranks) == 8
+    host = cw.Host(base)
+    host.import_peft("x", tmp_path / "lora")
+    assert len(host.merged("x")) == 8
+
+
+def test_a_recipe_reads_what_was_extracted_from_files_of_the_body(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, full = make("llama", seed=0)[0], make("llama", seed=1)[0]
+    for name, model in (("base", base), ("full", full)):
+        model.save_pretrained(name)
+        tensors = load_file(f"{name}/model.safetensors")
+        save_file({n.removeprefix("model."): t for n, t in tensors.items()}, f"{name}/model.safetensors")
+    found = cw.merge.extract("full", "base", "lora", rank=32)
+    assert "model.layers.0.self_attn.q_proj" in found.ranks and "lm_head" in found.ranks
+    done = cw.merge.make({"method": "linear", "models": ["base+lora"]}, "out")
+    merged, goal = load_file(done.folder / "model.safetensors"), load_file("full/model.safetensors")
+    torch.testing.assert_close(merged["layers.0.self_attn.q_proj.weight"], goal["layers.0.self_attn.q_proj.weight"])
+
+
+def test_without_a_config_names_tell_and_that_is_said(tmp_path, capsys):
+    pair("llama", 3, tmp_path)
+    found = cw.merge.extract(tmp_path / "full", tmp_path / "base", tmp_path / "lora", rank=3)
+    assert found.notices == ("there is no config.json: which matrices are linear layers is told by their names",)
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "unheard", "architectures": ["Unheard"]}')
+    found = cw.merge.extract(tmp_path / "full", tmp_path / "base", tmp_path / "other", rank=3)
+    assert found.total < 1e-5 and "base/config.json makes no model here" in found.notices[0]
+    assert json.loads((tmp_path / "other" / "report.json").read_text())["notices"] == list(found.notices)
+    with pytest.raises(SystemExit):
+        main(["extract", *(str(tmp_path / n) for n in ("full",)), "--base", str(tmp_path / "base"), "--out",
+              str(tmp_path / "third")])  # fmt: skip
+    assert "notice: base/config.json makes no model here" in capsys.readouterr().err
 
 
 def test_energy_chooses_the_smallest_rank(tmp_path):

@@ -45,6 +45,8 @@ def command(
         if not path.exists():
             raise CommonweightError(f"{path}: no such file or folder")
     found = extract(model, base, out, rank=rank, energy=energy, ranks=ranks, sites=sites, seed=seed)
+    for notice in found.notices:
+        typer.echo(f"notice: {notice}", err=True)
     worst = max(found.errors, key=found.errors.__getitem__)
     low, high = min(found.ranks.values()), max(found.ranks.values())
     span = low if low == high else f"{low} to {high}"

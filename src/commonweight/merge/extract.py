@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import CommonweightError, Rng
 from ..formats import peft
 from ..formats.peft import low_rank
 from ..formats.peft.low_rank import Low
 from ..host.peft import _targets
+from .linears import Linear, linears
 from .source import Source, open_source
 from .stream import inputs
-from .tenanted import _turned
 
 _OVER = 8  # columns beside the rank that the random projection has
-_NO_LINEAR = re.compile(r"embed|(^|\.)(wte|wpe)\.")
 
 
 class Extracted(NamedTuple):
     """ranks, errors: per module, |change - B A|_F / |change|_F. left_out: tensors that changed and are not in the
     adapter, with the share that they have in the whole change. total: |what is left out or lost|_F / |change|_F over
-    all tensors of the model."""
+    all tensors of the model. notices: what was not known of the model."""
 
     folder: Path
     ranks: dict[str, int]
     errors: dict[str, float]
     left_out: dict[str, float]
     total: float
+    notices: tuple[str, ...] = ()
 
 
 def extract(
@@ -54,7 +53,11 @@ def extract(
 
     rank: of every matrix (16); energy: instead, the smallest rank that keeps this share of |change|_F^2, at most
     `rank`; ranks: {glob over module names: rank}, first match wins. sites: globs joined by "|". Matrices whose weights
-    are the same are passed over; embeddings, norms and biases are left out, and said.
+    are the same are passed over. Linear layers are the model's own modules that PEFT wraps (nn.Linear, Conv1D):
+    base or model is a module, or has a config.json of which transformers makes the modules without weights; where
+    neither is so, names tell, with a notice. Everything else is left out, and counted as lost: embeddings, norms,
+    biases, routers, experts that transformers holds as one tensor a layer (also where the file has them one by one).
+    Modules are called as in the config's architecture; a head that is tied to the embedding is the embedding.
     By randomised SVD (Halko et al. 2011, algorithms 4.4 and 5.1, `torch.svd_lowrank`) with `iterations` power
     iterations and 8 columns beside the rank; the whole SVD where that is no more work. Errors are of the factors as
     written, not estimates. Memory: four times the largest matrix in float32. Cost: 2 (iterations + 1) products of the
@@ -63,19 +66,23 @@ def extract(
     """
     _checked(rank, energy, ranks, iterations)
     sources = open_source(model, "model"), open_source(base, "base")
-    found, left, turned = dict[str, Low](), dict[str, float](), _turned(sources[1])
+    found, left, turned = dict[str, Low](), dict[str, float](), set[bool]()
+    layers = linears(sources[1], base, model)
     lost = whole = 0.0
-    for name in sorted(sources[1].shapes):
+    again = {n for n in _again(base) if n in _again(model) or n not in sources[0].shapes}
+    for name in sorted(sources[1].shapes.keys() - again):
         if (delta := _delta(name, *sources)) is None:
             continue
         square = delta.double().norm().item() ** 2
         whole += square
-        module = name.removesuffix(".weight")
-        if not _takes(name, delta, sites):
+        layer = layers.known.get(name)
+        if layer is None or not _takes(layer, sites):
             left[name] = square
             lost += square
             continue
-        delta = delta.T if turned else delta
+        module = layer.module
+        turned.add(layer.turned)
+        delta = delta.T if layer.turned else delta
         r = next((n for glob, n in (ranks or {}).items() if fnmatchcase(module, glob)), rank)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(Rng(seed, name).integers((1,), 2**31 - 1)))
@@ -83,18 +90,18 @@ def extract(
         gone = (delta - B @ A).double().norm().item()
         found[module] = Low(A, B, gone / math.sqrt(square))
         lost += gone**2
-    extra = sorted(sources[0].shapes.keys() - sources[1].shapes.keys())
+    extra = sorted(sources[0].shapes.keys() - sources[1].shapes.keys() - _again(model))
     if not found:
         raise CommonweightError(f"{sources[0].label}: no matrix at {sites!r} differs from {sources[1].label}'s")
-    modules = {n.removesuffix(".weight") for n in sources[1].shapes if n.endswith(".weight")}
     config = {
         "base_model_name_or_path": str(base) if isinstance(base, str | Path) else None,
-        "fan_in_fan_out": turned,
+        "fan_in_fan_out": turned == {True},
         "inference_mode": True,
         "task_type": None,
-        "target_modules": _targets(list(found), modules),
+        "target_modules": _targets(list(found), set(layers.modules)),
         **low_rank.config(found, 0.0),
     }
+    notices = (f"{layers.guessed}: which matrices are linear layers is told by their names",) if layers.guessed else ()
     said = {n: math.sqrt(s / whole) for n, s in left.items()}
     total = math.sqrt(lost / whole)
     report = {
@@ -103,13 +110,13 @@ def extract(
         "left_out": said,
         "only in the model": extra,
         "total error": total,
+        "notices": list(notices),
     }
     keyed = {peft.PREFIX + k: t for k, t in low_rank.tensors(found).items()}
     folder = peft.folder.write(Path(out), config, keyed, report, overwrite)
     left_out = {**said, **dict.fromkeys(extra, math.nan)}
-    return Extracted(
-        folder, {n: len(x.A) for n, x in found.items()}, {n: x.error for n, x in found.items()}, left_out, total
-    )
+    ranks_of, errors = {n: len(x.A) for n, x in found.items()}, {n: x.error for n, x in found.items()}
+    return Extracted(folder, ranks_of, errors, left_out, total, notices)
 
 
 def _checked(rank: int | None, energy: float | None, ranks: Mapping[str, int] | None, iterations: int) -> None:
@@ -120,6 +127,13 @@ def _checked(rank: int | None, energy: float | None, ranks: Mapping[str, int] | 
         raise CommonweightError(f"extract: energy is {energy}; it is a share of the squared norm, above 0, at most 1")
     if iterations < 0:
         raise CommonweightError(f"extract: iterations is {iterations}; it must be 0 or more")
+
+
+def _again(given: Any) -> set[str]:
+    """Tensors in memory that have an earlier name too: a head tied to the embedding is one tensor, as in files."""
+    state = given.state_dict() if isinstance(given, nn.Module) else given if isinstance(given, Mapping) else {}
+    first: dict[Any, str] = {}
+    return {n for n, t in state.items() if t.numel() and first.setdefault((t.data_ptr(), t.shape, t.stride()), n) != n}
 
 
 def _delta(name: str, model: Source, base: Source) -> Tensor | None:
@@ -135,10 +149,8 @@ def _delta(name: str, model: Source, base: Source) -> Tensor | None:
     return delta if delta.any() else None
 
 
-def _takes(name: str, delta: Tensor, sites: str) -> bool:
-    module = name.removesuffix(".weight")
-    named = any(fnmatchcase(module, glob.strip()) for glob in sites.split("|"))
-    return delta.dim() == 2 and module != name and _NO_LINEAR.search(name) is None and named
+def _takes(layer: Linear, sites: str) -> bool:
+    return any(fnmatchcase(layer.module, glob.strip()) for glob in sites.split("|"))
 
 
 def _factors(delta: Tensor, rank: int | None, energy: float | None, iterations: int) -> tuple[Tensor, Tensor]:

@@ -55,8 +55,8 @@ class Tenanted:
                     f"{use.site}: {label} has a tenant of {opened.header['method']}, which changes no weights; "
                     "it cannot be merged"
                 )
-        self._names = _names(label, base, {n.split("[")[0] for n in self._sites})
-        self._turned = _turned(base)
+        self._names = names_in(label, base, {n.split("[")[0] for n in self._sites})
+        self._turned = turned(base)
         self.notices: list[str] = []
         self._same(opened.header.get("weights"))
         self._reads: dict[str, list[Entry]] = {}
@@ -130,8 +130,8 @@ class Tenanted:
         def make() -> tuple[Tensor, ...]:
             shape = self.shapes[name]
             parts = [(*e.bind.factors(**e.slots(None)), e.rows) for e in self._reads[name]]
-            low = low_rank.joined(parts, shape[1] if self._turned else shape[0])
-            return (low.A.T, low.B.T) if self._turned else (low.B, low.A)
+            low = low_rank.joined(parts, shape[1] if name in self._turned else shape[0])
+            return (low.A.T, low.B.T) if name in self._turned else (low.B, low.A)
 
         return self._known(f"{name} factors", make)
 
@@ -140,7 +140,7 @@ class Tenanted:
 
         def make() -> tuple[Tensor, ...]:
             weight, bias = self._base.read(name).float(), _bias(name)
-            turned = self._turned and weight.dim() == 2
+            turned = name in self._turned
             b = self._base.read(bias).float() if bias in self._base.shapes else None
             place: Any = _Place(name, weight.T if turned else weight, b)
             w, b = changed(place, self._reads[name])
@@ -172,13 +172,13 @@ class Tenanted:
         name = self._names[site.name.split("[")[0]]
         row, column = places // site.inp + (site.rows or (0, 0))[0], places % site.inp
         shape = self._base.shapes[name]
-        at = column * shape[1] + row if self._turned and len(shape) == 2 else row * site.inp + column
+        at = column * shape[1] + row if name in self._turned else row * site.inp + column
         return torch.cat([self._base.flat(name, i, 1) for i in at.tolist()])
 
     def _weight(self, site: str) -> Tensor:
         """A site's own, (out, inp), for pools that are derived from it."""
-        weight = self._base.read(self._names[site.split("[")[0]])
-        weight = weight.T if self._turned and weight.dim() == 2 else weight
+        name = self._names[site.split("[")[0]]
+        weight = self._base.read(name).T if name in self._turned else self._base.read(name)
         rows = self._sites[site].rows
         return weight if rows is None else weight[slice(*rows)]
 
@@ -187,13 +187,15 @@ def _bias(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
 
 
-def _turned(base: Source) -> bool:
-    """Whether weights lie as (inp, out), as in GPT-2's Conv1D: a bias tells."""
-    pairs = [(s, base.shapes[_bias(n)]) for n, s in base.shapes.items() if len(s) == 2 and _bias(n) in base.shapes]
-    return any(b == (w[1],) and w[0] != w[1] for w, b in pairs)
+def turned(base: Source) -> frozenset[str]:
+    """Matrices that lie as (inp, out), as in GPT-2's Conv1D: a bias tells, and in such models a Conv1D has one."""
+    pairs = {n: (s, base.shapes[_bias(n)]) for n, s in base.shapes.items() if len(s) == 2 and _bias(n) in base.shapes}
+    if not any(b == (w[1],) and w[0] != w[1] for w, b in pairs.values()):
+        return frozenset()
+    return frozenset(n for n, (w, b) in pairs.items() if b == (w[1],))
 
 
-def _names(label: str, base: Source, modules: set[str]) -> dict[str, str]:
+def names_in(label: str, base: Source, modules: set[str]) -> dict[str, str]:
     """Module -> its weight in the checkpoint; a model in a wrapper, or saved from one, has one name more in front."""
     short = {n.partition(".")[2]: n for n in base.shapes}
     out = {}
@@ -203,7 +205,8 @@ def _names(label: str, base: Source, modules: set[str]) -> dict[str, str]:
         found = next((x for x in (name, short.get(name), tail, short.get(tail)) if x in base.shapes), None)
         if found is None:
             raise CommonweightError(
-                f"{name}: {label} has a tenant that reads it, but {base.label} has no such weight; give its own base"
+                f"{name}: {label} has a tenant or adapter that reads it, but {base.label} has no such weight; "
+                "give its own base"
             )
         out[module] = found
     return out
