@@ -242,3 +242,200 @@ def test_the_plan_says_bytes_and_memory_and_reads_nothing(four):
     assert p.writes == {"model.safetensors": pytest.approx(done.nbytes, abs=500)}
     whole = plans.plan(build(load({"method": "tsv_m", "base": "m0", "models": ["m1"]})), 2)
     assert whole.largest == "model.embed_tokens.weight" and "for the whole of" in plans.text(whole)
+
+
+MLP, NORM = "model.layers.{}.mlp.weight", "model.norm.weight"
+ACTS = {"take": {"take": "m2"}, "drop": {"drop": True}, "method": {"method": "karcher"}}
+
+
+@pytest.mark.parametrize("last", ACTS)
+@pytest.mark.parametrize("first", ACTS)
+def test_the_later_of_two_rules_wins(first, last, four):
+    _, others = four
+    rules = [{"tensors": "*", **ACTS[first]}, {"tensors": "*norm*", **ACTS[last]}]
+    found = folder.make({"method": "linear", "models": ["m1", "m2"], "rules": [*rules, KEPT]}, "out").folder
+    found = load_file(found / "model.safetensors")
+    karcher = cw.merge.karcher(others[:2])[NORM]
+    wanted = {"take": others[1][NORM], "drop": None, "method": karcher}[last]
+    assert (wanted is None and NORM not in found) or torch.equal(found[NORM], wanted)
+    assert len(found) == (1 if first == "drop" else len(SHAPES) - 1) + (last != "drop")
+
+
+KEPT = {"tensors": "*embed*", "method": "linear"}  # so that something is left
+
+
+def test_a_drop_that_is_taken_back(four):
+    """By `drop: false`: what was decided before the drop holds again. By options: nothing."""
+    rules = [{"tensors": "*norm*", "take": "m2"}, {"tensors": "*norm*", "drop": True}]
+    recipe = {"method": "ties", "base": "m0", "models": ["m1", "m2"]}
+    more = {"tensors": "*norm*", "options": {"density": 0.5}}
+    gone = build(load({**recipe, "rules": [*rules, more]}))
+    assert NORM not in {t.at.name for t in gone.tasks}
+    idle = "changes nothing: other rules decide on all of its tensors"
+    assert gone.notices == (f"rules[0] {idle}", f"rules[2] {idle}")
+    folder.make({**recipe, "rules": [*rules, {"tensors": "*norm*", "drop": False}]}, "out")
+    assert torch.equal(load_file("out/model.safetensors")[NORM], load_file("m2/model.safetensors")[NORM])
+
+
+def test_the_base_of_a_slice_is_read_where_its_first_model_is(four):
+    base, others = four
+    found = made("""
+method: task_arithmetic
+base: m0
+slices:
+  - models: [{model: m1, layers: 2-3}]
+  - models: [{model: m2, layers: 0-1}, {model: m1, layers: 1-2}]
+rules:
+  - {layers: 3, take: m3}
+""")
+    a, b = others[:2]
+    assert gap({"x": found[MLP.format(0)]}, {"x": a[MLP.format(2)]}) < 1e-6
+    name = MLP.format(0)
+    wanted = base[name] + (b[name] - base[name]) + (a[MLP.format(1)] - base[name])
+    assert gap({"x": found[MLP.format(2)]}, {"x": wanted}) < 1e-6
+    assert torch.equal(found[MLP.format(3)], others[2][MLP.format(1)])  # rules are for the result's layers
+
+
+def test_slices_of_models_of_other_depths(four):
+    """Of the same model twice, of a shorter one, and with a rule for layers that no input has."""
+    _, others = four
+    short = {n: t for n, t in others[1].items() if not any(f".{i}." in n for i in (2, 3))}
+    save_file(short, "m2/model.safetensors")
+    found = made("""
+method: linear
+weights: [0.25, 0.75]
+slices:
+  - models: [{model: m1, layers: 0-3}, {model: m1, layers: 0-3}]
+  - models: [{model: m1, layers: 0-1}, {model: m1, layers: 2-3}]
+  - models: [{model: m1, layers: 2-3}, {model: m2, layers: 0-1}]
+rules: [{layers: 7, drop: true}]
+""")
+    a = others[0]
+    assert gap({"x": found[MLP.format(4)]}, {"x": 0.25 * a[MLP.format(0)] + 0.75 * a[MLP.format(2)]}) < 1e-6
+    assert gap({"x": found[MLP.format(6)]}, {"x": 0.25 * a[MLP.format(2)] + 0.75 * short[MLP.format(0)]}) < 1e-6
+    assert MLP.format(7) not in found
+    with pytest.raises(cw.CommonweightError, match=r"layers.2.*weight: it is read from .*layers.2.* of base \(m2\)"):
+        build(load({"method": "ties", "base": "m2", "slices": [{"models": [{"model": "m1", "layers": "0-2"}]}]}))
+
+
+def test_rules_that_are_for_nothing_are_told(four):
+    rules = [{"tensors": "*atn*", "take": "m1"}, {"tensors": ["*mlp*"], "layers": "9-12", "drop": True}]
+    notices = build(load({"method": "linear", "models": ["m1", "m2"], "rules": rules})).notices
+    wanted = ("rules[0] is for no tensor: tensors *atn*", "rules[1] is for no tensor: tensors *mlp* in layers 9-12")
+    assert notices == wanted
+
+
+def test_mergekit_defaults_hold_where_no_filter_does(four):
+    """TIES' density there is 1, not the paper's 0.2."""
+    base, others = four
+    text = "merge_method: ties\nbase_model: m0\nmodels: [{model: m1, parameters: {weight: 1}}, "
+    found = made(text + "{model: m2, parameters: {weight: 1}}]\nparameters: {density: [{filter: mlp, value: 0.3}]}")
+    whole = cw.merge.ties(others[:2], base, density=1.0, compat="mergekit")
+    assert gap({"x": found[NORM]}, {"x": whole[NORM]}) < 1e-6
+
+
+def test_mergekit_puts_the_base_among_the_models(four):
+    """Karcher's mean has no base: the base is one of the models there."""
+    base, others = four
+    found = made("merge_method: karcher\nbase_model: m0\nmodels: [{model: m1}, {model: m2}]")
+    assert gap(found, cw.merge.karcher([*others[:2], base], compat="mergekit")) < 1e-6
+
+
+def test_an_adapter_on_a_model_gives_the_models_dtype(four):
+    base, others = four
+    for i, state in enumerate([base, *others]):
+        save_file({n: t.bfloat16() for n, t in state.items()}, f"m{i}/model.safetensors")
+    Path("m1/config.json").write_text(json.dumps({"num_hidden_layers": 4, "torch_dtype": "bfloat16"}))
+    Path("ad").mkdir()
+    Path("ad/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 2, "r": 2}))
+    factors = {"A": torch.randn(2, 8), "B": torch.randn(8, 2)}
+    name = "base_model.model.model.layers.0.attn"
+    save_file({f"{name}.lora_{k}.weight": t for k, t in factors.items()}, "ad/adapter_model.safetensors")
+    found = made("method: linear\nmodels: [m1+ad, m2]")
+    assert {t.dtype for t in found.values()} == {torch.bfloat16}
+    folder.make({"method": "linear", "models": ["m1+ad", "m2"], "dtype": "float32"}, "wide")
+    assert json.loads(Path("wide/config.json").read_text())["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("text", ['{"vocab_size": 20', "[1, 2]", '"word"', b"\xff\xfe{}"])
+def test_a_config_that_cannot_be_read_stops_before_the_work(text, four):
+    Path("m1/config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(cw.CommonweightError, match=r"m1/config.json: (cannot be read|holds a)"):
+        build(load({"method": "linear", "models": ["m1", "m2"]}))
+
+
+def test_a_model_whose_folder_has_a_plus_in_its_name(four):
+    """And where MODEL+ADAPTER can be read in several ways, the one that is there."""
+    _, others = four
+    Path("c++").mkdir()
+    for name, state in (("c++/a", others[0]), ("c++/b+c", others[1])):
+        Path(name).mkdir()
+        save_file(state, f"{name}/model.safetensors")
+    found = made("method: linear\nmodels: [c++/a, c++/b+c]")
+    assert gap(found, cw.merge.linear(others[:2])) == 0
+    with pytest.raises(cw.CommonweightError, match=r"model \(c\+\+/a\+m1\): adapter_model.safetensors is missing"):
+        build(load({"method": "linear", "models": ["c++/a+m1"]}))
+    with pytest.raises(cw.CommonweightError, match="nowhere: no such file or folder"):
+        build(load({"method": "linear", "models": ["c++/a+nowhere"]}))
+
+
+def test_the_card_names_models_of_the_hub_and_no_others(four, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(Path("m2").absolute()))
+    Path("near").mkdir()
+    Path("m1").rename("near/m1")
+    folder.make({"method": "linear", "models": ["near/m1", "some/model"]}, "out")
+    head = Path("out/README.md").read_text().split("---")[1]
+    assert 'base_model:\n- "some/model"\n' in head and "near" not in head
+
+
+LINEAR = "method: linear\nmodels: [m1, m2]\n"
+SLICED = "merge_method: task_arithmetic\nbase_model: m0\nslices: [{sources: [{model: m1, layer_range: "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LINEAR + "rules: [{tensors: '*', drop: 'false'}]", r"rules\[0\]: drop is 'false'; wanted true or false"),
+        (LINEAR + "rules: [{layers: null, drop: true}]", r"rules\[0\]: say which tensors"),
+        (LINEAR + "rules: [{tensors: [], drop: true}]", r"rules\[0\]: tensors is \[\]; wanted a pattern"),
+        (LINEAR + "rules: [{layers: [], drop: true}]", r"rules\[0\]: layers is \[\]; wanted ranges"),
+        (LINEAR + "rules: [{tensors: 5, drop: true}]", r"rules\[0\]: tensors is 5; wanted a pattern"),
+        (LINEAR + "rules: [{tensors: {a: 1}, drop: true}]", r"rules\[0\]: tensors is {'a': 1}; wanted a pattern"),
+        (LINEAR + "rules: [{tensors: '*'}]", r"rules\[0\]: it says nothing; wanted take alone, drop alone"),
+        (LINEAR + "rules: [{tensors: '*', take: m1, drop: true}]", "it says take, drop; wanted take alone"),
+        (LINEAR + "rules: [{tensors: '*', take: m1, weights: [1, 0]}]", "it says take, weights; wanted take alone"),
+        (LINEAR + "tokenizer: {multiple: many}", "tokenizer.multiple is 'many'; wanted a whole number"),
+        (LINEAR + "tokenizer: {multiple: true}", "tokenizer.multiple is True; wanted a whole number"),
+        (LINEAR + "tokenizer: {source: [m1]}", r"tokenizer.source is \['m1'\]; wanted a path"),
+        ("method: linear\nmodels: []", r"models is \[\]; wanted a list with something in it"),
+        ("method: linear\nslices: []", r"slices is \[\]; wanted a list with something in it"),
+        ("method: linear\nslices: [{models: []}]", r"slices\[0\].models is \[\]; wanted a list with something"),
+        (OWN + "options: {density: &x [*x]}", "contains itself"),
+        (OWN + "dtype: [float16]", "unknown dtype"),
+        ("[" * 5000, "no YAML"),
+        ("method: 2024-99-99", "no YAML: month must be in"),
+        ("merge_method: linear\nmodels: []", r"models is \[\]; wanted a list with something in it"),
+        ("merge_method: [ties]\nmodels: [{model: m1}]", "unknown merge_method"),
+        ("merge_method: passthrough\nslices: []", r"slices is \[\]; wanted a list with something in it"),
+        ("merge_method: passthrough\nslices: [{sources: []}]", r"slices\[0\].sources is \[\]; wanted a list with"),
+        ("merge_method: linear\nmodels: [{model: m1}]\ntokenizer: {pad_to_multiple_of: x}", "_multiple_of is 'x'"),
+        ("merge_method: linear\nmodels: [{model: m1}]\ntokenizer: {tokens: [a]}", "tokenizer.tokens is"),
+        (SLICED + "[a, b]}]}]", r"layer_range is \['a', 'b'\]; wanted \[first, last \+ 1\]"),
+        (SLICED + "[0.0, 2.0]}]}]", r"layer_range is \[0.0, 2.0\]; wanted \[first, last \+ 1\]"),
+        (SLICED + "[0, 2]}]}]", r"slices\[0\]: base_model m0 is not among the sources; list it there"),
+        ("merge_method: linear\nmodels: [{model: m1}, {model: m1}]", "models: m1 is there twice"),
+        ("merge_method: linear\nbase_model: m0\nmodels: [{model: m1, parameters: {weight: 1}}]", "of m0 is missing"),
+        ("merge_method: slerp\nbase_model: m0\nmodels: [{model: m1}]", "t of slerp is missing; it has no default"),
+        (
+            "merge_method: slerp\nbase_model: m0\nmodels: [{model: m1}]\n"
+            "parameters: {t: [{filter: attn, value: 0.5}]}", "embed_tokens.weight: t of slerp is missing",
+        ),
+        ("merge_method: slerp\nmodels: [{model: m1}, {model: m2}]\nparameters: {t: 0.5}", "base_model is missing"),
+    ],
+)  # fmt: skip
+def test_recipes_that_say_nothing_sensible(text, message, four):
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(cw.CommonweightError, match=message):
+        build(load("bad.yaml"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from ..formats import atomic
 from . import registry
@@ -14,15 +13,13 @@ from .recipe.build import Built
 _COPIED = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 _MOST = 1 << 28  # bytes; larger files are no tokenizer's
 _OURS = ("config.json", "merge.json", "quantize_config.json")  # written anew, or not true of the result
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def beside(built: Built, folder: Path) -> None:
     """Copies what is small and no weight from the lead's folder; writes config.json and README.md."""
-    lead = built.lead if built.lead.is_dir() else built.lead.parent
     if built.lead.is_dir():
-        for file in sorted(lead.rglob("*")):
-            at = file.relative_to(lead)
+        for file in sorted(built.lead.rglob("*")):
+            at = file.relative_to(built.lead)
             hidden = any(p.startswith(".") for p in at.parts)
             if file.suffix not in _COPIED or hidden or not file.is_file() or file.stat().st_size > _MOST:
                 continue
@@ -32,9 +29,9 @@ def beside(built: Built, folder: Path) -> None:
             shutil.copyfile(file, folder / at)
     if built.tokenizer is not None:
         atomic.write(folder / "tokenizer.json", built.tokenizer.encode())
-    config = lead / "config.json"
-    if built.lead.is_dir() and config.is_file():
-        atomic.write(folder / "config.json", _config(built, json.loads(config.read_text())))
+    if built.config is not None:
+        text = json.dumps(built.config, indent=2, ensure_ascii=False) + "\n"
+        atomic.write(folder / "config.json", text.encode())
     atomic.write(folder / "README.md", _readme(built).encode())
 
 
@@ -48,29 +45,12 @@ def library() -> str:
         return "unknown"
 
 
-def _config(built: Built, config: dict[str, Any]) -> bytes:
-    dtype = built.recipe.dtype
-    for key in ("dtype", "torch_dtype"):
-        if dtype and key in config:
-            config[key] = dtype
-    if built.blocks is not None:
-        for key in _LAYERS:
-            if key in config:
-                config[key] = built.blocks
-    config.update(built.config)
-    for key in built.forget:
-        config.pop(key, None)
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def _readme(built: Built) -> str:
     recipe = built.recipe
     models = list(dict.fromkeys(i.model for part in recipe.slices for i in part.inputs))
-    every = [*([recipe.base] if recipe.base else []), *(m for m in models if m != recipe.base)]
-    bases = [n for n in every if n.count("/") == 1 and not (Path(recipe.folder) / n).exists()]
     used = sorted({t.job.method.name for t in built.tasks if t.job is not None})
     head = ["---", "library_name: transformers", "tags:", "- merge", "- commonweight"]
-    head += ["base_model:", *(f"- {json.dumps(b)}" for b in bases)] if bases else []
+    head += ["base_model:", *(f"- {json.dumps(b)}" for b in built.hub)] if built.hub else []
     papers = [f"- `{m}`: {registry.get(m).paper}" for m in used]
     named = [f"- `{recipe.base}` (base)"] if recipe.base else []
     named += [f"- `{m}`" for m in models if m != recipe.base]

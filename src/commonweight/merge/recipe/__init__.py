@@ -30,6 +30,7 @@ def load(recipe: str | Path | Mapping[str, Any]) -> Recipe:
         except (OSError, UnicodeDecodeError) as e:
             raise CommonweightError(f"{path}: cannot be read: {e}") from e
         recipe = _parse(path, text)
+    _ends(recipe, ())
     found = (mergekit if "merge_method" in recipe else own).read(recipe)
     return replace(found, folder=str(folder), text=text or _dump(recipe))
 
@@ -43,9 +44,20 @@ def _parse(path: Path, text: str) -> Mapping[str, Any]:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise CommonweightError(f"{path}{line}: no YAML: {getattr(e, 'problem', None) or e}") from None
+    except (ValueError, RecursionError) as e:  # a date of no calendar, brackets by the thousand
+        raise CommonweightError(f"{path}: no YAML: {e}") from None
     if not isinstance(body, Mapping):
         raise CommonweightError(f"{path}: wanted keys and values, as in `method: ties`")
     return body
+
+
+def _ends(value: Any, within: tuple[int, ...]) -> None:
+    """Raises: CommonweightError for what contains itself, as an alias (&x, *x) can make it."""
+    if isinstance(value, Mapping | list | tuple):
+        if id(value) in within or len(within) > 50:
+            raise CommonweightError("recipe: it contains itself, or is nested more than 50 deep")
+        for v in value.values() if isinstance(value, Mapping) else value:
+            _ends(v, (*within, id(value)))
 
 
 def _dump(body: Mapping[str, Any]) -> str:

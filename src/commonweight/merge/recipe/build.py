@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from ...core import CommonweightError
 from .. import registry
@@ -17,174 +14,89 @@ from ..registry import Beside, Method, Range
 from ..source import Source
 from ..stream import digest, inputs
 from ..stream.work import Job, Read, Task
+from . import config
 from .models import Models
-from .settings import first
-from .types import WEIGHT, Input, Recipe, Rule, Slice
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_FIRST = re.compile(r"embed|(^|\.)(wte|wpe)(\.|$)")  # outside of blocks, what comes before them
+from .places import Out, depth, outs, whole
+from .rules import idle
+from .settings import first, value
+from .types import DTYPES, WEIGHT, Input, Recipe, Rule
 
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """tasks: in the order of work; sources: name in the recipe -> model; lead: whose config and tokenizer are taken."""
+    """tasks: in the order of work; sources: name in the recipe -> model; lead: whose config and tokenizer are taken.
+
+    config, tokenizer: the result's config.json, where the lead has one; its tokenizer.json, where it is not the lead's.
+    hub: the models that came from there.
+    """
 
     recipe: Recipe
     tasks: tuple[Task, ...]
     sources: Mapping[str, Source]
     lead: Path
-    blocks: int | None  # of the result, where they differ from the lead's
     notices: tuple[str, ...]
-    config: Mapping[str, Any] = field(default_factory=dict)  # what changes in config.json
-    forget: tuple[str, ...] = ()  # what goes from it
-    tokenizer: str | None = None  # tokenizer.json, where it is not the lead's
-
-
-class _Out(NamedTuple):
-    """A tensor of the result before it has its job: names in the models of its slice."""
-
-    name: str
-    part: Slice
-    names: Mapping[str, str]
-    t: float
+    config: Mapping[str, Any] | None = None
+    tokenizer: str | None = None
+    hub: tuple[str, ...] = ()
 
 
 def build(recipe: Recipe) -> Built:
     """Raises: CommonweightError for tensors that do not fit, options out of range, models that cannot be read."""
     models = Models(recipe)
-    outs = [o for o in _outs(recipe, models) if not any(r.drop and _for(r, o.name) for r in recipe.rules)]
-    if not outs:
+    stated = config.read(models.lead)
+    found = outs(recipe, models)
+    kept = [o for o in found if not o.ruled.drop]
+    if not kept:
         raise CommonweightError("recipe: no tensor is left; its rules drop all of them")
-    jobs: dict[str, tuple[Job, list[tuple[_Out, list[Read], Read | None]]]] = {}
+    jobs: dict[str, tuple[Job, list[tuple[Out, list[Read], Read | None]]]] = {}
     made: dict[str, Job] = {}
-    for out in outs:
+    for out in kept:
         job, reads, base = _job(recipe, models, out, made)
         jobs.setdefault(job[0], (job[1], []))[1].append((out, reads, base))
-    tasks = _tasks(recipe, jobs, [o.name for o in outs])
-    whole = len(recipe.slices) == 1 and recipe.slices[0].inputs[0].layers is None
-    blocks = None if whole else sum(_depth(s) for s in recipe.slices)
-    notices = (*recipe.notices, *models.notices)
-    forget = ("quantization_config",)  # the result is not quantised, whatever was read
+    tasks = tuple(_tasks(recipe, models, jobs, [o.name for o in kept]))
+    blocks = None if whole(recipe) else sum(map(depth, recipe.slices))
     words = models.vocabulary
-    config = {} if words is None else {"vocab_size": words.rows}
-    tokenizer = None if words is None else words.text
-    return Built(recipe, tuple(tasks), models.sources, models.lead, blocks, notices, config, forget, tokenizer)
-
-
-def _outs(recipe: Recipe, models: Models) -> list[_Out]:
-    if len(recipe.slices) == 1 and all(i.layers is None for i in recipe.slices[0].inputs):
-        part = recipe.slices[0]
-        names = _common(recipe, models, [*([recipe.base] if recipe.base else []), *(i.model for i in part.inputs)])
-        blocks = 1 + max((b for b in map(inputs.block, names) if b is not None), default=-1)
-        users = {*(i.model for i in part.inputs), *([recipe.base] if recipe.base else [])}
-        return [_Out(n, part, dict.fromkeys(users, n), _t(inputs.block(n), blocks)) for n in names]
-    return _sliced(recipe, models)
-
-
-def _t(block: int | None, blocks: int) -> float:
-    return 0.0 if block is None else block / (blocks - 1) if blocks > 1 else 1.0
-
-
-def _common(recipe: Recipe, models: Models, users: Sequence[str]) -> list[str]:
-    """Names that all of them have; a tensor that is taken from one of them, or dropped, may be missing elsewhere."""
-    sources = [models.open(u) for u in dict.fromkeys(users)]
-    every = sorted({n for s in sources for n in s.shapes})
-    out = []
-    for name in every:
-        rules = [r for r in recipe.rules if _for(r, name)]
-        if any(r.drop for r in rules):
-            continue
-        if not any(r.take for r in rules):
-            for s in sources:
-                if name not in s.shapes:
-                    has = next(x for x in sources if name in x.shapes)
-                    raise CommonweightError(
-                        f"{name}: {s.label} has no such tensor, {has.label} has; leave it out by a rule "
-                        "(drop: true), take it from one model (take: MODEL), or add it"
-                    )
-        out.append(name)
-    return out
-
-
-def _sliced(recipe: Recipe, models: Models) -> list[_Out]:
-    """Blocks one after the other; what comes before them is the first slice's, what comes after them the last's."""
-    out: list[_Out] = []
-    offset, total = 0, sum(_depth(s) for s in recipe.slices)
-    for i, part in enumerate(recipe.slices):
-        lead = part.inputs[0]
-        if any(_span(x)[1] - _span(x)[0] != _depth(part) for x in part.inputs):
-            raise CommonweightError(f"slices[{i}]: its models have different numbers of layers; give as many of each")
-        names = _common(recipe, models, [x.model for x in part.inputs])
-        blocks = 1 + max((b for b in map(inputs.block, names) if b is not None), default=-1)
-        for x in part.inputs:
-            if _span(x)[1] > blocks:
-                raise CommonweightError(f"slices[{i}]: {x.model} has {blocks} layers; {_span(x)[1]} are asked for")
-        for name in names:
-            block = inputs.block(name)
-            if block is None:
-                if i == (0 if _FIRST.search(name) else len(recipe.slices) - 1):
-                    out.append(_Out(name, part, {x.model: name for x in part.inputs}, 0.0))
-            elif _span(lead)[0] <= block < _span(lead)[1]:
-                at = block - _span(lead)[0]
-                mine = {x.model: _renamed(name, _span(x)[0] + at) for x in part.inputs}
-                out.append(_Out(_renamed(name, offset + at), part, mine, _t(at, _depth(part))))
-        offset += _depth(part)
-    assert offset == total
-    return out
-
-
-def _span(x: Input) -> tuple[int, int]:
-    assert x.layers is not None
-    return x.layers
-
-
-def _depth(part: Slice) -> int:
-    a, b = _span(part.inputs[0])
-    return b - a
-
-
-def _renamed(name: str, block: int) -> str:
-    return re.sub(r"(^|\.)(\d+)\.", lambda m: f"{m[1]}{block}.", name, count=1)
-
-
-def _for(rule: Rule, name: str) -> bool:
-    return rule.select.holds(name, inputs.block(name))
+    return Built(
+        recipe, tasks, models.sources, models.lead,
+        (*recipe.notices, *models.notices, *idle(recipe, [o.ruled for o in found])),
+        None if stated is None else config.made(stated, tasks, blocks, None if words is None else words.rows),
+        None if words is None else words.text, tuple(models.hub),
+    )  # fmt: skip
 
 
 def _job(
-    recipe: Recipe, models: Models, out: _Out, made: dict[str, Job]
+    recipe: Recipe, models: Models, out: Out, made: dict[str, Job]
 ) -> tuple[tuple[str, Job], list[Read], Read | None]:
-    rules = [r for r in recipe.rules if _for(r, out.name)]
-    taken = next((r.take for r in reversed(rules) if r.take), None)
-    if taken is not None:
-        source = models.open(taken)
-        if out.name not in source.shapes:
-            raise CommonweightError(f"{out.name}: a rule takes it from {source.label}, which has no such tensor")
-        return _made(registry.get("passthrough"), {}, None, 1, made), [Read(source, out.name)], None
-    method = registry.get(next((r.method for r in reversed(rules) if r.method), recipe.method))
-    users, base = _roles(recipe, method, out.part, top=method.name == recipe.method)
+    rules = out.ruled.rules
+    if out.ruled.take is not None:
+        return _made(registry.get("passthrough"), {}, None, 1, made), [_read(models, out, out.ruled.take)], None
+    method = registry.get(out.ruled.method or recipe.method)
+    users, base = _roles(recipe, method, out, top=method.name == recipe.method)
     if not users:  # a slice that is the base alone
         assert base is not None
         return _made(registry.get("passthrough"), {}, None, 1, made), [_read(models, out, base)], None
     inputs.counts(method, len(users), base is not None)
-    shared = [*(r.settings for r in reversed(rules)), out.part.settings, recipe.settings]
-    options, weights = _settings(recipe, method, users, shared, rules, out)
-    reads = [_read(models, out, u.model) for u in users]
+    shared = [*(r.settings for r in reversed(rules)), out.part.settings, recipe.settings, recipe.defaults]
+    options, weights = _settings(recipe, method, [x for x, _ in users], shared, rules, out)
+    reads = [_read(models, out, x.model, name) for x, name in users]
     root = _read(models, out, base) if base else None
     return _made(method, options, weights, len(users), made), reads, root
 
 
-def _read(models: Models, out: _Out, model: str) -> Read:
-    return Read(models.open(model), out.names.get(model, out.name))
+def _read(models: Models, out: Out, model: str, name: str | None = None) -> Read:
+    source, name = models.open(model), name or out.of(model)
+    if name not in source.shapes:
+        raise CommonweightError(f"{out.name}: it is read from {name} of {source.label}, which has no such tensor")
+    return Read(source, name)
 
 
-def _roles(recipe: Recipe, method: Method, part: Slice, top: bool) -> tuple[list[Input], str | None]:
-    """(models, base) as the method takes them."""
-    users, base = list(part.inputs), recipe.base
+def _roles(recipe: Recipe, method: Method, out: Out, top: bool) -> tuple[list[tuple[Input, str]], str | None]:
+    """(models with the tensor's name in them, base) as the method takes them."""
+    users, base = list(zip(out.part.inputs, out.names)), recipe.base
     if recipe.roles:
-        others = [x for x in users if x.model != base]
+        others = [(x, name) for x, name in users if x.model != base]
         if method.name == "slerp" and base is not None:  # its first end is the base
-            return [Input(base), *others], None
+            return [(Input(base), out.of(base)), *others], None
         if method.base == "none":
             return users, None
         return others, base
@@ -192,7 +104,7 @@ def _roles(recipe: Recipe, method: Method, part: Slice, top: bool) -> tuple[list
 
 
 def _settings(
-    recipe: Recipe, method: Method, users: list[Input], shared: list[Any], rules: list[Rule], out: _Out
+    recipe: Recipe, method: Method, users: list[Input], shared: list[Any], rules: Sequence[Rule], out: Out
 ) -> tuple[dict[str, Any], Any]:
     options: dict[str, Any] = {}
     for key, (hint, default) in method.options().items():
@@ -216,7 +128,7 @@ def _settings(
     return options, None if unused else _weights(recipe, users, shared, rules, out)
 
 
-def _weights(recipe: Recipe, users: list[Input], shared: list[Any], rules: list[Rule], out: _Out) -> Any:
+def _weights(recipe: Recipe, users: list[Input], shared: list[Any], rules: Sequence[Rule], out: Out) -> Any:
     ruled = next((r.weights for r in reversed(rules) if r.weights is not None), None)
     if ruled is not None:
         return [_value(w, out) for w in ruled]
@@ -231,9 +143,7 @@ def _weights(recipe: Recipe, users: list[Input], shared: list[Any], rules: list[
     return [1.0 if w is None else w for w in found]
 
 
-def _value(setting: Any, out: _Out) -> Any:
-    from .settings import value
-
+def _value(setting: Any, out: Out) -> Any:
     return value(setting, out.name, out.t)
 
 
@@ -251,7 +161,7 @@ def _made(method: Method, options: Any, weights: Any, n: int, made: dict[str, Jo
     return key, made[key]
 
 
-def _tasks(recipe: Recipe, jobs: Mapping[str, Any], names: Sequence[str]) -> list[Task]:
+def _tasks(recipe: Recipe, models: Models, jobs: Mapping[str, Any], names: Sequence[str]) -> list[Task]:
     blocks = 1 + max((b for b in map(inputs.block, names) if b is not None), default=-1)
     wanted = DTYPES[recipe.dtype] if recipe.dtype else None
     out, copied = [], []
@@ -269,6 +179,7 @@ def _tasks(recipe: Recipe, jobs: Mapping[str, Any], names: Sequence[str]) -> lis
                 copied.append(Task(at, None, tuple(reads), base, lead.dtype))
         places = inputs.places({n: e[2].source.shapes[e[2].name] for n, e in floats.items()}, blocks)
         out += [
-            Task(at, job, tuple(floats[n][0]), floats[n][1], wanted or floats[n][2].dtype) for n, at in places.items()
+            Task(at, job, tuple(floats[n][0]), floats[n][1], wanted or models.dtype(floats[n][2]))
+            for n, at in places.items()
         ]
     return out + copied

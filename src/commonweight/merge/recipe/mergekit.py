@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...core import CommonweightError, unknown
-from .own import DTYPES, _keys, _list, _mapping, _text
-from .settings import Cases, Gradient
-from .types import WEIGHT, Input, Recipe, Slice, Vocabulary
+from .. import registry
+from .own import _keys, _list, _mapping, _multiple, _text
+from .settings import Cases, Gradient, Required
+from .types import DTYPES, WEIGHT, Input, Recipe, Slice, Vocabulary
 
 KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
@@ -60,7 +61,7 @@ def read(body: Mapping[str, Any]) -> Recipe:
     """Raises: CommonweightError for what it does not read, by name."""
     _keys("recipe", body, KEYS)
     method = body["merge_method"]
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise unknown("merge_method", str(method), METHODS)
     if "modules" in body:
         raise CommonweightError("modules: this is not read; merge each module by a recipe of its own")
@@ -70,18 +71,24 @@ def read(body: Mapping[str, Any]) -> Recipe:
     p = _Parameters(method, notices)
     base = _text("base_model", body.get("base_model"))
     if "models" in body:
-        slices: tuple[Slice, ...] = (Slice(p.inputs("models", body["models"], False)),)
+        inputs = p.inputs("models", body["models"], False)
+        # theirs puts the base among the models, where it is none of them
+        slices: tuple[Slice, ...] = (Slice(inputs if base in (None, *_named(inputs)) else (*inputs, Input(base))),)
     else:
         slices = tuple(_slice(p, i, s) for i, s in enumerate(_list("slices", body["slices"])))
-    settings = {**p.defaults(), **p.settings("parameters", body.get("parameters"))}
+    if method == "slerp" and base is None:
+        raise CommonweightError("slerp: base_model is missing; it is the model at t = 0")
+    for where, part in zip(["models"] if "models" in body else [f"slices[{i}]" for i in range(len(slices))], slices):
+        _once(where, part, base if method == "slerp" or registry.get(method).base != "none" else None)
+    settings = p.settings("parameters", body.get("parameters"))
     for key in ("dtype", "out_dtype"):
-        if body.get(key) is not None and body[key] not in DTYPES:
+        if body.get(key) is not None and body[key] not in [*DTYPES]:
             raise unknown(key, str(body[key]), DTYPES)
     if body.get("dtype"):
         notices.append(f"dtype: {body['dtype']} is the result's; the arithmetic is in float32")
     return Recipe(
         method, slices, base, settings, dtype=body.get("out_dtype") or body.get("dtype"),
-        vocabulary=_vocabulary(body), roles=True, notices=tuple(dict.fromkeys(notices)),
+        vocabulary=_vocabulary(body), roles=True, defaults=p.defaults(), notices=tuple(dict.fromkeys(notices)),
     )  # fmt: skip
 
 
@@ -92,7 +99,7 @@ class _Parameters:
         self.method, self.known, self.notices = method, METHODS[method], notices
 
     def defaults(self) -> dict[str, Any]:
-        found = {k: v for k, v in self.known.items() if v is not ...}
+        found = {k: Required(f"{k} of {self.method}") if v is ... else v for k, v in self.known.items()}
         return {**self._ours("defaults", found), "compat": "mergekit"}
 
     def settings(self, where: str, body: Any) -> dict[str, Any]:
@@ -118,7 +125,7 @@ class _Parameters:
             here = f"{where}[{i}]"
             _keys(here, _mapping(here, entry), ("model", "parameters", *(("layer_range",) if layers else ())))
             span = entry.get("layer_range")
-            if layers and not (isinstance(span, list) and len(span) == 2 and 0 <= span[0] < span[1]):
+            if layers and not _is_span(span):
                 raise CommonweightError(f"{here}: layer_range is {span!r}; wanted [first, last + 1]")
             model = _text(f"{here}.model", entry.get("model"))
             if model is None:
@@ -138,6 +145,12 @@ class _Parameters:
         return out
 
 
+def _is_span(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value) and 0 <= value[0] < value[1]
+    )
+
+
 def _slice(p: _Parameters, i: int, body: Any) -> Slice:
     where = f"slices[{i}]"
     _keys(where, _mapping(where, body), ("sources", "parameters", "base_model", "residual_weight"))
@@ -148,6 +161,22 @@ def _slice(p: _Parameters, i: int, body: Any) -> Slice:
         p.inputs(f"{where}.sources", body.get("sources"), True),
         p.settings(f"{where}.parameters", body.get("parameters")),
     )
+
+
+def _once(where: str, part: Slice, base: str | None) -> None:
+    """Theirs knows inputs by their names: each may be there once, and a base that is used must be."""
+    names = _named(part.inputs)
+    for name in names:
+        if names.count(name) > 1:
+            raise CommonweightError(f"{where}: {name} is there twice; a mergekit recipe has each model once")
+    if base is not None and base not in names:
+        raise CommonweightError(
+            f"{where}: base_model {base} is not among the sources; list it there with the layer_range to read"
+        )
+
+
+def _named(inputs: tuple[Input, ...]) -> list[str]:
+    return [x.model for x in inputs]
 
 
 def _setting(where: str, value: Any) -> Any:
@@ -174,16 +203,17 @@ def _number(value: Any) -> Any:
 
 
 def _vocabulary(body: Mapping[str, Any]) -> Vocabulary | None:
-    if body.get("tokenizer_source") is not None:
-        return Vocabulary(str(body["tokenizer_source"]))
+    if (source := _text("tokenizer_source", body.get("tokenizer_source"))) is not None:
+        return Vocabulary(source)
     found = body.get("tokenizer")
     if found is None:
         return None
     _keys("tokenizer", _mapping("tokenizer", found), ("source", "tokens", "pad_to_multiple_of"))
     tokens = {}
-    for token, entry in (found.get("tokens") or {}).items():
+    for token, entry in _mapping("tokenizer.tokens", found.get("tokens") or {}).items():
         source = _mapping(f"tokenizer.tokens.{token}", entry).get("source")
         if not isinstance(source, str) or entry.get("force"):
             raise CommonweightError(f"tokenizer.tokens.{token}: only `source: MODEL` is read, without force")
         tokens[str(token)] = source
-    return Vocabulary(str(found.get("source", "union")), tokens, int(found.get("pad_to_multiple_of") or 1))
+    source = _text("tokenizer.source", found.get("source")) or "union"
+    return Vocabulary(source, tokens, _multiple("tokenizer.pad_to_multiple_of", found.get("pad_to_multiple_of") or 1))

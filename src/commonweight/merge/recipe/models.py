@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ..adapted import Adapted
 from ..opened import is_tenant, stored
 from ..quantised import Quantised
 from ..source import Source, config_of, open_source
+from ..stream.work import Read
 from ..tenanted import Tenanted
 from .types import Recipe, Vocabulary
 
@@ -20,19 +22,21 @@ _HEAD, _EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "wor
 
 
 class Models:
-    """Opens each model once. lead: the folder of the base, else of the first model.
+    """Opens each model once. lead: the folder of the base, else of the first model. hub: names that were found there.
 
     `MODEL+ADAPTER` is a model with a LoRA adapter, or with a tenant (its file, or STORE:TENANT); an adapter or a tenant
-    alone stands on the recipe's base.
+    alone stands on the recipe's base. A file or folder with a + in its own name is what it is.
     """
 
     def __init__(self, recipe: Recipe):
         self._recipe = recipe
         self.sources: dict[str, Source] = {}
         self.notices: list[str] = []
-        self.lead = self.path((recipe.base or recipe.slices[0].inputs[0].model).split("+")[0])
+        self.hub: list[str] = []
+        self.lead = self.path(self._parts(recipe.base or recipe.slices[0].inputs[0].model)[0])
         self.vocabulary: vocabulary.Vocabulary | None = None
         self._raw: dict[str, Source] = {}
+        self._dtypes: dict[int, Mapping[str, torch.dtype]] = {}
         self._tables: dict[str, dict[int, list[tuple[str, int]]]] = {}
         if recipe.vocabulary is not None:
             self._join(recipe.vocabulary)
@@ -41,10 +45,17 @@ class Models:
         if name not in self.sources:
             found = self._plain(name)
             if self.vocabulary is not None:
-                raw = {n: self._plain(n) for n in self._tables}
-                found = vocabulary.Mapped(name, raw, self._tables[name], self.vocabulary.rows)
+                every = {n: self._plain(n) for n in self._tables}
+                found = vocabulary.Mapped(name, every, self._tables[name], self.vocabulary.rows)
+                self.notices += [n for n in getattr(found, "notices", ()) if n not in self.notices]
+            raw = self._plain(name)
+            self._dtypes[id(found)] = getattr(raw, "kept", raw.dtypes)
             self.sources[name] = found
         return self.sources[name]
+
+    def dtype(self, read: Read) -> torch.dtype:
+        """Of a result like this: of what is on the disk, where an adapter or a tenant is added in float32."""
+        return self._dtypes[id(read.source)][read.name]
 
     def _plain(self, name: str) -> Source:
         if name not in self._raw:
@@ -53,16 +64,31 @@ class Models:
 
     def path(self, name: str) -> Path:
         """Beside the recipe, else from where we are, else on the hub (or in its cache)."""
-        for path in (Path(self._recipe.folder) / name, Path(name).expanduser()):
-            if path.exists():
-                return path
+        if (near := self._near(name)) is not None:
+            return near
         if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-            return _hub(name)
+            found = _hub(name)
+            self.hub.append(name)
+            return found
         raise CommonweightError(f"{name}: no such file or folder, here or beside the recipe")
 
+    def _near(self, name: str) -> Path | None:
+        places = (Path(self._recipe.folder) / name, Path(name).expanduser())
+        return next((p for p in places if p.exists()), None)
+
+    def _parts(self, name: str) -> tuple[str, str]:
+        """(model, adapter) of MODEL+ADAPTER: at the first + that has both here, or the model; else no adapter."""
+        words = name.split("+")
+        cuts = [("+".join(words[:i]), "+".join(words[i:])) for i in range(1, len(words))]
+        if not cuts or self._near(name) is not None or self._tenant(name) is not None:
+            return name, ""
+        here = [c for c in cuts if self._near(c[0]) is not None]
+        both = [c for c in here if self._near(c[1]) is not None or self._tenant(c[1]) is not None]
+        return (both or here or cuts)[0]
+
     def _open(self, name: str) -> Source:
-        model, plus, adapter = name.partition("+")
-        if plus:
+        model, adapter = self._parts(name)
+        if adapter:
             return self._on(name, self._plain(model), adapter)
         base = self._recipe.base
         if self._tenant(name) is not None:
@@ -99,7 +125,7 @@ class Models:
         users = [*([recipe.base] if recipe.base else []), *(i.model for part in recipe.slices for i in part.inputs)]
         users += [r.take for r in recipe.rules if r.take]
         first = vocabulary.tokens_of(self.lead)
-        homes = {u: u.split("+")[0] if self._tenant(u) is None else recipe.base for u in dict.fromkeys(users)}
+        homes = {u: self._parts(u)[0] if self._tenant(u) is None else recipe.base for u in dict.fromkeys(users)}
         models = {u: (vocabulary.tokens_of(self.path(h)) if h else None) or first or {} for u, h in homes.items()}
         union = wanted.source == "union"
         if wanted.source not in ("base", "union"):

@@ -7,11 +7,10 @@ from typing import Any
 
 from ...core import CommonweightError, unknown
 from .. import registry
-from .settings import Gradient, select
-from .types import WEIGHT, Input, Recipe, Rule, Slice, Vocabulary
+from .settings import Gradient, ranges, select
+from .types import DTYPES, WEIGHT, Input, Recipe, Rule, Slice, Vocabulary
 
 KEYS = ("method", "base", "models", "slices", "options", "weights", "rules", "dtype", "tokenizer")
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def read(body: Mapping[str, Any]) -> Recipe:
@@ -21,7 +20,7 @@ def read(body: Mapping[str, Any]) -> Recipe:
         raise CommonweightError(f"recipe: method is missing; known: {', '.join(registry.available())}")
     if ("models" in body) == ("slices" in body):
         raise CommonweightError("recipe: give either models or slices")
-    rules = tuple(_rule(i, r) for i, r in enumerate(_list("rules", body.get("rules", []))))
+    rules = tuple(_rule(i, r) for i, r in enumerate(_list("rules", body.get("rules", []), 0)))
     methods = [registry.get(m) for m in {body["method"], *(r.method for r in rules if r.method)}]
     known = sorted({o for m in methods for o in m.options()})
     settings = options("options", body.get("options", {}), known)
@@ -63,7 +62,7 @@ def options(where: str, body: Any, known: Iterable[str]) -> dict[str, Any]:
 
 
 def dtype(where: str, value: Any) -> str | None:
-    if value is not None and value not in DTYPES:
+    if value is not None and value not in [*DTYPES]:
         raise unknown(f"{where}", str(value), DTYPES)
     return value
 
@@ -99,7 +98,7 @@ def _slice(i: int, body: Any, known: list[str]) -> Slice:
 
 
 def _span(where: str, value: Any) -> tuple[int, int]:
-    found = select(where, None, value).layers
+    found = ranges(where, value)
     if len(found) != 1:
         raise CommonweightError(f"{where}: layers is {value!r}; wanted one range, as in 0-11")
     return found[0][0], found[0][1] + 1
@@ -109,16 +108,25 @@ def _rule(i: int, body: Any) -> Rule:
     where = f"rules[{i}]"
     _mapping(where, body)
     _keys(where, body, ("tensors", "layers", "method", "options", "weights", "take", "drop"))
-    if "tensors" not in body and "layers" not in body:
+    said = {k: v for k, v in body.items() if v is not None}
+    if "tensors" not in said and "layers" not in said:
         raise CommonweightError(f"{where}: say which tensors it is for: tensors, layers, or both")
-    if (method := body.get("method")) is not None:
+    what = said.keys() - {"tensors", "layers"}
+    if not what or len(what & {"method", "take", "drop"}) > 1 or (what & {"take", "drop"} and len(what) > 1):
+        came = ", ".join(k for k in said if k in what) or "nothing"
+        raise CommonweightError(
+            f"{where}: it says {came}; wanted take alone, drop alone, or a method, options and weights"
+        )
+    if (method := said.get("method")) is not None:
         registry.get(str(method))
-    weights = body.get("weights")
+    weights, drop = said.get("weights"), said.get("drop")
+    if drop is not None and not isinstance(drop, bool):
+        raise CommonweightError(f"{where}: drop is {drop!r}; wanted true or false")
     return Rule(
-        select(where, body.get("tensors"), body.get("layers")), method,
-        {k: setting(f"{where}.{k}", v) for k, v in _mapping(where, body.get("options", {})).items()},
+        select(where, said.get("tensors"), said.get("layers")), method,
+        {k: setting(f"{where}.{k}", v) for k, v in _mapping(f"{where}.options", said.get("options", {})).items()},
         None if weights is None else tuple(setting(where, w) for w in _list(f"{where}.weights", weights)),
-        _text(f"{where}.take", body.get("take")), bool(body.get("drop", False)),
+        _text(f"{where}.take", said.get("take")), drop,
     )  # fmt: skip
 
 
@@ -138,8 +146,16 @@ def _vocabulary(body: Any) -> Vocabulary | None:
     _keys("tokenizer", body, ("source", "tokens", "multiple"))
     tokens = _mapping("tokenizer.tokens", body.get("tokens", {}))
     return Vocabulary(
-        str(body.get("source", "union")), {str(k): str(v) for k, v in tokens.items()}, int(body.get("multiple", 1))
+        _text("tokenizer.source", body.get("source")) or "union",
+        {str(k): str(v) for k, v in tokens.items()},
+        _multiple("tokenizer.multiple", body.get("multiple", 1)),
     )
+
+
+def _multiple(where: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise CommonweightError(f"{where} is {value!r}; wanted a whole number")
+    return value
 
 
 def _keys(where: str, body: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -154,9 +170,9 @@ def _mapping(where: str, body: Any) -> Mapping[str, Any]:
     return body
 
 
-def _list(where: str, body: Any) -> list[Any]:
-    if not isinstance(body, list):
-        raise CommonweightError(f"{where} is {body!r}; wanted a list")
+def _list(where: str, body: Any, least: int = 1) -> list[Any]:
+    if not isinstance(body, list) or len(body) < least:
+        raise CommonweightError(f"{where} is {body!r}; wanted a list" + (" with something in it" if least else ""))
     return body
 
 

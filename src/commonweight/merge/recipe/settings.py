@@ -33,8 +33,20 @@ class Cases:
     cases: tuple[tuple[str | None, Any], ...]
 
 
+@dataclass(frozen=True)
+class Required:
+    """In the place of a value that somebody has to give."""
+
+    what: str
+
+
 def value(setting: Any, name: str, t: float) -> Any:
-    """The setting's value for a tensor whose block lies at t from 0 to 1; None where it says nothing."""
+    """The setting's value for a tensor whose block lies at t from 0 to 1; None where it says nothing.
+
+    Raises: CommonweightError for one that is required, where it was not given.
+    """
+    if isinstance(setting, Required):
+        raise CommonweightError(f"{name}: {setting.what} is missing; it has no default, give it for every tensor")
     if isinstance(setting, Gradient):
         return setting.at(t)
     if isinstance(setting, Cases):
@@ -63,7 +75,9 @@ def _matches(pattern: str, name: str) -> bool:
 
 def select(where: str, tensors: Any, layers: Any) -> Select:
     """Raises: CommonweightError, with `where`, for what is no pattern, no regular expression or no range."""
-    patterns = [tensors] if isinstance(tensors, str) else list(tensors or ())
+    if tensors is not None and (not isinstance(tensors, str | list) or not tensors):
+        raise CommonweightError(f"{where}: tensors is {tensors!r}; wanted a pattern like '*.mlp.*', or a list of them")
+    patterns = [tensors] if isinstance(tensors, str) else tensors or []
     for p in patterns:
         if not isinstance(p, str):
             raise CommonweightError(f"{where}: tensors is {p!r}; wanted a pattern like '*.mlp.*' or '/mlp|norm/'")
@@ -72,14 +86,13 @@ def select(where: str, tensors: Any, layers: Any) -> Select:
                 re.compile(p[1:-1])
             except re.error as e:
                 raise CommonweightError(f"{where}: {p} is no regular expression: {e}") from None
-    return Select(tuple(patterns), _ranges(where, layers))
+    return Select(tuple(patterns), () if layers is None else ranges(where, layers))
 
 
-def _ranges(where: str, layers: Any) -> tuple[tuple[int, int], ...]:
-    if layers is None:
-        return ()
+def ranges(where: str, layers: Any) -> tuple[tuple[int, int], ...]:
+    """(first, last) of each: from a number, "0-3,8", or a list of such."""
     out = []
-    for part in layers if isinstance(layers, list) else str(layers).split(","):
+    for part in layers if isinstance(layers, list) and layers else str(layers).split(","):
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(part))
         if not found or int(found[2] or found[1]) < int(found[1]):
             raise CommonweightError(

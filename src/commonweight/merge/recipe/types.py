@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .settings import Select
 
 Settings = Mapping[str, Any]
 WEIGHT = "weight"  # among an input's settings
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}  # of the result
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,17 @@ class Slice:
 
 @dataclass(frozen=True)
 class Rule:
-    """What differs for some tensors: a method, settings, weights; or `take`: the tensor of one model; or drop."""
+    """What differs for some tensors: a method, settings, weights; or `take`: the tensor of one model; or drop.
+
+    drop false, not none: an earlier rule's drop does not hold.
+    """
 
     select: Select
     method: str | None = None
     settings: Settings = field(default_factory=dict)
     weights: tuple[Any, ...] | None = None
     take: str | None = None
-    drop: bool = False
+    drop: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Recipe:
-    """method over slices. settings: for all; text: the file, or what it would be; notices: what is read but not used.
+    """method over slices. settings: for all; defaults: in place of the methods' own, where nothing else is said; text:
+    the file, or what it would be; notices: what is read but not used.
 
     roles: the base is listed among the inputs too, and the method decides whether it is merged (as in mergekit).
     """
@@ -65,6 +72,7 @@ class Recipe:
     dtype: str | None = None
     vocabulary: Vocabulary | None = None
     roles: bool = False
+    defaults: Settings = field(default_factory=dict)
     folder: str = "."
     text: str = ""
     notices: tuple[str, ...] = ()
