@@ -104,6 +104,76 @@ def test_feed_forwards_of_transformers_are_found_by_name():
         assert gap(align.align(groups, [weights, other])[1], weights) == 0
 
 
+def grouped_llama(seed=0):
+    """Eight query heads of width 4 for two of keys and values; biases too."""
+    import transformers as tf
+
+    torch.manual_seed(seed)
+    config = tf.LlamaConfig(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2,
+        vocab_size=20, attention_bias=True,
+    )  # fmt: skip
+    model = tf.LlamaModel(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.3)
+    return model
+
+
+def shuffled_heads(groups, seed):
+    """Orders of query heads that keep the heads of a group together."""
+    g = torch.Generator().manual_seed(seed)
+    out = {}
+    for x in groups:
+        blocks = torch.randperm(x.units // x.per, generator=g)
+        inside = torch.stack([torch.randperm(x.per, generator=g) for _ in blocks])
+        out[x.name] = (blocks[:, None] * x.per + inside).flatten()
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_heads_that_share_keys_and_values(seed):
+    """A Llama of permuted groups and query heads answers the same, and is put back exactly."""
+    model = grouped_llama()
+    one = state(model)
+    groups = [align.heads(f"layers.{i}.self_attn.", 8, shapes(one)) for i in range(2)]
+    assert [(g.units, g.per, g.block, len(g.places), len(g.shared)) for g in groups] == [(8, 4, 4, 3, 4)] * 2
+    order = shuffled_heads(groups, seed)
+    other, ids = align.permute(groups, order, one), torch.arange(12)[None]
+    before = model(ids).last_hidden_state
+    model.load_state_dict(other)
+    assert gap(one, other) > 0.1 and torch.allclose(model(ids).last_hidden_state, before, atol=1e-5)
+    found = align.match(groups, one, other)
+    for g in groups:
+        assert torch.equal(order[g.name][found[g.name]], torch.arange(8))
+    assert gap(align.align(groups, [one, other])[1], one) == 0
+    both = groups + align.feed_forwards(shapes(one))
+    noisy = {k: t + 0.03 * torch.randn(t.shape) for k, t in shuffled(both[2:], other, seed)[0].items()}
+    assert gap(align.align(both, [one, noisy])[1], one) < 0.3
+    fit = align.fits(groups, found, one, other)
+    whole = sum(one[p.tensor].double().square().sum() for p, _ in groups[0].lies)
+    assert fit[groups[0].name].shape == (8,) and torch.allclose(fit[groups[0].name].sum(), whole)
+
+
+def test_matching_of_shared_heads_is_the_best_there_is():
+    a, b = ({"q": torch.randn(6, 5), "k": torch.randn(2, 5)} for _ in range(2))
+    group = align.Group("h", 6, (align.Place("q", 0),), 1, 3, (align.Place("k", 0),))
+    found = align.match([group], a, b)["h"]
+
+    def worth(p):
+        moved = align.permute([group], {"h": torch.tensor(p)}, b)
+        return sum((a[k] * moved[k]).sum() for k in a).item()
+
+    inner = list(itertools.permutations(range(3)))
+    every = [
+        [3 * x + i for i in left] + [3 * (1 - x) + i for i in right]
+        for x in (0, 1)
+        for left in inner
+        for right in inner
+    ]
+    assert worth(found.tolist()) == pytest.approx(max(map(worth, every)))
+
+
 def collected(net):
     return cw.merge.collect(net, [{"input": X}], ["activations"], header={"rows": "the same"})
 
@@ -211,6 +281,14 @@ def test_least_squares_come_nearer_to_the_mean_of_both():
             r"0.weight: shape \(12, \d+\) in model a, \(9, \d+\) in b; wanted the same",
         ),
         (lambda a, b: align.heads("x.", 2, {}), "unknown linear layer 'x.q_proj'; known: none"),
+        (
+            lambda a, b: align.heads("", 3, {f"{n}_proj.weight": (8, 8) for n in "qkvo"}),
+            "3 heads do not fit 8 rows of q_proj and 8 of k_proj",
+        ),
+        (
+            lambda a, b: align.heads("", 4, {f"{n}_proj.weight": (6 if n in "kv" else 8, 8) for n in "qkvo"}),
+            "4 heads do not fit 8 rows of q_proj and 6 of k_proj; wanted equal heads, and a whole number",
+        ),
         (
             lambda a, b: align.match([align.Group("u", 3, (align.Place("no", 0),))], a, b),
             "no: no such tensor, but the units of u lie in it",
