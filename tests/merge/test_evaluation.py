@@ -110,15 +110,35 @@ def test_a_merged_tenant_is_a_tenant(space, here, tmp_path):
     here.remove("merged"), here.remove("t")
 
 
-def test_a_search_from_the_command_line(here, capsys):
-    """Of one tenant or the other, and how much of it; a second call over the same log asks for nothing anew."""
+def test_a_search_from_the_command_line(here, capsys, monkeypatch):
+    """Of one tenant or the other, and how much of it. Its log goes when it is done; one that was killed is not gone on
+    with over other rows."""
     more = ["--search", "models.1.weight=0..1", "--search", "method=linear|karcher", "--budget", "3"]
     assert both("m5", *more, "--eval", "one=one.test.tsv", "--eval-limit", "8") == 0
     shown = capsys.readouterr().out
     assert "m5: the best of 3 trials" in shown and "models.1.weight=" in shown and "accuracy" in shown
-    assert (Path("m5") / "evaluation.json").exists() and len(
-        json.loads(Path(".m5.search.json").read_text())["scores"]
-    ) == 3
+    assert (Path("m5") / "evaluation.json").exists() and not Path(".m5.search.json").exists()
+
+    def dies(wanted, folder, asked=[]):  # noqa: B006 (it counts)
+        asked.append(folder)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return 0.9
+
+    with monkeypatch.context() as m:
+        m.setattr(evaluation, "score", dies)
+        assert both("m6", *more, "--eval", "one=one.test.tsv") == 130
+    capsys.readouterr()
+    Path("other.tsv").write_text(Path("one.test.tsv").read_text().replace("law", "LAW").replace("food", "law"))
+    told = Path(".m6.search.json").read_text()
+    assert json.loads(told)["scores"] == [0.9]
+    for rows in (["one=other.tsv"], ["one=one.test.tsv", "--eval-limit", "8"], ["one=one.test.tsv", "--head", HEAD]):
+        assert both("m6", *more, "--eval", *rows) == 2
+        assert ".m6.search.json: the log of another search: evaluation differ" in capsys.readouterr().err
+    assert Path(".m6.search.json").read_text() == told and not Path("m6").exists()
+
+
+HEAD = "one=two.safetensors"
 
 
 class Manager:

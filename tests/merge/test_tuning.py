@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import commonweight as cw
-from commonweight.merge import search
+from commonweight.merge import search, tuning
 from commonweight.merge.tuning import filled, tune_recipe
 from commonweight.workers import workers
 
@@ -35,10 +36,92 @@ def test_weights_are_found_and_merged(two):
     space = {"weights.1": (0.0, 1.0)}
     done = tune_recipe(RECIPE, space, near, "out", budget=25)
     assert abs(done.recipe["weights"][1] - 0.7) < 0.05 and near(Path("out")) == pytest.approx(done.found.score)
-    assert sorted(p.name for p in Path().iterdir()) == [".out.search.json", "a", "b", "out"]
-    seen = []
-    again = tune_recipe(RECIPE, space, lambda f: seen.append(f) or near(f), "out2", budget=27, log=".out.search.json")
-    assert len(seen) == 2 and again.found.history[:25] == done.found.history
+    assert sorted(p.name for p in Path().iterdir()) == ["a", "b", "out"]
+
+
+SEEN = []
+
+
+def seen(folder: Path) -> float:
+    SEEN.append(folder)
+    if len(SEEN) == 9:
+        raise KeyboardInterrupt
+    return near(folder)
+
+
+def test_a_search_that_was_stopped_goes_on_and_its_log_goes(two):
+    SEEN.clear()
+    with pytest.raises(KeyboardInterrupt):
+        tune_recipe(RECIPE, SPACE, seen, "out", budget=12)
+    assert Path(".out.search.json").exists()
+    found = tune_recipe(RECIPE, SPACE, seen, "out", budget=12).found
+    assert len(SEEN) == 9 + 12 - 8 and found == tune_recipe(RECIPE, SPACE, near, "out2", budget=12, log="mine").found
+    assert sorted(p.name for p in Path().iterdir()) == ["a", "b", "mine", "out", "out2"]
+    SEEN.clear()
+    with pytest.raises(cw.CommonweightError, match="mine: the log of another search: evaluation differ"):
+        tune_recipe(RECIPE, SPACE, seen, "out3", budget=15, log="mine")
+    longer = tune_recipe(RECIPE, SPACE, near, "out3", budget=15, log="mine").found
+    assert longer.history[:12] == found.history and not SEEN
+
+
+def _b():
+    save_file({"w": torch.ones(4, 4)}, "b/model.safetensors")
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (_b, "content of b"),
+        (lambda: {"recipe": {**RECIPE, "weights": [0.9, 0.1]}}, "recipe"),
+        (lambda: {"recipe": {**RECIPE, "models": ["a", "c"]}}, "recipe, content of c, content of b"),
+        (lambda: {"about": {"rows": "2"}}, "rows"),
+        (lambda: {"evaluate": lambda folder: 1.0}, "evaluation"),
+    ],
+)
+def test_a_log_of_other_models_rows_or_recipes_is_refused(change, what, two):
+    """It has scores of something else: taking them would report a best that nobody measured."""
+    Path("c").mkdir()
+    save_file({"w": torch.zeros(4, 4)}, "c/model.safetensors")
+    SEEN.clear()
+    call = {"recipe": RECIPE, "space": SPACE, "evaluate": near, "about": {"rows": "1"}}
+    with pytest.raises(KeyboardInterrupt):
+        tune_recipe(**{**call, "evaluate": stops}, out="out", budget=3)
+    told = json.loads(Path(".out.search.json").read_text())
+    Path(".out.search.json").write_text(json.dumps({**told, "evaluation": tuning._name(near)}))
+    more = change()
+    with pytest.raises(cw.CommonweightError, match=f"search.json: the log of another search: {what} differ; give it"):
+        tune_recipe(**{**call, **more}, out="out", budget=3)
+    assert not Path("out").exists()
+
+
+def stops(folder: Path) -> float:
+    SEEN.append(folder)
+    if len(SEEN) == 2:
+        raise KeyboardInterrupt
+    return near(folder)
+
+
+def test_files_and_tenants_are_known_by_their_content(two):
+    body = {"method": "fisher", "models": ["a", "b"], "options": {"statistics": ["s1", "s2"]}}
+    for name in ("s1", "s2", "s3", "fisher"):
+        Path(name).write_text("1")
+    space = {"options.statistics.1": ("s2", "s3"), "method": ("fisher", "regmean")}
+    before = tuning.depends(body, ".", space)
+    for name in ("s1", "s3", "fisher"):
+        Path(name).write_text("2")
+    after = tuning.depends(body, ".", space)
+    assert {k for k in before if before[k] != after[k]} == {"content of s1", "content of s3"}
+    host = cw.Host(torch.nn.Sequential(torch.nn.Linear(8, 8)))
+    commons = cw.Commons("store")
+    commons.publish(host, host.add("t", "lora", rank=2).name)
+    body = {"method": "linear", "models": ["a+store:t"]}
+    before = tuning.depends(body, ".", {})
+    with torch.no_grad():
+        next(host["t"].parameters()).add_(1)
+    commons.publish(host, "t")
+    after = tuning.depends(body, ".", {})
+    assert {k for k in before if before[k] != after[k]} == {"content of store:t"}
 
 
 def test_a_recipe_s_file_and_words(two):

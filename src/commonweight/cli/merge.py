@@ -183,7 +183,8 @@ def _search(recipe: Any, space: Any, wanted: Any, out: Path, jobs: int, ray: str
         given: dict[str, Any] = {} if jobs == 1 and ray is None else {"run": search.side_by_side(run)}
         if given and how["engine"] == "optuna":
             given["population"] = max(2, jobs)
-        done = tune_recipe(recipe, space, partial(evaluation.score, wanted), out, **how, **given)
+        about = {"evaluation": evaluation.mark(wanted)}
+        done = tune_recipe(recipe, space, partial(evaluation.score, wanted), out, about=about, **how, **given)
     best = ", ".join(f"{k}={v if isinstance(v, str) else format(v, '.4g')}" for k, v in done.found.best.items())
     typer.echo(f"{out}: the best of {len(done.found.history)} trials, {done.found.score:.4f}: {best}")
     typer.echo(yaml.safe_dump(done.recipe, sort_keys=False).rstrip())

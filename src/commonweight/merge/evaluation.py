@@ -17,6 +17,7 @@ from . import harness
 from .harness import Score
 from .opened import is_tenant, open_tenant, stored
 from .recipe import Recipe
+from .stream import digest
 
 if TYPE_CHECKING:
     from ..adapt.rows import Row
@@ -34,7 +35,8 @@ class Head(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What to measure, all of it read and looked at. files: name -> (file, rows); heads: name -> its classifier."""
+    """What to measure, all of it read and looked at. files: name -> (file, rows); heads: name -> its classifier.
+    include: a folder of the harness's task definitions."""
 
     files: Mapping[str, tuple[str, list[Row]]]
     heads: Mapping[str, Head]
@@ -42,6 +44,7 @@ class Wanted(NamedTuple):
     known: Any
     limit: int | None
     batch_size: int
+    include: Path | None = None
 
 
 def prepare(
@@ -88,7 +91,7 @@ def prepare(
             )
         found[name] = head_of(there[name])
     manager = harness.manager(asked, include) if asked else None
-    return Wanted(files, found, tuple(asked), manager, limit, batch_size)
+    return Wanted(files, found, tuple(asked), manager, limit, batch_size, None if include is None else Path(include))
 
 
 def heads_in(recipe: Recipe) -> dict[str, str | Path]:
@@ -148,6 +151,14 @@ def score(wanted: Wanted, folder: Path) -> float:
     for s in run(folder, wanted):
         first.setdefault(s.task, s.value)
     return sum(first.values()) / len(first)
+
+
+def mark(wanted: Wanted) -> str:
+    """A digest of all that a score depends on, beside the model: rows, heads, tasks, and how many rows of them."""
+    rows = {name: found for name, (_, found) in wanted.files.items()}
+    heads = {name: [h.labels, h.W.float(), h.b.float()] for name, h in wanted.heads.items()}
+    there = sorted(f for f in wanted.include.rglob("*") if f.is_file()) if wanted.include else []
+    return digest.of_value([rows, heads, wanted.tasks, wanted.limit, [digest.of_file(f) for f in there]])
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ def tune(
     population: int | None = None,
     seed: int = 0,
     log: str | Path | None = None,
+    about: Mapping[str, str] | None = None,
     run: Map = map,
     engine: Engine = "cmaes",
 ) -> Found:
@@ -54,8 +55,10 @@ def tune(
 
     space: name -> (low, high); start: the first mean (else the middle), itself evaluated first. log: a JSON file
     of the scores so far, written after each of them; a search with the same space, seed and log goes on from there
-    and ends with the same result as one that was never interrupted, also with a larger budget. run: maps the evaluation
-    over a generation's points, in order: another `map` runs them side by side. A score that is no number is the worst.
+    and ends with the same result as one that was never interrupted, also with a larger budget. about: what else the
+    scores depend on (name -> digest, of models and rows, say): a log with another one is refused. run: maps the
+    evaluation over a generation's points, in order: another `map` runs them side by side. A score that is no number is
+    the worst.
     engine="optuna": its TPE sampler, which takes words beside numbers; population: points that are asked for before a
     score is told (1); sigma has no meaning there.
     Raises: CommonweightError when the space is empty or upside down, the log is another search's, or the engine's
@@ -64,18 +67,19 @@ def tune(
     if engine not in _ENGINES:
         raise unknown("search engine", str(engine), _ENGINES)
     _check(space, budget, engine)
-    about = {"space": {n: [v if isinstance(v, str) else float(v) for v in space[n]] for n in space}, "seed": seed,
-             "sigma": sigma, "start": start, "population": population}  # fmt: skip
+    box = {n: [v if isinstance(v, str) else float(v) for v in space[n]] for n in space}
+    mark: dict[str, Any] = {"space": box, "seed": seed, "sigma": sigma, "start": start, "population": population}
+    mark |= about or {}
     if engine != "cmaes":
-        about["engine"] = engine
-    path, known = (None, []) if log is None else (Path(log), _known(Path(log), about))
+        mark["engine"] = engine
+    path, known = (None, []) if log is None else (Path(log), _known(Path(log), mark))
     history: list[tuple[Point, float]] = []
     generations = _ENGINES[engine](space, start, sigma, population, seed)
     points = next(generations)
 
     def tell() -> None:
         if path is not None:
-            told = {**about, "scores": [s if math.isfinite(s) else None for _, s in history]}
+            told = {**mark, "scores": [s if math.isfinite(s) else None for _, s in history]}
             atomic.write(path, json.dumps(told, indent=1).encode())
 
     while len(history) < budget:
@@ -186,9 +190,12 @@ def _known(path: Path, about: Mapping[str, Any]) -> list[float]:
         scores = [-math.inf if s is None else float(s) for s in told.pop("scores")]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CommonweightError(f"{path}: no log of a search ({e}); delete it, or name another file") from e
-    if told != json.loads(json.dumps(about)):
-        odd = [k for k in about if told.get(k) != json.loads(json.dumps(about[k]))]
-        raise CommonweightError(f"{path}: the log of another search: {', '.join(odd)} differ; name another file")
+    now = json.loads(json.dumps(about))
+    if odd := [k for k in {**now, **told} if told.get(k) != now.get(k)]:
+        raise CommonweightError(
+            f"{path}: the log of another search: {', '.join(odd)} differ; give it what it had to go on, or delete the "
+            "log (or name another) to search anew"
+        )
     return scores
 
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..commons import Commons
 from ..core import CommonweightError
 from . import search
 from .folder import Result, write
+from .opened import stored
 from .recipe import _parse, load
 from .recipe.build import build
+from .recipe.models import _FILES, _hub
+from .stream import digest
 
 Body = Mapping[str, Any]
+_NAMES = (
+    "method",
+    "merge_method",
+    "dtype",
+    "out_dtype",
+    "compat",
+)  # what they hold names no file
 
 
 class Tuned(NamedTuple):
@@ -40,10 +51,13 @@ def tune_recipe(
 
     space: a place in the recipe -> (low, high), or words with engine="optuna": {"options.density": (0.1, 0.9),
     "models.1.weight": (0, 1), "method": ("ties", "dare_ties")}. A place may be new. how: as in `search.tune` (budget,
-    engine, seed, run, start); the log is ``.OUT.search.json`` beside the output if not given, so a search that was
-    killed goes on with the same call.
+    engine, seed, run, start, about); the log is ``.OUT.search.json`` beside the output if not given, so a search that
+    was killed goes on with the same call; it goes when the result is there. It goes on where the recipe, the content of
+    every file that it names, and the name of `evaluate` are what they were; say in `about` what else a score depends on
+    (``{"rows": digest}``).
     Over processes or machines `evaluate` is a function by name, and paths are the same everywhere.
-    Cost: budget + 1 merges, and the bytes of one at a time for each that runs; budget evaluations.
+    Cost: budget + 1 merges, and the bytes of one at a time for each that runs; budget evaluations; every input is read
+    once more for its digest.
     """
     out = Path(out)
     if out.exists():
@@ -52,10 +66,67 @@ def tune_recipe(
     first = {n: v[0] for n, v in space.items() if v}
     filled(body, first)  # a place that cannot be is told before any work
     trial = partial(_trial, body, folder, out, evaluate)
-    log = how.pop("log", out.absolute().parent / f".{out.name}.search.json")
-    found = search.tune(trial, space, log=log, **how)
+    own = out.absolute().parent / f".{out.name}.search.json"
+    about = {"evaluation": _name(evaluate), **depends(body, folder, space), **how.pop("about", {})}
+    found = search.tune(trial, space, log=(log := how.pop("log", own)), about=about, **how)
     best = filled(body, found.best)
-    return Tuned(write(build(_loaded(best, folder)), out), best, found)
+    result = write(build(_loaded(best, folder)), out)
+    if log == own:
+        own.unlink(missing_ok=True)
+    return Tuned(result, best, found)
+
+
+def depends(body: Body, folder: str, space: search.Space) -> dict[str, str]:
+    """Digests of the recipe, and of every model and file that it, or a word of the space, names."""
+    words = {w for place, v in space.items() if search.words(v) and place.split(".")[-1] not in _NAMES for w in v}
+    out = {"recipe": digest.of_value(body)}
+    for name in sorted({*_strings(body), *words}):
+        for part in (name, *name.split("+")):
+            for near in (Path(folder) / part, Path(part).expanduser()):
+                if (content := _content(near)) is not None:
+                    out[f"content of {part}"] = content
+                    break
+    for name in _models(body, folder, space):
+        if f"content of {name}" not in out and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            out[f"content of {name}"] = _content(_hub(name)) or ""
+    return out
+
+
+def _content(path: Path) -> str | None:
+    """Of a file, of a model's folder, of STORE:TENANT; None where there is no such thing."""
+    if (there := stored(path)) is not None:
+        got = Commons(there[0]).fetch(there[1])
+        return digest.of_value([dict(got.header), dict(got.hashes)])
+    if path.is_dir():
+        files = sorted({f for pattern in _FILES for f in path.glob(pattern) if f.is_file()})
+        return digest.of_value([[f.name, digest.of_file(f)] for f in files])
+    return digest.of_file(path) if path.is_file() else None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Those that may name a file."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for k, v in value.items():
+            if k not in _NAMES:
+                yield from _strings(v)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _strings(v)
+
+
+def _models(body: Body, folder: str, space: search.Space) -> set[str]:
+    recipe = _loaded(filled(body, {n: v[0] for n, v in space.items()}), folder)
+    named = [recipe.base or "", *(x.model for part in recipe.slices for x in part.inputs)]
+    return {name.partition("+")[0] for name in named}
+
+
+def _name(evaluate: Callable[..., Any]) -> str:
+    while isinstance(evaluate, partial):
+        evaluate = evaluate.func
+    kind = evaluate if hasattr(evaluate, "__qualname__") else type(evaluate)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def filled(body: Body, point: search.Point) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,12 @@ def of_value(value: Any) -> str:
     h = hashlib.blake2b(digest_size=SIZE)
     h.update(json.dumps(_plain(value), sort_keys=True, allow_nan=True).encode())
     return h.hexdigest()
+
+
+def of_file(path: Path) -> str:
+    """Of a file's content."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=SIZE)).hexdigest()
 
 
 def _plain(value: Any) -> Any:
