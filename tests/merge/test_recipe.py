@@ -16,6 +16,8 @@ from commonweight.merge.recipe import load
 from commonweight.merge.recipe.build import build
 
 from .sample import gap, models
+from .test_vocabulary import EMBED, HEAD, WORDS
+from .test_vocabulary import states as states
 
 SHAPES = {
     "model.embed_tokens.weight": (20, 8),
@@ -388,6 +390,28 @@ def test_the_card_names_models_of_the_hub_and_no_others(four, monkeypatch):
     folder.make({"method": "linear", "models": ["near/m1", "some/model"]}, "out")
     head = Path("out/README.md").read_text().split("---")[1]
     assert 'base_model:\n- "some/model"\n' in head and "near" not in head
+
+
+def test_mergekit_pads_with_the_mean_of_all_rows(states):
+    """Of embeddings, biases, and heads that lie the other way; whatever piece is asked for."""
+    for name, words in WORDS.items():
+        more = {"head.weight": torch.randn(3, len(words) + 1), "head.bias": torch.randn(len(words) + 1)}
+        save_file({**states[name], **more}, f"{name}/model.safetensors")
+    one = {"parameters": {"weight": 1}}
+    recipe = {
+        "merge_method": "linear", "models": [{"model": "m1", **one}, {"model": "m2", **one}],
+        "tokenizer": {"source": "union", "pad_to_multiple_of": 8},
+    }  # fmt: skip
+    found = load_file(folder.make(recipe, "out").folder / "model.safetensors")
+    for name in (EMBED, HEAD, "head.weight", "head.bias"):
+        t = found[name].T if name == "head.weight" else found[name]
+        assert t.shape[0] == 8 and t[:5].ne(0).all()
+        torch.testing.assert_close(t[5:], t[:5].mean(0, keepdim=True).expand(3, *t.shape[1:]))
+    source = build(load(recipe)).sources["m2"]
+    for name in (EMBED, "head.weight", "head.bias"):
+        flat = source.read(name).reshape(-1)
+        spans = [(i, i + n) for i in range(7) for n in (1, 2, len(flat) - i)]
+        assert all(torch.equal(source.flat(name, i, end - i), flat[i:end]) for i, end in spans)
 
 
 LINEAR = "method: linear\nmodels: [m1, m2]\n"

@@ -216,4 +216,5 @@ def _vocabulary(body: Mapping[str, Any]) -> Vocabulary | None:
             raise CommonweightError(f"tokenizer.tokens.{token}: only `source: MODEL` is read, without force")
         tokens[str(token)] = source
     source = _text("tokenizer.source", found.get("source")) or "union"
-    return Vocabulary(source, tokens, _multiple("tokenizer.pad_to_multiple_of", found.get("pad_to_multiple_of") or 1))
+    multiple = _multiple("tokenizer.pad_to_multiple_of", found.get("pad_to_multiple_of") or 1)
+    return Vocabulary(source, tokens, multiple, mean=True)

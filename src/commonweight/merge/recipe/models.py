@@ -15,6 +15,7 @@ from ..quantised import Quantised
 from ..source import Source, config_of, open_source
 from ..stream.work import Read
 from ..tenanted import Tenanted
+from .padded import Padded
 from .types import Recipe, Vocabulary
 
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -43,11 +44,7 @@ class Models:
 
     def open(self, name: str) -> Source:
         if name not in self.sources:
-            found = self._plain(name)
-            if self.vocabulary is not None:
-                every = {n: self._plain(n) for n in self._tables}
-                found = vocabulary.Mapped(name, every, self._tables[name], self.vocabulary.rows)
-                self.notices += [n for n in getattr(found, "notices", ()) if n not in self.notices]
+            found = self._plain(name) if self.vocabulary is None else self._mapped(name, self.vocabulary)
             raw = self._plain(name)
             self._dtypes[id(found)] = getattr(raw, "kept", raw.dtypes)
             self.sources[name] = found
@@ -56,6 +53,13 @@ class Models:
     def dtype(self, read: Read) -> torch.dtype:
         """Of a result like this: of what is on the disk, where an adapter or a tenant is added in float32."""
         return self._dtypes[id(read.source)][read.name]
+
+    def _mapped(self, name: str, words: vocabulary.Vocabulary) -> Source:
+        every = {n: self._plain(n) for n in self._tables}
+        found = vocabulary.Mapped(name, every, self._tables[name], words.rows)
+        self.notices += [n for n in found.notices if n not in self.notices]
+        used, wanted = 1 + max(words.tokens.values()), self._recipe.vocabulary
+        return Padded(found, used) if wanted is not None and wanted.mean and used < words.rows else found
 
     def _plain(self, name: str) -> Source:
         if name not in self._raw:

@@ -49,11 +49,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """source: "base", "union" or a model. tokens: token -> model whose embedding it has. multiple: rows are padded."""
+    """source: "base", "union" or a model. tokens: token -> model whose embedding it has. multiple: rows are padded,
+    with zeros or (mean) with the mean of all rows.
+    """
 
     source: str
     tokens: Mapping[str, str] = field(default_factory=dict)
     multiple: int = 1
+    mean: bool = False
 
 
 @dataclass(frozen=True)
