@@ -370,6 +370,74 @@ def test_experts_that_are_one_in_another_order_become_that_one():
     assert not torch.allclose(expert(plain.state, 0, 0, x), expert(weights, 0, 3, x), atol=0.1)
 
 
+def mixtures():
+    import transformers as tf
+
+    size = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=20)
+    yield tf.MixtralForCausalLM(tf.MixtralConfig(**size, intermediate_size=24, num_local_experts=4))
+    yield tf.Qwen2MoeForCausalLM(
+        tf.Qwen2MoeConfig(**size, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_experts_of_a_models_own_state_dict(which):
+    """transformers holds a layer's experts as one tensor: the same merge as of experts apart, and the model runs it."""
+    torch.manual_seed(0)
+    model = list(mixtures())[which].eval()
+    weights, apart = state(model), {}
+    g = torch.Generator().manual_seed(1)
+    for i in range(2):  # every expert is the first one in another order
+        up, down = (weights[f"model.layers.{i}.mlp.experts.{n}"] for n in ("gate_up_proj", "down_proj"))
+        up[0], down[0] = torch.randn(up[0].shape, generator=g), torch.randn(down[0].shape, generator=g)
+        for e in range(1, 4):
+            p = torch.randperm(24, generator=g)
+            up[e], down[e] = torch.cat([up[0, :24][p], up[0, 24:][p]]), down[0][:, p]
+    model.load_state_dict(weights)
+    layers = experts.routing(model, [{"input_ids": torch.arange(12).view(2, 6)}])
+    for name, t in weights.items():
+        if ".experts." not in name:
+            apart[name] = t
+        for e in range(4) if ".experts." in name else ():
+            at = name.rpartition(".")[0] + f".{e}."
+            new = {"gate_proj": t[e, :24], "up_proj": t[e, 24:]} if "gate_up" in name else {"down_proj": t[e]}
+            apart.update({f"{at}{k}.weight": x for k, x in new.items()})
+    ids = torch.arange(6)[None]
+    before = model(ids).logits
+    merged, other = (experts.merge_experts(s, layers, keep=0.25) for s in (weights, apart))
+    assert merged.groups.keys() == other.groups.keys() and merged.expanded().keys() == weights.keys()
+    for i in range(2):
+        at = f"model.layers.{i}.mlp.experts"
+        assert merged.state[f"{at}.gate_up_proj"].shape == (1, 48, 16)
+        gate, up = (other.state[f"{at}.0.{n}_proj.weight"] for n in ("gate", "up"))
+        assert torch.allclose(merged.state[f"{at}.gate_up_proj"][0], torch.cat([gate, up]))
+        assert torch.allclose(merged.state[f"{at}.down_proj"][0], other.state[f"{at}.0.down_proj.weight"])
+    model.load_state_dict(merged.expanded())
+    assert torch.allclose(model(ids).logits, before, atol=1e-5)
+    plain = experts.merge_experts(weights, layers, keep=0.25, align=False)
+    model.load_state_dict(plain.expanded())
+    assert not torch.allclose(model(ids).logits, before, atol=1e-2)
+
+
+def test_experts_that_are_not_understood():
+    layers = [experts.Routing(torch.full((2,), 0.5), LIKE[:2, :2])]
+    turned = {"m.experts.gate_up_proj": torch.randn(2, 8, 12), "m.experts.down_proj": torch.randn(2, 6, 8)}
+    with pytest.raises(
+        cw.CommonweightError, match=r"experts.gate_up_proj is \(8, 12\) beside down_proj \(6, 8\).*align=F"
+    ):
+        experts.merge_experts(turned, layers)
+    assert experts.merge_experts(turned, layers, align=False).state["m.experts.down_proj"].shape == (1, 6, 8)
+    with pytest.raises(
+        cw.CommonweightError, match=r"have \[\] experts, the routing \[2\].*all of a layer in one tensor"
+    ):
+        experts.merge_experts({"w": torch.ones(2, 2)}, layers)
+    odd = {"m.experts.0.w1.weight": torch.ones(2, 2), "m.experts.1.w2.weight": torch.ones(2, 2)}
+    with pytest.raises(
+        cw.CommonweightError, match=r"m.experts: expert 1 has \['w2.weight'\], expert 0 \['w1.weight'\]"
+    ):
+        experts.merge_experts(odd, layers)
+
+
 def test_routing_of_a_real_mixture():
     import transformers as tf
 

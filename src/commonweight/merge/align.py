@@ -103,8 +103,8 @@ def heads(
     rows, few = shapes[f"{query}.weight"][0], shapes[f"{reads[0]}.weight"][0]
     if count < 1 or not few or rows % count or few % (rows // count) or count % (few // (rows // count)):
         raise CommonweightError(
-            f"{prefix}: {count} heads do not fit {rows} rows of {names[0]} and {few} of {names[1]}; wanted equal heads, "
-            "and a whole number of query heads for each key head"
+            f"{prefix}: {count} heads do not fit {rows} rows of {names[0]} and {few} of {names[1]}; wanted equal "
+            "heads, and a whole number of query heads for each key head"
         )
     width = rows // count
     own = [Place(f"{query}.{p}", 0) for p in ("weight", "bias") if f"{query}.{p}" in shapes]
@@ -229,5 +229,6 @@ def _fit(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> None
             if p.tensor not in shapes:
                 raise CommonweightError(f"{p.tensor}: no such tensor, but the units of {g.name} lie in it")
             size, wanted = shapes[p.tensor][p.axis], p.start + g.units // n * g.block
-            if size < wanted or (p.start == 0 and size != wanted and g.block == 1):
+            alone = sum(q[:2] == p[:2] for q, _ in g.lies) == 1  # else they are parts of a fused tensor
+            if size < wanted or (alone and p.start == 0 and size != wanted and g.block == 1):
                 raise CommonweightError(f"{p.tensor}: {size} entries along axis {p.axis}; {g.name} has {wanted} units")

@@ -17,6 +17,7 @@ from ..core import CommonweightError
 from .align import PAIRS, Group, Place, match, permute
 
 EXPERT = re.compile(r"^(.*\bexperts)\.(\d+)\.(.+)$")
+FUSED = re.compile(r"^(.*\bexperts)\.([A-Za-z_]\w*)$")  # all of a layer's in one tensor, (experts, ...)
 
 
 class Routing(NamedTuple):
@@ -34,9 +35,11 @@ class Merged(NamedTuple):
 
     def expanded(self) -> dict[str, Tensor]:
         """The model in its old layout, where the experts of a group are one tensor under several names: any program
-        runs it, and what stores equal tensors once stores it small."""
+        runs it, and what stores equal tensors once stores it small. Experts in one tensor are copied to full size."""
         out = {n: t for n, t in self.state.items() if not EXPERT.match(n)}
         for name, t in self.state.items():
+            if (found := FUSED.match(name)) and found[1] in self.groups and t.dim() > 1:
+                out[name] = t[self.groups[found[1]].to(t.device)]
             if found := EXPERT.match(name):
                 layer, new, rest = found[1], int(found[2]), found[3]
                 for old in (self.groups[layer] == new).nonzero().flatten().tolist():
@@ -99,7 +102,9 @@ def grouped(of: Routing, leaders: Tensor) -> Tensor:
 
 def average(experts: Sequence[Mapping[str, Tensor]], usage: Sequence[float], align: bool = True) -> dict[str, Tensor]:
     """One expert of a group: the first is the dominant one, to whose inner units the others' are brought; weighted by
-    usage. Experts nobody used weigh the same."""
+    usage. Experts nobody used weigh the same. Inner units are known by the usual names of layers (`align.PAIRS`) and
+    of transformers' fused tensors, gate_up_proj (2 d, d_in) and down_proj (d_out, d); experts called otherwise are
+    averaged as they are. Raises: CommonweightError for fused tensors that lie otherwise."""
     first, *others = experts
     group = _inner({k: tuple(t.shape) for k, t in first.items()}) if align else None
     if group is not None:
@@ -112,12 +117,25 @@ def average(experts: Sequence[Mapping[str, Tensor]], usage: Sequence[float], ali
     }
 
 
+_HALVES = {"gate_up_proj": 2, "up_proj": 1}  # fused tensors, and the layers that lie in them one below the other
+
+
 def _inner(shapes: Mapping[str, tuple[int, ...]]) -> Group | None:
     for ups, down in PAIRS:
         if f"{down}.weight" in shapes and all(f"{u}.weight" in shapes for u in ups):
             written = [Place(f"{u}.{p}", 0) for u in ups for p in ("weight", "bias") if f"{u}.{p}" in shapes]
             return Group("inner", shapes[f"{ups[0]}.weight"][0], (*written, Place(f"{down}.weight", 1)))
-    return None
+    name = next((n for n in _HALVES if n in shapes and len(shapes.get("down_proj", ())) == 2), None)
+    if name is None:
+        return None
+    parts, (out, units) = _HALVES[name], shapes["down_proj"]
+    if shapes[name] != (parts * units, out):
+        raise CommonweightError(
+            f"experts.{name} is {shapes[name]} beside down_proj {(out, units)}, an expert; wanted "
+            f"{(parts * units, out)}: which of its entries are one unit is not known; align=False averages as they lie"
+        )
+    written = [Place(n, 0, i * units) for n in (name, f"{name}_bias") if n in shapes for i in range(parts)]
+    return Group("inner", units, (*written, Place("down_proj", 1)))
 
 
 def merge_experts(
@@ -125,29 +143,49 @@ def merge_experts(
 ) -> Merged:
     """M-SMoE: experts around the most used ones, by the router's habits, one average a group.
 
-    state: names ``....experts.3.w1.weight``; layers: routing() of its layers in their order; keep: the share of experts
-    that stay. Raises: CommonweightError when there are no such experts, or other numbers of them than the routing says.
+    state: names ``....experts.3.w1.weight``, or ``....experts.gate_up_proj`` with all experts of a layer in one tensor
+    along its first dimension, as transformers' modules have them; the result has the same form. layers: routing() of
+    its layers in their order; keep: the share of experts that stay. The router is as it was: `groups` says what its old
+    numbers mean. Raises: CommonweightError when there are no such experts, other numbers of them than the routing says,
+    or fused tensors whose units are not known.
     """
     if not 0 < keep <= 1:
         raise CommonweightError(f"keep is {keep}; wanted a share above 0, up to 1")
     found: dict[str, dict[int, dict[str, Tensor]]] = {}
+    fused: set[str] = set()
     for name, t in state.items():
         if m := EXPERT.match(name):
             found.setdefault(m[1], {}).setdefault(int(m[2]), {})[m[3]] = t
+        elif (m := FUSED.match(name)) and t.dim() > 1:
+            fused.add(name)
+            for e, part in enumerate(t):
+                found.setdefault(m[1], {}).setdefault(e, {})[m[2]] = part
     names = sorted(found, key=lambda n: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", n)])
     sizes = [len(r.usage) for r in layers]
     if not names or [len(found[n]) for n in names] != sizes:
         have = [len(found[n]) for n in names]
-        raise CommonweightError(f"the model's layers have {have} experts, the routing {sizes}; they must be the same")
-    out = {n: t for n, t in state.items() if not EXPERT.match(n)}
+        raise CommonweightError(
+            f"the model's layers have {have} experts, the routing {sizes}; they must be the same (experts are what is "
+            "called ...experts.3.w1.weight, or ...experts.gate_up_proj with all of a layer in one tensor)"
+        )
+    for layer in names:
+        for e, parts in found[layer].items():
+            if parts.keys() != found[layer][0].keys():
+                raise CommonweightError(f"{layer}: expert {e} has {sorted(parts)}, expert 0 {sorted(found[layer][0])}")
+    out = {n: t for n, t in state.items() if not EXPERT.match(n) and n not in fused}
     groups = {}
     for layer, of, leaders in zip(names, layers, dominant(layers, keep), strict=True):
         groups[layer] = to = grouped(of, leaders)
+        made = []
         for new, leader in enumerate(leaders.tolist()):
             rest = [e for e in (to == new).nonzero().flatten().tolist() if e != leader]
             usage = of.usage[[leader, *rest]].tolist()
-            made = average([found[layer][e] for e in (leader, *rest)], usage, align)
-            out.update({f"{layer}.{new}.{k}": t for k, t in made.items()})
+            made.append(average([found[layer][e] for e in (leader, *rest)], usage, align))
+        for k in made[0]:
+            if f"{layer}.{k}" in fused:
+                out[f"{layer}.{k}"] = torch.stack([one[k] for one in made])
+            else:
+                out.update({f"{layer}.{new}.{k}": one[k] for new, one in enumerate(made)})
     return Merged(out, groups)
 
 
