@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import transformers as tf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -53,6 +54,23 @@ def test_weights_are_those_of_the_host(kind, method, tmp_path):
         third = t.numel() // 3
         part = source.flat(name, third, third + 1)
         torch.testing.assert_close(part, t.reshape(-1)[third : 2 * third + 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_linear_layers_beside_conv1d_lie_as_they_do(method, tmp_path):
+    """GPT-2's classifier has a head (labels, width) among weights that lie as (inp, out)."""
+    config = tf.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=32, num_labels=3, bos_token_id=1, eos_token_id=2
+    )
+    host = cw.Host(tf.GPT2ForSequenceClassification(config))
+    path = saved(host.model, tmp_path / "base")
+    stir(host.add("a", method, **{**small(method), "sites": "score|*c_attn"}))
+    host.save("a", tmp_path / "a.safetensors")
+    source = Tenanted("model", open_source(path, "base"), tmp_path / "a.safetensors")
+    merged = host.merged("a")
+    assert "score.weight" in merged
+    for name, t in merged.items():
+        torch.testing.assert_close(source.read(name), t, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -140,7 +158,5 @@ def test_what_is_refused(tmp_path, monkeypatch):
         Tenanted("model", open_source(saved(other, tmp_path / "other"), "base"), without("p.safetensors", "weights"))
     small = {n: t for n, t in load_file("base/model.safetensors").items() if "q_proj" not in n}
     save_file(small, "base/model.safetensors")
-    with pytest.raises(
-        cw.CommonweightError, match=r"q_proj.weight: model has a tenant or adapter that"
-    ):
+    with pytest.raises(cw.CommonweightError, match=r"q_proj.weight: model has a tenant or adapter that"):
         Tenanted("model", open_source("base", "base"), "p.safetensors")
