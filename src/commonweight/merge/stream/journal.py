@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine import Done
+from .room import writing
 
 NAME = "journal.jsonl"
 
@@ -21,15 +22,15 @@ class Journal:
 
     def __init__(self, folder: Path, key: str, fresh: bool):
         self._path = folder / NAME
-        lines = [] if fresh else _lines(self._path)
+        lines, whole = ([], 0) if fresh else _lines(self._path)
         self.stale = bool(lines) and lines[0].get("key") != key
         self.done: dict[str, Done] = {}
         if lines and not self.stale:
             entries = [Done(e["tensor"], tuple(e["inputs"]), e["output"], e["seen"]) for e in lines[1:]]
             self.done = {d.tensor: d for d in entries}
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.ftruncate(self._fd, whole if self.done else 0)  # what follows a torn line would be torn with it
         if not self.done:
-            os.ftruncate(self._fd, 0)
             self._line({"key": key})
 
     def add(self, done: Done) -> None:
@@ -40,18 +41,23 @@ class Journal:
         os.close(self._fd)
 
     def _line(self, entry: dict[str, Any]) -> None:
-        os.write(self._fd, (json.dumps(entry) + "\n").encode())
+        data = memoryview((json.dumps(entry) + "\n").encode())
+        with writing(self._path):
+            while len(data):
+                data = data[os.write(self._fd, data) :]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    out = []
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Those that are whole, from the first one on, and their bytes."""
+    out, whole = [], 0
     try:
-        text = path.read_text()
-    except (OSError, ValueError):
-        return []
-    for line in text.split("\n")[:-1]:
+        data = path.read_bytes()
+    except OSError:
+        return [], 0
+    for line in data.split(b"\n")[:-1]:
         try:
             out.append(json.loads(line))
         except ValueError:
             break
-    return out
+        whole += len(line) + 1
+    return out, whole

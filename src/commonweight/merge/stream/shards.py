@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ...core import CommonweightError
 from .. import safefile
+from .room import FULL, writing
 from .work import Task
 
 EMPTY = "0" * 32  # stands in a header for the digest of the inputs, until it is known
@@ -67,7 +67,7 @@ class Shards:
 
     def __init__(self, folder: Path, shards: Sequence[Shard]):
         self._folder, self._shards = folder, shards
-        self._at: dict[str, tuple[int, int, torch.dtype]] = {}
+        self._at: dict[str, tuple[int, int, torch.dtype, Path]] = {}
         self._handles: list[int] = []
         self.fresh = not all(self._there(s) for s in shards)
         if self.fresh:
@@ -76,20 +76,22 @@ class Shards:
             fd = os.open(folder / s.file, os.O_RDWR | os.O_CREAT, 0o644)
             self._handles.append(fd)
             if self.fresh:
-                self._reserve(fd, s)
+                with writing(folder / s.file):
+                    self._reserve(fd, s)
             _write(fd, s.head, 0, folder / s.file)
             at = len(s.head)
             for name, (dtype, shape) in s.tensors.items():
-                self._at[name] = (fd, at, dtype)
+                self._at[name] = (fd, at, dtype, folder / s.file)
                 at += math.prod(shape) * dtype.itemsize
         self._dirty, self._wake, self._ended = 0, threading.Event(), False
+        self._failed: OSError | CommonweightError | None = None  # of the thread that brings things to the disk
         self._flusher = threading.Thread(target=self._flush, name="merge-flush", daemon=True)
         self._flusher.start()
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        fd, at, dtype = self._at[name]
+        fd, at, dtype, path = self._at[name]
         data = values.contiguous().view(torch.uint8).numpy()
-        _write(fd, data.data, at + start * dtype.itemsize, self._folder)
+        _write(fd, data.data, at + start * dtype.itemsize, path)
         self._dirty += data.nbytes
         if self._dirty > 1 << 26:
             self._dirty = 0
@@ -97,7 +99,7 @@ class Shards:
 
     def read(self, name: str, start: int, count: int) -> Tensor:
         """What was written, for a check."""
-        fd, at, dtype = self._at[name]
+        fd, at, dtype, _ = self._at[name]
         out = torch.empty(count, dtype=dtype)
         view = out.view(torch.uint8).numpy().data
         os.preadv(fd, [view], at + start * dtype.itemsize)
@@ -110,8 +112,11 @@ class Shards:
             if place >= 0:
                 _write(fd, inputs.encode(), place, self._folder / s.file)
         self._stop()
-        for fd in self._handles:
-            os.fsync(fd)
+        if self._failed is not None:
+            raise self._failed
+        for fd, s in zip(self._handles, self._shards):
+            with writing(self._folder / s.file):
+                os.fsync(fd)
 
     def close(self) -> None:
         self._stop()
@@ -131,8 +136,13 @@ class Shards:
             self._wake.clear()
             if self._ended:
                 return
-            for fd in self._handles:
-                os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+            try:
+                for fd, s in zip(self._handles, self._shards):
+                    with writing(self._folder / s.file):
+                        os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+            except (OSError, CommonweightError) as e:
+                self._failed = e
+                return
 
     def _there(self, s: Shard) -> bool:
         path = self._folder / s.file
@@ -151,22 +161,14 @@ class Shards:
         try:
             os.posix_fallocate(fd, 0, s.size)
         except (OSError, AttributeError) as e:
-            if isinstance(e, OSError) and e.errno == errno.ENOSPC:
-                raise _full(self._folder / s.file) from e
+            if isinstance(e, OSError) and e.errno in FULL:
+                raise
             os.ftruncate(fd, s.size)
 
 
 def _write(fd: int, data: bytes | memoryview, at: int, path: Path) -> None:
     view = memoryview(data)
-    while len(view):
-        try:
+    with writing(path):
+        while len(view):
             n = os.pwrite(fd, view, at)
-        except OSError as e:
-            if e.errno == errno.ENOSPC:
-                raise _full(path) from e
-            raise
-        view, at = view[n:], at + n
-
-
-def _full(path: Path) -> CommonweightError:
-    return CommonweightError(f"{path}: no space left; make room, then the same command with --resume goes on")
+            view, at = view[n:], at + n
