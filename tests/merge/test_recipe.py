@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from commonweight.merge import folder
 from commonweight.merge import plan as plans
 from commonweight.merge.recipe import load
 from commonweight.merge.recipe.build import build
+from commonweight.merge.statistics import Statistics
 
 from .sample import gap, models
 from .test_vocabulary import EMBED, HEAD, WORDS
@@ -463,3 +465,44 @@ def test_recipes_that_say_nothing_sensible(text, message, four):
     Path("bad.yaml").write_text(text)
     with pytest.raises(cw.CommonweightError, match=message):
         build(load("bad.yaml"))
+
+
+@pytest.mark.parametrize("most", [10**9, 400])
+def test_the_plan_has_the_sizes_of_the_files(most, four):
+    built = build(load({"method": "linear", "models": ["m1", "m2"], "dtype": "bfloat16"}))
+    p = plans.plan(built, 2, most)
+    out = folder.write(built, "out", shard_bytes=most).folder
+    written = {f.name: f.stat().st_size for f in out.iterdir() if f.name.startswith("model")}
+    assert p.writes == written and len(written) == (1 if most > 400 else 5 + 1)
+
+
+def test_the_plan_lists_statistics(four):
+    base, _ = four
+    for i in (1, 2):
+        fisher = {f"fisher/{n}": torch.ones(t.shape) for n, t in base.items()}
+        Statistics(f"of m{i}", {**fisher, "gram/x": torch.ones(5)}).save(f"s{i}.safetensors")
+    options = {"statistics": ["s1.safetensors", "s2.safetensors"]}
+    p = plans.plan(build(load({"method": "fisher", "models": ["m1", "m2"], "options": options})), 2)
+    size = sum(4 * t.numel() for t in base.values())
+    assert p.reads[f"fisher: statistics[1] ({Path('s2.safetensors')})"] == (len(base), size)
+    words = plans.text(p)
+    assert "fisher (statistics=[s1.safetensors, s2.safetensors]" in words and " object at " not in words
+
+
+def test_resuming_what_is_finished_does_nothing(four):
+    """A kill between the last step and the answer: it is there, of this recipe, and newer than its inputs."""
+    built = build(load({"method": "linear", "models": ["m1", "m2"]}))
+    done, said = folder.write(built, "out"), []
+    before = {f: f.stat().st_mtime_ns for f in done.folder.iterdir()}
+    again = folder.write(built, "out", resume=True, say=said.append)
+    assert again == done._replace(reused=len(SHAPES)) and said == ["out: is finished; nothing is to be done"]
+    assert before == {f: f.stat().st_mtime_ns for f in done.folder.iterdir()}
+    there = "is there already; choose another name"
+    with pytest.raises(cw.CommonweightError, match=there):
+        folder.write(built, "out")
+    with pytest.raises(cw.CommonweightError, match=there):
+        folder.write(build(load({"method": "karcher", "models": ["m1", "m2"]})), "out", resume=True)
+    later = before[done.folder / "merge.json"] + 10**9
+    os.utime("m1/model.safetensors", ns=(later, later))
+    with pytest.raises(cw.CommonweightError, match=there):
+        folder.write(built, "out", resume=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from . import select
-from .folder import SHARD
+from .folder import INDEX, SHARD, files
 from .recipe.build import Built
+from .registry import Beside, limit
 from .source import held
+from .statistics import Statistics
 from .stream import engine, grid, shards
-from .stream.work import Task
+from .stream.work import Job, Task
 
 FLOOR = 160_000_000  # bytes: Python and torch, before anything is read
 
@@ -29,7 +32,9 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """reads: model -> (tensors, bytes), read once a pass; writes: file -> bytes; memory: bound of anonymous bytes."""
+    """reads: model, or statistics beside it, -> (tensors, bytes; of statistics as float32), read once a pass; writes:
+    files of weights, and their index, -> bytes; memory: bound of anonymous bytes.
+    """
 
     reads: dict[str, tuple[int, int]]
     steps: list[Step]
@@ -54,20 +59,40 @@ def plan(built: Built, threads: int, shard_bytes: int = SHARD) -> Plan:
             steps.append(Step("copy", {}, len(mine), numel, "element", None))
         else:
             steps.append(Step(job.method.name, dict(job.config), len(mine), numel, job.by, job.scope))
-    files = shards.layout(built.tasks, shard_bytes, {"format": "pt"})
+    written = files(built, shard_bytes)
+    index = {INDEX: len(shards.index(written))} if len(written) > 1 else {}
     whole = max((t for t in built.tasks if t.job and t.job.by == "tensor"), key=_bytes, default=None)
     pieces = max((_bytes(t) for t in built.tasks if not (t.job and t.job.by == "tensor")), default=0)
     counts = max((_searches([t for t in built.tasks if t.job is job], threads) for job in seen), default=0)
     most = max((math.prod(p.shape) for t in built.tasks for p in _largest(t)), default=0)
     made = sum(held(s, most, threads) for s in built.sources.values())
     return Plan(
-        {n: (len(t), sum(t.values())) for n, t in tensors.items()},
+        {n: (len(t), sum(t.values())) for n, t in [*tensors.items(), *_beside(built.tasks).items()]},
         steps,
-        {s.file: s.size for s in files},
+        {s.file: s.size for s in written} | index,
         FLOOR + max(threads * pieces, _bytes(whole) if whole else 0) + counts + made,
         whole.at.name if whole else None,
         list(built.notices),
     )
+
+
+def _beside(tasks: Iterable[Task]) -> dict[str, dict[str, int]]:
+    """Statistics by their label -> the tensors that are read of them, with their bytes."""
+    out: dict[str, dict[str, int]] = {}
+    for task in tasks:
+        for found, kind in [] if task.job is None else _statistics(task.job):
+            read = out.setdefault(found.label, {})
+            if found.has(kind, task.at.name):
+                key = f"{kind}/{task.at.name}"
+                read[key] = 4 * math.prod(found.shapes[key])
+    return out
+
+
+def _statistics(job: Job) -> list[tuple[Statistics, str]]:
+    """With the kind that is read of each."""
+    asked = {name: limit(hint) for name, (hint, _) in job.method.options().items()}
+    given = [(job.config[name], a) for name, a in asked.items() if isinstance(a, Beside)]
+    return [(one, a.kind) for value, a in given if value is not None for one in (value if a.each else [value])]
 
 
 def _bytes(task: Task) -> int:
@@ -118,4 +143,7 @@ def _short(value: Any) -> str:
         return _short(value[0])
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, Statistics):
+        path = re.search(r"\((.+)\)$", value.label)
+        return path[1] if path else "as given"
     return "[" + ", ".join(map(_short, value)) + "]" if isinstance(value, tuple) else str(value)

@@ -27,6 +27,7 @@ class Padded:
         self.shapes: Mapping[str, tuple[int, ...]] = own.shapes
         self.dtypes: Mapping[str, torch.dtype] = own.dtypes
         self.files: tuple[Path, ...] = own.files
+        self.mapped, self.plain = own.mapped, own.plain
         self._means: dict[str, Tensor] = {}
 
     def flat(self, name: str, start: int, count: int) -> Tensor:
