@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import commonweight as cw
+from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 from commonweight.merge.registry import At
-from commonweight.merge.statistics import Statistics, open_statistics
+from commonweight.merge.source import open_source
+from commonweight.merge.statistics import Statistics, fingerprint, open_statistics
+from commonweight.merge.stream import beside
+from commonweight.merge.stream.work import Job, Read, Task
+from commonweight.merge.vocabulary import Mapped
 
 from .sample import gap, models, statistics
 
@@ -136,6 +145,164 @@ def test_a_file_gives_back_any_piece(tmp_path):
     assert gap(mine, cw.merge.fisher(sources, statistics=statistics(3, "fisher"))) == 0
     assert gap(mine, cw.merge.fisher(sources, statistics=[str(f) for f in files], piece=7)) < 1e-6
     assert open_statistics(back, "again", "fisher").header == back.header
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """Two models of one network as folders m0, m1, with statistics of each: s0.safetensors, s1.safetensors."""
+    monkeypatch.chdir(tmp_path)
+    states = []
+    for i in range(2):
+        net = Net()
+        g = torch.Generator().manual_seed(i)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.1 * torch.randn(p.shape, generator=g))
+        states.append({n: p.detach().clone() for n, p in net.named_parameters()})
+        (tmp_path / f"m{i}").mkdir()
+        save_file(states[-1], tmp_path / f"m{i}" / "model.safetensors")
+        cw.merge.collect(net, [rows(4, i)], header={"rows": f"{i}"}).save(f"s{i}.safetensors")
+    return states
+
+
+def recipe(*files, method="regmean"):
+    return {"method": method, "models": [{"model": f"m{i}", "statistics": f} for i, f in enumerate(files)]}
+
+
+def both_ways(states, *files, method="regmean"):
+    """From disk to disk, and in memory."""
+    merged = cw.merge.get(method)(states, statistics=list(files))
+    done = cw.merge.make(recipe(*files, method=method), "out")
+    assert gap(load_file(done.folder / "model.safetensors"), merged) == 0
+    shutil.rmtree("out")
+    return merged
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_statistics_belong_to_their_model(tuned, method):
+    plain = cw.merge.linear(tuned)
+    assert gap(both_ways(tuned, "s0.safetensors", "s1.safetensors", method=method), plain) > 1e-3
+    for files, place in ((["s0", "s0"], 1), (["s1", "s0"], 0)):
+        said = rf": {method}: statistics\[{place}\] .*s{files[place][1]}.* other weights than those of"
+        for call in (
+            lambda files=files: cw.merge.get(method)(tuned, statistics=[f"{f}.safetensors" for f in files]),
+            lambda files=files: cw.merge.make(recipe(*(f"{f}.safetensors" for f in files), method=method), "out"),
+        ):
+            with pytest.raises(cw.CommonweightError, match=f"{said} model.*{place}"):
+                call()
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_copies_in_another_precision_are_the_model(tuned, kind):
+    """Statistics are collected in float32, whatever the checkpoint; also the other way round."""
+    copies = [{n: t.to(kind) for n, t in state.items()} for state in tuned]
+    stats = [open_statistics(f"s{i}.safetensors", "it") for i in range(2)]
+    cw.merge.regmean(copies, statistics=stats)
+    with pytest.raises(cw.CommonweightError, match="other weights"):
+        cw.merge.regmean(copies, statistics=stats[::-1])
+    if kind != torch.float64:
+        net = Net()
+        net.load_state_dict({n: t.float() for n, t in copies[0].items()}, strict=False)
+        mine = cw.merge.collect(net, [rows(4)], ["gram"])
+        cw.merge.regmean(tuned[:1], statistics=[mine])
+        cw.merge.regmean(copies[:1], statistics=[mine])
+
+
+def test_a_small_step_of_training_makes_another_model(tuned):
+    near = [{n: t + 1e-5 * torch.randn_like(t) for n, t in state.items()} for state in tuned]
+    with pytest.raises(cw.CommonweightError, match="other weights"):
+        cw.merge.regmean(near, statistics=["s0.safetensors", "s1.safetensors"])
+
+
+def renamed(states, prefix):
+    return [{f"{prefix}.{n}": t for n, t in state.items()} for state in states]
+
+
+def test_names_of_another_model(tuned):
+    """RegMean without a Gram matrix is the average: a file that fits nowhere would say nothing."""
+    files = ["s0.safetensors", "s1.safetensors"]
+    said = "its gram is of first.weight and others, of which model 0 has none .it has bert.*collect it on this model"
+    with pytest.raises(cw.CommonweightError, match=said):
+        cw.merge.regmean(renamed(tuned, "bert"), statistics=files)
+    for i, state in enumerate(renamed(tuned, "a.b")):
+        save_file(state, f"m{i}/model.safetensors")
+    with pytest.raises(cw.CommonweightError, match=r"its gram is of first.weight and others, of which model \(m0"):
+        cw.merge.make(recipe(*files), "out")
+    part = [{"norm.weight": s["norm.weight"]} for s in tuned]  # of a model, where a state dict need not be whole
+    assert gap(cw.merge.regmean(part, statistics=files), cw.merge.linear(part)) == 0
+
+
+def test_a_part_of_the_model_is_known_too(tuned):
+    files = ["s0.safetensors", "s1.safetensors"]
+    part = [{n: s[n] for n in ("first.weight", "norm.weight")} for s in tuned]
+    assert torch.equal(
+        cw.merge.regmean(part, statistics=files)["first.weight"],
+        cw.merge.regmean(tuned, statistics=files)["first.weight"],
+    )
+    with pytest.raises(cw.CommonweightError, match=r"first.weight: .*other weights"):
+        cw.merge.regmean(part, statistics=files[::-1])
+
+
+def test_a_file_without_a_fingerprint_passes_with_a_notice(tuned):
+    for i in range(2):
+        old = open_statistics(f"s{i}.safetensors", "it")
+        kept = {k: v for k, v in old.header.items() if k != "fingerprint"}
+        Statistics("old", {k: old._slice(k, None) for k in old.shapes}, kept).save(f"old{i}.safetensors")
+    new, wanted = (cw.merge.regmean(tuned, statistics=[f"{x}{i}.safetensors" for i in range(2)]) for x in ("s", "old"))
+    assert gap(new, wanted) == 0
+    assert beside.check(build(load(recipe("s0.safetensors", "s1.safetensors"))).tasks) == []
+    notices = beside.check(build(load(recipe("s0.safetensors", "old1.safetensors"))).tasks)
+    assert len(notices) == 1 and "statistics[1]" in notices[0] and "on which weights it was collected" in notices[0]
+
+
+def test_a_fingerprint_that_is_none(tuned):
+    found = open_statistics("s0.safetensors", "it")
+    for odd in ("x", ["x"], [], 5):
+        mine = Statistics(
+            "mine", {k: found._slice(k, None) for k in found.shapes}, {"fingerprint": {"first.weight": odd}}
+        )
+        with pytest.raises(cw.CommonweightError, match="other weights"):
+            cw.merge.regmean(tuned[:1], statistics=[mine])
+
+
+def test_blocks_that_move_have_no_statistics():
+    g = torch.Generator().manual_seed(0)
+    body = {
+        "method": "regmean",
+        "slices": [{"models": [{"model": "m", "layers": "1-2", "statistics": "s.safetensors"}]}],
+    }
+    with TemporaryDirectory() as place:
+        (Path(place) / "m").mkdir()
+        save_file({f"layers.{i}.w": torch.randn(3, 3, generator=g) for i in range(3)}, f"{place}/m/model.safetensors")
+        grams = {f"gram/layers.{i}.w": torch.eye(3) for i in range(3)}
+        Statistics("s", grams).save(f"{place}/s.safetensors")
+        (Path(place) / "r.json").write_text(json.dumps(body))
+        with pytest.raises(
+            cw.CommonweightError, match=r"layers.0.w: it is layers.1.w of .* merge blocks where they are"
+        ):
+            cw.merge.make(f"{place}/r.json", f"{place}/out")
+
+
+def test_rows_that_are_mapped_by_token(tmp_path):
+    """A Gram matrix is of inputs, whatever the order of the outputs; Fisher information lies as the rows did."""
+    g = torch.Generator().manual_seed(0)
+    state = {"head.weight": torch.randn(9, 4, generator=g)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"vocab_size": 9}')
+    raw = {"m": open_source(tmp_path, "m")}
+    source = Mapped("m", raw, {i: [("m", 8 - i)] for i in range(9)}, 9)
+    mark = {"fingerprint": fingerprint(source.shapes, raw["m"].flat)}
+    at = At("head.weight", (9, 4))
+    for kind, shape in (("gram", (4, 4)), ("fisher", (9, 4))):
+        stats = (Statistics("s", {f"{kind}/head.weight": torch.ones(shape)}, mark),)
+        method = cw.merge.get({"gram": "regmean", "fisher": "fisher"}[kind])
+        task = Task(at, Job(method, {"statistics": stats}), (Read(source, "head.weight"),), None, torch.float32)
+        if kind == "gram":
+            assert beside.check([task]) == []
+            continue
+        with pytest.raises(cw.CommonweightError, match=r"head.weight: its rows are mapped by token, and s has"):
+            beside.check([task])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.merge import folder
+from commonweight.merge.opened import is_tenant
 from commonweight.merge.recipe import load
 from commonweight.merge.recipe.build import build
 from commonweight.merge.stream import engine, grid, shards
@@ -297,6 +298,32 @@ def test_a_header_that_does_not_fit(tmp_path, header, message):
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
     with pytest.raises(cw.CommonweightError, match=rf"model 0 .*model.safetensors is damaged .*{message}"):
         cw.merge.linear([path])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.yaml", "model.json"])
+def test_what_is_no_model_is_called_no_tenant(three, name):
+    """A file that was cut short, a recipe, a config."""
+    whole = (three / "m1" / "model-00001-of-00002.safetensors").read_bytes()
+    (three / name).write_bytes(whole[: len(whole) // 2] if name == "model.safetensors" else b"{}\n")
+    for given in ([name], [name, "m1"]):
+        with pytest.raises(cw.CommonweightError, match=rf"model .*{name}.* is damaged or no safetensors file"):
+            build(load({"method": "linear", "models": given}))
+
+
+def test_a_tenant_that_was_cut_short_is_one_still(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "t.safetensors", {"commonweight": json.dumps({"format": 1})})
+    assert is_tenant(tmp_path / "t.safetensors")
+    raw = (tmp_path / "t.safetensors").read_bytes()
+    (tmp_path / "t.safetensors").write_bytes(raw[:-1])
+    assert is_tenant(tmp_path / "t.safetensors")
+    (tmp_path / "t.safetensors").write_bytes(raw[:40])
+    assert not is_tenant(tmp_path / "t.safetensors")
+
+
+def test_the_file_of_a_merged_model_is_a_model(three):
+    folder.write(build(load(recipe("linear"))), three / "out")
+    built = build(load({"method": "linear", "models": ["out/model.safetensors", "m1"]}))
+    assert len(built.tasks) == len(SHAPES)
 
 
 def test_a_file_that_shrinks_while_it_is_read(three):

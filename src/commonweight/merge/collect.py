@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Rng, unknown
-from .statistics import Statistics
+from .statistics import FINGERPRINT, Statistics, fingerprint
 
 KINDS = ("fisher", "gram", "activations")
 Labels = Literal["exact", "sample", "data"]
@@ -38,6 +38,7 @@ def collect(
     the same in the mean; "data" takes the rows' labels, the empirical Fisher, which is another quantity.
     Cost of fisher: a forward pass of one row, and a backward pass for each y, so `exact` suits few classes. gram: one
     forward pass over the rows and d_in^2 numbers a linear layer.
+    The header has a fingerprint of the weights, so that a merge refuses them beside another model.
     Raises: CommonweightError for unknown kinds, no rows, labels that are missing, or an output without logits.
     """
     for kind in kinds:
@@ -56,7 +57,13 @@ def collect(
             found.update({f"fisher/{n}": f for n, f in _fisher(model, rows, labels, seed, names).items()})
     finally:
         model.train(was)
-    return Statistics("statistics", found, {**(header or {}), "labels": labels, "kinds": list(kinds)})
+    free = dict(model.named_parameters())
+    of = {n: free[n].detach().reshape(-1) for n in dict.fromkeys(k.partition("/")[2] for k in found)}
+    mark = fingerprint(
+        {n: tuple(free[n].shape) for n in of}, lambda n, first, count: of[n][first : first + count].float().cpu()
+    )
+    about = {**(header or {}), "labels": labels, "kinds": list(kinds), FINGERPRINT: mark}
+    return Statistics("statistics", found, about)
 
 
 def _run(model: nn.Module, batch: Batch) -> Any:

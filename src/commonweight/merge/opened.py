@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -19,6 +20,7 @@ from ..host.sites import role
 from ..host.tenant import Derive, materialise
 from ..methods import get, head
 from ..methods import plan as make_plan
+from .safefile import metadata
 
 
 class Opened(NamedTuple):
@@ -36,13 +38,17 @@ Read = Callable[[Plan], tuple[dict[str, Tensor], Tensor | None]]
 
 
 def is_tenant(path: Path) -> bool:
-    """Whether this is a tenant's file and no model's."""
+    """Whether this is a tenant's file, damaged as it may be, and no model's; a merged model has a mark of its own."""
     if not path.is_file():
         return False
     try:
         native.read_header(path)
-    except CommonweightError as e:
-        return "not a commonweight tenant" not in str(e)
+    except CommonweightError:
+        try:
+            said = json.loads(metadata(path)["commonweight"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+        return isinstance(said, dict) and "merge" not in said
     return True
 
 

@@ -108,6 +108,17 @@ class File:
         return CommonweightError(f"{self._label}: {self.path.name} is damaged or no safetensors file: {what}")
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    """What the header says of the file, also of one that was cut short after it; nothing where it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            found = json.loads(f.read(length))["__metadata__"] if length <= _HEADER else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
     """The first bytes of a file that holds these tensors, in this order; its length is a multiple of 64."""
     body: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -7,7 +7,8 @@ One safetensors file. Tensors are named ``kind/name``, name being that of the we
 - ``activations/W``: the first tokens that came into it, (n, d_in).
 - ``coefficients/W`` (T,), ``mask/W`` (the shape of W): what a method's learn() found.
 
-Metadata key ``commonweight-statistics`` holds a JSON object: ``format`` 1, and what was collected from what.
+Metadata key ``commonweight-statistics`` holds a JSON object: ``format`` 1, what was collected from what, and the
+``fingerprint`` of the weights, by which `stream.beside` sees that a file is used with its own model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ from .registry import At, Beside
 Coefficients = Annotated[Any, Beside("coefficients", each=False)]
 
 FORMAT = 1
+FINGERPRINT = "fingerprint"
 KEY = "commonweight-statistics"
 KINDS = ("fisher", "gram", "activations", "coefficients", "mask")
 
@@ -142,6 +144,35 @@ def open_statistics(value: Any, label: str, kind: str | None = None) -> Statisti
             else f"{found.label} holds {', '.join(found.kinds()) or 'nothing'}; wanted {kind}, as learn() gives it"
         )
     return found
+
+
+def fingerprint(
+    shapes: Mapping[str, tuple[int, ...]], flat: Callable[[str, int, int], Tensor]
+) -> dict[str, list[float]]:
+    """Tensor -> 16 of its numbers (all, where it has fewer), in float32. flat(name, start, count): as a Source has it.
+
+    The numbers and no digest of them: a copy in another precision, and a part of the model, are known again.
+    Cost: four short reads a tensor.
+    """
+    out = {}
+    for name, shape in shapes.items():
+        n = math.prod(shape)
+        places = [(0, n)] if n <= 16 else [(k * 2654435761 % (n - 3), 4) for k in range(1, 5)]
+        out[name] = torch.cat([flat(name, *p).reshape(-1).float() for p in places]).tolist()
+    return out
+
+
+def alike(told: Sequence[float], here: Sequence[float]) -> bool:
+    """Whether two fingerprints are of one tensor, or of copies of it: compared in the coarser precision of the two."""
+    if len(told) != len(here):
+        return False
+    a, b = torch.tensor(told), torch.tensor(here)
+    for kind in (torch.bfloat16, torch.float16):
+        if any(torch.equal(x.to(kind).float(), x) for x in (a, b)):
+            a, b = a.to(kind).float(), b.to(kind).float()
+            break
+    largest = a.abs().max().item() if len(a) else 0.0
+    return torch.allclose(a, b, rtol=0, atol=1e-6 * largest, equal_nan=True)
 
 
 def scaled(tensors: Sequence[Tensor], base: Tensor, at: At, coefficients: Statistics) -> Tensor:

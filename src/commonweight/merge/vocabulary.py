@@ -94,8 +94,8 @@ def sizes(sources: Mapping[str, Source]) -> dict[str, int]:
         if not found or type(found[0]) is not int or any(n != found[0] for n in found):
             said = repr(found[0]) if found else "no"
             raise CommonweightError(
-                f"{source.label}: its config.json has {said} vocab_size; wanted one number, by which tensors with a row "
-                "for each token are found"
+                f"{source.label}: its config.json has {said} vocab_size; wanted one number, by which tensors with a "
+                "row for each token are found"
             )
         out[name] = found[0]
     return out

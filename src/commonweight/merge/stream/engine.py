@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from . import digest, work
+from . import beside, digest, work
 from .grid import BATCH, Piece, spans
 from .pool import Pool
 from .work import Job, Sink, Task
@@ -50,7 +50,9 @@ class Engine:
 
         known: what an earlier run finished. It is not done again where its inputs, what its job saw and what lies in
         `back` are still the same, bit by bit.
+        Raises: CommonweightError before anything is read where statistics are not the models' own (`beside`).
         """
+        beside.check(tasks)
         with Pool(self.threads) as pool:
             for job, group in groupby(tasks, key=lambda t: t.job):
                 mine = list(group)
