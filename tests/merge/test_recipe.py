@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -487,22 +486,3 @@ def test_the_plan_lists_statistics(four):
     assert p.reads[f"fisher: statistics[1] ({Path('s2.safetensors')})"] == (len(base), size)
     words = plans.text(p)
     assert "fisher (statistics=[s1.safetensors, s2.safetensors]" in words and " object at " not in words
-
-
-def test_resuming_what_is_finished_does_nothing(four):
-    """A kill between the last step and the answer: it is there, of this recipe, and newer than its inputs."""
-    built = build(load({"method": "linear", "models": ["m1", "m2"]}))
-    done, said = folder.write(built, "out"), []
-    before = {f: f.stat().st_mtime_ns for f in done.folder.iterdir()}
-    again = folder.write(built, "out", resume=True, say=said.append)
-    assert again == done._replace(reused=len(SHAPES)) and said == ["out: is finished; nothing is to be done"]
-    assert before == {f: f.stat().st_mtime_ns for f in done.folder.iterdir()}
-    there = "is there already; choose another name"
-    with pytest.raises(cw.CommonweightError, match=there):
-        folder.write(built, "out")
-    with pytest.raises(cw.CommonweightError, match=there):
-        folder.write(build(load({"method": "karcher", "models": ["m1", "m2"]})), "out", resume=True)
-    later = before[done.folder / "merge.json"] + 10**9
-    os.utime("m1/model.safetensors", ns=(later, later))
-    with pytest.raises(cw.CommonweightError, match=there):
-        folder.write(built, "out", resume=True)

@@ -57,14 +57,10 @@ def write(
 
     Work goes on in `.OUT.merging` beside it, which is renamed at the end. An error of the input removes it; a kill or
     a full disk leaves it, and resume=True then redoes no tensor whose recipe, inputs and output are, by their digests,
-    what they were; where `out` is there already, finished by this recipe and newer than its inputs, nothing is done.
-    Raises: CommonweightError when `out` is there otherwise, or another process is making it.
+    what they were. Raises: CommonweightError when `out` is there already, or another process is making it.
     """
     out, say = Path(out), say or (lambda text: None)
     if out.exists() or out.is_symlink():
-        if resume and (found := _finished(built, out, shard_bytes)) is not None:
-            say(f"{out}: is finished; nothing is to be done")
-            return found
         raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
     if not out.absolute().parent.is_dir():
         raise CommonweightError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
@@ -84,7 +80,7 @@ def write(
 def _work(
     built: Built, part: Path, out: Path, resume: bool, engine: Engine, most: int, say: Callable[[str], None]
 ) -> Result:
-    key = _key(built)
+    key = digest.of_value([_FORMAT, *map(_describe, built.tasks)])
     plan = files(built, most, key)
     wanted = {s.file for s in plan}
     for old in part.glob("*.safetensors"):
@@ -130,25 +126,6 @@ def files(built: Built, most: int, key: str = shards.EMPTY) -> list[shards.Shard
     """The files of weights as they will be, to the byte; another key, of the same length, changes no size."""
     origin = json.dumps({"version": card.library(), "merge": key, "inputs": shards.EMPTY})
     return shards.layout(built.tasks, most, {"format": "pt", "commonweight": origin})
-
-
-def _key(built: Built) -> str:
-    return digest.of_value([_FORMAT, *map(_describe, built.tasks)])
-
-
-def _finished(built: Built, out: Path, most: int) -> Result | None:
-    """As make has it: of this recipe, whole, and no input is newer."""
-    try:
-        made = (out / RECORD).stat().st_mtime_ns
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        plan = files(built, most)
-        whole = all((out / s.file).stat().st_size == s.size for s in plan)
-        newer = any(f.stat().st_mtime_ns > made for source in built.sources.values() for f in source.files)
-    except (OSError, ValueError):
-        return None
-    if newer or not whole or not isinstance(record, dict) or record.get("merge") != _key(built):
-        return None
-    return Result(out, len(built.tasks), len(built.tasks), sum(s.size for s in plan))
 
 
 def _resumed(journal: Journal, known: int) -> str:
