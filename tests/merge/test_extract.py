@@ -113,7 +113,7 @@ KINDS = {
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
-@pytest.mark.parametrize("held", ["folders", "modules"])
+@pytest.mark.parametrize("held", ["folders", "modules", "files"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_total_error_is_that_of_the_model_that_peft_makes(kind, held, tmp_path):
     """Everything of the model is moved: what no adapter can say is left out and lost; the rest PEFT applies."""
@@ -128,6 +128,8 @@ def test_the_total_error_is_that_of_the_model_that_peft_makes(kind, held, tmp_pa
     base.save_pretrained(tmp_path / "base")
     full.save_pretrained(tmp_path / "full")
     given = (full, base) if held == "modules" else (tmp_path / "full", tmp_path / "base")
+    if held == "files":
+        given = (tmp_path / "full" / "model.safetensors", tmp_path / "base" / "model.safetensors")
     found = cw.merge.extract(*given, tmp_path / "lora", rank=4)
     assert not found.notices
     for glob in left_out:
@@ -213,7 +215,10 @@ def test_energy_chooses_the_smallest_rank(tmp_path):
         ({"energy": 1.5}, "energy is 1.5"),
         ({"iterations": -1}, "iterations is -1"),
         ({"ranks": {"*": 0}}, r"ranks\['\*'\] is 0"),
-        ({"sites": "nothing*"}, "no matrix at 'nothing"),
+        (
+            {"sites": "nothing*"},
+            r"no linear layer at 'nothing\*' differs from base's; what does .* asked for: a.weight$",
+        ),
     ],
 )
 def test_options_out_of_range(options, what, tmp_path):
@@ -228,7 +233,7 @@ def test_models_that_do_not_fit(tmp_path):
         ({"a.weight": torch.ones(4, 5)}, r"a.weight: model has shape \(4, 5\), base has \(4, 4\)"),
         ({"b.weight": torch.ones(4, 4)}, "a.weight: model has no such tensor"),
         ({"a.weight": torch.full((4, 4), math.nan)}, "a.weight: model or base has NaN"),
-        (base, "no matrix at"),
+        (base, "no linear layer at '\\*' differs from base's$"),
     ]:
         with pytest.raises(cw.CommonweightError, match=what):
             cw.merge.extract(model, base, tmp_path / "x")

@@ -92,7 +92,11 @@ def extract(
         lost += gone**2
     extra = sorted(sources[0].shapes.keys() - sources[1].shapes.keys() - _again(model))
     if not found:
-        raise CommonweightError(f"{sources[0].label}: no matrix at {sites!r} differs from {sources[1].label}'s")
+        rest = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        others = f"; what does is no such layer, or not asked for: {min(left)}{rest}" if left else ""
+        raise CommonweightError(
+            f"{sources[0].label}: no linear layer at {sites!r} differs from {sources[1].label}'s{others}"
+        )
     config = {
         "base_model_name_or_path": str(base) if isinstance(base, str | Path) else None,
         "fan_in_fan_out": turned == {True},

@@ -61,14 +61,15 @@ def _made(model: Any) -> nn.Module | str:
         return ""
     import transformers as tf
 
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
     try:
-        read = tf.AutoConfig.from_pretrained(Path(model), local_files_only=True, trust_remote_code=False)
+        read = tf.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         named = [getattr(tf, n, None) for n in config.get("architectures") or []]
         kind = next((k for k in named if isinstance(k, type) and issubclass(k, tf.PreTrainedModel)), None)
         with torch.device("meta"):
             return kind(read) if kind else tf.AutoModel.from_config(read, trust_remote_code=False)
     except Exception as e:  # whatever a model's own constructor raises: its modules are not known then
-        return f"{Path(model).name}/config.json makes no model here ({str(e).strip().splitlines()[0]})"
+        return f"{folder.name}/config.json makes no model here ({str(e).strip().splitlines()[0]})"
 
 
 def _of(model: nn.Module, source: Source) -> Linears:
