@@ -64,3 +64,20 @@ def test_mistakes_end_in_one_line_and_code_2(args, message, two, capsys):
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err and not Path("o").exists()
     assert not list(Path().glob(".*"))
+
+
+def test_resume_of_a_merge_that_had_ended(two, capsys):
+    """A kill after the last rename: nothing is left to do, which is no mistake."""
+    args = ["m1", "m2", "--method", "linear", "--out", "a"]
+    assert run(*args) == 0
+    before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in Path("a").iterdir()}
+    assert run(*args, "--resume") == 0
+    said = capsys.readouterr()
+    assert "a: is finished; nothing is to be done" in said.err and "a: 1 tensors, 1 of them from before" in said.out
+    assert before == {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in Path("a").iterdir()}
+    others = (["m1", "m0", *args[2:]], [*args, "--dtype", "bfloat16"], [*args, "-w", "1", "-w", "2"])
+    for other in others:
+        assert run(*other, "--resume") == 2 and "a: is there already" in capsys.readouterr().err
+    assert run(*args) == 2 and "a: is there already" in capsys.readouterr().err
+    Path("a/merge.json").write_text("{")
+    assert run(*args, "--resume") == 2 and "a: is there already" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_in_the_thread_that_does_so_on_the_way(tmp_path, monkeypatch):
     sink = shards.Shards(tmp_path, [plan])
     sink._wake.set()
     sink._flusher.join()
-    with pytest.raises(OSError, match="Input/output error: .*a.safetensors"):
+    with pytest.raises(OSError, match=r"Input/output error: .*a\.safetensors"):
         sink.seal("")
     sink.close()
 
