@@ -161,3 +161,29 @@ def test_a_search_and_a_learned_merge_take_them_too(host):
     torch.testing.assert_close(made.tau, blend(host.model, full, host.model).tau, atol=1e-5, rtol=1e-4)
     with pytest.raises(cw.CommonweightError, match="base is missing"):
         blend(host.model, full, None)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_an_extracted_adapter_goes_back_onto_its_base(kind, tmp_path):
+    """GPT-2's weights lie the other way round: the factors are as PEFT has them, the model says how its weights lie."""
+    model = make(kind)[0]
+    base = {n: t.clone() for n, t in model.state_dict().items()}
+    host = cw.Host(model)
+    stir(host.add("a", "lora", rank=2))
+    full = {**base, **host.merged("a")}
+    folder = cw.merge.extract(full, base, tmp_path / "peft", rank=2).folder
+    assert json.loads((folder / "adapter_config.json").read_text())["fan_in_fan_out"] == (kind == "gpt2")
+    assert gap(cw.merge.linear([folder], base=base), full) < 1e-4
+    assert gap(cw.merge.linear([folder], base=base, piece=7), full) < 1e-4
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for more, message in [
+        ({"init_lora_weights": "pissa"}, "'pissa': its base is another than the model; save it in PEFT"),
+        ({"use_dora": True}, "the adapter has use_dora, which is not read"),
+        ({"peft_type": "VERA"}, "an adapter of type VERA; LORA can be merged"),
+    ]:
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **more}))
+        with pytest.raises(cw.CommonweightError, match=message):
+            cw.merge.linear([folder], base=base)
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(cw.CommonweightError, match="an adapter of type that is not said"):
+        cw.merge.linear([folder], base=base)

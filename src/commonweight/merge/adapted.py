@@ -14,17 +14,20 @@ from torch import Tensor
 
 from ..core import CommonweightError
 from ..formats.peft import PREFIX
+from ..formats.peft.folder import CONFIG
+from ..formats.peft.lora import _MOVES_THE_BASE
 from .source import Files, Source
-from .tenanted import names_in
+from .tenanted import names_in, turned
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_UNREAD = ("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
+_UNREAD = ("use_dora", "lora_bias", "layer_replication", "trainable_token_indices")
 
 
 class Adapted:
     """W + scale B A, in float32 wherever the adapter has its factors; memory: the rows' update, beside the factors.
 
     A module may have one name more in front than the checkpoint's weight, or less, as where the file is of the body.
+    Which way a weight lies (GPT-2's lie as (inp, out)) is told by the model, as in PEFT.
     """
 
     def __init__(self, label: str, base: Source, folder: Path):
@@ -36,14 +39,16 @@ class Adapted:
         self._factors = Files(label, [weights])
         self.files = (*base.files, weights)
         self.kept: Mapping[str, torch.dtype] = getattr(base, "kept", base.dtypes)  # those of the model that it changes
-        scales = _scales(label, folder / "adapter_config.json", self._factors)
+        scales = module_scales(label, folder / CONFIG, self._factors)
         self._modules = {w: m for m, w in names_in(label, base, set(scales)).items()}
         self._scales = {w: scales[m] for w, m in self._modules.items()}
+        self._turned = turned(base)
         for name in self._scales:
             b, a = self._shape(name, "B"), self._shape(name, "A")
-            if base.shapes[name] != (b[0], a[1]) or a[0] != b[1]:
+            shape = (a[1], b[0]) if name in self._turned else (b[0], a[1])
+            if base.shapes[name] != shape or a[0] != b[1]:
                 raise CommonweightError(
-                    f"{name}: {label} adapts a weight of shape {(b[0], a[1])}, {base.label} has {base.shapes[name]}"
+                    f"{name}: {label} adapts a weight of shape {shape}, {base.label} has {base.shapes[name]}"
                 )
         self.shapes: Mapping[str, tuple[int, ...]] = base.shapes
         self.dtypes: Mapping[str, torch.dtype] = {**base.dtypes, **dict.fromkeys(self._scales, torch.float32)}
@@ -52,10 +57,15 @@ class Adapted:
         raw = self._base.flat(name, start, count)
         if name not in self._scales:
             return raw
-        (rank, width), out = self._shape(name, "A"), raw.float()
+        out, width = raw.float(), self.shapes[name][1]
         first, last = start // width, -(-(start + count) // width)
-        b = self._factors.flat(self._name(name, "B"), first * rank, (last - first) * rank).float().view(-1, rank)
-        a = self._factors.read(self._name(name, "A")).float()
+        if name in self._turned:
+            a = self._factors.read(self._name(name, "B")).float().T
+            b = self._factors.read(self._name(name, "A")).float().T[first:last]
+        else:
+            rank = self._shape(name, "A")[0]
+            a = self._factors.read(self._name(name, "A")).float()
+            b = self._factors.flat(self._name(name, "B"), first * rank, (last - first) * rank).float().view(-1, rank)
         update = (b @ a).mul_(self._scales[name]).view(-1)[start - first * width :][:count]
         return out + update
 
@@ -82,17 +92,9 @@ def _key(module: str, factor: str) -> str:
     return f"{PREFIX}{module}.lora_{factor}.weight"
 
 
-def _scales(label: str, path: Path, factors: Files) -> dict[str, float]:
+def module_scales(label: str, path: Path, factors: Files) -> dict[str, float]:
     """Module -> lora_alpha / rank (its root, if so trained). Raises: CommonweightError for what is no plain LoRA."""
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise CommonweightError(f"{label}: {path.name} cannot be read: {e}") from e
-    if config.get("peft_type") != "LORA":
-        raise CommonweightError(f"{label}: an adapter of type {config.get('peft_type')}; LORA can be merged")
-    for key in _UNREAD:
-        if config.get(key):
-            raise CommonweightError(f"{label}: the adapter has {key}, which is not read; merge it into its model first")
+    config = plain_config(label, path)
     out = {}
     for key in factors.shapes:
         found = _FACTOR.fullmatch(key)
@@ -101,6 +103,29 @@ def _scales(label: str, path: Path, factors: Files) -> dict[str, float]:
         rank = factors.shapes[_key(found[1], "A")][0] if found[2] == "A" else None
         if rank is not None:
             patterns = (config.get("alpha_pattern") or {}).items()
-            alpha = next((v for k, v in patterns if re.fullmatch(rf"(.*\.)?({k})", found[1])), config["lora_alpha"])
+            alpha = next(
+                (v for k, v in patterns if re.fullmatch(rf"(.*\.)?({k})", found[1])), config.get("lora_alpha", 8)
+            )
             out[found[1]] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return out
+
+
+def plain_config(label: str, path: Path) -> dict[str, Any]:
+    """adapter_config.json, of a LoRA adapter whose update is scale B A and no more."""
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise CommonweightError(f"{label}: {path.name} cannot be read: {e}") from e
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else "that is not said"
+        raise CommonweightError(f"{label}: an adapter of type {kind}; LORA can be merged")
+    for key in _UNREAD:
+        if config.get(key):
+            raise CommonweightError(f"{label}: the adapter has {key}, which is not read; merge it into its model first")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and (init in _MOVES_THE_BASE or init.startswith("pissa")):
+        raise CommonweightError(
+            f"{label}: init_lora_weights={init!r}: its base is another than the model; save it in PEFT with "
+            "path_initial_model_for_weight_conversion, which makes it plain LoRA"
+        )
+    return config
