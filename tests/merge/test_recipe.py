@@ -415,6 +415,25 @@ def test_mergekit_pads_with_the_mean_of_all_rows(states):
         assert all(torch.equal(source.flat(name, i, end - i), flat[i:end]) for i, end in spans)
 
 
+def test_the_config_of_slices(four):
+    """What it says of each layer goes with the layer; a model of several parts has it in the part for the text."""
+    layers = {
+        "num_hidden_layers": 4,
+        "layer_types": ["a", "b", "c", "d"],
+        "mlp_only_layers": [0, 2],
+        "dtype": "bfloat16",
+    }
+    Path("m1/config.json").write_text(json.dumps({"text_config": {**layers, "vocab_size": 20}, **layers}))
+    text = "method: passthrough\nslices: [{models: [{model: m1, layers: 0-2}]}, {models: [{model: m1, layers: %s}]}]"
+    made(text % "2-3")
+    found = json.loads(Path("out/config.json").read_text())
+    wanted = {"num_hidden_layers": 5, "layer_types": ["a", "b", "c", "c", "d"], "mlp_only_layers": [0, 2, 3]}
+    assert found == {"text_config": {**wanted, "dtype": "float32", "vocab_size": 20}, **wanted, "dtype": "float32"}
+    Path("m1/config.json").write_text(json.dumps({**layers, "layer_types": ["a", "b", "c"]}))
+    with pytest.raises(cw.CommonweightError, match="layer_types has 3 entries, a slice has layer 3; give the deepest"):
+        made(text % "3", "other")
+
+
 LINEAR = "method: linear\nmodels: [m1, m2]\n"
 SLICED = "merge_method: task_arithmetic\nbase_model: m0\nslices: [{sources: [{model: m1, layer_range: "
 

@@ -16,7 +16,7 @@ from ..stream import digest, inputs
 from ..stream.work import Job, Read, Task
 from . import config
 from .models import Models
-from .places import Out, depth, outs, whole
+from .places import Out, order, outs, whole
 from .rules import idle
 from .settings import first, value
 from .types import DTYPES, WEIGHT, Input, Recipe, Rule
@@ -54,7 +54,7 @@ def build(recipe: Recipe) -> Built:
         job, reads, base = _job(recipe, models, out, made)
         jobs.setdefault(job[0], (job[1], []))[1].append((out, reads, base))
     tasks = tuple(_tasks(recipe, models, jobs, [o.name for o in kept]))
-    blocks = None if whole(recipe) else sum(map(depth, recipe.slices))
+    blocks = None if whole(recipe) else order(recipe)
     words = models.vocabulary
     return Built(
         recipe, tasks, models.sources, models.lead,

@@ -34,7 +34,12 @@ def whole(recipe: Recipe) -> bool:
     return len(recipe.slices) == 1 and all(x.layers is None for x in recipe.slices[0].inputs)
 
 
-def depth(part: Slice) -> int:
+def order(recipe: Recipe) -> list[int]:
+    """The blocks of slices one after the other, by their numbers in each slice's first model."""
+    return [i for part in recipe.slices for i in range(*_span(part.inputs[0]))]
+
+
+def _depth(part: Slice) -> int:
     first, end = _span(part.inputs[0])
     return end - first
 
@@ -60,7 +65,7 @@ def _sliced(recipe: Recipe, models: Models) -> list[Out]:
     out: list[Out] = []
     offset = 0
     for i, part in enumerate(recipe.slices):
-        if any(_span(x)[1] - _span(x)[0] != depth(part) for x in part.inputs):
+        if any(_span(x)[1] - _span(x)[0] != _depth(part) for x in part.inputs):
             raise CommonweightError(f"slices[{i}]: its models have different numbers of layers; give as many of each")
         sources = [models.open(x.model) for x in part.inputs]
         for x, source in zip(part.inputs, sources):
@@ -72,8 +77,8 @@ def _sliced(recipe: Recipe, models: Models) -> list[Out]:
             mine = tuple(name if at is None else _renamed(name, _span(x)[0] + at) for x in part.inputs)
             rules = ruled(recipe, made)
             _everywhere(made, rules, list(zip(sources, mine)))
-            out.append(Out(made, part, mine, rules, _t(at, depth(part))))
-        offset += depth(part)
+            out.append(Out(made, part, mine, rules, _t(at, _depth(part))))
+        offset += _depth(part)
     return out
 
 
