@@ -501,6 +501,7 @@ def test_the_plan_lists_statistics(four):
         Statistics(f"of m{i}", {**fisher, "gram/x": torch.ones(5)}).save(f"s{i}.safetensors")
     options = {"statistics": ["s1.safetensors", "s2.safetensors"]}
     p = plans.plan(build(load({"method": "fisher", "models": ["m1", "m2"], "options": options})), 2)
+    assert len(p.notices) == 2 and all("does not say on which weights" in n for n in p.notices)
     size = sum(4 * t.numel() for t in base.values())
     assert p.reads[f"fisher: statistics[1] ({Path('s2.safetensors')})"] == (len(base), size)
     words = plans.text(p)

@@ -12,7 +12,7 @@ from ...core import CommonweightError
 from .. import registry
 from ..registry import Beside, Method, Range
 from ..source import Source
-from ..stream import digest, inputs
+from ..stream import beside, digest, inputs
 from ..stream.work import Job, Read, Task
 from . import config
 from .models import Models
@@ -58,7 +58,7 @@ def build(recipe: Recipe) -> Built:
     words = models.vocabulary
     return Built(
         recipe, tasks, models.sources, models.lead,
-        (*recipe.notices, *models.notices, *idle(recipe, [o.ruled for o in found])),
+        (*recipe.notices, *models.notices, *idle(recipe, [o.ruled for o in found]), *beside.check(tasks)),
         None if stated is None else config.made(stated, tasks, blocks, None if words is None else words.rows),
         None if words is None else words.text, tuple(models.hub),
     )  # fmt: skip
