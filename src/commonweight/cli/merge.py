@@ -22,6 +22,10 @@ Tenants of one base into one tenant:
 
   commonweight merge --tenants legal.safetensors ./store:medical --method linear --out both.safetensors
 
+LoRA adapters of PEFT into one, a folder again; linear is exact:
+
+  commonweight merge --tenants ./legal-lora ./medical-lora --method linear -w 0.7 -w 0.3 --out both-lora
+
 Measured as soon as it is there, with the heads of the tenants that went in; or by lm-evaluation-harness:
 
   commonweight merge --method ties --base ./base ./base+trec.safetensors ./base+mr.safetensors --out merged --eval trec=trec.test.tsv --eval mr=mr.test.tsv
@@ -55,7 +59,8 @@ def command(
     threads: Annotated[int | None, typer.Option(help="How many work side by side (all processors).")] = None,
     shard_size: Annotated[str, typer.Option(help="Largest file, as in 5GB or 500MB.")] = "5GB",
     tenants: Annotated[
-        bool, typer.Option("--tenants", help="The inputs are tenants (files, STORE:TENANT), and so is the result.")
+        bool, typer.Option("--tenants", help="The inputs are tenants (files, STORE:TENANT), and so is the result; or "
+                           "LoRA adapters of PEFT (folders), and so is the result.")
     ] = False,
     space: Annotated[
         str | None, typer.Option(help="Of --tenants: pools, or weights (a LoRA tenant). [dim]default: what is exact[/]")
@@ -238,9 +243,22 @@ def _tenants(
 ) -> None:  # fmt: skip
     from ..core import CommonweightError
     from ..merge import evaluation, tenants
+    from ..merge.adapter_folders import is_folder
 
     if out.exists():
         raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+    if odd := next(filter(is_folder, inputs), None):
+        if other := next((x for x in inputs if not is_folder(x)), None):
+            raise CommonweightError(
+                f"{odd} is an adapter's folder of PEFT, {other} is none; give --tenants all of one kind, or merge "
+                f"models: MODEL+{odd} MODEL+{other}"
+            )
+        if wanted is not None or space == "pools" or out.suffix == ".safetensors":
+            raise CommonweightError(
+                f"{odd} is an adapter's folder of PEFT, and the result another: --out is a folder's name, --space "
+                "pools and --eval are for tenants (to evaluate, merge models: MODEL+ADAPTER)"
+            )
+        return _folders(inputs, out, method=method, weights=weights, rank=rank, **options)
     found = tenants(inputs, method=method, weights=weights, space=space, rank=rank, **options)
     path = found.save(out)
     if found.space == "weights":
@@ -253,6 +271,16 @@ def _tenants(
         told = {**found.header["metrics"], "evaluated": evaluation.metrics(scores)}
         found._replace(header={**found.header, "metrics": told}).save(out)
         _table(scores)
+
+
+def _folders(inputs: list[str], out: Path, **how: Any) -> None:
+    from ..merge import adapter_folders
+
+    found = adapter_folders(inputs, out, **how)
+    for notice in found.notices:
+        typer.echo(f"notice: {notice}", err=True)
+    worst = max(found.error.items(), key=lambda e: e[1])
+    typer.echo(f"{found.folder}: {len(found.error)} modules, largest relative error {worst[1]:.2g} at {worst[0]}")
 
 
 def _option(text: str) -> tuple[str, Any]:

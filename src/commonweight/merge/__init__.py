@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core import unknown
 from . import ablation, align, dataflow, experts, methods, search
+from .adapter_folders import MergedFolder, adapter_folders
 from .adapters import Merged, lora
 from .collect import collect
 from .evaluation import evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "Beside",
     "Extracted",
     "Merged",
+    "MergedFolder",
     "MergedTenant",
     "Method",
     "Result",
@@ -32,6 +34,7 @@ __all__ = [
     "Survey",
     "Tuned",
     "ablation",
+    "adapter_folders",
     "align",
     "available",
     "collect",

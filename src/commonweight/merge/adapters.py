@@ -57,6 +57,11 @@ def lora(
     n = len(adapters)
     if n == 0:
         raise CommonweightError("lora: no adapters given; give at least one")
+    for i, x in enumerate(adapters):
+        if not isinstance(x, Mapping):
+            raise CommonweightError(
+                f"lora: adapter {i} is {x!r}; wanted a state dict: cw.merge.adapter_folders takes folders of PEFT"
+            )
     w = [1.0] * n if weights is None else [float(x) for x in weights]
     s = [1.0] * n if scales is None else [float(x) for x in scales]
     for name, values in (("weights", w), ("scales", s)):
