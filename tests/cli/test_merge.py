@@ -81,3 +81,13 @@ def test_resume_of_a_merge_that_had_ended(two, capsys):
     assert run(*args) == 2 and "a: is there already" in capsys.readouterr().err
     Path("a/merge.json").write_text("{")
     assert run(*args, "--resume") == 2 and "a: is there already" in capsys.readouterr().err
+
+
+def test_extract_into_a_folder_that_is_there(two, capsys):
+    """The advice is one that the command line has."""
+    Path("there").mkdir()
+    Path("there/x").touch()
+    with pytest.raises(SystemExit) as e:
+        main(["extract", "m1", "--base", "m0", "--out", "there"])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and "there: is there already; choose another name, or remove it" in err

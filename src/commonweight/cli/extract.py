@@ -44,6 +44,8 @@ def command(
     for path in (model, base):
         if not path.exists():
             raise CommonweightError(f"{path}: no such file or folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
     found = extract(model, base, out, rank=rank, energy=energy, ranks=ranks, sites=sites, seed=seed)
     for notice in found.notices:
         typer.echo(f"notice: {notice}", err=True)

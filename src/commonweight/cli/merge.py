@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,8 +92,9 @@ def command(
 ) -> None:  # fmt: skip
     """Merge models into one: streamed from disk to disk, in bounded memory."""
     from ..core import CommonweightError
-    from ..merge import evaluation, folder
+    from ..merge import evaluation
     from ..merge import plan as plans
+    from ..merge.finished import finished
     from ..merge.recipe import load
     from ..merge.recipe.build import build
     from ..merge.run import cores
@@ -151,22 +153,10 @@ def command(
         typer.echo(plans.text(plans.plan(built, threads or cores(), most)))
         return
     assert out is not None
-    for notice in built.notices:
-        typer.echo(f"notice: {notice}", err=True)
-    try:
-        with Bar(sum(t.numel for t in built.tasks)) as bar:
-            found = folder.write(
-                built,
-                out,
-                resume=resume,
-                threads=threads,
-                shard_bytes=most,
-                watch=bar,
-                say=lambda t: typer.echo(t, err=True),
-            )
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command with --resume goes on where it stopped", err=True)
-        raise typer.Exit(130) from None
+    done = finished(built, out) if resume and out.exists() else None
+    found = done or _written(built, out, resume, threads, most)
+    if done is not None:
+        typer.echo(f"{out}: is finished; nothing is to be done", err=True)
     reused = f", {found.reused} of them from before" if found.reused else ""
     typer.echo(f"{found.folder}: {found.tensors} tensors{reused}, {found.nbytes:,} bytes")
     if wanted is not None:
@@ -175,9 +165,21 @@ def command(
         _table(scores)
 
 
-def _search(recipe: Any, space: Any, wanted: Any, out: Path, jobs: int, ray: str | None, **how: Any) -> None:
-    from functools import partial
+def _written(built: Any, out: Path, resume: bool, threads: int | None, most: int) -> Any:
+    from ..merge import folder
 
+    for notice in built.notices:
+        typer.echo(f"notice: {notice}", err=True)
+    say: Any = partial(typer.echo, err=True)
+    try:
+        with Bar(sum(t.numel for t in built.tasks)) as bar:
+            return folder.write(built, out, resume=resume, threads=threads, shard_bytes=most, watch=bar, say=say)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with --resume goes on where it stopped", err=True)
+        raise typer.Exit(130) from None
+
+
+def _search(recipe: Any, space: Any, wanted: Any, out: Path, jobs: int, ray: str | None, **how: Any) -> None:
     import yaml
 
     from ..merge import evaluation, search, tune_recipe
