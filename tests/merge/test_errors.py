@@ -92,7 +92,8 @@ def test_directions_that_cancel():
     a = torch.tensor([1.0, 0.0])
     turned = [{"w": torch.stack([t.cos(), t.sin()])} for t in torch.arange(3) * 2 * torch.pi / 3]
     with pytest.raises(cw.CommonweightError, match="w: the weighted directions of the 3 models cancel"):
-        cw.merge.multislerp(turned, eps=1e-4)
+        cw.merge.multislerp(turned, eps=1e-4, compat="mergekit")
+    assert cw.merge.multislerp(turned, eps=1e-4)["w"].abs().max() < 1e-6  # their weighted sum
     assert cw.merge.multislerp([{"w": a}, {"w": -a}])["w"].tolist() == [0, 0]
 
 

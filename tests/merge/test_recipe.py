@@ -506,3 +506,19 @@ def test_the_plan_lists_statistics(four):
     assert p.reads[f"fisher: statistics[1] ({Path('s2.safetensors')})"] == (len(base), size)
     words = plans.text(p)
     assert "fisher (statistics=[s1.safetensors, s2.safetensors]" in words and " object at " not in words
+
+
+def test_a_base_that_adapters_stand_on_is_no_error_with_linear(four):
+    """Nor is it merged: the mean is of what the adapters make of it."""
+    base, _ = four
+    name, factors = "base_model.model.model.layers.0.attn", []
+    for ad in ("ad", "be"):
+        Path(ad).mkdir()
+        Path(f"{ad}/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 2, "r": 2}))
+        factors.append({"A": torch.randn(2, 8), "B": torch.randn(8, 2)})
+        save_file({f"{name}.lora_{k}.weight": t for k, t in factors[-1].items()}, f"{ad}/adapter_model.safetensors")
+    found = made("method: linear\nbase: m0\nmodels: [ad, be]")["model.layers.0.attn.weight"]
+    wanted = base["model.layers.0.attn.weight"] + sum(f["B"] @ f["A"] for f in factors) / 2
+    assert torch.allclose(found, wanted, atol=1e-6)
+    with pytest.raises(cw.CommonweightError, match="linear takes no base; leave base out"):
+        made("method: linear\nbase: m0\nmodels: [m1, m2]", "other")

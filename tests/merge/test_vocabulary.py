@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 import commonweight as cw
+from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
+from commonweight.merge.vocabulary import unlike
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WORDS = {"base": ["<unk>", "a", "b"], "m1": ["<unk>", "b", "x", "a"], "m2": ["<unk>", "a", "b", "y", "x"]}
@@ -230,10 +233,10 @@ def test_a_size_that_blocks_have_too(permuted):
 
 @pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
 def test_a_notice_where_vocabularies_differ_and_nothing_is_mapped(permuted, tmp_path):
-    from commonweight.merge.vocabulary import unlike
-
     folders = {m: tmp_path / m for m in ORDERS}
     (notice,) = unlike(folders)
+    built = build(load({"method": "linear", "models": [str(f) for f in folders.values()]}))
+    assert [n for n in built.notices if "rows are merged as they lie" in n]
     assert notice.startswith("m2: its vocabulary is not m1's, and rows are merged as they lie")
     text = json.loads((tmp_path / "m1" / "tokenizer.json").read_text())
     (tmp_path / "m2" / "tokenizer.json").write_text(json.dumps(text, indent=7))

@@ -16,6 +16,7 @@ from ..core import CommonweightError
 from ..formats.peft import PREFIX
 from ..formats.peft.folder import CONFIG
 from ..formats.peft.lora import _MOVES_THE_BASE
+from .factored import product
 from .source import Files, Source
 from .tenanted import names_in, turned
 
@@ -57,17 +58,10 @@ class Adapted:
         raw = self._base.flat(name, start, count)
         if name not in self._scales:
             return raw
-        out, width = raw.float(), self.shapes[name][1]
-        first, last = start // width, -(-(start + count) // width)
+        left, right = (self._factors.read(self._name(name, f)).float() for f in "BA")
         if name in self._turned:
-            a = self._factors.read(self._name(name, "B")).float().T
-            b = self._factors.read(self._name(name, "A")).float().T[first:last]
-        else:
-            rank = self._shape(name, "A")[0]
-            a = self._factors.read(self._name(name, "A")).float()
-            b = self._factors.flat(self._name(name, "B"), first * rank, (last - first) * rank).float().view(-1, rank)
-        update = (b @ a).mul_(self._scales[name]).view(-1)[start - first * width :][:count]
-        return out + update
+            left, right = right.T, left.T
+        return raw.float() + product(left, right, start, count).mul_(self._scales[name])
 
     def read(self, name: str) -> Tensor:
         return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])

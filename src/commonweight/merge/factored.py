@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 
+def product(left: Tensor, right: Tensor, start: int, count: int) -> Tensor:
+    """Elements start .. start + count of left @ right, flat: only the rows that they lie in are made."""
+    width = right.shape[1]
+    first, last = start // width, -(-(start + count) // width)
+    return (left[first:last] @ right).view(-1)[start - first * width :][:count]
+
+
 class Pair(NamedTuple):
     """scale B A: A (r, d_in), B (d_out, r), float32."""
 
@@ -31,9 +38,7 @@ class Factored:
 
     def flat(self, name: str, start: int, count: int) -> Tensor:
         a, b, scale = self._pairs[name]
-        width = a.shape[1]
-        first, last = start // width, -(-(start + count) // width)
-        return (b[first:last] @ a).mul_(scale).view(-1)[start - first * width :][:count]
+        return product(b, a, start, count).mul_(scale)
 
     def read(self, name: str) -> Tensor:
         return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])

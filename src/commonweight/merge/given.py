@@ -20,7 +20,7 @@ from .recipe.types import Input, Recipe, Slice
 from .source import Source, open_source
 from .tenanted import Tenanted
 
-_ELSEWHERE = re.compile(r"\+|^\w[^/]*/[^/]+$")  # a model with an adapter, or a hub name
+_ELSEWHERE = re.compile(r"\+|^[\w-][^/]*/[^/]+$")  # a model with an adapter, or a hub name
 _FACTOR = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
 
 
@@ -106,11 +106,7 @@ class _Paths:
         self._models: Models | None = None
 
     def open(self, model: Any, label: str) -> Source:
-        if (
-            isinstance(model, str)
-            and not Path(model).expanduser().exists()
-            and re.search(r"\+|^[\w-][^/]*/[^/]+$", model)
-        ):
+        if isinstance(model, str) and not Path(model).expanduser().exists() and _ELSEWHERE.search(model):
             if self._models is None:
                 self._models = Models(Recipe("linear", (Slice((Input(model),)),)))
             source = self._models.open(model)

@@ -18,6 +18,7 @@ from ..formats.peft import low_rank
 from ..host.files import _check, _close
 from ..host.hooks import changed
 from ..host.tenant import Derive, Entry, materialise
+from .factored import product
 from .opened import Opened, open_tenant
 from .source import Source, held
 
@@ -94,11 +95,7 @@ class Tenanted:
             return self._base.flat(name, start, count)
         if any(getattr(e.bind, "factors", None) is None for e in self._reads[name]):
             return self._whole(name)[0].reshape(-1)[start : start + count]
-        left, right = self._product(name)
-        width = right.shape[1]
-        first, last = start // width, -(-(start + count) // width)
-        update = (left[first:last] @ right).view(-1)[start - first * width :][:count]
-        return self._base.flat(name, start, count).float() + update
+        return self._base.flat(name, start, count).float() + product(*self._product(name), start, count)
 
     def read(self, name: str) -> Tensor:
         return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])

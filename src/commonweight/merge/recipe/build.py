@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core import CommonweightError
-from .. import registry
+from .. import registry, vocabulary
 from ..registry import Beside, Method, Range
 from ..source import Source
 from ..stream import beside, digest, inputs
@@ -56,9 +56,11 @@ def build(recipe: Recipe) -> Built:
     tasks = tuple(_tasks(recipe, models, jobs, [o.name for o in kept]))
     blocks = None if whole(recipe) else order(recipe)
     words = models.vocabulary
+    homes = {n: s.files[0].parent for n, s in models.sources.items() if s.files}
+    apart = [] if recipe.vocabulary is not None else vocabulary.unlike(homes)
     return Built(
         recipe, tasks, models.sources, models.lead,
-        (*recipe.notices, *models.notices, *idle(recipe, [o.ruled for o in found]), *beside.check(tasks)),
+        (*recipe.notices, *models.notices, *apart, *idle(recipe, [o.ruled for o in found]), *beside.check(tasks)),
         None if stated is None else config.made(stated, tasks, blocks, None if words is None else words.rows),
         None if words is None else words.text, tuple(models.hub),
     )  # fmt: skip
@@ -71,7 +73,7 @@ def _job(
     if out.ruled.take is not None:
         return _made(registry.get("passthrough"), {}, None, 1, made), [_read(models, out, out.ruled.take)], None
     method = registry.get(out.ruled.method or recipe.method)
-    users, base = _roles(recipe, method, out, top=method.name == recipe.method)
+    users, base = _roles(recipe, models, method, out)
     if not users:  # a slice that is the base alone
         assert base is not None
         return _made(registry.get("passthrough"), {}, None, 1, made), [_read(models, out, base)], None
@@ -90,8 +92,11 @@ def _read(models: Models, out: Out, model: str, name: str | None = None) -> Read
     return Read(source, name)
 
 
-def _roles(recipe: Recipe, method: Method, out: Out, top: bool) -> tuple[list[tuple[Input, str]], str | None]:
-    """(models with the tensor's name in them, base) as the method takes them."""
+def _roles(recipe: Recipe, models: Models, method: Method, out: Out) -> tuple[list[tuple[Input, str]], str | None]:
+    """(models with the tensor's name in them, base) as the method takes them.
+
+    A base that the recipe's method does not take is an error there, unless adapters or tenants stand on it.
+    """
     users, base = list(zip(out.part.inputs, out.names)), recipe.base
     if recipe.roles:
         others = [(x, name) for x, name in users if x.model != base]
@@ -100,7 +105,8 @@ def _roles(recipe: Recipe, method: Method, out: Out, top: bool) -> tuple[list[tu
         if method.base == "none":
             return users, None
         return others, base
-    return users, None if method.base == "none" and not top else base
+    idle = method.name != recipe.method or any(models.stands(x.model) for x, _ in users)
+    return users, None if method.base == "none" and idle else base
 
 
 def _settings(

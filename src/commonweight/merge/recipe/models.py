@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...core import CommonweightError
+from ...formats.peft.folder import CONFIG
 from .. import vocabulary
 from ..adapted import Adapted
 from ..opened import is_tenant, stored
@@ -95,19 +96,22 @@ class Models:
         if adapter:
             return self._on(name, self._plain(model), adapter)
         base = self._recipe.base
-        if self._tenant(name) is not None:
+        if self.stands(name):
             if base is None or base == name:
-                raise CommonweightError(f"{name}: a tenant; write MODEL+{name}, or give base")
+                what = "an adapter" if self._tenant(name) is None else "a tenant"
+                raise CommonweightError(f"{name}: {what}; write MODEL+{name}, or give base")
             return self._on(name, self._plain(base), name)
         path = self.path(name)
-        if (path / "adapter_config.json").is_file():
-            if base is None or base == name:
-                raise CommonweightError(f"{name}: an adapter; write MODEL+{name}, or give base")
-            return Adapted(f"model ({name})", self._plain(base), path)
         source = open_source(path, "base" if name == base else "model")
         if isinstance(source, Quantised):
             self.notices.append(f"{name}: {source.how}")
         return _untied(source, name) if config_of(path).get("tie_word_embeddings") else source
+
+    def stands(self, name: str) -> bool:
+        """Whether it is an adapter or a tenant by itself, which changes the recipe's base."""
+        if self._parts(name)[1]:
+            return False
+        return self._tenant(name) is not None or (self.path(name) / CONFIG).is_file()
 
     def _on(self, name: str, base: Source, adapter: str) -> Source:
         if (tenant := self._tenant(adapter)) is None:
