@@ -95,7 +95,8 @@ class Tenanted:
             return self._base.flat(name, start, count)
         if any(getattr(e.bind, "factors", None) is None for e in self._reads[name]):
             return self._whole(name)[0].reshape(-1)[start : start + count]
-        return self._base.flat(name, start, count).float() + product(*self._product(name), start, count)
+        left, right = self._product(name)
+        return self._base.flat(name, start, count).float() + product(left, right, start, count)
 
     def read(self, name: str) -> Tensor:
         return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])
