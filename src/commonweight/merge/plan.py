@@ -100,7 +100,8 @@ def _bytes(task: Task) -> int:
     and what the C library keeps between pieces: what no method went beyond when all of them were measured.
     """
     n = max((math.prod(p.shape) for p in _largest(task)), default=0)
-    return n * 4 * (12 * len(task.reads) + 28)
+    each = 18 if task.job and task.job.by == "tensor" else 12
+    return n * 4 * (each * len(task.reads) + 28)
 
 
 def _searches(tasks: Sequence[Task], threads: int) -> int:
