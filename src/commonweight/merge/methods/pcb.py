@@ -19,13 +19,12 @@ TAILS = {"official": 1e-4, "nlp": 0.01, "vision": 1e-4, "es": 1e-4}
 
 
 def _held(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
-    """The task vectors, their magnitudes between their quantiles; zero stays zero."""
-    out = torch.empty_like(tau)
-    for x, y, (low, high) in zip(tau, out, bounds, strict=True):
-        torch.clamp(x, -high, high, out=y)
+    """The task vectors, in their own place, their magnitudes between their quantiles; zero stays zero."""
+    for x, (low, high) in zip(tau, bounds, strict=True):
+        x.clamp_(-high, high)
         if low > 0:
-            y.abs_().clamp_(min=low).mul_(x.sign())
-    return out
+            x.copy_(x.abs().clamp_(min=low).mul_(x.sign()))
+    return tau
 
 
 def _intra(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
