@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_resume_of_a_merge_that_had_ended(two, capsys):
     said = capsys.readouterr()
     assert "a: is finished; nothing is to be done" in said.err and "a: 1 tensors, 1 of them from before" in said.out
     assert before == {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in Path("a").iterdir()}
+    path = Path("m2/model.safetensors")
+    was, size = path.stat(), path.stat().st_size
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns - 10**9))  # another file, and an older one
+    assert path.stat().st_size == size and run(*args, "--resume") == 2
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert run(*args, "--resume") == 0
+    capsys.readouterr()
     others = (["m1", "m0", *args[2:]], [*args, "--dtype", "bfloat16"], [*args, "-w", "1", "-w", "2"])
     for other in others:
         assert run(*other, "--resume") == 2 and "a: is there already" in capsys.readouterr().err

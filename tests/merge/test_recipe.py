@@ -508,6 +508,25 @@ def test_the_plan_lists_statistics(four):
     assert "fisher (statistics=[s1.safetensors, s2.safetensors]" in words and " object at " not in words
 
 
+def test_factors_of_an_adapter_are_no_model(four):
+    """Its file stands for its folder; where that is none, nothing is merged."""
+    name = "base_model.model.model.layers.0.attn"
+    for ad in ("ad", "be"):
+        Path(ad).mkdir()
+        Path(f"{ad}/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 2, "r": 2}))
+        factors = {f"{name}.lora_A.weight": torch.randn(2, 8), f"{name}.lora_B.weight": torch.randn(8, 2)}
+        save_file(factors, f"{ad}/adapter_model.safetensors")
+    files = [f"{ad}/adapter_model.safetensors" for ad in ("ad", "be")]
+    with pytest.raises(cw.CommonweightError, match="ad/adapter_model.safetensors: an adapter; write MODEL"):
+        made(f"method: linear\nmodels: [{', '.join(files)}]")
+    by_file = made(f"method: linear\nbase: m0\nmodels: [{', '.join(files)}]", "one")
+    by_folder = made("method: linear\nbase: m0\nmodels: [ad, be]", "two")
+    assert all(torch.equal(t, by_folder[n]) for n, t in by_file.items())
+    Path("ad/adapter_config.json").unlink()
+    with pytest.raises(cw.CommonweightError, match="has a factor of LoRA; A and B merged apart are not"):
+        made(f"method: linear\nmodels: [{files[0]}]", "other")
+
+
 def test_a_base_that_adapters_stand_on_is_no_error_with_linear(four):
     """Nor is it merged: the mean is of what the adapters make of it."""
     base, _ = four

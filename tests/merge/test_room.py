@@ -118,3 +118,34 @@ def test_other_errors_have_the_file_s_name():
         raise OSError(errno.EIO, "Input/output error")
     with pytest.raises(cw.CommonweightError, match="here: no space left; make room"), writing(Path("here")):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+@pytest.mark.parametrize("what", ["merge.json", "README.md"])
+def test_in_the_last_step(what, model, capsys, monkeypatch):
+    """All weights are there; the record, or the card, has no room."""
+    from commonweight.formats import atomic
+
+    make = atomic.tempfile.mkstemp
+
+    def full(prefix, **how):
+        if what in prefix:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(prefix=prefix, **how)
+
+    with monkeypatch.context() as m:
+        m.setattr(atomic.tempfile, "mkstemp", full)
+        assert run(*ARGS) == 2
+    err = capsys.readouterr().err
+    assert f"{what}: cannot write" in err and "all weights are there: the same command with --resume" in err
+    goes_on(model, capsys)
+
+
+def test_an_output_that_appears_meanwhile(model, capsys, monkeypatch):
+    from commonweight.merge import card, folder
+
+    with monkeypatch.context() as m:
+        m.setattr(folder.card, "beside", lambda built, part: (card.beside, Path("out").mkdir())[1])
+        assert run(*ARGS) == 2
+    assert "out: appeared while it was being made; move it" in capsys.readouterr().err
+    Path("out").rmdir()
+    goes_on(model, capsys)

@@ -6,24 +6,25 @@ import json
 from pathlib import Path
 
 from ..core import CommonweightError
-from .folder import RECORD, Result
+from .folder import RECORD, Result, key, stamps
 from .recipe.build import Built
 from .source import open_source
 
 
 def finished(built: Built, out: Path) -> Result | None:
-    """The result, where `out` was made by this recipe from models of these names, has all its tensors, and is newer
-    than every model; else None. Cost: headers; no input is read again."""
+    """The result, where `out` was made by this recipe with these options and statistics, from files of these sizes
+    and times, and has all its tensors; else None, as for tenants in a store, which may be published anew.
+    Cost: headers; no input is read again."""
     try:
-        made = (out / RECORD).stat().st_mtime_ns
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
         there = open_source(out, "the result")
-        newer = any(f.stat().st_mtime_ns > made for s in built.sources.values() for f in s.files)
+        now = stamps(built)
     except (OSError, ValueError, CommonweightError):
         return None
     wanted = {t.at.name: (t.at.shape, t.dtype) for t in built.tasks}
-    same = isinstance(record, dict) and record.get("recipe") == built.recipe.text
-    if newer or not same or record.get("inputs", {}).keys() != built.sources.keys():
+    if not isinstance(record, dict) or any(getattr(s, "stored", False) for s in built.sources.values()):
+        return None
+    if [record.get(k) for k in ("recipe", "merge", "files")] != [built.recipe.text, key(built), now]:
         return None
     if {n: (s, there.dtypes[n]) for n, s in there.shapes.items()} != wanted:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from . import card
 from .recipe import load
 from .recipe.build import Built, build
 from .run import cores
-from .stream import digest, shards
+from .stream import digest, room, shards
 from .stream.engine import Engine, Watch
 from .stream.journal import Journal
 from .stream.work import Task
@@ -67,21 +67,42 @@ def write(
     part = out.absolute().parent / f".{out.name}.merging"
     lock = _lock(part, keep=resume)
     try:
-        result = _work(built, part, out, resume, Engine(threads or cores(), watch), shard_bytes, say)
+        plan = files(built, shard_bytes, key(built))
+        record, reused = _weights(built, part, plan, resume, Engine(threads or cores(), watch), say)
+        _finish(built, part, out, plan, record)
     except CommonweightError as e:
-        if "no space left" not in str(e):
+        if not (room.full(e) or isinstance(e, _Kept)):
             shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
         os.close(lock)
-    return result
+    return Result(out, len(built.tasks), reused, sum(s.size for s in plan))
 
 
-def _work(
-    built: Built, part: Path, out: Path, resume: bool, engine: Engine, most: int, say: Callable[[str], None]
-) -> Result:
-    key = digest.of_value([_FORMAT, *map(_describe, built.tasks)])
-    plan = files(built, most, key)
+class _Kept(CommonweightError):
+    """What went wrong when all weights were there."""
+
+
+def key(built: Built) -> str:
+    """Digest of all that decides the result, but for the models' numbers: methods, options, names, statistics."""
+    return digest.of_value([_FORMAT, *map(_describe, built.tasks)])
+
+
+def stamps(built: Built) -> dict[str, list[list[int]]]:
+    """Model as the recipe names it -> (bytes, time of the last change) of each of its files."""
+    return {n: [[(at := f.stat()).st_size, at.st_mtime_ns] for f in s.files] for n, s in built.sources.items()}
+
+
+def _weights(
+    built: Built,
+    part: Path,
+    plan: Sequence[shards.Shard],
+    resume: bool,
+    engine: Engine,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], int]:
+    """(the record of what was read, how many tensors were there already). The weights are then on the disk."""
+    began = stamps(built)
     wanted = {s.file for s in plan}
     for old in part.glob("*.safetensors"):
         if old.name not in wanted:
@@ -89,7 +110,7 @@ def _work(
     sink = shards.Shards(part, plan)
     for torn in part.glob(".*"):  # files that a killed process was writing
         torn.unlink()
-    journal = Journal(part, key, sink.fresh)
+    journal = Journal(part, key(built), sink.fresh)
     try:
         known = dict(journal.done)
         if resume:
@@ -105,26 +126,31 @@ def _work(
         journal.close()
         sink.close()
     record = {
-        "commonweight": card.library(), "merge": key, "digest of the inputs": total, "recipe": built.recipe.text,
-        "inputs": inputs, "notices": list(built.notices),
+        "commonweight": card.library(), "merge": key(built), "digest of the inputs": total,
+        "recipe": built.recipe.text, "inputs": inputs, "files": began, "notices": list(built.notices),
     }  # fmt: skip
-    if len(plan) > 1:
-        atomic.write(part / INDEX, shards.index(plan))
-    atomic.write(part / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-    card.beside(built, part)
+    return record, len(built.tasks) - redone
+
+
+def _finish(built: Built, part: Path, out: Path, plan: Sequence[shards.Shard], record: Mapping[str, Any]) -> None:
+    try:
+        if len(plan) > 1:
+            atomic.write(part / INDEX, shards.index(plan))
+        atomic.write(part / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        card.beside(built, part)
+        if out.exists():
+            raise CommonweightError(f"{out}: appeared while it was being made; move it")
+    except CommonweightError as e:
+        raise _Kept(f"{e}; all weights are there: the same command with --resume then ends it") from e
     (part / "journal.jsonl").unlink()
     atomic.sync(part)
-    if out.exists():
-        raise CommonweightError(f"{out}: appeared while it was being made; move it, then --resume")
     os.replace(part, out)
     atomic.sync(out.absolute().parent)
-    tensors = len(built.tasks)
-    return Result(out, tensors, tensors - redone, sum(s.size for s in plan))
 
 
-def files(built: Built, most: int, key: str = shards.EMPTY) -> list[shards.Shard]:
-    """The files of weights as they will be, to the byte; another key, of the same length, changes no size."""
-    origin = json.dumps({"version": card.library(), "merge": key, "inputs": shards.EMPTY})
+def files(built: Built, most: int, mark: str = shards.EMPTY) -> list[shards.Shard]:
+    """The files of weights as they will be, to the byte; another mark, of the same length, changes no size."""
+    origin = json.dumps({"version": card.library(), "merge": mark, "inputs": shards.EMPTY})
     return shards.layout(built.tasks, most, {"format": "pt", "commonweight": origin})
 
 

@@ -48,6 +48,7 @@ class Tenanted:
         self.label, self._base, self._lock = label, base, Lock()
         own = None if isinstance(tenant, Opened) else Path(tenant)
         self.files = (*base.files, *((own,) if own is not None and own.is_file() else ()))
+        self.stored = own is not None and not own.is_file()  # in a store, where it may be published anew
         self.kept: Mapping[str, torch.dtype] = getattr(base, "kept", base.dtypes)  # those of the model that it changes
         self._sites = {s.name: s for s in opened.sites}
         for use in opened.plan.uses:

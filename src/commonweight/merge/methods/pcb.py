@@ -16,6 +16,7 @@ from ..registry import At, Density, Range, Survey, method
 
 Variant = Literal["official", "nlp", "vision", "es"]
 TAILS = {"official": 1e-4, "nlp": 0.01, "vision": 1e-4, "es": 1e-4}
+TINY = 1e-30  # a range of values whose inverse would be beyond float32
 
 
 def _held(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
@@ -39,7 +40,7 @@ def _intra(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
 
 def _norm(tau: Tensor, bounds: Sequence[Sequence[float]], times: float = 1.0) -> Tensor:
     """N, the magnitudes between their quantiles scaled to [0, 1], times a factor; its sign is that of tau, or none."""
-    scales = [times / (high - low) if high > low else 0.0 for low, high in bounds]
+    scales = [times / (high - low) if high - low > TINY else 0.0 for low, high in bounds]
     lows = [low for low, _ in bounds]
     if any(lows):
         return tau.abs().sub_(column(lows, tau)).mul_(column(scales, tau)).clamp_(0, times)
@@ -122,7 +123,7 @@ def pcb(
     run against.
     """
     tau = deltas(tensors, base)
-    scales = [1 / (high - low) if high > low else 1.0 for low, high in seen["scores"]]
+    scales = [1 / (high - low) if high - low > TINY else 1.0 for low, high in seen["scores"]]
     beta = _score(tau, seen["bounds"], variant)
     beta.sub_(column([low for low, _ in seen["scores"]], beta)).relu_()  # from 0 to 1, but for the scales
     total = combine(beta, scales).clamp_(min=1e-12)

@@ -56,14 +56,23 @@ def build(recipe: Recipe) -> Built:
     tasks = tuple(_tasks(recipe, models, jobs, [o.name for o in kept]))
     blocks = None if whole(recipe) else order(recipe)
     words = models.vocabulary
-    homes = {n: s.files[0].parent for n, s in models.sources.items() if s.files}
-    apart = [] if recipe.vocabulary is not None else vocabulary.unlike(homes)
     return Built(
         recipe, tasks, models.sources, models.lead,
-        (*recipe.notices, *models.notices, *apart, *idle(recipe, [o.ruled for o in found]), *beside.check(tasks)),
+        (*recipe.notices, *models.notices, *_apart(recipe, models), *idle(recipe, [o.ruled for o in found]),
+         *beside.check(tasks)),
         None if stated is None else config.made(stated, tasks, blocks, None if words is None else words.rows),
         None if words is None else words.text, tuple(models.hub),
     )  # fmt: skip
+
+
+def _apart(recipe: Recipe, models: Models) -> list[str]:
+    """What is to be told of vocabularies of which no row is mapped."""
+    if recipe.vocabulary is not None:
+        return []
+    try:
+        return vocabulary.unlike({n: s.files[0].parent for n, s in models.sources.items() if s.files})
+    except CommonweightError as e:
+        return [f"{e}; whether the vocabularies are the same is not known"]
 
 
 def _job(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from ...core import CommonweightError
-from ...formats.peft.folder import CONFIG
+from ...formats.peft.folder import CONFIG, TENSORS
 from .. import vocabulary
 from ..adapted import Adapted
 from ..opened import is_tenant, stored
@@ -20,6 +21,7 @@ from .padded import Padded
 from .types import Recipe, Vocabulary
 
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_FACTOR = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
 _HEAD, _EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
 
@@ -101,8 +103,7 @@ class Models:
                 what = "an adapter" if self._tenant(name) is None else "a tenant"
                 raise CommonweightError(f"{name}: {what}; write MODEL+{name}, or give base")
             return self._on(name, self._plain(base), name)
-        path = self.path(name)
-        source = open_source(path, "base" if name == base else "model")
+        source = whole(open_source(path := self.path(name), "base" if name == base else "model"))
         if isinstance(source, Quantised):
             self.notices.append(f"{name}: {source.how}")
         return _untied(source, name) if config_of(path).get("tie_word_embeddings") else source
@@ -111,11 +112,11 @@ class Models:
         """Whether it is an adapter or a tenant by itself, which changes the recipe's base."""
         if self._parts(name)[1]:
             return False
-        return self._tenant(name) is not None or (self.path(name) / CONFIG).is_file()
+        return self._tenant(name) is not None or (_adapter(self.path(name)) / CONFIG).is_file()
 
     def _on(self, name: str, base: Source, adapter: str) -> Source:
         if (tenant := self._tenant(adapter)) is None:
-            return Adapted(f"model ({name})", base, self.path(adapter))
+            return Adapted(f"model ({name})", base, _adapter(self.path(adapter)))
         found = Tenanted(f"model ({name})", base, tenant)
         self.notices += found.notices
         return found
@@ -139,11 +140,29 @@ class Models:
         if wanted.source not in ("base", "union"):
             self.lead = self.path(wanted.source)
         target = vocabulary.tokens_of(self.lead)
+        others = [tokens for tokens in models.values() if tokens]
+        if target is None and not union and any(tokens != others[0] for tokens in others):
+            raise CommonweightError(f"tokenizer: {self.lead} has no tokenizer.json, and the models' differ; give union")
         same = all(tokens == target for tokens in models.values())
         if (target is None and not union) or (same and not wanted.tokens and wanted.multiple == 1):
             return
         self.vocabulary = vocabulary.join(self.lead, list(models.values()), union, wanted.multiple)
         self._tables = vocabulary.tables(self.vocabulary, models, recipe.base, wanted.tokens)
+
+
+def _adapter(path: Path) -> Path:
+    """The adapter's folder, where its file of factors is given."""
+    return path.parent if path.name == TENSORS and (path.parent / CONFIG).is_file() else path
+
+
+def whole(source: Source) -> Source:
+    """Raises: CommonweightError for factors of LoRA as a model."""
+    if factor := next(filter(_FACTOR.search, source.shapes), None):
+        raise CommonweightError(
+            f"{factor}: {source.label} has a factor of LoRA; A and B merged apart are not the merge of B A: give the "
+            "adapter's folder with a base, or take cw.merge.lora"
+        )
+    return source
 
 
 def _untied(source: Source, name: str) -> Source:

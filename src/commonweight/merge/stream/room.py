@@ -16,6 +16,11 @@ FULL = {
 }
 
 
+def full(e: BaseException) -> bool:
+    """Whether an error comes from a file that has no room."""
+    return isinstance(e.__cause__, OSError) and e.__cause__.errno in FULL
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raises: CommonweightError for a file that has no room; other errors of the system with the file's name."""
