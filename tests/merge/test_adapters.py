@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import commonweight as cw
 from commonweight.merge.factored import Factored, Pair
@@ -192,3 +195,34 @@ def changed(i=1, **tensors):
 def test_bad_input(call, message):
     with pytest.raises(cw.CommonweightError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alora_invocation_tokens", [1, 2]),
+        ("use_qalora", True),
+        ("kasa_config", {"beta": 1}),
+        ("use_bdlora", {"nblocks": 2}),
+        ("monteclora_config", {"x": 1}),
+        ("arrow_config", {"x": 1}),
+        ("velora_config", {"num_groups": 1}),
+        ("target_parameters", ["w"]),
+        ("layer_replication", [[0, 1]]),
+        ("of_a_later_peft", 1),
+    ],
+)
+def test_an_adapter_that_is_no_plain_lora(key, value, tmp_path):
+    base = {"l.weight": torch.zeros(4, 4)}
+    factors = {
+        "base_model.model.l.lora_A.weight": torch.ones(2, 4),
+        "base_model.model.l.lora_B.weight": torch.ones(4, 2),
+    }
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    plain = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "eva_config": {"rho": 2}, "revision": None}
+    for more in ({key: None}, {key: False}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**plain, **more}))
+        assert torch.equal(cw.merge.linear([tmp_path], base=base)["l.weight"], torch.full((4, 4), 4.0))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**plain, key: value}))
+    with pytest.raises(cw.CommonweightError, match=f"the adapter has {key}, which is not read; merge it into"):
+        cw.merge.linear([tmp_path], base=base)

@@ -249,3 +249,34 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as done:
             main(["extract", *args, "--base", "base", "--out", "other"])
         assert done.value.code == 2 and what in capsys.readouterr().err
+
+
+def test_layers_of_the_model_that_the_files_call_otherwise(tmp_path):
+    """As LLaVA's language model, whose modules have other names than its tensors in files."""
+    model = make("llama")[0]
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    linear = {f"{s.name}.weight" for s in cw.Host(make("llama")[0]).sites if s.kind == "linear"}
+
+    def moved(part):
+        base = {n.replace(part, "elsewhere."): t for n, t in state.items()}
+        return {n: t + 0.1 if t.ndim == 2 else t for n, t in base.items()}, base
+
+    full, base = moved("model.layers.0.")
+    for n, tensors in (("base", base), ("full", full)):
+        (tmp_path / n).mkdir()
+        save_file(tensors, tmp_path / n / "model.safetensors")
+        model.config.save_pretrained(tmp_path / n)
+    found = cw.merge.extract(tmp_path / "full", tmp_path / "base", tmp_path / "a", rank=2)
+    gone = sum(n.startswith("model.layers.0.") for n in linear)
+    assert 0 < gone < len(linear) and not any("layers.0" in n for n in found.ranks)
+    assert found.notices[0].startswith(
+        f"{gone} of {len(linear)} linear layers of the model have no tensor of their name in"
+    )
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["notices"] == list(found.notices)
+    for n, tensors in zip(("full", "base"), (full, base)):
+        save_file({f"x{i}": t for i, t in enumerate(tensors.values())}, tmp_path / n / "model.safetensors")
+    with pytest.raises(
+        cw.CommonweightError, match=rf"no tensor is a linear layer of Llama.*, which has {len(linear)}, "
+    ):
+        cw.merge.extract(tmp_path / "full", tmp_path / "base", tmp_path / "b", rank=2)
+    assert not (tmp_path / "b").exists()

@@ -201,12 +201,8 @@ def test_other_sizes_and_a_bias(tmp_path, monkeypatch):
     [
         (None, "m1.*: its config.json has no vocab_size; wanted one number"),
         ({"vocab_size": "7"}, "its config.json has '7' vocab_size"),
-        ({"encoder": {"vocab_size": 7}, "decoder": {"vocab_size": 8}}, "its config.json has 7 vocab_size"),
+        ({"encoder": {"vocab_size": 7}, "decoder": {"vocab_size": 8}}, "its config.json has 7 and 8 vocab_size"),
         ({"vocab_size": 8}, "no tensor of .*m1.* has 8 rows, the vocab_size in its config.json"),
-        (
-            {"vocab_size": 7, "max_position_embeddings": 7},
-            "vocab_size of .* is 7, and so is a size of max_pos",
-        ),
     ],
 )
 @pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
@@ -220,6 +216,54 @@ def test_a_size_that_does_not_tell(permuted, config, message):
             json.dump(config, f)
     with pytest.raises(cw.CommonweightError, match=message):
         merged(tokenizer="union")
+
+
+def configured(**config):
+    for name in ORDERS:
+        with open(f"{name}/config.json", "w") as f:
+            json.dump(config, f)
+
+
+def added(**tensors):
+    for name in ORDERS:
+        save_file({**load_file(f"{name}/model.safetensors"), **tensors}, f"{name}/model.safetensors")
+
+
+@pytest.mark.parametrize("permuted", ["mamba", "bert", "xlnet"], indirect=True)
+def test_another_size_that_is_the_same_and_of_no_tensor(permuted):
+    """Mistral 0.3: vocab_size is max_position_embeddings, and its positions are rotated."""
+    configured(vocab_size=SIZE, max_position_embeddings=SIZE)
+    state, _, _ = merged(tokenizer="union")
+    for name, t in permuted.items():
+        torch.testing.assert_close(state[name], t, msg=name)
+
+
+@pytest.mark.parametrize("permuted", ["xlnet"], indirect=True)
+@pytest.mark.parametrize("name", ["wpe.weight", "embed_positions.weight", "pos.embed.weight", "norm.weight"])
+def test_another_size_that_a_tensor_has(permuted, name):
+    configured(vocab_size=SIZE, n_positions=SIZE)
+    added(**{name: torch.ones(SIZE, WIDTH)})
+    with pytest.raises(cw.CommonweightError, match=rf"so is a size of n_positions \(its tensor: {name}\); which"):
+        merged(tokenizer="union")
+
+
+@pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
+def test_a_square_table_does_not_tell(permuted):
+    configured(vocab_size=SIZE, hidden_size=SIZE)
+    for name in ORDERS:
+        save_file({"embed.weight": torch.ones(SIZE, SIZE)}, f"{name}/model.safetensors")
+    with pytest.raises(cw.CommonweightError, match="so is a size of hidden_size"):
+        merged(tokenizer="union")
+
+
+@pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
+@pytest.mark.parametrize("own", [{"text_config": {"vocab_size": SIZE}}, {"vocab_size": SIZE, "text_config": {}}])
+def test_the_vocabulary_is_the_text_s(permuted, own):
+    """BLIP-2 has another one in its qformer_config."""
+    configured(qformer_config={"vocab_size": 30}, **own)
+    state, _, _ = merged(tokenizer="union")
+    for name, t in permuted.items():
+        torch.testing.assert_close(state[name], t, msg=name)
 
 
 @pytest.mark.parametrize("permuted", ["mamba"], indirect=True)
@@ -241,6 +285,10 @@ def test_a_notice_where_vocabularies_differ_and_nothing_is_mapped(permuted, tmp_
     text = json.loads((tmp_path / "m1" / "tokenizer.json").read_text())
     (tmp_path / "m2" / "tokenizer.json").write_text(json.dumps(text, indent=7))
     assert unlike(folders) == []
+    (tmp_path / "m2" / "tokenizer.json").write_text("{ }")
+    built = build(load({"method": "linear", "models": [str(f) for f in folders.values()]}))
+    assert [n for n in built.notices if n.endswith("whether the vocabularies are the same is not known")]
+    (tmp_path / "m2" / "tokenizer.json").write_text(json.dumps(text))
     (tmp_path / "m1" / "tokenizer.json").unlink()
     assert unlike(folders) == [] == unlike({})
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import CommonweightError
 from ..formats.peft import PREFIX
+from ..formats.peft.common import understood
 from ..formats.peft.folder import CONFIG
 from ..formats.peft.lora import _MOVES_THE_BASE
 from .factored import product
@@ -21,7 +22,12 @@ from .source import Files, Source
 from .tenanted import names_in, turned
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_UNREAD = ("use_dora", "lora_bias", "layer_replication", "trainable_token_indices")
+# Beside what is harmless in any PEFT config: what is read here, how factors were first filled (of a base that moved,
+# init_lora_weights tells), and what puts tensors beside the factors, which are refused by name.
+_KNOWN = (
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights",
+    "corda_config", "eva_config", "loftq_config", "lora_ga_config", "bias", "modules_to_save",
+)  # fmt: skip
 
 
 class Adapted:
@@ -113,9 +119,13 @@ def plain_config(label: str, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else "that is not said"
         raise CommonweightError(f"{label}: an adapter of type {kind}; LORA can be merged")
-    for key in _UNREAD:
-        if config.get(key):
-            raise CommonweightError(f"{label}: the adapter has {key}, which is not read; merge it into its model first")
+    for key, value in config.items():
+        try:
+            understood({key: value}, *_KNOWN)
+        except CommonweightError as e:
+            raise CommonweightError(
+                f"{label}: the adapter has {key}, which is not read; merge it into its model first"
+            ) from e
     init = config.get("init_lora_weights")
     if isinstance(init, str) and (init in _MOVES_THE_BASE or init.startswith("pissa")):
         raise CommonweightError(

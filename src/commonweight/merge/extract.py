@@ -106,6 +106,11 @@ def extract(
         **low_rank.config(found, 0.0),
     }
     notices = (f"{layers.guessed}: which matrices are linear layers is told by their names",) if layers.guessed else ()
+    if layers.absent[0]:
+        notices += (
+            f"{layers.absent[0]} of {layers.absent[1]} linear layers of the model have no tensor of their name in the "
+            "files: where they lie there under other names, they are left out",
+        )
     said = {n: math.sqrt(s / whole) for n, s in left.items()}
     total = math.sqrt(lost / whole)
     report = {

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..core import CommonweightError
 from ..host.sites import discover
 from .source import Source, config_of
 from .tenanted import turned
@@ -26,11 +27,13 @@ class Linear(NamedTuple):
 
 class Linears(NamedTuple):
     """known: a weight's name in the checkpoint -> its layer. modules: every module's name. guessed: why names and
-    shapes had to tell which are linear, "" where the model's modules did."""
+    shapes had to tell which are linear, "" where the model's modules did. absent: how many linear layers of the model
+    have no tensor in the checkpoint, and how many it has."""
 
     known: Mapping[str, Linear]
     modules: frozenset[str]
     guessed: str = ""
+    absent: tuple[int, int] = (0, 0)
 
 
 def linears(source: Source, *given: Any) -> Linears:
@@ -40,6 +43,7 @@ def linears(source: Source, *given: Any) -> Linears:
     A module in the config's architecture has another name than in the file where one of them has the name of the body
     in front. Where nothing tells, every matrix called ``weight`` counts as linear whose name is not that of an
     embedding; a bias tells which way it lies.
+    Raises: CommonweightError where no linear layer of the model has a tensor in the checkpoint.
     """
     reasons = []
     for one in given:
@@ -86,4 +90,14 @@ def _of(model: nn.Module, source: Source) -> Linears:
         module = view.get(name, "").removesuffix(".weight")
         if module in layers and name.endswith(".weight") and len(source.shapes[name]) == 2:
             known[name] = Linear(module, layers[module])
-    return Linears(known, frozenset(n for n, _ in model.named_modules() if n))
+    names: dict[int, list[str]] = {}
+    for n, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(n)
+    own = {ns[0].removesuffix(".weight") for ns in names.values() if len(ns) == 1} & layers.keys()  # no tied head
+    absent = own - {layer.module for layer in known.values()}
+    if own and absent == own and not known:
+        raise CommonweightError(
+            f"{source.label}: no tensor is a linear layer of {type(model).__name__}, which has {len(own)}, {min(own)} "
+            "among them; give the config.json of this model, or a module whose names are the file's"
+        )
+    return Linears(known, frozenset(n for n, _ in model.named_modules() if n), absent=(len(absent), len(own)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,10 @@ from ..formats.native import template
 from .source import Source, config_of, held
 
 FILE = "tokenizer.json"
+_OF_TOKENS = re.compile(
+    r"(.*\.)?(embed|embeddings?|embed_tokens|tok_embeddings|tokens_embed|word_embeddings?|wte|shared|embed_in|embed_out"
+    r"|lm_head|lm_loss|decoder|predictions)\.(weight|bias)|final_logits_bias"
+)
 
 
 class Vocabulary(NamedTuple):
@@ -89,12 +94,14 @@ def sizes(sources: Mapping[str, Source]) -> dict[str, int]:
     out = {}
     for name, source in sources.items():
         config = config_of(source.files[0]) if source.files else {}
-        parts = [config, *(c for c in config.values() if isinstance(c, Mapping))]  # text_config and others of its kind
-        found = [c["vocab_size"] for c in parts if c.get("vocab_size") is not None]
+        first = [config, config.get("text_config")]  # before other parts, such as BLIP-2's qformer_config
+        said = [p["vocab_size"] for p in first if isinstance(p, Mapping) and p.get("vocab_size") is not None]
+        parts = [c["vocab_size"] for c in config.values() if isinstance(c, Mapping) and c.get("vocab_size") is not None]
+        found = said[:1] or parts
         if not found or type(found[0]) is not int or any(n != found[0] for n in found):
-            said = repr(found[0]) if found else "no"
+            has = " and ".join(dict.fromkeys(map(repr, found))) or "no"
             raise CommonweightError(
-                f"{source.label}: its config.json has {said} vocab_size; wanted one number, by which tensors with a "
+                f"{source.label}: its config.json has {has} vocab_size; wanted one number, by which tensors with a "
                 "row for each token are found"
             )
         out[name] = found[0]
@@ -104,8 +111,9 @@ def sizes(sources: Mapping[str, Source]) -> dict[str, int]:
 def axes(sources: Mapping[str, Source]) -> dict[str, int]:
     """Tensor -> its dimension (0, or 1 of two) that has an entry for each token: that of vocab_size in all models.
 
-    Embeddings, heads and their biases, by no name. Raises: CommonweightError where there is none, and where all models
-    have the same vocab_size and it is another size of theirs too, so that it tells nothing.
+    Embeddings, heads and their biases, by no name. Where all models have the same vocab_size and it is another size of
+    theirs too (Mistral's positions, of which it has no tensor), names must agree with it, or it is one tensor's alone.
+    Raises: CommonweightError where there is no such tensor, and where that leaves one of which it cannot be told.
     """
     size = sizes(sources)
     shapes: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
@@ -123,7 +131,8 @@ def axes(sources: Mapping[str, Source]) -> dict[str, int]:
     if len(set(size.values())) == 1:
         kinds = [key for key, number in map(template, out) if number is not None]
         repeated = next((k.replace("{}", "*") for k in kinds if kinds.count(k) > 1), None)
-        if other := _also(config_of(first.files[0]), rows) or repeated:
+        also, unsure = _also(config_of(first.files[0]), rows), _unsure(out, first.shapes)
+        if other := repeated or (f"{also} (its tensor: {unsure})" if also and unsure else None):
             raise CommonweightError(
                 f"tokenizer: vocab_size of {label} is {rows}, and so is a size of {other}; which tensors have a row "
                 "for each token cannot be told"
@@ -137,6 +146,13 @@ def _axis(shapes: Sequence[tuple[int, tuple[int, ...]]]) -> int | None:
         if all(axis < len(shape) <= 2 and shape[axis] == rows for rows, shape in shapes):
             return axis
     return None
+
+
+def _unsure(out: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """A tensor that may have its entries for something else, where vocab_size is another size too."""
+    if square := next((n for n in out if len(s := shapes.get(n, ())) == 2 and s[0] == s[1]), None):
+        return square  # a head's tokens may be its rows or its columns
+    return next((n for n in out if len(out) > 1 and ("pos" in n or not _OF_TOKENS.fullmatch(n))), None)
 
 
 def _also(config: Mapping[str, Any], rows: int) -> str | None:
