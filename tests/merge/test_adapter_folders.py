@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -129,6 +130,15 @@ def test_what_is_refused(change, args, message, two, capsys):
     change()
     assert run("--tenants", *args, "--out", "out") == 2
     assert message in capsys.readouterr().err and not list(Path().glob("out/*"))
+
+
+@pytest.mark.parametrize("method", ["ties", "linear"])
+@pytest.mark.parametrize("given", [torch.tensor([0.5, 0.25]), np.array([0.5, 0.25]), [np.float32(0.5), 0.25]])
+def test_weights_of_torch_and_numpy(method, given, two):
+    cw.merge.adapter_folders(["a", "b"], "x", method=method, weights=given)
+    cw.merge.adapter_folders(["a", "b"], "y", method=method, weights=[0.5, 0.25])
+    x, y = (load_file(f"{n}/adapter_model.safetensors") for n in "xy")
+    assert gap(x, y) == 0
 
 
 def test_a_file_as_the_folder_s_name_and_another_base(two, capsys):

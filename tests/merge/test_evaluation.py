@@ -185,6 +185,20 @@ def test_lm_evaluation_harness(here, monkeypatch, tmp_path):
     assert asked[1]["model"]["pretrained"].config.model_type == "llama"
 
 
+def test_what_a_run_leaves_beside_its_tasks_is_no_part_of_them(tmp_path):
+    wanted = evaluation.Wanted({}, {}, ("t",), None, None, 4, tmp_path)
+    for name in ("t.yaml", "_template_yaml", "utils.py", "rows.jsonl"):
+        before = evaluation.mark(wanted)
+        (tmp_path / name).write_text(name)
+        assert evaluation.mark(wanted) != before
+    before = evaluation.mark(wanted)
+    for name in ("__pycache__", ".out.trial-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "utils.pyc").write_bytes(b"1")
+    (tmp_path / ".out.search.json").write_text("{}")
+    assert evaluation.mark(wanted) == before
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -64,12 +64,22 @@ def test_adapters_and_tenants_are_the_models_they_make(method, way, host):
         assert {n: t.dtype for n, t in out.items()} == {n: t.dtype for n, t in wanted.items()}
 
 
+@pytest.mark.filterwarnings("ignore:.*tenant a of a host.*that was not checked")
 def test_tenants_of_a_host_and_mixtures(host):
     full = [whole(host, "a"), whole(host, "b")]
     wanted = cw.merge.ties([*full, full[0]], host.model, density=0.3)
     out = cw.merge.ties({"one": host["a"], "two": "peft", "three": full[0]}, base=host.model, density=0.3)
     assert gap(out, wanted) < 1e-5
     assert gap(cw.merge.linear([host["a"], full[1]], base=host.model), cw.merge.linear(full)) < 1e-5
+
+
+def test_that_a_host_s_tenant_cannot_be_checked_is_told(host):
+    """Its file says on which weights it was trained, and is refused on others."""
+    other = {n: t + 1 for n, t in host.model.state_dict().items()}
+    with pytest.raises(cw.CommonweightError, match="trained on another base"):
+        cw.merge.linear(["a.safetensors"], base=other)
+    with pytest.warns(UserWarning, match=r"model 0 \(the tenant a of a host\): .* that was not checked"):
+        cw.merge.linear([host["a"]], base=other)
 
 
 def test_the_result_has_the_dtype_of_the_model_under_it(host):
@@ -130,24 +140,35 @@ def test_weights_of_torch_and_numpy(weights):
 class Tied(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed = torch.nn.Embedding(5, 3)
-        self.head = torch.nn.Linear(3, 5, bias=False)
-        self.head.weight = self.embed.weight
+        self.embed_tokens = torch.nn.Embedding(5, 3)
+        self.lm_head = torch.nn.Linear(3, 5, bias=False)
+        self.lm_head.weight = self.embed_tokens.weight
 
 
 def test_a_tied_module_and_a_folder_that_has_the_head_once(tmp_path):
-    module, (one,) = Tied(), [{"embed.weight": torch.randn(5, 3)}]
+    module, (one,) = Tied(), [{"embed_tokens.weight": torch.randn(5, 3)}]
     save_file(one, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
     out = cw.merge.linear([module, tmp_path])
-    assert list(out) == ["embed.weight"]
-    torch.testing.assert_close(out["embed.weight"], (module.embed.weight.detach() + one["embed.weight"]) / 2)
-    assert set(cw.merge.linear([module, module])) == {"embed.weight", "head.weight"}
-    other = {"embed.weight": torch.randn(5, 3), "head.weight": torch.randn(5, 3)}
-    with pytest.raises(cw.CommonweightError, match=r"head.weight: .* has no such tensor"):
+    assert list(out) == ["embed_tokens.weight"]
+    torch.testing.assert_close(
+        out["embed_tokens.weight"], (module.embed_tokens.weight.detach() + one["embed_tokens.weight"]) / 2
+    )
+    assert set(cw.merge.linear([module, module])) == {"embed_tokens.weight", "lm_head.weight"}
+    other = {"embed_tokens.weight": torch.randn(5, 3), "lm_head.weight": torch.randn(5, 3)}
+    with pytest.raises(cw.CommonweightError, match=r"lm_head.weight: .* has no such tensor"):
         cw.merge.linear([other, tmp_path])
-    with pytest.raises(cw.CommonweightError, match=r"head.weight: .* has no such tensor"):
-        cw.merge.linear([{**one, "head.weight": torch.ones(5, 3), "embed.weight": torch.ones(5, 3)}, tmp_path])
+    with pytest.raises(cw.CommonweightError, match=r"lm_head.weight: .* has no such tensor"):
+        cw.merge.linear(
+            [{**one, "lm_head.weight": torch.ones(5, 3), "embed_tokens.weight": torch.ones(5, 3)}, tmp_path]
+        )
+
+
+def test_what_is_alike_by_chance_is_not_left_out():
+    e, rest = torch.randn(4, 4), {"b": torch.ones(2)}
+    for first, second in (("layers.0.w", "layers.1.w"), ("embed_tokens.weight", "layers.1.w"), ("w", "lm_head.weight")):
+        with pytest.raises(cw.CommonweightError, match=f"{second}: model 1 has no such tensor"):
+            cw.merge.linear([{first: e, second: e.clone(), **rest}, {first: torch.randn(4, 4), **rest}])
 
 
 def test_a_search_and_a_learned_merge_take_them_too(host):

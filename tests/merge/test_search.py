@@ -153,6 +153,23 @@ def test_a_merge_is_tuned_by_groups_of_blocks():
     assert gap(same, cw.merge.task_arithmetic(SOURCES, BASE, weights=0.5)) < 1e-6
 
 
+ONE = {"layers.0.w": torch.ones(2, 2)}
+TWO = {**ONE, "layers.1.w": torch.ones(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [([TWO, ONE], None), ([ONE, TWO], None), ([TWO, TWO], ONE), ([ONE, ONE], TWO), ([], None)],
+)
+def test_groups_refuse_what_a_plain_merge_refuses(given, base):
+    method, point = "task_arithmetic" if base else "linear", {"0.weights": 1.0, "1.weights": 1.0}
+    with pytest.raises(cw.CommonweightError) as plain:
+        cw.merge.merge(method, given, base)
+    with pytest.raises(cw.CommonweightError) as grouped:
+        search.merge_with(method, given, base, point, groups=1)
+    assert str(grouped.value) == str(plain.value)
+
+
 def test_options_of_a_merge_are_tuned_too():
     box = search.merge_space(2, {"weights": (0.0, 1.0), "density": (0.1, 0.9), "scale": (0.5, 1.0)})
     assert list(box) == ["weights.0", "weights.1", "density", "scale"]

@@ -64,6 +64,29 @@ def test_a_search_that_was_stopped_goes_on_and_its_log_goes(two):
     assert longer.history[:12] == found.history and not SEEN
 
 
+def test_a_log_in_a_model_s_folder_is_no_part_of_the_model(two):
+    SEEN.clear()
+    with pytest.raises(KeyboardInterrupt):
+        tune_recipe(RECIPE, SPACE, stops, "a/out", budget=4, about=None)
+    assert Path("a/.out.search.json").exists()
+    assert len(tune_recipe(RECIPE, SPACE, stops, "a/out", budget=4).found.history) == 4 and len(SEEN) == 5
+
+
+@pytest.mark.parametrize(
+    ("space", "how", "message"),
+    [
+        ({"weights.1": ()}, {}, r"weights.1: the space has \(\); wanted \(low, high\)"),
+        ({"method": []}, {"engine": "optuna"}, r"method: the space has \(\); wanted"),
+        ({}, {}, "nothing to search"),
+        (SPACE, {"engine": "optun"}, "unknown search engine 'optun'"),
+        (SPACE, {"budget": 0}, "budget is 0"),
+    ],
+)
+def test_spaces_that_cannot_be(space, how, message, two):
+    with pytest.raises(cw.CommonweightError, match=message):
+        tune_recipe(RECIPE, space, near, "out", **how)
+
+
 def _b():
     save_file({"w": torch.ones(4, 4)}, "b/model.safetensors")
     return {}

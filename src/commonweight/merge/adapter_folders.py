@@ -16,6 +16,7 @@ from ..formats.peft.low_rank import Low
 from .adapted import module_scales, plain_config
 from .adapters import A, B, lora
 from .registry import get
+from .run import _plain as plain
 from .source import Files
 from .tenants import _coefficients as coefficients
 
@@ -55,6 +56,7 @@ def adapter_folders(
     if len(inputs) < 2:
         raise CommonweightError(f"adapters: {len(inputs)} came; give at least two")
     configs, states = zip(*(_read(Path(x).expanduser()) for x in inputs))
+    weights = plain(weights)
     given = {} if weights is None else {"weights": weights}
     if method == "linear":
         sums = coefficients(get(method), {**options, **given}, len(inputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,8 +158,16 @@ def mark(wanted: Wanted) -> str:
     """A digest of all that a score depends on, beside the model: rows, heads, tasks, and how many rows of them."""
     rows = {name: found for name, (_, found) in wanted.files.items()}
     heads = {name: [h.labels, h.W.float(), h.b.float()] for name, h in wanted.heads.items()}
-    there = sorted(f for f in wanted.include.rglob("*") if f.is_file()) if wanted.include else []
+    there = (
+        [] if wanted.include is None else sorted(filter(partial(_is_task, wanted.include), wanted.include.rglob("*")))
+    )
     return digest.of_value([rows, heads, wanted.tasks, wanted.limit, [digest.of_file(f) for f in there]])
+
+
+def _is_task(folder: Path, file: Path) -> bool:
+    """Whether a file under a folder of task definitions is of them, data too: not what Python or a search leaves."""
+    parts = file.relative_to(folder).parts
+    return file.is_file() and not any(p == "__pycache__" or p.startswith(".") for p in parts)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +16,15 @@ from ..formats.peft.folder import CONFIG, TENSORS
 from ..host.tenant import Tenant
 from .adapted import Adapted
 from .opened import Opened, is_tenant, stored
-from .recipe.models import Models
+from .recipe.models import _EMBEDDING, _HEAD, Models
 from .recipe.types import Input, Recipe, Slice
 from .source import Source, open_source
 from .tenanted import Tenanted
 
 _ELSEWHERE = re.compile(r"\+|^[\w-][^/]*/[^/]+$")  # a model with an adapter, or a hub name
 _FACTOR = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
+_TABLES = (*_EMBEDDING, "tok_embeddings.weight", "embed_in.weight", "shared.weight")
+_HEADS = (_HEAD, "decoder.weight", "embed_out.weight", *_EMBEDDING)  # T5 has its table under several names
 
 
 class Given(NamedTuple):
@@ -37,7 +40,8 @@ def given(models: Any, base: Any = None, takes_base: bool = True) -> Given:
     on `base`: folders of LoRA adapters (PEFT), tenants (files, "STORE:TENANT", `host[name]`).
 
     takes_base: whether the method does. Where it does not, a base is what adapters and tenants stand on, and no more.
-    The head that some models tie to their embedding, and others leave out, is left out of all.
+    The head that some models tie to their embedding, and others leave out, is left out of all. What is not known of a
+    tenant is a warning: `host[name]` does not say on which weights it was trained, as its file does.
     Raises: CommonweightError for what is no model, and for an adapter or a tenant that has no base to stand on.
     """
     if isinstance(models, str | Path):
@@ -57,6 +61,8 @@ def given(models: Any, base: Any = None, takes_base: bool = True) -> Given:
                 f"{factor}: {source.label} has a factor of LoRA; A and B merged apart are not the merge of B A: give "
                 "the adapter's folder with a base, or take cw.merge.lora"
             )
+    for notice in dict.fromkeys(n for s in found if isinstance(s, Tenanted) for n in s.notices):
+        warnings.warn(notice, stacklevel=2)
     _untie(every)
     stands = not takes_base and any(p is not None for *_, p in asked)
     lead = root or (found[0] if found else None)
@@ -130,11 +136,12 @@ def _checked(state: Mapping[Any, Any], label: str) -> None:
 
 
 def _untie(sources: Sequence[Source]) -> None:
-    """A matrix that some have twice (a head that is its embedding), others once, is left out where it is the second."""
+    """A head that is its embedding is left out where others have the embedding alone."""
     common = set.intersection(*(set(s.shapes) for s in sources)) if sources else set()
-    for name in sorted({n for s in sources for n in s.shapes} - common):
+    tables = sorted(n for n in common if n.endswith(_TABLES))
+    for name in sorted(n for n in {n for s in sources for n in s.shapes} - common if n.endswith(_HEADS)):
         having = [s for s in sources if name in s.shapes]
-        if any(all(_twins(s, name, other) for s in having) for other in sorted(common)):
+        if any(all(_twins(s, name, table) for s in having) for table in tables):
             for s in having:
                 s.shapes = {n: shape for n, shape in s.shapes.items() if n != name}
 

@@ -21,6 +21,7 @@ from ..formats import atomic
 from ..workers import Workers
 from .given import given
 from .registry import Method, depths, get
+from .stream import inputs
 
 Space = Mapping[str, Sequence[Any]]  # name -> (low, high), or words to choose among (engine="optuna")
 Point = dict[str, Any]
@@ -64,9 +65,7 @@ def tune(
     Raises: CommonweightError when the space is empty or upside down, the log is another search's, or the engine's
     package is missing.
     """
-    if engine not in _ENGINES:
-        raise unknown("search engine", str(engine), _ENGINES)
-    _check(space, budget, engine)
+    check(space, budget, engine)
     box = {n: [v if isinstance(v, str) else float(v) for v in space[n]] for n in space}
     mark: dict[str, Any] = {"space": box, "seed": seed, "sigma": sigma, "start": start, "population": population}
     mark |= about or {}
@@ -169,7 +168,10 @@ def side_by_side(run: Workers) -> Map:
     return mapped
 
 
-def _check(space: Space, budget: int, engine: str) -> None:
+def check(space: Space, budget: int = 1, engine: str = "cmaes") -> None:
+    """Raises: CommonweightError for a space, a budget or an engine that `tune` does not take."""
+    if engine not in _ENGINES:
+        raise unknown("search engine", str(engine), _ENGINES)
     if not space:
         raise CommonweightError("nothing to search: the space has no numbers; give name -> (low, high)")
     for name, pair in space.items():
@@ -218,13 +220,15 @@ def merge_with(
     if not groups:
         return found(models, base, **options, **_options(point, "", len(models)))
     sources, root, dtypes = given(models, base, found.base != "none")
-    where, out = blocks(sources[0].shapes, groups), {}
+    inputs.counts(found, len(sources), root is not None)
+    names = inputs.names([root, *sources] if root else sources)
+    where, out = blocks(names, groups), {}
     for group in sorted(set(where.values())):
         mine = [n for n, g in where.items() if g == group]
         parts = [{n: s.read(n) for n in mine} for s in sources]
         start = None if root is None else {n: root.read(n) for n in mine}
         out.update(found(parts, start, **options, **_options(point, f"{group}.", len(models))))
-    return {n: out[n] if options.get("dtype") else out[n].to(dtypes[n]) for n in sources[0].shapes}
+    return {n: out[n] if options.get("dtype") else out[n].to(dtypes[n]) for n in names}
 
 
 def _options(point: Point, prefix: str, n: int) -> dict[str, Any]:

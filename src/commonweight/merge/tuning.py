@@ -62,12 +62,12 @@ def tune_recipe(
     out = Path(out)
     if out.exists():
         raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+    search.check(space, **{k: how[k] for k in ("budget", "engine") if k in how})
     body, folder = (recipe, ".") if isinstance(recipe, Mapping) else _read(Path(recipe))
-    first = {n: v[0] for n, v in space.items() if v}
-    filled(body, first)  # a place that cannot be is told before any work
+    filled(body, {n: v[0] for n, v in space.items()})  # a place that cannot be is told before any work
     trial = partial(_trial, body, folder, out, evaluate)
     own = out.absolute().parent / f".{out.name}.search.json"
-    about = {"evaluation": _name(evaluate), **depends(body, folder, space), **how.pop("about", {})}
+    about = {"evaluation": _name(evaluate), **depends(body, folder, space), **(how.pop("about", None) or {})}
     found = search.tune(trial, space, log=(log := how.pop("log", own)), about=about, **how)
     best = filled(body, found.best)
     result = write(build(_loaded(best, folder)), out)
@@ -93,12 +93,13 @@ def depends(body: Body, folder: str, space: search.Space) -> dict[str, str]:
 
 
 def _content(path: Path) -> str | None:
-    """Of a file, of a model's folder, of STORE:TENANT; None where there is no such thing."""
+    """Of a file, of a model's folder, of STORE:TENANT; None where there is no such thing. Names with a dot in front are
+    no part of a model: the log of a search may be there."""
     if (there := stored(path)) is not None:
         got = Commons(there[0]).fetch(there[1])
         return digest.of_value([dict(got.header), dict(got.hashes)])
     if path.is_dir():
-        files = sorted({f for pattern in _FILES for f in path.glob(pattern) if f.is_file()})
+        files = sorted({f for pattern in _FILES for f in path.glob(pattern) if f.is_file() and f.name[0] != "."})
         return digest.of_value([[f.name, digest.of_file(f)] for f in files])
     return digest.of_file(path) if path.is_file() else None
 
