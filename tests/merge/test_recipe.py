@@ -517,7 +517,7 @@ def test_factors_of_an_adapter_are_no_model(four):
         factors = {f"{name}.lora_A.weight": torch.randn(2, 8), f"{name}.lora_B.weight": torch.randn(8, 2)}
         save_file(factors, f"{ad}/adapter_model.safetensors")
     files = [f"{ad}/adapter_model.safetensors" for ad in ("ad", "be")]
-    with pytest.raises(cw.CommonweightError, match="ad/adapter_model.safetensors: an adapter; write MODEL"):
+    with pytest.raises(cw.CommonweightError, match=r"ad/adapter_model.safetensors: an adapter; write MODEL"):
         made(f"method: linear\nmodels: [{', '.join(files)}]")
     by_file = made(f"method: linear\nbase: m0\nmodels: [{', '.join(files)}]", "one")
     by_folder = made("method: linear\nbase: m0\nmodels: [ad, be]", "two")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Rng, build, dump
+from ..core import CommonweightError, Plan, Rng, Site, build, dump
 from ..formats import atomic, coding, native
 from ..formats.coding import Choice
 from ..formats.fingerprint import of_weights
@@ -50,9 +50,7 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
-    # those the plan was made for, where the tenant knows: a plan may pass over some of them, and count them all
-    given = {s.name for s in tenant.sites} or {u.site for u in tenant.plan.uses}
-    sites = [s for s in host._every if s.name in given and s.kind != "head"]
+    sites = _sites(host, tenant)
     config = dump(tenant.config)
     config.pop("is")
     header: dict[str, Any] = {
@@ -61,7 +59,7 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
         "config": config,
         "seed": tenant.plan.seed,
         **site_fields(sites),
-        "weights": of_weights(sites, lambda s, places: _numbers(host.weight(s.name), places)),
+        "weights": weights(host, tenant),
         "plan": tenant.plan.digest(),
         "base": host.fingerprint,
     }
@@ -73,6 +71,17 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
         header["common"] = tenant.common.name
     with _named(tenant.name):
         return native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools), codec)
+
+
+def weights(host: Host, tenant: Tenant) -> str:
+    """The fingerprint of the weights that the tenant's sites read."""
+    return of_weights(_sites(host, tenant), lambda s, places: _numbers(host.weight(s.name), places))
+
+
+def _sites(host: Host, tenant: Tenant) -> list[Site]:
+    """Those the plan was made for, where the tenant knows: a plan may pass over some of them, and count them all."""
+    given = {s.name for s in tenant.sites} or {u.site for u in tenant.plan.uses}
+    return [s for s in host._every if s.name in given and s.kind != "head"]
 
 
 def _numbers(weight: Tensor, places: Tensor) -> Tensor:

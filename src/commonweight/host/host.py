@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -196,6 +197,7 @@ class Host:
         rows = {s.name: s.rows for s in self._every if s.rows is not None}
         pools = {k: pools[k] for k in plan.pools}
         tenant = Tenant(name, self._next, method, config, plan, pools, rows, labels, sites, of)
+        tenant.host = weakref.ref(self)
         if of is not None:
             of.enter(plan, pools)
             self._commons[of.name] = of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -85,6 +86,7 @@ class Tenant:
         self.plan, self.pools, self.labels = plan, dict(pools), labels
         self.sites = tuple(sites)  # those the plan was made for; it may use fewer
         self.common = common
+        self.host: weakref.ref[Any] | None = None  # the host that it is in, for what only that knows: its weights
         self.table: dict[str, list[Entry]] = {}
         for use in plan.uses:
             reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError
 from ..formats.peft.folder import CONFIG, TENSORS
+from ..host.files import weights
 from ..host.tenant import Tenant
 from .adapted import Adapted
 from .opened import Opened, is_tenant, stored
-from .recipe.models import _EMBEDDING, _HEAD, Models
+from .recipe.models import _EMBEDDING, _HEAD, Models, whole
 from .recipe.types import Input, Recipe, Slice
 from .source import Source, open_source
 from .tenanted import Tenanted
 
 _ELSEWHERE = re.compile(r"\+|^[\w-][^/]*/[^/]+$")  # a model with an adapter, or a hub name
-_FACTOR = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
 _TABLES = (*_EMBEDDING, "tok_embeddings.weight", "embed_in.weight", "shared.weight")
 _HEADS = (_HEAD, "decoder.weight", "embed_out.weight", *_EMBEDDING)  # T5 has its table under several names
 
@@ -41,7 +41,7 @@ def given(models: Any, base: Any = None, takes_base: bool = True) -> Given:
 
     takes_base: whether the method does. Where it does not, a base is what adapters and tenants stand on, and no more.
     The head that some models tie to their embedding, and others leave out, is left out of all. What is not known of a
-    tenant is a warning: `host[name]` does not say on which weights it was trained, as its file does.
+    tenant is a warning, as on which weights it was trained where its host is gone.
     Raises: CommonweightError for what is no model, and for an adapter or a tenant that has no base to stand on.
     """
     if isinstance(models, str | Path):
@@ -56,11 +56,7 @@ def given(models: Any, base: Any = None, takes_base: bool = True) -> Given:
     found = [paths.open(m, label) if p is None else _standing(p, label, root) for label, m, p in asked]
     every = found if root is None else [root, *found]
     for source in every:
-        if factor := next(filter(_FACTOR.search, source.shapes), None):
-            raise CommonweightError(
-                f"{factor}: {source.label} has a factor of LoRA; A and B merged apart are not the merge of B A: give "
-                "the adapter's folder with a base, or take cw.merge.lora"
-            )
+        whole(source)
     for notice in dict.fromkeys(n for s in found if isinstance(s, Tenanted) for n in s.notices):
         warnings.warn(notice, stacklevel=2)
     _untie(every)
@@ -81,7 +77,9 @@ class _Part(NamedTuple):
 def _part(model: Any) -> _Part | None:
     if isinstance(model, Tenant):
         pools = {n: p.detach().cpu() for n, p in model.pools.items()}
-        opened = Opened(model.name, {"method": model.method.name}, model.plan, pools, None, model.sites)
+        host = None if model.host is None else model.host()
+        header = {"method": model.method.name, "weights": None if host is None else weights(host, model)}
+        opened = Opened(model.name, header, model.plan, pools, None, model.sites)
         whole = f"the state dict with host.merged({model.name!r}) over it"
         return _Part(f"the tenant {model.name} of a host", whole, tenant=opened)
     if not isinstance(model, str | Path):
