@@ -44,7 +44,7 @@ def test_fisher_and_gram_of_two_models_merge_them(capsys, tmp_path, classifiers)
         assert out == f"{files[-1]}: fisher, gram of 3 rows, {size:,} bytes\n"
     headers = [open_statistics(f, "it").header for f in files]
     assert headers[0]["rows"] == headers[1]["rows"] and headers[0]["rows"].startswith("3 rows ")
-    assert headers[0]["weights"] != headers[1]["weights"] and headers[0]["labels"] == "exact"
+    assert headers[0]["fingerprint"] != headers[1]["fingerprint"] and headers[0]["labels"] == "exact"
     models = [f / "model.safetensors" for f in classifiers]
     for merged in (cw.merge.fisher(models, statistics=files), cw.merge.regmean(models, statistics=files)):
         assert merged.keys() == load_file(models[0]).keys()

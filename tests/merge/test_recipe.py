@@ -44,6 +44,12 @@ def made(text: str, out: str = "out"):
     return load_file(done.folder / "model.safetensors")
 
 
+def refused(text: str, message: str):
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(cw.CommonweightError, match=message):
+        build(load("bad.yaml"))
+
+
 def test_weights_options_and_paths(four):
     base, others = four
     found = made("""
@@ -207,9 +213,7 @@ OWN = "method: ties\nbase: m0\nmodels: [m1, m2]\n"
     ],
 )  # fmt: skip
 def test_bad_recipes(text, message, four):
-    Path("bad.yaml").write_text(text)
-    with pytest.raises(cw.CommonweightError, match=message):
-        build(load("bad.yaml"))
+    refused(text, message)
 
 
 def test_a_recipe_that_is_not_there():
@@ -480,9 +484,7 @@ SLICED = "merge_method: task_arithmetic\nbase_model: m0\nslices: [{sources: [{mo
     ],
 )  # fmt: skip
 def test_recipes_that_say_nothing_sensible(text, message, four):
-    Path("bad.yaml").write_text(text)
-    with pytest.raises(cw.CommonweightError, match=message):
-        build(load("bad.yaml"))
+    refused(text, message)
 
 
 @pytest.mark.parametrize("most", [10**9, 400])

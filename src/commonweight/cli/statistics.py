@@ -86,7 +86,7 @@ def command(
     net, tokenizer = _open(model, task, "fisher" in asked)
     where = {"text_column": text_column, "label_column": label_column}
     batches = _batches(net, tokenizer, task, found, how, max_length, batch_size, where)
-    header = {"model": model, "weights": _weights(net), "task": task, "data": data, "rows": _digest(batches)}
+    header = {"model": model, "task": task, "data": data, "rows": _digest(batches)}
     file = collect(net, batches, asked, labels=how, tokens=tokens, seed=seed, header=header).save(out)  # type: ignore
     typer.echo(f"{out}: {', '.join(asked)} of {len(found)} rows, {file.stat().st_size:,} bytes")
 
@@ -161,17 +161,6 @@ def _classes(net: Any, rows: Sequence[Any], label_column: str | None) -> tuple[s
             f"the rows have {len(found)} labels, the model {len(told)} classes without names; name them in its config"
         )
     return found
-
-
-def _weights(net: nn.Module) -> str:
-    """A fingerprint of every number of the model."""
-    import hashlib
-
-    h = hashlib.blake2b(digest_size=16)
-    for name, p in sorted(net.state_dict().items()):
-        h.update(f"{name}{tuple(p.shape)}".encode())
-        h.update(p.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()
 
 
 def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
