@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import safe
+from ..core import build, safe
 from ..formats import atomic, coding, native
 from ..host import Host, Tenant
 from ..host.files import settle
@@ -166,7 +166,7 @@ def _measure(host: Host, name: str, rows: list[Row] | None, job: Job, result: Re
     s = job.tenants[name]
     return evaluate(
         host, name, rows, job.task, max_length=result.settings["max_length"], text_column=s.text_column,
-        label_column=s.label_column,
+        label_column=s.label_column, batch_size=build(Recipe, job.recipe).eval_rows,
     )  # fmt: skip
 
 

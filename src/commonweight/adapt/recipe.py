@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..core import config, option
 
 
@@ -12,7 +14,12 @@ class Recipe:
     epochs: float | None = option(
         None, "passes over the rows; none: 3, for few rows up to 30 (96 steps)", gt=0, le=10_000
     )
-    batch_size: int = option(32, "rows per step", ge=1)
+    batch_size: int = option(32, "rows at a time; rows per step, unless batches are accumulated", ge=1)
+    accumulate: int = option(1, "batches per step; the loss is the mean over the tokens or rows of all of them", ge=1)
+    eval_batch_size: int | None = option(None, "rows at a time when measuring; none: as batch_size", ge=1)
+    gradient_checkpointing: bool = option(
+        False, "blocks are computed once more in the backward pass instead of kept: less memory, a third more time"
+    )
     lr: float | None = option(None, "learning rate; none: the method's own", gt=0)
     warmup: float = option(0.06, "share of the steps over which the learning rate grows", ge=0, le=1)
     clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", ge=0)
@@ -26,8 +33,17 @@ class Recipe:
     )
     seed: int = option(0, "seed of everything that is drawn", ge=0)
 
+    @property
+    def eval_rows(self) -> int:
+        """Rows at a time when measuring."""
+        return self.eval_batch_size or self.batch_size
+
+    def per_epoch(self, rows: int) -> int:
+        """Optimiser steps for one pass over so many rows; the last one may have fewer."""
+        return math.ceil(math.ceil(rows / self.batch_size) / self.accumulate)
+
     def steps(self, rows: int) -> int:
         """Optimiser steps for so many training rows."""
-        per_epoch = -(-rows // self.batch_size)
+        per_epoch = self.per_epoch(rows)
         few = min(30.0, max(3.0, -(-96 // per_epoch)))
         return max(1, round(per_epoch * (few if self.epochs is None else self.epochs)))

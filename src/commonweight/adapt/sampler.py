@@ -15,7 +15,8 @@ class Mixed(Sampler[int]):
     together, set i of n_i rows with a share that goes with n_i ** (1 / temperature): 1 shows every row once, a large
     one shows all sets alike. A set that gets more than its rows shows them in whole rounds, the rest is drawn without
     replacement. apart: no batch mixes sets; every set then gets whole batches.
-    Batches are cut from pools of 16 batches sorted by length, and then shuffled themselves.
+    Batches are cut from pools of 16 batches sorted by length, and then shuffled themselves. batch: rows of a step; one
+    that is accumulated from several batches shows the same rows as one of a large batch.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..host import Host, Tenant
 from .checkpoint import Store, read, same_settings
 from .data import Data, examples, make_task
 from .recipe import Recipe
+from .recompute import recomputed
 from .rows import Row
 from .settings import settings
 from .trainer import Part, Progress, Run, quietly
@@ -161,7 +163,8 @@ def _run(
         if found is not None:
             run.restore(found)
         if not run.done:
-            quietly(lambda: run.train(resume_from_checkpoint=None if found is None else str(found)))
+            with recomputed(host) if recipe.gradient_checkpointing else nullcontext():
+                quietly(lambda: run.train(resume_from_checkpoint=None if found is None else str(found)))
     run.finish()
     return run
 
@@ -189,7 +192,7 @@ def evaluate(
     label_column: str | None = None,
     tokenizer: Any = None,
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
 ) -> dict[str, float]:
     """Metrics of a tenant (None: the plain base) on rows. Keys: see the task; `n` is the number of rows.
 

@@ -36,13 +36,17 @@ from .tasks.base import Example, Task, length
 @dataclass(frozen=True)
 class Progress:
     """What a progress callback is given after every step. dev: metrics, right after they were measured; of several
-    tenants their means, and those of each as ``tenant/metric``."""
+    tenants their means, and those of each as ``tenant/metric``. epoch: passes done. rate: the learning rate of the
+    step (of several, the largest). tokens: read in all steps so far, padding aside, those before a resume left out."""
 
     tenant: str
     step: int
     steps: int
     loss: float
     dev: dict[str, float] | None = None
+    epoch: float = 0.0
+    rate: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class Watch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.run.sampler.epoch = state.global_step // self.run.per_epoch
 
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.run.step_loss()
+
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         run, step = self.run, state.global_step
         last = step >= run.steps
@@ -76,7 +83,9 @@ class Watch(TrainerCallback):
         control.should_training_stop = run.done
         control.should_save = run.store is not None and (epoch_ends or step % run.recipe.checkpoint_every == 0)
         if run.progress is not None:
-            run.progress(Progress(", ".join(p.tenant.name for p in run.parts), step, run.steps, run.loss, dev))
+            names = ", ".join(p.tenant.name for p in run.parts)
+            epoch = step / run.per_epoch
+            run.progress(Progress(names, step, run.steps, run.loss, dev, epoch, run.rate, run.tokens))
 
 
 class Run(Trainer):
@@ -104,19 +113,22 @@ class Run(Trainer):
         self.settings, self.store, self.progress = settings, store, progress
         apart = len(parts) > 1 and not self.task.mixes
         lengths = [[length(e) for e in p.train] for p in parts]
-        self.sampler = Mixed(lengths, recipe.batch_size, recipe.seed, recipe.temperature, apart)
-        self.per_epoch = -(-len(self.sampler) // recipe.batch_size)
+        self.sampler = Mixed(lengths, recipe.batch_size * recipe.accumulate, recipe.seed, recipe.temperature, apart)
+        self.per_epoch = recipe.per_epoch(len(self.sampler))
         self.steps = recipe.steps(len(self.sampler))
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self.best_score: float | None = None
         self.bad, self.done, self.loss = 0, False, 0.0
+        self.losses: list[float] = []  # of the batches of a step
+        self.tokens, self.rate = 0, 0.0
         groups = distinct(g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr))
         optimizer = AdamW(groups, weight_decay=recipe.weight_decay)
         warm = round(recipe.warmup * self.steps)
         args = TrainingArguments(
             output_dir=unused,
             per_device_train_batch_size=recipe.batch_size,
+            gradient_accumulation_steps=recipe.accumulate,
             max_steps=self.steps,
             max_grad_norm=recipe.clip,
             seed=recipe.seed,
@@ -138,6 +150,7 @@ class Run(Trainer):
             callbacks=[Watch(self)],
         )
         self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the step's items
 
     # -- what transformers.Trainer asks -----------------------------------------------------------------------------
 
@@ -152,15 +165,30 @@ class Run(Trainer):
             batch["tenants"] = numbers.repeat(len(batch["input_ids"]) // len(rows))
         return batch
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Tensor:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int]:
+        """(the batches of one step, over how many rows or tokens its loss is the mean)."""
+        found = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        return found, sum(map(self.task.items, found))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **_: Any
+    ) -> Tensor:
+        """A batch's part in the loss of its step: batches with more tokens weigh more."""
         for part in self.still:  # the loop has just put the whole model into training mode
             part.training = False
         loss = self.task.loss(model, inputs)
-        self.loss = loss.item()
-        if not math.isfinite(self.loss):
-            raise self.diverged(self.state.global_step + 1, f"the loss is {self.loss}")
-        self.curve.append({"step": self.state.global_step + 1, "loss": self.loss})
+        if self.recipe.accumulate > 1:
+            loss = loss * (self.task.items(inputs) / max(1, int(num_items_in_batch)))
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise self.diverged(self.state.global_step + 1, f"the loss is {self.losses[-1]}")
+        self.tokens += int(inputs["attention_mask"].sum())
         return loss
+
+    def step_loss(self) -> None:
+        self.loss, self.losses = sum(self.losses), []
+        self.rate = max(g["lr"] for g in self.optimizer.param_groups)  # type: ignore[union-attr]
+        self.curve.append({"step": self.state.global_step + 1, "loss": self.loss})
 
     def check_pools(self, step: int) -> None:
         """The last update of all is followed by no loss that would show what it did."""
@@ -186,7 +214,7 @@ class Run(Trainer):
         for p in self.parts:
             if p.dev:
                 with torch.no_grad(), self.host.route(p.tenant.name):
-                    each[p.tenant.name] = p.task.measure(self.host.model, p.dev, 2 * self.recipe.batch_size)
+                    each[p.tenant.name] = p.task.measure(self.host.model, p.dev, self.recipe.eval_rows)
         metrics = combined(each, len(self.parts) > 1)
         name, more = self.task.better
         score = metrics[name] if more else -metrics[name]

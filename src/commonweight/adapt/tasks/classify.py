@@ -52,6 +52,9 @@ class Classify(Given):
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
         return {**batch, "labels": torch.tensor([e["label"] for e in examples])}
 
+    def items(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["labels"])
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return model(**batch).loss
 

@@ -52,6 +52,9 @@ class Embed(Given):
         """Anchors first, then their positives, in one batch of 2 B rows."""
         return padded([e["anchor"] for e in examples] + [e["positive"] for e in examples], self.tokenizer.pad_token_id)
 
+    def items(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["input_ids"]) // 2
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         a, p = F.normalize(model(**batch).logits.float(), dim=-1).chunk(2)
         texts = batch["input_ids"].chunk(2)[1]

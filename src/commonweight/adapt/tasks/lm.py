@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...core import CommonweightError
 from ..rows import TEXT, Row, column, text_of
+from . import scored
 from .base import Example, Given, batches, need, pad, padded
-
-IGNORE = -100
+from .scored import IGNORE
 
 
 class LM(Given):
@@ -114,25 +113,19 @@ class LM(Given):
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
         return {**batch, "labels": pad([e["labels"] for e in examples], IGNORE)}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        nll, count = self._nll(model, batch)
-        return nll / count.clamp(min=1)
+    def items(self, batch: dict[str, Tensor]) -> int:
+        return int((batch["labels"][:, 1:] != IGNORE).sum())
 
-    def _nll(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        labels = batch["labels"]
-        out = model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
-        # Methods that put tokens in front lengthen the sequence; the labels belong to its end.
-        logits = out.logits[:, -labels.shape[1] :][:, :-1]
-        scored = labels[:, 1:] != IGNORE
-        nll = F.cross_entropy(logits[scored].float(), labels[:, 1:][scored], reduction="sum")
-        return nll, scored.sum()
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        return scored.loss(model, inputs, batch["labels"]) / max(1, self.items(batch))
 
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
         device = next(model.parameters()).device
         nll, tokens = 0.0, 0
         for _, batch in batches(self, examples, batch_size, device):
-            one, count = self._nll(model, batch)
-            nll, tokens = nll + one.item(), tokens + int(count)
+            tokens += self.items(batch)
+            nll += scored.measure(model, batch, batch.pop("labels"))
         size = sum(e["bytes"] for e in examples)
         bits = nll / math.log(2) / max(1, size)
         return {"loss": nll / max(1, tokens), "bits_per_byte": bits, "tokens": tokens, "n": len(examples)}
