@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from commonweight.merge.plan import plan
+from commonweight.merge.plan.build import build
+from commonweight.merge.plan.figures import plan
 from commonweight.merge.recipe import load
-from commonweight.merge.recipe.build import build
 
 from .harness import store
 
@@ -47,12 +47,10 @@ NO_BASE = "linear"
 
 OURS = """
 import json, sys, time
-from commonweight.merge import folder
-from commonweight.merge.recipe import load
-from commonweight.merge.recipe.build import build
+from commonweight.merge import make
 body, out = json.loads(sys.argv[1]), sys.argv[2]
 start = time.perf_counter()
-folder.write(build(load(body)), out)
+make(body, out)
 print(time.perf_counter() - start)
 """
 MERGEKIT = """

@@ -11,9 +11,9 @@ import commonweight as cw
 from commonweight.core import Site
 from commonweight.formats import native
 from commonweight.formats.order import places, site_fields
-from commonweight.merge.opened import open_tenant
+from commonweight.merge.sources.opened import open_tenant
 from tests.laws.subjects import can, small, stir
-from tests.merge.test_tenanted import without
+from tests.merge.sources.test_tenanted import without
 from tests.models import KINDS, make
 
 

@@ -92,12 +92,12 @@ def command(
 ) -> None:  # fmt: skip
     """Merge models into one: streamed from disk to disk, in bounded memory."""
     from ..core import CommonweightError
-    from ..merge import evaluation
-    from ..merge import plan as plans
-    from ..merge.finished import finished
+    from ..merge.call.run import cores
+    from ..merge.learning import evaluation
+    from ..merge.output.finished import finished
+    from ..merge.plan import figures as plans
+    from ..merge.plan.build import build
     from ..merge.recipe import load
-    from ..merge.recipe.build import build
-    from ..merge.run import cores
 
     most = _bytes(shard_size)
     if threads is not None and threads < 1:
@@ -166,7 +166,7 @@ def command(
 
 
 def _written(built: Any, out: Path, resume: bool, threads: int | None, most: int) -> Any:
-    from ..merge import folder
+    from ..merge.output import folder
 
     for notice in built.notices:
         typer.echo(f"notice: {notice}", err=True)
@@ -182,7 +182,8 @@ def _written(built: Any, out: Path, resume: bool, threads: int | None, most: int
 def _search(recipe: Any, space: Any, wanted: Any, out: Path, jobs: int, ray: str | None, **how: Any) -> None:
     import yaml
 
-    from ..merge import evaluation, search, tune_recipe
+    from ..merge import tune_recipe
+    from ..merge.learning import evaluation, search
     from ..workers import workers
 
     how["engine"] = how["engine"] or ("optuna" if any(map(search.words, space.values())) else "cmaes")
@@ -244,8 +245,9 @@ def _tenants(
     wanted: Any, base: str | None,
 ) -> None:  # fmt: skip
     from ..core import CommonweightError
-    from ..merge import evaluation, tenants
-    from ..merge.adapter_folders import is_folder
+    from ..merge import tenants
+    from ..merge.adapters.folders import is_folder
+    from ..merge.learning import evaluation
 
     if out.exists():
         raise CommonweightError(f"{out}: is there already; choose another name, or remove it")

@@ -66,7 +66,7 @@ def command(
     from ..adapt.files import out_path
     from ..adapt.rows import read
     from ..core import CommonweightError, unknown
-    from ..merge.collect import KINDS, collect
+    from ..merge.statistics.collect import KINDS, collect
 
     out_path(out)
     if task not in ("classify", "lm"):

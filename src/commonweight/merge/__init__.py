@@ -7,19 +7,21 @@ from typing import Any
 from torch import Tensor
 
 from ..core import unknown
-from . import ablation, align, dataflow, experts, methods, search
-from .adapter_folders import MergedFolder, adapter_folders
-from .adapters import Merged, lora
-from .collect import collect
-from .evaluation import evaluate
-from .extract import Extracted, extract
-from .folder import Result, make
+from . import methods
+from .adapters.extract import Extracted, extract
+from .adapters.folders import MergedFolder, adapter_folders
+from .adapters.lora import Merged, lora
+from .adapters.tenants import MergedTenant, tenants
+from .alignment import align, experts
+from .alignment.pleas import pleas
+from .learning import ablation, dataflow, search
+from .learning.evaluation import evaluate
+from .learning.tuning import Tuned, tune_recipe
 from .methods import *  # noqa: F403  (the methods, by the names in their own list)
-from .pleas import pleas
+from .output.folder import Result, make
 from .registry import At, Beside, Method, Survey, available, get, method
 from .statistics import Statistics, open_statistics
-from .tenants import MergedTenant, tenants
-from .tuning import Tuned, tune_recipe
+from .statistics.collect import collect
 
 __all__ = [
     "At",

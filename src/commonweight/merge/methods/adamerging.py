@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..blend import Forward, blend, check_data, entropy, logits, minimise
+from ..learning.blend import Forward, blend, check_data, entropy, logits, minimise
 from ..registry import At, method
 from ..statistics import Coefficients, Statistics, scaled
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import select
+from ..maths import select
 from ..registry import At, Survey, method
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blend import Call, blend, check_data, cross_entropy, minimise
+from ..learning.blend import Call, blend, check_data, cross_entropy, minimise
 from ..registry import At, method
 from ..statistics import Coefficients, Statistics, scaled
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..parts import combine
+from ..maths.parts import combine
 from ..registry import At, Beside, Positive, Share, method
 from .regmean import shrunk, solve
 

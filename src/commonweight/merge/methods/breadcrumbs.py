@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from .. import parts
+from ..maths import parts
 from ..registry import At, Density, Range, method
 
 Gamma = Annotated[float | Sequence[float], Range(ge=0, lt=1, each=True)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from .. import parts
+from ..maths import parts
 from ..registry import At, Density, Range, method
 from .breadcrumbs import Compat, Gamma, by, masked, survey
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.ternary import kept, level
-from .. import parts
+from ..maths import parts
 from ..registry import At, Density, Each, Range, Survey, method
 
 

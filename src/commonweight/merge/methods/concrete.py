@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..blend import Blend, Forward, State, blend, check_data, entropy, logits, minimise
-from ..parts import combine, deltas
+from ..learning.blend import Blend, Forward, State, blend, check_data, entropy, logits, minimise
+from ..maths.parts import combine, deltas
 from ..registry import At, Beside, Range, method
 from ..statistics import Statistics
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from ..parts import combine, deltas
+from ..maths.parts import combine, deltas
 from ..registry import Count, Range, method
 from .tall_masks import Threshold, masks
 

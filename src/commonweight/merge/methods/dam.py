@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import CommonweightError
-from ..blend import Forward, State, blend, check_data, entropy, logits, minimise
+from ..learning.blend import Forward, State, blend, check_data, entropy, logits, minimise
 from ..registry import At, Range, method
 from ..statistics import Statistics
 from .concrete import Mask, concrete, drawn, rescaled

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dropping import Dropping, drop, norms
-from ..parts import column, deltas, onto
+from ..maths.dropping import Dropping, drop, norms
+from ..maths.parts import column, deltas, onto
 from ..registry import At, method
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dropping import Dropping, drop, norms
-from ..parts import agreeing, deltas
+from ..maths.dropping import Dropping, drop, norms
+from ..maths.parts import agreeing, deltas
 from ..registry import At, method
 from .dare_linear import chances
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..dropping import Dropping, drop, norms
-from ..parts import agreeing, column, deltas, ranks_in_rows
+from ..maths.dropping import Dropping, drop, norms
+from ..maths.parts import agreeing, column, deltas, ranks_in_rows
 from ..registry import At, Positive, method
 
 

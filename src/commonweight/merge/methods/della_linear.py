@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dropping import Dropping, drop, norms
-from ..parts import deltas, onto
+from ..maths.dropping import Dropping, drop, norms
+from ..maths.parts import deltas, onto
 from ..registry import At, Positive, method
 from .della import chances, check
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..parts import deltas, sums
+from ..maths.parts import deltas, sums
 from ..registry import At, method
 from .tall_masks import Task, check
 

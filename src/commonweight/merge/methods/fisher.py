@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ..parts import sums
+from ..maths.parts import sums
 from ..registry import At, Beside, Range, method
 
 Fishers = Annotated[Any, Beside("fisher")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..parts import combine, deltas, rank
+from ..maths.parts import combine, deltas, rank
 from ..registry import Range, method
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from .. import parts, select
+from ..maths import parts, select
 from ..registry import At, Density, Range, Survey, method
 
 Compat = Literal["official"] | None

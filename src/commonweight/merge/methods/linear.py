@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..parts import combine
+from ..maths.parts import combine
 from ..registry import method
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..parts import combine, deltas, onto, sums
+from ..maths.parts import combine, deltas, onto, sums
 from ..registry import At, Range, method
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..parts import deltas, gram
+from ..maths.parts import deltas, gram
 from ..registry import method
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError
-from ..parts import combine, deltas, gram
+from ..maths.parts import combine, deltas, gram
 from ..registry import At, Positive, method
 
 

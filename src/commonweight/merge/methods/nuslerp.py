@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..parts import combine, deltas, gram
+from ..maths.parts import combine, deltas, gram
 from ..registry import method
 from .slerp import arc
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..blend import Call, blend, check_data, cross_entropy, minimise
-from ..parts import combine
+from ..learning.blend import Call, blend, check_data, cross_entropy, minimise
+from ..maths.parts import combine
 from ..registry import method
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import select
-from ..parts import column, combine, deltas, place
+from ..maths import select
+from ..maths.parts import column, combine, deltas, place
 from ..registry import At, Density, Range, Survey, method
 
 Variant = Literal["official", "nlp", "vision", "es"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from ..parts import deltas
+from ..maths.parts import deltas
 from ..registry import Range, method
 
 Epsilon = Annotated[float, Range(ge=0)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..parts import column, deltas, sums
+from ..maths.parts import column, deltas, sums
 from ..registry import At, Range, method
 from .ram import Epsilon, split
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..parts import combine, deltas
+from ..maths.parts import combine, deltas
 from ..registry import At, Share, method
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import select
-from ..parts import agreeing, combine, deltas, place
+from ..maths import select
+from ..maths.parts import agreeing, combine, deltas, place
 from ..registry import At, Share, Survey, method
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..parts import combine, gram
+from ..maths.parts import combine, gram
 from ..registry import Share, method
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ..parts import column, deltas
+from ..maths.parts import column, deltas
 from ..registry import Range, method
 
 Threshold = Annotated[float | Sequence[float], Range(gt=0, each=True)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from ..parts import deltas, onto
+from ..maths.parts import deltas, onto
 from ..registry import Range, method
 
 

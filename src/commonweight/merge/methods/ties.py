@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from .. import parts
+from ..maths import parts
 from ..registry import At, Density, Range, Survey, method
 
 Compat = Literal["mergekit", "peft", "fusion-bench", "official"] | None

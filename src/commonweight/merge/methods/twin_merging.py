@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..parts import deltas
+from ..maths.parts import deltas
 from ..registry import Count, Range, method
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..registry import At, method
-from ..source import open_source
+from ..sources.source import open_source
 from ..statistics import Coefficients, Statistics, scaled
 
 
@@ -28,7 +28,7 @@ def learn(
     tensors outside of blocks have their own coefficients; as many as blocks is the paper's layer-wise form. how: as in
     `search.tune` (budget, log, seed, ...). header["scores"]: every evaluation.
     """
-    from .. import search
+    from ..learning import search
 
     where = search.blocks(open_source(base, "base").shapes, groups)
     box = search.merge_space(len(models), {"weights": limits}, groups=groups)

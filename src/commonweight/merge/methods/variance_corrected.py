@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..parts import combine, sums
+from ..maths.parts import combine, sums
 from ..registry import At, method
 
 RUNNING = re.compile(r"running_mean|running_var|num_batches_tracked")  # what is no weight

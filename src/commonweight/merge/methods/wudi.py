@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..parts import deltas
+from ..maths.parts import deltas
 from ..registry import Count, Positive, Range, method
 from .regmean import solve
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ...core import CommonweightError
 from ..registry import Beside, limit
-from ..source import Source
+from ..sources.source import Source
 from ..statistics import FINGERPRINT, Statistics, alike, fingerprint
 from .work import Task
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core import CommonweightError
 from ..registry import CONTEXT, At, Method
-from ..source import Source
+from ..sources.source import Source
 from . import digest
 from .grid import Piece, pieces, size, thin
 

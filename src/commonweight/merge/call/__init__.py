@@ -1,0 +1,1 @@
+"""A method called from Python: whole models in, a state dict out."""

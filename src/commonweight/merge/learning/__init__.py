@@ -1,0 +1,1 @@
+"""Numbers of a merge that are learned from rows, or searched by what the result scores."""

@@ -1,0 +1,1 @@
+"""What several methods share: order statistics, masks, signs, dropping, rounding; on pieces of tensors."""

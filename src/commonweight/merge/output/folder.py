@@ -1,0 +1,200 @@
+"""A merge into a folder: it appears whole or not at all, and goes on after a kill where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core import CommonweightError
+from ...formats import atomic
+from ..call.run import cores
+from ..plan.build import Built, build
+from ..recipe import load
+from ..stream import digest
+from ..stream.engine import Engine, Watch
+from ..stream.work import Task
+from . import card, shards
+from . import writing as room
+from .journal import Journal
+
+SHARD = 5_000_000_000  # bytes, as transformers writes
+RECORD = "merge.json"
+INDEX = "model.safetensors.index.json"  # where there are several files
+_FORMAT = 1  # of the grid and the digests: another one reuses nothing
+
+
+class Result(NamedTuple):
+    """folder: the model; reused: tensors that an earlier run had finished; nbytes: of all weights."""
+
+    folder: Path
+    tensors: int
+    reused: int
+    nbytes: int
+
+
+def make(recipe: str | Path | Mapping[str, Any], out: str | Path, **how: Any) -> Result:
+    """A merge from disk to disk by a recipe: a YAML file (ours or mergekit's), or its content as a mapping.
+
+    `how`: as `write` takes it: resume, threads, shard_bytes, watch, say.
+    """
+    return write(build(load(recipe)), out, **how)
+
+
+def write(
+    built: Built,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    shard_bytes: int = SHARD,
+    watch: Watch | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """Writes the merged model: weights, config, tokenizer, card, and where it all came from (merge.json).
+
+    Work goes on in `.OUT.merging` beside it, which is renamed at the end. An error of the input removes it; a kill or
+    a full disk leaves it, and resume=True then redoes no tensor whose recipe, inputs and output are, by their digests,
+    what they were. Raises: CommonweightError when `out` is there already, or another process is making it.
+    """
+    out, say = Path(out), say or (lambda text: None)
+    if out.exists() or out.is_symlink():
+        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+    if not out.absolute().parent.is_dir():
+        raise CommonweightError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
+    part = out.absolute().parent / f".{out.name}.merging"
+    lock = _lock(part, keep=resume)
+    try:
+        plan = files(built, shard_bytes, key(built))
+        record, reused = _weights(built, part, plan, resume, Engine(threads or cores(), watch), say)
+        _finish(built, part, out, plan, record)
+    except CommonweightError as e:
+        if not (room.full(e) or isinstance(e, _Kept)):
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+    return Result(out, len(built.tasks), reused, sum(s.size for s in plan))
+
+
+class _Kept(CommonweightError):
+    """What went wrong when all weights were there."""
+
+
+def key(built: Built) -> str:
+    """Digest of all that decides the result, but for the models' numbers: methods, options, names, statistics."""
+    return digest.of_value([_FORMAT, *map(_describe, built.tasks)])
+
+
+def stamps(built: Built) -> dict[str, list[list[int]]]:
+    """Model as the recipe names it -> (bytes, time of the last change) of each of its files."""
+    return {n: [[(at := f.stat()).st_size, at.st_mtime_ns] for f in s.files] for n, s in built.sources.items()}
+
+
+def _weights(
+    built: Built,
+    part: Path,
+    plan: Sequence[shards.Shard],
+    resume: bool,
+    engine: Engine,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], int]:
+    """(the record of what was read, how many tensors were there already). The weights are then on the disk."""
+    began = stamps(built)
+    wanted = {s.file for s in plan}
+    for old in part.glob("*.safetensors"):
+        if old.name not in wanted:
+            old.unlink()
+    sink = shards.Shards(part, plan)
+    for torn in part.glob(".*"):  # files that a killed process was writing
+        torn.unlink()
+    journal = Journal(part, key(built), sink.fresh)
+    try:
+        known = dict(journal.done)
+        if resume:
+            say(_resumed(journal, len(known)))
+        redone = 0
+        for done in engine.run(built.tasks, sink, sink, known):
+            journal.add(done)
+            redone += 1
+        inputs = _inputs(built, journal)
+        total = digest.of_value(inputs)
+        sink.seal(total)
+    finally:
+        journal.close()
+        sink.close()
+    record = {
+        "commonweight": card.library(), "merge": key(built), "digest of the inputs": total,
+        "recipe": built.recipe.text, "inputs": inputs, "files": began, "notices": list(built.notices),
+    }  # fmt: skip
+    return record, len(built.tasks) - redone
+
+
+def _finish(built: Built, part: Path, out: Path, plan: Sequence[shards.Shard], record: Mapping[str, Any]) -> None:
+    try:
+        if len(plan) > 1:
+            atomic.write(part / INDEX, shards.index(plan))
+        atomic.write(part / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        card.beside(built, part)
+        if out.exists():
+            raise CommonweightError(f"{out}: appeared while it was being made; move it")
+    except CommonweightError as e:
+        raise _Kept(f"{e}; all weights are there: the same command with --resume then ends it") from e
+    (part / "journal.jsonl").unlink()
+    atomic.sync(part)
+    os.replace(part, out)
+    atomic.sync(out.absolute().parent)
+
+
+def files(built: Built, most: int, mark: str = shards.EMPTY) -> list[shards.Shard]:
+    """The files of weights as they will be, to the byte; another mark, of the same length, changes no size."""
+    origin = json.dumps({"version": card.library(), "merge": mark, "inputs": shards.EMPTY})
+    return shards.layout(built.tasks, most, {"format": "pt", "commonweight": origin})
+
+
+def _resumed(journal: Journal, known: int) -> str:
+    if journal.stale:
+        return "the recipe is another than that of the unfinished merge: everything is done anew"
+    return f"{known} tensors were finished; they are checked against their inputs" if known else "nothing to resume"
+
+
+def _describe(task: Task) -> list[Any]:
+    """All that decides a tensor, but for the numbers themselves."""
+    how = None if task.job is None else [task.job.method.name, task.job.config]
+    where = [[r.name, list(r.source.shapes[r.name]), str(r.dtype)] for r in task.reads]
+    return [*task.at, how, where, len(task.models), str(task.dtype)]
+
+
+def _inputs(built: Built, journal: Journal) -> dict[str, dict[str, Any]]:
+    """Model as the recipe names it -> its files, and one digest of all that was read of it."""
+    names = {id(s): n for n, s in built.sources.items()}
+    found: dict[str, list[tuple[str, str]]] = {n: [] for n in built.sources}
+    for task in built.tasks:
+        for read, mark in zip(task.reads, journal.done[task.at.name].inputs):
+            found[names[id(read.source)]].append((read.name, mark))
+    return {
+        n: {"files": [f.name for f in built.sources[n].files], "digest": digest.of_value(sorted(set(marks)))}
+        for n, marks in found.items()
+    }
+
+
+def _lock(part: Path, keep: bool) -> int:
+    """Makes the folder, or finds it; a process that is at work in it has it locked."""
+    part.mkdir(exist_ok=True)
+    handle = os.open(part, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as e:
+        os.close(handle)
+        raise CommonweightError(f"{part}: another process is at work there; wait for it, or stop it") from e
+    if not keep:
+        for old in part.iterdir():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return handle

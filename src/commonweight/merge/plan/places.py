@@ -1,0 +1,127 @@
+"""The result's tensors by name, and where each is read in the models: whole models, or slices put on one another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from ...core import CommonweightError
+from ..inputs import checks as inputs
+from ..inputs.models import Models
+from ..recipe.types import Input, Recipe, Slice
+from ..sources.source import Source
+from .rules import Ruled, ruled
+
+_FIRST = re.compile(r"embed|(^|\.)(wte|wpe)(\.|$)")  # outside of blocks, what comes before them
+
+
+class Out(NamedTuple):
+    """A tensor of the result. names: its name in each of the slice's inputs, in their order; t: its depth, 0 to 1."""
+
+    name: str
+    part: Slice
+    names: tuple[str, ...]
+    ruled: Ruled
+    t: float
+
+    def of(self, model: str) -> str:
+        """Its name in a model; in one that the slice does not list (the base, one to take from), as in its first."""
+        return next((n for x, n in zip(self.part.inputs, self.names) if x.model == model), self.names[0])
+
+
+def whole(recipe: Recipe) -> bool:
+    return len(recipe.slices) == 1 and all(x.layers is None for x in recipe.slices[0].inputs)
+
+
+def order(recipe: Recipe) -> list[int]:
+    """The blocks of slices one after the other, by their numbers in each slice's first model."""
+    return [i for part in recipe.slices for i in range(*_span(part.inputs[0]))]
+
+
+def _depth(part: Slice) -> int:
+    first, end = _span(part.inputs[0])
+    return end - first
+
+
+def outs(recipe: Recipe, models: Models) -> list[Out]:
+    """All of them, those among them that rules drop. Raises: CommonweightError for what some models do not have."""
+    return _whole(recipe, models) if whole(recipe) else _sliced(recipe, models)
+
+
+def _whole(recipe: Recipe, models: Models) -> list[Out]:
+    part = recipe.slices[0]
+    users = [*([recipe.base] if recipe.base else []), *(x.model for x in part.inputs)]
+    sources = [models.open(u) for u in dict.fromkeys(users)]
+    said = {n: ruled(recipe, n) for n in sorted({n for s in sources for n in s.shapes})}
+    for name, rules in said.items():
+        _everywhere(name, rules, [(s, name) for s in sources])
+    blocks = _blocks([n for n, rules in said.items() if not rules.drop])
+    return [Out(n, part, (n,) * len(part.inputs), rules, _t(inputs.block(n), blocks)) for n, rules in said.items()]
+
+
+def _sliced(recipe: Recipe, models: Models) -> list[Out]:
+    """Blocks one after the other; what comes before them is the first slice's, what comes after them the last's."""
+    out: list[Out] = []
+    offset = 0
+    for i, part in enumerate(recipe.slices):
+        if any(_span(x)[1] - _span(x)[0] != _depth(part) for x in part.inputs):
+            raise CommonweightError(f"slices[{i}]: its models have different numbers of layers; give as many of each")
+        sources = [models.open(x.model) for x in part.inputs]
+        for x, source in zip(part.inputs, sources):
+            blocks = _blocks(source.shapes)
+            if _span(x)[1] > blocks:
+                raise CommonweightError(f"slices[{i}]: {x.model} has {blocks} layers; {_span(x)[1]} are asked for")
+        for name, at in _names(part, sources, first=i == 0, last=i == len(recipe.slices) - 1):
+            made = name if at is None else _renamed(name, offset + at)
+            mine = tuple(name if at is None else _renamed(name, _span(x)[0] + at) for x in part.inputs)
+            rules = ruled(recipe, made)
+            _everywhere(made, rules, list(zip(sources, mine)))
+            out.append(Out(made, part, mine, rules, _t(at, _depth(part))))
+        offset += _depth(part)
+    return out
+
+
+def _names(part: Slice, sources: Sequence[Source], first: bool, last: bool) -> Iterator[tuple[str, int | None]]:
+    """Each name that a model of the slice has there, with block 0 for the slice's first; and which block it is."""
+    found: set[tuple[str, int | None]] = set()
+    for x, source in zip(part.inputs, sources):
+        start, end = _span(x)
+        for name in source.shapes:
+            block = inputs.block(name)
+            if block is None:
+                if first if _FIRST.search(name) else last:
+                    found.add((name, None))
+            elif start <= block < end:
+                found.add((_renamed(name, block - start), block - start))
+    yield from sorted(found, key=lambda e: e[0])
+
+
+def _everywhere(name: str, rules: Ruled, found: Sequence[tuple[Source, str]]) -> None:
+    """A tensor that is taken from one model, or dropped, may be missing in the others."""
+    if rules.drop or rules.take is not None:
+        return
+    for source, mine in found:
+        if mine not in source.shapes:
+            has = next(s for s, n in found if n in s.shapes)
+            raise CommonweightError(
+                f"{name}: {source.label} has no such tensor, {has.label} has; leave it out by a rule (drop: true), "
+                "take it from one model (take: MODEL), or add it"
+            )
+
+
+def _t(block: int | None, blocks: int) -> float:
+    return 0.0 if block is None else block / (blocks - 1) if blocks > 1 else 1.0
+
+
+def _blocks(names: Iterable[str]) -> int:
+    return 1 + max((b for b in map(inputs.block, names) if b is not None), default=-1)
+
+
+def _span(x: Input) -> tuple[int, int]:
+    assert x.layers is not None
+    return x.layers
+
+
+def _renamed(name: str, block: int) -> str:
+    return re.sub(r"(^|\.)(\d+)\.", lambda m: f"{m[1]}{block}.", name, count=1)

@@ -1,0 +1,126 @@
+"""A merge method: one pure function over one tensor, and what it needs to be run.
+
+A method's keyword signature is its configuration. Types and ranges are read from the annotations, so that one
+place says them; `compat` picks the form that another implementation has where it differs from the paper.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from torch import Tensor
+
+from ...core import CommonweightError, unknown
+from .options import checked
+
+
+class At(NamedTuple):
+    """Where a piece lies: its tensor, its first element in that tensor, and that tensor's first element in the model.
+
+    The model is its tensors one after the other, sorted by name. depth: (block, number of blocks), outside of blocks
+    none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int = 0
+    offset: int = 0
+    depth: tuple[int, int] | None = None
+
+
+def depths(names: Iterable[str]) -> dict[str, tuple[int, int] | None]:
+    """Name -> (block, number of blocks): a block is the first number that stands alone between dots."""
+    found = {n: re.search(r"(?:^|\.)(\d+)\.", n) for n in names}
+    blocks = 1 + max((int(m[1]) for m in found.values() if m), default=-1)
+    return {n: (int(m[1]), blocks) if m else None for n, m in found.items()}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A first pass over the data, in rounds, before the tensor function is called with what it `seen`.
+
+    look(tensors, base, at=, seen=, weights=, **config): a dict of small things that ADD UP (+=) over the pieces of a
+    tensor, and over the tensors of a model. join(total, seen, numel=, **config): (seen, done); `seen` is None at first.
+    scope(config): "tensor", "model", or None when this configuration needs no survey. skip(seen, at, count, config):
+    whether this round would find nothing in the `count` elements from `at` on, which are then not read.
+    every(seen, numel, config): one element in so many is enough for this round; the others are not read.
+    """
+
+    look: Callable[..., dict[str, Any]]
+    join: Callable[..., tuple[Any, bool]]
+    scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"] | None]
+    skip: Callable[[Any, At, int, Mapping[str, Any]], bool] | None = None
+    every: Callable[[Any, int, Mapping[str, Any]], int] | None = None
+
+
+CONTEXT = ("weights", "at", "seen")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of merging. Call it on models; `function` is the pure function over one tensor.
+
+    by: how small a piece the function takes: "element" (any slice along the first dimension), "row" (slices of
+    a matrix along the first dimension; vectors whole) or "tensor". base, models: what inputs it takes.
+    data: what it needs beside weights: "none"; "statistics" of each model (`commonweight statistics`); "unlabeled" or
+    "labeled" rows, from which learn() finds what the function then reads as an option.
+    learn: (model, models, base, data, ...) -> the `Statistics` to give as that option; see its own words.
+    normalises: weights that sum to zero have no meaning.
+    same: the implementations whose form is the paper's; compat: those that have a form of their own here.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    paper: str
+    equation: str
+    base: Literal["required", "optional", "none"] = "required"
+    models: tuple[int, int | None] = (1, None)
+    weight: float | Literal["1/T"] = 1.0
+    by: Callable[[Mapping[str, Any]], str] = lambda config: "element"
+    survey: Survey | None = None
+    data: Literal["none", "statistics", "unlabeled", "labeled"] = "none"
+    learn: Callable[..., Any] | None = None
+    normalises: Callable[[Mapping[str, Any]], bool] = lambda config: False
+    check: Callable[[Mapping[str, Any], int], str | None] = lambda config, n: None
+    same: tuple[str, ...] = ()
+    compat: tuple[str, ...] = field(default=())
+
+    def __call__(self, models: Any, base: Any = None, **options: Any) -> dict[str, Tensor]:
+        """Merged state dict. See `commonweight.merge.merge`."""
+        from ..call.run import run
+
+        return run(self, models, base, **options)
+
+    def options(self) -> dict[str, tuple[Any, Any]]:
+        """Option -> (annotation, default)."""
+        hints = get_type_hints(self.function, include_extras=True)
+        found = inspect.signature(self.function).parameters.values()
+        return {
+            p.name: (hints[p.name], p.default)
+            for p in found
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in CONTEXT
+        }
+
+    def resolve(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """Every option with its value, checked; options of one number a model become tuples of `n`."""
+        known, out = self.options(), {}
+        compat = options.get("compat")
+        if compat in self.same:
+            options = {k: v for k, v in options.items() if k != "compat"}
+        elif compat is not None and compat not in self.compat:
+            raise unknown(f"compat of {self.name}", str(compat), [*self.same, *self.compat])
+        for name in options:
+            if name not in known:
+                raise unknown(f"option of {self.name}", str(name), [*known, "weights"])
+        for name, (hint, default) in known.items():
+            if name not in options and default is inspect.Parameter.empty:
+                raise CommonweightError(f"{self.name}: the option {name} is missing; give {name}=")
+            value = options.get(name, default)
+            out[name] = checked(self.name, name, value, hint, n)
+        if wrong := self.check(out, n):
+            raise CommonweightError(f"{self.name}: {wrong}")
+        return out

@@ -1,0 +1,220 @@
+"""Where tensors come from: a state dict in memory, or safetensors on disk; read a part at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ...core import CommonweightError
+from .safefile import File
+
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+
+
+class Source(Protocol):
+    """A model by its tensors' names. label: how errors call it. files: what it reads of, in memory none."""
+
+    label: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    files: tuple[Path, ...]
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        """Elements start .. start + count of a tensor, in its dtype, on the CPU; not to be written into."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor."""
+        ...
+
+    def where(self, name: str) -> str:
+        """The model, and the file of the tensor where there are several."""
+        ...
+
+    def ahead(self, name: str) -> None:
+        """The tensor will be read soon."""
+        ...
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """A source that makes its numbers: it has more in memory than what it gives."""
+
+    def held(self, count: int, threads: int) -> int:
+        """Bytes at most, while so many threads read `count` elements at a time."""
+        ...
+
+
+def held(source: Source, count: int, threads: int) -> int:
+    """Bytes that a source has in memory beside what it gives; what it was given is not its own."""
+    return source.held(count, threads) if isinstance(source, Holding) else 0
+
+
+class Memory:
+    """A state dict."""
+
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, label: str, tensors: Mapping[str, Tensor]):
+        self.label, self._tensors = label, tensors
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in tensors.items()}
+        self.dtypes: Mapping[str, torch.dtype] = {n: t.dtype for n, t in tensors.items()}
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        t = self._tensors[name].detach()
+        if t.is_contiguous():
+            return t.view(-1)[start : start + count].cpu()
+        width = math.prod(t.shape[1:])
+        first = start // width
+        rows = t[first : -(-(start + count) // width)].reshape(-1)
+        return rows[start - first * width :][:count].cpu()
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def where(self, name: str) -> str:
+        return self.label
+
+    def ahead(self, name: str) -> None:
+        pass
+
+
+class Files:
+    """safetensors files, each tensor in one of them. homes: tensor -> name of its file, as an index has it."""
+
+    def __init__(self, label: str, files: list[Path], homes: Mapping[str, str] = MappingProxyType({})):
+        self.label, self.files = label, tuple(files)
+        self._home: dict[str, File] = {}
+        for path in files:
+            file = File(path, label)
+            for name in file.entries:
+                if name in self._home:
+                    raise CommonweightError(f"{label}: {name} is in {self._home[name].path.name} and in {path.name}")
+                self._home[name] = file
+        for name, home in homes.items():
+            if name not in self._home or self._home[name].path.name != home:
+                raise CommonweightError(
+                    f"{name}: {label}: {INDEX} has it in {home}, which does not hold it; copy the model again"
+                )
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: f.entries[n].shape for n, f in self._home.items()}
+        self.dtypes: Mapping[str, torch.dtype] = {n: f.entries[n].dtype for n, f in self._home.items()}
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        return self._home[name].read(name, start, count)
+
+    def read(self, name: str) -> Tensor:
+        return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])
+
+    def where(self, name: str) -> str:
+        return f"{self.label}, {self._home[name].path.name}," if len(self.files) > 1 else self.label
+
+    def ahead(self, name: str) -> None:
+        self._home[name].ahead(name)
+
+
+def open_source(model: Any, label: str) -> Source:
+    """A state dict, a module, a safetensors file, or a folder with one or more of them; quantised ones too.
+
+    Of files only the headers are read, and the config.json that lies with them.
+    """
+    if isinstance(model, nn.Module):
+        model = model.state_dict()
+    if isinstance(model, Mapping):
+        for name, t in model.items():
+            if not isinstance(t, Tensor):
+                raise CommonweightError(f"{label}: {name} is a {type(t).__name__}; wanted a tensor")
+            if not isinstance(name, str) or t.is_meta or t.layout is not torch.strided:
+                kind = "a tensor without numbers (meta)" if t.is_meta else f"a {t.layout} tensor"
+                kind = kind if isinstance(name, str) else "named by a " + type(name).__name__
+                raise CommonweightError(f"{label}: {name} is {kind}; wanted a name and a plain tensor")
+        return _plain(Memory(label, model))
+    if isinstance(model, str | Path):
+        from .quantised import opened
+
+        path, label = Path(model), f"{label} ({model})"
+        return _plain(opened(Files(label, *weight_files(path, label)), config_of(path), path))
+    raise CommonweightError(
+        f"{label} is a {type(model).__name__}; wanted a state dict, a module, or a path to safetensors"
+    )
+
+
+def _plain(source: Source) -> Source:
+    """Raises: CommonweightError for float8 with scales in tensors of their own: merged apart, they mean nothing."""
+    eighths = {n.rpartition(".")[0]: n for n, d in source.dtypes.items() if d.is_floating_point and d.itemsize == 1}
+    for name in source.shapes if eighths else ():
+        module, _, leaf = name.rpartition(".")
+        if module in eighths and "scale" in leaf:
+            raise CommonweightError(
+                f"{eighths[module]}: {source.label} has it as float8 with a scale of its own ({name}); save the model "
+                "dequantised first"
+            )
+    return source
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """What config.json says, that of the folder or the one beside the file; nothing where there is none.
+
+    Raises: CommonweightError when it is there and cannot be read: how weights are quantised would be lost.
+    """
+    return read_json((path if path.is_dir() else path.parent) / "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no file. Raises: CommonweightError for anything else."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise CommonweightError(f"{file}: cannot be read ({e}); download or copy it again") from e
+    if not isinstance(found, dict):
+        raise CommonweightError(f"{file}: holds a {type(found).__name__}; wanted a JSON object")
+    return found
+
+
+def weight_files(path: Path, label: str) -> tuple[list[Path], Mapping[str, str]]:
+    """The safetensors files of a model, and tensor -> file as its index has it, where there is one.
+
+    Raises: CommonweightError for a model that is not there as a whole.
+    """
+    if not path.exists():
+        raise CommonweightError(f"{label}: no such file or folder")
+    homes: Mapping[str, str] = {}
+    if not path.is_dir():
+        files = [path]
+    elif (path / INDEX).exists():
+        try:
+            homes = read_json(path / INDEX)["weight_map"]
+            files = [path / name for name in sorted(set(homes.values()))]
+        except (CommonweightError, KeyError, TypeError, AttributeError) as e:
+            raise CommonweightError(f"{label}: {INDEX} is damaged: {e}") from e
+        for file, name in zip(files, sorted(set(homes.values()))):
+            if name != file.name:
+                raise CommonweightError(f"{label}: {INDEX} names {name!r}; wanted the name of a file in this folder")
+            if not file.exists():
+                raise CommonweightError(f"{label}: {INDEX} names {name}, which is not there")
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise CommonweightError(
+            f"{label}: no safetensors file in this folder; convert the weights to safetensors first"
+        )
+    there = {f.name for f in files}
+    for found in filter(None, map(_SHARD.fullmatch, there)):
+        stem, count = found[1], found[2]
+        for i in range(1, int(count) + 1):
+            if (name := f"{stem}-{i:05}-of-{count}.safetensors") not in there:
+                raise CommonweightError(
+                    f"{label}: {found[0]} is one of {int(count)} files, and {name} is not there; give the folder with "
+                    "all of them"
+                )
+    return files, homes

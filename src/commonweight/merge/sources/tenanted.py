@@ -1,0 +1,211 @@
+"""A model with a tenant of this project on it, as one source: its weights are changed as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...core import CommonweightError, Site
+from ...formats.fingerprint import of_weights
+from ...formats.peft import low_rank
+from ...host.files import _check, _close
+from ...host.hooks import changed
+from ...host.tenant import Derive, Entry, materialise
+from .factored import product
+from .opened import Opened, open_tenant
+from .source import Source, held
+
+_KEPT = 4  # tensors' changes at hand: what threads work on at one time
+
+
+class _Place(NamedTuple):
+    """What `changed` sees of a module."""
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Tenanted:
+    """The base's tensors, in float32 where the tenant changes them; numbers as `Host.merged` gives them.
+
+    Memory: rows of changes that are products of factors; one weight where a method changes it as a whole (rotations,
+    scales, DoRA, full). A head is left out: `notices`. That names and shapes fit is checked, the fingerprint of the
+    weights that it reads, and numbers derived from the base; not the embeddings and layers that it does not read.
+    Raises: CommonweightError for weights that the base does not have, another base than the tenant was trained on, and
+    changes of anything else than weights.
+    """
+
+    def __init__(self, label: str, base: Source, tenant: str | Path | Opened):
+        opened = tenant if isinstance(tenant, Opened) else open_tenant(tenant)
+        self.label, self._base, self._lock = label, base, Lock()
+        own = None if isinstance(tenant, Opened) else Path(tenant)
+        self.files = (*base.files, *((own,) if own is not None and own.is_file() else ()))
+        self.stored = own is not None and not own.is_file()  # in a store, where it may be published anew
+        self.kept: Mapping[str, torch.dtype] = getattr(base, "kept", base.dtypes)  # those of the model that it changes
+        self._sites = {s.name: s for s in opened.sites}
+        for use in opened.plan.uses:
+            if use.site in self._sites and getattr(use.bind, "weight", None) is None:
+                raise CommonweightError(
+                    f"{use.site}: {label} has a tenant of {opened.header['method']}, which changes no weights; "
+                    "it cannot be merged"
+                )
+        self._names = names_in(label, base, {n.split("[")[0] for n in self._sites})
+        self._turned = turned(base)
+        self.notices: list[str] = []
+        self._same(opened.header.get("weights"))
+        self._reads: dict[str, list[Entry]] = {}
+        missing = [n for n in opened.plan.pools if n not in opened.pools]
+        part = opened.plan._replace(pools={n: opened.plan.pools[n] for n in missing})
+        pools = {**opened.pools, **materialise(part, Derive(self._weight), torch.device("cpu"), {})}
+        here = _check(opened.plan, pools)
+        if opened.check is not None and (here.shape != opened.check.shape or not _close(here, opened.check)):
+            raise CommonweightError(
+                f"{label}: what {opened.header['method']} derives from the base differs here; give the base on which "
+                "it was trained"
+            )
+        for use in opened.plan.uses:
+            if use.site not in self._sites:
+                self.notices.append(f"{label}: its head ({use.site}) is no part of the model, and is left out")
+                continue
+            reads = [(s, r.address, tuple(pools[p].detach() for p in r.pools)) for s, r in use.reads.items()]
+            entry = Entry(use.bind, reads, self._sites[use.site].rows)
+            self._reads.setdefault(self._names[use.site.split("[")[0]], []).append(entry)
+        biases = {
+            _bias(n): n
+            for n, uses in self._reads.items()
+            if _bias(n) in base.shapes and any(getattr(e.bind, "bias", None) for e in uses)
+        }
+        self._biases = biases
+        self._kept: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+        self.shapes: Mapping[str, tuple[int, ...]] = base.shapes
+        mine = dict.fromkeys([*self._reads, *biases], torch.float32)
+        self.dtypes: Mapping[str, torch.dtype] = {**base.dtypes, **mine}
+
+    def flat(self, name: str, start: int, count: int) -> Tensor:
+        if name in self._biases:
+            return self._whole(self._biases[name])[1][start : start + count]
+        if name not in self._reads:
+            return self._base.flat(name, start, count)
+        if any(getattr(e.bind, "factors", None) is None for e in self._reads[name]):
+            return self._whole(name)[0].reshape(-1)[start : start + count]
+        left, right = self._product(name)
+        return self._base.flat(name, start, count).float() + product(left, right, start, count)
+
+    def read(self, name: str) -> Tensor:
+        return self.flat(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])
+
+    def where(self, name: str) -> str:
+        return self.label
+
+    def ahead(self, name: str) -> None:
+        self._base.ahead(name)
+
+    def held(self, count: int, threads: int) -> int:
+        """Pools, the largest changes (one of them in the making, of which there are several copies), rows of others."""
+        pools = {
+            p.data_ptr(): p.nbytes for uses in self._reads.values() for e in uses for _, _, ps in e.reads for p in ps
+        }
+        sizes = sorted(map(self._size, self._reads), reverse=True)
+        made = sum(sizes[:_KEPT]) + 4 * sizes[0] if sizes else 0
+        return sum(pools.values()) + made + 4 * 3 * count * threads + held(self._base, count, threads)
+
+    def _size(self, name: str) -> int:
+        """Bytes of a tensor's change: as factors, or whole."""
+        if any(getattr(e.bind, "factors", None) is None for e in self._reads[name]):
+            return 4 * math.prod(self.shapes[name])
+        return sum(t.nbytes for t in self._product(name))
+
+    def _product(self, name: str) -> tuple[Tensor, ...]:
+        """(left, right) of the update left @ right, as the weight lies."""
+
+        def make() -> tuple[Tensor, ...]:
+            shape = self.shapes[name]
+            parts = [(*e.bind.factors(**e.slots(None)), e.rows) for e in self._reads[name]]
+            low = low_rank.joined(parts, shape[1] if name in self._turned else shape[0])
+            return (low.A.T, low.B.T) if name in self._turned else (low.B, low.A)
+
+        return self._known(f"{name} factors", make)
+
+    def _whole(self, name: str) -> tuple[Tensor, ...]:
+        """(weight, bias), changed, as they lie."""
+
+        def make() -> tuple[Tensor, ...]:
+            weight, bias = self._base.read(name).float(), _bias(name)
+            turned = name in self._turned
+            b = self._base.read(bias).float() if bias in self._base.shapes else None
+            place: Any = _Place(name, weight.T if turned else weight, b)
+            w, b = changed(place, self._reads[name])
+            return (w.T.contiguous() if turned else w.contiguous(), torch.zeros(0) if b is None else b)
+
+        return self._known(name, make)
+
+    def _known(self, key: str, make: Any) -> tuple[Tensor, ...]:
+        with self._lock, torch.no_grad():
+            if key not in self._kept:
+                self._kept[key] = make()
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            return self._kept[key]
+
+    def _same(self, said: str | None) -> None:
+        if said is None:
+            self.notices.append(
+                f"{self.label}: its tenant's file does not say on which weights it was trained; that was not checked"
+            )
+        elif (here := of_weights([*self._sites.values()], self._numbers)) != said:
+            raise CommonweightError(
+                f"{self.label}: its tenant was trained on another base: the weights that it reads have the fingerprint "
+                f"{said[:8]} there, {here[:8]} in {self._base.label}; give the base on which it was trained"
+            )
+
+    def _numbers(self, site: Site, places: Tensor) -> Tensor:
+        """Of a site's weight (out, inp), at these places."""
+        name = self._names[site.name.split("[")[0]]
+        row, column = places // site.inp + (site.rows or (0, 0))[0], places % site.inp
+        shape = self._base.shapes[name]
+        at = column * shape[1] + row if name in self._turned else row * site.inp + column
+        return torch.cat([self._base.flat(name, i, 1) for i in at.tolist()])
+
+    def _weight(self, site: str) -> Tensor:
+        """A site's own, (out, inp), for pools that are derived from it."""
+        name = self._names[site.split("[")[0]]
+        weight = self._base.read(name).T if name in self._turned else self._base.read(name)
+        rows = self._sites[site].rows
+        return weight if rows is None else weight[slice(*rows)]
+
+
+def _bias(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
+
+
+def turned(base: Source) -> frozenset[str]:
+    """Matrices that lie as (inp, out), as in GPT-2's Conv1D: a bias tells, and in such models a Conv1D has one."""
+    pairs = {n: (s, base.shapes[_bias(n)]) for n, s in base.shapes.items() if len(s) == 2 and _bias(n) in base.shapes}
+    if not any(b == (w[1],) and w[0] != w[1] for w, b in pairs.values()):
+        return frozenset()
+    return frozenset(n for n, (w, b) in pairs.items() if b == (w[1],))
+
+
+def names_in(label: str, base: Source, modules: set[str]) -> dict[str, str]:
+    """Module -> its weight in the checkpoint; a model in a wrapper, or saved from one, has one name more in front."""
+    short = {n.partition(".")[2]: n for n in base.shapes}
+    out = {}
+    for module in sorted(modules):
+        name = f"{module}.weight"
+        tail = name.partition(".")[2]
+        found = next((x for x in (name, short.get(name), tail, short.get(tail)) if x in base.shapes), None)
+        if found is None:
+            raise CommonweightError(
+                f"{name}: {label} has a tenant or adapter that reads it, but {base.label} has no such weight; "
+                "give its own base"
+            )
+        out[module] = found
+    return out

@@ -1,0 +1,1 @@
+"""Models whose vocabularies differ: which token is which row, and rows mapped as they are read."""
