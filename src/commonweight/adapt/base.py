@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..core import CommonweightError, unknown
+from ..core import CommonweightError, first_line, unknown
 from ..host import Host
 from .classifier import POOLER, Classifier, pool_of_transformers
+from .tasks import get
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -50,8 +51,6 @@ def open_host(
     Raises: CommonweightError when the model cannot be read, or has no form for the task.
     """
     from transformers import AutoModel, AutoModelForCausalLM
-
-    from .tasks import get
 
     get(task)
     auto = AutoModelForCausalLM if task == "lm" else AutoModel
@@ -137,11 +136,6 @@ def prepare(tokenizer: Any) -> Any:
             raise CommonweightError("the tokenizer has neither a pad nor an end token; set tokenizer.pad_token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def first_line(e: BaseException) -> str:
-    text = str(e).strip() or type(e).__name__
-    return text.splitlines()[0].rstrip(".")
 
 
 def limit(model: nn.Module, tokenizer: Any, wanted: int | None, usual: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from ..host import Host
 from .base import limit, prepare, tokenizer_of
 from .recipe import Recipe
 from .rows import Row
-from .tasks import Example, Task, get
+from .tasks import Example, Seen, Task, get
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,36 @@ class Data:
     labels: Sequence[str] | None = None
     text_column: str | None = None
     label_column: str | None = None
+    prompt_column: str | None = None
+    completion_column: str | None = None
     sources: tuple[str, str] = ("training rows", "dev rows")
 
 
-def examples(
-    host: Host, name: str, data: Data, task: str, recipe: Recipe, tokenizer: Any
-) -> tuple[Task, list[Example], list[Example], str]:
-    """(task, training examples, dev examples, note). name: for errors, of one among several."""
+COLUMNS = "text_column", "label_column", "prompt_column", "completion_column"
+
+
+def columns(of: Any) -> dict[str, str | None]:
+    """The columns that somebody named, as a task takes them."""
+    return {c: getattr(of, c) for c in COLUMNS}
+
+
+class Understood(NamedTuple):
+    """What rows became. seen, dev_seen: how they were read."""
+
+    task: Task
+    train: list[Example]
+    dev: list[Example]
+    seen: Seen
+    dev_seen: Seen
+
+    @property
+    def note(self) -> str:
+        lost = [f"of the dev rows {n:,} {what}" for what, n in self.dev_seen.counted.items()]
+        return "; ".join([n for n in (self.seen.note, *lost) if n])
+
+
+def examples(host: Host, name: str, data: Data, task: str, recipe: Recipe, tokenizer: Any) -> Understood:
+    """A tenant's examples. name: for errors, of one among several."""
     kind, of = get(task), f"{name}: " if name else ""
     if not data.rows:
         raise CommonweightError(f"{of}no rows to train on")
@@ -42,13 +65,13 @@ def examples(
     labels = data.labels
     if task == "classify" and labels is None:
         labels = named(sources[0], lambda r: kind.classes(r, data.label_column), rows, whole)  # type: ignore
-    doing = make_task(host, task, labels, tokenizer, recipe.max_length, data.text_column, data.label_column)
+    doing = make_task(host, task, labels, tokenizer, recipe.max_length, **columns(data))
     train = named(sources[0], doing.examples, rows, whole)
-    note = doing.note
+    seen = doing.seen
     dev = named(sources[1], doing.examples, dev_rows, whole) if dev_rows else []
     if not train:
         raise CommonweightError(f"{sources[0]}: no row is long enough to learn from")
-    return doing, train, dev, note
+    return Understood(doing, train, dev, seen, doing.seen if dev_rows else Seen())
 
 
 def make_task(
@@ -57,14 +80,13 @@ def make_task(
     labels: Sequence[str] | None,
     tokenizer: Any = None,
     max_length: int | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
+    **columns: str | None,
 ) -> Task:
     """A task on a host's model: its tokenizer, unless another is given, and its room for tokens."""
     kind = get(task)
     tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
     longest = limit(host.model, tokenizer, max_length, kind.usual_length)
-    return kind(tokenizer, longest, labels, text_column, label_column)
+    return kind(tokenizer, longest, labels, **columns)
 
 
 def split(rows: list[Row], dev: Sequence[Row] | float | None, seed: int, of: str = "") -> tuple[list[Row], list[Row]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core import build, safe
 from ..formats import atomic, coding, native
@@ -14,12 +14,13 @@ from ..host import Host, Tenant
 from ..host.files import settle
 from .base import open_host
 from .checkpoint import Store
-from .data import make_task, named, split
+from .data import Data, Understood, columns, make_task, named, split
 from .job import Job, Source, check, read_all
+from .preview import preview, tally
 from .recipe import Recipe
 from .rows import Row
 from .target import InFiles, Target, Written, out_path
-from .train import Result, adapt_together, evaluate
+from .train import Result, evaluate, train_understood, understand
 from .trainer import Progress
 
 
@@ -52,6 +53,8 @@ def run(
     dev: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
     no_header: bool = False,
     task: str = "classify",
     method: str = "mos",
@@ -73,8 +76,9 @@ def run(
     path = out_path(out)
     name = safe(path.stem if tenant is None else tenant)
     source = Source(
-        data=data, dev=dev, eval=eval_file, text_column=text_column, label_column=label_column, no_header=no_header
-    )
+        data=data, dev=dev, eval=eval_file, text_column=text_column, label_column=label_column,
+        prompt_column=prompt_column, completion_column=completion_column, no_header=no_header,
+    )  # fmt: skip
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites, dtype=dtype,
         codec=codec, recipe=recipe,
@@ -97,30 +101,14 @@ def train(
 ) -> dict[str, Outcome]:
     """Reads, looks at everything, trains, measures, writes. bring: what the host needs first. said: the codec of a
     common that is there already."""
-    check(job)
-    data, evals = read_all(job, say)
-    host = open_host(model, job.task, dtype=job.dtype, pool=job.pool)
-    bring(host)
+    host, data, evals, given = look(model, job, bring=bring, said=said, say=say)
     numbers = Recipe(**job.recipe)
-    for name, rows in evals.items():
-        d = data[name]
-        doing = make_task(host, job.task, d.labels, None, numbers.max_length, d.text_column, d.label_column)
-        named(str(job.tenants[name].eval), doing.examples, rows)
-    how: dict[str, Any] = {"method": job.method or "mos", "sites": job.sites, "common": job.common}
-    # before the training: a codec may not take every pool of this method
-    for name, d in data.items() if job.codec is not None else ():
-        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **job.options)
-        settle(tenant, codec_of(tenant, job.codec, said))
-        host.remove(name)
-        del tenant
-    results = adapt_together(
-        host, data, task=job.task, options=job.options, checkpoint=target.checkpoint, resume=resume,
-        progress=progress, **how, **job.recipe,
+    results = train_understood(
+        host, given, numbers, options=job.options, checkpoint=target.checkpoint, resume=resume, progress=progress,
+        **_how(job),
     )  # fmt: skip
     codecs = {}
     for name, result in results.items():
-        if result.note:
-            say(result.note if len(results) == 1 else f"{name}: {result.note}")
         codecs[name] = codec_of(result.tenant, job.codec, said)
         settle(result.tenant, codecs[name])
     evaluated = {}
@@ -140,6 +128,53 @@ def train(
         )
     Store(target.checkpoint).clear()
     return out
+
+
+class Looked(NamedTuple):
+    """A run before its first step."""
+
+    host: Host
+    data: dict[str, Data]
+    evals: dict[str, list[Row]]
+    given: dict[str, Understood]
+
+
+def look(
+    model: str,
+    job: Job,
+    *,
+    bring: Callable[[Host], None] = lambda _: None,
+    said: Any = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> Looked:
+    """All of a run up to its first step: whatever can be wrong with the input is found, and what the rows became is
+    told. dry_run: nothing follows, so each tenant is also tried on the host. Nothing is written.
+    """
+    check(job)
+    data, evals = read_all(job, say)
+    host = open_host(model, job.task, dtype=job.dtype, pool=job.pool)
+    bring(host)
+    numbers = Recipe(**job.recipe)
+    given = understand(host, data, job.task, numbers)
+    for name, u in given.items():
+        say((f"{name}: " if len(given) > 1 else "") + preview(data[name], u))
+    for name, rows in evals.items():
+        d = data[name]
+        doing = make_task(host, job.task, d.labels, None, numbers.max_length, **columns(d))
+        made = named(str(job.tenants[name].eval), doing.examples, rows)
+        say(tally(str(job.tenants[name].eval), doing, made))
+    # a codec may not take every pool of this method
+    for name, d in data.items() if dry_run or job.codec is not None else ():
+        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **_how(job), **job.options)
+        settle(tenant, codec_of(tenant, job.codec, said))
+        host.remove(name)
+        del tenant
+    return Looked(host, data, evals, given)
+
+
+def _how(job: Job) -> dict[str, Any]:
+    return {"method": job.method or "mos", "sites": job.sites, "common": job.common}
 
 
 def codec_of(tenant: Tenant, codec: Any, said: Any = None) -> Any:
@@ -165,8 +200,8 @@ def _measure(host: Host, name: str, rows: list[Row] | None, job: Job, result: Re
         return {}
     s = job.tenants[name]
     return evaluate(
-        host, name, rows, job.task, max_length=result.settings["max_length"], text_column=s.text_column,
-        label_column=s.label_column, batch_size=build(Recipe, job.recipe).eval_rows,
+        host, name, rows, job.task, max_length=result.settings["max_length"],
+        batch_size=build(Recipe, job.recipe).eval_rows, **columns(s),
     )  # fmt: skip
 
 

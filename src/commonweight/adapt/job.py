@@ -12,7 +12,7 @@ from ..formats.codecs import get as get_codec
 from ..methods import resolve
 from .base import DTYPES, pick_dtype
 from .classifier import POOLS
-from .data import Data, named, split
+from .data import Data, columns, named, split
 from .recipe import Recipe
 from .rows import Row, read
 from .tasks import Classify, get
@@ -27,6 +27,8 @@ class Source:
     eval: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    prompt_column: str | None = None
+    completion_column: str | None = None
     no_header: bool = False
 
     @property
@@ -89,21 +91,21 @@ def read_all(job: Job, say: Callable[[str], None]) -> tuple[dict[str, Data], dic
     data, evals = {}, {}
     seed = build(Recipe, job.recipe).seed
     for name, s in job.tenants.items():
-        columns = [c for c in (s.text_column, s.label_column) if c]
+        asked = [c for c in columns(s).values() if c]
         how: dict[str, Any] = {"no_header": s.no_header, "say": say}
-        rows = read(s.data, columns, **how)
+        rows = read(s.data, asked, **how)
         fraction, dev = s.fraction, s.fraction
         if s.dev is not None and fraction is None:
-            dev = read(s.dev, columns, split="validation", **how)
+            dev = read(s.dev, asked, split="validation", **how)
         if s.eval is not None:
-            evals[name] = read(s.eval, columns, split="test", **how)
+            evals[name] = read(s.eval, asked, split="test", **how)
         labels = None
         if job.task == "classify":
             kept, _ = split(rows, dev, seed, f"{name}: " if len(job.tenants) > 1 else "")
             whole = None if fraction is None else rows
             labels = named(s.data, lambda r, s=s: Classify.classes(r, s.label_column), kept, whole)
         data[name] = Data(
-            rows=rows, dev=dev, labels=labels, text_column=s.text_column, label_column=s.label_column,
+            rows=rows, dev=dev, labels=labels, **columns(s),
             sources=(s.data, s.data if s.dev is None or fraction is not None else s.dev),
         )  # fmt: skip
     return data, evals

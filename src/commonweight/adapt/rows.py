@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import CommonweightError, unknown
-from .base import first_line
+from ..core import CommonweightError, first_line, unknown
 
 Row = dict[str, Any]
 

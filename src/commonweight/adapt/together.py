@@ -12,7 +12,7 @@ from ..core import CommonweightError, safe, unknown
 from ..formats import native
 from ..host import Host
 from .classifier import POOLER
-from .files import Outcome, train
+from .files import Outcome, look, train
 from .job import Job
 from .target import InFiles, InStore, Target, alone, out_folder
 from .trainer import Progress
@@ -25,13 +25,18 @@ def run_together(
     out: str | Path | None = None,
     store: str | Path | None = None,
     resume: bool = False,
+    dry_run: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Outcome]:
     """Trains the tenants of a job together: into a folder, one file each and ``report.json``; or into a store.
 
     The run's state lies beside, in ``<out>.checkpoint/`` or ``<store>.checkpoint/``, until all of them are written.
+    dry_run: ends before the first step, with {}; then neither is needed.
     """
+    if dry_run:
+        look(model, job, dry_run=True, say=say)
+        return {}
     if (out is None) == (store is None):
         raise CommonweightError(
             "several tenants go to a folder, --out FOLDER, or into a store, --store FOLDER: name one of them"
@@ -53,6 +58,7 @@ def run_late(
     store: str | Path,
     *,
     resume: bool = False,
+    dry_run: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Outcome]:
@@ -60,7 +66,11 @@ def run_late(
 
     The common is loaded from any of its tenants in the store and stays as it is: its pools keep their bytes. By its
     method, the job's options are taken over those of that tenant, and its sites and codec where the job has none.
+    dry_run: ends before the first step, with {}.
     """
+    if dry_run and job.common is None:
+        look(model, job, dry_run=True, say=say)
+        return {}
     commons = Commons(store, make="late" if job.common is None else False)
     target = InStore(commons, beside(commons.folder, *job.tenants))
     if job.common is None:
@@ -83,6 +93,9 @@ def run_late(
     def bring(host: Host) -> None:
         host.load_from(commons, parent, as_=free(parent, job.tenants))
 
+    if dry_run:
+        look(model, job, bring=bring, said=said, dry_run=True, say=say)
+        return {}
     return train(model, job, target, bring=bring, said=said, resume=resume, say=say, progress=progress)
 
 

@@ -16,7 +16,7 @@ import torch
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from .checkpoint import Store, read, same_settings
-from .data import Data, examples, make_task
+from .data import Data, Understood, examples, make_task
 from .recipe import Recipe
 from .recompute import recomputed
 from .rows import Row
@@ -54,6 +54,8 @@ def adapt(
     sites: Any = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -73,7 +75,7 @@ def adapt(
     """
     data = Data(
         rows=train_rows, dev=dev_rows, labels=labels, text_column=text_column, label_column=label_column,
-        sources=sources,
+        prompt_column=prompt_column, completion_column=completion_column, sources=sources,
     )  # fmt: skip
     more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
     return adapt_together(
@@ -107,16 +109,43 @@ def adapt_together(
     Raises: CommonweightError; the host is then as it was.
     """
     plan = build(Recipe, recipe)
+    given = understand(host, tenants, task, plan, tokenizer)
+    return train_understood(
+        host, given, plan, method=method, options=options, common=common, sites=sites, checkpoint=checkpoint,
+        resume=resume, progress=progress,
+    )  # fmt: skip
+
+
+def understand(
+    host: Host, tenants: Mapping[str, Data], task: str, recipe: Recipe, tokenizer: Any = None
+) -> dict[str, Understood]:
+    """The examples of each tenant. Raises: CommonweightError for rows that the task cannot read."""
     if not tenants:
         raise CommonweightError("no tenants to train")
     several = len(tenants) > 1
-    given = {n: examples(host, n if several else "", d, task, plan, tokenizer) for n, d in tenants.items()}
+    return {n: examples(host, n if several else "", d, task, recipe, tokenizer) for n, d in tenants.items()}
+
+
+def train_understood(
+    host: Host,
+    given: Mapping[str, Understood],
+    plan: Recipe,
+    *,
+    method: str | Any = "lora",
+    options: Mapping[str, Any] | None = None,
+    common: str | None = None,
+    sites: Any = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Result]:
+    """`adapt_together` from the examples on."""
     started = time.perf_counter()
     parts: list[Part] = []
     there = [] if common is None or common not in host._commons else [*host.common(common).parameters()]
     before = [p.detach().clone() for p in there]  # others read them
     try:
-        for name, (doing, train, dev, _) in given.items():
+        for name, (doing, train, dev, *_) in given.items():
             seed = plan.seed if common is None else draws(plan.seed, name)
             tenant = host.add(
                 name, method, sites=sites, seed=seed, labels=doing.labels, common=common, **(options or {})
@@ -137,8 +166,7 @@ def adapt_together(
     finally:
         host.model.eval()
     seconds = time.perf_counter() - started
-    notes = {name: note for name, (*_, note) in given.items()}
-    return {p.tenant.name: _result(run, p, seconds, notes[p.tenant.name]) for p in parts}
+    return {p.tenant.name: _result(run, p, seconds, given[p.tenant.name].note) for p in parts}
 
 
 def draws(seed: int, name: str) -> int:
@@ -190,6 +218,8 @@ def evaluate(
     labels: Sequence[str] | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
     tokenizer: Any = None,
     max_length: int | None = None,
     batch_size: int = 32,
@@ -201,7 +231,10 @@ def evaluate(
     labels = labels if labels is not None or name is None else host[name].labels
     if task == "classify" and labels is None:
         raise CommonweightError(f"{name or 'the plain base'} has no labels; classifying needs a tenant with a head")
-    doing = make_task(host, task, labels, tokenizer, max_length, text_column, label_column)
+    doing = make_task(
+        host, task, labels, tokenizer, max_length, text_column=text_column, label_column=label_column,
+        prompt_column=prompt_column, completion_column=completion_column,
+    )  # fmt: skip
     rows_ = doing.examples(rows)
     was = host.model.training
     host.model.eval()

@@ -143,11 +143,25 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a killed run of the same settings.", rich_help_panel=TRAINING)
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show what was understood of the rows and stop before the first step. Nothing is written.",
+            rich_help_panel=READING,
+        ),
+    ] = False,
     text_column: Annotated[
         str | None, typer.Option(help="Column of the text (embed: of the anchor).", rich_help_panel=READING)
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(help="Column of the label (embed: of the positive).", rich_help_panel=READING)
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="lm: column of the prompt, which is not scored.", rich_help_panel=READING)
+    ] = None,
+    completion_column: Annotated[
+        str | None, typer.Option(help="lm: column of the completion, which is scored.", rich_help_panel=READING)
     ] = None,
     no_header: Annotated[
         bool,
@@ -169,7 +183,8 @@ def command(
     }  # fmt: skip
     recipe = {k: v for k, v in numbers.items() if v is not None}
     source = {
-        "dev": dev, "text_column": text_column, "label_column": label_column, "no_header": no_header or None,
+        "dev": dev, "text_column": text_column, "label_column": label_column, "prompt_column": prompt_column,
+        "completion_column": completion_column, "no_header": no_header or None,
     }  # fmt: skip
     given = {"task": task, "sites": sites, "dtype": dtype, "codec": codec}
     if tenants is not None:
@@ -184,10 +199,10 @@ def command(
         if twice := [k for k, v in {**said, **given, **source, **numbers}.items() if v is not None]:
             flag = twice[0] if twice[0] == "DATA" else f"--{twice[0].replace('_', '-')}"
             raise CommonweightError(f"{flag} beside --tenants: say it in {tenants}, which says all but where to write")
-        return _together(model, tenants, out, store, resume)
+        return _together(model, tenants, out, store, resume, dry_run)
     if data is None:
         raise CommonweightError("no DATA: name a file to train on, or a file of several tenants with --tenants")
-    if (out is None) == (store is None):
+    if (out is None) == (store is None) and not (dry_run and out is None):
         raise CommonweightError("where to? --out FILE.safetensors or --store FOLDER, one of them")
     if common is not None and store is None:
         raise CommonweightError(f"--common {common}: of which store? name it with --store")
@@ -197,17 +212,24 @@ def command(
         if tenant is None:
             raise CommonweightError("--store: the tenant needs a name, --tenant NAME")
         _publish(
-            model, store, tenant, common, method, option or [], resume,
+            model, store, tenant, common, method, option or [], resume, dry_run,
             source={"data": data, "eval": eval_file, **source}, recipe=recipe, **given,
         )  # fmt: skip
         return
-    from ..adapt.files import out_path, run
+    from ..adapt import Job, Source
+    from ..adapt.files import look, out_path, run
 
-    assert out is not None
-    out_path(out)
-    safe(out.stem if tenant is None else tenant)
+    if out is not None:
+        out_path(out)
+    name = safe(tenant or (out.stem if out is not None else "tenant"))
     method = method or "mos"
     options = parse(get(method).config, option or [])
+    if out is None or dry_run:
+        files = {name: Source(data=data, eval=eval_file, **source)}
+        with _training() as bar:
+            look(model, Job(tenants=files, method=method, options=options, recipe=recipe, **given), dry_run=True,
+                 say=bar.say)  # fmt: skip
+        return
     with _training() as bar:
         files = run(
             model, data, out, method=method, options=options, tenant=tenant, eval_file=eval_file, resume=resume,
@@ -222,8 +244,8 @@ def command(
 
 
 def _publish(
-    model: str, store: Path, tenant: str, common: str | None, method: str | None, option: list[str], resume: bool, *,
-    source: dict[str, Any], **given: Any,
+    model: str, store: Path, tenant: str, common: str | None, method: str | None, option: list[str], resume: bool,
+    dry_run: bool, *, source: dict[str, Any], **given: Any,
 ) -> None:  # fmt: skip
     from ..adapt import Job, Source, run_late
     from ..adapt.together import method_of
@@ -234,7 +256,10 @@ def _publish(
     options = parse(get(method).config, option)
     job = Job(tenants={tenant: Source(**source)}, method=method, options=options, common=common, **given)
     with _training() as bar:
-        found = run_late(model, job, store, resume=resume, say=bar.say, progress=bar)[tenant]
+        made = run_late(model, job, store, resume=resume, dry_run=dry_run, say=bar.say, progress=bar)
+    if dry_run:
+        return
+    found = made[tenant]
     if metrics := found.evaluated or found.result.metrics:
         typer.echo(("" if found.evaluated else "dev: ") + line(job.task, metrics))
     t, w = found.result.tenant, found.written
@@ -243,12 +268,16 @@ def _publish(
     )
 
 
-def _together(model: str, tenants: Path, out: Path | None, store: Path | None, resume: bool) -> None:
+def _together(model: str, tenants: Path, out: Path | None, store: Path | None, resume: bool, dry_run: bool) -> None:
     from ..adapt import read_tenants, run_together
 
     job = read_tenants(tenants)
     with _training() as bar:
-        found = run_together(model, job, out=out, store=store, resume=resume, say=bar.say, progress=bar)
+        found = run_together(
+            model, job, out=out, store=store, resume=resume, dry_run=dry_run, say=bar.say, progress=bar
+        )
+    if dry_run:
+        return
     rows = [("tenant", "metrics", "own bytes", "common bytes", "written to")]
     for name, o in found.items():
         metrics = o.evaluated or o.result.metrics

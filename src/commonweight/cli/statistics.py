@@ -103,8 +103,8 @@ def _open(model: str, task: str, needs_head: bool) -> tuple[nn.Module, Any]:
     """The model in float32 with the head that the task reads, and its tokenizer."""
     import transformers as tf
 
-    from ..adapt.base import first_line, tokenizer_of
-    from ..core import CommonweightError
+    from ..adapt.base import tokenizer_of
+    from ..core import CommonweightError, first_line
 
     tf.utils.logging.disable_progress_bar()
     tf.utils.logging.set_verbosity_error()

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import build, config, option, parse, table
-from .errors import CommonweightError, unknown
+from .errors import CommonweightError, first_line, unknown
 from .names import safe
 from .serial import dump, load, serial
 
@@ -51,6 +51,7 @@ __all__ = [
     "build",
     "config",
     "dump",
+    "first_line",
     "kaiming",
     "load",
     "option",

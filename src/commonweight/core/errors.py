@@ -10,6 +10,12 @@ class CommonweightError(ValueError):
     """Says where, what came, what was wanted, what to do."""
 
 
+def first_line(e: BaseException) -> str:
+    """What an error of another library says, without the rest of its lines."""
+    text = str(e).strip() or type(e).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
 def unknown(what: str, came: str, known: Iterable[str], hint: str = "") -> CommonweightError:
     """Error for a name that is not known, with the nearest known one."""
     names = sorted(known)

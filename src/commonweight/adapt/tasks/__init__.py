@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...core import unknown
-from .base import Example, Task
+from .base import Example, Seen, Task
 from .classify import Classify
 from .embed import Embed
 from .lm import LM
@@ -17,4 +17,4 @@ def get(task: str) -> type[Task]:
     return TASKS[task]
 
 
-__all__ = ["LM", "TASKS", "Classify", "Embed", "Example", "Task", "get"]
+__all__ = ["LM", "TASKS", "Classify", "Embed", "Example", "Seen", "Task", "get"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -14,12 +16,29 @@ from ..rows import Row
 Example = dict[str, Any]
 
 
+@dataclass
+class Seen:
+    """How a task read the rows it was given last. how: what the loss is on. used: columns. counted: what was cut or
+    left out, in words, with its number."""
+
+    how: str = ""
+    used: tuple[str, ...] = ()
+    rows: int = 0
+    counted: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def note(self) -> str:
+        return "; ".join([*([self.how] if self.how else []), *(f"{n:,} {what}" for what, n in self.counted.items())])
+
+
 class Task(Protocol):
     """tokenizer and max_length are given once; `labels` are the classes of a classification, else None.
 
     usual_length: what the recipe takes when nobody says. better: the metric that early stopping watches and whether
-    more of it is better. mixes: whether a batch may have rows of several tenants. note: what a user should know about
-    how the rows were read. items: over how many rows or tokens a batch's loss is the mean.
+    more of it is better. mixes: whether a batch may have rows of several tenants. seen: how the rows were read that
+    `examples` had last. note: that in words. shown: an example as text, what is scored between ⟦ and ⟧. tokens: of an
+    example (tokens, scored ones; 0: the loss is not one of tokens).
+    items: over how many rows or tokens a batch's loss is the mean.
     """
 
     usual_length: ClassVar[int]
@@ -27,8 +46,10 @@ class Task(Protocol):
     mixes: ClassVar[bool]
     labels: tuple[str, ...] | None
     max_length: int
-    note: str
+    seen: Seen
 
+    @property
+    def note(self) -> str: ...
     def __init__(
         self,
         tokenizer: Any,
@@ -36,8 +57,12 @@ class Task(Protocol):
         labels: Sequence[str] | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        prompt_column: str | None = None,
+        completion_column: str | None = None,
     ): ...
     def examples(self, rows: Sequence[Row]) -> list[Example]: ...
+    def tokens(self, example: Example) -> tuple[int, int]: ...
+    def shown(self, example: Example) -> str: ...
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]: ...
     def items(self, batch: dict[str, Tensor]) -> int: ...
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...
@@ -57,11 +82,26 @@ class Given:
         labels: Sequence[str] | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        prompt_column: str | None = None,
+        completion_column: str | None = None,
     ):
         self.tokenizer, self.max_length = tokenizer, max_length
         self.labels = tuple(labels) if self.labelled and labels is not None else None
         self.text_column, self.label_column = text_column, label_column
-        self.note = ""
+        self.prompt_column, self.completion_column = prompt_column, completion_column
+        self.seen = Seen()
+
+    @property
+    def note(self) -> str:
+        return self.seen.note
+
+    def tokens(self, example: Example) -> tuple[int, int]:
+        return sum(len(v) for v in example.values() if isinstance(v, list)), 0
+
+
+def marked(text: str) -> str:
+    """The marks around what the loss is on, where an example is shown."""
+    return f"⟦{text}⟧"
 
 
 def length(example: Example) -> int:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...core import CommonweightError
 from ..rows import LABEL, TEXT, Row, column, text_of
-from .base import Example, Given, batches, need, padded
+from .base import Example, Given, Seen, batches, marked, need, padded
 
 
 class Classify(Given):
@@ -35,8 +35,10 @@ class Classify(Given):
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)
+        self.seen = Seen(rows=len(rows))
         text = column(rows, self.text_column, TEXT, "text")
         label = column(rows, self.label_column, LABEL, "label")
+        self.seen.used = (text, label)
         number = {name: i for i, name in enumerate(self.labels or ())}
         texts = [text_of(r, text, i) for i, r in enumerate(rows)]
         names = [_label(r, label, i) for i, r in enumerate(rows)]
@@ -47,6 +49,10 @@ class Classify(Given):
                 )
         ids = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
         return [{"input_ids": i, "label": number[n]} for i, n in zip(ids, names)]
+
+    def shown(self, example: Example) -> str:
+        text = self.tokenizer.decode(example["input_ids"])
+        return f"{text} -> {marked((self.labels or ())[example['label']])}"
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)

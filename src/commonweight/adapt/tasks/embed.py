@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...core import CommonweightError
 from ..rows import PAIRS, Row, column, text_of
-from .base import Example, Given, batches, need, padded
+from .base import Example, Given, Seen, batches, marked, need, padded
 
 TEMPERATURE = 0.05
 
@@ -31,6 +31,7 @@ class Embed(Given):
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)
         a, p = self._pair(rows)
+        self.seen = Seen(used=(a, p), rows=len(rows))
         texts = [[text_of(r, c, i) for i, r in enumerate(rows)] for c in (a, p)]
         ids = [self.tokenizer(t, truncation=True, max_length=self.max_length)["input_ids"] for t in texts]
         return [{"anchor": x, "positive": y} for x, y in zip(*ids)]
@@ -47,6 +48,10 @@ class Embed(Given):
             f"no pair of columns among {', '.join(rows[0])}; wanted {names}; "
             "name yours with --text-column and --label-column"
         )
+
+    def shown(self, example: Example) -> str:
+        a, p = (self.tokenizer.decode(example[k]) for k in ("anchor", "positive"))
+        return f"{a} -> {marked(p)}"
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Anchors first, then their positives, in one batch of 2 B rows."""

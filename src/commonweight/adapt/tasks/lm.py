@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ...core import CommonweightError
 from ..rows import TEXT, Row, column, text_of
 from . import scored
-from .base import Example, Given, batches, need, pad, padded
+from .base import Example, Given, Seen, batches, marked, need, pad, padded
 from .scored import IGNORE
 
 
@@ -28,17 +29,18 @@ class LM(Given):
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)
+        self.seen = Seen(rows=len(rows))
         there = set(rows[0])
         if self.text_column is None and "messages" in there:
             return self._chats(rows)
         if self.text_column is None and {"prompt", "completion"} <= there:
-            self.note = "loss on the completions only"
+            self.seen.how = "loss on the completions only"
             return [self._completion(r, i) for i, r in enumerate(rows)]
         if self.text_column is None and there & {"prompt", "completion"} and not there & set(TEXT):
             lacks = min({"prompt", "completion"} - there)
             raise CommonweightError(f"the columns are {', '.join(sorted(there))}; there is no {lacks} beside it")
         name = column(rows, self.text_column, TEXT, "text")
-        self.note = f"loss on all of {name!r}"
+        self.seen.how = f"loss on all of {name!r}"
         return [e for i, r in enumerate(rows) for e in self._pieces(text_of(r, name, i))]
 
     def _end(self) -> list[int]:
@@ -82,7 +84,7 @@ class LM(Given):
                 "rows with 'messages' need a chat template, and the tokenizer has none; give prompt and completion"
             )
         masks = "{% generation" in str(template) or "{%- generation" in str(template)
-        self.note = (
+        self.seen.how = (
             "loss on the assistant's turns" if masks
             else "loss on whole chats: the template does not mark the assistant's turns"
         )  # fmt: skip
@@ -108,6 +110,16 @@ class LM(Given):
 
     def _bytes(self, ids: list[int]) -> int:
         return len(self.tokenizer.decode(ids, skip_special_tokens=True).encode())
+
+    def tokens(self, example: Example) -> tuple[int, int]:
+        return len(example["input_ids"]), sum(t != IGNORE for t in example["labels"][1:])
+
+    def shown(self, example: Example) -> str:
+        out = []
+        for on, run in groupby(zip(example["input_ids"], example["labels"]), lambda pair: pair[1] != IGNORE):
+            text = self.tokenizer.decode([i for i, _ in run])
+            out.append(marked(text) if on else text)
+        return "".join(out)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)

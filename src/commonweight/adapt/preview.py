@@ -1,0 +1,49 @@
+"""What a run understood of its rows, told before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .data import Data, Understood
+from .tasks import Example, Seen, Task
+from .tasks.base import length
+
+LONGEST = 1200  # characters of the row that is shown
+
+
+def preview(data: Data, got: Understood) -> str:
+    """Columns, rows, tokens, what was cut or left out, and one row with the part that is scored marked."""
+    there = list(dict.fromkeys(k for r in data.rows[:1000] for k in r))
+    unused = [c for c in there if c not in got.seen.used]
+    head = f"columns {', '.join(got.seen.used)}" + (f" (not used: {', '.join(unused)})" if unused else "")
+    out = [tally(data.sources[0], got.task, got.train, got.seen, head)]
+    if got.dev:
+        name = data.sources[1] if data.sources[1] != data.sources[0] else f"{data.sources[0]}, held out"
+        out.append(tally(name, got.task, got.dev, got.dev_seen))
+    out.append("one row, what is scored between ⟦ and ⟧:\n" + indented(shorter(got.task.shown(got.train[0]))))
+    return "\n".join(out)
+
+
+def tally(name: str, task: Task, examples: Sequence[Example], seen: Seen | None = None, head: str = "") -> str:
+    """One line: rows, examples, tokens and what was lost."""
+    seen = seen or task.seen
+    parts = [f"{seen.rows:,} rows", *([head] if head else [])]
+    if len(examples) != seen.rows:
+        parts.append(f"{len(examples):,} examples")
+    tokens, scored = map(sum, zip(*(task.tokens(e) for e in examples)))
+    longest = max(map(length, examples))
+    parts.append(
+        f"{tokens:,} tokens" + (f", {scored:,} of them scored" if scored else "") + f", {longest} in the longest"
+    )
+    return f"{name}: " + "; ".join([*parts, *([seen.note] if seen.note else [])])
+
+
+def shorter(text: str) -> str:
+    """The middle left out of what is too long for a screen."""
+    over = len(text) - LONGEST
+    half = LONGEST // 2
+    return text if over <= 0 else f"{text[:half]} [... {over:,} characters ...] {text[-half:]}"
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
