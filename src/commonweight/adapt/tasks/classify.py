@@ -52,7 +52,8 @@ class Classify(Given):
 
     def shown(self, example: Example) -> str:
         text = self.tokenizer.decode(example["input_ids"])
-        return f"{text} -> {marked((self.labels or ())[example['label']])}"
+        names: Sequence[str] = self.labels or ()
+        return f"{text} -> {marked(names[example['label']])}"
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
