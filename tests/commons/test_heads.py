@@ -104,6 +104,7 @@ def by_hand(at, base_host, name, classes, **config):
     from safetensors.torch import load_file, save_file
 
     base_host.export_peft(name, at)
+    (at / files.REPORT).unlink()
     about = json.loads((at / files.CONFIG).read_text())
     about |= {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"], **config}
     (at / files.CONFIG).write_text(json.dumps(about))

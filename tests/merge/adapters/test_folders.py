@@ -93,19 +93,31 @@ def two(tmp_path, monkeypatch):
 
 
 def edit(**more):
+    Path("b/report.json").unlink(missing_ok=True)
     config = json.loads(Path("b/adapter_config.json").read_text())
     Path("b/adapter_config.json").write_text(json.dumps({**config, **more}))
 
 
 def _head():
+    Path("b/report.json").unlink()
     file = "b/adapter_model.safetensors"
     save_file({**load_file(file), "base_model.model.score.weight": torch.ones(2, 2)}, file)
 
 
 def _without(end):
+    Path("b/report.json").unlink()
     file = "b/adapter_model.safetensors"
     found = load_file(file)
     save_file({k: t for k, t in found.items() if k != next(n for n in found if n.endswith(end))}, file)
+
+
+def _broken():
+    Path("b/adapter_config.json").write_text("{")
+
+
+def _other():
+    file = "b/adapter_model.safetensors"
+    save_file({k: t + 1 for k, t in load_file(file).items()}, file)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +129,9 @@ def _without(end):
         (_head, ["a", "b"], "base_model.model.score.weight: adapter (b) has this beside LoRA's factors"),
         (lambda: _without("lora_B.weight"), ["a", "b"], "lora_B.weight is missing beside its other factor"),
         (lambda: _without("lora_A.weight"), ["a", "b"], "lora_B.weight has no A beside it"),
-        (lambda: Path("b/adapter_model.safetensors").unlink(), ["a", "b"], "adapter_model.safetensors is missing"),
+        (lambda: Path("b/adapter_model.safetensors").unlink(), ["a", "b"], "b: has no adapter_model.safetensors"),
+        (lambda: _broken(), ["a", "b"], "adapter (b): b/adapter_config.json: not a whole JSON file"),
+        (lambda: _other(), ["a", "b"], "b/adapter_model.safetensors: not as commonweight wrote it"),
         (lambda: None, ["a"], "adapters: 1 came; give at least two"),
         (lambda: None, ["a", "b.safetensors"], "a is an adapter's folder of PEFT, b.safetensors is none"),
         (lambda: None, ["a", "b", "--space", "pools"], "--space pools and --eval are for tenants"),

@@ -380,7 +380,7 @@ def test_a_model_whose_folder_has_a_plus_in_its_name(four):
         save_file(state, f"{name}/model.safetensors")
     found = made("method: linear\nmodels: [c++/a, c++/b+c]")
     assert gap(found, cw.merge.linear(others[:2])) == 0
-    with pytest.raises(cw.CommonweightError, match=r"model \(c\+\+/a\+m1\): adapter_model.safetensors is missing"):
+    with pytest.raises(cw.CommonweightError, match=r"model \(c\+\+/a\+m1\): m1: has no adapter_config.json"):
         build(load({"method": "linear", "models": ["c++/a+m1"]}))
     with pytest.raises(cw.CommonweightError, match="nowhere: no such file or folder"):
         build(load({"method": "linear", "models": ["c++/a+nowhere"]}))

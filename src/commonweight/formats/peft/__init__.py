@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...core import CommonweightError, Plan, Site
-from . import folder, heads, lora, low_rank, randlora, rotations, scales, vb_lora, vera
-from .common import PREFIX, Adapter, Frozen, Native, Subject
+from . import folder, heads, layout, lora, low_rank, randlora, refusals, rotations, scales, vb_lora, vera
+from .common import PREFIX, Adapter, Frozen, Native, Subject, short
 
 
 class Family(NamedTuple):
@@ -41,9 +41,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     """
     kind = str(config["peft_type"])
     if kind not in FAMILIES:
-        raise CommonweightError(
-            f"adapter_config.json: peft_type {kind} is not supported; supported are {', '.join(sorted(FAMILIES))}"
-        )
+        raise refusals.kind(kind, sorted(FAMILIES))
     return FAMILIES[kind].read(config, tensors, sites, base)
 
 
@@ -52,6 +50,8 @@ def fits(adapter: Adapter, plan: Plan) -> None:
     for name, value in adapter.values.items():
         if name not in plan.pools:
             raise CommonweightError(f"{adapter.method}: no pool is called {name}")
+        if value.is_floating_point() != plan.pools[name].dtype.startswith(("float", "bfloat")):
+            raise CommonweightError(f"{name} is of {value.dtype}, {adapter.method} wants {plan.pools[name].dtype}")
         if tuple(value.shape) != plan.pools[name].shape:
             raise CommonweightError(f"{name} is {tuple(value.shape)}, {adapter.method} wants {plan.pools[name].shape}")
     for name, pool in plan.pools.items():
@@ -59,20 +59,23 @@ def fits(adapter: Adapter, plan: Plan) -> None:
             raise CommonweightError(f"{adapter.method}: the folder holds nothing for the pool {name}")
 
 
-def write(subject: Subject, transposed: str | None) -> Native:
-    """A tenant in PEFT's own format for its method. transposed: a site whose weight is a transposed one (Conv1D)."""
-    for family in FAMILIES.values():
-        if subject.method in family.methods:
-            if transposed and not family.conv1d:
-                raise CommonweightError(
-                    f"{transposed}: PEFT has no {subject.method} for Conv1D layers; leave native out for plain LoRA"
-                )
-            return family.write(subject)
-    known = sorted(m for f in FAMILIES.values() for m in f.methods)
-    raise CommonweightError(
-        f"{subject.method} has no format of its own in PEFT (native=True knows {', '.join(known)}); "
-        "leave native out to export it as plain LoRA"
-    )
+def hindrance(method: str, transposed: str | None) -> str | None:
+    """Why PEFT has no format of its own for a tenant; None where it has. transposed: a site that is a Conv1D."""
+    family = next((f for f in FAMILIES.values() if method in f.methods), None)
+    if family is None:
+        known = sorted(m for f in FAMILIES.values() for m in f.methods)
+        return (
+            f"{method} has no format of its own in PEFT (native=True knows {', '.join(known)}); "
+            "leave native out to export it as plain LoRA"
+        )
+    if transposed and not family.conv1d:
+        return f"{transposed}: PEFT has no {method} for Conv1D layers; leave native out for plain LoRA"
+    return None
+
+
+def write(subject: Subject) -> Native:
+    """A tenant in PEFT's own format for its method, which must have one."""
+    return next(f for f in FAMILIES.values() if subject.method in f.methods).write(subject)
 
 
 __all__ = [
@@ -86,7 +89,10 @@ __all__ = [
     "fits",
     "folder",
     "heads",
+    "hindrance",
+    "layout",
     "low_rank",
     "read",
+    "short",
     "write",
 ]

@@ -11,24 +11,27 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from ...core import CommonweightError, Plan, Site, Source
-
-PREFIX = "base_model.model."
+from . import refusals
+from .keys import PREFIX, bare, bare_pattern
 
 # Written by PEFT in every config and of no weight here: the sites are taken from the keys of the tensors, the
 # layout of a weight from the model, and how a tensor was first filled no longer matters once it is in the file.
 _SILENT = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
     "inference_mode", "init_weights", "layers_pattern", "layers_to_transform", "megatron_core", "peft_type",
-    "peft_version", "qalora_group_size", "revision", "target_modules", "task_type",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 WHERE = "; made for another model, or for an embedding or a convolution, which are not supported"
 _OFF = (None, False, {}, [], "none")
 
 
 class Frozen(Source, Protocol):
-    """What may be asked of the base: its weights (float32), their SVD, and biases."""
+    """What may be asked of the base: its weights (out, inp) in float32, their SVD, biases, and how the model keeps a
+    weight: transposed is (inp, out), as in GPT-2's Conv1D."""
 
     def bias(self, site: str) -> Tensor: ...
+
+    def transposed(self, site: str) -> bool: ...
 
 
 class Adapter(NamedTuple):
@@ -64,7 +67,12 @@ class Subject(NamedTuple):
         return self.pools[reads[slot].pools[at]]
 
     def short(self, site: str) -> str:
-        return site.removeprefix(self.prefix)
+        return short(site, self.prefix)
+
+
+def short(name: str, prefix: str) -> str:
+    """A name of the host's as PEFT sees it: without torch's wrappers, and without what was put around the model."""
+    return bare(name).removeprefix(prefix)
 
 
 def understood(config: Mapping[str, Any], *known: str) -> None:
@@ -72,16 +80,7 @@ def understood(config: Mapping[str, Any], *known: str) -> None:
     for key, value in config.items():
         if key in _SILENT or key in known or value in _OFF:
             continue
-        if key == "bias":
-            raise CommonweightError(
-                f"adapter_config.json: bias={value!r} trains the base's own biases; only bias='none' is read"
-            )
-        if key == "modules_to_save":
-            raise CommonweightError(
-                f"adapter_config.json: modules_to_save={value} are whole modules of the base, not an adapter; "
-                "save the adapter without them, or give labels= to take a classification head along"
-            )
-        raise CommonweightError(f"adapter_config.json: {key}={value!r} is not supported")
+        raise refusals.option(key, value)
 
 
 def split(
@@ -98,7 +97,7 @@ def split(
             continue
         slot = next((s for s in slots if key.startswith(PREFIX) and key.endswith(f".{s}")), None)
         if slot is None:
-            raise CommonweightError(f"adapter_model.safetensors: {key}: {_why(key)}")
+            raise refusals.tensor(key, refusals.why(key))
         site = key[len(PREFIX) : -len(slot) - 1]
         if site not in sites or sites[site].kind != kind:
             fused = ": the host splits it (fused=...), PEFT does not" if f"{site}[0]" in sites else ""
@@ -109,16 +108,6 @@ def split(
     if not out:
         raise CommonweightError("adapter_model.safetensors: holds no adapter")
     return out
-
-
-def _why(key: str) -> str:
-    if "embedding" in key or "embed_tokens" in key or ".wte." in key:
-        return "adapters and copies of embeddings are not supported"
-    if "token_adapter" in key or "trainable_tokens" in key:
-        return "trainable tokens are not supported"
-    if "modules_to_save" in key or key.endswith((".weight", ".bias")):
-        return "a parameter of the base or of a head saved beside the adapter; save the adapter without it"
-    return "no tensor that this kind of adapter has"
 
 
 def whole(found: Mapping[str, Mapping[str, Tensor]], *slots: str) -> None:
@@ -154,7 +143,7 @@ def patterns(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise CommonweightError(f"adapter_config.json: {key} is {value!r}; wanted an object of numbers")
-    return {k: number(value, k) for k in value}
+    return {bare_pattern(k): number(value, k) for k in value}
 
 
 def commonest(values: Iterable[Any]) -> Any:

@@ -17,50 +17,75 @@ from torch import Tensor
 
 from ...core import CommonweightError
 from ..atomic import sync
+from . import digest
 
-CONFIG, TENSORS, PICKLE, REPORT = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "report.json"
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+REPORT = digest.REPORT
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config, tensors by key) of a folder, floating tensors in float32. Nothing is unpickled.
 
-    Raises: CommonweightError for a missing, damaged or pickled file and for NaN, naming the file or the key.
+    The digests beside the files are compared first, where there are any. Raises: CommonweightError for a missing,
+    damaged or pickled file, for numbers that are none, and for NaN, naming the file or the key.
     """
-    if not folder.is_dir():
-        raise CommonweightError(f"{folder}: no such folder; wanted one with {CONFIG} and {TENSORS}")
-    if not (folder / CONFIG).is_file():
-        raise CommonweightError(f"{folder}: has no {CONFIG}; it is not a PEFT adapter folder")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise CommonweightError(f"{folder / CONFIG}: not a whole JSON file ({e})") from e
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise CommonweightError(f"{folder / CONFIG}: names no peft_type; wanted what PEFT's save_pretrained writes")
-    path = folder / TENSORS
-    if not path.is_file():
-        if (folder / PICKLE).is_file():
-            raise CommonweightError(
-                f"{folder / PICKLE}: a pickle can run any code, it is not read; "
-                "load it in PEFT and save_pretrained(..., safe_serialization=True)"
-            )
-        raise CommonweightError(f"{folder}: has no {TENSORS}")
+    given = config(folder)
+    path = weights(folder)
+    digest.check(folder)
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, KeyError) as e:
         raise CommonweightError(f"{path}: not a whole safetensors file ({e})") from e
     for key, value in tensors.items():
+        if value.is_complex() or value.dtype is torch.bool:
+            raise CommonweightError(f"{path}: {key} is of {value.dtype}; wanted floating numbers")
         if value.is_floating_point():
             value = tensors[key] = value.float()
             masked = "vblora_logits" in key  # -inf there means: never chosen
             if value.isnan().any() or (not masked and value.isinf().any()):
                 raise CommonweightError(f"{path}: {key} holds NaN or infinity; it cannot be used")
-    return config, tensors
+    return given, tensors
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises: CommonweightError for a folder that is none, and a file that is no config."""
+    if not folder.is_dir():
+        raise CommonweightError(f"{folder}: no such folder; wanted one with {CONFIG} and {TENSORS}")
+    path = folder / CONFIG
+    if not path.is_file():
+        names = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
+        inside = f"; adapters lie in it: {', '.join(names[:5])}. Name one of them" if names else ""
+        raise CommonweightError(f"{folder}: has no {CONFIG}; it is not a PEFT adapter folder{inside}")
+    if path.stat().st_size > digest.LARGEST:
+        raise CommonweightError(f"{path}: {path.stat().st_size:,} bytes; a config has at most {digest.LARGEST:,}")
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise CommonweightError(f"{path}: not a whole JSON file ({e})") from e
+    if not isinstance(given, dict) or not isinstance(given.get("peft_type"), str):
+        raise CommonweightError(f"{path}: names no peft_type; wanted what PEFT's save_pretrained writes")
+    return given
+
+
+def weights(folder: Path) -> Path:
+    """adapter_model.safetensors. Raises: CommonweightError for a folder that has none, or a pickle in its place."""
+    path, pickled = folder / TENSORS, folder / PICKLE
+    if not path.is_file():
+        if pickled.is_file():
+            raise CommonweightError(
+                f"{pickled}: a pickle can run any code, it is not read. If you trust it, write {TENSORS} from it: "
+                f'safetensors.torch.save_file(torch.load("{PICKLE}", weights_only=True), "{TENSORS}"); or load it in '
+                "PEFT and save_pretrained"
+            )
+        raise CommonweightError(f"{folder}: has no {TENSORS}")
+    return path
 
 
 def write(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], report: Mapping[str, Any], overwrite: bool
 ) -> Path:
-    """Writes the whole folder under a temporary name beside it, then renames it into place.
+    """Writes the whole folder under a temporary name beside it, then renames it into place. The report gets digests of
+    the two files that PEFT reads.
 
     Raises: CommonweightError when the target exists and is not empty, unless `overwrite`.
     """
@@ -78,8 +103,9 @@ def write(
     files = {
         CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(),
         TENSORS: save(plain, {"format": "pt"}),
-        REPORT: json.dumps(report, indent=2, sort_keys=True).encode(),
     }
+    told = {**report, digest.KEY: digest.of(files)}
+    files[digest.REPORT] = json.dumps(told, indent=2, sort_keys=True).encode()
     old = None
     try:
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -1,4 +1,4 @@
-"""LoRA in PEFT's format, and its kin that PEFT keeps under the same peft_type: DoRA and PiSSA."""
+"""LoRA in PEFT's format, and its kin that PEFT keeps under the same peft_type: DoRA, PiSSA and OLoRA."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...bind import BiasShift
 from ...core import CommonweightError, Site
+from . import moved, refusals
 from .common import (
     PREFIX,
     Adapter,
@@ -30,105 +31,113 @@ from .common import (
     whole,
 )
 
+# How the factors were first filled; init_lora_weights says which.
+HOW_IT_STARTED = "corda_config", "eva_config", "loftq_config", "lora_ga_config"
 _KNOWN = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights", "use_dora",
-    "lora_bias",
+    "lora_bias", "bias", "target_parameters", "monteclora_config", "velora_config", *HOW_IT_STARTED,
 )  # fmt: skip
 _A, _B, _M, _BIAS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_B.bias"
-_MOVES_THE_BASE = ("olora", "loftq", "corda", "lora_ga")
+_OF_TRAINING = ".lora_monteclora_sampler.", ".lora_velora_"  # noise, and saved activations
+_OWN = "base_layer.bias", "bias"  # the layer's own bias, trained (bias="lora_only")
 
 
 def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen) -> Adapter:
-    """h = W0 x + s (B A x + b) with s = alpha / r, or alpha / sqrt(r) (use_rslora); DoRA and PiSSA around it.
+    """h = W0 x + s (B A x + b) with s = alpha / r, or alpha / sqrt(r) (use_rslora); DoRA, PiSSA and OLoRA around it.
 
-    b is there with lora_bias alone; our b is theirs times s.
+    b is there with lora_bias alone; our b is theirs times s, and what a trained bias of the base gained.
     """
     understood(config, *_KNOWN)
     biased = bool(config.get("lora_bias"))
     if not biased and (key := next((k for k in tensors if k.endswith(_BIAS)), None)):
         raise CommonweightError(f"adapter_model.safetensors: {key}: adapter_config.json does not say lora_bias=true")
-    init, dora = config.get("init_lora_weights", True), bool(config.get("use_dora"))
-    pissa = init == "pissa"
-    if isinstance(init, str) and (init in _MOVES_THE_BASE or init.startswith("pissa_")):
-        raise CommonweightError(
-            f"adapter_config.json: init_lora_weights={init!r} moved the base weights in a way that the file does not "
-            "repeat; save it in PEFT with path_initial_model_for_weight_conversion, which makes it plain LoRA"
-        )
-    if pissa and dora:
-        raise CommonweightError("adapter_config.json: init_lora_weights='pissa' with use_dora=True is not supported")
-    if biased and (dora or pissa):
-        raise CommonweightError("adapter_config.json: lora_bias=true is not supported for DoRA and PiSSA")
+    how, dora = moved.by(config.get("init_lora_weights", True)), bool(config.get("use_dora"))
     slots = (_A, _B, *((_M,) if dora else ()), *((_BIAS,) if biased else ()))
-    found = split(tensors, slots, sites)
+    tensors = {k: v for k, v in tensors.items() if not any(part in k for part in _OF_TRAINING)}
+    if stray := next((k for k in tensors if _is_stray(k, tensors)), None):
+        raise refusals.tensor(stray, refusals.trained_bias(config.get("bias")))
+    found = split(tensors, (*slots, *_OWN), sites)
+    trained = any(n in given for given in found.values() for n in _OWN)
+    if (biased or trained) and dora:
+        raise CommonweightError(
+            "adapter_config.json: trained biases (lora_bias=true, bias='lora_only') are not supported for DoRA. "
+            f"{refusals.MERGE}"
+        )
     whole(found, *slots)
     rank_pattern, alpha_pattern = patterns(config, "rank_pattern"), patterns(config, "alpha_pattern")
-    r, alpha = count(config, "r"), number(config, "lora_alpha", 8)
-    ranks, alphas, values = {}, {}, {}
+    r, alpha, rslora = count(config, "r"), number(config, "lora_alpha", 8), bool(config.get("use_rslora"))
+    ranks, alphas, scales, values = {}, {}, {}, {}
     for key, given in found.items():
         s, A, B = sites[key], given[_A], given[_B]
+        if _turned(config, key, s, base):
+            A, B = B.T.contiguous(), A.T.contiguous()
         want = by_pattern(rank_pattern, key, r)
         check(f"{PREFIX}{key}.{_A}", A, (want, s.inp), "its rank and the base want")
         check(f"{PREFIX}{key}.{_B}", B, (s.out, want), "its rank and the base want")
-        ranks[s.name] = A.shape[0]
-        alphas[s.name] = float(by_pattern(alpha_pattern, key, alpha))
+        ranks[s.name], alphas[s.name] = want, float(by_pattern(alpha_pattern, key, alpha))
+        scales[s.name] = alphas[s.name] / (math.sqrt(want) if rslora else want)
         values[f"{s.name}.A"], values[f"{s.name}.B"] = A, B
         if dora:
             check(f"{PREFIX}{key}.{_M}", given[_M], (s.out,))
             values[f"{s.name}.m"] = given[_M]
-    rslora = bool(config.get("use_rslora"))
-    for key in found if biased else ():
-        s, b = sites[key], found[key][_BIAS]
-        check(f"{PREFIX}{key}.{_BIAS}", b, (s.out,))
-        if s.bias:
-            r = ranks[s.name]
-            values[f"{s.name}.b"] = b * (alphas[s.name] / (math.sqrt(r) if rslora else r))
-        elif b.any():
-            raise CommonweightError(
-                f"adapter_model.safetensors: {PREFIX}{key}.{_BIAS}: the layer has no bias that it could change"
-            )
-    if pissa:
-        return _pissa(ranks, alphas, values, rslora, base)
+    if biased or trained:
+        values |= _biases(found, sites, scales, base)
+    options: dict[str, Any] = {"dropout": float(number(config, "lora_dropout", 0.0))}
+    if how == "pissa" and not (dora or biased or trained) and len({*ranks.values()}) == len({*scales.values()}) == 1:
+        rank, scale = commonest(ranks.values()), commonest(scales.values())
+        return Adapter("pissa", {"rank": rank, "alpha": scale * rank}, tuple(ranks), values)
+    if how is not None:
+        ranks, alphas, values = moved.doubled(how, ranks, scales, values, base)
+        rslora = False
     rank, alpha = commonest(ranks.values()), commonest(alphas.values())
-    options = {
+    options |= {
         "rank": rank,
         "alpha": alpha,
         "rslora": rslora,
-        "dropout": float(number(config, "lora_dropout", 0.0)),
         "ranks": others(ranks, rank),
         "alphas": others(alphas, alpha),
-        **({"bias": True} if biased else {}),
+        **({"bias": True} if biased or trained else {}),
     }
     return Adapter("dora" if dora else "lora", options, tuple(ranks), values)
 
 
-def _pissa(
-    ranks: Mapping[str, int], alphas: Mapping[str, float], values: Mapping[str, Tensor], rslora: bool, base: Frozen
-) -> Adapter:
-    """PEFT takes the leading r singular triplets out of the base whenever it loads: w' = w - U S V + s B A.
+def _is_stray(key: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether it is the trained bias of a layer that has no factors."""
+    layer = key.removesuffix(".bias").removesuffix(".base_layer")
+    return key.endswith(".bias") and not key.endswith(_BIAS) and f"{layer}.{_A}" not in tensors
 
-    As our PiSSA where every site has one rank and scale; else as LoRA of twice the rank, s [B, -B0] [A; A0] with
-    A0 = sqrt(S / s) V and B0 = U sqrt(S / s). Their product does not depend on the signs of the singular vectors.
-    """
-    scales = {n: alphas[n] / (math.sqrt(r) if rslora else r) for n, r in ranks.items()}
-    if len({*ranks.values()}) == len({*scales.values()}) == 1:
-        rank, scale = commonest(ranks.values()), commonest(scales.values())
-        return Adapter("pissa", {"rank": rank, "alpha": scale * rank}, tuple(ranks), dict(values))
-    doubled, out = {}, {}
-    for site, r in ranks.items():
-        scale = scales[site]
-        u, s, v = (t.cpu() for t in base.svd(site))
-        root = (s[:r] / scale).sqrt()
-        out[f"{site}.A"] = torch.cat([values[f"{site}.A"], root[:, None] * v[:r]])
-        out[f"{site}.B"] = torch.cat([values[f"{site}.B"], -u[:, :r] * root], 1)
-        doubled[site] = (2 * r, scale * 2 * r)
-    rank, alpha = commonest(doubled.values())
-    options = {
-        "rank": rank,
-        "alpha": alpha,
-        "ranks": others({k: r for k, (r, _) in doubled.items()}, rank),
-        "alphas": others({k: a for k, (_, a) in doubled.items()}, alpha),
-    }
-    return Adapter("lora", options, tuple(ranks), out)
+
+def _turned(config: Mapping[str, Any], key: str, site: Site, base: Frozen) -> bool:
+    """Whether B A is a change of the weight as the model keeps it, (inp, out): of target_parameters on a Conv1D."""
+    named = config.get("target_parameters") or ()
+    if isinstance(named, str) or not isinstance(named, list | tuple | set):
+        return False
+    ends = any(isinstance(n, str) and f".{key}.weight".endswith(f".{n}") for n in named)
+    return ends and base.transposed(site.name)
+
+
+def _biases(
+    found: Mapping[str, Mapping[str, Tensor]], sites: Mapping[str, Site], scales: Mapping[str, float], base: Frozen
+) -> dict[str, Tensor]:
+    """What every site's bias gains; zero where a layer's bias was not trained."""
+    out = {}
+    for key, given in found.items():
+        s, added = sites[key], given.get(_BIAS)
+        own = next((given[n] for n in _OWN if n in given), None)
+        for name, b in ((_BIAS, added), (_OWN[0], own)):
+            if b is not None:
+                check(f"{PREFIX}{key}.{name}", b, (s.out,))
+        if s.bias:
+            out[f"{s.name}.b"] = torch.zeros(s.out) if added is None else added * scales[s.name]
+            if own is not None:
+                out[f"{s.name}.b"] += own - base.bias(s.name).cpu()
+        elif added is not None and added.any():
+            raise refusals.tensor(
+                f"{PREFIX}{key}.{_BIAS}",
+                "the layer has no bias that it could change (lora_bias=true). Serve it with PEFT, which cannot merge "
+                "it either; or train it again without lora_bias",
+            )
+    return out
 
 
 def write(subject: Subject) -> Native:

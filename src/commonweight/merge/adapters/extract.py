@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ...core import CommonweightError, Rng
 from ...formats import peft
 from ...formats.peft import low_rank
+from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
-from ...host.peft import _targets
 from ..inputs import checks as inputs
 from ..sources.source import Source, open_source
 from .linears import Linear, linears
@@ -102,7 +102,7 @@ def extract(
         "fan_in_fan_out": turned == {True},
         "inference_mode": True,
         "task_type": None,
-        "target_modules": _targets(list(found), set(layers.modules)),
+        "target_modules": targets(list(found), set(layers.modules)),
         **low_rank.config(found, 0.0),
     }
     notices = (f"{layers.guessed}: which matrices are linear layers is told by their names",) if layers.guessed else ()

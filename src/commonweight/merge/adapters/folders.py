@@ -92,11 +92,9 @@ _BASE = "base_model_name_or_path"
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """(config, factors by the names of modules, with the scale in B)."""
     label = f"adapter ({path})"
-    config = plain_config(label, path / CONFIG)
-    if not (path / TENSORS).is_file():
-        raise CommonweightError(f"{label}: {TENSORS} is missing; save the adapter as safetensors")
+    config = plain_config(label, path)
     file = Files(label, [path / TENSORS])
-    scales, out = module_scales(label, path / CONFIG, file), {}
+    scales, out = module_scales(label, config, file), {}
     for module, scale in scales.items():
         for end, by in ((A, 1.0), (B, scale)):
             if peft.PREFIX + module + end not in file.shapes:

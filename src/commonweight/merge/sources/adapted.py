@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError
+from ...formats import peft
 from ...formats.peft import PREFIX
-from ...formats.peft.common import understood
-from ...formats.peft.folder import CONFIG
-from ...formats.peft.lora import _MOVES_THE_BASE
+from ...formats.peft.common import by_pattern, number, patterns, understood
+from ...formats.peft.lora import HOW_IT_STARTED
 from .factored import product
 from .source import Files, Source
 from .tenanted import names_in, turned
@@ -25,8 +24,8 @@ _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Beside what is harmless in any PEFT config: what is read here, how factors were first filled (of a base that moved,
 # init_lora_weights tells), and what puts tensors beside the factors, which are refused by name.
 _KNOWN = (
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights",
-    "corda_config", "eva_config", "loftq_config", "lora_ga_config", "bias", "modules_to_save",
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights", "bias",
+    "modules_to_save", *HOW_IT_STARTED,
 )  # fmt: skip
 
 
@@ -40,13 +39,12 @@ class Adapted:
     def __init__(self, label: str, base: Source, folder: Path):
         self.label = label
         self._base = base
-        weights = folder / "adapter_model.safetensors"
-        if not weights.is_file():
-            raise CommonweightError(f"{label}: {weights.name} is missing; save the adapter as safetensors")
+        config = plain_config(label, folder)
+        weights = folder / peft.folder.TENSORS
         self._factors = Files(label, [weights])
         self.files = (*base.files, weights)
         self.kept: Mapping[str, torch.dtype] = getattr(base, "kept", base.dtypes)  # those of the model that it changes
-        scales = module_scales(label, folder / CONFIG, self._factors)
+        scales = module_scales(label, config, self._factors)
         self._modules = {w: m for m, w in names_in(label, base, set(scales)).items()}
         self._scales = {w: scales[m] for w, m in self._modules.items()}
         self._turned = turned(base)
@@ -92,33 +90,34 @@ def _key(module: str, factor: str) -> str:
     return f"{PREFIX}{module}.lora_{factor}.weight"
 
 
-def module_scales(label: str, path: Path, factors: Files) -> dict[str, float]:
+def module_scales(label: str, config: Mapping[str, Any], factors: Files) -> dict[str, float]:
     """Module -> lora_alpha / rank (its root, if so trained). Raises: CommonweightError for what is no plain LoRA."""
-    config = plain_config(label, path)
-    out = {}
+    out, alphas, default = {}, patterns(config, "alpha_pattern"), number(config, "lora_alpha", 8)
     for key in factors.shapes:
         found = _FACTOR.fullmatch(key)
         if not found:
             raise CommonweightError(f"{key}: {label} has this beside LoRA's factors; merge it into its model first")
         rank = factors.shapes[_key(found[1], "A")][0] if found[2] == "A" else None
         if rank is not None:
-            patterns = (config.get("alpha_pattern") or {}).items()
-            alpha = next(
-                (v for k, v in patterns if re.fullmatch(rf"(.*\.)?({k})", found[1])), config.get("lora_alpha", 8)
-            )
+            alpha = by_pattern(alphas, found[1], default)
             out[found[1]] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return out
 
 
-def plain_config(label: str, path: Path) -> dict[str, Any]:
-    """adapter_config.json, of a LoRA adapter whose update is scale B A and no more."""
+def plain_config(label: str, folder: Path) -> dict[str, Any]:
+    """adapter_config.json, of a LoRA adapter whose update is scale B A and no more; digests beside it are compared.
+
+    Raises: CommonweightError for another adapter, a pickle in place of the weights, and files that have changed.
+    """
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise CommonweightError(f"{label}: {path.name} cannot be read: {e}") from e
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else "that is not said"
-        raise CommonweightError(f"{label}: an adapter of type {kind}; LORA can be merged")
+        config = peft.folder.config(folder)
+        peft.folder.weights(folder)
+        peft.folder.digest.check(folder)
+        moved = peft.lora.moved.by(config.get("init_lora_weights")) if config["peft_type"] == "LORA" else None
+    except CommonweightError as e:
+        raise CommonweightError(f"{label}: {e}") from e
+    if config["peft_type"] != "LORA":
+        raise CommonweightError(f"{label}: an adapter of type {config['peft_type']}; LORA can be merged")
     for key, value in config.items():
         try:
             understood({key: value}, *_KNOWN)
@@ -126,10 +125,9 @@ def plain_config(label: str, path: Path) -> dict[str, Any]:
             raise CommonweightError(
                 f"{label}: the adapter has {key}, which is not read; merge it into its model first"
             ) from e
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and (init in _MOVES_THE_BASE or init.startswith("pissa")):
+    if moved:
         raise CommonweightError(
-            f"{label}: init_lora_weights={init!r}: its base is another than the model; save it in PEFT with "
+            f"{label}: init_lora_weights={moved!r}: its base is another than the model; save it in PEFT with "
             "path_initial_model_for_weight_conversion, which makes it plain LoRA"
         )
     return config

@@ -1,0 +1,112 @@
+"""What of PEFT is not read here: each refusal names the part, and what can be done today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...core import CommonweightError
+
+MERGE = (
+    "PEFT can merge it (merge_and_unload, then save_pretrained): the result can be a base here, or `commonweight "
+    "extract` makes a LoRA of its difference from the base"
+)
+_AGAIN = "train the adapter again without it"
+
+# An option of a config that is on -> what it is, and what works.
+_OPTIONS = {
+    "alora_invocation_tokens": (
+        "an activated LoRA, which changes a text from these tokens on only, and cannot be merged",
+        f"Serve it with PEFT; or {_AGAIN}",
+    ),
+    "arrow_config": ("Arrow routes each token between several adapters", "Import the adapters one by one"),
+    "kasa_config": ("KaSA also takes the smallest singular values out of the base", f"{MERGE}; or {_AGAIN}"),
+    "layer_replication": (
+        "layers of the base were copied, so it belongs to a deeper model",
+        "PEFT can merge it (merge_and_unload, then save_pretrained) into that deeper model, which can be a base here",
+    ),
+    "megatron_config": ("it was trained on Megatron's parallel layers", f"{MERGE}; or {_AGAIN}"),
+    "trainable_token_indices": ("rows of the embedding were trained beside the adapter", f"{MERGE}; or {_AGAIN}"),
+    "use_bdlora": ("its factors are blocks of block-diagonal matrices", f"{MERGE}; or {_AGAIN}"),
+    "use_qalora": ("QA-LoRA averages groups of a quantised layer's inputs", f"Serve it with PEFT; or {_AGAIN}"),
+}
+_PROMPTS = "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "CARTRIDGE"
+# PEFT 0.21.2 answers supports_lora_conversion() with yes for these.
+_CONVERTED = (
+    "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "LOHA", "LOKR", "MISS", "PSOFT", "SHIRA", "TINYLORA", "UNILORA",
+    "WAVEFT",
+)  # fmt: skip
+
+
+def kind(name: str, known: list[str]) -> CommonweightError:
+    """For a peft_type that has no reader."""
+    says = f"adapter_config.json: peft_type {name} is not supported; supported are {', '.join(known)}"
+    if name in _PROMPTS:
+        return CommonweightError(
+            f"{says}. Its trained vectors stand before the text or in the keys and values of attention; they change no "
+            "weight, so it can be neither a tenant nor merged. Serve it with PEFT, or train one of the methods here on "
+            "the same rows"
+        )
+    if name == "TRAINABLE_TOKENS":
+        return CommonweightError(f"{says}. It trains rows of the embedding, which is no site here. {MERGE}")
+    if name in _CONVERTED:
+        return CommonweightError(
+            f"{says}. PEFT can write it as LoRA, which is read here: peft.save_as_lora(folder, model, rank=...); a "
+            "rank such as 0.99 is the share of the squared change to keep"
+        )
+    return CommonweightError(f"{says}. {MERGE}")
+
+
+def option(key: str, value: Any) -> CommonweightError:
+    """For a config that turns on what is not read."""
+    said = repr(value) if len(repr(value)) < 120 else f"{repr(value)[:117]}..."
+    if key == "modules_to_save":
+        return CommonweightError(
+            f"adapter_config.json: modules_to_save={said} are whole modules of the base, trained and saved; only an "
+            f"adapter without them is read. {MERGE}; or {_AGAIN}. A classification head (classifier, score) goes along "
+            "with labels=[...], or is left out with labels=()"
+        )
+    what, works = _OPTIONS.get(key, ("this reader does not know it", f"{MERGE}; or {_AGAIN}"))
+    return CommonweightError(f"adapter_config.json: {key}={said} is not supported: {what}. {works}")
+
+
+def moved(init: str) -> CommonweightError:
+    """For an init_lora_weights that changed the base in a way that the file does not repeat."""
+    return CommonweightError(
+        f"adapter_config.json: init_lora_weights={init!r} moved the base weights in a way that the file does not "
+        "repeat; save it in PEFT with path_initial_model_for_weight_conversion, which makes it plain LoRA. If the base "
+        "here is the moved one, which was saved beside the adapter, set init_lora_weights to true in "
+        "adapter_config.json"
+    )
+
+
+def trained_bias(option: Any) -> str:
+    return (
+        f"a bias of the base that was trained (bias={option!r}) at a layer without an adapter; biases are read where "
+        f"the factors of LoRA lie beside them (bias='lora_only'). {MERGE}"
+    )
+
+
+def tensor(key: str, why: str) -> CommonweightError:
+    return CommonweightError(f"adapter_model.safetensors: {key}: {why}")
+
+
+def why(key: str, config: Mapping[str, Any] | None = None) -> str:
+    """What a tensor is that no reader wants."""
+    if "lora_embedding_" in key:
+        return (
+            f"LoRA on an embedding; adapters of embeddings are not supported. {MERGE}; or train on linear layers alone"
+        )
+    if "token_adapter" in key or "trainable_tokens" in key:
+        return f"trained rows of an embedding (trainable tokens), which are not supported. {MERGE}"
+    if "embed" in key or ".wte." in key or ".shared." in key:
+        return (
+            "trained or resized embeddings, which are not supported: they differ from this base's. "
+            f"{MERGE}; or save with save_embedding_layers=False if they were not trained"
+        )
+    if key.endswith((".weight", ".bias")):
+        return (
+            "a parameter of the base or of a head saved beside the adapter, and other than this base's. "
+            f"{MERGE}; or save the adapter without it"
+        )
+    return "no tensor that this kind of adapter has"

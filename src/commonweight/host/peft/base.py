@@ -1,0 +1,71 @@
+"""What adapter files must know of the base, and copies of its parameters that they carry along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...formats import peft
+from ...formats.peft.keys import is_slot
+from ..sites import Physical
+from ..tenant import Derive
+
+if TYPE_CHECKING:
+    from ..host import Host
+
+
+class Frozen(Derive):
+    """The base's weights and biases, for the methods whose files need them."""
+
+    def __init__(self, host: Host):
+        super().__init__(host.weight)
+        self._host = host
+
+    def bias(self, site: str) -> Tensor:
+        rows = next(s.rows for s in self._host._every if s.name == site)
+        return self._at(site).rows(rows).bias.detach().float()  # type: ignore[union-attr]
+
+    def transposed(self, site: str) -> bool:
+        return self._at(site).transposed
+
+    def _at(self, site: str) -> Physical:
+        return self._host._modules[site.split("[")[0]]
+
+
+def without_copies(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, tensors) without parameters that are equal to the base's: they say nothing.
+
+    PEFT copies an embedding or a head into the file when an adapter lies on it, and every bias with bias="all".
+    parameters: the base's, by the names of the file. ``modules_to_save`` and ``bias`` go when nothing of theirs is
+    left.
+    """
+    out = {k: v for k, v in tensors.items() if (p := parameters.get(_own(k))) is None or not _equal(v, p)}
+    rest = [f".{_own(k)}" for k in out if not is_slot(k)]
+    config, named = dict(config), config.get("modules_to_save")
+    if isinstance(named, list | tuple) and named:
+        copied = [f".{_own(k)}" for k in tensors if k not in out]
+        said = [n for n in named if any(f".{n}." in k for k in rest) or not any(f".{n}." in k for k in copied)]
+        config["modules_to_save"] = said or None
+    if not any(key.endswith(".bias") for key in rest):
+        config["bias"] = "none"
+    return config, out
+
+
+def _own(key: str) -> str:
+    """The base's parameter that a key copies, if it copies one."""
+    return key.removeprefix(peft.PREFIX).replace(".base_layer.", ".")
+
+
+def _equal(value: Tensor, mine: Tensor) -> bool:
+    """Whether both are one, in the coarser precision of the two: a bfloat16 model's copy in a float32 one's is it."""
+    if value.shape != mine.shape or mine.is_meta:
+        return False
+    mine = mine.detach().cpu()
+    if torch.equal(value.to(mine.dtype), mine):
+        return True
+    return any(torch.equal(mine.to(d).float(), value.float()) for d in (torch.bfloat16, torch.float16))

@@ -1,0 +1,79 @@
+"""What PEFT calls the modules of a host's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from ...core import Site
+from ...formats import peft
+from ...formats.peft.keys import bare
+
+if TYPE_CHECKING:
+    from ..host import Host
+
+
+class View(NamedTuple):
+    """A way from the host's names to those of a file: `add` in place of `strip` before them."""
+
+    strip: str = ""
+    add: str = ""
+
+    def __call__(self, name: str) -> str:
+        return self.add + bare(name).removeprefix(self.strip)
+
+
+def sites(host: Host, view: View) -> dict[str, Site]:
+    """The host's sites by the names of a file; a head that a classifier put there has none."""
+    return {view(s.name): s for s in host._every if s.kind != "head"}
+
+
+def parameters(host: Host, view: View) -> dict[str, Tensor]:
+    """The base's parameters by the names of a file, those that modules share under each of their names."""
+    return {view(n): p for n, p in host.model.named_parameters(remove_duplicate=False)}
+
+
+def view_of(host: Host, tensors: Mapping[str, Tensor]) -> View:
+    """The view whose names fit most keys.
+
+    An adapter may have been trained on the model with a head that it does not have here, or the other way about:
+    ``model.layers.0`` of a language model is ``layers.0`` of its body.
+    """
+    prefix, body = within(host), _body(host.model)
+    views = [View(prefix), View()]
+    if body:
+        views += [View(prefix, f"{body}."), View(f"{prefix}{body}.")]
+    parts = [key.removeprefix(peft.PREFIX).split(".") for key in tensors]
+
+    def fitting(view: View) -> int:
+        known = sites(host, view)
+        return sum(any(".".join(p[:i]) in known for i in range(len(p))) for p in parts)
+
+    return max(dict.fromkeys(views), key=fitting)
+
+
+def within(host: Host) -> str:
+    """Where the model that PEFT would see stands inside the host's: "" unless something was put around it.
+
+    ``module.`` of a wrapper. A head beside the model: of an encoder-decoder a classifier keeps the encoder alone, under
+    the name that it has in the whole model.
+    """
+    names = [bare(s.name) for s in host._every if s.kind == "linear"]
+    wrapped = "module." if names and all(n.startswith("module.") for n in names) else ""
+    whole = getattr(getattr(host.model, "config", None), "is_encoder_decoder", False)
+    if whole or not any(s.kind == "head" for s in host._every):
+        return wrapped
+    homes = {n.removeprefix(wrapped).split(".")[0] for n in names}
+    return f"{wrapped}{homes.pop()}." if len(homes) == 1 else wrapped
+
+
+def tops(names: Iterable[str]) -> set[str]:
+    """First parts of names."""
+    return {n.split(".")[0] for n in names}
+
+
+def _body(model: nn.Module) -> str:
+    """The attribute under which models with a head hold this one, for example "model" or "bert"."""
+    return next((m.base_model_prefix for m in model.modules() if getattr(m, "base_model_prefix", "")), "")  # type: ignore

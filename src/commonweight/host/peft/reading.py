@@ -1,0 +1,70 @@
+"""A PEFT adapter folder as a tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...core import CommonweightError, Plan
+from ...formats import peft
+from ...formats.peft import keys
+from ...methods import head, resolve
+from ...methods import plan as make_plan
+from . import names
+from .base import Frozen, without_copies
+
+if TYPE_CHECKING:
+    from ..host import Host
+    from ..tenant import Tenant
+
+
+def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | None = None) -> Tenant:
+    """A tenant from a folder that PEFT's save_pretrained wrote: same weights in, same outputs out.
+
+    Sites are taken from the keys in the file. Nothing is unpickled. Frozen projections that the file does not hold are
+    drawn again as PEFT draws them, and are kept in the tenant's own files from then on.
+    labels: the classes of the head that lies beside the adapter, in its order; a head without a bias gets zeros. The
+    outputs are the same where the host's classifier pools as the model does on which the head was trained:
+    ``adapt.open_host(model, pool="transformers")``. Without labels a head is refused, with () it is left out.
+    Raises: CommonweightError naming the file, the key or the option that is missing, damaged or not supported.
+    """
+    folder = peft.layout.snapshot(folder)
+    config, tensors = peft.folder.read(folder)
+    try:
+        tensors = keys.plain(tensors, names.tops(n for n, _ in host.model.named_modules()))
+        beside: dict[str, Tensor] = {}
+        if labels is not None:
+            config, tensors, beside = peft.heads.part(config, tensors)
+        values, extra = _head(host, peft.heads.read(beside), labels) if labels else ({}, None)
+        view = names.view_of(host, tensors)
+        config, tensors = without_copies(config, tensors, names.parameters(host, view))
+        adapter = peft.read(config, tensors, names.sites(host, view), Frozen(host))
+        method, cfg = resolve(adapter.method, adapter.options)
+        wanted = set(adapter.sites)
+        given = [s for s in host._every if s.name in wanted]
+        plan = make_plan(cfg, given)
+        peft.fits(adapter, plan)
+    except CommonweightError as e:
+        raise CommonweightError(f"{folder}: {e}") from e
+    if extra is not None:
+        plan += extra
+    classes = tuple(labels) if labels else None
+    return host._attach(name, method, cfg, plan, classes, {**adapter.values, **values}, sites=given)
+
+
+def _head(host: Host, found: peft.heads.Head | None, labels: Sequence[str]) -> tuple[dict[str, Tensor], Plan | None]:
+    """(values of the head's pools, its plan)."""
+    if found is None:
+        raise CommonweightError(f"{len(labels)} labels were given, but the adapter brings no head; leave them out")
+    site, n = host.head_site(), found.W.shape[0]
+    if tuple(found.W.shape) != (len(labels), site.inp):
+        raise CommonweightError(
+            f"adapter_model.safetensors: its head {found.name} has {n} classes of {found.W.shape[1]} features; wanted "
+            f"{len(labels)}, as labels were given, of {site.inp}"
+        )
+    b = torch.zeros(n) if found.b is None else found.b
+    return {f"{site.name}.W": found.W, f"{site.name}.b": b}, head(site, n)

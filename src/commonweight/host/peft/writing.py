@@ -1,0 +1,145 @@
+"""A tenant as a PEFT adapter folder: in PEFT's own format for its method, or as plain LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...bind import BiasShift
+from ...core import CommonweightError, Plan
+from ...formats import peft
+from ...formats.peft import low_rank
+from ...formats.peft.keys import targets
+from ...formats.peft.low_rank import Low
+from ..hooks import changed
+from .base import Frozen
+from .names import within
+
+if TYPE_CHECKING:
+    from ..host import Host
+    from ..tenant import Tenant
+
+
+def export_peft(
+    host: Host,
+    tenant: Tenant,
+    folder: Path,
+    *,
+    native: bool | None = None,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a tenant as a folder that PEFT's `PeftModel.from_pretrained(base, folder)` reads.
+
+    native: None for PEFT's own format of the method where PEFT has it for these layers, else plain LoRA; `rank` and
+    `tolerance` ask for plain LoRA. True for PEFT's own format, or an error. False for plain LoRA, whatever the method:
+    exact where its change is a product of two factors, else the smallest rank (at most `rank`, None: no limit) whose
+    relative Frobenius error is within `tolerance` (None: 1e-3) at every module. A changed bias goes along as lora_B's
+    bias.
+    report.json beside the adapter states the format, rank and error per module, what was left out (a classification
+    head), and digests of the two files that PEFT reads, which `import_peft` compares.
+    overwrite: also when there is an adapter in `folder` already. Cost: one SVD per module that has no factors; none for
+    PEFT's own formats.
+    Raises: CommonweightError for a tenant that is no change of linear weights, a tolerance that cannot be met (naming
+    the worst module), a folder that is not empty.
+    """
+    if rank is not None and rank < 1:
+        raise CommonweightError(f"export_peft: rank is {rank}; it must be 1 or more, or None for no limit")
+    if tolerance is not None and not tolerance >= 0:
+        raise CommonweightError(f"export_peft: tolerance is {tolerance}; it must be 0 or more")
+    asked = [n for n, v in (("rank", rank), ("tolerance", tolerance)) if v is not None]
+    if native and asked:
+        raise CommonweightError(
+            f"export_peft: {asked[0]} is of plain LoRA, native=True asks for PEFT's own format; leave one of them out"
+        )
+    bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
+    heads = {s.name for s in host._every if s.kind == "head"}
+    plan = tenant.plan._replace(uses=tuple(u for u in tenant.plan.uses if u.site not in heads))
+    if not plan.uses:
+        raise CommonweightError(f"{tenant.name}: {tenant.method.name} changes no weight; there is nothing to export")
+    report: dict[str, Any] = {"method": tenant.method.name, "left_out": []}
+    if tenant.labels is not None:
+        report["left_out"].append(f"the classification head of {len(tenant.labels)} labels: {', '.join(tenant.labels)}")
+    hindrance = _hindrance(host, tenant, plan) if native or not (asked or native is False) else None
+    if native and hindrance:
+        raise CommonweightError(hindrance)
+    report["native"] = bool(native) or not (asked or hindrance or native is False)
+    prefix = within(host)
+    if report["native"]:
+        sites = {s.name: s for s in host._every if s.name in {u.site for u in plan.uses}}
+        pools = {k: v.detach().cpu() for k, v in tenant.pools.items()}
+        subject = peft.Subject(tenant.method.name, tenant.config, plan, sites, pools, Frozen(host), prefix)
+        config, tensors = peft.write(subject)
+        names = list(sites)
+        report["modules"] = {peft.short(n, prefix): {**_rank(subject, n), "error": 0.0} for n in names}
+    else:
+        if hindrance:
+            report["why_not_native"] = hindrance
+        low = _low(host, tenant, heads, rank, 1e-3 if tolerance is None else tolerance)
+        low_rank.within(low, rank, 1e-3 if tolerance is None else tolerance)
+        dropouts = {getattr(u.bind, "dropout", 0.0) for u in plan.uses}
+        config = low_rank.config({peft.short(k, prefix): v for k, v in low.items()}, min(dropouts))
+        tensors = low_rank.tensors(low)
+        names = list(low)
+        report["modules"] = {peft.short(k, prefix): {"rank": v.A.shape[0], "error": v.error} for k, v in low.items()}
+    known = {peft.short(n, prefix) for n, _ in host.model.named_modules()}
+    config = {
+        "base_model_name_or_path": getattr(getattr(host.model, "config", None), "_name_or_path", None) or None,
+        "fan_in_fan_out": all(host._modules[n].transposed for n in names),
+        "inference_mode": True,
+        "task_type": None,
+        "target_modules": targets([peft.short(n, prefix) for n in names], known),
+        **config,
+    }
+    keyed = {k if k.startswith("base_model.") else peft.PREFIX + peft.short(k, prefix): v for k, v in tensors.items()}
+    return peft.folder.write(folder, config, keyed, report, overwrite)
+
+
+def _rank(subject: peft.Subject, site: str) -> dict[str, int]:
+    """The rank of a site's own factors, where it has such."""
+    A = subject.pools.get(f"{site}.A")
+    return {} if A is None or A.dim() != 2 else {"rank": A.shape[0]}
+
+
+def _hindrance(host: Host, tenant: Tenant, plan: Plan) -> str | None:
+    """Why PEFT's own format cannot say this tenant; None where it can."""
+    used = {u.site for u in plan.uses}
+    if fused := next((s.name for s in host._every if s.name in used and s.rows is not None), None):
+        return f"{fused}: PEFT adapts no part of a fused layer; leave native out to export it as plain LoRA"
+    return peft.hindrance(tenant.method.name, next((n for n in used if host._modules[n].transposed), None))
+
+
+def _low(host: Host, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float) -> dict[str, Low]:
+    """What each changed module becomes."""
+    out = {}
+    for name, entries in tenant.table.items():
+        at = host._modules[name]
+        if name in heads:
+            continue
+        if at.kind != "linear":
+            raise CommonweightError(
+                f"{name}: {tenant.method.name} changes a {at.kind}, which no LoRA can say; "
+                "keep the tenant in its own file, or leave native out where PEFT has the method"
+            )
+        with torch.no_grad():
+            w, b = changed(at, entries)
+            found = low_rank.truncated(w - at.weight.float(), rank, tolerance) if _opaque(entries) else None
+            if found is None:
+                parts = [e for e in entries if not isinstance(e.bind, BiasShift)]
+                found = low_rank.joined([(*e.bind.factors(**e.slots(None)), e.rows) for e in parts], w.shape[0])
+                if rank is not None and found.A.shape[0] > rank:
+                    found = low_rank.truncated(found.B @ found.A, rank, tolerance)
+            gained = None if b is None or at.bias is None else b - at.bias.float()
+            out[name] = found if gained is None or not gained.any() else found._replace(bias=gained)
+    return out
+
+
+def _opaque(entries: list) -> bool:
+    """Whether the change of the weight is no product of factors at hand."""
+    changing = [e for e in entries if not isinstance(e.bind, BiasShift)]
+    return not changing or any(getattr(e.bind, "factors", None) is None for e in changing)
