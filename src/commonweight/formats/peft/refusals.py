@@ -30,6 +30,10 @@ _OPTIONS = {
     "use_bdlora": ("its factors are blocks of block-diagonal matrices", f"{MERGE}; or {_AGAIN}"),
     "use_qalora": ("QA-LoRA averages groups of a quantised layer's inputs", f"Serve it with PEFT; or {_AGAIN}"),
 }
+_HEAD = (
+    "Here give labels= to take a classification head along, its classes in their order (labels=['no', 'yes']), or "
+    "labels=() to leave it out; on the command line --labels and --no-heads"
+)
 _PROMPTS = "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "CARTRIDGE"
 # PEFT 0.21.2 answers supports_lora_conversion() with yes for these.
 _CONVERTED = (
@@ -61,10 +65,10 @@ def option(key: str, value: Any) -> CommonweightError:
     """For a config that turns on what is not read."""
     said = repr(value) if len(repr(value)) < 120 else f"{repr(value)[:117]}..."
     if key == "modules_to_save":
+        head = isinstance(value, list) and {*value} & {"classifier", "score"}
         return CommonweightError(
             f"adapter_config.json: modules_to_save={said} are whole modules of the base, trained and saved; only an "
-            f"adapter without them is read. {MERGE}; or {_AGAIN}. A classification head (classifier, score) goes along "
-            "with labels=[...], or is left out with labels=()"
+            "adapter without them is read. " + (_HEAD if head else f"{MERGE}; or {_AGAIN}")
         )
     what, works = _OPTIONS.get(key, ("this reader does not know it", f"{MERGE}; or {_AGAIN}"))
     return CommonweightError(f"adapter_config.json: {key}={said} is not supported: {what}. {works}")
