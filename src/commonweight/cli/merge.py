@@ -92,12 +92,12 @@ def command(
 ) -> None:  # fmt: skip
     """Merge models into one: streamed from disk to disk, in bounded memory."""
     from ..core import CommonweightError
-    from ..merge.call.run import cores
     from ..merge.learning import evaluation
     from ..merge.output.finished import finished
     from ..merge.plan import figures as plans
     from ..merge.plan.build import build
     from ..merge.recipe import load
+    from ..merge.stream.pool import cores
 
     most = _bytes(shard_size)
     if threads is not None and threads < 1:

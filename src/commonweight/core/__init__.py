@@ -7,6 +7,7 @@ from .config import build, config, option, parse, table
 from .errors import CommonweightError, first_line, unknown
 from .names import safe
 from .serial import dump, load, serial
+from .version import library
 
 if TYPE_CHECKING:
     from .init import (
@@ -53,6 +54,7 @@ __all__ = [
     "dump",
     "first_line",
     "kaiming",
+    "library",
     "load",
     "option",
     "parse",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Rng, Site, build, dump
+from ..core import CommonweightError, Plan, Rng, Site, build, dump, library
 from ..formats import atomic, coding, native
 from ..formats.coding import Choice
 from ..formats.fingerprint import of_weights
@@ -54,7 +54,7 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
     config = dump(tenant.config)
     config.pop("is")
     header: dict[str, Any] = {
-        "version": _version(),
+        "version": library(),
         "method": tenant.method.name,
         "config": config,
         "seed": tenant.plan.seed,
@@ -237,12 +237,3 @@ def _named(path: str) -> Iterator[None]:
         yield
     except CommonweightError as e:
         raise CommonweightError(f"{path}: {e}") from e
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("commonweight")
-    except PackageNotFoundError:
-        return "unknown"

@@ -14,12 +14,13 @@ from .adapters.lora import Merged, lora
 from .adapters.tenants import MergedTenant, tenants
 from .alignment import align, experts
 from .alignment.pleas import pleas
+from .call.declare import method
 from .learning import ablation, dataflow, search
 from .learning.evaluation import evaluate
 from .learning.tuning import Tuned, tune_recipe
 from .methods import *  # noqa: F403  (the methods, by the names in their own list)
 from .output.folder import Result, make
-from .registry import At, Beside, Method, Survey, available, get, method
+from .registry import At, Beside, Method, Survey, available, get
 from .statistics import Statistics, open_statistics
 from .statistics.collect import collect
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.merge.output import journal, shards
+from commonweight.merge.plan.files import Shard
 from tests.cli.test_merge import run
 
 ARGS = ["m", "m", "--method", "linear", "--threads", "1", "--out", "out"]
@@ -102,7 +103,7 @@ def test_in_the_thread_that_does_so_on_the_way(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(shards.os, "fdatasync", broken)
-    plan = shards.Shard("a.safetensors", {"w": (torch.float32, (2,))}, b"12345678", 16)
+    plan = Shard("a.safetensors", {"w": (torch.float32, (2,))}, b"12345678", 16)
     sink = shards.Shards(tmp_path, [plan])
     sink._wake.set()
     sink._flusher.join()

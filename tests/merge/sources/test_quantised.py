@@ -84,7 +84,7 @@ def folder(path, tensors, **quantization):
 
 def check(path, name, weight):
     """Read whole by a merge in memory; in pieces that begin and end anywhere."""
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
 
     source = open_source(path, "model")
     assert set(source.shapes) == {name, "norm.weight"}
@@ -133,7 +133,8 @@ def test_the_plan_counts_what_is_unpacked(tmp_path, monkeypatch):
     from commonweight.merge.plan import figures as plan
     from commonweight.merge.plan.build import build
     from commonweight.merge.recipe import load
-    from commonweight.merge.sources.source import held, open_source
+    from commonweight.merge.sources.model import open_source
+    from commonweight.merge.sources.source import held
 
     monkeypatch.chdir(tmp_path)
     g = torch.Generator().manual_seed(0)
@@ -159,7 +160,7 @@ def test_the_plan_counts_what_is_unpacked(tmp_path, monkeypatch):
 
 
 def test_what_is_refused(tmp_path):
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
 
     g = torch.Generator().manual_seed(0)
     plain = {"a.weight": torch.ones(4, 4)}
@@ -183,7 +184,7 @@ def test_what_is_refused(tmp_path):
 
 def test_a_file_has_the_config_that_lies_beside_it(tmp_path):
     """GPTQ's two forms differ in their zeros by one; only config.json (or quantize_config.json) tells them apart."""
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
 
     g = torch.Generator().manual_seed(0)
     tensors, weight = gptq("a", 16, 32, 4, 4, g, "gptq_v2")
@@ -204,7 +205,7 @@ def test_a_file_has_the_config_that_lies_beside_it(tmp_path):
 
 @pytest.mark.parametrize("scale", ["a.weight_scale", "a.scale_weight", "a.input_scale"])
 def test_float8_with_a_scale_of_its_own_is_refused(scale, tmp_path):
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
 
     eight = {"a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "b.scale": torch.ones(1)}
     save_file(eight, tmp_path / "plain.safetensors")
@@ -228,7 +229,7 @@ def test_float8_with_a_scale_of_its_own_is_refused(scale, tmp_path):
 )
 def test_a_config_that_cannot_be_read(text, message, tmp_path):
     """What it says of the weights would be lost."""
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
 
     path = folder(tmp_path / "m", {"a.weight": torch.ones(4, 4)})
     (path / "config.json").write_bytes(text)
@@ -242,7 +243,7 @@ def test_a_config_that_cannot_be_read(text, message, tmp_path):
     "change", [lambda t: t.reshape(-1)[:0], lambda t: t[None].clone(), lambda t: t[:1].clone(), lambda t: t.bool()]
 )
 def test_damaged_gptq(key, change, tmp_path):
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
 
     tensors, _ = gptq("a", 16, 32, 4, 4, torch.Generator().manual_seed(0))
     tensors[key] = change(tensors[key])
@@ -252,7 +253,7 @@ def test_damaged_gptq(key, change, tmp_path):
 
 @pytest.mark.parametrize("part", ["nested_absmax", "nested_quant_map", "absmax", "quant_map"])
 def test_damaged_four_bit(part, tmp_path):
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
 
     tensors, _ = four_bit("a.weight", (12, 40), NF4, "nf4", 16, True, torch.Generator().manual_seed(0))
     tensors[f"a.weight.{part}"] = tensors[f"a.weight.{part}"][:3].clone()

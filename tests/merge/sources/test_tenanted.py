@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import commonweight as cw
-from commonweight.merge.sources.source import open_source
+from commonweight.merge.sources.model import open_source
 from commonweight.merge.sources.tenanted import Tenanted
 from tests.laws.subjects import can, small, stir
 from tests.merge.sample import gap

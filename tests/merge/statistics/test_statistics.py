@@ -17,10 +17,11 @@ import commonweight as cw
 from commonweight.merge.plan.build import build
 from commonweight.merge.recipe import load
 from commonweight.merge.registry import At
-from commonweight.merge.sources.source import open_source
+from commonweight.merge.sources.model import open_source
+from commonweight.merge.sources.source import Read
 from commonweight.merge.statistics import Statistics, fingerprint, open_statistics
 from commonweight.merge.stream import beside
-from commonweight.merge.stream.work import Job, Read, Task
+from commonweight.merge.stream.work import Job, Task
 from commonweight.merge.vocabulary.tokens import Mapped
 
 from ..sample import gap, models, statistics

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import commonweight as cw
 from commonweight.merge.output import folder, shards
 from commonweight.merge.plan.build import build
+from commonweight.merge.plan.files import EMPTY
 from commonweight.merge.recipe import load
 from commonweight.merge.sources.opened import is_tenant
 from commonweight.merge.stream import engine, grid
@@ -120,7 +121,7 @@ def test_what_lies_in_the_folder(three):
     assert record["inputs"].keys() == {"m0", "m1", "m2", "m3", "m4"} and "density" not in record["recipe"]
     with safe_open(done.folder / "model.safetensors", "pt") as f:
         mark = json.loads(f.metadata()["commonweight"])
-        assert mark["inputs"] == record["digest of the inputs"] != shards.EMPTY and mark["merge"] == record["merge"]
+        assert mark["inputs"] == record["digest of the inputs"] != EMPTY and mark["merge"] == record["merge"]
         assert f.metadata()["format"] == "pt" and f.get_tensor("s").dtype == torch.float32
     assert not list(three.glob(".*"))
 

@@ -154,7 +154,7 @@ def test_whatever_has_an_entry_for_each_token_is_mapped(permuted):
 
 
 def test_entries_that_are_padded_are_zero_and_pieces_are_any(permuted):
-    from commonweight.merge.sources.source import open_source
+    from commonweight.merge.sources.model import open_source
     from commonweight.merge.vocabulary.tokens import Mapped
 
     sources = {m: open_source(m, m) for m in ORDERS}

@@ -17,7 +17,8 @@ from ...formats.peft import low_rank
 from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
 from ..inputs import checks as inputs
-from ..sources.source import Source, open_source
+from ..sources.model import open_source
+from ..sources.source import Source
 from .linears import Linear, linears
 
 _OVER = 8  # columns beside the rank that the random projection has

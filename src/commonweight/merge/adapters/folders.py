@@ -13,12 +13,12 @@ from ...formats import peft
 from ...formats.peft import low_rank
 from ...formats.peft.folder import CONFIG, TENSORS
 from ...formats.peft.low_rank import Low
-from ..call.run import _plain as plain
+from ..inputs.checks import plain
 from ..registry import get
 from ..sources.adapted import module_scales, plain_config
 from ..sources.source import Files
 from .lora import A, B, lora
-from .tenants import _coefficients as coefficients
+from .tenants import coefficients
 
 
 class MergedFolder(NamedTuple):

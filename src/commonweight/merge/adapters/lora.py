@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...core import CommonweightError
 from ...formats.peft import PREFIX
-from ..call.run import cores, tasks
+from ..call.run import tasks
 from ..registry import Method, get
 from ..sources.factored import Factored, Pair, Zeros
 from ..stream.engine import Engine
+from ..stream.pool import cores
 from ..stream.work import Task
 
 A, B = ".lora_A.weight", ".lora_B.weight"

@@ -95,7 +95,7 @@ def tenants(
             (found, {**options, **given}) if method in ("linear", "task_arithmetic") else (registry.get("linear"), {})
         )
         trial = _pools(opened, by, more)
-        error = errors(opened, trial, _coefficients(by, more, len(opened)))
+        error = errors(opened, trial, coefficients(by, more, len(opened)))
         worst = max(error, key=error.__getitem__, default=None)
         blind = _uncompared(opened[0], error)
         linear = blind is None and (worst is None or error[worst] <= EXACT)
@@ -161,7 +161,7 @@ def _labels(opened: Sequence[Opened]) -> list[str]:
     ]
 
 
-def _coefficients(method: registry.Method, options: Mapping[str, Any], n: int) -> list[float]:
+def coefficients(method: registry.Method, options: Mapping[str, Any], n: int) -> list[float]:
     """What a linear method multiplies each tenant by."""
     units = [{"x": row} for row in torch.eye(n)]
     return method(units, {"x": torch.zeros(n)} if method.base == "required" else None, **options)["x"].tolist()
@@ -182,7 +182,7 @@ def _as_lora(
     by = registry.get(method)
     given = {} if weights is None else {"weights": weights}
     if method == "linear":
-        sums, left = _coefficients(by, {**options, **given}, n), {}
+        sums, left = coefficients(by, {**options, **given}, n), {}
     else:
         sums, left = (
             weights if weights is None or not isinstance(weights, int | float) else [weights] * n,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,9 +13,11 @@ from ...core import CommonweightError
 from ..inputs import checks as inputs
 from ..inputs.given import given
 from ..registry import Method
-from ..sources.source import Source
+from ..sources.at import places
+from ..sources.source import Read, Source
 from ..stream.engine import Engine
-from ..stream.work import Job, Read, Task
+from ..stream.pool import cores
+from ..stream.work import Job, Task
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -57,7 +58,7 @@ def run(
             raise CommonweightError(f"{name} is {n!r}; wanted a whole number of at least 1")
     wanted = _dtype(dtype)
     found = given(models, base, method.base != "none")
-    todo = tasks(method, found.sources, found.base, _plain(weights), options, wanted, piece, found.dtypes)
+    todo = tasks(method, found.sources, found.base, inputs.plain(weights), options, wanted, piece, found.dtypes)
     out = State(todo)
     for _ in Engine(threads or cores()).run(todo, out):
         pass
@@ -70,13 +71,6 @@ def _dtype(asked: Any) -> torch.dtype | None:
     if asked is None or found in _DTYPES:
         return found
     raise CommonweightError(f"dtype is {asked!r}; wanted one of {', '.join(str(d) for d in _DTYPES)}, or its name")
-
-
-def _plain(weights: Any) -> Any:
-    """Numbers of torch and numpy as Python's."""
-    if callable(found := getattr(weights, "tolist", None)):
-        return found()
-    return [_plain(w) for w in weights] if isinstance(weights, list | tuple) else weights
 
 
 def tasks(
@@ -95,8 +89,8 @@ def tasks(
     job = Job(method, inputs.configure(method, options, weights, len(sources)))
     lead = root or sources[0]
     names = inputs.names([root, *sources] if root else sources)
-    floats = inputs.places({n: lead.shapes[n] for n in names if lead.dtypes[n].is_floating_point})
-    copied = inputs.places({n: lead.shapes[n] for n in names if n not in floats})
+    floats = places({n: lead.shapes[n] for n in names if lead.dtypes[n].is_floating_point})
+    copied = places({n: lead.shapes[n] for n in names if n not in floats})
     return [
         Task(
             at,
@@ -108,8 +102,3 @@ def tasks(
         )
         for name, at in {**floats, **copied}.items()
     ]
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

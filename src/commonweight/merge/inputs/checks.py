@@ -1,15 +1,14 @@
-"""Checks of what is to be merged, and where each tensor lies in the model."""
+"""Checks of what is to be merged: how many models, which options and weights, tensors that fit each other."""
 
 from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core import CommonweightError
-from ..registry import At, Method
+from ..registry import Method
 from ..sources.source import Source
 
 
@@ -54,6 +53,13 @@ def _weights(method: Method, weights: Any, config: Mapping[str, Any], n: int) ->
     return tuple(float(w) for w in weights)
 
 
+def plain(weights: Any) -> Any:
+    """Numbers of torch and numpy as Python's."""
+    if callable(found := getattr(weights, "tolist", None)):
+        return found()
+    return [plain(w) for w in weights] if isinstance(weights, list | tuple) else weights
+
+
 def names(sources: Sequence[Source]) -> list[str]:
     """The tensors' names, sorted; all sources must have the same, of the same shapes and kinds."""
     first, *others = sources
@@ -80,21 +86,3 @@ def same(out: str, a: tuple[Source, str], b: tuple[Source, str]) -> None:
         )
     if other.dtypes[n].is_floating_point != first.dtypes[m].is_floating_point:
         raise CommonweightError(f"{out}: {other.label} has {other.dtypes[n]}, {first.label} has {first.dtypes[m]}")
-
-
-def block(name: str) -> int | None:
-    """The number of the block that a tensor belongs to: the first number that stands alone between dots."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return int(found[1]) if found else None
-
-
-def places(shapes: Mapping[str, tuple[int, ...]], blocks: int | None = None) -> dict[str, At]:
-    """Every tensor's place in the model, sorted by name. blocks: how many the model has; none: as the names say."""
-    if blocks is None:
-        blocks = 1 + max((b for b in map(block, shapes) if b is not None), default=-1)
-    out, offset = {}, 0
-    for name in sorted(shapes):
-        b = block(name)
-        out[name] = At(name, shapes[name], 0, offset, None if b is None else (b, blocks))
-        offset += math.prod(shapes[name])
-    return out

@@ -17,14 +17,15 @@ from ...host.files import weights
 from ...host.tenant import Tenant
 from ..recipe.types import Input, Recipe, Slice
 from ..sources.adapted import Adapted
+from ..sources.model import open_source
 from ..sources.opened import Opened, is_tenant, stored
-from ..sources.source import Source, open_source
+from ..sources.source import Source
 from ..sources.tenanted import Tenanted
-from .models import _EMBEDDING, _HEAD, Models, whole
+from .models import EMBEDDING, HEAD, Models, whole
 
 _ELSEWHERE = re.compile(r"\+|^[\w-][^/]*/[^/]+$")  # a model with an adapter, or a hub name
-_TABLES = (*_EMBEDDING, "tok_embeddings.weight", "embed_in.weight", "shared.weight")
-_HEADS = (_HEAD, "decoder.weight", "embed_out.weight", *_EMBEDDING)  # T5 has its table under several names
+_TABLES = (*EMBEDDING, "tok_embeddings.weight", "embed_in.weight", "shared.weight")
+_HEADS = (HEAD, "decoder.weight", "embed_out.weight", *EMBEDDING)  # T5 has its table under several names
 
 
 class Given(NamedTuple):

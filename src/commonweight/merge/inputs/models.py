@@ -12,17 +12,17 @@ from ...core import CommonweightError
 from ...formats.peft.folder import CONFIG, TENSORS
 from ..recipe.types import Recipe, Vocabulary
 from ..sources.adapted import Adapted
+from ..sources.model import open_source
 from ..sources.opened import is_tenant, stored
 from ..sources.quantised import Quantised
-from ..sources.source import Source, config_of, open_source
+from ..sources.source import Read, Source, config_of
 from ..sources.tenanted import Tenanted
-from ..stream.work import Read
 from ..vocabulary import tokens as vocabulary
 from ..vocabulary.padded import Padded
 
-_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _FACTOR = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
-_HEAD, _EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+HEAD, EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
 
 class Models:
@@ -74,7 +74,7 @@ class Models:
         if (near := self._near(name)) is not None:
             return near
         if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-            found = _hub(name)
+            found = from_hub(name)
             self.hub.append(name)
             return found
         raise CommonweightError(f"{name}: no such file or folder, here or beside the recipe")
@@ -167,14 +167,14 @@ def whole(source: Source) -> Source:
 
 def _untied(source: Source, name: str) -> Source:
     """Without the head that the model's config ties to its embedding: it is written once."""
-    embedding = next((n for n in source.shapes if n.endswith(_EMBEDDING)), None)
-    if _HEAD not in source.shapes or embedding is None:
+    embedding = next((n for n in source.shapes if n.endswith(EMBEDDING)), None)
+    if HEAD not in source.shapes or embedding is None:
         return source
-    if source.shapes[_HEAD] != source.shapes[embedding] or not _equal(source, _HEAD, embedding):
+    if source.shapes[HEAD] != source.shapes[embedding] or not _equal(source, HEAD, embedding):
         raise CommonweightError(
-            f"{_HEAD}: {name} has tie_word_embeddings, but its head is not its {embedding}; set it to false"
+            f"{HEAD}: {name} has tie_word_embeddings, but its head is not its {embedding}; set it to false"
         )
-    source.shapes = {n: s for n, s in source.shapes.items() if n != _HEAD}
+    source.shapes = {n: s for n, s in source.shapes.items() if n != HEAD}
     return source
 
 
@@ -187,11 +187,11 @@ def _equal(source: Source, a: str, b: str) -> bool:
     )
 
 
-def _hub(name: str) -> Path:
+def from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(name, allow_patterns=FILES))
     except Exception as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise CommonweightError(f"{name}: no such folder, and the hub does not give it: {why}") from e

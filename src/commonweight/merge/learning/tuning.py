@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from ...commons import Commons
 from ...core import CommonweightError
-from ..inputs.models import _FILES, _hub
+from ..inputs.models import FILES, from_hub
 from ..output.folder import Result, write
 from ..plan.build import build
-from ..recipe import _parse, load
+from ..recipe import load, parse
 from ..sources.opened import stored
 from ..stream import digest
 from . import search
@@ -88,7 +88,7 @@ def depends(body: Body, folder: str, space: search.Space) -> dict[str, str]:
                     break
     for name in _models(body, folder, space):
         if f"content of {name}" not in out and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-            out[f"content of {name}"] = _content(_hub(name)) or ""
+            out[f"content of {name}"] = _content(from_hub(name)) or ""
     return out
 
 
@@ -99,7 +99,7 @@ def _content(path: Path) -> str | None:
         got = Commons(there[0]).fetch(there[1])
         return digest.of_value([dict(got.header), dict(got.hashes)])
     if path.is_dir():
-        files = sorted({f for pattern in _FILES for f in path.glob(pattern) if f.is_file() and f.name[0] != "."})
+        files = sorted({f for pattern in FILES for f in path.glob(pattern) if f.is_file() and f.name[0] != "."})
         return digest.of_value([[f.name, digest.of_file(f)] for f in files])
     return digest.of_file(path) if path.is_file() else None
 
@@ -170,4 +170,4 @@ def _loaded(body: Body, folder: str) -> Any:
 
 def _read(path: Path) -> tuple[Body, str]:
     load(path)  # with its errors
-    return _parse(path, path.read_text(encoding="utf-8")), str(path.parent)
+    return parse(path, path.read_text(encoding="utf-8")), str(path.parent)

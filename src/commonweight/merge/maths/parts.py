@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core import Rng
 from ..registry import At, Survey
+from ..statistics import Statistics
 from . import select
 
 Scope = Callable[[Mapping[str, Any]], Literal["tensor", "model"] | None]
@@ -40,6 +41,13 @@ def combine(stack: Tensor | Sequence[Tensor], values: Sequence[float] | Tensor) 
     for x, v in zip(stack[1:], rest, strict=True):
         out.add_(x, alpha=v)
     return out
+
+
+def scaled(tensors: Sequence[Tensor], base: Tensor, at: At, coefficients: Statistics) -> Tensor:
+    """theta_0 + sum_t c_t tau_t with the tensor's own c (T,); a tensor that has none (a buffer) stays the base's."""
+    if not coefficients.has("coefficients", at.name):
+        return base.clone()
+    return base + combine(deltas(tensors, base), coefficients.whole("coefficients", at.name, (len(tensors),)))
 
 
 def onto(base: Tensor, tau: Tensor, weights: Sequence[float], scale: float) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..call.declare import method
 from ..learning.blend import Forward, blend, check_data, entropy, logits, minimise
-from ..registry import At, method
-from ..statistics import Coefficients, Statistics, scaled
+from ..maths.parts import scaled
+from ..registry import At, Coefficients
+from ..statistics import Statistics
 
 
 def learn(

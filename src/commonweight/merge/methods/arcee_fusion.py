@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths import select
-from ..registry import At, Survey, method
+from ..registry import At, Survey
 
 
 def importance(tensor: Tensor, base: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..call.declare import method
 from ..learning.blend import Call, blend, check_data, cross_entropy, minimise
-from ..registry import At, method
-from ..statistics import Coefficients, Statistics, scaled
+from ..maths.parts import scaled
+from ..registry import At, Coefficients
+from ..statistics import Statistics
 
 
 def learn(

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine
-from ..registry import At, Beside, Positive, Share, method
+from ..registry import At, Beside, Positive, Share
 from .regmean import shrunk, solve
 
 Grams = Annotated[Any, Beside("gram", fewer=1)] | None

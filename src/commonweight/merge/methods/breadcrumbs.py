@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths import parts
-from ..registry import At, Density, Range, method
+from ..registry import At, Density, Range
 
 Gamma = Annotated[float | Sequence[float], Range(ge=0, lt=1, each=True)]
 Compat = Literal["mergekit", "official"] | None

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths import parts
-from ..registry import At, Density, Range, method
+from ..registry import At, Density, Range
 from .breadcrumbs import Compat, Gamma, by, masked, survey
 
 

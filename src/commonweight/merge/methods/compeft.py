@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core.ternary import kept, level
+from ..call.declare import method
 from ..maths import parts
-from ..registry import At, Density, Each, Range, Survey, method
+from ..registry import At, Density, Each, Range, Survey
 
 
 def _scope(config: Mapping[str, Any]) -> Any:

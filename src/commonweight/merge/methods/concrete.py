@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..call.declare import method
 from ..learning.blend import Blend, Forward, State, blend, check_data, entropy, logits, minimise
 from ..maths.parts import combine, deltas
-from ..registry import At, Beside, Range, method
+from ..registry import At, Beside, Range
 from ..statistics import Statistics
 
 Mask = Annotated[Any, Beside("mask", each=False)]

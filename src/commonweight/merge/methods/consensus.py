@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, deltas
-from ..registry import Count, Range, method
+from ..registry import Count, Range
 from .tall_masks import Threshold, masks
 
 

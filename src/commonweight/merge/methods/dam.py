@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import CommonweightError
+from ..call.declare import method
 from ..learning.blend import Forward, State, blend, check_data, entropy, logits, minimise
-from ..registry import At, Range, method
+from ..registry import At, Range
 from ..statistics import Statistics
 from .concrete import Mask, concrete, drawn, rescaled
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.dropping import Dropping, drop, norms
 from ..maths.parts import column, deltas, onto
-from ..registry import At, method
+from ..registry import At
 
 
 def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:

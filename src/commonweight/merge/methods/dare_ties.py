@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.dropping import Dropping, drop, norms
 from ..maths.parts import agreeing, deltas
-from ..registry import At, method
+from ..registry import At
 from .dare_linear import chances
 
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.dropping import Dropping, drop, norms
 from ..maths.parts import agreeing, column, deltas, ranks_in_rows
-from ..registry import At, Positive, method
+from ..registry import At, Positive
 
 
 def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:

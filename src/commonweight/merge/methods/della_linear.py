@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.dropping import Dropping, drop, norms
 from ..maths.parts import deltas, onto
-from ..registry import At, Positive, method
+from ..registry import At, Positive
 from .della import chances, check
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import deltas, sums
-from ..registry import At, method
+from ..registry import At
 from .tall_masks import Task, check
 
 

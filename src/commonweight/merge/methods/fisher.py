@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import sums
-from ..registry import At, Beside, Range, method
+from ..registry import At, Beside, Range
 
 Fishers = Annotated[Any, Beside("fisher")]
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, deltas, rank
-from ..registry import Range, method
+from ..registry import Range
 
 
 @method(

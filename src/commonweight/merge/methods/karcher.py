@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, gram
-from ..registry import Count, Positive, method
+from ..registry import Count, Positive
 
 
 @method(

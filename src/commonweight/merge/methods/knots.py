@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths import parts, select
-from ..registry import At, Density, Range, Survey, method
+from ..registry import At, Density, Range, Survey
 
 Compat = Literal["official"] | None
 

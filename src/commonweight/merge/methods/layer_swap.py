@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from ..registry import At, Range, Share, method
+from ..call.declare import method
+from ..registry import At, Range, Share
 
 Blocks = Annotated[int, Range(ge=0)]
 

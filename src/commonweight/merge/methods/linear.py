@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine
-from ..registry import method
 
 
 @method(

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, deltas, onto, sums
-from ..registry import At, Range, method
+from ..registry import At, Range
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], **config: Any) -> dict[str, Tensor]:

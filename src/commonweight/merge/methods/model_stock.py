@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import deltas, gram
-from ..registry import method
 
 
 @method(

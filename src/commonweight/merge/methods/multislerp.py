@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError
+from ..call.declare import method
 from ..maths.parts import combine, deltas, gram
-from ..registry import At, Positive, method
+from ..registry import At, Positive
 
 
 @method(

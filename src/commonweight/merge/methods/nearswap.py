@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..registry import Positive, method
+from ..call.declare import method
+from ..registry import Positive
 
 
 @method(

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, deltas, gram
-from ..registry import method
 from .slerp import arc
 
 NEAR = 1 - 1e-12

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import deltas, rank
-from ..registry import Share, Survey, method
+from ..registry import Share, Survey
 
 
 def clean(before: Tensor, tau: Tensor, alpha: float, compat: str | None) -> Tensor:

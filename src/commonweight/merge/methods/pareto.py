@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..call.declare import method
 from ..learning.blend import Call, blend, check_data, cross_entropy, minimise
 from ..maths.parts import combine
-from ..registry import method
 
 
 def learn(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from ..registry import Range, method
+from ..call.declare import method
+from ..registry import Range
 
 
 @method(

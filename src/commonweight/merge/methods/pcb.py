@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths import select
 from ..maths.parts import column, combine, deltas, place
-from ..registry import At, Density, Range, Survey, method
+from ..registry import At, Density, Range, Survey
 
 Variant = Literal["official", "nlp", "vision", "es"]
 TAILS = {"official": 1e-4, "nlp": 0.01, "vision": 1e-4, "es": 1e-4}

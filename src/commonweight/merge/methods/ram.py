@@ -7,8 +7,9 @@ from typing import Annotated
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import deltas
-from ..registry import Range, method
+from ..registry import Range
 
 Epsilon = Annotated[float, Range(ge=0)]
 

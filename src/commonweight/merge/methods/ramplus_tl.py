@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import column, deltas, sums
-from ..registry import At, Range, method
+from ..registry import At, Range
 from .ram import Epsilon, split
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine
-from ..registry import At, Beside, Share, method
+from ..registry import At, Beside, Share
 
 Grams = Annotated[Any, Beside("gram")]
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, deltas
-from ..registry import At, Share, method
+from ..registry import At, Share
 
 
 @method(

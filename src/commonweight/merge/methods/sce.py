@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths import select
 from ..maths.parts import agreeing, combine, deltas, place
-from ..registry import At, Share, Survey, method
+from ..registry import At, Share, Survey
 
 
 def _variances(tau: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, deltas, ranks_in_rows
 from ..maths.rounding import GROUP, rounded
-from ..registry import At, Beside, Count, Range, Share, method
+from ..registry import At, Beside, Count, Range, Share
 
 EMBEDDING = re.compile(r"embed|wte|wpe|lm_head|classifier|score|(^|\.)head", re.I)
 ATTENTION = re.compile(r"attn|attention|(^|[._])(q|k|v|o)(_proj|_lin)?(\.|$)|query|key|value", re.I)

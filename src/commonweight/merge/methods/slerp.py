@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, gram
-from ..registry import Share, method
+from ..registry import Share
 
 
 def arc(t: float, norms: tuple[float, float], dot: float, near: float) -> tuple[float, float]:

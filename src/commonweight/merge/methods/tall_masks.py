@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import column, deltas
-from ..registry import Range, method
+from ..registry import Range
 
 Threshold = Annotated[float | Sequence[float], Range(gt=0, each=True)]
 Task = Annotated[int, Range(ge=0)]

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import deltas, onto
-from ..registry import Range, method
+from ..registry import Range
 
 
 @method(

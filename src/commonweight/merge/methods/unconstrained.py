@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import At, method
-from ..sources.source import open_source
-from ..statistics import Coefficients, Statistics, scaled
+from ..call.declare import method
+from ..maths.parts import scaled
+from ..registry import At, Coefficients
+from ..sources.model import open_source
+from ..statistics import Statistics
 
 
 def learn(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call.declare import method
 from ..maths.parts import combine, sums
-from ..registry import At, method
+from ..registry import At
 
 RUNNING = re.compile(r"running_mean|running_var|num_batches_tracked")  # what is no weight
 

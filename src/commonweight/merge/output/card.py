@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from ...core import library
 from ...formats import atomic
 from .. import registry
 from ..plan.build import Built
@@ -33,16 +34,6 @@ def beside(built: Built, folder: Path) -> None:
         text = json.dumps(built.config, indent=2, ensure_ascii=False) + "\n"
         atomic.write(folder / "config.json", text.encode())
     atomic.write(folder / "README.md", _readme(built).encode())
-
-
-def library() -> str:
-    """This library's version, where it is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("commonweight")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _readme(built: Built) -> str:

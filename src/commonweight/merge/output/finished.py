@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...core import CommonweightError
 from ..plan.build import Built
-from ..sources.source import open_source
+from ..sources.model import open_source
 from .folder import RECORD, Result, key, stamps
 
 

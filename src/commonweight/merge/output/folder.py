@@ -9,21 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...core import CommonweightError
+from ...core import CommonweightError, library
 from ...formats import atomic
-from ..call.run import cores
 from ..plan.build import Built, build
+from ..plan.files import SHARD, Shard, files, index
 from ..recipe import load
+from ..sources.source import INDEX
 from ..stream import digest
 from ..stream.engine import Engine, Watch
+from ..stream.pool import cores
 from ..stream.work import Task
 from . import card, shards
 from . import writing as room
 from .journal import Journal
 
-SHARD = 5_000_000_000  # bytes, as transformers writes
 RECORD = "merge.json"
-INDEX = "model.safetensors.index.json"  # where there are several files
 _FORMAT = 1  # of the grid and the digests: another one reuses nothing
 
 
@@ -97,7 +97,7 @@ def stamps(built: Built) -> dict[str, list[list[int]]]:
 def _weights(
     built: Built,
     part: Path,
-    plan: Sequence[shards.Shard],
+    plan: Sequence[Shard],
     resume: bool,
     engine: Engine,
     say: Callable[[str], None],
@@ -127,16 +127,16 @@ def _weights(
         journal.close()
         sink.close()
     record = {
-        "commonweight": card.library(), "merge": key(built), "digest of the inputs": total,
+        "commonweight": library(), "merge": key(built), "digest of the inputs": total,
         "recipe": built.recipe.text, "inputs": inputs, "files": began, "notices": list(built.notices),
     }  # fmt: skip
     return record, len(built.tasks) - redone
 
 
-def _finish(built: Built, part: Path, out: Path, plan: Sequence[shards.Shard], record: Mapping[str, Any]) -> None:
+def _finish(built: Built, part: Path, out: Path, plan: Sequence[Shard], record: Mapping[str, Any]) -> None:
     try:
         if len(plan) > 1:
-            atomic.write(part / INDEX, shards.index(plan))
+            atomic.write(part / INDEX, index(plan))
         atomic.write(part / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         card.beside(built, part)
         if out.exists():
@@ -147,12 +147,6 @@ def _finish(built: Built, part: Path, out: Path, plan: Sequence[shards.Shard], r
     atomic.sync(part)
     os.replace(part, out)
     atomic.sync(out.absolute().parent)
-
-
-def files(built: Built, most: int, mark: str = shards.EMPTY) -> list[shards.Shard]:
-    """The files of weights as they will be, to the byte; another mark, of the same length, changes no size."""
-    origin = json.dumps({"version": card.library(), "merge": mark, "inputs": shards.EMPTY})
-    return shards.layout(built.tasks, most, {"format": "pt", "commonweight": origin})
 
 
 def _resumed(journal: Journal, known: int) -> str:

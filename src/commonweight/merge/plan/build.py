@@ -15,9 +15,10 @@ from ..inputs.models import Models
 from ..recipe.settings import first, value
 from ..recipe.types import DTYPES, WEIGHT, Input, Recipe, Rule
 from ..registry import Beside, Method, Range
-from ..sources.source import Source
+from ..sources.at import block, places
+from ..sources.source import Read, Source
 from ..stream import beside, digest
-from ..stream.work import Job, Read, Task
+from ..stream.work import Job, Task
 from ..vocabulary import tokens as vocabulary
 from . import config
 from .places import Out, order, outs, whole
@@ -179,7 +180,7 @@ def _made(method: Method, options: Any, weights: Any, n: int, made: dict[str, Jo
 
 
 def _tasks(recipe: Recipe, models: Models, jobs: Mapping[str, Any], names: Sequence[str]) -> list[Task]:
-    blocks = 1 + max((b for b in map(inputs.block, names) if b is not None), default=-1)
+    blocks = 1 + max((b for b in map(block, names) if b is not None), default=-1)
     wanted = DTYPES[recipe.dtype] if recipe.dtype else None
     out, copied = [], []
     for job, entries in jobs.values():
@@ -192,11 +193,10 @@ def _tasks(recipe: Recipe, models: Models, jobs: Mapping[str, Any], names: Seque
                 floats[made.name] = (reads, base, lead)
             else:
                 shape = lead.source.shapes[lead.name]
-                at = inputs.places({made.name: shape})[made.name]
-                copied.append(Task(at, None, tuple(reads), base, lead.dtype))
-        places = inputs.places({n: e[2].source.shapes[e[2].name] for n, e in floats.items()}, blocks)
+                copied.append(Task(places({made.name: shape})[made.name], None, tuple(reads), base, lead.dtype))
+        placed = places({n: e[2].source.shapes[e[2].name] for n, e in floats.items()}, blocks)
         out += [
             Task(at, job, tuple(floats[n][0]), floats[n][1], wanted or models.dtype(floats[n][2]))
-            for n, at in places.items()
+            for n, at in placed.items()
         ]
     return out + copied

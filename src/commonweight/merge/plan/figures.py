@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..maths import select
-from ..output import shards
-from ..output.folder import INDEX, SHARD, files
 from ..registry import Beside, limit
-from ..sources.source import held
+from ..sources.source import INDEX, held
 from ..statistics import Statistics
 from ..stream import engine, grid
 from ..stream.work import Job, Task
 from .build import Built
+from .files import SHARD, files, index
 
 FLOOR = 160_000_000  # bytes: Python and torch, before anything is read
 
@@ -61,7 +60,7 @@ def plan(built: Built, threads: int, shard_bytes: int = SHARD) -> Plan:
         else:
             steps.append(Step(job.method.name, dict(job.config), len(mine), numel, job.by, job.scope))
     written = files(built, shard_bytes)
-    index = {INDEX: len(shards.index(written))} if len(written) > 1 else {}
+    listed = {INDEX: len(index(written))} if len(written) > 1 else {}
     whole = max((t for t in built.tasks if t.job and t.job.by == "tensor"), key=_bytes, default=None)
     pieces = max((_bytes(t) for t in built.tasks if not (t.job and t.job.by == "tensor")), default=0)
     counts = max((_searches([t for t in built.tasks if t.job is job], threads) for job in seen), default=0)
@@ -70,7 +69,7 @@ def plan(built: Built, threads: int, shard_bytes: int = SHARD) -> Plan:
     return Plan(
         {n: (len(t), sum(t.values())) for n, t in [*tensors.items(), *_beside(built.tasks).items()]},
         steps,
-        {s.file: s.size for s in written} | index,
+        {s.file: s.size for s in written} | listed,
         FLOOR + max(threads * pieces, _bytes(whole) if whole else 0) + counts + made,
         whole.at.name if whole else None,
         list(built.notices),

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ...core import CommonweightError
-from ..inputs import checks as inputs
 from ..inputs.models import Models
 from ..recipe.types import Input, Recipe, Slice
+from ..sources.at import block
 from ..sources.source import Source
 from .rules import Ruled, ruled
 
@@ -57,7 +57,7 @@ def _whole(recipe: Recipe, models: Models) -> list[Out]:
     for name, rules in said.items():
         _everywhere(name, rules, [(s, name) for s in sources])
     blocks = _blocks([n for n, rules in said.items() if not rules.drop])
-    return [Out(n, part, (n,) * len(part.inputs), rules, _t(inputs.block(n), blocks)) for n, rules in said.items()]
+    return [Out(n, part, (n,) * len(part.inputs), rules, _t(block(n), blocks)) for n, rules in said.items()]
 
 
 def _sliced(recipe: Recipe, models: Models) -> list[Out]:
@@ -88,12 +88,12 @@ def _names(part: Slice, sources: Sequence[Source], first: bool, last: bool) -> I
     for x, source in zip(part.inputs, sources):
         start, end = _span(x)
         for name in source.shapes:
-            block = inputs.block(name)
-            if block is None:
+            depth = block(name)
+            if depth is None:
                 if first if _FIRST.search(name) else last:
                     found.add((name, None))
-            elif start <= block < end:
-                found.add((_renamed(name, block - start), block - start))
+            elif start <= depth < end:
+                found.add((_renamed(name, depth - start), depth - start))
     yield from sorted(found, key=lambda e: e[0])
 
 
@@ -110,12 +110,12 @@ def _everywhere(name: str, rules: Ruled, found: Sequence[tuple[Source, str]]) ->
             )
 
 
-def _t(block: int | None, blocks: int) -> float:
-    return 0.0 if block is None else block / (blocks - 1) if blocks > 1 else 1.0
+def _t(depth: int | None, blocks: int) -> float:
+    return 0.0 if depth is None else depth / (blocks - 1) if blocks > 1 else 1.0
 
 
 def _blocks(names: Iterable[str]) -> int:
-    return 1 + max((b for b in map(inputs.block, names) if b is not None), default=-1)
+    return 1 + max((b for b in map(block, names) if b is not None), default=-1)
 
 
 def _span(x: Input) -> tuple[int, int]:
@@ -123,5 +123,5 @@ def _span(x: Input) -> tuple[int, int]:
     return x.layers
 
 
-def _renamed(name: str, block: int) -> str:
-    return re.sub(r"(^|\.)(\d+)\.", lambda m: f"{m[1]}{block}.", name, count=1)
+def _renamed(name: str, depth: int) -> str:
+    return re.sub(r"(^|\.)(\d+)\.", lambda m: f"{m[1]}{depth}.", name, count=1)

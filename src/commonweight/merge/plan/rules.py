@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..inputs import checks as inputs
 from ..recipe.types import Recipe, Rule
+from ..sources.at import block
 
 
 class Ruled(NamedTuple):
@@ -23,8 +23,8 @@ class Ruled(NamedTuple):
 
 def ruled(recipe: Recipe, name: str) -> Ruled:
     """name: in the result. `drop: false` undoes an earlier drop; a method or a take undoes both."""
-    block = inputs.block(name)
-    out = Ruled(tuple(r for r in recipe.rules if r.select.holds(name, block)))
+    depth = block(name)
+    out = Ruled(tuple(r for r in recipe.rules if r.select.holds(name, depth)))
     for rule in out.rules:
         if rule.method is not None:
             out = out._replace(method=rule.method, take=None, drop=False, by=rule)

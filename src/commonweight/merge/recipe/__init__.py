@@ -29,13 +29,14 @@ def load(recipe: str | Path | Mapping[str, Any]) -> Recipe:
             raise CommonweightError(f"{path}: no such recipe") from None
         except (OSError, UnicodeDecodeError) as e:
             raise CommonweightError(f"{path}: cannot be read: {e}") from e
-        recipe = _parse(path, text)
+        recipe = parse(path, text)
     _ends(recipe, ())
     found = (mergekit if "merge_method" in recipe else own).read(recipe)
     return replace(found, folder=str(folder), text=text or _dump(recipe))
 
 
-def _parse(path: Path, text: str) -> Mapping[str, Any]:
+def parse(path: Path, text: str) -> Mapping[str, Any]:
+    """A recipe's text as keys and values; path: for errors."""
     import yaml
 
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core import CommonweightError, unknown
 from .. import registry
-from .own import _keys, _list, _mapping, _multiple, _text
+from .fields import keys, listed, mapping, text, whole
 from .settings import Cases, Gradient, Required
 from .types import DTYPES, WEIGHT, Input, Recipe, Slice, Vocabulary
 
@@ -59,7 +59,7 @@ _EVERY = {WEIGHT, "int8_mask", "density", "rescale", *(p for ps in METHODS.value
 
 def read(body: Mapping[str, Any]) -> Recipe:
     """Raises: CommonweightError for what it does not read, by name."""
-    _keys("recipe", body, KEYS)
+    keys("recipe", body, KEYS)
     method = body["merge_method"]
     if not isinstance(method, str) or method not in METHODS:
         raise unknown("merge_method", str(method), METHODS)
@@ -69,13 +69,13 @@ def read(body: Mapping[str, Any]) -> Recipe:
         raise CommonweightError("recipe: give either models or slices")
     notices = [f"{k} is not used: {NOTICED[k]}" for k in NOTICED if k in body]
     p = _Parameters(method, notices)
-    base = _text("base_model", body.get("base_model"))
+    base = text("base_model", body.get("base_model"))
     if "models" in body:
         inputs = p.inputs("models", body["models"], False)
         # theirs puts the base among the models, where it is none of them
         slices: tuple[Slice, ...] = (Slice(inputs if base in (None, *_named(inputs)) else (*inputs, Input(base))),)
     else:
-        slices = tuple(_slice(p, i, s) for i, s in enumerate(_list("slices", body["slices"])))
+        slices = tuple(_slice(p, i, s) for i, s in enumerate(listed("slices", body["slices"])))
     if method == "slerp" and base is None:
         raise CommonweightError("slerp: base_model is missing; it is the model at t = 0")
     for where, part in zip(["models"] if "models" in body else [f"slices[{i}]" for i in range(len(slices))], slices):
@@ -106,7 +106,7 @@ class _Parameters:
         if body is None:
             return {}
         found = {}
-        for key, value in _mapping(where, body).items():
+        for key, value in mapping(where, body).items():
             if key not in _EVERY:
                 raise unknown(f"parameter in {where}", str(key), [*self.known, WEIGHT])
             if key == "int8_mask":
@@ -121,13 +121,13 @@ class _Parameters:
 
     def inputs(self, where: str, body: Any, layers: bool) -> tuple[Input, ...]:
         out = []
-        for i, entry in enumerate(_list(where, body)):
+        for i, entry in enumerate(listed(where, body)):
             here = f"{where}[{i}]"
-            _keys(here, _mapping(here, entry), ("model", "parameters", *(("layer_range",) if layers else ())))
+            keys(here, mapping(here, entry), ("model", "parameters", *(("layer_range",) if layers else ())))
             span = entry.get("layer_range")
             if layers and not _is_span(span):
                 raise CommonweightError(f"{here}: layer_range is {span!r}; wanted [first, last + 1]")
-            model = _text(f"{here}.model", entry.get("model"))
+            model = text(f"{here}.model", entry.get("model"))
             if model is None:
                 raise CommonweightError(f"{here}: model is missing")
             settings = self.settings(f"{here}.parameters", entry.get("parameters"))
@@ -153,7 +153,7 @@ def _is_span(value: Any) -> bool:
 
 def _slice(p: _Parameters, i: int, body: Any) -> Slice:
     where = f"slices[{i}]"
-    _keys(where, _mapping(where, body), ("sources", "parameters", "base_model", "residual_weight"))
+    keys(where, mapping(where, body), ("sources", "parameters", "base_model", "residual_weight"))
     for key in ("base_model", "residual_weight"):
         if body.get(key) is not None:
             raise CommonweightError(f"{where}: {key} is not read in a slice")
@@ -187,7 +187,7 @@ def _setting(where: str, value: Any) -> Any:
     if any(isinstance(v, Mapping) for v in value):
         cases = []
         for i, v in enumerate(value):
-            _keys(f"{where}[{i}]", _mapping(f"{where}[{i}]", v), ("filter", "value"))
+            keys(f"{where}[{i}]", mapping(f"{where}[{i}]", v), ("filter", "value"))
             part = v.get("filter")
             cases.append((None if part in (None, "*") else str(part), _setting(f"{where}[{i}].value", v.get("value"))))
         return Cases(tuple(cases))
@@ -203,18 +203,18 @@ def _number(value: Any) -> Any:
 
 
 def _vocabulary(body: Mapping[str, Any]) -> Vocabulary | None:
-    if (source := _text("tokenizer_source", body.get("tokenizer_source"))) is not None:
+    if (source := text("tokenizer_source", body.get("tokenizer_source"))) is not None:
         return Vocabulary(source)
     found = body.get("tokenizer")
     if found is None:
         return None
-    _keys("tokenizer", _mapping("tokenizer", found), ("source", "tokens", "pad_to_multiple_of"))
+    keys("tokenizer", mapping("tokenizer", found), ("source", "tokens", "pad_to_multiple_of"))
     tokens = {}
-    for token, entry in _mapping("tokenizer.tokens", found.get("tokens") or {}).items():
-        source = _mapping(f"tokenizer.tokens.{token}", entry).get("source")
+    for token, entry in mapping("tokenizer.tokens", found.get("tokens") or {}).items():
+        source = mapping(f"tokenizer.tokens.{token}", entry).get("source")
         if not isinstance(source, str) or entry.get("force"):
             raise CommonweightError(f"tokenizer.tokens.{token}: only `source: MODEL` is read, without force")
         tokens[str(token)] = source
-    source = _text("tokenizer.source", found.get("source")) or "union"
-    multiple = _multiple("tokenizer.pad_to_multiple_of", found.get("pad_to_multiple_of") or 1)
+    source = text("tokenizer.source", found.get("source")) or "union"
+    multiple = whole("tokenizer.pad_to_multiple_of", found.get("pad_to_multiple_of") or 1)
     return Vocabulary(source, tokens, multiple, mean=True)

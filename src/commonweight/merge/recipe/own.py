@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core import CommonweightError, unknown
 from .. import registry
+from .fields import keys, listed, mapping, text, whole
 from .settings import Gradient, ranges, select
 from .types import DTYPES, WEIGHT, Input, Recipe, Rule, Slice, Vocabulary
 
@@ -15,25 +16,25 @@ KEYS = ("method", "base", "models", "slices", "options", "weights", "rules", "dt
 
 def read(body: Mapping[str, Any]) -> Recipe:
     """Raises: CommonweightError for keys, methods and options that are not known, with the nearest that is."""
-    _keys("recipe", body, KEYS)
+    keys("recipe", body, KEYS)
     if not isinstance(body.get("method"), str):
         raise CommonweightError(f"recipe: method is missing; known: {', '.join(registry.available())}")
     if ("models" in body) == ("slices" in body):
         raise CommonweightError("recipe: give either models or slices")
-    rules = tuple(_rule(i, r) for i, r in enumerate(_list("rules", body.get("rules", []), 0)))
+    rules = tuple(_rule(i, r) for i, r in enumerate(listed("rules", body.get("rules", []), 0)))
     methods = [registry.get(m) for m in {body["method"], *(r.method for r in rules if r.method)}]
     known = sorted({o for m in methods for o in m.options()})
     settings = options("options", body.get("options", {}), known)
     if "models" in body:
         slices: tuple[Slice, ...] = (Slice(_models("models", body["models"], known)),)
     else:
-        slices = tuple(_slice(i, s, known) for i, s in enumerate(_list("slices", body["slices"])))
+        slices = tuple(_slice(i, s, known) for i, s in enumerate(listed("slices", body["slices"])))
     for rule in rules:
         options("rules", rule.settings, known)
     if (weights := body.get("weights")) is not None:
         settings = {**settings, WEIGHT: weights if isinstance(weights, int | float) else _weights(weights, slices)}
     return Recipe(
-        body["method"], slices, _text("base", body.get("base")), settings, rules, dtype("dtype", body.get("dtype")),
+        body["method"], slices, text("base", body.get("base")), settings, rules, dtype("dtype", body.get("dtype")),
         _vocabulary(body.get("tokenizer")),
     )  # fmt: skip
 
@@ -41,7 +42,7 @@ def read(body: Mapping[str, Any]) -> Recipe:
 def setting(where: str, value: Any) -> Any:
     """A number, flag or word; a list of them, one for each model; or {gradient: [first block, ..., last block]}."""
     if isinstance(value, Mapping):
-        _keys(where, value, ("gradient",))
+        keys(where, value, ("gradient",))
         steps = value.get("gradient")
         if not isinstance(steps, list) or not steps or not all(isinstance(s, int | float | str) for s in steps):
             raise CommonweightError(
@@ -54,7 +55,7 @@ def setting(where: str, value: Any) -> Any:
 
 
 def options(where: str, body: Any, known: Iterable[str]) -> dict[str, Any]:
-    _mapping(where, body)
+    mapping(where, body)
     for key in body:
         if key not in known:
             raise unknown(f"option in {where}", str(key), [*known])
@@ -69,11 +70,11 @@ def dtype(where: str, value: Any) -> str | None:
 
 def _models(where: str, body: Any, known: list[str], layers: bool = False) -> tuple[Input, ...]:
     out = []
-    for i, entry in enumerate(_list(where, body)):
+    for i, entry in enumerate(listed(where, body)):
         if isinstance(entry, str):
             entry = {"model": entry}
         here = f"{where}[{i}]"
-        _mapping(here, entry)
+        mapping(here, entry)
         more = {k: v for k, v in entry.items() if k not in ("model", WEIGHT, *(("layers",) if layers else ()))}
         for key in more:
             if key not in known:
@@ -89,8 +90,8 @@ def _models(where: str, body: Any, known: list[str], layers: bool = False) -> tu
 
 def _slice(i: int, body: Any, known: list[str]) -> Slice:
     where = f"slices[{i}]"
-    _mapping(where, body)
-    _keys(where, body, ("models", "options"))
+    mapping(where, body)
+    keys(where, body, ("models", "options"))
     inputs = _models(f"{where}.models", body.get("models"), known, layers=True)
     if not all(x.layers for x in inputs):
         raise CommonweightError(f"{where}: every model of a slice needs layers, as in layers: 0-11")
@@ -106,8 +107,8 @@ def _span(where: str, value: Any) -> tuple[int, int]:
 
 def _rule(i: int, body: Any) -> Rule:
     where = f"rules[{i}]"
-    _mapping(where, body)
-    _keys(where, body, ("tensors", "layers", "method", "options", "weights", "take", "drop"))
+    mapping(where, body)
+    keys(where, body, ("tensors", "layers", "method", "options", "weights", "take", "drop"))
     said = {k: v for k, v in body.items() if v is not None}
     if "tensors" not in said and "layers" not in said:
         raise CommonweightError(f"{where}: say which tensors it is for: tensors, layers, or both")
@@ -124,14 +125,14 @@ def _rule(i: int, body: Any) -> Rule:
         raise CommonweightError(f"{where}: drop is {drop!r}; wanted true or false")
     return Rule(
         select(where, said.get("tensors"), said.get("layers")), method,
-        {k: setting(f"{where}.{k}", v) for k, v in _mapping(f"{where}.options", said.get("options", {})).items()},
-        None if weights is None else tuple(setting(where, w) for w in _list(f"{where}.weights", weights)),
-        _text(f"{where}.take", said.get("take")), drop,
+        {k: setting(f"{where}.{k}", v) for k, v in mapping(f"{where}.options", said.get("options", {})).items()},
+        None if weights is None else tuple(setting(where, w) for w in listed(f"{where}.weights", weights)),
+        text(f"{where}.take", said.get("take")), drop,
     )  # fmt: skip
 
 
 def _weights(weights: Any, slices: tuple[Slice, ...]) -> tuple[Any, ...]:
-    found = tuple(setting("weights", w) for w in _list("weights", weights))
+    found = tuple(setting("weights", w) for w in listed("weights", weights))
     if any(len(s.inputs) != len(found) for s in slices):
         raise CommonweightError(f"weights: {len(found)} for {len(slices[0].inputs)} models; give one for each model")
     return found
@@ -142,41 +143,11 @@ def _vocabulary(body: Any) -> Vocabulary | None:
         return None
     if isinstance(body, str):
         return Vocabulary(body)
-    _mapping("tokenizer", body)
-    _keys("tokenizer", body, ("source", "tokens", "multiple"))
-    tokens = _mapping("tokenizer.tokens", body.get("tokens", {}))
+    mapping("tokenizer", body)
+    keys("tokenizer", body, ("source", "tokens", "multiple"))
+    tokens = mapping("tokenizer.tokens", body.get("tokens", {}))
     return Vocabulary(
-        _text("tokenizer.source", body.get("source")) or "union",
+        text("tokenizer.source", body.get("source")) or "union",
         {str(k): str(v) for k, v in tokens.items()},
-        _multiple("tokenizer.multiple", body.get("multiple", 1)),
+        whole("tokenizer.multiple", body.get("multiple", 1)),
     )
-
-
-def _multiple(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise CommonweightError(f"{where} is {value!r}; wanted a whole number")
-    return value
-
-
-def _keys(where: str, body: Mapping[str, Any], known: Iterable[str]) -> None:
-    for key in body:
-        if key not in known:
-            raise unknown(f"key in {where}", str(key), known)
-
-
-def _mapping(where: str, body: Any) -> Mapping[str, Any]:
-    if not isinstance(body, Mapping):
-        raise CommonweightError(f"{where} is {body!r}; wanted names and values")
-    return body
-
-
-def _list(where: str, body: Any, least: int = 1) -> list[Any]:
-    if not isinstance(body, list) or len(body) < least:
-        raise CommonweightError(f"{where} is {body!r}; wanted a list" + (" with something in it" if least else ""))
-    return body
-
-
-def _text(where: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise CommonweightError(f"{where} is {value!r}; wanted a path or a hub name")
-    return value

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from torch import Tensor
 
 from ...core import CommonweightError, unknown
+from ..statistics import open_statistics
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ Each = Annotated[PerModel, Range(each=True)]
 Share = Annotated[float, Range(ge=0, le=1)]
 Positive = Annotated[float, Range(gt=0)]
 Count = Annotated[int, Range(ge=1)]
+Coefficients = Annotated[Any, Beside("coefficients", each=False)]
 
 
 def flat(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -100,8 +102,6 @@ def checked(owner: str, name: str, value: Any, hint: Any, n: int) -> Any:
 
 
 def _beside(owner: str, name: str, value: Any, limit: Beside, n: int) -> Any:
-    from ..statistics import open_statistics
-
     if not limit.each:
         return open_statistics(value, f"{owner}: {name}", limit.kind)
     n -= limit.fewer

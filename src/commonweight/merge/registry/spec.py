@@ -7,36 +7,15 @@ place says them; `compat` picks the form that another implementation has where i
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
 
 from ...core import CommonweightError, unknown
+from ..sources.at import At
 from .options import checked
-
-
-class At(NamedTuple):
-    """Where a piece lies: its tensor, its first element in that tensor, and that tensor's first element in the model.
-
-    The model is its tensors one after the other, sorted by name. depth: (block, number of blocks), outside of blocks
-    none.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    start: int = 0
-    offset: int = 0
-    depth: tuple[int, int] | None = None
-
-
-def depths(names: Iterable[str]) -> dict[str, tuple[int, int] | None]:
-    """Name -> (block, number of blocks): a block is the first number that stands alone between dots."""
-    found = {n: re.search(r"(?:^|\.)(\d+)\.", n) for n in names}
-    blocks = 1 + max((int(m[1]) for m in found.values() if m), default=-1)
-    return {n: (int(m[1]), blocks) if m else None for n, m in found.items()}
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ CONTEXT = ("weights", "at", "seen")
 
 @dataclass(frozen=True)
 class Method:
-    """A way of merging. Call it on models; `function` is the pure function over one tensor.
+    """A way of merging. Call it on models; `function` is the pure function over one tensor, `run` takes it over models.
 
     by: how small a piece the function takes: "element" (any slice along the first dimension), "row" (slices of
     a matrix along the first dimension; vectors whole) or "tensor". base, models: what inputs it takes.
@@ -75,6 +54,7 @@ class Method:
 
     name: str
     function: Callable[..., Tensor]
+    run: Callable[..., dict[str, Tensor]]
     paper: str
     equation: str
     base: Literal["required", "optional", "none"] = "required"
@@ -91,9 +71,7 @@ class Method:
 
     def __call__(self, models: Any, base: Any = None, **options: Any) -> dict[str, Tensor]:
         """Merged state dict. See `commonweight.merge.merge`."""
-        from ..call.run import run
-
-        return run(self, models, base, **options)
+        return self.run(self, models, base, **options)
 
     def options(self) -> dict[str, tuple[Any, Any]]:
         """Option -> (annotation, default)."""

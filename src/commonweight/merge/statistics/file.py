@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,10 +28,7 @@ from torch import Tensor
 
 from ...core import CommonweightError
 from ...formats import atomic
-from ..maths.parts import combine, deltas
-from ..registry import At, Beside
-
-Coefficients = Annotated[Any, Beside("coefficients", each=False)]
+from ..sources.at import At
 
 FORMAT = 1
 FINGERPRINT = "fingerprint"
@@ -173,13 +170,6 @@ def alike(told: Sequence[float], here: Sequence[float]) -> bool:
             break
     largest = a.abs().max().item() if len(a) else 0.0
     return torch.allclose(a, b, rtol=0, atol=1e-6 * largest, equal_nan=True)
-
-
-def scaled(tensors: Sequence[Tensor], base: Tensor, at: At, coefficients: Statistics) -> Tensor:
-    """theta_0 + sum_t c_t tau_t with the tensor's own c (T,); a tensor that has none (a buffer) stays the base's."""
-    if not coefficients.has("coefficients", at.name):
-        return base.clone()
-    return base + combine(deltas(tensors, base), coefficients.whole("coefficients", at.name, (len(tensors),)))
 
 
 def _header(path: Path, label: str) -> dict[str, Any]:

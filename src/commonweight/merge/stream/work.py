@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...core import CommonweightError
-from ..registry import CONTEXT, At, Method
-from ..sources.source import Source
+from ..registry import CONTEXT, Method
+from ..sources.at import At
+from ..sources.source import Read
 from . import digest
 from .grid import Piece, pieces, size, thin
 
@@ -45,15 +46,6 @@ class Job:
         config, context = self._wanted
         more = {"weights": self.config["weights"], "at": at, "seen": seen}
         return self.method.function(tensors, base, **config, **{k: more[k] for k in context})
-
-
-class Read(NamedTuple):
-    source: Source
-    name: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.source.dtypes[self.name]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,38 @@
+"""What stands in a recipe, checked: an error says where, what came, and what was wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...core import CommonweightError, unknown
+
+
+def whole(where: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise CommonweightError(f"{where} is {value!r}; wanted a whole number")
+    return value
+
+
+def keys(where: str, body: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in body:
+        if key not in known:
+            raise unknown(f"key in {where}", str(key), known)
+
+
+def mapping(where: str, body: Any) -> Mapping[str, Any]:
+    if not isinstance(body, Mapping):
+        raise CommonweightError(f"{where} is {body!r}; wanted names and values")
+    return body
+
+
+def listed(where: str, body: Any, least: int = 1) -> list[Any]:
+    if not isinstance(body, list) or len(body) < least:
+        raise CommonweightError(f"{where} is {body!r}; wanted a list" + (" with something in it" if least else ""))
+    return body
+
+
+def text(where: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise CommonweightError(f"{where} is {value!r}; wanted a path or a hub name")
+    return value
