@@ -141,7 +141,7 @@ def test_what_is_derived_in_another_way_leaves_the_host_as_it_was(host, c, monke
     c.publish(host, "legal")
     assert "~check" in c.manifest("legal").pools
     before = snapshot(host)
-    monkeypatch.setattr("commonweight.host.files._close", lambda a, b: False)
+    monkeypatch.setattr("commonweight.host.files.close", lambda a, b: False)
     with pytest.raises(cw.CommonweightError, match="legal@1: what lora-xs derives from the base differs here"):
         host.load_from(c, "legal", as_="x")
     assert snapshot(host) == before

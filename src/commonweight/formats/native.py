@@ -56,7 +56,7 @@ def pack_sites(sites: list[Site]) -> dict[str, list[Any]]:
             key, number = s.name, None
         groups.setdefault(key, (s.out, s.inp, []))[2].append(number)
     for key, (o, i, numbers) in groups.items():
-        out[key] = [o, i, _ranges([n for n in numbers if n is not None])]
+        out[key] = [o, i, pack_numbers([n for n in numbers if n is not None])]
     return out
 
 
@@ -65,16 +65,16 @@ def unpack_sites(where: str, packed: Mapping[str, Any]) -> dict[str, tuple[int, 
     out = {}
     for key, entry in packed.items():
         numbers = None
-        if isinstance(entry, list) and len(entry) == 3 and all(_whole(n) for n in entry[:2]):
-            numbers = _numbers(entry[2])
+        if isinstance(entry, list) and len(entry) == 3 and all(whole(n) for n in entry[:2]):
+            numbers = unpack_numbers(entry[2])
         if numbers is None:
-            raise _damaged(where, f"the site {key!r} is {entry!r}")
+            raise damaged(where, f"the site {key!r} is {entry!r}")
         for n in numbers or [None]:
             out[key if n is None else key.replace("{}", str(n), 1)] = (entry[0], entry[1])
     return out
 
 
-def _ranges(numbers: list[int]) -> str:
+def pack_numbers(numbers: list[int]) -> str:
     parts: list[list[int]] = []
     for n in sorted(numbers):
         if parts and n == parts[-1][1] + 1:
@@ -84,8 +84,8 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def _numbers(ranges: Any) -> list[int] | None:
-    """What `_ranges` packed; None for anything else."""
+def unpack_numbers(ranges: Any) -> list[int] | None:
+    """What `pack_numbers` packed; None for anything else."""
     out: list[int] = []
     if not isinstance(ranges, str) or not _RANGES.fullmatch(ranges):
         return None
@@ -98,11 +98,11 @@ def _numbers(ranges: Any) -> list[int] | None:
     return out
 
 
-def _whole(value: Any) -> bool:
+def whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _damaged(where: str, what: str) -> CommonweightError:
+def damaged(where: str, what: str) -> CommonweightError:
     return CommonweightError(f"{where}: its header is damaged ({what}); save the tenant again")
 
 
@@ -199,7 +199,7 @@ def verify(where: str, header: Mapping[str, Any], data: bytes) -> None:
 
 def read_header(path: Path) -> dict[str, Any]:
     """The JSON header of a tenant's file. Reads no tensor."""
-    with _open(path) as f:
+    with opened(path) as f:
         raw = (f.metadata() or {}).get("commonweight")
     if raw is None:
         raise CommonweightError(
@@ -213,22 +213,22 @@ def parse_header(where: str, raw: str) -> dict[str, Any]:
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as e:
-        raise _damaged(where, str(e)) from e
+        raise damaged(where, str(e)) from e
     return look(where, header)
 
 
 def look(where: str, header: Any) -> dict[str, Any]:
     """A header with every field looked at."""
     if not isinstance(header, dict):
-        raise _damaged(where, "it is no JSON object")
+        raise damaged(where, "it is no JSON object")
     version = header.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise CommonweightError(f"{where}: format {version}; this version reads up to {FORMAT}: upgrade commonweight")
     for key, fits in _FIELDS.items():
         if key not in header and key not in _OPTIONAL:
-            raise _damaged(where, f"it has no {key!r}")
+            raise damaged(where, f"it has no {key!r}")
         if key in header and not fits(header[key]):
-            raise _damaged(where, f"{key!r} is {header[key]!r}")
+            raise damaged(where, f"{key!r} is {header[key]!r}")
     unpack_sites(where, header["sites"])
     return header
 
@@ -246,10 +246,10 @@ def _object(value: Any) -> bool:
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "format": lambda v: _whole(v) and v >= 1,
+    "format": lambda v: whole(v) and v >= 1,
     "method": _text,
     "config": _object,
-    "seed": _whole,
+    "seed": whole,
     "sites": _object,
     "plan": _text,
     "base": _text,
@@ -266,7 +266,7 @@ _OPTIONAL = ("version", "labels", "metrics", "common", "codec", "own", "digest")
 
 def decode(path: Path, plan: Plan, header: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor | None]:
     """(saved pools by name, check numbers), every name, shape, dtype, value and at last every bit looked at."""
-    with _open(path) as f:
+    with opened(path) as f:
         found = unpack(str(path), header, plan, f.keys(), partial(_tensor, path, f))
     verify(str(path), header, path.read_bytes())
     return found
@@ -312,7 +312,7 @@ def unpack(
     return out, get(CHECK) if CHECK in there else None
 
 
-def _open(path: Path):
+def opened(path: Path):
     if not path.is_file():
         raise CommonweightError(f"{path}: no such file")
     try:

@@ -47,7 +47,7 @@ def site_fields(sites: Sequence[Site]) -> dict[str, Any]:
         _join(runs)
         runs.append(([key], [number]))
     _join(runs)
-    order = [[ks, native._ranges([n for n in ns if n is not None])] for ks, ns in runs]
+    order = [[ks, native.pack_numbers([n for n in ns if n is not None])] for ks, ns in runs]
     return {"sites": packed, "order": order, "kinds": "".join(letters[i] for i in range(len(keys)))}
 
 
@@ -70,21 +70,21 @@ def places(where: str, header: Mapping[str, Any]) -> list[Place] | None:
         return None
     keys = sorted(header["sites"])
     if not isinstance(kinds, str) or len(kinds) != len(keys) or not {*kinds.lower()} <= {*_KINDS}:
-        raise native._damaged(where, f"'kinds' is {kinds!r}")
+        raise native.damaged(where, f"'kinds' is {kinds!r}")
     out: list[Place] = []
     for entry in order if isinstance(order, list) else [order]:
         found = entry if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list) else [[None], ""]
-        numbers = native._numbers(found[1])
-        if numbers is None or not all(native._whole(k) and k < len(keys) for k in found[0]):
-            raise native._damaged(where, f"'order' has {entry!r}")
+        numbers = native.unpack_numbers(found[1])
+        if numbers is None or not all(native.whole(k) and k < len(keys) for k in found[0]):
+            raise native.damaged(where, f"'order' has {entry!r}")
         for n in numbers or [None]:
             for k in found[0]:
                 name = keys[k] if n is None else keys[k].replace("{}", str(n), 1)
                 out.append(Place(name, _KINDS[kinds[k].lower()], kinds[k].isupper()))
     if sorted(p.name for p in out) != sorted(native.unpack_sites(where, header["sites"])):
-        raise native._damaged(where, "'order' has not the names of 'sites'")
+        raise native.damaged(where, "'order' has not the names of 'sites'")
     return out
 
 
 def _names(key: str, ranges: str) -> list[tuple[str, int | None]]:
-    return [(key.replace("{}", str(n), 1), n) for n in native._numbers(ranges) or ()] or [(key, None)]
+    return [(key.replace("{}", str(n), 1), n) for n in native.unpack_numbers(ranges) or ()] or [(key, None)]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Rng, Site, build, dump, library
+from ..core import CommonweightError, Plan, Site, build, dump, library
 from ..formats import atomic, coding, native
 from ..formats.coding import Choice
-from ..formats.fingerprint import of_weights
+from ..formats.fingerprint import close, of_derived, of_weights
 from ..formats.order import site_fields
 from ..methods import get, head
 from ..methods import plan as make_plan
@@ -70,7 +70,7 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
     if tenant.common is not None:
         header["common"] = tenant.common.name
     with _named(tenant.name):
-        return native.encode(header, tenant.plan, tenant.pools, _check(tenant.plan, tenant.pools), codec)
+        return native.encode(header, tenant.plan, tenant.pools, of_derived(tenant.plan, tenant.pools), codec)
 
 
 def weights(host: Host, tenant: Tenant) -> str:
@@ -179,8 +179,8 @@ def _enter(
         if of is not None:
             _same(of, pools)
         tenant = host._attach(name, method, config, plan, labels, pools, common, sites, of)
-    here = _check(plan, tenant.pools)
-    if check_base and check is not None and (here.shape != check.shape or not _close(here, check)):
+    here = of_derived(plan, tenant.pools)
+    if check_base and check is not None and (here.shape != check.shape or not close(here, check)):
         host.remove(name)
         host._next -= 1  # nobody has seen its number
         raise CommonweightError(
@@ -210,24 +210,6 @@ def _same(common: Common, pools: Mapping[str, Tensor]) -> None:
                 f"the host has another common {common.name!r}, whose pool {n} holds other numbers; remove its tenants "
                 "first, or use another host"
             )
-
-
-def _check(plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:
-    """For every pool derived from the base, not saved and to be checked: its product with random signs over its norm.
-
-    An SVD on another machine may turn or mix singular vectors; that would be a silent wrong answer.
-    """
-    out = []
-    for name, pool in plan.pools.items():
-        if not pool.save and getattr(pool.init, "derived", False) and getattr(pool.init, "checked", True):
-            value = pools[name].detach().cpu().double()
-            sign = Rng(0, name).signs(tuple(value.shape)).double()
-            out.append(((value * sign).sum() / value.norm().clamp(min=1e-30)).item())
-    return torch.tensor(out, dtype=torch.float32)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-2) if a.numel() else True
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def _parts(name: str | Path) -> tuple[str, Mapping[str, Any], Read, Mapping[str,
         return str(name), header, lambda plan: native.unpack(got.where, header, plan, got.hashes, got.read), shapes
     path = Path(name)
     header = native.read_header(path)
-    with native._open(path) as f:
+    with native.opened(path) as f:
         shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
     return str(path), header, partial(native.decode, path, header=header), shapes
 

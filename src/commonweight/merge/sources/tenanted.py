@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError, Site
-from ...formats.fingerprint import of_weights
+from ...formats.fingerprint import close, of_derived, of_weights
 from ...formats.peft import low_rank
-from ...host.files import _check, _close
 from ...host.hooks import changed
 from ...host.tenant import Derive, Entry, materialise
 from .factored import product
@@ -65,8 +64,8 @@ class Tenanted:
         missing = [n for n in opened.plan.pools if n not in opened.pools]
         part = opened.plan._replace(pools={n: opened.plan.pools[n] for n in missing})
         pools = {**opened.pools, **materialise(part, Derive(self._weight), torch.device("cpu"), {})}
-        here = _check(opened.plan, pools)
-        if opened.check is not None and (here.shape != opened.check.shape or not _close(here, opened.check)):
+        here = of_derived(opened.plan, pools)
+        if opened.check is not None and (here.shape != opened.check.shape or not close(here, opened.check)):
             raise CommonweightError(
                 f"{label}: what {opened.header['method']} derives from the base differs here; give the base on which "
                 "it was trained"
