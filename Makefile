@@ -18,7 +18,7 @@ JOBS ?= 2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo test lint docs bench bench-merge compare claims format readme wheel-test lock clean
+.PHONY: help setup demo test lint docs bench bench-merge compare claims house format readme wheel-test lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,7 @@ lint: $(READY) ## style, format, types, import layers, and whether the README's 
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --check README.md
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_claims.py --check docs/claims.md
+	@$(PY) docs/gen_house.py --check
 
 docs: $(READY) ## build the documentation into site/; a warning is an error
 	@# not --quiet: it would also keep --strict from seeing the warnings
@@ -55,6 +56,9 @@ compare: $(READY) ## compare every method at equal bytes on three tasks; can be 
 
 claims: $(READY) ## write docs/claims.md from the plans and from what was measured
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_claims.py --write docs/claims.md
+
+house: $(READY) ## draw the packages as they import each other: docs/img/house.svg and the list in docs/idea.md
+	@$(PY) docs/gen_house.py --write
 
 format: $(READY) ## let ruff fix and format
 	@$(BIN)/ruff format --quiet .

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import grimp
+import pytest
 
 import commonweight
 
@@ -66,3 +68,33 @@ def test_private_names_stay_in_their_file():
 def test_private_names_are_seen():
     seen = private(ast.parse("from .a import _b, __version__, c\nfrom . import d\nd._e\nd.f\nself._g\n"))
     assert list(seen) == ["_b", "d._e"]
+
+
+# -- the picture ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    return importlib.import_module("gen_house")
+
+
+def test_what_follows_from_other_imports_is_left_out(drawing):
+    imports = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set()}
+    assert drawing.reduced(imports) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}
+
+
+def test_arrows_that_would_meet_have_lanes_of_their_own(drawing):
+    imports = {"a": {"b", "d"}, "b": {"e"}, "c": {"e"}, "d": set(), "e": set()}
+    house = drawing.House("x", [["a"], ["b", "c"], ["d"], ["e"]], imports, dict.fromkeys(imports, "It is so"))
+    assert drawing.lanes(house) == {"b": 0, "d": 1, "e": 2}
+    lines, end = drawing.panel(house, 0)
+    assert sum("way" in line for line in lines) == 4 and end > 5 * drawing.ROW
+
+
+def test_the_picture_is_drawn_from_the_imports(drawing):
+    """Every arrow goes down, and what the command line imports is there."""
+    for house in drawing.houses():
+        at = {name: i for i, name in enumerate(house.rows)}
+        assert all(at[a] < at[b] for a, found in house.imports.items() for b in found)
+    assert "merge" in drawing.houses()[0].imports["cli"]

@@ -1,3 +1,5 @@
+"""How a reader reads from a pool: whole, a window, rows, by an index or a hash; each linear in the pool."""
+
 from .flat import Scatter, Segment, Signed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
 from .kronecker import Kronecker

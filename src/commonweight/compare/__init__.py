@@ -1,4 +1,4 @@
-"""Methods at equal bytes, with error bars: config by budget, tuning, runs that are cached, a table and a page."""
+"""Methods compared at equal bytes, with error bars. Configs by budget, tuning, cached runs, a table and a page."""
 
 from ..workers import workers
 from .budget import Fit, fit, parse_budget

@@ -1,1 +1,1 @@
-"""Files: ours and PEFT's. Pure functions over tensors and JSON; no model in sight."""
+"""Files, ours and PEFT's: pure functions over tensors and JSON. No model in sight."""

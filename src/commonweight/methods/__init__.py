@@ -1,4 +1,4 @@
-"""One file per method. Adding one: the file, its name in this list, its test, its documentation row."""
+"""One file per method: options and a plan, no model. Adding one: the file, its name in this list, its test."""
 
 from . import bottleneck, compacter, lora, loreft, lori, mos, poly, probe, scalearn, share, svf
 from .alphatuning import AlphaTuning

@@ -1,4 +1,4 @@
-"""What a person looks at: a picture and a page, each one file that loads nothing from anywhere."""
+"""What a person looks at: a picture and a page. Each is one file that loads nothing from anywhere."""
 
 from .figure import Dot, Scatter, compact
 from .page import Column, facts, page, table

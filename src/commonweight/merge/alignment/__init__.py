@@ -1,1 +1,1 @@
-"""Units put in the same order before weights are merged; networks and experts merged by how their units fit."""
+"""Units put in the same order before weights are merged. Networks and experts merged by how their units fit."""

@@ -1,1 +1,1 @@
-"""The models of one merge: as a recipe names them or as a call gives them, opened and checked against each other."""
+"""The models of one merge, opened and checked against each other. A recipe names them, or a call gives them."""

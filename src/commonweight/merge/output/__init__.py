@@ -1,1 +1,1 @@
-"""What comes out: a folder that appears whole or not at all, with its config, tokenizer and card."""
+"""What comes out: a folder that appears whole or not at all. With its config, tokenizer and card."""

@@ -1,1 +1,1 @@
-"""From a recipe to tasks: every tensor of the result with its method and its inputs, and what that costs."""
+"""From a recipe to tasks: every tensor of the result with its method and its inputs. And what that costs."""

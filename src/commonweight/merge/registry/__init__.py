@@ -1,4 +1,4 @@
-"""The list of merge methods: name -> one pure function over one tensor, and what it may be told.
+"""The list of merge methods: one pure function each, and what it may be told.
 
 What a method's file needs is here: the ways to annotate its options too.
 """

@@ -1,1 +1,1 @@
-"""What goes in: models as sources of tensors, from memory or disk, quantised, with an adapter or a tenant on them."""
+"""What goes in: models as sources of tensors, on disk or in memory. Quantised, with an adapter or a tenant too."""

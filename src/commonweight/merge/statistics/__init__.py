@@ -1,4 +1,4 @@
-"""What a method must know of data: files of statistics, read beside the models, and how they are collected."""
+"""What a method must know of data: files of statistics, and how they are collected."""
 
 from .file import FINGERPRINT, Statistics, alike, fingerprint, open_statistics
 

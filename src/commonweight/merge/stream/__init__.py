@@ -1,1 +1,1 @@
-"""The machine under the methods: pieces of tensors through threads, from any source into any sink."""
+"""The machine under the methods: pieces of tensors through threads. From any source into any sink."""

@@ -1,1 +1,1 @@
-"""Models whose vocabularies differ: which token is which row, and rows mapped as they are read."""
+"""Models whose vocabularies differ: rows mapped by token as they are read."""
