@@ -38,12 +38,16 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def write_folder(path: Path, files: Mapping[str, bytes]) -> Path:
-    """Writes a new folder with files in it, all of them in one step. Raises: as `write`; and when it is there."""
+def write_folder(path: Path, files: Mapping[str, bytes], *, replace: bool = False) -> Path:
+    """Writes a folder with files in it, all of them in one step. replace: in place of a folder that is there.
+
+    Raises: as `write`; and when it is there, unless `replace`.
+    """
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as e:
         raise CommonweightError(f"{path}: cannot write in {path.parent}: {e.strerror}") from e
+    aside = None
     try:
         for name, data in files.items():
             with open(temporary / name, "wb") as f:
@@ -52,12 +56,19 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> Path:
                 os.fsync(f.fileno())
         sync(temporary)
         os.chmod(temporary, 0o755)
+        if replace and path.is_dir():  # one that is not empty cannot be replaced in one step: it is moved first
+            aside = temporary.with_name(f"{temporary.name}.old")
+            os.rename(path, aside)
         os.rename(temporary, path)
     except BaseException as e:
+        if aside is not None and not path.exists():
+            os.rename(aside, path)
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(e, OSError):
             raise CommonweightError(f"{path}: {e.strerror}; nothing was written") from e
         raise
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
     sync(path.parent)
     return path
 

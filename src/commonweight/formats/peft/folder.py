@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...core import CommonweightError
-from ..atomic import sync
+from .. import atomic
 from . import digest
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -84,8 +82,7 @@ def weights(folder: Path) -> Path:
 def write(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], report: Mapping[str, Any], overwrite: bool
 ) -> Path:
-    """Writes the whole folder under a temporary name beside it, then renames it into place. The report gets digests of
-    the two files that PEFT reads.
+    """Writes the whole folder in one step. The report gets digests of the two files that PEFT reads.
 
     Raises: CommonweightError when the target exists and is not empty, unless `overwrite`.
     """
@@ -106,33 +103,5 @@ def write(
     }
     told = {**report, digest.KEY: digest.of(files)}
     files[digest.REPORT] = json.dumps(told, indent=2, sort_keys=True).encode()
-    old = None
-    try:
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as e:
-        raise CommonweightError(f"{folder}: cannot write in {folder.parent}: {e.strerror}") from e
-    try:
-        for name, data in files.items():
-            with open(new / name, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-        sync(new)
-        os.chmod(new, 0o755)
-        if full:  # a folder that is not empty cannot be replaced in one step: it is moved aside first
-            old = new.with_name(f"{new.name}.old")
-            os.replace(folder, old)
-        elif folder.is_dir():
-            folder.rmdir()
-        os.replace(new, folder)
-    except BaseException as e:
-        if old is not None and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(new, ignore_errors=True)
-        if isinstance(e, OSError):
-            raise CommonweightError(f"{folder}: {e.strerror}; nothing was written") from e
-        raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-    sync(folder.parent)
+    atomic.write_folder(folder, files, replace=True)
     return given
