@@ -23,8 +23,14 @@ def at(tmp_path, capsys):
 
 def test_publish_and_list(at, tmp_path, capsys):
     args = "--name", "legal", "--metric", "accuracy=0.95", "--metric", "f1=1", "--parent", "tax"
-    code, out, _ = call(capsys, "store", "publish", at, tmp_path / "tax.safetensors", *args)
+    code, out, said = call(capsys, "store", "publish", at, tmp_path / "tax.safetensors", *args)
     assert (code, out) == (0, "legal@2: 3 pools, 156 bytes\n")
+    assert said == (
+        "notice: legal was there already, with other content: legal@2 is now its newest version, legal@1 stays\n"
+    )
+    code, out, said = call(capsys, "store", "publish", at, tmp_path / "tax.safetensors", *args)
+    assert (code, out) == (0, "legal@2: 3 pools, 156 bytes\n")
+    assert said == "notice: legal@2 has this content already: no new version was made\n"
     code, out, _ = call(capsys, "store", "list", at)
     head, legal, tax = out.splitlines()
     assert code == 0 and head.split() == "name version method pools bytes marginal bytes metrics".split()
@@ -60,6 +66,7 @@ def test_export_import_remove_gc(at, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     assert call(capsys, "store", "export", at, "legal", out)[0] == 0
     assert out.read_bytes() == (tmp_path / "legal.safetensors").read_bytes()
+    tenant(tmp_path / "tax.safetensors", 9)
     assert call(capsys, "store", "import", at, out, tmp_path / "tax.safetensors")[0] == 0
     assert [*cw.Commons(at)] == ["legal", "out", "tax"]
     assert call(capsys, "store", "remove", at, "legal")[:2] == (0, "removed legal\n")

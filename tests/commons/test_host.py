@@ -34,7 +34,7 @@ def test_round_trip(host, c, tmp_path, method):
         assert answer(host.model, batch).equal(answer(other.model, batch))
     file = host.save("legal", tmp_path / "f.safetensors", {"accuracy": 0.95})
     assert c.export("legal", tmp_path / "x.safetensors").read_bytes() == file.read_bytes()
-    assert c.publish_file(file, "legal").pools == m.pools and c.show("legal").versions == (1, 2)
+    assert c.publish_file(file, "legal") == m and c.show("legal").versions == (1,)
 
 
 def test_frozen_pools_are_one_tensor_trainable_ones_are_copies(host, c):

@@ -76,6 +76,7 @@ def test_remove_and_gc_killed_at_any_line(tmp_path):
     c = cw.Commons(tmp_path / "store")
     c.publish_file(tenant(tmp_path / "tax.safetensors", 2))
     tax, file = contents(c, "tax"), tenant(tmp_path / "legal.safetensors", 1)
+    other = tenant(tmp_path / "other.safetensors", 3)
 
     def leave() -> None:
         c.remove("legal")
@@ -84,7 +85,7 @@ def test_remove_and_gc_killed_at_any_line(tmp_path):
     for step in itertools.count(1, 3):
         if "legal" not in c:
             c.publish_file(file)
-            c.publish_file(file)
+            c.publish_file(other, "legal")
         killed = die_at(step, leave)
         assert c.verify() == [] and contents(c, "tax") == tax
         assert "legal" not in c or contents(c, "legal")
@@ -104,25 +105,25 @@ def test_init_killed_at_any_line(tmp_path):
 
 
 def test_eight_publishers_lose_nothing(tmp_path):
-    files = [tenant(tmp_path / f"t{i}.safetensors", i) for i in range(8)]
     folder = tmp_path / "store"
+    for n in range(24):
+        tenant(tmp_path / f"{n}.safetensors", n)
 
     def work(i: int) -> None:
         c = cw.Commons(folder)  # they make it at once, too
-        for _ in range(3):
-            c.publish_file(files[i], "all")
-            c.publish_file(files[i])
+        for n in range(i, 24, 8):
+            c.publish_file(tmp_path / f"{n}.safetensors", "all")
+            c.publish_file(tmp_path / f"{n}.safetensors", f"t{i}")
 
     assert ended(*[start(lambda i=i: work(i)) for i in range(8)]) == [0] * 8
     c = cw.Commons(folder)
     assert c.verify() == [] and [*c] == ["all", *(f"t{i}" for i in range(8))]
     assert c.show("all").versions == tuple(range(1, 25))
     assert all(r.versions == (1, 2, 3) for r in c.list()[1:])
-    assert sorted(c.manifest(f"all@{v}").metrics["accuracy"] for v in range(1, 25)) == sorted(
-        [i / 100 for i in range(8)] * 3
-    )
-    assert len([*folder.glob("pools/??/*")]) == 8 + 1
-    assert len((folder / "index.txt").read_bytes().splitlines()) == 48
+    found = sorted(c.manifest(f"all@{v}").metrics["accuracy"] for v in range(1, 25))
+    assert found == [i / 100 for i in range(24)]
+    assert len([*folder.glob("pools/??/*")]) == 24 + 1
+    assert len((folder / "index.txt").read_bytes().splitlines()) == 1 + 48
 
 
 def test_gc_takes_nothing_from_publishers_and_readers(tmp_path):
@@ -211,7 +212,7 @@ def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
 
 def test_threads_of_one_process(tmp_path):
     c = cw.Commons(tmp_path / "store")
-    files = [tenant(tmp_path / f"t{i}.safetensors", i) for i in range(4)]
+    files = [[tenant(tmp_path / f"{i} {n}.safetensors", 10 * i + n) for n in range(5)] for i in range(4)]
     with ThreadPoolExecutor(4) as pool_:
-        list(pool_.map(lambda f: [c.publish_file(f, "all") for _ in range(5)], files))
+        list(pool_.map(lambda some: [c.publish_file(f, "all") for f in some], files))
     assert c.show("all").versions == tuple(range(1, 21)) and c.verify() == []

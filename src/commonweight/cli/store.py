@@ -11,7 +11,7 @@ from . import import_peft
 
 EXAMPLES = """[bold]Examples[/bold]
 
-A store, and a tenant in it; the same name again makes a new version:
+A store, and a tenant in it; other content under the same name makes a new version:
 
   commonweight store init commons
   commonweight store publish commons legal.safetensors --metric accuracy=0.95
@@ -63,9 +63,11 @@ def publish(
         list[str] | None, typer.Option(help="A tenant of the store from which it was made; may be repeated.")
     ] = None,
 ) -> None:
-    """Write a tenant's file into the store: a new version where the name is there already."""
+    """Write a tenant's file into the store: a new version where the name is there already with other content."""
     metrics = dict(map(_metric, metric)) if metric else None
-    _told(_open(store).publish_file(file, name, metrics=metrics, parents=parent or ()))
+    c = _open(store)
+    before = c.newest()
+    _told(c.publish_file(file, name, metrics=metrics, parents=parent or ()), before)
 
 
 @app.command("import")
@@ -73,8 +75,10 @@ def import_(
     store: Store, files: Annotated[list[Path], typer.Argument(help="Tenants' files; each is named as its file.")]
 ) -> None:
     """Write many tenants' files into the store: all of them or, when one is wrong, none."""
-    for m in _open(store).publish_files(files):
-        _told(m)
+    c = _open(store)
+    before = c.newest()
+    for m in c.publish_files(files):
+        _told(m, before)
 
 
 @app.command()
@@ -168,7 +172,11 @@ def diff(store: Store, a: Name, b: Name, as_json: Json = False) -> None:
         typer.echo(f"  {field}: {x} -> {y}")
 
 
-def _told(m: Any) -> None:
+def _told(m: Any, before: dict[str, int]) -> None:
+    from ..commons.again import told
+
+    if notice := told(m.label, m.version, before.get(m.name)):
+        typer.echo(f"notice: {notice}", err=True)
     typer.echo(f"{m.label}: {len(m.pools)} pools, {sum(r.numbers for r in m.pools.values()):,} bytes")
 
 

@@ -107,6 +107,8 @@ def open_all(root: Path) -> Get:
                 known[hash] = Blueprint.read(str(at), hash, at.read_bytes())
             except FileNotFoundError as e:
                 raise Missing(f"{at}: this blueprint is missing", hash) from e
+            except OSError as e:
+                raise Lost(f"{at}: cannot be read ({e.strerror})", hash) from e
         return known[hash]
 
     return get

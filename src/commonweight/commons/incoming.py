@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core import CommonweightError, safe
@@ -23,6 +24,16 @@ class Given(NamedTuple):
     data: bytes
     metrics: Mapping[str, Any] | None = None
     parents: Sequence[str] = ()
+
+
+def of_file(
+    path: Path, name: str | None = None, metrics: Mapping[str, Any] | None = None, parents: Sequence[str] = ()
+) -> Given:
+    """A tenant's file, to be published under `name`, or its own."""
+    from ..formats import native
+
+    native.read_header(path)  # for its errors
+    return Given(path.stem if name is None else name, str(path), path.read_bytes(), metrics, parents)
 
 
 class Incoming(NamedTuple):

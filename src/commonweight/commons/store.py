@@ -4,7 +4,7 @@
     lock                                             held by whoever writes
     pools/ab/<hash>.safetensors                      one pool, or a pack of small ones, named by its content
     blueprints/<hash>.json                           what the manifests of many tenants have in common
-    tenants/<name>@<version>.<digest>.json           one version of one tenant; never changed
+    tenants/<name>@<version>.<digest>.json           one version of one tenant; never changed but in its metrics
     tenants/<joint>/<name>@<version>.<digest>.json   the same, published together with others
     index.txt                                        a copy of the manifests; derived, may be deleted
 
@@ -20,22 +20,24 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..core import CommonweightError, safe, unknown
 from ..formats import atomic
 from . import blueprint, index, pool
+from .again import again, once
 from .agree import agree
 from .diff import Diff, diff
 from .fetched import Fetched
-from .incoming import Given, take
+from .garbage import Freed, garbage
+from .incoming import Given, of_file, take
 from .listing import Record, records
 from .manifest import JOINT, Entry, Manifest, digest
 from .pool import Gone
-from .verify import Problem, problems
+from .verify import LOST, Problem, problems
 
 if TYPE_CHECKING:
     from ..formats.coding import Choice
@@ -45,15 +47,6 @@ FORMAT = 2
 STORE = b'{"commons":"commonweight","format":2}\n'
 BEFORE = b'{"commons":"commonweight","format":1}\n'  # a store of old: the first publish makes it one of this format
 PATIENCE = 600.0  # seconds that a writer waits for another
-
-
-class Freed(NamedTuple):
-    """What a gc took: pools, versions of tenants, files that killed writers left; bytes of all together."""
-
-    pools: int
-    versions: int
-    torn: int
-    nbytes: int
 
 
 class Commons:
@@ -136,8 +129,10 @@ class Commons:
         parents: Sequence[str] = (),
         codec: Choice = None,
     ) -> Manifest:
-        """Writes a tenant of the host, under its name; again: a new version. When it returns, it is on disk.
+        """Writes a tenant of the host, under its name. When it returns, it is on disk.
 
+        Again: a new version, where it is another tenant now; of the same pools and settings none, but metrics that
+        are given replace those that were there.
         parents: tenants of this store from which it was made, ``"legal"`` or ``"legal@2"``. codec: as for `Host.save`;
         tenants of one common share its pools in the store when all are published with one codec. Cost: its pools that
         the store does not have yet, and a manifest.
@@ -183,11 +178,11 @@ class Commons:
         parents: Sequence[str] = (),
     ) -> Manifest:
         """`publish`, from a tenant's file; needs no model. name: without it, the file's. metrics: not its own."""
-        return self._publish([_file(Path(path), name, metrics, parents)])[0]
+        return self._publish([of_file(Path(path), name, metrics, parents)])[0]
 
     def publish_files(self, paths: Iterable[str | os.PathLike[str]]) -> list[Manifest]:
         """`publish_all`, from tenants' files; each is called as its file."""
-        return self._publish(_file(Path(p)) for p in paths)
+        return self._publish(of_file(Path(p)) for p in paths)
 
     def _publish(self, given: Iterable[Given]) -> list[Manifest]:
         incoming, contents = take(given)
@@ -199,11 +194,16 @@ class Commons:
             self._can_be_made()
             self._make()
         with self._locked():
-            last: dict[str, int] = {}
-            for e in self._entries():
-                last[e.name] = max(e.version, last.get(e.name, 0))
-            made = [i.manifest(last.get(i.name, 0) + 1, now) for i in incoming]
-            files = {m.file: m.text for m in made}  # before anything is written: metrics may be no JSON
+            entries = self._entries()
+            last = {e.name: e for e in sorted(entries, key=lambda e: e.version) if e.name in names}
+            get = blueprint.open_all(self.folder)
+            there = {n: self._sound(e, get) for n, e in last.items()}
+            made = [
+                again(i, there.get(i.name)) or i.manifest(last[i.name].version + 1 if i.name in last else 1, now)
+                for i in incoming
+            ]
+            # before anything is written: metrics may be no JSON
+            files = {m.file: m.text for m in made if m is not there.get(m.name)}
             commons = {c for m in made if (c := m.tenant.get("common")) is not None}
             agree(str(self.folder), made, self._of_commons(commons, names))
             if (self.folder / "store.json").read_bytes() == BEFORE:
@@ -217,8 +217,25 @@ class Commons:
                 atomic.write(self._tenants / file, text)
             elif files:
                 atomic.write_folder(self._tenants / digest("".join(files).encode()), files)
-            index.append(self.folder, files)
+            index.append(self.folder, files, [e.key for e in entries])
+            labels = {m.label for m in made if m.file in files}
+            self._unlink([e for e in self._files() if e.label in labels and e.key not in files])  # other metrics
         return made
+
+    def _unlink(self, entries: Sequence[Entry]) -> None:
+        for at in [self._tenants / e.file for e in entries]:
+            at.unlink()
+            if at.parent != self._tenants and not any(at.parent.iterdir()):
+                at.parent.rmdir()
+        if entries:
+            atomic.sync(self._tenants)
+
+    def _sound(self, entry: Entry, get: blueprint.Get) -> Manifest | None:
+        """None of a damaged one: publishing it again mends it."""
+        try:
+            return self._manifest(entry, get)
+        except CommonweightError:
+            return None
 
     def _of_commons(self, commons: Collection[str], but: Collection[str] = ()) -> list[Manifest]:
         """Of all tenants of these commons those that are not alike: one for each blueprint. What is damaged is left
@@ -249,36 +266,38 @@ class Commons:
         return found
 
     def remove(self, name: str) -> None:
-        """Forgets a tenant, or one version of it (``"legal@2"``). Its pools stay until `gc`."""
+        """Forgets a tenant, or one version of it (``"legal@2"``), also a lost one. Its pools stay until `gc`."""
         with self._locked():
-            self._entry(name)
-            gone = [e for e in self._entries() if name in (e.name, e.label)]
-            for e in sorted(gone, key=lambda e: e.version):  # the newest last: until then nothing has changed
-                (self._tenants / e.file).unlink()
-            atomic.sync(self._tenants)
+            files = self._files()
+            lost = [e for e in map(Entry.of, index.lost(self.folder, files)) if e and name in (e.name, e.label)]
+            if not lost:
+                self._entry(name)
+            gone = [e for e in files if name in (e.name, e.label)]
+            index.drop(self.folder, {e.key for e in (*gone, *lost)})
+            self._unlink(sorted(gone, key=lambda e: e.version))  # the newest last: until then nothing has changed
 
     def gc(self, keep: int | None = None) -> Freed:
         """Deletes pools that no tenant reads, and what killed writers left. keep: only so many versions per tenant.
 
-        Refuses while a manifest is damaged: what it reads is not known. Never takes what a publish or a reader in
-        flight needs: a publish holds the lock, a reader has its files open or looks again.
+        Refuses while a manifest is damaged or lost: what it reads is not known. Never takes what a publish or a reader
+        in flight needs: a publish holds the lock, a reader has its files open or looks again.
         """
         if keep is not None and keep < 1:
             raise CommonweightError(f"keep={keep}: wanted 1 or more versions; `remove` takes tenants away")
         with self._locked():
-            entries = self._entries()
+            files, entries = self._files(), self._entries()
+            if lost := min(index.lost(self.folder, files), default=None):
+                raise CommonweightError(f"{self.folder}: nothing was deleted: tenants/{lost} {LOST}")
             get = blueprint.open_all(self.folder)
             manifests = {e: self._manifest(e, get) for e in entries}
             old = [e for e in entries if keep is not None and e.version not in _newest(entries, e.name, keep)]
-            torn, nbytes = 0, 0
-            for e in old:
-                nbytes += len(manifests.pop(e).text)
-                (self._tenants / e.file).unlink()
-            atomic.sync(self._tenants)
+            torn, nbytes = 0, sum(len(manifests.pop(e).text) for e in old)
+            index.rewrite(self.folder, {e.key: m.text for e, m in manifests.items()})
+            self._unlink([e for e in files if e not in manifests])
             needed = {h for m in manifests.values() for h in m.files}
             needed |= {m.blueprint.hash for m in manifests.values() if m.blueprint}
             pools = 0
-            for at in self._garbage(needed):
+            for at in garbage(self.folder, needed):
                 size = sum(map(_size, [at, *at.glob("*")] if at.is_dir() else [at]))
                 try:
                     shutil.rmtree(at) if at.is_dir() else at.unlink()
@@ -286,24 +305,7 @@ class Commons:
                     continue
                 left = at.name.startswith(".")
                 nbytes, torn, pools = nbytes + size, torn + left, pools + (not left and at.suffix == ".safetensors")
-            index.rewrite(self.folder, {e.key: m.text for e, m in manifests.items()})
         return Freed(pools, len(old), torn, nbytes)
-
-    def _garbage(self, needed: Collection[str]) -> Iterator[Path]:
-        """What nobody reads, and what killed writers left. Only under the lock."""
-        homes = "pools/??/*", f"{blueprint.FOLDER}/*", "tenants/*", "*"
-        for at in [p for home in homes for p in self.folder.glob(home)]:
-            named = at.parent.name == blueprint.FOLDER or at.parent.parent.name == "pools"
-            if at.name.startswith("."):
-                whole = at.name.rpartition(".")[0]
-                joint = at.parent == self._tenants and JOINT.fullmatch(whole[1:])
-                if joint or whole.endswith((".json", ".safetensors", ".txt")):
-                    yield at
-            elif at.parent == self._tenants and JOINT.fullmatch(at.name):
-                if at.is_dir() and not any(at.iterdir()):
-                    yield at
-            elif named and pool.HASH.fullmatch(at.stem) and at.stem not in needed:
-                yield at
 
     @contextmanager
     def _locked(self, patience: float = PATIENCE) -> Iterator[None]:
@@ -363,7 +365,19 @@ class Commons:
 
     def verify(self) -> list[Problem]:
         """Looks at every bit; an empty list when all is sound. Cost: reads every file once."""
-        return [*problems(self.folder, (STORE, BEFORE), self._entries())]
+        unread: list[tuple[Path, str]] = []
+        files = self._files(unread)
+        found = [Problem(at.relative_to(self.folder).as_posix(), f"cannot be read ({why})", ()) for at, why in unread]
+        return [*found, *problems(self.folder, (STORE, BEFORE), files, self._lost())]
+
+    def _lost(self) -> list[str]:
+        """The keys of manifests that the index has and the folder has not; looked at again while nobody writes."""
+        found = index.lost(self.folder, self._files([]))
+        try:
+            with self._locked() if found else nullcontext():
+                return sorted(index.lost(self.folder, self._files([])))
+        except CommonweightError:  # a store that only can be read has no writers
+            return sorted(found)
 
     @property
     def nbytes(self) -> int:
@@ -372,28 +386,44 @@ class Commons:
         files = [*self.folder.glob("pools/??/*.safetensors"), *self.folder.glob(f"{blueprint.FOLDER}/*.json")]
         return sum(map(_size, files)) + sum(_size(self._tenants / e.file) for e in self._entries())
 
+    def newest(self) -> dict[str, int]:
+        """Every tenant's newest version. Cost: a listing of one folder."""
+        return {e.name: e.version for e in sorted(self._entries(), key=lambda e: (e.name, e.version))}
+
     def __contains__(self, name: object) -> bool:
-        return any(e.name == name for e in self._entries())
+        return name in self.newest()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({e.name for e in self._entries()}))
+        return iter(self.newest())
 
     def __len__(self) -> int:
-        return len({e.name for e in self._entries()})
+        return len(self.newest())
 
     def _entries(self) -> list[Entry]:
+        return once(self._files())
+
+    def _files(self, unread: list[tuple[Path, str]] | None = None) -> list[Entry]:
+        """Every manifest's file. unread: is given the folders that cannot be read, and why, in place of an error."""
+        found: list[str] = []
         try:
-            files = os.listdir(self._tenants)
-        except FileNotFoundError as e:
-            if self._late and not self._there():
+            found = os.listdir(self._tenants)
+        except OSError as e:
+            if isinstance(e, FileNotFoundError) and self._late and not self._there():
                 return []
-            raise CommonweightError(f"{self._tenants}: this folder of the store is missing") from e
-        for joint in filter(JOINT.fullmatch, [*files]):
+            if unread is None:
+                why = "is missing" if isinstance(e, FileNotFoundError) else f"cannot be read ({e.strerror})"
+                raise CommonweightError(f"{self._tenants}: this folder of the store {why}") from e
+            unread.append((self._tenants, str(e.strerror)))
+        for joint in filter(JOINT.fullmatch, [*found]):
             try:
-                files += [f"{joint}/{f}" for f in os.listdir(self._tenants / joint)]
+                found += [f"{joint}/{f}" for f in os.listdir(self._tenants / joint)]
             except (FileNotFoundError, NotADirectoryError):  # a gc took it, for it was empty; or it is none of ours
                 continue
-        return [e for e in map(Entry.of, files) if e]
+            except OSError as e:
+                if unread is None:
+                    raise CommonweightError(f"{self._tenants / joint}: cannot be read ({e.strerror})") from e
+                unread.append((self._tenants / joint, str(e.strerror)))
+        return [e for e in map(Entry.of, found) if e]
 
     def _entry(self, name: str) -> Entry:
         """The newest version of a tenant, or the one that ``name@version`` names."""
@@ -417,6 +447,8 @@ class Commons:
             return Manifest.read(str(at), entry, at.read_bytes(), get or blueprint.open_all(self.folder))
         except FileNotFoundError as e:
             raise Gone(f"{at}: this manifest is missing") from e
+        except OSError as e:
+            raise CommonweightError(f"{at}: cannot be read ({e.strerror})") from e
 
     def _again(self, look: Any) -> Any:
         """look(), and once more while nobody writes if a file had just gone: then it is missing, or was replaced."""
@@ -448,19 +480,10 @@ class Commons:
         if len(lacking) > 100 or useless > 100 + len(wanted):
             try:
                 with self._locked(0):
-                    index.rewrite(self.folder, found)
+                    index.rewrite(self.folder, {**index.lost(self.folder, [*wanted.values()]), **found})
             except CommonweightError:
                 pass
         return [(wanted[key], text) for key, text in found.items()]
-
-
-def _file(
-    path: Path, name: str | None = None, metrics: Mapping[str, Any] | None = None, parents: Sequence[str] = ()
-) -> Given:
-    from ..formats import native
-
-    native.read_header(path)  # for its errors
-    return Given(path.stem if name is None else name, str(path), path.read_bytes(), metrics, parents)
 
 
 def _size(file: Path) -> int:

@@ -23,14 +23,23 @@ class Problem(NamedTuple):
         return f"{self.path}: {self.what}{who}"
 
 
+LOST = (
+    f"is missing, and {index.FILE} still has it: write what stands behind its name there into the file, or forget it "
+    "with `commonweight store remove`"
+)
+MANIFEST = "publish the tenant again, then remove"
 AGAIN, NOBODY = "publish one of its tenants again", "nobody reads it, `gc` takes it"
+UNKNOWN = "nobody reads it; look at its disk"
 
 
-def problems(root: Path, store: Collection[bytes], entries: list[Entry]) -> Iterator[Problem]:
-    """All that is wrong. store: what its first file may hold. Cost: reads every file once. Takes no lock: what leaves
-    meanwhile is no problem."""
-    if (root / "store.json").read_bytes() not in store:
-        yield Problem("store.json", "altered; write it anew with `commonweight store init`", ())
+def problems(root: Path, store: Collection[bytes], entries: list[Entry], lost_keys: list[str]) -> Iterator[Problem]:
+    """All that is wrong. store: what its first file may hold. lost_keys: of manifests that are not there. Cost: reads
+    every file once. Takes no lock: what leaves meanwhile is no problem."""
+    try:
+        if (root / "store.json").read_bytes() not in store:
+            yield Problem("store.json", "altered; write it anew with `commonweight store init`", ())
+    except OSError as e:
+        yield Problem("store.json", f"cannot be read ({e.strerror})", ())
     readers: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
     lost: dict[str, tuple[CommonweightError, list[str]]] = {}  # blueprints, by path
     get = blueprint.open_all(root)
@@ -40,16 +49,20 @@ def problems(root: Path, store: Collection[bytes], entries: list[Entry]) -> Iter
             m = Manifest.read(where, entry, (root / where).read_bytes(), get)
         except FileNotFoundError:
             continue
+        except OSError as e:
+            yield Problem(where, f"cannot be read ({e.strerror}); {MANIFEST} {entry.label}", (entry.label,))
+            continue
         except (blueprint.Lost, blueprint.Missing) as e:
             lost.setdefault(e.hash, (e, []))[1].append(entry.label)
             continue
         except CommonweightError as e:
-            yield Problem(
-                where, f"{_after(e, where)}; publish the tenant again, then remove {entry.label}", (entry.label,)
-            )
+            yield Problem(where, f"{_after(e, where)}; {MANIFEST} {entry.label}", (entry.label,))
             continue
         for hash, content in m.files.items():
             readers.setdefault(hash, {})[m.label] = content
+    for key in lost_keys:
+        label = key.rsplit(".", 2)[0]
+        yield Problem(f"tenants/{key}", LOST, (label,))
     files = {e.label: root / "tenants" / e.file for e in entries}
     for at in (root / blueprint.FOLDER).glob("*.json"):
         if pool.HASH.fullmatch(at.stem) and at.stem not in lost:
@@ -79,6 +92,9 @@ def problems(root: Path, store: Collection[bytes], entries: list[Entry]) -> Iter
         except pool.Gone:
             if kept := tuple(n for n in labels if files[n].exists()):
                 yield Problem(where, f"missing; {AGAIN}", kept)
+            continue
+        except OSError as e:
+            yield Problem(where, f"cannot be read ({e.strerror}); {AGAIN if labels else UNKNOWN}", labels)
             continue
         except CommonweightError as e:
             yield Problem(where, f"{_after(e, str(at))}; {AGAIN if labels else NOBODY}", labels)
