@@ -96,7 +96,7 @@ WRONG = {
     "bad task": (["--task", "clasify"], "unknown task 'clasify'; did you mean 'classify'"),
     "bad tenant name": (["--tenant", "a/b"], "'a/b' cannot be a tenant's name"),
     "out without its suffix": (["--out", "legal.bin"], "wanted a name like legal.safetensors"),
-    "out in no folder": (["--out", "{tmp}/no/legal.safetensors"], "does not exist; make it first"),
+    "out in a file": (["--out", "{tmp}/train.tsv/legal.safetensors"], "train.tsv is a file; wanted a folder"),
     "bad epochs": (["--epochs", "0"], "epochs is 0.0; it must be > 0"),
     "bad dtype": (["--dtype", "int8"], "unknown dtype 'int8'"),
     "bad dev fraction": (["--dev", "1.5"], "dev=1.5: wanted a fraction"),

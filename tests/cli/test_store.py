@@ -65,6 +65,9 @@ def test_show_and_diff(at, capsys):
 def test_export_import_remove_gc(at, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     assert call(capsys, "store", "export", at, "legal", out)[0] == 0
+    assert call(capsys, "store", "export", at, "legal", out)[0] == 2
+    assert call(capsys, "store", "export", at, "legal", out, "--overwrite")[0] == 0
+    assert call(capsys, "store", "export", at, "legal", out.parent / "new" / "folder" / "out.safetensors")[0] == 0
     assert out.read_bytes() == (tmp_path / "legal.safetensors").read_bytes()
     tenant(tmp_path / "tax.safetensors", 9)
     assert call(capsys, "store", "import", at, out, tmp_path / "tax.safetensors")[0] == 0
@@ -72,7 +75,7 @@ def test_export_import_remove_gc(at, tmp_path, capsys):
     assert call(capsys, "store", "remove", at, "legal")[:2] == (0, "removed legal\n")
     assert call(capsys, "store", "remove", at, "out")[0] == 0
     code, said, _ = call(capsys, "store", "gc", at, "--keep", "1")
-    assert code == 0 and "1 pools, 1 versions, 0 torn files" in said
+    assert code == 0 and "2 pools, 1 versions, 0 torn files" in said
     code, said, _ = call(capsys, "store", "verify", at)
     assert code == 0 and said.startswith(f"{at}: sound, 1 tenants")
 
@@ -100,13 +103,15 @@ def test_verify_names_what_is_damaged(at, capsys):
         (("show", "lega"), "unknown tenant 'lega'; did you mean 'legal'"),
         (("show", "../legal"), "cannot be a tenant's name"),
         (("remove", "legal@4"), "legal has no version '4'; there are 1"),
-        (("export", "legal", "no/where.safetensors"), "the folder no does not exist"),
+        (("export", "legal", "{file}"), "legal.safetensors: a file is there already; --overwrite replaces it"),
+        (("export", "legal", "{file}/x.safetensors"), "legal.safetensors is a file; wanted a folder"),
         (("publish", "nothing.safetensors"), "nothing.safetensors: no such file"),
         (("publish", "nothing.safetensors", "--metric", "accuracy"), "--metric accuracy: wanted a name and a number"),
         (("gc", "--keep", "0"), "keep=0: wanted 1 or more"),
     ],
 )
 def test_mistakes(at, capsys, args, message):
+    args = [a.replace("{file}", str(at.parent / "legal.safetensors")) for a in args]
     code, out, err = call(capsys, "store", args[0], at, *args[1:])
     assert code == 2 and message in err and err.count("\n") == 1 and not out
 

@@ -176,9 +176,11 @@ def test_unknown_names(two):
 def test_no_store(tmp_path):
     with pytest.raises(cw.CommonweightError, match="is no store; `commonweight store init` makes one"):
         cw.Commons(tmp_path / "nowhere", make=False)
-    with pytest.raises(cw.CommonweightError, match="does not exist; make it first"):
-        cw.Commons(tmp_path / "no" / "where")
+    assert len(cw.Commons(tmp_path / "new" / "folders")) == 0
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "new" / "folders" / "store.json").unlink()
+    with pytest.raises(cw.CommonweightError, match=r"notes.txt is a file; wanted a folder"):
+        cw.Commons(tmp_path / "notes.txt" / "store")
     with pytest.raises(cw.CommonweightError, match=r"is no store and holds notes.txt; name a new or an empty folder"):
         cw.Commons(tmp_path)
     with pytest.raises(cw.CommonweightError, match="is a file; a store is a folder"):

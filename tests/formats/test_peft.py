@@ -219,8 +219,9 @@ def test_a_folder_appears_whole_or_not_at_all(host, saved, monkeypatch):
         host.export_peft("t", saved.parent / "c", overwrite=True)
     with pytest.raises(cw.CommonweightError, match="is a file"):
         host.export_peft("t", saved / CONFIG)
-    with pytest.raises(cw.CommonweightError, match="does not exist; make it first"):
-        host.export_peft("t", saved / "no" / "where")
+    with pytest.raises(cw.CommonweightError, match="this folder cannot be made: "):
+        host.export_peft("t", saved / CONFIG / "where")
+    assert (host.export_peft("t", saved / "new" / "folders") / CONFIG).is_file()
 
 
 def test_a_tolerance_that_cannot_be_met_names_the_worst_module(host, tmp_path):

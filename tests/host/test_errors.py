@@ -267,14 +267,15 @@ class TestFiles:
         cw.Host(make("llama")[0].bfloat16()).load("new", path)
 
     def test_saving_nan_or_to_nowhere_writes_nothing(self, host, tmp_path):
-        with pytest.raises(cw.CommonweightError, match="does not exist; make it first"):
-            host.save("taken", tmp_path / "no" / "t.safetensors")
+        assert host.save("taken", tmp_path / "new" / "folders" / "t.safetensors").is_file()
+        with pytest.raises(cw.CommonweightError, match="this folder cannot be made: "):
+            host.save("taken", tmp_path / "new" / "folders" / "t.safetensors" / "t.safetensors")
         with pytest.raises(cw.CommonweightError, match="is a folder"):
             host.save("taken", tmp_path)
         next(host["taken"].parameters()).data[0] = float("inf")
         with pytest.raises(cw.CommonweightError, match="holds NaN or infinity; nothing was written"):
             host.save("taken", tmp_path / "t.safetensors")
-        assert os.listdir(tmp_path) == []
+        assert os.listdir(tmp_path) == ["new"]
 
     def test_a_failed_write_keeps_the_old_file(self, host, path, monkeypatch):
         old = path.read_bytes()

@@ -19,7 +19,7 @@ from .job import Job, Source, check, read_all
 from .preview import preview, tally
 from .recipe import Recipe
 from .rows import Row
-from .target import InFiles, Target, Written, out_path
+from .target import InFiles, Target, Written, out_path, resumes
 from .train import Result, evaluate, train_understood, understand
 from .trainer import Progress
 
@@ -63,18 +63,23 @@ def run(
     sites: str | None = None,
     codec: str | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
     **recipe: Any,
 ) -> Files:
-    """Trains one tenant of `model` on `data` and writes it, atomically, when all of it went well.
+    """Trains one tenant of `model` on `data` and writes it, atomically, when all of it went well; then measures it and
+    writes what was measured into it.
 
     Everything that can be wrong with the input is looked at before the first step. While it runs, its state lies in
     ``<out without suffix>.checkpoint/``; a run that was killed is continued with resume=True to the same bits.
-    codec: stores the pools in fewer bytes, see `Host.save`; what is measured at the end is what the file holds.
+    overwrite: a file that is there already is replaced. codec: stores the pools in fewer bytes, see `Host.save`; what
+    is measured at the end is what the file holds.
     """
-    path = out_path(out)
+    path = Path(out)
     name = safe(path.stem if tenant is None else tenant)
+    checkpoint, report = path.with_suffix(".checkpoint"), path.with_suffix(".json")
+    out_path(path, overwrite or (resume and resumes(report, checkpoint, str(model), {name: data})))
     source = Source(
         data=data, dev=dev, eval=eval_file, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, no_header=no_header,
@@ -83,7 +88,7 @@ def run(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites, dtype=dtype,
         codec=codec, recipe=recipe,
     )  # fmt: skip
-    target = InFiles({name: path}, path.with_suffix(".checkpoint"), path.with_suffix(".json"))
+    target = InFiles({name: path}, checkpoint, report)
     found = train(model, job, target, resume=resume, say=say, progress=progress)[name]
     return Files(path, target.report, found.result, found.evaluated)
 
@@ -99,8 +104,8 @@ def train(
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Outcome]:
-    """Reads, looks at everything, trains, measures, writes. bring: what the host needs first. said: the codec of a
-    common that is there already."""
+    """Reads, looks at everything, trains, writes, measures, and writes what was measured. bring: what the host needs
+    first. said: the codec of a common that is there already."""
     host, data, evals, given = look(model, job, bring=bring, said=said, say=say)
     numbers = Recipe(**job.recipe)
     results = train_understood(
@@ -111,14 +116,19 @@ def train(
     for name, result in results.items():
         codecs[name] = codec_of(result.tenant, job.codec, said)
         settle(result.tenant, codecs[name])
+    coded = job.codec is not None  # then what was measured in training is not what is written
+    written = target.write(host, {n: {} if coded else r.metrics for n, r in results.items()}, codecs)
     evaluated = {}
     for name, result in results.items():
         d = data[name]
-        if job.codec is not None:
+        if coded:
             _, held = split(list(d.rows), d.dev, numbers.seed)
             results[name] = replace(result, metrics=_measure(host, name, held or None, job, result))
         evaluated[name] = _measure(host, name, evals.get(name), job, result)
-    written = target.write(host, {n: evaluated[n] or r.metrics for n, r in results.items()}, codecs)
+    if coded or any(evaluated.values()):
+        written = target.write(host, {n: evaluated[n] or r.metrics for n, r in results.items()}, codecs)
+    for notice in target.notices:
+        say(f"notice: {notice}")
     out = {n: Outcome(r, evaluated[n], written[n]) for n, r in results.items()}
     if target.report is not None:
         told = [_told(n, model, job, out[n]) for n in out]

@@ -49,6 +49,6 @@ def recomputed(host: Host) -> Iterator[None]:
 
 
 def _configs(model: Any) -> list[Any]:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     return [c for c in {id(c): c for c in (config, text)}.values() if c is not None]

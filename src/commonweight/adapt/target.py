@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import os
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any, Protocol
 import safetensors
 
 from ..commons import Commons
+from ..commons.again import told
 from ..core import CommonweightError
 from ..formats import atomic, native
 from ..host import Host, Tenant
 from ..host.files import encode
+from .checkpoint import Store
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,17 @@ Made = dict[str, Written]
 
 
 class Target(Protocol):
-    """checkpoint: the folder of the run's state. report: where its settings, curve and metrics go; None: nowhere."""
+    """checkpoint: the folder of the run's state. report: where its settings, curve and metrics go; None: nowhere.
+    notices: what a person should know after `write`."""
 
     @property
     def checkpoint(self) -> Path: ...
 
     @property
     def report(self) -> Path | None: ...
+
+    @property
+    def notices(self) -> list[str]: ...
 
     def write(self, host: Host, metrics: Metrics, codecs: Codecs) -> Made: ...
 
@@ -53,11 +59,11 @@ class InFiles:
 
     def __init__(self, paths: Mapping[str, Path], checkpoint: Path, report: Path):
         self.paths, self.checkpoint, self.report = paths, checkpoint, report
+        self.notices: list[str] = []
 
     def write(self, host: Host, metrics: Metrics, codecs: Codecs) -> Made:
+        """Again: the same files with other metrics."""
         data = {n: encode(host, host[n], metrics[n], codecs[n]) for n in self.paths}
-        for path in self.paths.values():
-            path.parent.mkdir(exist_ok=True)
         for name, path in self.paths.items():
             atomic.write(path, data[name])
         for path in (*self.paths.values(), self.report):
@@ -67,16 +73,23 @@ class InFiles:
 
 
 class InStore:
-    """Into a store, under their names: new versions where these are there already."""
+    """Into a store, under their names: new versions where these are there already with other content.
+
+    notices: what a person should know about those that were there before."""
 
     report = None
 
     def __init__(self, commons: Commons, checkpoint: Path):
         self.commons, self.checkpoint = commons, checkpoint
+        self.before = commons.newest()
+        self.notices: list[str] = []
 
     def write(self, host: Host, metrics: Metrics, codecs: Codecs) -> Made:
-        """All of them at once: whoever looks sees the whole run or nothing of it."""
+        """All of them at once: whoever looks sees the whole run or nothing of it. Again: no new versions, but other
+        metrics."""
         made = self.commons.publish_all(host, metrics, metrics=metrics, codecs=codecs)
+        notices = [told(m.label, m.version, self.before.get(n)) for n, m in made.items()]
+        self.notices = self.notices or [n for n in notices if n]
         records = {r.name: r for r in self.commons.list()}
         out = {}
         for n, m in made.items():
@@ -106,33 +119,39 @@ def _shared(tenant: Tenant) -> set[str]:
     return {key for key, names in native.layout(tenant.plan).items() if names[0] in tenant.common.pools}
 
 
-def out_path(out: str | Path) -> Path:
-    """The tenant's file, if it can be written. Raises: CommonweightError before anything is trained."""
+def out_path(out: str | Path, overwrite: bool = False) -> Path:
+    """The tenant's file, if it can be written. overwrite: also where one is. Raises: CommonweightError before anything
+    is trained."""
     path = Path(out)
     if path.suffix != ".safetensors":
         raise CommonweightError(f"--out {out}: wanted a name like {path.stem}.safetensors")
     if path.is_dir():
         raise CommonweightError(f"--out {out} is a folder; wanted the name of a file")
-    _writable(path, out)
+    atomic.free(path, "--out", overwrite=overwrite)
+    atomic.free(path.with_suffix(".json"), "--out", overwrite=overwrite, what="the file of its report")
     return path
 
 
-def out_folder(out: str | Path) -> Path:
+def resumes(report: Path, checkpoint: Path, model: str, data: Mapping[str, str]) -> bool:
+    """Whether files that are there are this run's: it did not end, or they are what it left. data: by tenant."""
+    if Store(checkpoint).newest() is not None:
+        return True
+    try:
+        told = json.loads(report.read_bytes())
+        each = told.get("tenants", {told.get("tenant"): told})
+        return told["model"] == model and {n: t["data"] for n, t in each.items()} == dict(data)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def out_folder(out: str | Path, names: Collection[str], overwrite: bool = False) -> Path:
     """A folder for several tenants' files, which may not be there yet."""
     path = Path(out)
     if path.suffix == ".safetensors" or path.is_file():
         raise CommonweightError(f"--out {out}: several tenants are written to a folder; name one")
-    _writable(path, out)
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-        raise CommonweightError(f"--out {out}: the folder is not writable")
+    for name in (*(f"{n}.safetensors" for n in names), "report.json"):
+        atomic.free(path / name, "--out", overwrite=overwrite)
     return path
-
-
-def _writable(path: Path, out: str | Path) -> None:
-    if not path.parent.is_dir():
-        raise CommonweightError(f"--out {out}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise CommonweightError(f"--out {out}: the folder {path.parent} is not writable")
 
 
 def alone(commons: Commons, common: str | None, names: Collection[str]) -> None:

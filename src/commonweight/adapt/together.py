@@ -14,7 +14,7 @@ from ..host import Host
 from .classifier import POOLER
 from .files import Outcome, look, train
 from .job import Job
-from .target import InFiles, InStore, Target, alone, out_folder
+from .target import InFiles, InStore, Target, alone, out_folder, resumes
 from .trainer import Progress
 
 
@@ -25,13 +25,15 @@ def run_together(
     out: str | Path | None = None,
     store: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Outcome]:
     """Trains the tenants of a job together: into a folder, one file each and ``report.json``; or into a store.
 
-    The run's state lies beside, in ``<out>.checkpoint/`` or ``<store>.checkpoint/``, until all of them are written.
+    The run's state lies beside, in ``<out>.checkpoint/`` or ``<store>.checkpoint/``, until all of them are written
+    and measured. overwrite: files that are there already are replaced.
     dry_run: ends before the first step, with {}; then neither is needed.
     """
     if dry_run:
@@ -46,7 +48,10 @@ def run_together(
         alone(commons, job.common, job.tenants)
         target: Target = InStore(commons, beside(commons.folder))
     else:
-        folder = out_folder(out)  # type: ignore[arg-type]
+        folder = Path(out)  # type: ignore[arg-type]
+        data = {n: s.data for n, s in job.tenants.items()}
+        again = resume and resumes(folder / "report.json", beside(folder), str(model), data)
+        out_folder(folder, [*map(safe, data)], overwrite or again)
         paths = {n: folder / f"{safe(n)}.safetensors" for n in job.tenants}
         target = InFiles(paths, beside(folder), folder / "report.json")
     return train(model, job, target, resume=resume, say=say, progress=progress)

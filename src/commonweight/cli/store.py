@@ -34,6 +34,7 @@ app.command("import-peft")(import_peft.command)
 
 Store = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 Name = Annotated[str, typer.Argument(help="A tenant, its newest version; or one version of it: legal@2.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -82,8 +83,16 @@ def import_(
 
 
 @app.command()
-def export(store: Store, name: Name, file: Annotated[Path, typer.Argument(help="The file to write.")]) -> None:
+def export(
+    store: Store,
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    overwrite: Overwrite = False,
+) -> None:
     """Write a tenant as one file, which Host.load reads."""
+    from ..formats import atomic
+
+    atomic.free(file, "FILE", overwrite=overwrite)
     at = _open(store).export(name, file)
     typer.echo(f"{at}: {at.stat().st_size:,} bytes")
 

@@ -47,7 +47,7 @@ def append(root: Path, texts: Mapping[str, bytes], there: Collection[str]) -> No
     try:
         if not _marked(root):
             kept = {_key(line): line.partition(b" ")[2] for line in _lines(root)[:-1]}
-            rewrite(root, {k: v for k, v in kept.items() if k in there} | texts)
+            rewrite(root, {**{k: v for k, v in kept.items() if k in there}, **texts})
             return
         with open(root / FILE, "a+b") as f:
             end = f.seek(0, os.SEEK_END)

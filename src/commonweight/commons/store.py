@@ -75,12 +75,7 @@ class Commons:
     def _can_be_made(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise CommonweightError(f"{self.folder} is a file; a store is a folder")
-        above = self.folder.absolute().parent
-        if not above.is_dir():
-            raise CommonweightError(f"{self.folder}: the folder {above} does not exist; make it first")
-        home = self.folder if self.folder.exists() else above
-        if not os.access(home, os.W_OK | os.X_OK):
-            raise CommonweightError(f"{self.folder}: the folder {home} is not writable")
+        atomic.free(self.folder / "store.json", "store", overwrite=True)
         # of another process that makes it, or was killed doing so
         ours = ("lock", "pools", blueprint.FOLDER, "tenants", "store.json", index.FILE)
         there = os.listdir(self.folder) if self.folder.exists() else []
@@ -91,7 +86,7 @@ class Commons:
             )
 
     def _make(self) -> None:
-        self.folder.mkdir(exist_ok=True)
+        atomic.make_folder(self.folder)
         for part in ("pools", blueprint.FOLDER, "tenants"):
             (self.folder / part).mkdir(exist_ok=True)
         atomic.write(self.folder / "store.json", STORE)  # last: a folder without it is no store yet

@@ -12,12 +12,13 @@ from ..core import CommonweightError
 
 
 def write(path: Path, data: bytes) -> Path:
-    """Writes `data` to `path` in one step that a crash cannot halve. Cost: one fsync of the file, one of the folder."""
+    """Writes `data` to `path` in one step that a crash cannot halve; a folder that is not there is made.
+
+    Cost: one fsync of the file, one of the folder."""
     folder = path.parent
-    if not folder.is_dir():
-        raise CommonweightError(f"{path}: the folder {folder} does not exist; make it first")
     if path.is_dir():
         raise CommonweightError(f"{path} is a folder; wanted the name of a file")
+    make_folder(folder)
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
     except OSError as e:
@@ -71,6 +72,31 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, replace: bool = Fals
         shutil.rmtree(aside, ignore_errors=True)
     sync(path.parent)
     return path
+
+
+def make_folder(folder: Path) -> None:
+    """Makes it, and those above it. Raises: CommonweightError where one of them is a file, or cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CommonweightError(f"{folder}: this folder cannot be made: {e.strerror}") from e
+
+
+def free(path: Path, flag: str, *, overwrite: bool = False, what: str = "") -> None:
+    """Looks at a place before the work that will be written there. flag: what errors call it, as in ``--out``.
+
+    Raises: CommonweightError where something is there already and is not to be overwritten, and where no file can be
+    made: a part of its path is a file, or a folder that is not writable.
+    """
+    if path.exists() and not overwrite:
+        raise CommonweightError(f"{flag} {path}: {what or 'a file'} is there already; --overwrite replaces it")
+    above = path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise CommonweightError(f"{flag} {path}: {above} is a file; wanted a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CommonweightError(f"{flag} {path}: the folder {above} is not writable")
 
 
 def sync(folder: Path) -> None:

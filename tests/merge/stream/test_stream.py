@@ -212,8 +212,9 @@ def test_without_resume_it_begins_anew_and_a_second_one_waits(three, monkeypatch
     assert folder.write(build(load(recipe("linear"))), three / "out").reused == 0
     with pytest.raises(cw.CommonweightError, match="is there already"):
         folder.write(build(load(recipe("linear"))), three / "out")
-    with pytest.raises(cw.CommonweightError, match="does not exist; make it first"):
-        folder.write(build(load(recipe("linear"))), three / "no" / "out")
+    with pytest.raises(cw.CommonweightError, match="this folder cannot be made: "):
+        folder.write(build(load(recipe("linear"))), three / "out" / "config.json" / "out")
+    assert folder.write(build(load(recipe("linear"))), three / "new" / "folders").folder.is_dir()
 
 
 @pytest.mark.parametrize("method", ["linear", "ties"])

@@ -94,8 +94,7 @@ def write(
         raise CommonweightError(f"{folder} is not empty; choose another folder, or give overwrite=True")
     if full and not (folder / CONFIG).is_file():
         raise CommonweightError(f"{folder}: not empty and no adapter folder; it is not replaced, choose another")
-    if not folder.parent.is_dir():
-        raise CommonweightError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    atomic.make_folder(folder.parent)
     plain = {k: v.detach().cpu().to(copy=True, memory_format=torch.contiguous_format) for k, v in tensors.items()}
     files = {
         CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(),

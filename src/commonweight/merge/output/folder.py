@@ -63,8 +63,7 @@ def write(
     out, say = Path(out), say or (lambda text: None)
     if out.exists() or out.is_symlink():
         raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
-    if not out.absolute().parent.is_dir():
-        raise CommonweightError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
+    atomic.make_folder(out.absolute().parent)
     part = out.absolute().parent / f".{out.name}.merging"
     lock = _lock(part, keep=resume)
     try:
