@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from commonweight.merge.plan.build import build
 from commonweight.merge.plan.figures import plan
 from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 
 from .harness import store
 

@@ -95,8 +95,8 @@ def command(
     from ..merge.learning import evaluation
     from ..merge.output.finished import finished
     from ..merge.plan import figures as plans
-    from ..merge.plan.build import build
     from ..merge.recipe import load
+    from ..merge.recipe.build import build
     from ..merge.stream.pool import cores
 
     most = _bytes(shard_size)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.merge.output import folder
-from commonweight.merge.plan.build import build
 from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 from commonweight.merge.stream import grid
 
 from ..sample import gap

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 import commonweight as cw
 from commonweight.merge.output import folder
 from commonweight.merge.plan import figures as plans
-from commonweight.merge.plan.build import build
 from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 from commonweight.merge.statistics import Statistics
 
 from ..sample import gap, models

@@ -131,8 +131,8 @@ def test_in_a_recipe_with_a_notice(tmp_path, monkeypatch):
 def test_the_plan_counts_what_is_unpacked(tmp_path, monkeypatch):
     """GPTQ's packed matrices and tables of scales, beside the pieces; of two sources the double."""
     from commonweight.merge.plan import figures as plan
-    from commonweight.merge.plan.build import build
     from commonweight.merge.recipe import load
+    from commonweight.merge.recipe.build import build
     from commonweight.merge.sources.model import open_source
     from commonweight.merge.sources.source import held
 

@@ -14,8 +14,8 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import commonweight as cw
-from commonweight.merge.plan.build import build
 from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 from commonweight.merge.registry import At
 from commonweight.merge.sources.model import open_source
 from commonweight.merge.sources.source import Read

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.merge.output import folder, shards
-from commonweight.merge.plan.build import build
 from commonweight.merge.plan.files import EMPTY
 from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 from commonweight.merge.sources.opened import is_tenant
 from commonweight.merge.stream import engine, grid
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 import commonweight as cw
-from commonweight.merge.plan.build import build
 from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 from commonweight.merge.vocabulary.tokens import unlike
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

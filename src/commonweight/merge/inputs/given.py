@@ -15,7 +15,7 @@ from ...core import CommonweightError
 from ...formats.peft.folder import CONFIG, TENSORS
 from ...host.files import weights
 from ...host.tenant import Tenant
-from ..recipe.types import Input, Recipe, Slice
+from ..schema.types import Input, Recipe, Slice
 from ..sources.adapted import Adapted
 from ..sources.model import open_source
 from ..sources.opened import Opened, is_tenant, stored

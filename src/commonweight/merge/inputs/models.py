@@ -10,7 +10,7 @@ import torch
 
 from ...core import CommonweightError
 from ...formats.peft.folder import CONFIG, TENSORS
-from ..recipe.types import Recipe, Vocabulary
+from ..schema.types import Recipe, Vocabulary
 from ..sources.adapted import Adapted
 from ..sources.model import open_source
 from ..sources.opened import is_tenant, stored

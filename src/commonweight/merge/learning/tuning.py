@@ -16,8 +16,8 @@ from ...commons import Commons
 from ...core import CommonweightError
 from ..inputs.models import FILES, from_hub
 from ..output.folder import Result, write
-from ..plan.build import build
 from ..recipe import load, parse
+from ..recipe.build import build
 from ..sources.opened import stored
 from ..stream import digest
 from . import search

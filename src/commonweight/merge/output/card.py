@@ -9,7 +9,7 @@ from pathlib import Path
 from ...core import library
 from ...formats import atomic
 from .. import registry
-from ..plan.build import Built
+from ..plan.built import Built
 
 _COPIED = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 _MOST = 1 << 28  # bytes; larger files are no tokenizer's

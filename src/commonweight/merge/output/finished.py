@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ...core import CommonweightError
-from ..plan.build import Built
+from ..plan.built import Built
 from ..sources.model import open_source
 from .folder import RECORD, Result, key, stamps
 

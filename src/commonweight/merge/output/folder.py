@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from ...core import CommonweightError, library
 from ...formats import atomic
-from ..plan.build import Built, build
+from ..plan.built import Built
 from ..plan.files import SHARD, Shard, files, index
 from ..recipe import load
+from ..recipe.build import build
 from ..sources.source import INDEX
 from ..stream import digest
 from ..stream.engine import Engine, Watch

@@ -1,1 +1,1 @@
-"""From a recipe to tasks: every tensor of the result with its method and its inputs. And what that costs."""
+"""What a merge is to do: every tensor's place and rules, the result's config and files. And what that costs."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core import CommonweightError
-from ..recipe.types import DTYPES
+from ..schema.types import DTYPES
 from ..sources.source import config_of
 from ..stream.work import Task
 

@@ -14,7 +14,7 @@ from ..sources.source import INDEX, held
 from ..statistics import Statistics
 from ..stream import engine, grid
 from ..stream.work import Job, Task
-from .build import Built
+from .built import Built
 from .files import SHARD, files, index
 
 FLOOR = 160_000_000  # bytes: Python and torch, before anything is read

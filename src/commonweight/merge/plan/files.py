@@ -12,7 +12,7 @@ import torch
 from ...core import library
 from ..sources import safefile
 from ..stream.work import Task
-from .build import Built
+from .built import Built
 
 SHARD = 5_000_000_000  # bytes, as transformers writes
 EMPTY = "0" * 32  # stands in a header for the digest of the inputs, until it is known

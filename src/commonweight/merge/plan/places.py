@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...core import CommonweightError
 from ..inputs.models import Models
-from ..recipe.types import Input, Recipe, Slice
+from ..schema.types import Input, Recipe, Slice
 from ..sources.at import block
 from ..sources.source import Source
 from .rules import Ruled, ruled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..recipe.types import Recipe, Rule
+from ..schema.types import Recipe, Rule
 from ..sources.at import block
 
 

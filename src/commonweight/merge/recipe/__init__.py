@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...core import CommonweightError
-from . import mergekit, own
-from .types import Recipe
+from ..schema import mergekit, own
+from ..schema.types import Recipe
 
 __all__ = ["Recipe", "load"]
 

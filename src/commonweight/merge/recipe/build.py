@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,18 @@ from ...core import CommonweightError
 from .. import registry
 from ..inputs import checks as inputs
 from ..inputs.models import Models
-from ..recipe.settings import first, value
-from ..recipe.types import DTYPES, WEIGHT, Input, Recipe, Rule
+from ..plan import config
+from ..plan.built import Built
+from ..plan.places import Out, order, outs, whole
+from ..plan.rules import idle
 from ..registry import Beside, Method, Range
+from ..schema.settings import first, value
+from ..schema.types import DTYPES, WEIGHT, Input, Recipe, Rule
 from ..sources.at import block, places
-from ..sources.source import Read, Source
+from ..sources.source import Read
 from ..stream import beside, digest
 from ..stream.work import Job, Task
 from ..vocabulary import tokens as vocabulary
-from . import config
-from .places import Out, order, outs, whole
-from .rules import idle
-
-
-@dataclass(frozen=True, eq=False)
-class Built:
-    """tasks: in the order of work; sources: name in the recipe -> model; lead: whose config and tokenizer are taken.
-
-    config, tokenizer: the result's config.json, where the lead has one; its tokenizer.json, where it is not the lead's.
-    hub: the models that came from there.
-    """
-
-    recipe: Recipe
-    tasks: tuple[Task, ...]
-    sources: Mapping[str, Source]
-    lead: Path
-    notices: tuple[str, ...]
-    config: Mapping[str, Any] | None = None
-    tokenizer: str | None = None
-    hub: tuple[str, ...] = ()
 
 
 def build(recipe: Recipe) -> Built:
