@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
-from .route import Bucket, Current, Layout, Route
+from .apart import Unfit
+from .current import Current
+from .route import Bucket, Layout, Route, size
 from .sites import Physical
 from .stacks import stack
 from .tenant import Entry, takes_input
@@ -60,7 +62,7 @@ class SiteHook:
         folded = route.fold(x)
         if folded is None or ".experts." in self.at.name:
             why = "its tokens are regrouped" if ".experts." in self.at.name else f"its input is {tuple(x.shape)}"
-            raise CommonweightError(
+            raise Unfit(
                 f"{self.at.name}: the route names {route.length} readers, {why}; give one reader per row, "
                 "or a LongTensor of one number per token"
             )
@@ -231,12 +233,16 @@ class Replay:
         return self.checkpoint(partial(self.run, self.current.route, function), *args, **kwargs)
 
     def run(self, route: Route | None, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        current = self.current
-        before, current.route, current.replayed = (current.route, current.replayed), route, True
-        try:
+        with self.current.within(route, replayed=True):
             return function(*args, **kwargs)
-        finally:
-            current.route, current.replayed = before
+
+
+@torch.compiler.disable(
+    reason="a route is a context variable: make the host before torch.compile, and compile host.model itself"
+)
+def bring(current: Current, found: tuple[int, int] | None) -> None:
+    """Where the model is a part of what is compiled: one break of the graph, before it."""
+    current.bring(found)
 
 
 class ModelHook:
@@ -247,19 +253,18 @@ class ModelHook:
         self.checkpointed = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found = size(args, kwargs)
         if not torch.compiler.is_compiling():
+            self.current.bring(found)
             self.keep_routes()
+        elif not self.current.thread.brought:
+            bring(self.current, found)
         route = self.current.route
-        if route is None or route.single is not None:
+        if route is None or route.single is not None or found is None:
             return
-        named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "input_features")]
-        x = next((v for v in (*args, *named, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)
-        if x is None:
-            return
-        rows, tokens = x.shape[0], x.shape[1] if x.dim() > 1 else 1
-        route.tokens = tokens
+        rows, route.tokens = found
         shape = (route.length,) if route.shape is None else route.shape
-        fits = shape == (rows, tokens) if len(shape) == 2 else shape in ((rows,), *([(tokens,)] if rows == 1 else []))
+        fits = shape == found if len(shape) == 2 else shape in ((rows,), *([found[1:]] if rows == 1 else []))
         if not fits:
             raise CommonweightError(
                 f"the route names {' x '.join(map(str, shape))} readers, the batch has {rows} rows; "

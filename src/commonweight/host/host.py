@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,11 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, available, head, resolve
 from ..methods import plan as make_plan
+from . import carry, entrances
 from .common import Common, Held, shared
+from .current import Current, Opened
 from .hooks import ModelHook, Replay, SiteHook, changed
-from .route import Current, Route
+from .route import Route
 from .sites import Pattern, Physical, discover, select
 from .tenant import Derive, Tenant, materialise
 
@@ -50,11 +51,13 @@ class Host:
         self._commons: MutableMapping[str, Common] = Held()
         self._next = 0
         self._current = Current()
+        carry.install()
         self._trained = [p for p in model.parameters() if p.requires_grad]
         for p in self._trained:
             p.requires_grad_(False)
         self._handles = [h for m in self._modules.values() for h in SiteHook(m, self._current).install()]
         self._handles.append(model.register_forward_pre_hook(ModelHook(model, self._current), with_kwargs=True))
+        self._handles += entrances.install(model, self._current)
 
     # -- tenants ---------------------------------------------------------------------------------------------------
 
@@ -229,19 +232,16 @@ class Host:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Iterator[None]:
+    def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Opened:
         """Within it, the model answers as these tenants: a name, one name or None per row, or a LongTensor of
         `Tenant.number` (-1: the plain base), of shape (B,) per row or (B, T) per token, or (T,) for one packed row.
 
-        Per thread; routes nest. While a route is open without gradients, stacked pools are kept: write to pools under
-        ``torch.no_grad()``, not through ``.data``, or the change is seen only by the next route."""
-        before = self._current.route
-        self._current.route = self._route(readers)
-        try:
-            yield
-        finally:
-            self._current.route = before
+        A context manager or a decorator; routes nest. A route belongs to the work that is done within it: each task of
+        an event loop has its own, and threads and executors that are given work within it take it along. Where it
+        cannot be known whose work a thread does, the model raises an error. While a route is open without gradients,
+        stacked pools are kept: write to pools under ``torch.no_grad()``, not through ``.data``, or the change is seen
+        only by the next route."""
+        return self._current.within(self._route(readers))
 
     def _route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route | None:
         if readers is None:

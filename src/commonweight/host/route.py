@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from .stacks import Room
 from .tenant import Entry, Tenant, takes_input
 
 
@@ -42,9 +40,10 @@ class Route:
     """single: the one tenant, or None. Otherwise `groups`: (tenant or None, its places in order of the batch).
 
     What a site makes of a route does not change while the route lives, so it is worked out once per site.
+    factors: how many times each row may be repeated, one copy after the other, as generation does for beams.
     """
 
-    __slots__ = ("_layouts", "_orders", "groups", "length", "shape", "single", "tokens")
+    __slots__ = ("_layouts", "_orders", "_repeated", "factors", "groups", "length", "root", "shape", "single", "tokens")
 
     def __init__(
         self,
@@ -58,6 +57,24 @@ class Route:
         self.length = sum(len(p) for _, p in self.groups)
         self._layouts: dict[Any, Layout] = {}
         self._orders: dict[Any, tuple[list[tuple], Tensor | None]] = {}
+        self.root, self.factors = self, set[int]()
+        self._repeated: dict[int, Route] = {}
+
+    def again(self) -> Route:
+        """The same readers, for other work: nothing that a forward pass leaves on a route is shared."""
+        return Route(self.groups, self.single, self.shape)
+
+    def fitting(self, rows: int) -> Route:
+        """This route, or the one in which every row stands as many times as the batch has it; itself where none fits."""
+        root = self.root
+        factor = 0 if root.shape is not None or not root.length else rows // root.length
+        if root.length == rows or factor not in root.factors or factor * root.length != rows:
+            return root
+        if factor not in root._repeated:
+            groups = [(t, [p * factor + i for p in places for i in range(factor)]) for t, places in root.groups]
+            root._repeated[factor] = found = Route(groups)
+            found.root = root
+        return root._repeated[factor]
 
     @classmethod
     def of(cls, readers: Sequence[Tenant | None], shape: tuple[int, ...] | None = None) -> Route:
@@ -148,16 +165,8 @@ class Route:
         return found
 
 
-class Current(threading.local):
-    """The route in force in this thread. Copies of a host start with none."""
-
-    def __init__(self) -> None:
-        self.route: Route | None = None
-        self.replayed = False  # whether a checkpoint that keeps its route has set it
-        self.room = Room()
-
-    def __deepcopy__(self, memo: dict) -> Current:
-        return Current()
-
-    def __reduce__(self):
-        return (Current, ())
+def size(args: tuple, kwargs: dict) -> tuple[int, int] | None:
+    """(rows, tokens per row) of a model's call, by its first tensor; None where it has none."""
+    named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "input_features")]
+    x = next((v for v in (*args, *named, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)
+    return None if x is None else (x.shape[0], x.shape[1] if x.dim() > 1 else 1)

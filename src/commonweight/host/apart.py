@@ -1,0 +1,83 @@
+"""A mixed batch run reader by reader: slower, and right for every model that has rows.
+
+Some models feed a layer something that has no rows: a table of relative positions (DeBERTa, Swin v2, conformers), or
+tokens of all rows in another order (experts, windows). What a tenant makes of it belongs to no row, so the whole model
+runs once per reader, on that reader's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..core import CommonweightError
+
+
+class Unfit(CommonweightError):
+    """A site was given something in which the rows of the batch cannot be found."""
+
+
+def by_reader(
+    run: Callable[..., Any], groups: Sequence[tuple[Any, list[int]]], args: tuple, kwargs: dict, rows: int
+) -> Any:
+    """What `run(reader, *args, **kwargs)` gives on each group's rows, put together in the order of the batch.
+
+    groups: (reader, its rows). Every tensor of two or more dimensions whose first has `rows` entries is cut; of one
+    dimension, where it is as long as the batch and as nothing else. Cost: one pass a reader.
+    Raises: Unfit where a call cannot be cut: it brings a cache, or labels (a mean over rows is not a mean of means).
+    """
+    lengths = {d for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) for d in t.shape[1:2]}
+    for name, value in kwargs.items():
+        if value is None or isinstance(value, bool | int | float | str | Tensor):
+            continue
+        if "past_key_values" in name or "cache" in name:
+            raise Unfit(f"{name} holds all rows at once")
+    if any(kwargs.get(k) is not None for k in ("labels", "start_positions", "end_positions")):
+        raise Unfit("labels were given, and the loss is one number over all rows; leave them out and use the logits")
+
+    def cut(where: Tensor) -> Callable[[Any], Any]:
+        def part(v: Any) -> Any:
+            if not isinstance(v, Tensor) or v.dim() == 0 or v.shape[0] != rows:
+                return v
+            if v.dim() == 1 and rows in lengths:
+                raise Unfit(f"a tensor of {rows} numbers may be one per row or one per token")
+            return v[where.to(v.device)]
+
+        return part
+
+    places = [torch.tensor(p) for _, p in groups]
+    parts = []
+    for (reader, _), where in zip(groups, places):
+        mine = pytree.tree_map(cut(where), (args, kwargs))
+        parts.append(run(reader, *mine[0], **mine[1]))
+    return join(parts, torch.cat(places).argsort(), [len(p) for p in places])
+
+
+def join(parts: list[Any], order: Tensor, rows: list[int]) -> Any:
+    """Equal trees of results, one per group, as the one of all rows. order: puts the groups' rows into the batch's.
+
+    A tensor with the group's number of rows first is joined; what is the same in every part is kept.
+    Raises: Unfit for results that are neither.
+    """
+    trees = [pytree.tree_flatten(p) for p in parts]
+    if any(t[1] != trees[0][1] for t in trees):
+        raise Unfit("its results differ in form from reader to reader")
+    leaves = [_leaf(list(found), order, rows) for found in zip(*(t[0] for t in trees))]
+    return pytree.tree_unflatten(leaves, trees[0][1])
+
+
+def _leaf(found: list[Any], order: Tensor, rows: list[int]) -> Any:
+    first = found[0]
+    if all(isinstance(t, Tensor) and t.dim() and t.shape[0] == n for t, n in zip(found, rows)):
+        if len({t.shape[1:] for t in found}) > 1:
+            raise Unfit(f"its results differ in shape from reader to reader: {[tuple(t.shape) for t in found]}")
+        return torch.cat(found).index_select(0, order.to(first.device))
+    if all(f is first or (not isinstance(f, Tensor) and f == first) for f in found):
+        return first
+    if all(isinstance(t, Tensor) and t.shape == first.shape and torch.equal(t, first) for t in found):
+        return first  # a table that no row changes
+    raise Unfit(f"a result of type {type(first).__name__} has no rows to put together")

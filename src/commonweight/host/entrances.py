@@ -1,0 +1,231 @@
+"""A model's own entrances, seen from the host: what is called on it, and what must be known about that call.
+
+`forward` may run reader by reader, `generate` repeats rows for beams, continuous batching works in a thread of its own
+and keeps what it computed for the next call. Each entrance stands in the model's own dictionary in front of its class's
+function; `close` takes it away. They are objects, not closures: a deep copy of the model has its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial, update_wrapper
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import CommonweightError
+from .apart import Unfit, by_reader
+from .current import Current
+from .route import Route, size
+from .tenant import Tenant
+
+
+class Entrance:
+    """One function of a model, by name; called, it runs that function as the model had it."""
+
+    name = ""
+
+    def __init__(self, model: nn.Module, current: Current):
+        self.model, self.current = model, current
+        self.before = model.__dict__.get(self.name)  # what stood there already, for example accelerate's forward
+        update_wrapper(self, getattr(model, self.name), updated=())  # its signature: trainers choose columns by it
+
+    @property
+    def own(self) -> Callable:
+        return self.before or getattr(type(self.model), self.name).__get__(self.model)
+
+    def install(self) -> None:
+        self.model.__dict__[self.name] = self
+
+    def remove(self) -> None:
+        if self.model.__dict__.get(self.name) is self:  # else somebody put something in front of it, which calls it
+            del self.model.__dict__[self.name]
+            if self.before is not None:
+                self.model.__dict__[self.name] = self.before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.own(*args, **kwargs)
+
+
+class Called(Entrance):
+    """What torch.compile takes of a model: it brings the traced copy of the route up to date, outside of what is traced."""
+
+    name = "__call__"
+
+    def install(self) -> None:
+        self.model.__dict__[self.name] = self.run  # a bound method: torch.compile looks into callable objects
+
+    def remove(self) -> None:
+        self.model.__dict__.pop(self.name, None)
+
+    @torch.compiler.disable(recursive=False)
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        before = self.bring(args, kwargs)
+        try:
+            return type(self.model).__call__(self.model, *args, **kwargs)
+        finally:
+            self.current.thread.brought = before
+
+    @torch.compiler.disable
+    def bring(self, args: tuple, kwargs: dict) -> bool:
+        before = self.current.thread.brought
+        self.current.bring(size(args, kwargs))
+        self.current.thread.brought = True
+        return before
+
+
+class Forward(Entrance):
+    """A pass of the whole model. Where a site cannot find the rows of a mixed batch, reader by reader from then on."""
+
+    name = "forward"
+
+    def __init__(self, model: nn.Module, current: Current):
+        super().__init__(model, current)
+        self.apart = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        route = None if torch.compiler.is_compiling() else self.current.route
+        if route is None or route.single is not None or route.shape is not None:
+            return self.own(*args, **kwargs)
+        if self.apart:
+            return self.by_reader(route, args, kwargs)
+        try:
+            return self.own(*args, **kwargs)
+        except Unfit as why:
+            try:
+                found = self.by_reader(route, args, kwargs)
+            except Unfit as e:
+                raise CommonweightError(f"{why} (and the batch cannot be run reader by reader: {e})") from None
+            self.apart = True
+            return found
+
+    def by_reader(self, route: Route, args: tuple, kwargs: dict) -> Any:
+        if "use_cache" in inspect.signature(self).parameters and kwargs.get("use_cache") is None:
+            kwargs = {**kwargs, "use_cache": False}
+        run = partial(_as, self.current, self.model)
+        return by_reader(run, route.groups, args, kwargs, route.length)
+
+
+class Generate(Entrance):
+    """Generation. Of a mixed route it has its own, whose rows may be repeated: by `Expand`, and by contrastive search."""
+
+    name = "generate"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        route = self.current.route
+        if route is None or route.single is not None:
+            return self.own(*args, **kwargs)
+        mine = route.root.again()
+        config = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
+        penalty, top_k = (kwargs.get(k, getattr(config, k, None)) for k in ("penalty_alpha", "top_k"))
+        if penalty and top_k and top_k > 1:
+            mine.factors.add(top_k)
+        with self.current.within(mine):
+            return self.own(*args, **kwargs)
+
+
+class Expand(Entrance):
+    """Where generation repeats each row, one copy after the other."""
+
+    name = "_expand_inputs_for_generation"
+
+    def __call__(self, expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+        route = self.current.route
+        if route is not None and expand_size > 1:
+            route.root.factors |= {expand_size, *(expand_size * f for f in route.root.factors)}
+        return self.own(expand_size, *args, **kwargs)
+
+
+class GenerateBatch(Entrance):
+    """Continuous batching packs all rows into one: of a mixed route, reader by reader."""
+
+    name = "generate_batch"
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        route = self.current.route
+        if route is None or route.single is not None:
+            return self.own(inputs, *args, **kwargs)
+        route = route.root
+        if route.shape is not None and len(route.shape) > 1 or route.length != len(inputs):
+            raise CommonweightError(
+                f"generate_batch: the route names {route.length} readers, there are {len(inputs)} prompts; "
+                "give one reader per prompt (None for the plain base)"
+            )
+        if kwargs.get("persistent_manager"):
+            raise CommonweightError("generate_batch: a manager that persists answers as one tenant; route one at a time")
+        found: dict[int, list[Any]] = {}
+        for reader, places in route.groups:
+            part = _as(self.current, self.own, reader, [inputs[p] for p in places], *args, **kwargs)
+            for result in part.values():
+                request, *child = result.request_id.split(_CHILD)
+                place = places[int(request.removeprefix(_REQUEST))]
+                result.request_id = _CHILD.join([f"{_REQUEST}{place}", *child])
+                found.setdefault(place, []).append(result)
+        return {r.request_id: r for _, results in sorted(found.items()) for r in results}
+
+
+_REQUEST, _CHILD = "req_", "__child#"  # how transformers names requests, and further sequences of one
+
+
+class Continuous(Entrance):
+    """A manager of continuous batching: its thread answers as one reader, and so does its cache of prefixes."""
+
+    name = "init_continuous_batching"
+
+    def __init__(self, model: nn.Module, current: Current):
+        super().__init__(model, current)
+        self.reader: Any = None  # of the manager that transformers keeps for the next call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        reader = self.reading()
+        if reader != self.reader:
+            self.model.destroy_cached_continuous_batching_manager()  # type: ignore[operator]
+        self.reader = reader
+        manager = self.own(*args, **kwargs)
+        if not isinstance(manager.__dict__.get("add_request"), Asked):
+            manager.add_request = Asked(manager.add_request, self, reader)
+            manager.start = Asked(manager.start, self, reader)
+        return manager
+
+    def reading(self) -> int | None:
+        """The number of the one tenant in force."""
+        route = self.current.route
+        if route is not None and route.single is None:
+            raise CommonweightError(
+                "a manager of continuous batching packs all requests into one row and answers as one tenant; open the "
+                "route of one tenant around it, or call generate_batch, which takes a reader per prompt"
+            )
+        return None if route is None else route.single.number
+
+
+class Asked:
+    """A manager's function: refused under another route than the one that the manager was made under."""
+
+    def __init__(self, function: Callable, entrance: Continuous, reader: int | None):
+        self.function, self.entrance, self.reader = function, entrance, reader
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.entrance.reading() != self.reader:
+            raise CommonweightError(
+                "this manager of continuous batching was made under another route, as which its thread answers and "
+                "its cache was computed; make one per tenant, each inside host.route(...)"
+            )
+        return self.function(*args, **kwargs)
+
+
+def _as(current: Current, run: Callable, reader: Tenant | None, *args: Any, **kwargs: Any) -> Any:
+    with current.within(None if reader is None else Route(single=reader)):
+        return run(*args, **kwargs)
+
+
+KINDS = Called, Forward, Generate, Expand, GenerateBatch, Continuous
+
+
+def install(model: nn.Module, current: Current) -> list[Entrance]:
+    """Every entrance that the model has."""
+    found = [kind(model, current) for kind in KINDS if hasattr(model, kind.name)]
+    for e in found:
+        e.install()
+    return found
