@@ -64,7 +64,7 @@ class Called(Entrance):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         before = self.bring(args, kwargs)
         try:
-            return type(self.model).__call__(self.model, *args, **kwargs)
+            return type(self.model).__call__(self.model, *args, **kwargs)  # pyright: ignore[reportCallIssue]
         finally:
             self.current.thread.brought = before
 
@@ -154,7 +154,9 @@ class GenerateBatch(Entrance):
                 "give one reader per prompt (None for the plain base)"
             )
         if kwargs.get("persistent_manager"):
-            raise CommonweightError("generate_batch: a manager that persists answers as one tenant; route one at a time")
+            raise CommonweightError(
+                "generate_batch: a manager that persists answers as one tenant; route one at a time"
+            )
         found: dict[int, list[Any]] = {}
         for reader, places in route.groups:
             part = _as(self.current, self.own, reader, [inputs[p] for p in places], *args, **kwargs)
@@ -197,7 +199,7 @@ class Continuous(Entrance):
                 "a manager of continuous batching packs all requests into one row and answers as one tenant; open the "
                 "route of one tenant around it, or call generate_batch, which takes a reader per prompt"
             )
-        return None if route is None else route.single.number
+        return None if route is None or route.single is None else route.single.number
 
 
 class Asked:
@@ -225,7 +227,7 @@ KINDS = Called, Forward, Generate, Expand, GenerateBatch, Continuous
 
 def install(model: nn.Module, current: Current) -> list[Entrance]:
     """Every entrance that the model has."""
-    found = [kind(model, current) for kind in KINDS if hasattr(model, kind.name)]
+    found: list[Entrance] = [kind(model, current) for kind in KINDS if hasattr(model, kind.name)]
     for e in found:
         e.install()
     return found

@@ -265,12 +265,12 @@ class Host:
         Several names: a batch then brings ``tenants``, the number of each row's tenant; a pool of a common is there
         once.
         """
-        from .module import TenantModule
+        from .module import tenant_module
 
         names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
         if not names:
             raise CommonweightError("module([]): wanted a tenant's name, or several")
-        return TenantModule(self, [self[n] for n in names])
+        return tenant_module(self, [self[n] for n in names])
 
     # -- what it is ------------------------------------------------------------------------------------------------
 

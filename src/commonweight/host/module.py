@@ -3,54 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
 from ..core import CommonweightError
+from .acting import REFUSED, acting, refused
+from .hooks import changed
 
 if TYPE_CHECKING:
     from .host import Host
     from .tenant import Tenant
-
-
-class Routed:
-    """The model's forward under its tenants, with the model's own signature: trainers choose columns by it.
-
-    Of several tenants, a batch brings one more tensor, ``tenants``: see `TenantModule`.
-    A callable object, not a closure: a deep copy of the module runs the copy.
-    """
-
-    def __init__(self, module: TenantModule):
-        self.module = module
-
-    def __call__(self, *args: Any, tenants: Tensor | None = None, **kwargs: Any) -> Any:
-        names = self.module._names
-        if len(names) > 1 and tenants is None:
-            raise CommonweightError(
-                f"this module runs {len(names)} tenants: a batch needs `tenants`, a LongTensor with one Tenant.number "
-                "per row"
-            )
-        for t in self.module._tenants:
-            if t.name not in self.module._host or self.module._host[t.name] is not t:
-                raise CommonweightError(
-                    f"this module was made for a tenant {t.name!r} that has been removed; make it anew with "
-                    "host.module(...), and the optimizer too"
-                )
-        with self.module._host.route(names[0] if tenants is None else tenants):
-            return self.module.base(*args, **kwargs)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        own = inspect.signature(self.module.base.forward)
-        if len(self.module._names) == 1:
-            return own
-        *before, last = own.parameters.values() or (None,)
-        more = inspect.Parameter("tenants", inspect.Parameter.KEYWORD_ONLY, default=None)
-        if last is not None and last.kind is inspect.Parameter.VAR_KEYWORD:
-            return own.replace(parameters=[*before, more, last])
-        return own.replace(parameters=[*own.parameters.values(), more])
 
 
 def together(tenants: Sequence[Tenant]) -> dict[str, nn.Parameter]:
@@ -72,9 +38,15 @@ class TenantModule(nn.Module):
     """Runs the host's model under one tenant, or several: then every batch says who reads, in ``tenants``.
 
     tenants: a LongTensor of `Tenant.number`, one per row (B,) or per token (B, T); -1 is the plain base.
-    `state_dict` holds the tenants' pools, a shared one once, and nothing of the base. `load_state_dict` takes and
-    checks the pools alone, in DistributedDataParallel too; it never writes the base.
+    Whatever it offers of the model acts as the tenant: `generate`, `generate_batch`, parts such as `.model` or
+    `get_encoder()`; functions that would write the base are refused by name. `save_pretrained` writes the whole model with the
+    tenant merged into it. `state_dict` holds the tenants' pools, a shared one once, and nothing of the base.
+    `load_state_dict` takes and checks the pools alone, in DistributedDataParallel too; it never writes the base.
+    Its class has the model's name and signature: trainers choose labels and losses by them.
     """
+
+    _host: Host
+    _tenants: list[Tenant]
 
     def __init__(self, host: Host, tenants: Sequence[Tenant]):
         super().__init__()
@@ -83,9 +55,7 @@ class TenantModule(nn.Module):
         self.register_load_state_dict_pre_hook(keep_base)
         self.register_load_state_dict_post_hook(pools_alone)
         object.__setattr__(self, "_host", host)
-        object.__setattr__(self, "_names", [t.name for t in tenants])
         object.__setattr__(self, "_tenants", list(tenants))
-        object.__setattr__(self, "forward", Routed(self))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -93,7 +63,66 @@ class TenantModule(nn.Module):
         except AttributeError:
             if name in ("base", "pools"):
                 raise
-            return getattr(super().__getattr__("base"), name)
+        value = getattr(super().__getattr__("base"), name)
+        if callable(value) and name in REFUSED:
+            return refused(name)
+        return acting(value, self._run, self._weights)
+
+    def _run(self, function: Callable, *args: Any, tenants: Tensor | None = None, **kwargs: Any) -> Any:
+        """`function`, of the model, under the tenants."""
+        for t in self._tenants:
+            if t.name not in self._host or self._host[t.name] is not t:
+                raise CommonweightError(
+                    f"this module was made for a tenant {t.name!r} that has been removed; make it anew with "
+                    "host.module(...), and the optimizer too"
+                )
+        if tenants is not None:
+            route = self._host.route(tenants)
+        elif len(self._tenants) == 1:
+            route = self._host.route(self._tenants[0].name)
+        else:
+            route = self._host._current.within(Unsaid(len(self._tenants)))  # type: ignore[arg-type]
+        with route:
+            return function(*args, **kwargs)
+
+    def _weights(self, part: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+        """A layer's weight and bias as the tenant reads them, in the layer's own layout; None: as the base has them.
+
+        For code that multiplies by a weight itself, as fused losses do with the head. Linear in nothing: a bind's weight
+        form. Raises: CommonweightError for several tenants, and for a method that is no change of weights.
+        """
+        for name, at in self._host._modules.items():
+            if at.module is part and any(name in t.table for t in self._tenants):
+                if len(self._tenants) > 1:
+                    raise CommonweightError(f"{name}: its weight differs from tenant to tenant; call the layer instead")
+                w, b = changed(at, self._tenants[0].table[name])
+                w = (w.T if at.transposed else w).to(at.weight.dtype)
+                return w, b if b is None or at.bias is None else b.to(at.bias.dtype)
+        return None
+
+    def save_pretrained(self, folder: str | PathLike[str], **options: Any) -> None:
+        """Writes the model as this tenant: an ordinary folder of transformers, the tenant merged into its weights.
+
+        options: as transformers has them. Cost: a copy of the changed weights in memory, the whole model on disk.
+        Raises: CommonweightError for several tenants, a tenant that has a head of its own, and methods that are no change
+        of weights; `Host.save` writes these, in a file of the tenant alone, and `Host.export_peft` an adapter folder.
+        """
+        save = getattr(self.base, "save_pretrained", None)
+        if save is None:
+            raise CommonweightError(
+                "save_pretrained: the model under this tenant is none of transformers; see Host.save"
+            )
+        if len(self._tenants) > 1:
+            raise CommonweightError("save_pretrained: one model is one tenant; take host.module(name) of each")
+        (tenant,) = self._tenants
+        if tenant.labels is not None:
+            raise CommonweightError(
+                f"save_pretrained: {tenant.name!r} has a head of its own, which an ordinary model has no place for; "
+                "host.save writes it with the tenant"
+            )
+        if "state_dict" in options:
+            raise CommonweightError("save_pretrained: state_dict is made of the base and the tenant; leave it out")
+        save(folder, state_dict={**self.base.state_dict(), **self._host.merged(tenant.name)}, **options)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         full = super().state_dict(*args, **kwargs)
@@ -122,3 +151,46 @@ def pools_alone(module: nn.Module, keys: Any) -> None:
 
 def _ends(key: str, names: tuple[str, ...]) -> bool:
     return any(key == n or key.endswith(f".{n}") for n in names)
+
+
+class Unsaid:
+    """The route of several tenants where the call does not say which: a pass of the model is refused, the rest works."""
+
+    def __init__(self, tenants: int):
+        self.tenants, self.root = tenants, self
+
+    def again(self) -> Unsaid:
+        return self
+
+    @property
+    def single(self) -> NoReturn:
+        raise CommonweightError(
+            f"this module runs {self.tenants} tenants: a batch needs `tenants`, a LongTensor with one Tenant.number "
+            "per row"
+        )
+
+
+def tenant_module(host: Host, tenants: Sequence[Tenant]) -> TenantModule:
+    return _like(type(host.model), len(tenants) > 1)(host, tenants)
+
+
+@lru_cache(maxsize=256)
+def _like(model: type[nn.Module], several: bool) -> type[TenantModule]:
+    """`TenantModule` by the name and the forward signature of the model's class."""
+
+    def forward(self: TenantModule, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self.base, *args, **kwargs)
+
+    own = inspect.signature(model.forward)
+    if several:
+        *before, last = own.parameters.values()
+        more = inspect.Parameter("tenants", inspect.Parameter.KEYWORD_ONLY, default=None)
+        rest = [last] if last.kind is inspect.Parameter.VAR_KEYWORD else []
+        own = own.replace(parameters=[*before, *([] if rest else [last]), more, *rest])
+    forward.__signature__ = own  # type: ignore[attr-defined]
+    forward.__doc__ = f"{model.__name__}.forward, as the tenant."
+    return type(model.__name__, (TenantModule,), {"forward": forward, "__reduce__": _again, "__module__": __name__})
+
+
+def _again(self: TenantModule) -> tuple:
+    return tenant_module, (self._host, self._tenants)
