@@ -1,8 +1,8 @@
 """The route in force: a piece of state that belongs to a unit of work, not to a thread.
 
-A context variable holds it, so that every task of an event loop has its own, and work that goes to another thread takes
-it along (`carry`). torch.compile cannot trace a context variable; while it traces, sites read a copy that belongs to the
-thread. The model's own hook, which torch runs outside of what it compiles, brings the copy up to date.
+A context variable holds it, so that every task of an event loop has its own, and work that goes to another thread
+takes it along (`carry`). torch.compile cannot trace a context variable: while it traces, sites read a copy that belongs
+to the thread, which the model's entrance brings up to date before each call, outside of what is traced.
 """
 
 from __future__ import annotations

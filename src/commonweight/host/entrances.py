@@ -50,7 +50,7 @@ class Entrance:
 
 
 class Called(Entrance):
-    """What torch.compile takes of a model: it brings the traced copy of the route up to date, outside of what is traced."""
+    """What torch.compile takes of a model. It brings the copy of the route that is traced up to date, and is not traced."""
 
     name = "__call__"
 
@@ -64,7 +64,7 @@ class Called(Entrance):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         before = self.bring(args, kwargs)
         try:
-            return type(self.model).__call__(self.model, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+            return nn.Module.__call__(self.model, *args, **kwargs)
         finally:
             self.current.thread.brought = before
 
@@ -109,7 +109,7 @@ class Forward(Entrance):
 
 
 class Generate(Entrance):
-    """Generation. Of a mixed route it has its own, whose rows may be repeated: by `Expand`, and by contrastive search."""
+    """Generation. A mixed route gets a copy of its own, whose rows may be repeated: for beams, or contrastive search."""
 
     name = "generate"
 
@@ -148,7 +148,7 @@ class GenerateBatch(Entrance):
         if route is None or route.single is not None:
             return self.own(inputs, *args, **kwargs)
         route = route.root
-        if route.shape is not None and len(route.shape) > 1 or route.length != len(inputs):
+        if (route.shape is not None and len(route.shape) > 1) or route.length != len(inputs):
             raise CommonweightError(
                 f"generate_batch: the route names {route.length} readers, there are {len(inputs)} prompts; "
                 "give one reader per prompt (None for the plain base)"

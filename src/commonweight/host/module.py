@@ -39,8 +39,8 @@ class TenantModule(nn.Module):
 
     tenants: a LongTensor of `Tenant.number`, one per row (B,) or per token (B, T); -1 is the plain base.
     Whatever it offers of the model acts as the tenant: `generate`, `generate_batch`, parts such as `.model` or
-    `get_encoder()`; functions that would write the base are refused by name. `save_pretrained` writes the whole model with the
-    tenant merged into it. `state_dict` holds the tenants' pools, a shared one once, and nothing of the base.
+    `get_encoder()`; functions that would write the base are refused by name. `save_pretrained` writes the whole model
+    with the tenant merged into it. `state_dict` holds the tenants' pools, a shared one once, and nothing of the base.
     `load_state_dict` takes and checks the pools alone, in DistributedDataParallel too; it never writes the base.
     Its class has the model's name and signature: trainers choose labels and losses by them.
     """
@@ -88,8 +88,8 @@ class TenantModule(nn.Module):
     def _weights(self, part: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         """A layer's weight and bias as the tenant reads them, in the layer's own layout; None: as the base has them.
 
-        For code that multiplies by a weight itself, as fused losses do with the head. Linear in nothing: a bind's weight
-        form. Raises: CommonweightError for several tenants, and for a method that is no change of weights.
+        For code that multiplies by a weight itself, as fused losses do with the head: a bind's weight form.
+        Raises: CommonweightError for several tenants, and for a method that is no change of weights.
         """
         for name, at in self._host._modules.items():
             if at.module is part and any(name in t.table for t in self._tenants):
@@ -104,8 +104,8 @@ class TenantModule(nn.Module):
         """Writes the model as this tenant: an ordinary folder of transformers, the tenant merged into its weights.
 
         options: as transformers has them. Cost: a copy of the changed weights in memory, the whole model on disk.
-        Raises: CommonweightError for several tenants, a tenant that has a head of its own, and methods that are no change
-        of weights; `Host.save` writes these, in a file of the tenant alone, and `Host.export_peft` an adapter folder.
+        Raises: CommonweightError for several tenants, a tenant that has a head of its own, and methods that are no
+        change of weights; `Host.save` writes these, in a file of the tenant alone.
         """
         save = getattr(self.base, "save_pretrained", None)
         if save is None:
@@ -154,7 +154,7 @@ def _ends(key: str, names: tuple[str, ...]) -> bool:
 
 
 class Unsaid:
-    """The route of several tenants where the call does not say which: a pass of the model is refused, the rest works."""
+    """The route of several tenants where a call does not say which: passes of the model are refused, the rest works."""
 
     def __init__(self, tenants: int):
         self.tenants, self.root = tenants, self

@@ -65,7 +65,7 @@ class Route:
         return Route(self.groups, self.single, self.shape)
 
     def fitting(self, rows: int) -> Route:
-        """This route, or the one in which every row stands as many times as the batch has it; itself where none fits."""
+        """This route, or the one in which every row stands as often as the batch has it; itself where none fits."""
         root = self.root
         factor = 0 if root.shape is not None or not root.length else rows // root.length
         if root.length == rows or factor not in root.factors or factor * root.length != rows:
