@@ -50,7 +50,7 @@ class Entrance:
 
 
 class Called(Entrance):
-    """What torch.compile takes of a model. It brings the copy of the route that is traced up to date, and is not traced."""
+    """What torch.compile takes of a model: brings the traced copy of the route up to date, and is itself not traced."""
 
     name = "__call__"
 
@@ -64,7 +64,7 @@ class Called(Entrance):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         before = self.bring(args, kwargs)
         try:
-            return nn.Module.__call__(self.model, *args, **kwargs)
+            return nn.Module.__call__(self.model, *args, **kwargs)  # pyright: ignore[reportCallIssue]
         finally:
             self.current.thread.brought = before
 
@@ -109,7 +109,7 @@ class Forward(Entrance):
 
 
 class Generate(Entrance):
-    """Generation. A mixed route gets a copy of its own, whose rows may be repeated: for beams, or contrastive search."""
+    """Generation. A mixed route gets a copy of its own, whose rows may be repeated for beams or contrastive search."""
 
     name = "generate"
 
