@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .data import Data, Understood
+from .rows import there
 from .tasks import Example, Seen, Task
 from .tasks.base import length
 
@@ -13,9 +14,12 @@ LONGEST = 1200  # characters of the row that is shown
 
 def preview(data: Data, got: Understood) -> str:
     """Columns, rows, tokens, what was cut or left out, and one row with the part that is scored marked."""
-    there = list(dict.fromkeys(k for r in data.rows[:1000] for k in r))
-    unused = [c for c in there if c not in got.seen.used]
-    head = f"columns {', '.join(got.seen.used)}" + (f" (not used: {', '.join(unused)})" if unused else "")
+    names = there(data.rows)
+    used = got.seen.used
+    unused = [c for c in names if c not in used.values()]
+    head = ", ".join(f"{what} is {column!r}" for what, column in used.items())
+    if unused:
+        head += f" (columns not used: {', '.join(unused)})"
     out = [tally(data.sources[0], got.task, got.train, got.seen, head)]
     if got.dev:
         name = data.sources[1] if data.sources[1] != data.sources[0] else f"{data.sources[0]}, held out"

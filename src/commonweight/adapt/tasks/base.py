@@ -18,17 +18,19 @@ Example = dict[str, Any]
 
 @dataclass
 class Seen:
-    """How a task read the rows it was given last. how: what the loss is on. used: columns. counted: what was cut or
-    left out, in words, with its number."""
+    """How a task read the rows it was given last. how: what the loss is on. used: columns by what they are to the task.
+    counted: what was cut or left out, in words, with its number. remark: what else a user should know."""
 
     how: str = ""
-    used: tuple[str, ...] = ()
+    used: dict[str, str] = field(default_factory=dict)
     rows: int = 0
     counted: Counter[str] = field(default_factory=Counter)
+    remark: str = ""
 
     @property
     def note(self) -> str:
-        return "; ".join([*([self.how] if self.how else []), *(f"{n:,} {what}" for what, n in self.counted.items())])
+        counted = [f"{n:,} {what}" for what, n in self.counted.items()]
+        return "; ".join(told for told in (self.how, *counted, self.remark) if told)
 
 
 class Task(Protocol):
@@ -94,6 +96,17 @@ class Given:
     @property
     def note(self) -> str:
         return self.seen.note
+
+    def cut(self, texts: Sequence[str], what: str) -> list[list[int]]:
+        """Tokens of each text, at most max_length; those that had more are counted."""
+        ids = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        long = [i for i, one in enumerate(ids) if len(one) > self.max_length]
+        if long:
+            self.seen.counted[f"{what} cut off after {self.max_length} tokens"] += len(long)
+            kept = self.tokenizer([texts[i] for i in long], truncation=True, max_length=self.max_length)["input_ids"]
+            for i, one in zip(long, kept):
+                ids[i] = one
+        return ids
 
     def tokens(self, example: Example) -> tuple[int, int]:
         return sum(len(v) for v in example.values() if isinstance(v, list)), 0

@@ -38,7 +38,7 @@ class Classify(Given):
         self.seen = Seen(rows=len(rows))
         text = column(rows, self.text_column, TEXT, "text")
         label = column(rows, self.label_column, LABEL, "label")
-        self.seen.used = (text, label)
+        self.seen.used = {"text": text, "label": label}
         number = {name: i for i, name in enumerate(self.labels or ())}
         texts = [text_of(r, text, i) for i, r in enumerate(rows)]
         names = [_label(r, label, i) for i, r in enumerate(rows)]
@@ -47,13 +47,12 @@ class Classify(Given):
                 raise CommonweightError(
                     f"row {i + 1}: the label {name!r} does not occur in the training rows; known: {', '.join(number)}"
                 )
-        ids = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        ids = self.cut(texts, "rows")
         return [{"input_ids": i, "label": number[n]} for i, n in zip(ids, names)]
 
     def shown(self, example: Example) -> str:
-        text = self.tokenizer.decode(example["input_ids"])
-        names: Sequence[str] = self.labels or ()
-        return f"{text} -> {marked(names[example['label']])}"
+        names = list(self.labels or ())
+        return f"{self.tokenizer.decode(example['input_ids'])} -> {marked(names[example['label']])}"
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
@@ -85,7 +84,8 @@ class Classify(Given):
 
 
 def _label(row: Row, name: str, i: int) -> str:
+    """A label as the text that stands in the file; a boolean as JSON has it."""
     value = row.get(name)
-    if value is None or value == "" or isinstance(value, list | dict | float):
+    if value is None or value == "" or value != value or isinstance(value, list | dict | bytes):
         raise CommonweightError(f"row {i + 1}: {name!r} is {value!r}; wanted a label")
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

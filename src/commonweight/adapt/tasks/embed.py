@@ -31,9 +31,9 @@ class Embed(Given):
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)
         a, p = self._pair(rows)
-        self.seen = Seen(used=(a, p), rows=len(rows))
+        self.seen = Seen(used={"anchor": a, "positive": p}, rows=len(rows))
         texts = [[text_of(r, c, i) for i, r in enumerate(rows)] for c in (a, p)]
-        ids = [self.tokenizer(t, truncation=True, max_length=self.max_length)["input_ids"] for t in texts]
+        ids = [self.cut(t, what) for t, what in zip(texts, ("anchors", "positives"))]
         return [{"anchor": x, "positive": y} for x, y in zip(*ids)]
 
     def _pair(self, rows: Sequence[Row]) -> tuple[str, str]:

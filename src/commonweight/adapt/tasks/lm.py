@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ...core import CommonweightError
-from ..rows import TEXT, Row, column, text_of
-from . import scored
+from ..rows import Row, text_of
+from . import scored, turns
 from .base import Example, Given, Seen, batches, marked, need, pad, padded
+from .chats import Conversation, of_messages, of_pair
+from .forms import Chat, Pair, Whole, form
 from .scored import IGNORE
+from .texts import Texts
 
 
 class LM(Given):
     """Mean cross entropy per scored token. Metrics: loss in nats per token, bits per byte of the scored text.
 
-    Rows: ``messages`` through the tokenizer's chat template; or ``prompt`` and ``completion``, of which the
-    completion is scored; or ``text``, cut into pieces of max_length. A sequence's first token is predicted from
-    nothing and not scored, nor are its bytes counted; the end token is scored and has no byte.
+    Rows: whole texts, cut into pieces of max_length; prompts and completions, of which the completion is scored; or
+    chats through the tokenizer's template, of which the assistant's turns are scored: see `forms`, `texts`, `chats` and
+    `turns`. A sequence's first token is predicted from nothing and not scored, nor are its bytes counted; the end token
+    is scored and has no byte.
     """
 
     usual_length: ClassVar[int] = 512
@@ -30,93 +34,105 @@ class LM(Given):
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)
         self.seen = Seen(rows=len(rows))
-        there = set(rows[0])
-        if self.text_column is None and "messages" in there:
-            return self._chats(rows)
-        if self.text_column is None and {"prompt", "completion"} <= there:
-            self.seen.how = "loss on the completions only"
-            return [self._completion(r, i) for i, r in enumerate(rows)]
-        if self.text_column is None and there & {"prompt", "completion"} and not there & set(TEXT):
-            lacks = min({"prompt", "completion"} - there)
-            raise CommonweightError(f"the columns are {', '.join(sorted(there))}; there is no {lacks} beside it")
-        name = column(rows, self.text_column, TEXT, "text")
-        self.seen.how = f"loss on all of {name!r}"
-        return [e for i, r in enumerate(rows) for e in self._pieces(text_of(r, name, i))]
-
-    def _end(self) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        return [] if end is None else [end]
+        if self.label_column is not None:
+            raise CommonweightError(
+                f"--label-column {self.label_column}: a language model has no labels; for the text that it is to write "
+                f"say --completion-column {self.label_column}"
+            )
+        found = form(rows, self.text_column, self.prompt_column, self.completion_column)
+        self.seen.used = {what: name for what, name in vars(found).items() if name is not None}
+        if isinstance(found, Chat):
+            return self._chats(rows, lambda row, i: of_messages(row, found.messages, i))
+        self.texts = Texts(self.tokenizer)
+        if isinstance(found, Whole):
+            self.seen.how = f"loss on all of {found.text!r}"
+            return [e for i, r in enumerate(rows) for e in self._pieces(text_of(r, found.text, i))]
+        if any(isinstance(r.get(c), list) for r in rows for c in (found.prompt, found.completion)):
+            return self._chats(rows, lambda row, i: of_pair(row, found.prompt, found.completion, i))
+        self.seen.how = "loss on the completions only"
+        if self.tokenizer.chat_template:
+            self.seen.remark = "texts are read as they are, without the tokenizer's chat template; for it give messages"
+        return [self._completion(r, found, i) for i, r in enumerate(rows)]
 
     def _pieces(self, text: str) -> list[Example]:
-        ids = [*self.tokenizer(text, verbose=False)["input_ids"], *self._end()]
-        n = self.max_length
+        ids, n = self.texts.whole(text), self.max_length
         if 1 < len(ids) <= n:
-            return [{"input_ids": ids, "labels": ids, "bytes": len(text.encode()) - self._bytes(ids[:1])}]
+            return [{"input_ids": ids, "labels": ids, "bytes": self._size(text, ids) - self._bytes(ids[:1])}]
         pieces = [ids[i : i + n] for i in range(0, len(ids), n)]
+        if len(pieces) > 1:
+            self.seen.counted[f"rows are longer than {n} tokens and cut into pieces"] += 1
+        else:
+            self.seen.counted["rows of one token left out"] += 1
         return [
             {"input_ids": p, "labels": p, "bytes": self._bytes(p) - self._bytes(p[:1])} for p in pieces if len(p) > 1
         ]
 
-    def _completion(self, row: Row, i: int) -> Example:
-        prompt, completion = row["prompt"], text_of(row, "completion", i)
-        if not isinstance(prompt, str):
-            raise CommonweightError(f"row {i + 1}: 'prompt' is {prompt!r}; wanted a text")
-        before = self.tokenizer(prompt, verbose=False)["input_ids"] if prompt else []
-        if before and before[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
-            before = before[:-1]
-        after = [*self.tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *self._end()]
+    def _completion(self, row: Row, columns: Pair, i: int) -> Example:
+        prompt, completion = row.get(columns.prompt), text_of(row, columns.completion, i)
+        more = row.get(columns.more) if columns.more is not None else None
+        for name, value in ((columns.prompt, prompt), (columns.more, more or "")):
+            if not isinstance(value, str):
+                raise CommonweightError(f"row {i + 1}: {name!r} is {value!r}; wanted a text")
+        if more and more.strip():
+            prompt = f"{prompt}\n\n{more}"
+        before, after = self.texts.pair(prompt, completion)  # type: ignore[arg-type]
         kept = after[: self.max_length - 1]
+        if len(kept) < len(after):
+            self.seen.counted[f"completions lost their end, over {self.max_length} tokens"] += 1
         # A prompt that does not fit loses its beginning: what stands next to the completion says most about it.
-        before = before[-(self.max_length - len(kept)) :] or self._start()
-        size = len(completion.encode()) if kept == after else self._bytes(kept)
+        room = self.max_length - len(kept)
+        if len(before) > room:
+            self.seen.counted[f"prompts lost their beginning, over {self.max_length} tokens with the completion"] += 1
+        before = before[-room:]
+        size = self._size(completion, kept) if kept == after else self._bytes(kept)
         if not before:
             size -= self._bytes(kept[:1])
         return {"input_ids": [*before, *kept], "labels": [IGNORE] * len(before) + kept, "bytes": size}
 
-    def _start(self) -> list[int]:
-        start = self.tokenizer.bos_token_id
-        return [] if start is None else [start]
-
-    def _chats(self, rows: Sequence[Row]) -> list[Example]:
-        template = self.tokenizer.chat_template
-        if not template:
+    def _chats(self, rows: Sequence[Row], of: Callable[[Row, int], Conversation]) -> list[Example]:
+        if not self.tokenizer.chat_template:
             raise CommonweightError(
                 "rows with 'messages' need a chat template, and the tokenizer has none; give prompt and completion"
             )
-        masks = "{% generation" in str(template) or "{%- generation" in str(template)
-        self.seen.how = (
-            "loss on the assistant's turns" if masks
-            else "loss on whole chats: the template does not mark the assistant's turns"
-        )  # fmt: skip
-        out = []
+        self.seen.how = "loss on the assistant's turns"
+        out, n, counted = [], self.max_length, self.seen.counted
         for i, row in enumerate(rows):
+            chat = of(row, i)
             try:
-                got = self.tokenizer.apply_chat_template(
-                    row["messages"], return_dict=True, return_assistant_tokens_mask=masks, tokenize=True
-                )
+                made = turns.tokens(self.tokenizer, chat, counted)
             except Exception as e:  # a template is a program of its own
                 raise CommonweightError(f"row {i + 1}: the chat template refuses these messages: {e}") from e
-            ids = got["input_ids"][: self.max_length]
-            marks = got["assistant_masks"][: self.max_length] if masks else [1] * len(ids)
-            labels = [t if m else IGNORE for t, m in zip(ids, marks)]
-            if not any(t != IGNORE for t in labels[1:]):
-                continue  # cut off before the assistant spoke
-            unscored = self._bytes(labels[:1]) if labels[0] != IGNORE else 0
-            size = self._bytes([t for t in labels if t != IGNORE]) - unscored
-            out.append({"input_ids": ids, "labels": labels, "bytes": size})
+            for every, on in made:
+                ids, labels = every[:n], [t if m else IGNORE for t, m in zip(every[:n], on)]
+                if not any(on[1:]):
+                    counted["chats left out, in which the assistant says nothing that is scored"] += 1
+                elif all(t == IGNORE for t in labels[1:]):
+                    counted[f"chats left out, in which no assistant speaks within {n} tokens"] += 1
+                else:
+                    if len(every) > n:
+                        counted[f"chats cut off after {n} tokens"] += 1
+                    unscored = self._bytes(labels[:1]) if labels[0] != IGNORE else 0
+                    size = self._bytes([t for t in labels if t != IGNORE]) - unscored
+                    out.append({"input_ids": ids, "labels": labels, "bytes": size})
         if not out:
-            raise CommonweightError(f"no assistant speaks within {self.max_length} tokens of a chat; raise max_length")
+            raise CommonweightError(f"no assistant speaks within {n} tokens of a chat; raise max_length")
         return out
 
-    def _bytes(self, ids: list[int]) -> int:
-        return len(self.tokenizer.decode(ids, skip_special_tokens=True).encode())
+    def _size(self, text: str, ids: Sequence[int]) -> int:
+        """Bytes of a whole text, but for special tokens that it brings."""
+        inner = ids[len(self.texts.front) : len(ids) - len(self.texts.back)]
+        brought = not set(self.tokenizer.all_special_ids).isdisjoint(inner)
+        return self._bytes(ids) if brought else len(text.encode())
+
+    def _bytes(self, ids: Sequence[int]) -> int:
+        return len(self.tokenizer.decode(list(ids), skip_special_tokens=True).encode())
 
     def tokens(self, example: Example) -> tuple[int, int]:
         return len(example["input_ids"]), sum(t != IGNORE for t in example["labels"][1:])
 
     def shown(self, example: Example) -> str:
-        out = []
-        for on, run in groupby(zip(example["input_ids"], example["labels"]), lambda pair: pair[1] != IGNORE):
+        out, labels = [], [IGNORE, *example["labels"][1:]]
+        for on, run in groupby(zip(example["input_ids"], labels), lambda pair: pair[1] != IGNORE):
             text = self.tokenizer.decode([i for i, _ in run])
             out.append(marked(text) if on else text)
         return "".join(out)

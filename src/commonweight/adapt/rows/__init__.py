@@ -1,0 +1,79 @@
+"""Training data as rows (dicts by column): JSONL, CSV, TSV and Parquet files, folders of `datasets`, or a data set on
+the hub. Rows hold what stands in the file; see `lines`, `tables` and `stored` for each format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...core import CommonweightError, first_line
+from .columns import LABEL, PAIRS, TEXT, Row, column, text_of, there
+from .lines import read_json
+from .stored import is_folder, read_folder, read_hub, read_parquet
+from .tables import read_table
+
+KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "a zip file"}
+
+
+def read(
+    source: str | Path, columns: Sequence[str] = (), *, split: str = "train", no_header: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> list[Row]:  # fmt: skip
+    """All rows of a file, of a split of a folder that `datasets` saved (``folder``, ``folder:split``), or of a split of
+    a hub data set (``name``, ``name:split``, ``name:configuration:split``).
+
+    columns: names that tell a TSV file's header line from a first row when the usual names do not. no_header: the
+    first line of a CSV or TSV file is data. say: is told when a first line was read as data, and when the columns of a
+    CSV file are not separated by commas.
+    Raises: CommonweightError for what is not there, not readable, of an unknown type, empty, or of rows that do not
+    fit their header; for a row of JSON of more than 16 MiB, or with more than 64 lists and objects inside each other.
+    """
+    path = Path(source)
+    kind = KINDS.get(path.suffix.lower())
+    folder, _, named = str(source).rpartition(":")
+    if path.is_dir() or (folder and Path(folder).is_dir()):
+        folder, split = (path, split) if path.is_dir() else (Path(folder), named)
+        if not is_folder(folder):
+            raise CommonweightError(
+                f"{source} is a folder; wanted a file ({', '.join(KINDS)}), a folder that datasets' save_to_disk "
+                "wrote, or a data set's name"
+            )
+        rows = read_folder(folder, split)
+    elif path.is_file():
+        if kind is None:
+            raise CommonweightError(
+                f"{source}: unknown file type {path.suffix or path.name!r}; wanted one of {', '.join(KINDS)}"
+            )
+        rows = _file(path, kind, columns, no_header, say)
+    elif kind or (path.suffix and "/" not in str(source)) or str(source).count("/") > 1 or str(source)[:1] in "./~":
+        raise CommonweightError(f"{source}: no such file")
+    else:
+        rows = read_hub(str(source), split)
+    if not rows:
+        raise CommonweightError(f"{source}: no rows in it")
+    return rows
+
+
+def _file(
+    path: Path, kind: str, columns: Sequence[str], no_header: bool, say: Callable[[str], None] | None
+) -> list[Row]:
+    with open(path, "rb") as f:
+        start = f.read(4)
+    if not start:
+        raise CommonweightError(f"{path}: the file is empty")
+    try:
+        for mark, what in MARKS.items():
+            if start.startswith(mark) and kind != "parquet":
+                raise CommonweightError(f"it is {what}; wanted plain text in UTF-8")
+        if kind == "json":
+            return read_json(path, say)
+        if kind == "parquet":
+            return read_parquet(path)
+        return read_table(path, kind, columns, no_header, say)
+    except Exception as e:  # a parser's error has as many types as there are parsers
+        told = str(e) if isinstance(e, CommonweightError) else first_line(e.__cause__ or e)
+        raise CommonweightError(f"{path}: cannot be read as {kind}: {told}") from e
+
+
+__all__ = ["KINDS", "LABEL", "PAIRS", "TEXT", "Row", "column", "read", "text_of", "there"]

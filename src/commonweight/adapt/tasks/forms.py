@@ -1,0 +1,128 @@
+"""Which columns a language model is trained on: whole texts, prompts and completions, or chats. Where the columns allow
+two readings, neither is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...core import CommonweightError, unknown
+from ..rows import Row, there
+from ..rows.columns import CHAT, COMPLETION, CONTEXT, INPUT, PROMPT, WHOLE
+
+FLAGS = "--prompt-column and --completion-column"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All of a text is scored."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The completion is scored. more: a column that belongs to the prompt, as Alpaca's `input` to its `instruction`."""
+
+    prompt: str
+    completion: str
+    more: str | None = None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The assistant's turns are scored."""
+
+    messages: str
+
+
+Form = Whole | Pair | Chat
+
+
+def form(
+    rows: Sequence[Row], text: str | None = None, prompt: str | None = None, completion: str | None = None
+) -> Form:
+    """The columns that were asked for, or those that people use. Raises: CommonweightError where that is not clear."""
+    names = there(rows)
+    for what, asked in (("text", text), ("prompt", prompt), ("completion", completion)):
+        if asked is not None and asked not in names:
+            raise unknown(f"{what} column", asked, names)
+    if text is not None:
+        if prompt or completion:
+            raise CommonweightError(f"--text-column {text} beside a prompt or a completion: give one or the other")
+        return Chat(text) if _is_chat(rows, text) else Whole(text)
+    lower = {n.lower(): n for n in reversed(names)}
+    if prompt is not None or completion is not None:
+        prompt = prompt or _one(lower, PROMPT, completion, "prompt", names)
+        completion = completion or _one(lower, COMPLETION, prompt, "completion", names)
+        return Pair(prompt, completion, _more(lower, prompt))
+    chats = [lower[n] for n in CHAT if n in lower and (n == "messages" or _is_chat(rows, lower[n]))]
+    return Chat(chats[0]) if chats else _texts(rows, names, lower)
+
+
+def _texts(rows: Sequence[Row], names: list[str], lower: dict[str, str]) -> Form:
+    prompts, completions, wholes = ([lower[n] for n in kind if n in lower] for kind in (PROMPT, COMPLETION, WHOLE))
+    if "prompt" in lower and "completion" in lower:
+        return Pair(lower["prompt"], lower["completion"])
+    if "instruction" in lower and len(completions) == 1:
+        more = _more(lower, lower["instruction"])
+        if all(p in (lower["instruction"], more) for p in prompts):
+            return Pair(lower["instruction"], completions[0], more)
+    if len(prompts) == len(completions) == 1 and "text" not in lower:
+        beside = [c for c in CONTEXT if c in lower and any(r.get(lower[c]) for r in rows)]
+        if beside:
+            raise CommonweightError(
+                f"beside {prompts[0]!r} and {completions[0]!r} stands {lower[beside[0]]!r}, which a pair of them would "
+                f"leave out; write it into the prompt's column, or name the two columns with {FLAGS}"
+            )
+        return Pair(prompts[0], completions[0])
+    told = ", ".join(sorted(names))
+    if prompts and completions:
+        also = ["text"] if "text" in lower else []
+        raise CommonweightError(
+            f"the columns are {told}; several of them could be trained on ({', '.join(prompts + completions + also)}); "
+            f"name yours with {FLAGS}, or --text-column"
+        )
+    if prompts or completions:
+        half, lacks, flag = (
+            (prompts[0], "completion", "completion") if prompts else (completions[0], "prompt", "prompt")
+        )
+        raise CommonweightError(
+            f"the columns are {told}; there is no {lacks} beside it: {half!r} reads as one half of a pair; name the "
+            f"other with --{flag}-column, or train on all of one column with --text-column"
+        )
+    if "text" in lower:
+        return Whole(lower["text"])
+    if len(wholes) == 1:
+        return Whole(wholes[0])
+    raise CommonweightError(
+        f"no text column among {told}" + (f" that stands out ({', '.join(wholes)})" if wholes else "") + "; wanted "
+        "text; or prompt and completion, question and answer, instruction and output; or messages; name yours with "
+        f"--text-column, or with {FLAGS} (a CSV file without a header line: --no-header)"
+    )
+
+
+def _one(lower: dict[str, str], usual: Sequence[str], but: str | None, what: str, names: list[str]) -> str:
+    found = [lower[n] for n in usual if n in lower and lower[n] != but]
+    if len(found) > 1 and lower.get(what) in found:
+        return lower[what]
+    if what == "prompt" and "instruction" in lower and lower["instruction"] in found:
+        return lower["instruction"]
+    if len(found) != 1:
+        raise CommonweightError(
+            f"a {'completion' if what == 'prompt' else 'prompt'} without a {what}: the columns are {', '.join(names)}; "
+            f"name it with --{what}-column"
+        )
+    return found[0]
+
+
+def _more(lower: dict[str, str], prompt: str) -> str | None:
+    return next((lower[n] for n in INPUT if n in lower), None) if prompt.lower() == "instruction" else None
+
+
+def _is_chat(rows: Sequence[Row], name: str) -> bool:
+    """Whether the first value there is a list of objects, or looks like one as text."""
+    value = next((r[name] for r in rows if r.get(name)), None)
+    if isinstance(value, str):
+        return (value.lstrip().startswith("[") and '"role"' in value) or '"from"' in value
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict)
