@@ -40,6 +40,7 @@ class Models:
         self.lead = self.path(self._parts(recipe.base or recipe.slices[0].inputs[0].model)[0])
         self.vocabulary: vocabulary.Vocabulary | None = None
         self._raw: dict[str, Source] = {}
+        self._standing: dict[str, bool] = {}
         self._dtypes: dict[int, Mapping[str, torch.dtype]] = {}
         self._tables: dict[str, dict[int, list[tuple[str, int]]]] = {}
         if recipe.vocabulary is not None:
@@ -110,9 +111,12 @@ class Models:
 
     def stands(self, name: str) -> bool:
         """Whether it is an adapter or a tenant by itself, which changes the recipe's base."""
-        if self._parts(name)[1]:
-            return False
-        return self._tenant(name) is not None or (_adapter(self.path(name)) / CONFIG).is_file()
+        if name not in self._standing:
+            alone = not self._parts(name)[1]
+            self._standing[name] = alone and (
+                self._tenant(name) is not None or (_adapter(self.path(name)) / CONFIG).is_file()
+            )
+        return self._standing[name]
 
     def _on(self, name: str, base: Source, adapter: str) -> Source:
         if (tenant := self._tenant(adapter)) is None:

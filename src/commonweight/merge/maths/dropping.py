@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..registry import At, Density, Range, Survey
+from ..registry.steps import Drop
 from . import parts
 
 
@@ -67,6 +68,23 @@ def drop(tau: Tensor, chances: Chances, at: At, seen: Any, config: Mapping[str, 
         return left
     if config["compat"] != "mergekit":
         return left.div_(p)
+    return left * parts.column(_factors(seen, config), left)
+
+
+def _factors(seen: Any, config: Mapping[str, Any]) -> tuple[float, ...]:
     before, after = seen["l1"]
     factor = torch.where((before < 1e-7) | (after < 1e-7), torch.ones_like(before), before / after.clamp(min=1e-30))
-    return left * parts.column([f if d < 1 else 1.0 for f, d in zip(factor.tolist(), config["density"])], left)
+    return tuple(f if d < 1 else 1.0 for f, d in zip(factor.tolist(), config["density"]))
+
+
+def steps(config: Mapping[str, Any], seen: Any) -> Drop:
+    """What drop() does, as steps."""
+    norms = config["rescale"] and config["compat"] == "mergekit"
+    return Drop(
+        config["density"],
+        config["seed"],
+        scaled=config["rescale"] and not norms,
+        factors=_factors(seen, config) if norms else None,
+        epsilon=config.get("epsilon"),
+        rising=config["compat"] == "mergekit",
+    )

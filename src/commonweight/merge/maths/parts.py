@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core import Rng
 from ..registry import At, Survey
+from ..registry.steps import Count
 from ..statistics import Statistics
 from . import select
 
@@ -50,11 +51,17 @@ def scaled(tensors: Sequence[Tensor], base: Tensor, at: At, coefficients: Statis
     return base + combine(deltas(tensors, base), coefficients.whole("coefficients", at.name, (len(tensors),)))
 
 
-def onto(base: Tensor, tau: Tensor, weights: Sequence[float], scale: float) -> Tensor:
-    """base + scale sum_t w_t tau_t."""
+def shares(weights: Sequence[float], scale: float, normalize: bool = False) -> tuple[float, ...]:
+    """The weights times the scale; normalize: divided by their sum."""
+    share = scale / (sum(weights) if normalize else 1.0)
+    return tuple(w * share for w in weights)
+
+
+def onto(base: Tensor, tau: Tensor, weights: Sequence[float]) -> Tensor:
+    """base + sum_t w_t tau_t."""
     out = base.clone()
     for x, w in zip(tau, weights, strict=True):
-        out.add_(x, alpha=w * scale)
+        out.add_(x, alpha=w)
     return out
 
 
@@ -169,11 +176,16 @@ def below(seed: int, at: At, model: int, like: Tensor, chance: float) -> Tensor:
     return torch.from_numpy(mask).view(like.shape)
 
 
+def sequence(at: At, model: int, kind: type) -> str:
+    """The name of a tensor's sequence of numbers of this width."""
+    return f"{at.name}/{model}/{kind.__name__}"
+
+
 def _part(seed: int, at: At, model: int, count: int, kind: type) -> np.ndarray:
     """Numbers at.start .. at.start + count of a tensor's sequence of this width."""
     each = 8 // np.dtype(kind).itemsize
     first = at.start // each
-    words = _Words(seed, f"{at.name}/{model}/{kind.__name__}").words(first, -(-(at.start + count) // each) - first)
+    words = _Words(seed, sequence(at, model, kind)).words(first, -(-(at.start + count) // each) - first)
     return words.astype("<u8", copy=False).view(kind)[at.start - first * each :][:count]
 
 
@@ -205,7 +217,10 @@ def magnitude_cuts(ranks: Callable[..., tuple[tuple[int, ...], ...]], scope: Sco
     def every(seen: Any, numel: int, config: Mapping[str, Any]) -> int:
         return select.every(begin(seen, numel, config))
 
-    return Survey(look, join, scope, skip, every)
+    def steps(seen: Any, numel: int, config: Mapping[str, Any]) -> Count:
+        return Count(begin(seen, numel, config), scope(config) or "tensor")
+
+    return Survey(look, join, scope, skip, every, steps)
 
 
 def trim(tau: Tensor, finds: Any, at: At, scope: str, which: int = 0, out: Tensor | None = None) -> Tensor:

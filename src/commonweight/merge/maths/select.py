@@ -173,8 +173,11 @@ class Find:
 
     def largest(self, x: np.ndarray) -> Tally:
         """Of values x (n,), for a search of the very last one: the last of every piece says all."""
-        top = key(x.max(keepdims=True))
-        return Tally(len(x)) if top[0] < self.low else Tally(len(x) - 1, _bins(top, self))
+        return self.last(key(x.max(keepdims=True)), len(x))
+
+    def last(self, top: np.ndarray, count: int) -> Tally:
+        """Of `count` values, of which the last one has this key (1,)."""
+        return Tally(count) if top[0] < self.low else Tally(count - 1, _bins(top, self))
 
     def single(self, x: np.ndarray) -> Tally:
         """Of values x (n,), for a window of one value."""
@@ -197,8 +200,12 @@ class Find:
         same = None
         if self.guess is not None:
             equal = where[found == np.float32(value(self.guess))] + first
-            same = Tally(0, replace(self, **_range(0, numel))._indices(equal))
+            same = Tally(0, self.by_place(numel)._indices(equal))
         return Tally(below, _bins(key(found), self), same)
+
+    def by_place(self, numel: int) -> Find:
+        """The search among the equal ones' indices."""
+        return replace(self, **_range(0, numel))
 
     def _indices(self, found: np.ndarray) -> np.ndarray:
         if len(found) and not self.low <= found[0] <= found[-1] < self.high:
@@ -307,11 +314,16 @@ def every(finds: Finds) -> int:
     return max(f.every for row in finds for f in row)
 
 
-def count(finds: Finds, values: Tensor, first: int, numel: int) -> Counts:
-    """Of values (models, n) whose indices count from `first`; all of them are below numel."""
+def asked(finds: Finds) -> Sequence[Sequence[Find]]:
+    """What is to be counted, of each model: once where all its searches look for the same."""
     alike = [[replace(f, rank=0) for f in row] for row in finds]
     shared = all(len(row) > 1 and len(set(row)) == 1 for row in alike)
-    rows = [row[:1] for row in alike] if shared else finds
+    return [row[:1] for row in finds] if shared else finds
+
+
+def count(finds: Finds, values: Tensor, first: int, numel: int) -> Counts:
+    """Of values (models, n) whose indices count from `first`; all of them are below numel."""
+    rows = asked(finds)
     return Counts([_tallies(row, x, first, numel) for row, x in zip(rows, values.numpy(), strict=True)])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..call.declare import method
 from ..maths import parts
 from ..registry import At, Density, Range
+from ..registry.steps import Cut, Merge
 
 Gamma = Annotated[float | Sequence[float], Range(ge=0, lt=1, each=True)]
 Compat = Literal["mergekit", "official"] | None
@@ -49,6 +50,17 @@ def masked(tau: Tensor, at: At, seen: Any, config: Mapping[str, Any]) -> Tensor:
     return torch.stack(out)
 
 
+def middle(config: Mapping[str, Any], seen: Any) -> Cut | None:
+    """The same as steps have it."""
+    return None if config["compat"] == "official" else Cut(seen, "tensor", (0, 1))
+
+
+def _steps(config: Mapping[str, Any], at: At, seen: Any) -> Merge | None:
+    left = middle(config, seen)
+    weights = parts.shares(config["weights"], config["scale"], config["normalize"])
+    return None if left is None else Merge("onto", weights, left)
+
+
 @method(
     "breadcrumbs",
     paper="Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks, arXiv 2312.06795",
@@ -58,6 +70,7 @@ def masked(tau: Tensor, at: At, seen: Any, config: Mapping[str, Any]) -> Tensor:
     by=by,
     survey=survey,
     normalises=lambda config: config["normalize"],
+    steps=_steps,
     same=("mergekit",),
 )
 def breadcrumbs(
@@ -82,4 +95,4 @@ def breadcrumbs(
     compat="official": ranks within each row (the last dimension), as the authors' code has it.
     """
     left = masked(parts.deltas(tensors, base), at, seen, {"density": density, "gamma": gamma, "compat": compat})
-    return parts.onto(base, left, weights, scale / (sum(weights) if normalize else 1.0))
+    return parts.onto(base, left, parts.shares(weights, scale, normalize))

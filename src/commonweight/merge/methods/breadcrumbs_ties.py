@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -10,7 +10,24 @@ from torch import Tensor
 from ..call.declare import method
 from ..maths import parts
 from ..registry import At, Density, Range
-from .breadcrumbs import Compat, Gamma, by, masked, survey
+from ..registry.steps import Merge
+from .breadcrumbs import Compat, Gamma, by, masked, middle, survey
+
+
+def _election(compat: Compat, normalize: bool | None, **config: Any) -> dict[str, Any]:
+    mean = compat != "mergekit" if normalize is None else normalize
+    return {
+        "elect": "weighted" if compat == "mergekit" else "plain",
+        "zero": 1 if compat == "mergekit" else 0,
+        "divide": "weights" if mean else "one",
+    }
+
+
+def _steps(config: Mapping[str, Any], at: At, seen: Any) -> Merge | None:
+    left = middle(config, seen)
+    if left is None:
+        return None
+    return Merge("elect", config["weights"], left, scale=config["scale"], rounded=2, **_election(**config))
 
 
 @method(
@@ -19,6 +36,7 @@ from .breadcrumbs import Compat, Gamma, by, masked, survey
     equation="tau^_t = m_t tau_t as in breadcrumbs; theta = theta_0 + scale * mean of the tau^_t that agree in sign",
     by=by,
     survey=survey,
+    steps=_steps,
 )
 def breadcrumbs_ties(
     tensors: Sequence[Tensor],
@@ -39,11 +57,4 @@ def breadcrumbs_ties(
     compat="mergekit": weighted election, zero counts as plus, sum; "official": masks per row.
     """
     left = masked(parts.deltas(tensors, base), at, seen, {"density": density, "gamma": gamma, "compat": compat})
-    mean = compat != "mergekit" if normalize is None else normalize
-    return base + scale * parts.agreeing(
-        left,
-        weights,
-        elect="weighted" if compat == "mergekit" else "plain",
-        zero=1 if compat == "mergekit" else 0,
-        divide="weights" if mean else "one",
-    )
+    return base + scale * parts.agreeing(left, weights, **_election(compat, normalize))

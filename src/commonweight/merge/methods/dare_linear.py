@@ -8,9 +8,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..call.declare import method
-from ..maths.dropping import Dropping, drop, norms
-from ..maths.parts import column, deltas, onto
+from ..maths.dropping import Dropping, drop, norms, steps
+from ..maths.parts import column, deltas, onto, shares
 from ..registry import At
+from ..registry.steps import Merge
 
 
 def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -24,6 +25,9 @@ def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:
     survey=norms(chances),
     normalises=lambda config: config["normalize"],
     same=("peft", "fusion-bench", "official"),
+    steps=lambda config, at, seen: Merge(
+        "onto", shares(config["weights"], config["scale"], config["normalize"]), steps(config, seen)
+    ),
 )
 def dare_linear(
     tensors: Sequence[Tensor],
@@ -43,4 +47,4 @@ def dare_linear(
     """
     config = {**vars(how), "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
-    return onto(base, left, weights, how.scale / (sum(weights) if normalize else 1.0))
+    return onto(base, left, shares(weights, how.scale, normalize))

@@ -8,10 +8,20 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..call.declare import method
-from ..maths.dropping import Dropping, drop, norms
+from ..maths.dropping import Dropping, drop, norms, steps
 from ..maths.parts import agreeing, deltas
 from ..registry import At
+from ..registry.steps import Merge
 from .dare_linear import chances
+
+
+def _election(compat: Literal["mergekit", "peft"] | None, normalize: bool | None, **config: Any) -> dict[str, Any]:
+    mean = compat != "mergekit" if normalize is None else normalize
+    return {
+        "elect": "weighted" if compat == "mergekit" else "plain",
+        "zero": 1 if compat else 0,
+        "divide": "one" if not mean else "count" if compat == "peft" else "weights",
+    }
 
 
 @method(
@@ -19,6 +29,9 @@ from .dare_linear import chances
     paper="Language Models are Super Mario (DARE), arXiv 2311.03099; TIES-Merging, arXiv 2306.01708",
     equation="tau^ = m tau / density; theta = theta_0 + scale * mean of the tau^_t whose sign is that of their sum",
     survey=norms(chances),
+    steps=lambda config, at, seen: Merge(
+        "elect", config["weights"], steps(config, seen), scale=config["scale"], rounded=2, **_election(**config)
+    ),
 )
 def dare_ties(
     tensors: Sequence[Tensor],
@@ -38,11 +51,4 @@ def dare_ties(
     """
     config = {**vars(how), "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
-    mean = compat != "mergekit" if normalize is None else normalize
-    return base + how.scale * agreeing(
-        left,
-        weights,
-        elect="weighted" if compat == "mergekit" else "plain",
-        zero=1 if compat else 0,
-        divide="one" if not mean else "count" if compat == "peft" else "weights",
-    )
+    return base + how.scale * agreeing(left, weights, **_election(compat, normalize))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..call.declare import method
-from ..maths.dropping import Dropping, drop, norms
+from ..maths.dropping import Dropping, drop, norms, steps
 from ..maths.parts import agreeing, column, deltas, ranks_in_rows
 from ..registry import At, Positive
+from ..registry.steps import Merge
 
 
 def chances(tau: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -37,6 +38,14 @@ def check(config: Mapping[str, Any], n: int) -> str | None:
     return None
 
 
+def _election(compat: Literal["mergekit"] | None, normalize: bool, **config: Any) -> dict[str, Any]:
+    return {
+        "elect": "weighted" if compat else "plain",
+        "zero": 1 if compat else 0,
+        "divide": "weights" if normalize else "one",
+    }
+
+
 @method(
     "della",
     paper="DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling, arXiv 2406.11617",
@@ -44,6 +53,9 @@ def check(config: Mapping[str, Any], n: int) -> str | None:
     by=lambda config: "row",
     survey=norms(chances),
     check=check,
+    steps=lambda config, at, seen: Merge(
+        "elect", config["weights"], steps(config, seen), scale=config["scale"], rounded=2, **_election(**config)
+    ),
 )
 def della(
     tensors: Sequence[Tensor],
@@ -64,10 +76,4 @@ def della(
     """
     config = {**vars(how), "epsilon": epsilon, "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
-    return base + how.scale * agreeing(
-        left,
-        weights,
-        elect="weighted" if compat else "plain",
-        zero=1 if compat else 0,
-        divide="weights" if normalize else "one",
-    )
+    return base + how.scale * agreeing(left, weights, **_election(compat, normalize))

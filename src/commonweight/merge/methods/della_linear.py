@@ -8,9 +8,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..call.declare import method
-from ..maths.dropping import Dropping, drop, norms
-from ..maths.parts import deltas, onto
+from ..maths.dropping import Dropping, drop, norms, steps
+from ..maths.parts import deltas, onto, shares
 from ..registry import At, Positive
+from ..registry.steps import Merge
 from .della import chances, check
 
 
@@ -21,6 +22,9 @@ from .della import chances, check
     by=lambda config: "row",
     survey=norms(chances),
     check=check,
+    steps=lambda config, at, seen: Merge(
+        "onto", shares(config["weights"], config["scale"], config["normalize"]), steps(config, seen)
+    ),
     normalises=lambda config: config["normalize"],
 )
 def della_linear(
@@ -38,4 +42,4 @@ def della_linear(
     """As della, with a weighted sum in place of election and mean. compat="mergekit": its chances and its rescaling."""
     config = {**vars(how), "epsilon": epsilon, "compat": compat}
     left = drop(deltas(tensors, base), chances, at, seen, config)
-    return onto(base, left, weights, how.scale / (sum(weights) if normalize else 1.0))
+    return onto(base, left, shares(weights, how.scale, normalize))

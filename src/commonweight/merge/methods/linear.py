@@ -8,6 +8,12 @@ from torch import Tensor
 
 from ..call.declare import method
 from ..maths.parts import combine
+from ..registry.steps import Merge
+
+
+def shares(weights: Sequence[float], normalize: bool) -> tuple[float, ...]:
+    total = sum(weights) if normalize else 1.0
+    return tuple(w / total for w in weights)
 
 
 @method(
@@ -17,10 +23,10 @@ from ..maths.parts import combine
     base="none",
     normalises=lambda config: config["normalize"],
     same=("mergekit",),
+    steps=lambda config, at, seen: Merge("average", shares(config["weights"], config["normalize"])),
 )
 def linear(
     tensors: Sequence[Tensor], base: Tensor | None, *, weights: Sequence[float], normalize: bool = True
 ) -> Tensor:
     """Weighted average; with normalize=False the weighted sum. Linear in every model."""
-    total = sum(weights) if normalize else 1.0
-    return combine(tensors, [w / total for w in weights])
+    return combine(tensors, shares(weights, normalize))

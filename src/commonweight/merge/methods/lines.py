@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..call.declare import method
-from ..maths.parts import combine, deltas, onto, sums
+from ..maths.parts import combine, deltas, onto, shares, sums
 from ..registry import At, Range
+from ..registry.steps import Merge
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], **config: Any) -> dict[str, Tensor]:
@@ -25,12 +26,23 @@ def check(config: Mapping[str, Any], n: int) -> str | None:
     return None
 
 
+def _factor(config: Mapping[str, Any], at: At, seen: Any) -> float:
+    """alpha + beta l / (L - 1)."""
+    alpha, beta = config["alpha"], config["beta"]
+    first: float = 1 / len(config["weights"]) if alpha is None else alpha
+    if alpha is None and seen["l1"][1]:
+        first *= (seen["l1"][0] / seen["l1"][1]).item()
+    block, blocks = at.depth or (0, 1)
+    return first + (beta * block / (blocks - 1) if blocks > 1 else 0.0)
+
+
 @method(
     "lines",
     paper="LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging, arXiv 2410.17146",
     equation="tau^l <- (alpha + beta l / (L - 1)) tau^l, l = 0..L-1; alpha = |sum tau|_1 / (T |tau_merged|_1)",
     survey=sums(_look, lambda config: "model" if config["alpha"] is None else None),
     check=check,
+    steps=lambda config, at, seen: Merge("onto", shares(config["weights"], _factor(config, at, seen))),
 )
 def lines(
     tensors: Sequence[Tensor],
@@ -48,8 +60,5 @@ def lines(
     the whole model (1/T for equal weights of 1). For another method's result merge that one model: lines([merged],
     base, alpha=...).
     """
-    first: float = 1 / len(tensors) if alpha is None else alpha
-    if alpha is None and seen["l1"][1]:
-        first *= (seen["l1"][0] / seen["l1"][1]).item()
-    block, blocks = at.depth or (0, 1)
-    return onto(base, deltas(tensors, base), weights, first + (beta * block / (blocks - 1) if blocks > 1 else 0.0))
+    factor = _factor({"weights": weights, "alpha": alpha, "beta": beta}, at, seen)
+    return onto(base, deltas(tensors, base), shares(weights, factor))

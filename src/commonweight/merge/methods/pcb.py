@@ -14,6 +14,7 @@ from ..call.declare import method
 from ..maths import select
 from ..maths.parts import column, combine, deltas, place
 from ..registry import At, Density, Range, Survey
+from ..registry.steps import Compete, Count
 
 Variant = Literal["official", "nlp", "vision", "es"]
 TAILS = {"official": 1e-4, "nlp": 0.01, "vision": 1e-4, "es": 1e-4}
@@ -97,6 +98,19 @@ def _join(total: dict[str, Any], seen: Any, *, numel: int, **config: Any) -> tup
     return {"bounds": bounds, "finds": select.start(ranks, numel, exact=True, sampled=True)}, False
 
 
+def _round(seen: Any, numel: int, config: Mapping[str, Any]) -> Count | None:
+    stage = _start(numel, config) if seen is None else seen
+    if "bounds" not in stage:
+        return Count(stage["finds"], "model", "sizes")
+    known = config["variant"] in ("official", "nlp")
+    return Count(stage["finds"], "model", "scores", stage["bounds"]) if known else None
+
+
+def _steps(config: Mapping[str, Any], at: At, seen: Any) -> Compete | None:
+    known = config["variant"] in ("official", "nlp") and all(high > 0 for _, high in seen["bounds"])
+    return Compete(seen["bounds"], seen["scores"], config["weights"], config["scale"]) if known else None
+
+
 @method(
     "pcb",
     paper="Parameter Competition Balancing for Model Merging, arXiv 2410.02396",
@@ -104,7 +118,8 @@ def _join(total: dict[str, Any], seen: Any, *, numel: int, **config: Any) -> tup
         "beta_t = exp(T N(|tau_t|)^2) tanh(tau_t sum_j tau_j), its top `density`; "
         "tau = sum beta_t w_t tau_t / sum beta_t"
     ),
-    survey=Survey(_look, _join, lambda config: "model", _skip, _every),
+    survey=Survey(_look, _join, lambda config: "model", _skip, _every, _round),
+    steps=_steps,
 )
 def pcb(
     tensors: Sequence[Tensor],

@@ -12,6 +12,7 @@ from ..call.declare import method
 from ..maths import select
 from ..maths.parts import agreeing, combine, deltas, place
 from ..registry import At, Share, Survey
+from ..registry.steps import Merge, Squares
 
 
 def _variances(tau: Tensor) -> Tensor:
@@ -63,6 +64,23 @@ def _mask(seen: Mapping[str, Any], tau: Tensor, at: At) -> Tensor:
     return select.held(seen["finds"], _variances(tau), place(at))[0].float()
 
 
+def _eta(seen: Mapping[str, Any], compat: Literal["mergekit"] | None) -> list[float]:
+    """The models' weights: their squares' shares."""
+    mean = seen["squares"] / seen["numel"]
+    known = mean.sum() >= 1e-6 if compat == "mergekit" else mean.sum() > 0
+    return (mean / mean.sum() if known else torch.full_like(mean, 1 / len(mean))).tolist()
+
+
+def _round(seen: Any, numel: int, config: Mapping[str, Any]) -> Squares | None:
+    return Squares() if seen is None and config["select_topk"] >= 1 else None
+
+
+def _steps(config: Mapping[str, Any], at: At, seen: Any) -> Merge | None:
+    if config["compat"] == "mergekit" and seen["finds"] is not None:
+        return None
+    return Merge("elect", tuple(_eta(seen, config["compat"])), zero=1, rounded=2)
+
+
 @method(
     "sce",
     paper="FuseChat: Knowledge Fusion of Chat Models, arXiv 2408.07990",
@@ -70,8 +88,9 @@ def _mask(seen: Mapping[str, Any], tau: Tensor, at: At) -> Tensor:
         "eta_t = |S_t|^2 / sum_j |S_j|^2, S the top-variance entries; "
         "theta_0 + sum eta_t tau_t [agree] / sum eta_t [agree]"
     ),
-    survey=Survey(_look, _join, lambda config: "tensor", _skip, _every),
+    survey=Survey(_look, _join, lambda config: "tensor", _skip, _every, _round),
     same=("official",),
+    steps=_steps,
 )
 def sce(
     tensors: Sequence[Tensor],
@@ -88,11 +107,8 @@ def sce(
     compat="mergekit": what is not selected is not merged either (they differ for select_topk below 1), and the weights
     are equal where the squares' means add up to less than 1e-6: task vectors of a usual fine-tuning are as small.
     """
-    tau, squares = deltas(tensors, base), seen["squares"]
-    mean = squares / seen["numel"]
-    known = mean.sum() >= 1e-6 if compat == "mergekit" else mean.sum() > 0
-    eta = mean / mean.sum() if known else torch.full_like(mean, 1 / len(mean))
+    tau = deltas(tensors, base)
     if compat == "mergekit" and seen["finds"] is not None:
         tau = tau * _mask(seen, tau, at).view_as(tau[0])
     # sign election with eta for weights; parameters whose sum is zero get a plus
-    return base + agreeing(tau, eta.tolist(), zero=1)
+    return base + agreeing(tau, _eta(seen, compat), zero=1)

@@ -8,8 +8,9 @@ from typing import Annotated
 from torch import Tensor
 
 from ..call.declare import method
-from ..maths.parts import deltas, onto
+from ..maths.parts import deltas, onto, shares
 from ..registry import Range
+from ..registry.steps import Merge
 
 
 @method(
@@ -18,6 +19,7 @@ from ..registry import Range
     equation="theta = theta_0 + scale sum_t w_t tau_t",
     normalises=lambda config: config["normalize"],
     same=("mergekit", "peft", "fusion-bench", "official"),
+    steps=lambda config, at, seen: Merge("onto", shares(config["weights"], config["scale"], config["normalize"])),
 )
 def task_arithmetic(
     tensors: Sequence[Tensor],
@@ -31,4 +33,4 @@ def task_arithmetic(
 
     Linear in every model. normalize divides by the sum of the weights.
     """
-    return onto(base, deltas(tensors, base), weights, scale / (sum(weights) if normalize else 1.0))
+    return onto(base, deltas(tensors, base), shares(weights, scale, normalize))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..call.declare import method
 from ..maths import parts
 from ..registry import At, Density, Range, Survey
+from ..registry.steps import Cut, Merge, Round
 
 Compat = Literal["mergekit", "peft", "fusion-bench", "official"] | None
 
@@ -58,11 +59,33 @@ def _every(seen: Any, numel: int, config: Mapping[str, Any]) -> int:
     return 1 if isinstance(seen, dict) else _cuts.every(seen, numel, config)
 
 
+def _round(seen: Any, numel: int, config: Mapping[str, Any]) -> Round | None:
+    assert _cuts.steps is not None
+    return None if isinstance(seen, dict) else _cuts.steps(seen, numel, config)
+
+
+def _steps(config: Mapping[str, Any], at: At, seen: Any) -> Merge:
+    left = Cut(seen["finds"], scope(config))
+    return Merge("elect", config["weights"], left, scale=config["scale"], **_election(seen, **config))
+
+
+def _election(
+    seen: Any, compat: Compat, reduce: Literal["mean", "sum"] | None, normalize: bool | None, **config: Any
+) -> dict[str, Any]:
+    reduce = reduce or ("sum" if compat == "fusion-bench" or normalize is False else "mean")
+    return {
+        "elect": "weighted" if compat == "mergekit" else "plain",
+        "zero": 1 if compat in ("mergekit", "peft") else seen["zero"],
+        "divide": "one" if reduce == "sum" else "count" if compat == "peft" else "weights",
+    }
+
+
 @method(
     "ties",
     paper="TIES-Merging: Resolving Interference When Merging Models, arXiv 2306.01708",
     equation="algorithm 1: tau^ = top-k(tau_t); gamma = sgn(sum_t tau^_t); tau_m = mean of the tau^_t with sign gamma",
-    survey=Survey(_look, _join, scope, _skip, _every),
+    survey=Survey(_look, _join, scope, _skip, _every, _round),
+    steps=_steps,
 )
 def ties(
     tensors: Sequence[Tensor],
@@ -89,12 +112,5 @@ def ties(
     parts.
     """
     tau = _trim(parts.deltas(tensors, base), seen["finds"], at, compat)
-    reduce = reduce or ("sum" if compat == "fusion-bench" or normalize is False else "mean")
-    merged = parts.agreeing(
-        tau,
-        weights,
-        elect="weighted" if compat == "mergekit" else "plain",
-        zero=1 if compat in ("mergekit", "peft") else seen["zero"],
-        divide="one" if reduce == "sum" else "count" if compat == "peft" else "weights",
-    )
+    merged = parts.agreeing(tau, weights, **_election(seen, compat, reduce, normalize))
     return torch.add(base, merged, alpha=scale)

@@ -19,7 +19,7 @@ from ..sources.source import INDEX
 from ..stream import digest
 from ..stream.engine import Engine, Watch
 from ..stream.pool import cores
-from ..stream.work import Task
+from ..stream.work import Job, Task
 from . import card, shards
 from . import writing as room
 from .journal import Journal
@@ -68,8 +68,8 @@ def write(
     part = out.absolute().parent / f".{out.name}.merging"
     lock = _lock(part, keep=resume)
     try:
-        plan = files(built, shard_bytes, key(built))
-        record, reused = _weights(built, part, plan, resume, Engine(threads or cores(), watch), say)
+        plan = files(built, shard_bytes, mark := key(built))
+        record, reused = _weights(built, mark, part, plan, resume, Engine(threads or cores(), watch), say)
         _finish(built, part, out, plan, record)
     except CommonweightError as e:
         if not (room.full(e) or isinstance(e, _Kept)):
@@ -86,7 +86,8 @@ class _Kept(CommonweightError):
 
 def key(built: Built) -> str:
     """Digest of all that decides the result, but for the models' numbers: methods, options, names, statistics."""
-    return digest.of_value([_FORMAT, *map(_describe, built.tasks)])
+    jobs = {task.job: _how(task.job) for task in built.tasks}
+    return digest.of_value([_FORMAT, *(_describe(task, jobs[task.job]) for task in built.tasks)])
 
 
 def stamps(built: Built) -> dict[str, list[list[int]]]:
@@ -96,6 +97,7 @@ def stamps(built: Built) -> dict[str, list[list[int]]]:
 
 def _weights(
     built: Built,
+    mark: str,
     part: Path,
     plan: Sequence[Shard],
     resume: bool,
@@ -111,7 +113,7 @@ def _weights(
     sink = shards.Shards(part, plan)
     for torn in part.glob(".*"):  # files that a killed process was writing
         torn.unlink()
-    journal = Journal(part, key(built), sink.fresh)
+    journal = Journal(part, mark, sink.fresh)
     try:
         known = dict(journal.done)
         if resume:
@@ -127,7 +129,7 @@ def _weights(
         journal.close()
         sink.close()
     record = {
-        "commonweight": library(), "merge": key(built), "digest of the inputs": total,
+        "commonweight": library(), "merge": mark, "digest of the inputs": total,
         "recipe": built.recipe.text, "inputs": inputs, "files": began, "notices": list(built.notices),
     }  # fmt: skip
     return record, len(built.tasks) - redone
@@ -155,9 +157,13 @@ def _resumed(journal: Journal, known: int) -> str:
     return f"{known} tensors were finished; they are checked against their inputs" if known else "nothing to resume"
 
 
-def _describe(task: Task) -> list[Any]:
+def _how(job: Job | None) -> Any:
+    """Once for all of its tensors: a digest of values that are plain already is the same, and takes no time."""
+    return None if job is None else digest.plain([job.method.name, job.config])
+
+
+def _describe(task: Task, how: Any) -> list[Any]:
     """All that decides a tensor, but for the numbers themselves."""
-    how = None if task.job is None else [task.job.method.name, task.job.config]
     where = [[r.name, list(r.source.shapes[r.name]), str(r.dtype)] for r in task.reads]
     return [*task.at, how, where, len(task.models), str(task.dtype)]
 

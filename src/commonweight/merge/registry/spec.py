@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
 
 from ...core import CommonweightError, unknown
 from ..sources.at import At
+from . import steps
 from .options import checked
 
 
@@ -27,6 +29,7 @@ class Survey:
     scope(config): "tensor", "model", or None when this configuration needs no survey. skip(seen, at, count, config):
     whether this round would find nothing in the `count` elements from `at` on, which are then not read.
     every(seen, numel, config): one element in so many is enough for this round; the others are not read.
+    steps(seen, numel, config): what look() does in this round, for a compiled loop, or None.
     """
 
     look: Callable[..., dict[str, Any]]
@@ -34,6 +37,7 @@ class Survey:
     scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"] | None]
     skip: Callable[[Any, At, int, Mapping[str, Any]], bool] | None = None
     every: Callable[[Any, int, Mapping[str, Any]], int] | None = None
+    steps: Callable[[Any, int, Mapping[str, Any]], steps.Round | None] | None = None
 
 
 CONTEXT = ("weights", "at", "seen")
@@ -49,6 +53,7 @@ class Method:
     "labeled" rows, from which learn() finds what the function then reads as an option.
     learn: (model, models, base, data, ...) -> the `Statistics` to give as that option; see its own words.
     normalises: weights that sum to zero have no meaning.
+    steps(config, at, seen): what the function does, for a compiled loop, or None. `weights` is among the config.
     same: the implementations whose form is the paper's; compat: those that have a form of their own here.
     """
 
@@ -66,6 +71,7 @@ class Method:
     learn: Callable[..., Any] | None = None
     normalises: Callable[[Mapping[str, Any]], bool] = lambda config: False
     check: Callable[[Mapping[str, Any], int], str | None] = lambda config, n: None
+    steps: Callable[[Mapping[str, Any], At, Any], steps.Piece | None] | None = None
     same: tuple[str, ...] = ()
     compat: tuple[str, ...] = field(default=())
 
@@ -73,8 +79,12 @@ class Method:
         """Merged state dict. See `commonweight.merge.merge`."""
         return self.run(self, models, base, **options)
 
-    def options(self) -> dict[str, tuple[Any, Any]]:
+    def options(self) -> Mapping[str, tuple[Any, Any]]:
         """Option -> (annotation, default)."""
+        return self._options
+
+    @cached_property
+    def _options(self) -> Mapping[str, tuple[Any, Any]]:
         hints = get_type_hints(self.function, include_extras=True)
         found = inspect.signature(self.function).parameters.values()
         return {

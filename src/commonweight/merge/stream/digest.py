@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,11 +27,14 @@ class Running:
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=SIZE)
 
-    def add(self, values: Tensor) -> None:
-        """values: one dimension, contiguous."""
+    def add(self, values: Tensor, sums: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+        """values: one dimension, contiguous. sums: by row and by column, if they are known."""
         data = values.view(torch.uint8)
         whole = data.numel() // ROW * ROW
-        if whole:
+        if whole and sums is not None:
+            self._hash.update(sums[0].data)
+            self._hash.update(sums[1].data)
+        elif whole:
             words = data[:whole].view(torch.int64).view(-1, ROW // 8)
             self._hash.update(words.sum(1).numpy().data)
             self._hash.update(words.sum(0).numpy().data)
@@ -51,7 +55,7 @@ def of(parts: Any) -> str:
 def of_value(value: Any) -> str:
     """Of nested plain values, dataclasses and tensors: what a survey found, or a configuration."""
     h = hashlib.blake2b(digest_size=SIZE)
-    h.update(json.dumps(_plain(value), sort_keys=True, allow_nan=True).encode())
+    h.update(json.dumps(plain(value), sort_keys=True, allow_nan=True).encode())
     return h.hexdigest()
 
 
@@ -61,18 +65,19 @@ def of_file(path: Path) -> str:
         return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=SIZE)).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Nested values as JSON has them."""
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, Tensor):
         return [str(value.dtype), list(value.shape), hashlib.blake2b(value.contiguous().numpy().tobytes()).hexdigest()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value.hex()
-    if value is None or isinstance(value, bool | int | str):
-        return value
     mark = getattr(value, "digest", None)
     return mark() if callable(mark) else repr(value)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from ..loops import load as loops
 from . import beside, digest, work
 from .grid import BATCH, Piece, spans
 from .pool import Pool
@@ -53,20 +54,21 @@ class Engine:
         Raises: CommonweightError before anything is read where statistics are not the models' own (`beside`).
         """
         beside.check(tasks)
+        ready = loops.loops(sum(t.numel * len(t.reads) for t in tasks if t.job and t.job.method.steps))
         with Pool(self.threads) as pool:
             for job, group in groupby(tasks, key=lambda t: t.job):
                 mine = list(group)
-                model = self._survey(pool, [mine], "model")[0]
+                model = self._survey(pool, [mine], "model", ready)[0]
                 mark = digest.of_value(model) if back else ""
                 left = [t for t in mine if not (back and self._finished(pool, t, mark, back, known or {}))]
                 for batch in batches(left, self.threads):
-                    local = self._survey(pool, [[t] for t in batch], "tensor")
+                    local = self._survey(pool, [[t] for t in batch], "tensor", ready)
                     seen = {t: model if s is None else s for t, s in zip(batch, local)}
                     items = [(t, span) for t in batch for span in spans(t.pieces())]
                     marked = back is not None
 
                     def merge(x: tuple[Task, list[Piece]], seen=seen, marked=marked) -> list[bytes]:
-                        return work.merge(*x, seen[x[0]], sink, marked)
+                        return work.merge(*x, seen[x[0]], sink, marked, ready)
 
                     found = self._map(pool, job, merge, _announced(items))
                     yield from self._whole(batch, items, found, mark)
@@ -75,7 +77,7 @@ class Engine:
         """Whole tensors one at a time, so that no more than one is held; torch's own threads work on it."""
         return map(f, items) if job is not None and job.by == "tensor" else pool.map(f, items)
 
-    def _survey(self, pool: Pool, groups: Sequence[Sequence[Task]], scope: str) -> list[Any]:
+    def _survey(self, pool: Pool, groups: Sequence[Sequence[Task]], scope: str, ready: work.Loops) -> list[Any]:
         """What each group's survey saw, or None where it has none of this scope."""
         job = groups[0][0].job
         seen: list[Any] = [None] * len(groups)
@@ -87,7 +89,7 @@ class Engine:
         while todo:
             items = [(i, t, span) for i in todo for t in groups[i] for span in spans(t.pieces())]
             totals: dict[int, dict[str, Any]] = {i: {} for i in todo}
-            found = self._map(pool, job, lambda x: work.look(x[1], x[2], seen[x[0]], numel[x[0]]), items)
+            found = self._map(pool, job, lambda x: work.look(x[1], x[2], seen[x[0]], numel[x[0]], ready), items)
             for (i, _, span), part in zip(items, found):
                 work.add(totals[i], part)
                 self.watch("look", _count(span))

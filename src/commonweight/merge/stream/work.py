@@ -7,13 +7,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...core import CommonweightError
+from ..loops import merging, rounds
+from ..loops.load import Loop
 from ..registry import CONTEXT, Method
+from ..registry import steps as kinds
 from ..sources.at import At
 from ..sources.source import Read
 from . import digest
@@ -47,6 +51,14 @@ class Job:
         more = {"weights": self.config["weights"], "at": at, "seen": seen}
         return self.method.function(tensors, base, **config, **{k: more[k] for k in context})
 
+    def round(self, seen: Any, numel: int) -> kinds.Round | None:
+        """The survey's round as steps, where it has any."""
+        survey = self.method.survey
+        return None if survey is None or survey.steps is None else survey.steps(seen, numel, self.config)
+
+    def steps(self, at: At, seen: Any) -> kinds.Piece | None:
+        return None if self.method.steps is None else self.method.steps(self.config, at, seen)
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -77,20 +89,31 @@ class Sink(Protocol):
     def write(self, name: str, start: int, values: Tensor) -> None: ...
 
 
-def look(task: Task, span: Sequence[Piece], seen: Any, numel: int) -> dict[str, Any]:
+Loops = Mapping[str, Loop] | None
+
+
+def look(task: Task, span: Sequence[Piece], seen: Any, numel: int, loops: Loops = None) -> dict[str, Any]:
     """What a survey's round finds in a span, added up."""
     assert task.job is not None and task.job.method.survey is not None
     survey, total = task.job.method.survey, {}
     every = 1 if survey.every is None else survey.every(seen, numel, task.job.config)
     by = task.job.by
+    steps = task.job.round(seen, numel) if loops else None
     with torch.no_grad():
         cut = [thin(p, by, every) for p in span]
         if survey.skip is not None:
             at = [task.at._replace(start=p.start) for p in cut]
             cut = [p for p, a in zip(cut, at) if not survey.skip(seen, a, math.prod(p.shape), task.job.config)]
         for group in [cut] if every > 1 and by == "element" and cut else [[p] for p in cut]:
-            tensors, base, at = _floats(task, *_read(task, group))
-            add(total, survey.look(tensors, base, at=at, seen=seen, numel=numel, **task.job.config))
+            piece, raw = _read(task, group)
+            found = None
+            if loops and steps:
+                at = task.at._replace(start=piece.start)
+                found = rounds.look(loops, steps, raw, len(task.models), at, numel)
+            if found is None:
+                tensors, base, at = _floats(task, piece, raw)
+                found = survey.look(tensors, base, at=at, seen=seen, numel=numel, **task.job.config)
+            add(total, found)
     return total
 
 
@@ -102,17 +125,33 @@ def add(total: dict[str, Any], part: Mapping[str, Any]) -> None:
             total[k] = v
 
 
-def merge(task: Task, span: Sequence[Piece], seen: Any, sink: Sink, marked: bool) -> list[bytes]:
+def merge(task: Task, span: Sequence[Piece], seen: Any, sink: Sink, marked: bool, loops: Loops = None) -> list[bytes]:
     """Merges a span into the sink. Returns, if `marked`, digests: of each input's part, then of the result's."""
     found = [digest.Running() for _ in range(len(task.reads) + 1)] if marked else []
     with torch.no_grad():
         for piece in span:
             raw = _raw(task, piece)
-            out = _same(task, raw) if task.job is None else _merged(task, piece, raw, seen)
+            out, sums = _looped(task, piece, raw, seen, marked, loops) or (_plain(task, piece, raw, seen), [])
             sink.write(task.at.name, piece.start, out)
-            for mark, part in zip(found, [*raw, out]):
-                mark.add(part)
+            for mark, part, known in zip_longest(found, [*raw, out] if marked else [], sums):
+                mark.add(part, known)
     return [m.value() for m in found]
+
+
+def _looped(task: Task, piece: Piece, raw: list[Tensor], seen: Any, marked: bool, loops: Loops) -> merging.Made | None:
+    """By a compiled loop, where there is one; a number that does not fit is left to the method's own form, which
+    tells of it."""
+    if not loops or task.job is None:
+        return None
+    at = task.at._replace(start=piece.start)
+    steps = task.job.steps(at, seen)
+    if steps is None or not merging.serves(steps, piece.shape, [task.dtype, *(x.dtype for x in raw)]):
+        return None
+    return merging.merge(loops, steps, raw, at, piece.shape, task.dtype, marked)
+
+
+def _plain(task: Task, piece: Piece, raw: list[Tensor], seen: Any) -> Tensor:
+    return _same(task, raw) if task.job is None else _merged(task, piece, raw, seen)
 
 
 def marks(task: Task, span: Sequence[Piece], back: Callable[[str, int, int], Tensor]) -> list[bytes]:

@@ -1,0 +1,97 @@
+"""A round of a survey on a piece by a loop: what was found comes back as the survey's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..maths import parts, select
+from ..registry.steps import Count, Round, Squares
+from ..sources.at import At
+from .calls import KINDS, arrays, room, scratch
+from .competing import scores
+from .load import Loop
+
+_VALUES = {"falling": 0, "sizes": 1, "scores": 2}
+
+
+def look(
+    loops: Mapping[str, Loop], steps: Round, raw: Sequence[Tensor], models: int, at: At, numel: int
+) -> dict[str, Any] | None:
+    """What a round finds in raw (n,) of the models and the base; None where a number is not finite, or in a format that
+    no loop reads."""
+    if not all(x.dtype in KINDS for x in raw):
+        return None
+    if isinstance(steps, Squares):
+        found = _squares(loops, raw, models)
+        return None if found is None else {"squares": found}
+    if steps.values == "scores":
+        made = scores(loops, raw, steps.bounds)
+        found = None if made is None else _count(loops, steps, list(made), models, at, numel)
+    else:
+        found = _count(loops, steps, raw, models, at, numel)
+    return None if found is None else {"counts": found}
+
+
+def _squares(loops: Mapping[str, Loop], raw: Sequence[Tensor], models: int) -> Tensor | None:
+    given, out = arrays(raw), torch.from_numpy(room("squares", models * len(raw[0])))
+    out = out[: models * len(raw[0])].view(models, -1)
+    head = np.array([len(raw[0]), models, *given.told, out.data_ptr(), scratch(models)])
+    return None if loops["square"](head.ctypes.data) else out.sum(1).double()
+
+
+def _count(
+    loops: Mapping[str, Loop], steps: Count, raw: Sequence[Tensor], models: int, at: At, numel: int
+) -> select.Counts | None:
+    n, first = len(raw[0]), parts.place(at, steps.scope)
+    given, rows = arrays(raw), select.asked(steps.finds)
+    windows = [_Window(t, f, n, first, numel) for t, row in enumerate(rows) for f in row if f.cut is None]
+    told = np.array([w.told for w in windows])
+    head = np.array([
+        n, models, len(raw) - models, *given.told, _VALUES[steps.values], told.ctypes.data, len(windows),
+        scratch(models),
+    ])  # fmt: skip
+    if loops["count"](head.ctypes.data):
+        return None
+    found = iter([w.tally(*row[-4:].tolist()) for w, row in zip(windows, told)])
+    return select.Counts([[next(found) if f.cut is None else select.Tally() for f in row] for row in rows])
+
+
+class _Window:
+    """A search of one model: what the loop is told, and what it found."""
+
+    def __init__(self, model: int, f: select.Find, n: int, first: int, numel: int):
+        self.find = f
+        self.bins, self.places = np.empty(n, np.uint32), np.empty(n, np.uint32)
+        low, high, shift = f.low, f.high, f.shift
+        same, equal, start, end, width = 0, 0, 0, 0, 0
+        self.last = f.key is None and f.exact and f.rank == numel
+        if f.key is not None:  # by place, of those with this key
+            low, high, same, equal = f.key, f.key + 1, f.key, 1
+            start, end, width = f.low, f.high, f.shift
+        elif f.guess is not None:
+            by = f.by_place(numel)
+            same, equal, start, end, width = f.guess, 1, by.low, by.high, by.shift
+        if high == 0:
+            high = 1  # a float32 of minus zero, the last before this window's end, equals zero
+        self.told = [
+            model, low, high, shift, self.bins.ctypes.data, equal, same, first, start, end, width,
+            self.places.ctypes.data, int(self.last), 0, 0, 0, -(1 << 31),
+        ]  # fmt: skip
+        self.count = n
+
+    def tally(self, below: int, inside: int, found: int, top: int) -> select.Tally:
+        f = self.find
+        if self.last:
+            return f.last(np.array([top]), self.count)
+        places = self.places[:found].copy()
+        if f.key is not None:
+            return select.Tally(0, places)
+        if f.high - f.low == 1 and f.guess is None:
+            return select.Tally(below, packed=(np.zeros(1, np.uint32), np.array([inside])))
+        same = None if f.guess is None else select.Tally(0, places)
+        return select.Tally(below, self.bins[:inside].copy(), same)
