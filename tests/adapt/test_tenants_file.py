@@ -113,6 +113,38 @@ def test_what_the_job_checks_is_told_with_its_place(file, line, message):
     assert f"tenants.yaml, {message}" in str(e.value)
 
 
+DATA = "tenants: {a: {data: b.tsv}}\n"
+BOMB = "b0: &b0 [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 8)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe:\n  seed: 2024-02-31\n", "line 2: no YAML: '2024-02-31' cannot be read"),
+        ("recipe: {seed: " + "7" * 5000 + "}\n", "line 1: no YAML: '7777"),
+        ("x: !!timestamp noon\n", "line 1: no YAML: 'noon' cannot be read"),
+        ("x: " + "[" * 3000 + "]" * 3000 + "\n", "too many lists and keys inside each other"),
+        ("recipe: {seed: 0x" + "f" * 6000 + "}\n", "line 1: recipe: Recipe: seed is a number of 24000 bits"),
+        ("options: {rank: 0x" + "f" * 300 + "}\n", "line 1: options: MoS: rank is a number of 1200 bits"),
+        ("task: 0x" + "f" * 6000 + "\n", "line 1: task: is a number of thousands of digits; wanted a name"),
+        ("recipe: {1: 2}\n", "line 1: recipe: unknown option of Recipe 1"),
+        (BOMB + "options: {rank: *b8}\n", "its aliases (*name) make more than 100,000 values"),
+        ("options: &o {rank: [*o]}\n", "its aliases (*name) make more than 100,000 values"),
+    ],
+)
+def test_values_that_are_none(file, text, message):
+    with pytest.raises(CommonweightError) as e:
+        read_tenants(file(text + DATA))
+    assert message in str(e.value)
+
+
+def test_aliases_are_welcome(file):
+    job = read_tenants(file("tenants:\n  a: &a {data: a.tsv, dev: 0.1}\n  b: {<<: *a, data: b.tsv}\n"))
+    assert job.tenants["b"].dev == "0.1"
+
+
 def test_no_file(tmp_path):
     with pytest.raises(CommonweightError, match=r"none\.yaml: no such file"):
         read_tenants(tmp_path / "none.yaml")

@@ -174,6 +174,30 @@ def test_mistakes(bases, folders, tmp_path, capsys):
     (folders / "a" / files.CONFIG).write_text(json.dumps(about))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"task_type": "TOKEN_CLS"}, r"its head scores each token \(task_type TOKEN_CLS\)"),
+        ({"task_type": "QUESTION_ANS"}, "its head scores the places of an answer"),
+        (
+            {"task_type": None, "auto_mapping": {"base_model_class": "LlamaForTokenClassification"}},
+            r"its head scores each token \(a LlamaForTokenClassification\)",
+        ),
+        (
+            {"task_type": None, "auto_mapping": {"base_model_class": "BertForMultipleChoice"}},
+            "its head scores each of several choices",
+        ),
+    ],
+)
+def test_a_head_that_reads_no_whole_text(bases, tmp_path, config, message):
+    host = open_host(bases["llama"], dtype="float32")
+    host.add("a", "lora", rank=2, sites="*.q_proj")
+    by_hand(tmp_path / "a", host, "a", 3, **config)
+    with pytest.raises(cw.CommonweightError, match=message):
+        host.import_peft("b", tmp_path / "a", labels=["O", "B", "I"])
+    assert host.import_peft("b", tmp_path / "a", labels=()).labels is None
+
+
 def test_a_head_of_several_layers(tmp_path, capsys):
     peft = pytest.importorskip("peft")
     config = tf.RobertaConfig(

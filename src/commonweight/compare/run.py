@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..adapt import Progress, adapt, evaluate, open_host, read
+from ..adapt import Progress, Recipe, adapt, evaluate, open_host, read
 from ..adapt.files import thin
-from ..core import CommonweightError
+from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from ..host.files import settle
 from ..methods import plan
@@ -77,7 +77,8 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
         tenant = compacted(host, result.tenant, job.sites)
         if job.codec is not None:
             settle(tenant, job.codec)
-        how = {"max_length": result.settings["max_length"], **job.columns}
+        at_once = build(Recipe, job.recipe).eval_rows  # as the command measures: the same bits
+        how = {"max_length": result.settings["max_length"], "batch_size": at_once, **job.columns}
         measured = {} if job.trial else evaluate(host, tenant.name, test, job.task, **how)
         return {
             "state": "done", "test": measured, "dev": result.metrics, **sizes(tenant, job.codec),

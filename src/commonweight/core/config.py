@@ -97,7 +97,7 @@ def _fits(value: Any, hint: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and abs(value) <= sys.float_info.max
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, origin or hint)
 
 
@@ -117,7 +117,9 @@ def _typed(owner: str, name: str, value: Any, hint: Any) -> Any:
     for kind in _kinds(hint):
         if _fits(value, kind):
             return float(value) if kind is float else value
-    raise CommonweightError(f"{owner}: {name} is {value!r}; wanted {_wanted(hint)}")
+    big = isinstance(value, int) and abs(value) >= 2**63  # Python does not write out what has over 4,300 digits
+    shown = f"a number of {value.bit_length()} bits" if big else repr(value)
+    raise CommonweightError(f"{owner}: {name} is {shown}; wanted {_wanted(hint)}")
 
 
 def _wanted(hint: Any) -> str:

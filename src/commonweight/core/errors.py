@@ -16,9 +16,9 @@ def first_line(e: BaseException) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def unknown(what: str, came: str, known: Iterable[str], hint: str = "") -> CommonweightError:
-    """Error for a name that is not known, with the nearest known one."""
+def unknown(what: str, came: object, known: Iterable[str], hint: str = "") -> CommonweightError:
+    """Error for a name that is not known, with the nearest known one. came: of a file of YAML it may be no text."""
     names = sorted(known)
-    near = get_close_matches(came, names, n=1, cutoff=0.5)
+    near = get_close_matches(str(came), names, n=1, cutoff=0.5)
     tail = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"
     return CommonweightError(f"unknown {what} {came!r}{tail}{' ' + hint if hint else ''}")

@@ -11,6 +11,12 @@ from ...core import CommonweightError
 from .common import PREFIX
 
 NAMES = "classifier", "score"
+# Heads of these read every token, or every choice, of a text; a classifier of transformers calls them alike.
+NO_TEXTS = {"TOKEN_CLS": "each token", "QUESTION_ANS": "the places of an answer"}
+NO_CLASSES = {
+    "ForTokenClassification": "each token", "ForQuestionAnswering": "the places of an answer",
+    "ForMultipleChoice": "each of several choices",
+}  # fmt: skip
 
 
 class Head(NamedTuple):
@@ -28,6 +34,19 @@ def part(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict
     mine = {k: v for k, v in tensors.items() if k.removeprefix(PREFIX).split(".")[0] in names}
     others = [n for n in config.get("modules_to_save") or () if n not in names]
     return {**config, "modules_to_save": others or None}, {k: v for k, v in tensors.items() if k not in mine}, mine
+
+
+def of_texts(config: Mapping[str, Any]) -> None:
+    """Raises: CommonweightError where the adapter says that its head is not one of whole texts."""
+    task = config.get("task_type")
+    model = str((config.get("auto_mapping") or {}).get("base_model_class") or "")
+    found = NO_TEXTS.get(str(task)) or next((what for end, what in NO_CLASSES.items() if model.endswith(end)), None)
+    if found is not None:
+        said = f"task_type {task}" if task in NO_TEXTS else f"a {model}"
+        raise CommonweightError(
+            f"adapter_config.json: its head scores {found} ({said}), and a tenant's head whole texts; give labels=() "
+            "to import the adapter without its head"
+        )
 
 
 def read(mine: Mapping[str, Tensor]) -> Head | None:

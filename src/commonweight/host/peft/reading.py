@@ -37,6 +37,8 @@ def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | Non
     try:
         tensors = keys.plain(tensors, names.tops(n for n, _ in host.model.named_modules()))
         beside: dict[str, Tensor] = {}
+        if labels:
+            peft.heads.of_texts(config)
         if labels is not None:
             config, tensors, beside = peft.heads.part(config, tensors)
         values, extra = _head(host, peft.heads.read(beside), labels) if labels else ({}, None)
