@@ -1,16 +1,20 @@
 """Training tenants: data in, one small file out. The loop is transformers.Trainer's."""
 
-from .base import native_bf16, open_host
-from .classifier import Classifier
-from .data import Data
-from .files import Files, run
-from .job import Job, Source
-from .recipe import Recipe
-from .rows import read
-from .tenants_file import read_tenants
-from .together import run_late, run_together
-from .train import Result, adapt, adapt_together, evaluate
-from .trainer import Progress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import native_bf16, open_host
+    from .classifier import Classifier
+    from .data import Data
+    from .files import Files, run
+    from .job import Job, Source
+    from .recipe import Recipe
+    from .rows import read
+    from .tenants_file import read_tenants
+    from .together import run_late, run_together
+    from .train import Result, adapt, adapt_together, evaluate
+    from .trainer import Progress
 
 __all__ = [
     "Classifier",
@@ -32,3 +36,33 @@ __all__ = [
     "run_late",
     "run_together",
 ]
+
+# Trainer and torch take seconds to load; what a command line says is looked at before.
+_HOMES = {
+    "Classifier": "classifier",
+    "Data": "data",
+    "Files": "files",
+    "Job": "job",
+    "Progress": "trainer",
+    "Recipe": "recipe",
+    "Result": "train",
+    "Source": "job",
+    "adapt": "train",
+    "adapt_together": "train",
+    "evaluate": "train",
+    "native_bf16": "base",
+    "open_host": "base",
+    "read": "rows",
+    "read_tenants": "tenants_file",
+    "run": "files",
+    "run_late": "together",
+    "run_together": "together",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from torch import nn
 from ..core import CommonweightError, first_line, unknown
 from ..host import Host
 from .classifier import POOLER, Classifier, pool_of_transformers
+from .names import DEVICES, DTYPES
 from .tasks import get
-
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 def native_bf16(device: str = "cpu") -> bool:
@@ -28,8 +28,24 @@ def native_bf16(device: str = "cpu") -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def pick_device(device: str = "auto") -> str:
+    """The CUDA device in use, else the CPU; or as named: cpu, mps, cuda, cuda:1, which is then the one in use.
+
+    Raises: CommonweightError for another name, and for a device that torch does not see.
+    """
+    if not re.fullmatch(DEVICES, str(device)):
+        raise CommonweightError(f"device {device!r}: wanted auto, cpu, cuda, cuda:1 or mps")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise CommonweightError(f"device {device!r}: torch sees {there} CUDA devices; choose another, or cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise CommonweightError("device 'mps': torch has no MPS here; choose cpu")
+    if number:
+        torch.cuda.set_device(int(number))  # the loop runs on the one in use
+    return kind
 
 
 def pick_dtype(dtype: str, device: str) -> torch.dtype:
@@ -42,19 +58,21 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def open_host(
-    model: str | Path, task: str = "classify", *, dtype: str = "auto", sites: Any = None, pool: str | None = None
-) -> Host:
+    model: str | Path, task: str = "classify", *, dtype: str = "auto", sites: Any = None, pool: str | None = None,
+    device: str = "auto",
+) -> Host:  # fmt: skip
     """A host of a model from a folder or the hub, ready for a task's tenants.
 
     classify and embed tasks share one host (a `Classifier` around the encoder); lm has the causal model. pool: the
-    classifier's; "transformers" for that of transformers' own classifier, on which PEFT's heads were trained.
+    classifier's; "transformers" for that of transformers' own classifier, on which PEFT's heads were trained. device:
+    see `pick_device`.
     Raises: CommonweightError when the model cannot be read, or has no form for the task.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
     get(task)
     auto = AutoModelForCausalLM if task == "lm" else AutoModel
-    device = best_device()
+    device = pick_device(device)
     wanted = pick_dtype(dtype, device)
     # On a CPU in bfloat16 the backward pass of torch's fused attention takes a third of a step over short rows.
     short = device == "cpu" and wanted is torch.bfloat16 and task != "lm"
@@ -80,6 +98,16 @@ def open_host(
     if pool == POOLER and (lost := [k for k in found["missing_keys"] if "pooler" in k]):
         raise CommonweightError(f"model {str(model)!r} has no weights for {lost[0]}, on which its classifier reads")
     return Host(Classifier(base, pool).to(device).eval(), sites=sites)
+
+
+def where(host: Host) -> str:
+    """What a run computes on, for people: ``device: cpu, 2 threads; the base in bfloat16``."""
+    p = next(host.model.parameters())
+    if p.device.type == "cuda":
+        on = f"{p.device}, {torch.cuda.get_device_name(p.device)}"
+    else:
+        on = f"{p.device}, {torch.get_num_threads()} threads" if p.device.type == "cpu" else str(p.device)
+    return f"device: {on}; the base in {str(p.dtype).removeprefix('torch.')}"
 
 
 @torch.no_grad()

@@ -12,14 +12,15 @@ from ..core import build, safe
 from ..formats import atomic, coding, native
 from ..host import Host, Tenant
 from ..host.files import settle
-from .base import open_host
+from .base import open_host, where
 from .checkpoint import Store
 from .data import Data, Understood, columns, make_task, named, split
 from .job import Job, Source, check, read_all
+from .place import out_path
 from .preview import preview, tally
 from .recipe import Recipe
 from .rows import Row
-from .target import InFiles, Target, Written, out_path, resumes
+from .target import InFiles, Target, Written, resumes
 from .train import Result, evaluate, train_understood, understand
 from .trainer import Progress
 
@@ -60,6 +61,7 @@ def run(
     method: str = "mos",
     options: Mapping[str, Any] | None = None,
     dtype: str = "auto",
+    device: str = "auto",
     sites: str | None = None,
     codec: str | None = None,
     resume: bool = False,
@@ -86,7 +88,7 @@ def run(
     )  # fmt: skip
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites, dtype=dtype,
-        codec=codec, recipe=recipe,
+        device=device, codec=codec, recipe=recipe,
     )  # fmt: skip
     target = InFiles({name: path}, checkpoint, report)
     found = train(model, job, target, resume=resume, say=say, progress=progress)[name]
@@ -163,7 +165,8 @@ def look(
     """
     check(job)
     data, evals = read_all(job, say)
-    host = open_host(model, job.task, dtype=job.dtype, pool=job.pool)
+    host = open_host(model, job.task, dtype=job.dtype, pool=job.pool, device=job.device)
+    say(where(host))
     bring(host)
     numbers = Recipe(**job.recipe)
     given = understand(host, data, job.task, numbers)

@@ -10,9 +10,10 @@ from typing import Any
 from ..core import CommonweightError, build, safe, unknown
 from ..formats.codecs import get as get_codec
 from ..methods import resolve
-from .base import DTYPES, pick_dtype
+from .base import pick_device, pick_dtype
 from .classifier import POOLS
 from .data import Data, columns, named, split
+from .names import DTYPES
 from .recipe import Recipe
 from .rows import Row, read
 from .tasks import Classify, get
@@ -52,6 +53,7 @@ class Job:
     common: str | None = None
     sites: Any = None
     dtype: str = "auto"
+    device: str = "auto"
     codec: Any = None
     pool: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +79,8 @@ def checks(job: Job) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
             yield ("codec", str(pattern)) if pattern else ("codec",), partial(get_codec, codec)
     if job.pool is not None:
         yield ("pool",), partial(_pool, job.pool)
+    if job.device != "auto":
+        yield ("device",), partial(pick_device, job.device)
     if job.dtype not in DTYPES:
         yield ("dtype",), partial(pick_dtype, job.dtype, "cpu")
 

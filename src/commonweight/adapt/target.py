@@ -119,19 +119,6 @@ def _shared(tenant: Tenant) -> set[str]:
     return {key for key, names in native.layout(tenant.plan).items() if names[0] in tenant.common.pools}
 
 
-def out_path(out: str | Path, overwrite: bool = False) -> Path:
-    """The tenant's file, if it can be written. overwrite: also where one is. Raises: CommonweightError before anything
-    is trained."""
-    path = Path(out)
-    if path.suffix != ".safetensors":
-        raise CommonweightError(f"--out {out}: wanted a name like {path.stem}.safetensors")
-    if path.is_dir():
-        raise CommonweightError(f"--out {out} is a folder; wanted the name of a file")
-    atomic.free(path, "--out", overwrite=overwrite)
-    atomic.free(path.with_suffix(".json"), "--out", overwrite=overwrite, what="the file of its report")
-    return path
-
-
 def resumes(report: Path, checkpoint: Path, model: str, data: Mapping[str, str]) -> bool:
     """Whether files that are there are this run's: it did not end, or they are what it left. data: by tenant."""
     if Store(checkpoint).newest() is not None:
@@ -142,16 +129,6 @@ def resumes(report: Path, checkpoint: Path, model: str, data: Mapping[str, str])
         return told["model"] == model and {n: t["data"] for n, t in each.items()} == dict(data)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
-
-
-def out_folder(out: str | Path, names: Collection[str], overwrite: bool = False) -> Path:
-    """A folder for several tenants' files, which may not be there yet."""
-    path = Path(out)
-    if path.suffix == ".safetensors" or path.is_file():
-        raise CommonweightError(f"--out {out}: several tenants are written to a folder; name one")
-    for name in (*(f"{n}.safetensors" for n in names), "report.json"):
-        atomic.free(path / name, "--out", overwrite=overwrite)
-    return path
 
 
 def alone(commons: Commons, common: str | None, names: Collection[str]) -> None:

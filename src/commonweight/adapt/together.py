@@ -14,7 +14,8 @@ from ..host import Host
 from .classifier import POOLER
 from .files import Outcome, look, train
 from .job import Job
-from .target import InFiles, InStore, Target, alone, out_folder, resumes
+from .place import out_folder
+from .target import InFiles, InStore, Target, alone, resumes
 from .trainer import Progress
 
 

@@ -63,7 +63,7 @@ def command(
     fisher: the diagonal of the Fisher information, exact row by row. gram: X'X of what comes into each linear layer.
     activations: the first of those inputs themselves.
     """
-    from ..adapt.files import out_path
+    from ..adapt.place import out_path
     from ..adapt.rows import read
     from ..core import CommonweightError, unknown
     from ..merge.statistics.collect import KINDS, collect

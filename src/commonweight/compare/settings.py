@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapt import Recipe
-from ..adapt.base import DTYPES
+from ..adapt.names import DTYPES
 from ..adapt.tasks import get as get_task
 from ..core import CommonweightError, build, parse, unknown
 from ..formats.codecs import get as get_codec

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
+from . import peers
 from .errors import CommonweightError, unknown
 
 T = TypeVar("T")
@@ -42,12 +43,25 @@ def config(cls: type[T]) -> type[T]:
 
 
 def build(cls: type[T], options: Mapping[str, Any]) -> T:
-    """A config from options by name; an unknown name is an error with the nearest one."""
+    """A config from options by name, also by the name that PEFT or transformers has for the same; an unknown name is an
+    error with the nearest one."""
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    for name in options:
-        if name not in known:
-            raise unknown(f"option of {cls.__name__}", name, known)
-    return cls(**options)
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        _put(out, cls, name, value, known)
+    return cls(**out)
+
+
+def _put(out: dict[str, Any], cls: type, name: str, value: Any, known: Collection[str]) -> None:
+    here = peers.option(name, known)
+    if here not in known:
+        hint = peers.elsewhere(name)
+        if hint is not None:
+            raise CommonweightError(f"{name!r} is no option of {cls.__name__}: {hint}")
+        raise unknown(f"option of {cls.__name__}", name, known)
+    if here in out:
+        raise CommonweightError(f"{cls.__name__}: {here} is given twice, once as {name}; give one")
+    out[here] = value
 
 
 def parse(cls: type, pairs: list[str]) -> dict[str, Any]:
@@ -58,9 +72,10 @@ def parse(cls: type, pairs: list[str]) -> dict[str, Any]:
         name, eq, text = pair.partition("=")
         if not eq:
             raise CommonweightError(f"option {pair!r}: wanted name=value, for example rank=8")
-        if name not in hints:
-            raise unknown(f"option of {cls.__name__}", name, hints)
-        out[name] = _from_text(cls.__name__, name, text, hints[name])
+        here = peers.option(name, hints)
+        out.pop(here, None)  # the last of several
+        _put(out, cls, here, None, hints)
+        out[here] = _from_text(cls.__name__, here, text, hints[here])
     return out
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Site, build, unknown
+from ..core import CommonweightError, Plan, Site, build
+from ..core.peers import known
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def available() -> Mapping[str, Method]:
 
 
 def get(name: str) -> Method:
-    if name not in _METHODS:
-        raise unknown("method", str(name), _METHODS, "(`commonweight methods` lists them)")
-    return _METHODS[name]
+    """By its name, in any spelling: LORA, LN_TUNING."""
+    return _METHODS[known(name, _METHODS)]
 
 
 def resolve(method: str | Any, options: Mapping[str, Any]) -> tuple[Method, Any]:

@@ -13,6 +13,7 @@ from .stored import is_folder, read_folder, read_hub, read_parquet
 from .tables import read_table
 
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+FOLDER = "folder"
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "a zip file"}
 
 
@@ -29,30 +30,43 @@ def read(
     Raises: CommonweightError for what is not there, not readable, of an unknown type, empty, or of rows that do not
     fit their header; for a row of JSON of more than 16 MiB, or with more than 64 lists and objects inside each other.
     """
+    kind = kind_of(source)
+    if kind is None:
+        rows = read_hub(str(source), split)
+    elif kind == FOLDER:
+        folder, _, named = str(source).rpartition(":")
+        rows = read_folder(Path(source), split) if Path(source).is_dir() else read_folder(Path(folder), named)
+    else:
+        rows = _file(Path(source), kind, columns, no_header, say)
+    if not rows:
+        raise CommonweightError(f"{source}: no rows in it")
+    return rows
+
+
+def kind_of(source: str | Path) -> str | None:
+    """json, csv, tsv or parquet, of a file that is there; `FOLDER` of a folder; None for the name of a hub data set.
+
+    Cost: looks at names alone. Raises: CommonweightError for what is not there or of an unknown type.
+    """
     path = Path(source)
     kind = KINDS.get(path.suffix.lower())
-    folder, _, named = str(source).rpartition(":")
+    folder = str(source).rpartition(":")[0]
     if path.is_dir() or (folder and Path(folder).is_dir()):
-        folder, split = (path, split) if path.is_dir() else (Path(folder), named)
-        if not is_folder(folder):
+        if not is_folder(path if path.is_dir() else Path(folder)):
             raise CommonweightError(
                 f"{source} is a folder; wanted a file ({', '.join(KINDS)}), a folder that datasets' save_to_disk "
                 "wrote, or a data set's name"
             )
-        rows = read_folder(folder, split)
-    elif path.is_file():
+        return FOLDER
+    if path.is_file():
         if kind is None:
             raise CommonweightError(
                 f"{source}: unknown file type {path.suffix or path.name!r}; wanted one of {', '.join(KINDS)}"
             )
-        rows = _file(path, kind, columns, no_header, say)
-    elif kind or (path.suffix and "/" not in str(source)) or str(source).count("/") > 1 or str(source)[:1] in "./~":
+        return kind
+    if kind or (path.suffix and "/" not in str(source)) or str(source).count("/") > 1 or str(source)[:1] in "./~":
         raise CommonweightError(f"{source}: no such file")
-    else:
-        rows = read_hub(str(source), split)
-    if not rows:
-        raise CommonweightError(f"{source}: no rows in it")
-    return rows
+    return None
 
 
 def _file(
@@ -76,4 +90,4 @@ def _file(
         raise CommonweightError(f"{path}: cannot be read as {kind}: {told}") from e
 
 
-__all__ = ["KINDS", "LABEL", "PAIRS", "TEXT", "Row", "column", "read", "text_of", "there"]
+__all__ = ["KINDS", "LABEL", "PAIRS", "TEXT", "Row", "column", "kind_of", "read", "text_of", "there"]

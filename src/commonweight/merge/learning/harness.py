@@ -46,9 +46,9 @@ def run(model: Any, tasks: Sequence[str], known: Any, *, limit: int | None, batc
     import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
-    from ...adapt.base import best_device
+    from ...adapt.base import pick_device
 
-    how: dict[str, Any] = {"batch_size": batch_size, "device": best_device()}
+    how: dict[str, Any] = {"batch_size": batch_size, "device": pick_device()}
     if isinstance(model, tuple):
         held = HFLM(pretrained=model[0], tokenizer=model[1], **how)
     else:

@@ -1,0 +1,76 @@
+"""What the methods are called and which options they have, read off their files: a wrong name is told within a second,
+before torch is loaded, which alone takes two."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any  # noqa: F401: options are annotated with it
+
+from ..core import config, option
+
+HERE = Path(__file__).parents[1]
+
+
+@cache
+def methods() -> dict[str, type]:
+    """Name -> a twin of its config: the same fields, types, defaults and ranges; what is wrong between fields, the
+    method's own config tells later. Empty where there are no sources."""
+    out: dict[str, type] = {}
+    for tree in _trees(HERE / "methods"):
+        classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+        for name, call in _registered(tree):
+            made = call.args[1] if len(call.args) > 1 else None
+            if isinstance(made, ast.Name) and made.id in classes:
+                out[name] = _twin(classes[made.id], _constants(tree))
+    return out
+
+
+@cache
+def merges() -> list[str]:
+    """The names of merge methods. Empty where there are no sources."""
+    return [name for tree in _trees(HERE / "merge" / "methods") for name, _ in _registered(tree)]
+
+
+def _trees(folder: Path) -> Iterator[ast.Module]:
+    for path in sorted(folder.glob("*.py")):
+        yield ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _registered(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    """What stands under @method("name", ...)."""
+    calls = [d for n in tree.body if isinstance(n, ast.FunctionDef) for d in n.decorator_list]
+    for call in calls:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "method":
+            if call.args and isinstance(call.args[0], ast.Constant):
+                yield str(call.args[0].value), call
+
+
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    return {t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+
+
+class _Filled(ast.NodeTransformer):
+    """Names of a module's constants as what they stand for."""
+
+    def __init__(self, constants: Mapping[str, ast.expr]):
+        self.constants = constants
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.constants.get(node.id, node)
+
+
+def _twin(node: ast.ClassDef, constants: Mapping[str, ast.expr]) -> type:
+    fill = _Filled(constants).visit
+    body: dict[str, Any] = {"__module__": __name__, "__annotations__": {}}
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            body["__annotations__"][field.target.id] = ast.unparse(fill(field.annotation))
+            if isinstance(field.value, ast.Call):
+                given = [ast.literal_eval(fill(a)) for a in field.value.args]
+                more = {k.arg: ast.literal_eval(fill(k.value)) for k in field.value.keywords if k.arg}
+                body[field.target.id] = option(*given, **more)
+    make: Callable[[type], type] = config
+    return make(type(node.name, (), body))

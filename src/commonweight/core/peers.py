@@ -1,0 +1,115 @@
+"""What PEFT and transformers call the things that have another name here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from .errors import CommonweightError, unknown
+
+# An option there -> the same option here: the number means the same.
+OPTIONS: Mapping[str, str] = {
+    # peft.LoraConfig and its kin
+    "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "use_rslora": "rslora",
+    "target_modules": "sites", "vera_dropout": "dropout", "vblora_dropout": "dropout", "randlora_dropout": "dropout",
+    "randlora_alpha": "alpha", "module_dropout": "dropout", "reduction_factor": "reduction",
+    "oft_block_size": "block_size", "boft_block_size": "block_size",
+    # transformers.TrainingArguments
+    "num_train_epochs": "epochs", "num_epochs": "epochs", "learning_rate": "lr",
+    "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size", "gradient_accumulation_steps": "accumulate",
+    "max_seq_length": "max_length", "max_seq_len": "max_length", "max_grad_norm": "clip", "warmup_ratio": "warmup",
+    "save_steps": "checkpoint_every", "early_stopping_patience": "patience", "resume_from_checkpoint": "resume",
+    "output_dir": "out", "bf16": "dtype", "fp16": "dtype", "torch_dtype": "dtype", "task_type": "task",
+    "peft_type": "method", "model_name_or_path": "model", "train_file": "data", "validation_file": "dev",
+    "test_file": "eval", "dataset_text_field": "text_column",
+}  # fmt: skip
+
+# What PEFT has and this library has not, by its name there -> what is nearest here.
+NEAREST: Mapping[str, str] = {
+    "adalora": "it gives each layer its own rank in training: give them by hand, `-o ranks=...` of 'lora'",
+    "adaption-prompt": "it puts trained tokens in front; 'bottleneck' or 'loreft' adapt a frozen model too",
+    "prefix-tuning": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
+    "prompt-tuning": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
+    "p-tuning": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
+    "multitask-prompt-tuning": "it puts trained tokens in front; 'poly' or 'mos' share parameters among tasks",
+    "cpt": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
+    "loha": "'lora', or 'lotr' and 'mos' for fewer numbers",
+    "lokr": "'compacter' has Kronecker factors, 'lora-xs' as few numbers",
+    "fourierft": "'uni-lora' or 'vb-lora' have as few numbers",
+    "hra": "'oft' or 'boft' turn weights too",
+    "bone": "'lora', or 'oft' for its blocks",
+    "miss": "'lora', or 'sharelora' for shared factors",
+    "shira": "'bitfit' or 'svf' change few numbers of the weights",
+    "c3a": "'oft' or 'boft'",
+    "waveft": "'uni-lora' or 'vb-lora' have as few numbers",
+    "delora": "'dora' parts direction and size too",
+    "gralora": "'lora', or 'mos' for parts that are shared",
+    "xlora": "train the adapters here, then 'scalearn' or 'cpoly' mix them",
+    "trainable-tokens": "'full' trains embeddings, with sites='*embed*'",
+    "qlora": "'lora', on a base that is loaded in 4 bits",
+    "rslora": "'lora' with rslora=true",
+    "lora-fa": "'lori' with sparsity=0, whose A is frozen",
+    "eva": "'pissa' starts from the weights too; an adapter that PEFT trained so is read by import_peft",
+    "olora": "'pissa' starts from the weights too; an adapter that PEFT trained so is read by import_peft",
+}
+
+
+def option(name: str, known: Collection[str]) -> str:
+    """The name here of an option by a peer's name, where it is one of `known`; else as it came."""
+    if name in known:
+        return name
+    plain = name.replace("-", "_")
+    here = plain if plain in known else OPTIONS.get(plain, name)
+    return here if here in known else name
+
+
+def method(name: str, known: Iterable[str]) -> str:
+    """The name here of a method in a peer's spelling, as in LORA, VBLORA or LN_TUNING; else as it came."""
+    found = {_bare(n): n for n in known}
+    return found.get(_bare(name), name)
+
+
+def known(name: str, names: Iterable[str]) -> str:
+    """`method`, of these. Raises: CommonweightError for what is none, with what to take in its place."""
+    names = list(names)
+    here = method(str(name), names)
+    if here in names:
+        return here
+    if (instead := nearest(str(name))) is not None:
+        raise CommonweightError(f"unknown method {name!r}: there is none here; nearest: {instead}")
+    raise unknown("method", str(name), names, "(`commonweight methods` lists them)")
+
+
+def nearest(name: str) -> str | None:
+    """What to take here in place of a method that only a peer has."""
+    return {_bare(k): v for k, v in NEAREST.items()}.get(_bare(name))
+
+
+def elsewhere(name: str) -> str | None:
+    """Where that is said which a peer's config has among its options, and this library has not."""
+    here = OPTIONS.get(name.replace("-", "_"), name)
+    return {
+        "sites": "layers are chosen by sites, globs over their names: --sites '*.q_proj|*.v_proj', "
+        "host.add(..., sites=...)",
+        "task": "a task is --task classify, lm or embed",
+        "method": "a method is --method, and host.add's second argument",
+        "modules_to_save": "a tenant's own head comes with labels; nothing else of the base is trained",
+        "layers_to_transform": "layers are chosen by sites, globs over their names: --sites '*.layers.[0-9].*'",
+        "exclude_modules": "layers are chosen by sites, globs over their names: --sites '*.q_proj|*.v_proj'",
+        "init_lora_weights": "another start is a method of its own: 'pissa'",
+        "use_dora": "DoRA is a method of its own: --method dora",
+        "rank_pattern": "ranks of single layers are pairs of a glob and a number: ranks='[[\"*.q_proj\", 4]]'",
+        "alpha_pattern": "alphas of single layers are pairs of a glob and a number: alphas='[[\"*.q_proj\", 8]]'",
+        "inference_mode": "a tenant that is only read needs no option",
+        "base_model_name_or_path": "the base model is the host's, or adapt's MODEL",
+    }.get(here) or (f"it is a number of the training: --{here.replace('_', '-')}" if here in TRAINING else None)
+
+
+TRAINING = (
+    "epochs", "batch_size", "eval_batch_size", "lr", "accumulate", "max_length", "clip", "warmup", "patience",
+    "checkpoint_every", "weight_decay", "seed", "dtype", "gradient_checkpointing",
+)  # fmt: skip
+
+
+def _bare(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
