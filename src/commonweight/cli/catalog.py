@@ -7,11 +7,12 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any  # noqa: F401: options are annotated with it
+from typing import Any, Literal
 
 from ..core import config, option
 
 HERE = Path(__file__).parents[1]
+IN_ANNOTATIONS = (Literal,)  # the twins' types are read in this module
 
 
 @cache

@@ -18,11 +18,12 @@ OPTIONS: Mapping[str, str] = {
     "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size",
     "per_device_eval_batch_size": "eval_batch_size", "gradient_accumulation_steps": "accumulate",
     "max_seq_length": "max_length", "max_seq_len": "max_length", "max_grad_norm": "clip", "warmup_ratio": "warmup",
-    "save_steps": "checkpoint_every", "early_stopping_patience": "patience", "resume_from_checkpoint": "resume",
-    "output_dir": "out", "bf16": "dtype", "fp16": "dtype", "torch_dtype": "dtype", "task_type": "task",
-    "peft_type": "method", "model_name_or_path": "model", "train_file": "data", "validation_file": "dev",
-    "test_file": "eval", "dataset_text_field": "text_column",
+    "save_steps": "checkpoint_every", "early_stopping_patience": "patience", "output_dir": "out",
+    "torch_dtype": "dtype", "task_type": "task", "peft_type": "method", "model_name_or_path": "model",
+    "train_file": "data", "validation_file": "dev", "test_file": "eval", "dataset_text_field": "text_column",
 }  # fmt: skip
+
+TASKS: Mapping[str, str] = {"seq_cls": "classify", "causal_lm": "lm", "feature_extraction": "embed"}  # peft.TaskType
 
 # What PEFT has and this library has not, by its name there -> what is nearest here.
 NEAREST: Mapping[str, str] = {
