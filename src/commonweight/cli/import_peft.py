@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +59,11 @@ def command(
     from ..commons import Commons, import_peft
     from ..commons.adapters import adapters, classes_of, of_task
 
-    found = adapters(folders)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = adapters(folders)
+    for notice in told:
+        typer.echo(f"notice: {notice.message}", err=True)
     rows = {n: adapt.read(f) for n, f in _rows(eval, list(found)).items()}
     task = task or of_task(found)
     classes = classes_of(found) if heads else {}

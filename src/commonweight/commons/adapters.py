@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..bind import Classify
 from ..core import CommonweightError, safe
 from ..formats.peft import folder as peft
-from ..formats.peft import heads
+from ..formats.peft import heads, layout
 from .manifest import Manifest
 from .pool import size
 from .subspace import Lora, Subspace, distance, fit
@@ -64,8 +65,8 @@ def import_peft(
 ) -> Import:
     """Writes PEFT LoRA adapters into a store as tenants of method `share` with one common.
 
-    host: of the adapters' base; it is left as it was. folders: adapters, or folders of adapters; a tenant is called as
-    its folder. common: the bases' name. Tenants of the store that read it are taken along: the bases grow by what is
+    host: of the adapters' base; it is left as it was. folders: adapters, or folders of adapters, see `adapters`; a
+    tenant is called as its folder. common: the bases' name. Tenants of the store that read it are taken along: the bases grow by what is
     new, and they get a new version with coefficients for the new bases, whose parent is the one before. keep: the mean
     share of an adapter's squared norm that is kept at least; k: so many directions in place of it. codec: as for
     `Commons.publish`.
@@ -194,19 +195,25 @@ def _factors(where: str, tenant: Tenant) -> Lora:
 
 
 def adapters(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
-    """Name -> folder of every adapter: the given folders, or those right inside them."""
+    """Name -> folder of every adapter: the given folders, those right inside them, and those that lie in an adapter.
+
+    A tenant is called as its folder, and as its repository for a snapshot in the hub's cache. Warns of the checkpoints
+    of a training that lie beside its adapter: they are left out, unless they are named. Raises: CommonweightError for a
+    folder without an adapter, and for a name twice.
+    """
     out: dict[str, Path] = {}
     for given in map(Path, folders):
-        if not given.is_dir():
-            raise CommonweightError(f"{given}: no such folder; wanted a PEFT adapter, or a folder of them")
-        inside = (
-            [given] if (given / peft.CONFIG).is_file() else sorted(p.parent for p in given.glob(f"*/{peft.CONFIG}"))
-        )
-        if not inside:
-            raise CommonweightError(f"{given}: holds no {peft.CONFIG}, and no folder in it does; wanted PEFT adapters")
+        inside, left = layout.found(given)
+        left = [f for f in left if f.resolve() not in {Path(g).resolve() for g in folders}]
+        if left:
+            warnings.warn(
+                f"{left[0].parent}: {len(left)} checkpoints of its training are left out ({left[0].name}, ...); name "
+                "them to import them too",
+                stacklevel=2,
+            )
         for folder in inside:
-            name = safe(folder.resolve().name)
-            if name in out:
+            name = safe(layout.title(folder))
+            if out.get(name, folder).resolve() != folder.resolve():
                 raise CommonweightError(
                     f"{folder}: another adapter is called {name!r} too, {out[name]}; a tenant is called as its folder"
                 )
