@@ -131,10 +131,21 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     return value
 
 
-def count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def count(config: Mapping[str, Any], key: str, default: int | None = None, most: int | None = None) -> int:
+    """A number 1, 2, ... of the config; `most` where nothing in the file bounds it."""
     value = number(config, key, default)
-    if value < 1 or value != int(value):
-        raise CommonweightError(f"adapter_config.json: {key} is {value!r}; wanted 1, 2, ...")
+    if value < 1 or value != int(value) or (most is not None and value > most):
+        raise CommonweightError(
+            f"adapter_config.json: {key} is {value!r}; wanted 1, 2, ...{'' if most is None else f', {most:,} at most'}"
+        )
+    return int(value)
+
+
+def seed(config: Mapping[str, Any], key: str) -> int:
+    """A seed for torch's generator, as PEFT gives it."""
+    value = number(config, key)
+    if value != int(value) or not -(2**63) <= value < 2**64:
+        raise CommonweightError(f"adapter_config.json: {key} is {value!r}; wanted a seed, a whole number of 64 bits")
     return int(value)
 
 

@@ -27,12 +27,29 @@ class Head(NamedTuple):
     b: Tensor | None
 
 
+def of_texts(config: Mapping[str, Any]) -> None:
+    """Refuses the head of a model that answers for each token, or picks among several texts.
+
+    What a model is for stands in ``task_type``, or in ``auto_mapping`` where that is null.
+    """
+    task, mapping = config.get("task_type"), config.get("auto_mapping")
+    made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
+    odd = next((n for n in ("TokenClassification", "QuestionAnswering", "MultipleChoice") if n in made_for), None)
+    if odd or task not in (None, "SEQ_CLS"):
+        raise CommonweightError(
+            f"adapter_config.json: {'a model class ' + made_for if odd else f'task_type={task!r}'} has a head that is no "
+            "classifier of whole texts (SEQ_CLS), so labels cannot take it along; labels=() leaves the head out"
+        )
+
+
 def part(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
     """(config, tensors) without the head that stands in ``modules_to_save``, and the head's tensors. Other modules
     stay, for the reader of the adapter to refuse."""
-    names = [n for n in config.get("modules_to_save") or () if n in NAMES]
+    whole = config.get("modules_to_save")
+    whole = whole if isinstance(whole, list | tuple) else ()
+    names = [n for n in whole if n in NAMES]
     mine = {k: v for k, v in tensors.items() if k.removeprefix(PREFIX).split(".")[0] in names}
-    others = [n for n in config.get("modules_to_save") or () if n not in names]
+    others = [n for n in whole if n not in names]
     return {**config, "modules_to_save": others or None}, {k: v for k, v in tensors.items() if k not in mine}, mine
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import CommonweightError, Site
-from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, split, understood, whole
+from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, seed, split, understood, whole
 
 _LAMBDA, _GAMMA, _A, _B = "randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B"
 
@@ -25,6 +25,14 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     d_in, d_out = max(s.inp for s in mine), max(s.out for s in mine)
     small, large = sorted((d_in, d_out))
     n = math.ceil(small / r)
+    values = {}
+    for key, given in found.items():  # first of all: r is what the file holds, before anything of that size is drawn
+        s = sites[key]
+        width = min(s.inp, s.out)
+        bases = math.ceil(width / r)
+        check(f"{PREFIX}{key}.{_LAMBDA}", given[_LAMBDA], (r, bases))
+        check(f"{PREFIX}{key}.{_GAMMA}", given[_GAMMA], (bases, width))
+        values[f"{s.name}.lam"], values[f"{s.name}.gamma"] = given[_LAMBDA], given[_GAMMA]
     first = next(iter(found.values()))
     A = first.get(_A, tensors.get(f"base_model.{_A}"))
     B = first.get(_B, tensors.get(f"base_model.{_B}"))
@@ -34,14 +42,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         A, B = _drawn(config, r, small, large, n)
     check(_A, A, (r, 1, small), "its config and the base want")
     check(_B, B, (large, n, r), "its config and the base want")
-    values = {"randlora.A": A[:, 0].contiguous(), "randlora.B": B.flatten(1)}
-    for key, given in found.items():
-        s = sites[key]
-        width = min(s.inp, s.out)
-        bases = math.ceil(width / r)
-        check(f"{PREFIX}{key}.{_LAMBDA}", given[_LAMBDA], (r, bases))
-        check(f"{PREFIX}{key}.{_GAMMA}", given[_GAMMA], (bases, width))
-        values[f"{s.name}.lam"], values[f"{s.name}.gamma"] = given[_LAMBDA], given[_GAMMA]
+    values |= {"randlora.A": A[:, 0].contiguous(), "randlora.B": B.flatten(1)}
     options = {
         "rank": r,
         "alpha": float(number(config, "randlora_alpha", 640)),
@@ -53,7 +54,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
 
 def _drawn(config: Mapping[str, Any], r: int, small: int, large: int, n: int) -> tuple[Tensor, Tensor]:
     """The bases as PEFT draws them: uniform, or -1, 0 and 1 (sparse, very_sparse), scaled to unit deviation."""
-    g = torch.Generator().manual_seed(int(number(config, "projection_prng_key")))
+    g = torch.Generator().manual_seed(seed(config, "projection_prng_key"))
     if config.get("sparse") or config.get("very_sparse"):
         edge = 1 / (2 * (math.sqrt(small) if config.get("very_sparse") else 3))
         parts = [torch.rand(shape, generator=g) for shape in ((r, 1, small), (large, n, r))]

@@ -43,7 +43,7 @@ def read_oft(
         **_size(sizes, counts),
         "share": share,
         "neumann": bool(config.get("use_cayley_neumann", True)),
-        "terms": count(config, "num_cayley_neumann_terms", 5),
+        "terms": count(config, "num_cayley_neumann_terms", 5, most=1000),
         "eps": float(number(config, "eps", 6e-5)) if config.get("coft") else None,
         "dropout": float(number(config, "module_dropout", 0.0)),
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import CommonweightError, Site
-from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, split, understood, whole
+from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, seed, split, understood, whole
 
 _D, _b, _A, _B = "vera_lambda_d", "vera_lambda_b", "base_model.vera_A", "base_model.vera_B"
 
@@ -21,13 +21,14 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     whole(found, _D, _b)
     r, mine = count(config, "r"), [sites[k] for k in found]
     d_in, d_out = max(s.inp for s in mine), max(s.out for s in mine)
-    A, B = projections(config, tensors, r, d_in, d_out)
-    values = {"vera.A": A[:, :d_in].contiguous(), "vera.B": B[:d_out].contiguous()}
-    for key, given in found.items():
+    values = {}
+    for key, given in found.items():  # first of all: r is what the file holds, before anything of that size is drawn
         s = sites[key]
         check(f"{PREFIX}{key}.{_D}", given[_D], (r,), "its config wants")
         check(f"{PREFIX}{key}.{_b}", given[_b], (s.out,))
         values[f"{s.name}.d"], values[f"{s.name}.b"] = given[_D], given[_b]
+    A, B = projections(config, tensors, r, d_in, d_out)
+    values |= {"vera.A": A[:, :d_in].contiguous(), "vera.B": B[:d_out].contiguous()}
     options = {"rank": r, "dropout": float(number(config, "vera_dropout", 0.0)), "stored": True}
     return Adapter("vera", options, tuple(s.name for s in mine), values)
 
@@ -45,7 +46,7 @@ def projections(
         return A[:r], B[:, :r]
     if config.get("save_projection", True):
         raise CommonweightError(f"adapter_model.safetensors: has no {_A} and {_B}, though save_projection is true")
-    g = torch.Generator().manual_seed(int(number(config, "projection_prng_key")))
+    g = torch.Generator().manual_seed(seed(config, "projection_prng_key"))
     return tuple(nn.init.kaiming_uniform_(torch.empty(s), generator=g) for s in ((r, d_in), (d_out, r)))  # type: ignore
 
 
