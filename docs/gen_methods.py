@@ -29,7 +29,7 @@ This page is made from the registry and from the plans when the documentation is
 - *Merge*: the change can be written into ordinary weights (`Host.merged`).
 - *Grouped*: in a batch of many tenants of this method, all rows of a linear layer run in one batched product;
   *partly*: at some of its sites. Without it each tenant's rows run by themselves; the result is the same.
-- *PEFT*: what `Host.export_peft` can write: the method's *own* format in PEFT (or plain LoRA), or plain *LoRA* alone.
+- *PEFT*: what `Host.export_peft` writes: the method's *own* format in PEFT (plain LoRA when asked), or plain *LoRA*.
 - *Fresh*: what a new, untrained tenant does to the base.
 
 A dash: nothing to say, since the method changes no site or no linear weight."""

@@ -66,8 +66,8 @@ def import_peft(
     """Writes PEFT LoRA adapters into a store as tenants of method `share` with one common.
 
     host: of the adapters' base; it is left as it was. folders: adapters, or folders of adapters, see `adapters`; a
-    tenant is called as its folder. common: the bases' name. Tenants of the store that read it are taken along: the bases
-    grow by what is new, and they get a new version with coefficients for the new bases, whose parent is the one before.
+    tenant is called as its folder. common: the bases' name. Tenants of the store that read it are taken along: the
+    bases grow by what is new, and they get a new version with coefficients for them, whose parent is the one before.
     keep: the mean share of an adapter's squared norm that is kept at least; k: so many directions in place of it.
     codec: as for `Commons.publish`.
     labels: name -> the classes of the head that lies beside the adapter, see `Host.import_peft`; the head goes along as

@@ -36,9 +36,10 @@ def of_texts(config: Mapping[str, Any]) -> None:
     made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
     odd = next((n for n in ("TokenClassification", "QuestionAnswering", "MultipleChoice") if n in made_for), None)
     if odd or task not in (None, "SEQ_CLS"):
+        said = f"a {made_for}" if odd else f"task_type={task!r}"
         raise CommonweightError(
-            f"adapter_config.json: {'a model class ' + made_for if odd else f'task_type={task!r}'} has a head that is no "
-            "classifier of whole texts (SEQ_CLS), so labels cannot take it along; labels=() leaves the head out"
+            f"adapter_config.json: {said} has a head that is no classifier of whole texts (SEQ_CLS), so labels cannot "
+            "take it along; labels=() leaves the head out"
         )
 
 
