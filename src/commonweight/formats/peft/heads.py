@@ -27,22 +27,6 @@ class Head(NamedTuple):
     b: Tensor | None
 
 
-def of_texts(config: Mapping[str, Any]) -> None:
-    """Refuses the head of a model that answers for each token, or picks among several texts.
-
-    What a model is for stands in ``task_type``, or in ``auto_mapping`` where that is null.
-    """
-    task, mapping = config.get("task_type"), config.get("auto_mapping")
-    made_for = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
-    odd = next((n for n in ("TokenClassification", "QuestionAnswering", "MultipleChoice") if n in made_for), None)
-    if odd or task not in (None, "SEQ_CLS"):
-        said = f"a {made_for}" if odd else f"task_type={task!r}"
-        raise CommonweightError(
-            f"adapter_config.json: {said} has a head that is no classifier of whole texts (SEQ_CLS), so labels cannot "
-            "take it along; labels=() leaves the head out"
-        )
-
-
 def part(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
     """(config, tensors) without the head that stands in ``modules_to_save``, and the head's tensors. Other modules
     stay, for the reader of the adapter to refuse."""
@@ -56,11 +40,11 @@ def part(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict
 
 def of_texts(config: Mapping[str, Any]) -> None:
     """Raises: CommonweightError where the adapter says that its head is not one of whole texts."""
-    task = config.get("task_type")
-    model = str((config.get("auto_mapping") or {}).get("base_model_class") or "")
+    task, mapping = config.get("task_type"), config.get("auto_mapping")
+    model = str(mapping.get("base_model_class") or "") if isinstance(mapping, dict) else ""
     found = NO_TEXTS.get(str(task)) or next((what for end, what in NO_CLASSES.items() if model.endswith(end)), None)
     if found is not None:
-        said = f"task_type {task}" if task in NO_TEXTS else f"a {model}"
+        said = f"task_type {task}" if str(task) in NO_TEXTS else f"a {model}"
         raise CommonweightError(
             f"adapter_config.json: its head scores {found} ({said}), and a tenant's head whole texts; give labels=() "
             "to import the adapter without its head"

@@ -40,8 +40,6 @@ def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | Non
         if labels:
             peft.heads.of_texts(config)
         if labels is not None:
-            if labels:
-                peft.heads.of_texts(config)
             config, tensors, beside = peft.heads.part(config, tensors)
         values, extra = _head(host, peft.heads.read(beside), labels) if labels else ({}, None)
         view = names.view_of(host, tensors)
