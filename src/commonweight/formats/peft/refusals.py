@@ -65,7 +65,7 @@ def option(key: str, value: Any) -> CommonweightError:
     """For a config that turns on what is not read."""
     said = repr(value) if len(repr(value)) < 120 else f"{repr(value)[:117]}..."
     if key == "modules_to_save":
-        head = isinstance(value, list) and {*value} & {"classifier", "score"}
+        head = isinstance(value, list) and any(n in ("classifier", "score") for n in value)
         return CommonweightError(
             f"adapter_config.json: modules_to_save={said} are whole modules of the base, trained and saved; only an "
             "adapter without them is read. " + (_HEAD if head else f"{MERGE}; or {_AGAIN}")
