@@ -18,6 +18,9 @@ class Held(WeakValueDictionary):
     def __deepcopy__(self, memo: dict) -> Held:
         return Held({k: deepcopy(v, memo) for k, v in self.items()})
 
+    def __reduce__(self):
+        return (Held, (dict(self),))  # whoever holds a value is in the same file, or it would be gone
+
 
 class Common:
     """Numbers that several tenants of one host read and, until it is frozen, write.

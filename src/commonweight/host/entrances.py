@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial, update_wrapper
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +30,11 @@ class Entrance:
     def __init__(self, model: nn.Module, current: Current):
         self.model, self.current = model, current
         self.before = model.__dict__.get(self.name)  # what stood there already, for example accelerate's forward
-        update_wrapper(self, getattr(model, self.name), updated=())  # its signature: trainers choose columns by it
+        self.__doc__ = getattr(model, self.name).__doc__
+
+    @property
+    def __signature__(self) -> inspect.Signature:  # trainers choose columns by it
+        return inspect.signature(self.own)
 
     @property
     def own(self) -> Callable:
@@ -62,9 +66,9 @@ class Called(Entrance):
 
     @torch.compiler.disable(recursive=False)
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        before = self.bring(args, kwargs)
+        before = self.bring(args, kwargs)  # pyright: ignore[reportCallIssue]
         try:
-            return nn.Module.__call__(self.model, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+            return getattr(type(self.model), self.name)(self.model, *args, **kwargs)
         finally:
             self.current.thread.brought = before
 

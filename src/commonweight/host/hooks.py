@@ -15,7 +15,9 @@ from .current import Current
 from .route import Bucket, Layout, Route, size
 from .sites import Physical
 from .stacks import stack
-from .tenant import Entry, takes_input
+from .tenant import Entry, Tenant, takes_input
+
+LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -96,7 +98,12 @@ class SiteHook:
     def after(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
         if route.single is not None:
             entries = route.single.table.get(self.at.name)
-            return y if entries is None else self.apply(entries, x, y)
+            if entries is None:
+                return y
+            try:
+                return self.apply(entries, x, y)
+            except LinAlgError as e:
+                return self.ill(route.single, y, e)
         if not route.touches(self.at.name):
             return y
         folded, layout = self.layout(route, x)
@@ -132,9 +139,28 @@ class SiteHook:
         parts = []
         for bucket in layout.buckets:
             w = bucket.where
-            parts.append(run(bucket, x if w is None else x[w], y if w is None else y[w]))
+            parts.append(self.sound(run, bucket, x if w is None else x[w], y if w is None else y[w]))
         out = parts[0] if layout.order is None else self.widened(parts).index_select(0, layout.order)
         return out.reshape(*like.shape[:-1], out.shape[-1])
+
+    def sound(self, run: Callable, bucket: Bucket, x: Tensor, y: Tensor) -> Tensor:
+        """`run`, and where a tenant's numbers have no factorisation, that tenant's rows alone end as NaN."""
+        try:
+            return run(bucket, x, y)
+        except LinAlgError as e:
+            if len(bucket.entries) > 1:
+                readers = range(len(y)) if bucket.reader is None else bucket.reader.tolist()
+                alone = [Bucket([bucket.tenants[r]], [bucket.entries[r]], None, None, {}) for r in readers]
+                return torch.cat([self.sound(run, b, x[i : i + 1], y[i : i + 1]) for i, b in enumerate(alone)])
+            return self.ill(bucket.tenants[0], y, e)  # type: ignore[arg-type]
+
+    def ill(self, tenant: Tenant, y: Tensor, error: Exception) -> Tensor:
+        """NaN where the tenant's own pools are not finite; else what went wrong, under the tenant's name."""
+        if all(bool(p.isfinite().all()) for p in tenant.pools.values() if p.is_floating_point()):
+            raise CommonweightError(
+                f"{self.at.name}: tenant {tenant.name!r} ({tenant.method.name}): {error}"
+            ) from error
+        return torch.full_like(y, float("nan"))
 
     def transformed(self, bucket: Bucket, x: Tensor, _: Tensor) -> Tensor:
         entries = bucket.entries[0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, available, head, resolve
 from ..methods import plan as make_plan
-from . import carry, entrances
+from . import carry, encode, entrances
 from .common import Common, Held, shared
 from .current import Current, Opened
 from .hooks import ModelHook, Replay, SiteHook, changed
@@ -58,6 +58,13 @@ class Host:
         self._handles = [h for m in self._modules.values() for h in SiteHook(m, self._current).install()]
         self._handles.append(model.register_forward_pre_hook(ModelHook(model, self._current), with_kwargs=True))
         self._handles += entrances.install(model, self._current)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or what a pickle brings to another process: its tenants know it, not the one that it was made of."""
+        self.__dict__.update(state)
+        for tenant in self._tenants.values():
+            tenant.host = weakref.ref(self)
+        carry.install()
 
     # -- tenants ---------------------------------------------------------------------------------------------------
 
@@ -241,6 +248,7 @@ class Host:
         cannot be known whose work a thread does, the model raises an error. While a route is open without gradients,
         stacked pools are kept: write to pools under ``torch.no_grad()``, not through ``.data``, or the change is seen
         only by the next route."""
+        encode.install()
         return self._current.within(self._route(readers))
 
     def _route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route | None:

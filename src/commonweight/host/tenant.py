@@ -87,11 +87,24 @@ class Tenant:
         self.sites = tuple(sites)  # those the plan was made for; it may use fewer
         self.common = common
         self.host: weakref.ref[Any] | None = None  # the host that it is in, for what only that knows: its weights
-        self.table: dict[str, list[Entry]] = {}
-        for use in plan.uses:
+        self.rows = rows
+        self.table = self._table()
+
+    def _table(self) -> dict[str, list[Entry]]:
+        table: dict[str, list[Entry]] = {}
+        for use in self.plan.uses:
             reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]
-            entry = Entry(use.bind, reads, rows.get(use.site))
-            self.table.setdefault(use.site.split("[")[0], []).append(entry)
+            entry = Entry(use.bind, reads, self.rows.get(use.site))
+            table.setdefault(use.site.split("[")[0], []).append(entry)
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the table, whose entries are numbered by the process: it is made anew. The host links itself."""
+        return {**self.__dict__, "host": None, "table": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.table = self._table()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, pool in self.plan.pools.items():
