@@ -13,7 +13,7 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from typing import Any
 
-import torch
+from torch.compiler import is_dynamo_compiling
 
 from ..core import CommonweightError
 from .route import Route
@@ -72,12 +72,14 @@ class Current:
 
     @property
     def route(self) -> Route | None:
-        if torch.compiler.is_compiling():
+        if is_dynamo_compiling():
             return self.thread.route
-        state = ROUTES.get().get(self, _UNSAID)
-        if state is _UNSAID and self.open:
+        state = ROUTES.get().get(self)
+        if state is not None:
+            return state.route
+        if self.open:
             self._known()
-        return state.route
+        return None
 
     @property
     def replayed(self) -> bool:
