@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, available, head, resolve
 from ..methods import plan as make_plan
-from . import carry, encode, entrances
+from . import carry, encode, entrances, experts
 from .common import Common, Held, shared
 from .current import Current, Opened
 from .hooks import ModelHook, Replay, SiteHook, changed
@@ -44,6 +44,9 @@ class Host:
             raise CommonweightError("this model already has a host; use that one, or call its close() first")
         self.model = model
         self._modules, self._every, self._default = discover(model, fused)
+        for at in experts.stacked(model, self._modules):
+            self._modules[at.name] = at
+            self._every += at.sites()
         self._chosen = select(sites, self._every, self._default, model)
         self._pattern = sites
         self._tenants: dict[str, Tenant] = {}
@@ -55,7 +58,9 @@ class Host:
         self._trained = [p for p in model.parameters() if p.requires_grad]
         for p in self._trained:
             p.requires_grad_(False)
-        self._handles = [h for m in self._modules.values() for h in SiteHook(m, self._current).install()]
+        alone = [m for m in self._modules.values() if not isinstance(m, experts.Stacked)]
+        self._handles = [h for m in alone for h in SiteHook(m, self._current).install()]
+        self._handles += [h.install() for h in experts.hooks(self._modules, self._current)]
         self._handles.append(model.register_forward_pre_hook(ModelHook(model, self._current), with_kwargs=True))
         self._handles += entrances.install(model, self._current)
 
@@ -291,7 +296,7 @@ class Host:
     def fingerprint(self) -> str:
         """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
         a float32 and a bfloat16 copy are the same base. Cost: milliseconds; made anew at every look."""
-        linear = {n for n, at in self._modules.items() if at.kind == "linear"}
+        linear = {n for n, at in self._modules.items() if at.kind == "linear" and not isinstance(at, experts.Stacked)}
         heads = linear - {s.name.split("[")[0] for s in self._default}
         h = hashlib.blake2b(digest_size=16)
         spread = torch.arange(1, 65, dtype=torch.int64) * 2654435761
@@ -321,6 +326,9 @@ class Host:
                     "untie them first, or leave this site out"
                 )
             with torch.no_grad():
+                if isinstance(at, experts.Stacked):
+                    out[site if at.slot != "weight" else f"{site}.weight"] = at.changed(entries).contiguous()
+                    continue
                 w, b = changed(at, entries)
                 w = w.T if at.transposed else w
                 out[f"{site}.weight"] = w.to(at.weight.dtype).contiguous()

@@ -173,7 +173,7 @@ def _width(model: nn.Module, block: nn.Module) -> int:
 
 
 def experts(model: nn.Module) -> list[str]:
-    """Modules with fused expert weights (a three-dimensional parameter): no method goes there yet."""
+    """Modules with fused expert weights (a three-dimensional parameter)."""
     return [
         name
         for name, module in model.named_modules()
@@ -187,7 +187,11 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
         return default
     if callable(pattern):
         inner = dict(model.named_modules())
-        return [s for s in every if s.kind == "head" or pattern(s.name, inner[s.name.split("[")[0]])]
+
+        def home(name: str) -> nn.Module:  # experts lie in a parameter of their module
+            return inner[name] if name in inner else inner[name.rpartition(".")[0]]
+
+        return [s for s in every if s.kind == "head" or pattern(s.name, home(s.name.split("[")[0]))]
     if not isinstance(pattern, str):
         raise CommonweightError(f"sites={pattern!r}: wanted None, a pattern such as '*.q_proj|*.v_proj', or a callable")
     globs = [p.strip() for p in pattern.split("|")]
@@ -198,8 +202,8 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
                 _match(name, g) or _match(f"{name}.gate_up_proj", g) or _match(f"{name}.down_proj", g) for g in globs
             ):
                 raise CommonweightError(
-                    f"{name}: fused expert weights (three-dimensional) cannot be adapted yet; "
-                    "choose the attention projections, for example sites='*.q_proj|*.v_proj'"
+                    f"{name}: fused expert weights (three-dimensional) are sites by their parameters, for example "
+                    "sites='*.experts.gate_up_proj|*.experts.down_proj'; the attention projections are '*.q_proj|*.v_proj'"
                 )
         tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind == "linear"})
         raise CommonweightError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...bind import BiasShift
 from ...core import CommonweightError, Site
-from . import moved, refusals
+from . import experts, moved, refusals
 from .common import (
     PREFIX,
     Adapter,
@@ -56,7 +56,19 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     tensors = {k: v for k, v in tensors.items() if not any(part in k for part in _OF_TRAINING)}
     if stray := next((k for k in tensors if _is_stray(k, tensors)), None):
         raise refusals.tensor(stray, refusals.trained_bias(config.get("bias")))
-    found = split(tensors, (*slots, *_OWN), sites)
+    rank_pattern, alpha_pattern = patterns(config, "rank_pattern"), patterns(config, "alpha_pattern")
+    r, alpha, rslora = count(config, "r"), number(config, "lora_alpha", 8), bool(config.get("use_rslora"))
+
+    def scale(name: str, rank: int) -> float:
+        return float(by_pattern(alpha_pattern, name, alpha)) / (math.sqrt(rank) if rslora else rank)
+
+    tensors, in_experts = experts.part(tensors, sites, scale)
+    if in_experts and (how or dora or biased):
+        raise CommonweightError(
+            "adapter_config.json: experts of a mixture with DoRA, trained biases, PiSSA or OLoRA are not supported. "
+            f"{refusals.MERGE}"
+        )
+    found = split(tensors, (*slots, *_OWN), sites) if tensors or not in_experts else {}
     trained = any(n in given for given in found.values() for n in _OWN)
     if (biased or trained) and dora:
         raise CommonweightError(
@@ -64,8 +76,6 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
             f"{refusals.MERGE}"
         )
     whole(found, *slots)
-    rank_pattern, alpha_pattern = patterns(config, "rank_pattern"), patterns(config, "alpha_pattern")
-    r, alpha, rslora = count(config, "r"), number(config, "lora_alpha", 8), bool(config.get("use_rslora"))
     ranks, alphas, scales, values = {}, {}, {}, {}
     for key, given in found.items():
         s, A, B = sites[key], given[_A], given[_B]
@@ -75,11 +85,15 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         check(f"{PREFIX}{key}.{_A}", A, (want, s.inp), "its rank and the base want")
         check(f"{PREFIX}{key}.{_B}", B, (s.out, want), "its rank and the base want")
         ranks[s.name], alphas[s.name] = want, float(by_pattern(alpha_pattern, key, alpha))
-        scales[s.name] = alphas[s.name] / (math.sqrt(want) if rslora else want)
+        scales[s.name] = scale(key, want)
         values[f"{s.name}.A"], values[f"{s.name}.B"] = A, B
         if dora:
             check(f"{PREFIX}{key}.{_M}", given[_M], (s.out,))
             values[f"{s.name}.m"] = given[_M]
+    for name, low in in_experts.items():
+        ranks[name], scales[name] = len(low.A), low.scale
+        alphas[name] = low.scale * (math.sqrt(len(low.A)) if rslora else len(low.A))
+        values[f"{name}.A"], values[f"{name}.B"] = low.A, low.B
     if biased or trained:
         values |= _biases(found, sites, scales, base)
     options: dict[str, Any] = {"dropout": float(number(config, "lora_dropout", 0.0))}

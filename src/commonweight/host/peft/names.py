@@ -47,9 +47,11 @@ def view_of(host: Host, tensors: Mapping[str, Tensor]) -> View:
         views += [View(prefix, f"{body}."), View(f"{prefix}{body}.")]
     parts = [key.removeprefix(peft.PREFIX).split(".") for key in tensors]
 
+    modules = [n for n, _ in host.model.named_modules() if n]
+
     def fitting(view: View) -> int:
-        known = sites(host, view)
-        return sum(any(".".join(p[:i]) in known for i in range(len(p))) for p in parts)
+        known = {view(n) for n in modules}
+        return sum(max((i for i in range(1, len(p)) if ".".join(p[:i]) in known), default=0) for p in parts)
 
     return max(dict.fromkeys(views), key=fitting)
 

@@ -13,6 +13,7 @@ from ...formats import peft
 from ...formats.peft import low_rank
 from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
+from ..experts import Stacked
 from ..hooks import changed
 from .base import Frozen
 from .names import within
@@ -109,6 +110,8 @@ def _rank(subject: peft.Subject, site: str) -> dict[str, int]:
 def _hindrance(host: Host, tenant: Tenant, plan: Plan) -> str | None:
     """Why PEFT's own format cannot say this tenant; None where it can."""
     used = {u.site for u in plan.uses}
+    if any(isinstance(host._modules[n.split("[")[0]], Stacked) for n in used):
+        return f"PEFT's own format of {tenant.method.name} is not written for experts and routers of a mixture"
     if fused := next((s.name for s in host._every if s.name in used and s.rows is not None), None):
         return f"{fused}: PEFT adapts no part of a fused layer; leave native out to export it as plain LoRA"
     return peft.hindrance(tenant.method.name, next((n for n in used if host._modules[n].transposed), None))
@@ -121,6 +124,11 @@ def _low(host: Host, tenant: Tenant, heads: set[str], rank: int | None, toleranc
         at = host._modules[name]
         if name in heads:
             continue
+        if isinstance(at, Stacked):
+            raise CommonweightError(
+                f"{name}: experts and routers of a mixture are read from PEFT's folders, not written to them; keep the "
+                "tenant in its own file (host.save), or write the merged weights (host.merged)"
+            )
         if at.kind != "linear":
             raise CommonweightError(
                 f"{name}: {tenant.method.name} changes a {at.kind}, which no LoRA can say; "

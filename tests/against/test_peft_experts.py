@@ -1,0 +1,219 @@
+"""LoRA on the experts of a mixture: files of transformers 4 and of target_parameters answer as in PEFT."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+import commonweight as cw
+from commonweight.formats.peft import folder
+from tests.models import VOCAB, answer, make
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+IDS = {"input_ids": torch.randint(3, VOCAB, (4, 6), generator=torch.Generator().manual_seed(1))}
+
+
+def qwen():
+    return tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(
+        intermediate_size=64, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, head_dim=8, **SIZES
+    ))  # fmt: skip
+
+
+def mixtral():
+    return tf.MixtralForCausalLM(
+        tf.MixtralConfig(intermediate_size=64, num_local_experts=4, num_experts_per_tok=2, **SIZES)
+    )
+
+
+def gpt_oss():
+    return tf.GptOssForCausalLM(tf.GptOssConfig(
+        intermediate_size=48, num_local_experts=4, num_experts_per_tok=2, head_dim=8,
+        layer_types=["full_attention"] * 2, **SIZES,
+    ))  # fmt: skip
+
+
+MODELS = {"qwen": qwen, "mixtral": mixtral, "gpt_oss": gpt_oss}
+
+
+def model(kind):
+    torch.manual_seed(0)
+    made = MODELS[kind]().eval()
+    with torch.no_grad():
+        for n, p in made.named_parameters():
+            if "experts" in n:
+                p.normal_(0, 0.2)
+    return made
+
+
+def of_transformers_4(kind, at):
+    """A layer per expert, as transformers 4 saved them."""
+    names = {"qwen": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"),
+             "mixtral": tuple(f"block_sparse_moe.experts.{{}}.w{i}" for i in (1, 3, 2))}[kind]  # fmt: skip
+    m, g, t = {"qwen": 24, "mixtral": 64}[kind], torch.Generator().manual_seed(0), {}
+    for layer in range(2):
+        for e in range(4):
+            for name, (out, inp) in zip(names, ((m, 32), (m, 32), (32, m))):
+                key = f"base_model.model.model.layers.{layer}.{name.format(e)}"
+                t[f"{key}.lora_A.weight"] = torch.randn(3, inp, generator=g) * 0.2
+                t[f"{key}.lora_B.weight"] = torch.randn(out, 3, generator=g) * 0.2
+    at.mkdir()
+    save_file(t, at / folder.TENSORS)
+    targets = [n.rpartition(".")[2] for n in names]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 5, "target_modules": targets}
+    (at / folder.CONFIG).write_text(json.dumps(config))
+    return t
+
+
+def by_peft(kind, at, config):
+    wrapped = peft.get_peft_model(model(kind), config)
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for n, p in wrapped.named_parameters():
+            if "lora_" in n:
+                p.copy_(0.2 * torch.randn(p.shape, generator=g))
+    wrapped.save_pretrained(at)
+
+
+def there(kind, at):
+    with torch.no_grad():
+        return answer(peft.PeftModel.from_pretrained(model(kind), at).eval(), IDS)
+
+
+def here(kind, at):
+    host = cw.Host(model(kind))
+    host.import_peft("x", at)
+    with torch.no_grad():
+        base = answer(host.model, IDS)
+        with host.route("x"):
+            got = answer(host.model, IDS)
+    assert (got - base).abs().max() > 1e-3
+    return host, got, base
+
+
+@pytest.mark.parametrize("kind", ["qwen", "mixtral"])
+def test_a_layer_for_each_expert(kind, tmp_path):
+    of_transformers_4(kind, tmp_path / "a")
+    _, got, _ = here(kind, tmp_path / "a")
+    torch.testing.assert_close(got, there(kind, tmp_path / "a"), rtol=1e-5, atol=1e-5)
+
+
+CONFIGS = {
+    "both": lambda: peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q_proj"],
+        target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+    ),
+    "down": lambda: peft.LoraConfig(r=3, target_modules=[], target_parameters=["experts.down_proj"]),
+    "rank": lambda: peft.LoraConfig(
+        r=3, target_modules=[], target_parameters=["experts.gate_up_proj"], use_rslora=True,
+        rank_pattern={"experts.gate_up_proj": 2}, alpha_pattern={"experts.gate_up_proj": 7},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_tensor_of_all_experts(name, kind, tmp_path):
+    by_peft(kind, tmp_path / "a", CONFIGS[name]())
+    _, got, _ = here(kind, tmp_path / "a")
+    torch.testing.assert_close(got, there(kind, tmp_path / "a"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["gate"]])
+def test_the_router_and_all_linear_layers(targets, tmp_path):
+    by_peft("mixtral", tmp_path / "a", peft.LoraConfig(r=3, target_modules=targets))
+    _, got, _ = here("mixtral", tmp_path / "a")
+    torch.testing.assert_close(got, there("mixtral", tmp_path / "a"), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_a_mixed_batch_are_as_alone_and_a_file_brings_it_back(tmp_path):
+    of_transformers_4("qwen", tmp_path / "a")
+    host, got, base = here("qwen", tmp_path / "a")
+    by_peft("qwen", tmp_path / "b", CONFIGS["both"]())
+    host.import_peft("y", tmp_path / "b")
+    with torch.no_grad():
+        with host.route("y"):
+            other = answer(host.model, IDS)
+        with host.route(["x", "y", None, "x"]):
+            mixed = answer(host.model, IDS)
+        for row, want in enumerate((got, other, base, got)):
+            torch.testing.assert_close(mixed[row], want[row], rtol=1e-5, atol=1e-5)
+        numbers = torch.full((4, 6), host["x"].number)
+        numbers[1] = -1
+        with host.route(numbers):
+            tokens = answer(host.model, IDS)
+        torch.testing.assert_close(tokens[[0, 2, 3]], got[[0, 2, 3]], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(tokens[1], base[1], rtol=1e-5, atol=1e-5)
+        new = host.model.generate(IDS["input_ids"][:2, :3], max_new_tokens=4, do_sample=False)
+        with host.route(["x", None]):
+            two = host.model.generate(IDS["input_ids"][:2, :3], max_new_tokens=4, do_sample=False)
+        assert torch.equal(two[1], new[1])
+    again = cw.Host(model("qwen"))
+    again.load("z", host.save("x", tmp_path / "x.safetensors"))
+    with torch.no_grad(), again.route("z"):
+        torch.testing.assert_close(answer(again.model, IDS), got, rtol=1e-6, atol=1e-6)
+    plain = model("qwen")
+    lost = plain.load_state_dict(host.merged("x"), strict=False)
+    assert not lost.unexpected_keys
+    with torch.no_grad():
+        torch.testing.assert_close(answer(plain, IDS), got, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_the_factors(tmp_path):
+    by_peft("mixtral", tmp_path / "a", CONFIGS["both"]())
+    host, _, _ = here("mixtral", tmp_path / "a")
+    with host.route("x"):
+        answer(host.model, IDS).square().mean().backward()
+    missing = [n for n, p in host["x"].named_parameters() if p.grad is None]
+    assert not missing and any(p.grad.any() for n, p in host["x"].named_parameters() if "down_proj[" in n)
+
+
+def test_experts_by_a_pattern_and_by_a_function():
+    host = cw.Host(model("qwen"))
+    assert not any("experts" in s.name or s.name.endswith("gate") for s in host.sites)
+    t = host.add("t", "lora", rank=2, sites="*.experts.down_proj")
+    assert len(t.plan.uses) == 8 and t.plan.uses[0].site == "model.layers.0.mlp.experts.down_proj[0]"
+    some = host.add("u", "lora", rank=2, sites=lambda name, module: hasattr(module, "down_proj") and "down" in name)
+    assert [u.site for u in some.plan.uses] == [u.site for u in t.plan.uses]
+
+
+def test_what_fits_no_expert_is_named(tmp_path):
+    tensors = of_transformers_4("qwen", tmp_path / "a")
+    host = cw.Host(model("qwen"))
+    key = "base_model.model.model.layers.0.mlp.experts.{}.gate_proj.lora_{}.weight"
+
+    def refused(says, **change):
+        save_file({**tensors, **change}, tmp_path / "a" / folder.TENSORS)
+        with pytest.raises(cw.CommonweightError, match=says):
+            host.import_peft("x", tmp_path / "a")
+
+    more = {key.format(9, f): tensors[key.format(0, f)].clone() for f in "AB"}
+    refused(r"expert 9 of model.layers.0.mlp.experts.gate_up_proj: this base has 4", **more)
+    refused(r"experts.0: adapts a weight of \(24, 30\), .* wants \(24, 32\)", **{key.format(0, "A"): torch.ones(3, 30)})
+    refused(r"\(2, 32\), its B is \(24, 3\)", **{key.format(0, "A"): torch.ones(2, 32)})
+    save_file({k: v for k, v in tensors.items() if k != key.format(0, "B")}, tmp_path / "a" / folder.TENSORS)
+    with pytest.raises(cw.CommonweightError, match=r"experts.0.gate_proj has no lora_B.weight"):
+        host.import_peft("x", tmp_path / "a")
+    with pytest.raises(cw.CommonweightError, match="made for another model"):
+        cw.Host(make("llama")[0]).import_peft("x", tmp_path / "a")
+    of_transformers_4("mixtral", tmp_path / "b")
+    with pytest.raises(cw.CommonweightError, match="the base wants"):
+        host.import_peft("x", tmp_path / "b")
+
+
+def test_they_are_kept_but_not_exported(tmp_path):
+    by_peft("mixtral", tmp_path / "a", CONFIGS["down"]())
+    host, _, _ = here("mixtral", tmp_path / "a")
+    for native in (None, False):
+        with pytest.raises(cw.CommonweightError, match=r"read from PEFT's folders, not written to them; keep the"):
+            host.export_peft("x", tmp_path / "b", native=native)
+    assert not (tmp_path / "b").exists() and len(load_file(tmp_path / "a" / folder.TENSORS)) == 4
