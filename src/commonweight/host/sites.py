@@ -203,7 +203,7 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             ):
                 raise CommonweightError(
                     f"{name}: fused expert weights (three-dimensional) are sites by their parameters, for example "
-                    "sites='*.experts.gate_up_proj|*.experts.down_proj'; the attention projections are '*.q_proj|*.v_proj'"
+                    "sites='*.experts.gate_up_proj|*.experts.down_proj'; attention has '*.q_proj|*.v_proj'"
                 )
         tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind == "linear"})
         raise CommonweightError(
