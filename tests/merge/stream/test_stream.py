@@ -395,7 +395,7 @@ import os, signal, time
 from pathlib import Path
 from commonweight.merge.output import folder
 from commonweight.merge.recipe import load
-from commonweight.merge.plan.build import build
+from commonweight.merge.recipe.build import build
 
 body = {"method": "ties", "base": "m0", "models": ["m1", "m2"]}
 start = time.time()
