@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,35 +17,62 @@ from .load import Loop
 Bounds = Sequence[Sequence[float]]
 _MOST = 80  # models, as in the method
 _TINY = 1e-30  # as in the method: a range of values whose inverse would be beyond float32
-_PART = 1 << 15  # numbers of each model whose scores are made at a time
+_POWERS = 12  # where the call is told of POWERS, as in kernel/competing.py
+_STEP = 32  # of which torch makes the powers at a time
+_PART = 1 << 15  # numbers of each model whose scores are made at a time: they stay in the second cache
 
 
 def scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds) -> Tensor | None:
     """float32 (T, n), in room that the next ones take again; None where an input is not finite."""
-    n, models = len(raw[0]), len(raw) - 1
-    out = torch.from_numpy(room("scores", models * n))[: models * n].view(models, n)
-    for first in range(0, n, _PART):
-        part = [x[first : first + _PART] for x in raw]
-        found = _scores(loops, part, bounds)
-        if found is None:
-            return None
-        out[:, first : first + _PART] = found
-    return out
+    return _scores(loops, raw, bounds, _alike(loops["score"]))
 
 
-def _scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds) -> Tensor | None:
+def _scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds, at_once: bool) -> Tensor | None:
+    """at_once: most by the loop alone, where all first factors are their own tanh. torch computes the last few of all
+    numbers in another way than the rest, so these are left to it."""
     n, models = len(raw[0]), len(raw) - 1
-    inter, intra = (room(k, models * n)[: models * n].reshape(models, n) for k in ("inter", "intra"))
-    numbers, given = _numbers(bounds), arrays(raw)
+    part, done = min(n, _PART), 0
+    out, powers = (room(k, models * m)[: models * m] for k, m in (("scores", n), ("powers", part)))
+    numbers, given, lows = _numbers(bounds), arrays(raw), any(low for low, _ in bounds)
     head = np.array([
-        n, models, *given.told, 0, 0, 0, 0, numbers.ctypes.data, inter.ctypes.data, intra.ctypes.data,
-        any(low for low, _ in bounds), scratch(models),
+        0, 0, n, models, *given.told, 0, 0, 0, 0, numbers.ctypes.data, out.ctypes.data, 0, lows, scratch(models),
     ])  # fmt: skip
-    if loops["score"](head.ctypes.data):
-        return None
-    np.tanh(inter, out=inter)
-    power = torch.from_numpy(intra)
-    return torch.from_numpy(inter).mul_(torch.exp2(power, out=power))
+    if at_once and n >= 2 * _STEP:
+        head[1] = (n - _STEP) // _STEP * _STEP
+        found = loops["score"](head.ctypes.data)
+        if found & 1:
+            return None
+        done = 0 if found else int(head[1])
+    head[_POWERS] = powers.ctypes.data
+    made = torch.from_numpy(out).view(models, n)
+    for first in range(done, n, part):
+        head[:2] = first, min(n, first + part)
+        if loops["score"](head.ctypes.data):
+            return None
+        inter = made[:, first : first + part]
+        np.tanh(inter.numpy(), out=inter.numpy())
+        intra = torch.from_numpy(powers[: inter.numel()]).view(inter.shape)
+        inter.mul_(torch.exp2(intra, out=intra))
+    return made
+
+
+@lru_cache
+def _alike(score: Loop) -> bool:
+    """Whether this processor's NumPy and torch have the tanh and the powers that the loop has: tried, on numbers of all
+    sizes."""
+    tau = torch.linspace(-1e-3, 1e-3, 8192)
+    raw = [tau * 0.5, tau, torch.zeros(8192)]
+    for low in (0.0, 1e-6):
+        one, other = (_copied(score, raw, ((low, 1e-3),) * 2, way) for way in (True, False))
+        if not torch.equal(one, other):
+            return False
+    return True
+
+
+def _copied(score: Loop, raw: Sequence[Tensor], bounds: Bounds, at_once: bool) -> Tensor:
+    made = _scores({"score": score}, raw, bounds, at_once)
+    assert made is not None
+    return made.clone()
 
 
 def compete(loops: Mapping[str, Loop], steps: Compete, raw: Sequence[Tensor], out: Tensor, digests: Digests) -> bool:
@@ -54,8 +82,8 @@ def compete(loops: Mapping[str, Loop], steps: Compete, raw: Sequence[Tensor], ou
         return False
     numbers, given, result = _numbers(steps.bounds, steps), arrays(raw), arrays([out])
     head = np.array([
-        len(out), len(raw) - 1, *given.told, result.kinds[0], result.places[0], *digests.told, numbers.ctypes.data,
-        found.data_ptr(), 0, 0, scratch(len(raw) - 1),
+        0, len(out), len(out), len(raw) - 1, *given.told, result.kinds[0], result.places[0], *digests.told,
+        numbers.ctypes.data, found.data_ptr(), 0, 0, scratch(len(raw) - 1),
     ])  # fmt: skip
     return not loops["compete"](head.ctypes.data)
 

@@ -287,7 +287,8 @@ Finds = tuple[tuple[Find, ...], ...]  # models x cuts
 
 def start(ranks: Sequence[Sequence[int]], numel: int, exact: bool = False, sampled: bool = False) -> Finds:
     """Cuts after `ranks` of `numel` elements. sampled: the first round may see one element in every(...) only."""
-    every = max(4 * len(ranks), numel * len(ranks) // _SAMPLE) if sampled else 1
+    most, least = min(16 * len(ranks), numel // _FEW), 4 * len(ranks)
+    every = max(least, most, numel * len(ranks) // _SAMPLE) if sampled else 1
     if numel // every < _FEW:  # they would say little
         every = 1
 

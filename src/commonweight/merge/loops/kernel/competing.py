@@ -1,18 +1,19 @@
-"""PCB: scores of the task vectors' entries, but for tanh and powers of 2, which others have quicker; and the merge."""
+"""PCB: the scores of the task vectors' entries, and the merge."""
 
 from __future__ import annotations
 
 from numba import types
 
-from .numbers import BLOCK, at, bits, f32, fma, i64, inline, load, mark, number, store, u32
+from .numbers import BLOCK, at, bits, f32, fma, i32, i64, inline, load, mark, number, store, u32
 
 # of a model, in float32: the quantiles of its magnitudes, what scales them; the lower one of its scores, their scale,
 # and that times its weight
 LOW, HIGH, SCALE, FLOOR, SHARE, WEIGHT, MODEL = range(7)
 # what a call is told, in whole numbers, addresses among them
-COUNT, MODELS, KINDS, INPUTS, KIND, OUT, SUMS, STRIDE, NUMBERS, INTER, INTRA, LOWS, SCRATCH, HEAD = range(14)
+FROM, TO, COUNT, MODELS, KINDS, INPUTS, KIND, OUT, SUMS, STRIDE, NUMBERS, SCORES, POWERS, LOWS, SCRATCH = range(15)
 # behind the models' numbers: sqrt(T log2 e), what their powers are less, the scale of the result
 TIMES, LESS, ADDED = range(3)
+SMALL = 0x39800000  # 2 ** -12: what is smaller is its own tanh in float32
 
 
 @inline
@@ -36,16 +37,39 @@ def clamp(x, low, high):
     return x if x < high else high
 
 
+@inline
+def power(x):
+    """2 ** x as torch's vectors have it (Sleef's exp2f, 1.0 ULP); 0 below 2 ** -150."""
+    whole = (x + f32(12582912.0)) - f32(12582912.0)  # to the nearest, ties to even
+    rest = x - whole
+    u = fma(f32(0.1535920892e-3), rest, f32(0.1339262701e-2))
+    u = fma(u, rest, f32(0.9618384764e-2))
+    u = fma(u, rest, f32(0.5550347269e-1))
+    u = fma(u, rest, f32(0.2402264476))
+    u = fma(u, rest, f32(0.6931471825))
+    u = fma(u, rest, f32(1))
+    q = i32(whole if whole > f32(-150) else f32(-150))
+    half = i32(q >> 1)
+    u = u * number(u32((half + 127) << 23)) * number(u32((q - half + 127) << 23))
+    return u if x >= f32(-150) else f32(0)
+
+
 def score(head):
-    """tau sum_j tau_j, and T N(|tau|)^2 / ln 2, of (models, n); returns 1 where an input is no finite number."""
-    models, count = head[MODELS], head[COUNT]
+    """Numbers FROM .. TO of scores (models, COUNT): tau sum_j tau_j, times 2 ** (T N(|tau|)^2 / ln 2) if there are no
+    POWERS, else these exponents (models, TO - FROM) are put there.
+
+    Returns 1 where an input is no finite number, plus 2 where one of the first factors is so large that its tanh is
+    another number.
+    """
+    models, count, start, end = head[MODELS], head[COUNT], head[FROM], head[TO]
     own = at(head[NUMBERS], types.float32)
     all_models = at(head[NUMBERS] + 4 * MODEL * models, types.float32)
     times, less = all_models[TIMES], all_models[LESS]
     total = at(head[SCRATCH] + 4 * BLOCK * (models + 1), types.float32)
-    bad = u32(0)
-    for first in range(0, count, BLOCK):
-        n = min(BLOCK, count - first)
+    spare = head[SCRATCH] + 4 * BLOCK * (models + 2)
+    bad, large = u32(0), u32(0)
+    for first in range(start, end, BLOCK):
+        n = min(BLOCK, end - first)
         bad |= task_vectors(head, first, n)
         x = at(head[SCRATCH], types.float32)
         for i in range(n):
@@ -56,25 +80,32 @@ def score(head):
                 total[i] = total[i] + x[i]
         for t in range(models):
             x = at(head[SCRATCH] + 4 * BLOCK * t, types.float32)
-            inter = at(head[INTER] + 4 * (t * count + first), types.float32)
-            intra = at(head[INTRA] + 4 * (t * count + first), types.float32)
+            inter = at(head[SCORES] + 4 * (t * count + first), types.float32)
+            place = head[POWERS] + 4 * (t * (end - start) + first - start) if head[POWERS] else spare
+            powers = at(place, types.float32)
             low, scale = own[MODEL * t + LOW], own[MODEL * t + SCALE]
-            for i in range(n):
-                inter[i] = x[i] * total[i]
             if head[LOWS]:
                 for i in range(n):
                     size = number(bits(x[i]) & u32(0x7FFFFFFF))
                     norm = clamp((size - low) * scale, f32(0), times)
-                    intra[i] = norm * norm - less
+                    powers[i] = norm * norm - less
             else:
                 for i in range(n):
                     norm = clamp(x[i] * scale, -times, times)
-                    intra[i] = norm * norm - less
-    return i64(bad)
+                    powers[i] = norm * norm - less
+            if head[POWERS]:
+                for i in range(n):
+                    inter[i] = x[i] * total[i]
+            else:
+                for i in range(n):
+                    y = x[i] * total[i]
+                    large |= u32((bits(y) & u32(0x7FFFFFFF)) >= u32(SMALL))
+                    inter[i] = y * power(powers[i])
+    return i64(bad) + 2 * i64(large)
 
 
 def compete(head):
-    """One piece of the result, of the scores at INTER. Returns as `merge` does."""
+    """One piece of the result, of the SCORES. Returns as `merge` does."""
     models, count, block = head[MODELS], head[COUNT], head[SCRATCH]
     kinds, inputs = at(head[KINDS], types.int64), at(head[INPUTS], types.int64)
     own = at(head[NUMBERS], types.float32)
@@ -88,7 +119,7 @@ def compete(head):
         bad |= task_vectors(head, first, n)
         for t in range(models):
             x = at(block + 4 * BLOCK * t, types.float32)
-            beta = at(head[INTER] + 4 * (t * count + first), types.float32)
+            beta = at(head[SCORES] + 4 * (t * count + first), types.float32)
             low, high = own[MODEL * t + LOW], own[MODEL * t + HIGH]
             floor, share, weight = own[MODEL * t + FLOOR], own[MODEL * t + SHARE], own[MODEL * t + WEIGHT]
             for i in range(n):
