@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,7 @@ def test_a_survey_sees_the_same(loops, monkeypatch):
 
     monkeypatch.setattr(select, "_FEW", 64)
     monkeypatch.setattr(select, "_SAMPLE", 1 << 10)
+    monkeypatch.setattr(rounds, "_MANY", 100)
     found = []
     for how in ("off", "on"):
         monkeypatch.setenv(load.SWITCH, how)
@@ -179,3 +181,11 @@ def test_what_no_loop_serves_is_left_to_the_method(loops):
     left = Drop((0.5,), 0, epsilon=0.1, rising=True)
     assert not merging.serves(Merge("onto", (1.0,), left), (4, 4, 4), dtypes)
     assert rounds.look({}, object(), [torch.zeros(3, dtype=torch.float64)], 1, None, 3) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("most", [1, 300, 1 << 20, 1 << 32])
+def test_numbers_are_counted_as_numpy_does(most, loops):
+    numbers = np.random.default_rng(0).integers(0, most, 20_000).astype(np.uint32)
+    want = np.unique(numbers, return_counts=True)
+    got = rounds.runs(loops, numbers.copy())
+    assert all(np.array_equal(a, b) for a, b in zip(got, want))

@@ -39,7 +39,7 @@ def _scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds, at
     ])  # fmt: skip
     if at_once and n >= 2 * _STEP:
         head[1] = (n - _STEP) // _STEP * _STEP
-        found = loops["score"](head.ctypes.data)
+        found = loops["score"](head)
         if found & 1:
             return None
         done = 0 if found else int(head[1])
@@ -47,7 +47,7 @@ def _scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds, at
     made = torch.from_numpy(out).view(models, n)
     for first in range(done, n, part):
         head[:2] = first, min(n, first + part)
-        if loops["score"](head.ctypes.data):
+        if loops["score"](head):
             return None
         inter = made[:, first : first + part]
         np.tanh(inter.numpy(), out=inter.numpy())
@@ -85,7 +85,7 @@ def compete(loops: Mapping[str, Loop], steps: Compete, raw: Sequence[Tensor], ou
         0, len(out), len(out), len(raw) - 1, *given.told, result.kinds[0], result.places[0], *digests.told,
         numbers.ctypes.data, found.data_ptr(), 0, 0, scratch(len(raw) - 1),
     ])  # fmt: skip
-    return not loops["compete"](head.ctypes.data)
+    return not loops["compete"](head)
 
 
 def _numbers(bounds: Bounds, steps: Compete | None = None) -> np.ndarray:

@@ -16,9 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-Loop = Callable[[int], int]  # takes the address of its whole numbers
+import numpy as np
+
+Loop = Callable[[np.ndarray], int]  # takes its whole numbers (int64)
 SWITCH = "COMMONWEIGHT_LOOPS"  # an environment variable: "off", or "on" for merges of any size
-NAMES = ["merge", "count", "square", "rank", "score", "compete"]  # those of kernel, which is not imported
+NAMES = ["merge", "count", "square", "rank", "score", "compete", "runs"]  # those of kernel, which is not imported
 LEAST, WORTH = 1 << 22, 1 << 26  # numbers to be read: fewer gain nothing, or less than it takes to make the loops
 _HERE = Path(__file__).parent
 _MARK = 16  # bytes of a digest before what is kept
@@ -107,4 +109,4 @@ def _function(llvm: Any, name: str, code: bytes) -> Loop:
     engine.finalize_object()
     _kept.append(engine)
     call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(engine.get_function_address(name))
-    return lambda address: call(address)  # which can be hashed
+    return lambda head: call(head.ctypes.data)  # which keeps `head` as long

@@ -75,7 +75,7 @@ def _merge(
         left.kind, left.whole.ctypes.data, left.whole.ctypes.data, left.real.ctypes.data, _HOW[steps.how],
         factors.ctypes.data, steps.divide != "one", steps.rounded == 1, scratch(models),
     ])  # fmt: skip
-    return not loops["merge"](head.ctypes.data)
+    return not loops["merge"](head)
 
 
 def _factors(steps: Merge) -> np.ndarray:
@@ -152,4 +152,4 @@ def _ranks(loops: Mapping[str, Loop], raw: Sequence[Tensor], width: int, rising:
     head = np.array([
         n // width, width, models, *given.told, rising, ranks.ctypes.data, spare.ctypes.data, scratch(models),
     ])  # fmt: skip
-    return 0 if loops["rank"](head.ctypes.data) else ranks.ctypes.data
+    return 0 if loops["rank"](head) else ranks.ctypes.data

@@ -16,6 +16,7 @@ from .calls import KINDS, arrays, room, scratch
 from .competing import scores
 from .load import Loop
 
+_MANY = 1 << 14  # numbers found in a piece that are counted at once
 _VALUES = {"falling": 0, "sizes": 1, "scores": 2}
 
 
@@ -41,7 +42,7 @@ def _squares(loops: Mapping[str, Loop], raw: Sequence[Tensor], models: int) -> T
     given, out = arrays(raw), torch.from_numpy(room("squares", models * len(raw[0])))
     out = out[: models * len(raw[0])].view(models, -1)
     head = np.array([len(raw[0]), models, *given.told, out.data_ptr(), scratch(models)])
-    return None if loops["square"](head.ctypes.data) else out.sum(1).double()
+    return None if loops["square"](head) else out.sum(1).double()
 
 
 def _count(
@@ -55,9 +56,9 @@ def _count(
         n, models, len(raw) - models, *given.told, _VALUES[steps.values], told.ctypes.data, len(windows),
         scratch(models),
     ])  # fmt: skip
-    if loops["count"](head.ctypes.data):
+    if loops["count"](head):
         return None
-    found = iter([w.tally(*row[-4:].tolist()) for w, row in zip(windows, told)])
+    found = iter([w.tally(loops, *row[-4:].tolist()) for w, row in zip(windows, told)])
     return select.Counts([[next(found) if f.cut is None else select.Tally() for f in row] for row in rows])
 
 
@@ -74,8 +75,8 @@ class _Window:
             low, high, same, equal = f.key, f.key + 1, f.key, 1
             start, end, width = f.low, f.high, f.shift
         elif f.guess is not None:
-            by = f.by_place(numel)
-            same, equal, start, end, width = f.guess, 1, by.low, by.high, by.shift
+            same, equal, start, end = f.guess, 1, 0, numel
+            width = select.window(0, numel)["shift"]
         if high == 0:
             high = 1  # a float32 of minus zero, the last before this window's end, equals zero
         self.told = [
@@ -84,7 +85,7 @@ class _Window:
         ]  # fmt: skip
         self.count = n
 
-    def tally(self, below: int, inside: int, found: int, top: int) -> select.Tally:
+    def tally(self, loops: Mapping[str, Loop], below: int, inside: int, found: int, top: int) -> select.Tally:
         f = self.find
         if self.last:
             return f.last(np.array([top]), self.count)
@@ -94,4 +95,16 @@ class _Window:
         if f.high - f.low == 1 and f.guess is None:
             return select.Tally(below, packed=(np.zeros(1, np.uint32), np.array([inside])))
         same = None if f.guess is None else select.Tally(0, places)
+        if inside > _MANY:
+            return select.Tally(below, same=same, packed=runs(loops, self.bins[:inside]))
         return select.Tally(below, self.bins[:inside].copy(), same)
+
+
+def runs(loops: Mapping[str, Loop], numbers: np.ndarray) -> select.Bins:
+    """(each number once, how often it is there): as np.unique has it, but that the numbers are lost."""
+    n, digits = len(numbers), 2048
+    times = np.empty(n, np.int64)
+    spare = room("sorting", n + 2 * digits)
+    head = np.array([n, numbers.ctypes.data, spare[2 * digits :].ctypes.data, times.ctypes.data, spare.ctypes.data])
+    found = loops["runs"](head)
+    return numbers[:found].copy(), times[:found].copy()

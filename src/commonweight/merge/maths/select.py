@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 
 import numpy as np
@@ -136,7 +136,7 @@ def _merged(parts: Sequence[Bins]) -> Bins:
         bins = np.flatnonzero(dense)
         return bins.astype(np.uint32), dense[bins]
     bins, counts = (np.concatenate(column) for column in zip(*parts))
-    order = np.argsort(bins)
+    order = np.argsort(bins, kind="stable")  # which merges parts that are in order
     bins, counts = bins[order], counts[order]
     starts = np.flatnonzero(np.diff(bins, prepend=bins[0] ^ np.uint32(1)))
     return bins[starts], np.add.reduceat(counts, starts)
@@ -200,12 +200,12 @@ class Find:
         same = None
         if self.guess is not None:
             equal = where[found == np.float32(value(self.guess))] + first
-            same = Tally(0, self.by_place(numel)._indices(equal))
+            same = Tally(0, replace(self, **window(0, numel))._indices(equal))
         return Tally(below, _bins(key(found), self), same)
 
-    def by_place(self, numel: int) -> Find:
-        """The search among the equal ones' indices."""
-        return replace(self, **_range(0, numel))
+    def alike(self, other: Find) -> bool:
+        """Whether both count the same, whatever their ranks."""
+        return all(getattr(self, n) == getattr(other, n) for n in _COUNTED)
 
     def _indices(self, found: np.ndarray) -> np.ndarray:
         if len(found) and not self.low <= found[0] <= found[-1] < self.high:
@@ -234,12 +234,12 @@ class Find:
         if self.key is not None:
             if whole:
                 return self._done(Cut(self.key, first + (1 << self.shift)))
-            return replace(self, rank=rest, **_range(first, first + (1 << self.shift)))
+            return replace(self, rank=rest, **window(first, first + (1 << self.shift)))
         if self.shift and (self.exact or not whole):
             return self._within(first, first + (1 << self.shift))
         if whole or self.exact:
             return replace(self, key=first)._done(Cut(first + (1 << self.shift)))
-        by_index = replace(self, rank=rest, key=first, **_range(0, numel))
+        by_index = replace(self, rank=rest, key=first, **window(0, numel))
         return by_index.next(seen.same, numel, most) if seen.same is not None and first == self.guess else by_index
 
     def _window(self, bins: np.ndarray, total: np.ndarray, numel: int, most: int) -> Find:
@@ -252,16 +252,20 @@ class Find:
         high = self.low + int(bins[right]) + 1 if share * n + spread < n else _HIGH
         many = (2 * spread + 1) / max(n, 1) * numel > most  # few elements have few bins, however wide the window
         guess = self.low + int(bins[np.searchsorted(total, min(share * n, n))]) if n and not self.exact else None
-        return replace(self, every=1, guess=guess, **_range(low, high, most) if many else {"low": low, "high": high})
+        return replace(self, every=1, guess=guess, **window(low, high, most) if many else {"low": low, "high": high})
 
     def _within(self, low: int, high: int) -> Find:
-        return replace(self, **_range(low, high))
+        return replace(self, **window(low, high))
 
     def _done(self, cut: Cut) -> Find:
         return Find(0, key=self.key, cut=cut)
 
 
-def _range(low: int, high: int, bins: int = 1 << _BITS) -> dict[str, int]:
+_COUNTED = [f.name for f in fields(Find) if f.name != "rank"]
+
+
+def window(low: int, high: int, bins: int = 1 << _BITS) -> dict[str, int]:
+    """A window of keys or places, and how wide its bins are."""
     return {"low": low, "high": high, "shift": max(0, (high - low - 1).bit_length() - bins.bit_length() + 1)}
 
 
@@ -287,8 +291,7 @@ Finds = tuple[tuple[Find, ...], ...]  # models x cuts
 
 def start(ranks: Sequence[Sequence[int]], numel: int, exact: bool = False, sampled: bool = False) -> Finds:
     """Cuts after `ranks` of `numel` elements. sampled: the first round may see one element in every(...) only."""
-    most, least = min(16 * len(ranks), numel // _FEW), 4 * len(ranks)
-    every = max(least, most, numel * len(ranks) // _SAMPLE) if sampled else 1
+    every = max(4 * len(ranks), numel * len(ranks) // _SAMPLE) if sampled else 1
     if numel // every < _FEW:  # they would say little
         every = 1
 
@@ -296,7 +299,7 @@ def start(ranks: Sequence[Sequence[int]], numel: int, exact: bool = False, sampl
         if not exact and not 0 < rank < numel:
             return Find(0, cut=Cut(_LOW if rank <= 0 else _HIGH))
         first = Find(rank, exact, every)
-        return first if every > 1 else replace(first, **_range(_LOW, _HIGH))
+        return first if every > 1 else replace(first, **window(_LOW, _HIGH))
 
     return tuple(tuple(map(find, row)) for row in ranks)
 
@@ -317,8 +320,7 @@ def every(finds: Finds) -> int:
 
 def asked(finds: Finds) -> Sequence[Sequence[Find]]:
     """What is to be counted, of each model: once where all its searches look for the same."""
-    alike = [[replace(f, rank=0) for f in row] for row in finds]
-    shared = all(len(row) > 1 and len(set(row)) == 1 for row in alike)
+    shared = all(len(row) > 1 and all(f.alike(row[0]) for f in row[1:]) for row in finds)
     return [row[:1] for row in finds] if shared else finds
 
 

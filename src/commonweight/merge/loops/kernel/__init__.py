@@ -8,6 +8,9 @@ from .competing import compete, score
 from .counting import count
 from .merging import merge
 from .ranking import rank
+from .sorting import runs
 from .squaring import square
 
-LOOPS = {"merge": merge, "count": count, "square": square, "rank": rank, "score": score, "compete": compete}
+LOOPS = {
+    "merge": merge, "count": count, "square": square, "rank": rank, "score": score, "compete": compete, "runs": runs,
+}  # fmt: skip
