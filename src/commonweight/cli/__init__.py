@@ -9,6 +9,7 @@ import typer
 
 from . import adapt, compare, extract, merge, methods, plan, statistics, store
 from .errors import explain
+from .flags import Peers
 
 app = typer.Typer(
     name="commonweight",
@@ -21,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("adapt", epilog=adapt.EXAMPLES)(adapt.command)
-app.command("compare", epilog=compare.EXAMPLES)(compare.command)
+app.command("adapt", cls=Peers, epilog=adapt.EXAMPLES)(adapt.command)
+app.command("compare", cls=Peers, epilog=compare.EXAMPLES)(compare.command)
 app.command("extract", epilog=extract.EXAMPLES)(extract.command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)

@@ -58,7 +58,7 @@ def _put(out: dict[str, Any], cls: type, name: str, value: Any, known: Collectio
         hint = peers.elsewhere(name)
         if hint is not None:
             raise CommonweightError(f"{name!r} is no option of {cls.__name__}: {hint}")
-        raise unknown(f"option of {cls.__name__}", name, known)
+        raise unknown(f"option of {cls.__name__}", str(name), known)
     if here in out:
         raise CommonweightError(f"{cls.__name__}: {here} is given twice, once as {name}; give one")
     out[here] = value

@@ -57,7 +57,7 @@ NEAREST: Mapping[str, str] = {
 
 def option(name: str, known: Collection[str]) -> str:
     """The name here of an option by a peer's name, where it is one of `known`; else as it came."""
-    if name in known:
+    if name in known or not isinstance(name, str):
         return name
     plain = name.replace("-", "_")
     here = plain if plain in known else OPTIONS.get(plain, name)
@@ -88,7 +88,7 @@ def nearest(name: str) -> str | None:
 
 def elsewhere(name: str) -> str | None:
     """Where that is said which a peer's config has among its options, and this library has not."""
-    here = OPTIONS.get(name.replace("-", "_"), name)
+    here = OPTIONS.get(str(name).replace("-", "_"), name)
     return {
         "sites": "layers are chosen by sites, globs over their names: --sites '*.q_proj|*.v_proj', "
         "host.add(..., sites=...)",

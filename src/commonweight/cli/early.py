@@ -1,0 +1,123 @@
+"""What a command line says, looked at before torch is loaded: a mistake is told within a second.
+
+What is let through here is looked at again where it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..adapt import names
+from ..adapt.recipe import Recipe
+from ..adapt.rows import kind_of
+from ..adapt.yaml_file import Place, path_from
+from ..adapt.yaml_file import parse as parse_yaml
+from ..core import CommonweightError, build, parse, unknown
+from ..core.peers import TASKS, known
+from . import catalog
+
+
+def method(name: str | None, options: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> str | None:
+    """The method's name here. options: ``name=value``; given: the same from a file, with their types."""
+    there = catalog.methods()
+    if name is None or not there:
+        return name
+    name = known(name, there)
+    build(there[name], {**(given or {}), **parse(there[name], list(options))})
+    return name
+
+
+def merge_method(name: str | None) -> None:
+    there = catalog.merges()
+    if name is not None and there and name not in there:
+        raise unknown("merge method", name, there)
+
+
+def task(name: str | None) -> str | None:
+    """By PEFT's names too: SEQ_CLS, CAUSAL_LM."""
+    here = TASKS.get(str(name).lower(), name)
+    return _one("task", here, names.TASKS)
+
+
+def dtype(name: str | None) -> None:
+    _one("dtype", name, names.DTYPES)
+
+
+def codec(name: str | None) -> None:
+    _one("codec", None if name is None else name.partition(":")[0], names.CODECS)
+
+
+def device(name: str | None) -> None:
+    if name is not None and not re.fullmatch(names.DEVICES, name):
+        raise CommonweightError(f"device {name!r}: wanted auto, cpu, cuda, cuda:1 or mps")
+
+
+def recipe(numbers: Mapping[str, Any]) -> None:
+    build(Recipe, numbers)
+
+
+def rows(*sources: str | None) -> None:
+    for source in sources:
+        if source is not None and not _fraction(source):
+            kind_of(source)
+
+
+def model(name: str, task: str | None = None) -> None:
+    """A folder without a config, and a path that is not there; what may be a name on the hub is let through."""
+    path = Path(name)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        raise CommonweightError(f"model {name!r} is a YAML file; wanted a model's folder or its name on the hub")
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise CommonweightError(f"model {name!r}: no config.json there; wanted what from_pretrained reads")
+    elif name[:1] in "./~" or name.count("/") > 1:
+        raise CommonweightError(
+            f"model {name!r} cannot be read{f' for the task {task!r}' if task else ''}: no such folder; give a folder "
+            "with config.json and model.safetensors, or a name on the hub"
+        )
+
+
+def tenants(path: Path) -> None:
+    """A file of several tenants: its syntax, its method, its numbers, and the files of rows that it names."""
+    body, lines = parse_yaml(path, "tenants:")
+    at, entries = Place(path, lines), body.get("tenants")
+    where: tuple[str, ...] = ("method",)
+    try:
+        name, options = body.get("method", "mos"), body.get("options") or {}
+        if isinstance(name, str) and isinstance(options, dict):
+            known(name, catalog.methods() or [name])
+            where = ("options",)
+            method(name, (), options)
+        where = ("recipe",)
+        if isinstance(body.get("recipe", {}), dict):
+            recipe(body.get("recipe", {}))
+        for key, entry in entries.items() if isinstance(entries, dict) else ():
+            for what in ("data", "dev", "eval"):
+                where = ("tenants", str(key), what)
+                if isinstance(entry, dict) and isinstance(entry.get(what), str):
+                    rows(path_from(path.parent, entry[what]))
+    except CommonweightError as e:
+        raise at.error(where, str(e)) from e
+
+
+def files(paths: Iterable[str | Path | None]) -> None:
+    for path in paths:
+        if path is not None and not Path(path).exists():
+            raise CommonweightError(f"{path}: no such file or folder")
+
+
+def _one(what: str, name: str | None, there: Sequence[str]) -> str | None:
+    if name is not None and name not in there:
+        raise unknown(what, name, there)
+    return name
+
+
+def _fraction(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

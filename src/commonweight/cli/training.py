@@ -1,0 +1,161 @@
+"""What `commonweight adapt` does: looks at all that was said, trains, tells what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import early
+from .said import Said
+
+if TYPE_CHECKING:
+    from .progress import Bar
+
+
+def run(said: Said, options: dict[str, Any]) -> None:
+    """options: of the method, from a file."""
+    from ..adapt.place import out_path
+    from ..commons import Commons
+    from ..core import CommonweightError, safe
+
+    if said.tenants is not None:
+        alone = {"DATA": said.data, "eval": said.eval_file}
+        alone |= said.given("tenant", "common", "method", "option")
+        if twice := [k for k, v in {**alone, **said.how, **said.source, **said.recipe}.items() if v is not None]:
+            flag = twice[0] if twice[0] == "DATA" else f"--{twice[0].replace('_', '-')}"
+            raise CommonweightError(
+                f"{flag} beside --tenants: say it in {said.tenants}, which says all but where to write"
+            )
+    if said.model is None:
+        raise CommonweightError("no MODEL: name the base model's folder, or a YAML file with model: in it")
+    if said.tenants is None and said.data is None:
+        raise CommonweightError("no DATA: name a file to train on, or a file of several tenants with --tenants")
+    early.model(said.model, said.task or "classify")
+    if said.store is not None:
+        Commons(said.store, make="late" if said.common is None else False)
+    if said.tenants is not None:
+        early.tenants(said.tenants)
+        return _together(said)
+    said = replace(said, method=early.method(said.method, said.option, options), task=early.task(said.task))
+    if (said.out is None) == (said.store is None) and not (said.dry_run and said.out is None):
+        raise CommonweightError("where to? --out FILE.safetensors or --store FOLDER, one of them")
+    if said.common is not None and said.store is None:
+        raise CommonweightError(f"--common {said.common}: of which store? name it with --store")
+    if said.store is not None and said.tenant is None:
+        raise CommonweightError("--store: the tenant needs a name, --tenant NAME")
+    early.dtype(said.dtype)
+    early.codec(said.codec)
+    early.device(said.device)
+    early.recipe(said.recipe)
+    if said.out is not None:
+        out_path(said.out, said.overwrite or said.resume)
+    name = safe(said.tenant or (said.out.stem if said.out is not None else "tenant"))
+    early.rows(said.data, said.dev, said.eval_file)
+    if said.store is not None:
+        return _publish(said, name, options)
+    _one(said, name, options)
+
+
+def _one(said: Said, name: str, options: dict[str, Any]) -> None:
+    from ..adapt import Job, Source
+    from ..adapt.files import look, run
+    from ..core import parse
+    from ..methods import get
+
+    assert said.model is not None and said.data is not None
+    method = said.method or "mos"
+    options = {**options, **parse(get(method).config, list(said.option))}
+    if said.out is None or said.dry_run:
+        files = {name: Source(data=said.data, eval=said.eval_file, **said.source)}
+        job = Job(tenants=files, method=method, options=options, recipe=said.recipe, **said.how)
+        with _training() as bar:
+            look(said.model, job, dry_run=True, say=bar.say)
+        return
+    with _training() as bar:
+        files = run(
+            said.model, said.data, said.out, method=method, options=options, tenant=name, eval_file=said.eval_file,
+            resume=said.resume, overwrite=said.overwrite, say=bar.say, progress=bar, **said.how, **said.source,
+            **said.recipe,
+        )  # fmt: skip
+    if files.evaluated:
+        typer.echo(line(said.task or "classify", files.evaluated))
+    elif files.result.metrics:
+        typer.echo(f"dev: {line(said.task or 'classify', files.result.metrics)}")
+    t = files.result.tenant
+    typer.echo(f"{files.tenant}: {t.method.name}, {t.count():,} parameters, {files.tenant.stat().st_size:,} bytes")
+
+
+def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
+    from ..adapt import Job, Source, run_late
+    from ..adapt.together import method_of
+    from ..core import parse
+    from ..methods import get
+
+    assert said.model is not None and said.data is not None and said.store is not None
+    method = said.method or (method_of(said.store, said.common) if said.common is not None else "mos")
+    options = {**options, **parse(get(method).config, list(said.option))}
+    source = Source(data=said.data, eval=said.eval_file, **said.source)
+    job = Job(
+        tenants={name: source}, method=method, options=options, common=said.common, recipe=said.recipe, **said.how
+    )
+    with _training() as bar:
+        made = run_late(
+            said.model, job, said.store, resume=said.resume, dry_run=said.dry_run, say=bar.say, progress=bar
+        )
+    if said.dry_run:
+        return
+    found = made[name]
+    if metrics := found.evaluated or found.result.metrics:
+        typer.echo(("" if found.evaluated else "dev: ") + line(job.task, metrics))
+    t, w = found.result.tenant, found.written
+    typer.echo(
+        f"{w.where}: {t.method.name}, {t.count():,} parameters, {w.nbytes:,} bytes, {w.marginal:,} of them marginal"
+    )
+
+
+def _together(said: Said) -> None:
+    from ..adapt import read_tenants, run_together
+
+    assert said.model is not None and said.tenants is not None
+    job = read_tenants(said.tenants)
+    with _training() as bar:
+        found = run_together(
+            said.model, job, out=said.out, store=said.store, resume=said.resume, overwrite=said.overwrite,
+            dry_run=said.dry_run, say=bar.say, progress=bar,
+        )  # fmt: skip
+    if said.dry_run:
+        return
+    rows = [("tenant", "metrics", "own bytes", "common bytes", "written to")]
+    for name, o in found.items():
+        metrics = o.evaluated or o.result.metrics
+        told = (("" if o.evaluated else "dev: ") + line(job.task, metrics)) if metrics else ""
+        rows.append((name, told, f"{o.written.own:,}", f"{o.written.common:,}", o.written.where))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    typer.echo("\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths)).rstrip() for row in rows))
+
+
+@contextmanager
+def _training() -> Iterator[Bar]:
+    """A progress bar; and what to do after Ctrl-C."""
+    from .progress import Bar
+
+    try:
+        with Bar() as bar:
+            yield bar
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with --resume goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
+def line(task: str, metrics: dict[str, float]) -> str:
+    """One line per measurement; its form does not change, scripts may read it."""
+    tail = f" (n={int(metrics['n'])})" if "n" in metrics else ""
+    if task == "lm":
+        return f"loss {metrics['loss']:.4f} bits per byte {metrics['bits_per_byte']:.4f}{tail}"
+    if task == "embed":
+        return f"loss {metrics['loss']:.4f} retrieval accuracy {metrics['accuracy']:.4f}{tail}"
+    return f"accuracy {metrics['accuracy']:.4f}{tail}"
