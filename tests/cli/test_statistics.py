@@ -72,7 +72,7 @@ def test_language_models_and_bare_encoders(capsys, tmp_path, llama, bert):
     assert set(load_file(llama / "model.safetensors")) <= {
         k.removeprefix("fisher/") for k in found.shapes if k.startswith("fisher/")
     } | {"lm_head.weight"}
-    assert call(capsys, "statistics", bert, data, "--kinds", "gram", "--out", out)[0] == 0
+    assert call(capsys, "statistics", bert, data, "--kinds", "gram", "--out", out, "--overwrite")[0] == 0
     assert open_statistics(out, "it").has("gram", "encoder.layer.0.attention.self.query.weight")
 
 

@@ -21,6 +21,7 @@ from .recipe import Recipe
 from .recompute import recomputed
 from .rows import Row
 from .settings import settings
+from .tasks.base import rows_of
 from .trainer import Part, Progress, Run, quietly
 
 
@@ -204,7 +205,7 @@ def _result(run: Run, part: Part, seconds: float, note: str) -> Result:
     before = f"dev_{part.tenant.name}/" if len(run.parts) > 1 else "dev_"
     metrics = {k.removeprefix(before): v for k, v in kept.items() if k.startswith(before)}
     if metrics:
-        metrics["n"] = len(part.dev)
+        metrics["n"] = rows_of(part.dev)
     steps = int(run.curve[-1]["step"]) if run.curve else 0
     return Result(part.tenant, seconds, steps, run.curve, metrics, note, run.settings)
 

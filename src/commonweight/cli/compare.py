@@ -110,6 +110,17 @@ def command(
     For every method and budget the largest config that fits is taken from the method's plan. All are trained by one
     recipe, with as many trials of the learning rate for each. Finished runs are kept in the cache.
     """
+    from . import early
+
+    for name in [m.strip() for m in methods.split(",")] if methods != "all" else ():
+        early.method(name or None)
+    task = early.task(task) or "classify"
+    early.dtype(dtype)
+    early.codec(codec)
+    early.model(model)
+    if len(eval_file or data) == len(data):  # else that is what is wrong
+        early.rows(*data, *(eval_file or ()), *(dev or ()))
+
     from ..compare import Cache, Comparison, compare, find, parse_methods, parse_options, points, workers
     from ..compare.page import ready, write
     from ..compare.table import terminal

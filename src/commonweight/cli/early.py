@@ -80,6 +80,17 @@ def model(name: str, task: str | None = None) -> None:
         )
 
 
+def models(inputs: Sequence[str]) -> None:
+    """Of those that can be nothing but a file or a folder: a recipe, a file of weights, a path with a dot in front."""
+    for text in inputs:
+        path = Path(text.partition("+")[0])
+        if path.suffix in (".yaml", ".yml") and not path.exists():
+            raise CommonweightError(f"{path}: no such recipe")
+        alone = path.suffix == ".safetensors" or (text[:1] in "./~" and ":" not in text)
+        if alone and not path.exists():
+            raise CommonweightError(f"{path}: no such file or folder")
+
+
 def tenants(path: Path) -> None:
     """A file of several tenants: its syntax, its method, its numbers, and the files of rows that it names."""
     body, lines = parse_yaml(path, "tenants:")
@@ -103,10 +114,10 @@ def tenants(path: Path) -> None:
         raise at.error(where, str(e)) from e
 
 
-def files(paths: Iterable[str | Path | None]) -> None:
+def files(paths: Iterable[str | Path], what: str = "file or folder") -> None:
     for path in paths:
-        if path is not None and not Path(path).exists():
-            raise CommonweightError(f"{path}: no such file or folder")
+        if not Path(path).exists():
+            raise CommonweightError(f"{path}: no such {what}")
 
 
 def _one(what: str, name: str | None, there: Sequence[str]) -> str | None:

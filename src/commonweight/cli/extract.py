@@ -33,7 +33,6 @@ def command(
 ) -> None:
     """Extract a LoRA adapter from a full model, by its difference to the base."""
     from ..core import CommonweightError
-    from ..merge import extract
 
     ranks = {}
     for text in rank_at or []:
@@ -46,6 +45,8 @@ def command(
             raise CommonweightError(f"{path}: no such file or folder")
     if out.is_dir() and any(out.iterdir()):
         raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+    from ..merge import extract
+
     found = extract(model, base, out, rank=rank, energy=energy, ranks=ranks, sites=sites, seed=seed)
     for notice in found.notices:
         typer.echo(f"notice: {notice}", err=True)

@@ -55,6 +55,13 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find the directions that PEFT LoRA adapters have in common, and store each as a few numbers for them."""
+    from . import early
+
+    early.model(model)
+    early.codec(codec)
+    early.files(folders, "folder; wanted a PEFT adapter, or a folder of them")
+    early.files([] if eval is None else [eval])
+
     from .. import adapt
     from ..commons import Commons, import_peft
     from ..commons.adapters import adapters, classes_of, of_task

@@ -63,6 +63,9 @@ def command(
         bool, typer.Option("--tenants", help="The inputs are tenants (files, STORE:TENANT), and so is the result; or "
                            "LoRA adapters of PEFT (folders), and so is the result.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Of --tenants: replace the file that is there already.")
+    ] = False,
     space: Annotated[
         str | None, typer.Option(help="Of --tenants: pools, or weights (a LoRA tenant). [dim]default: what is exact[/]")
     ] = None,
@@ -92,12 +95,8 @@ def command(
 ) -> None:  # fmt: skip
     """Merge models into one: streamed from disk to disk, in bounded memory."""
     from ..core import CommonweightError
-    from ..merge.learning import evaluation
-    from ..merge.output.finished import finished
-    from ..merge.plan import figures as plans
-    from ..merge.recipe import load
-    from ..merge.recipe.build import build
-    from ..merge.stream.pool import cores
+    from ..formats import atomic
+    from . import early
 
     most = _bytes(shard_size)
     if threads is not None and threads < 1:
@@ -112,6 +111,24 @@ def command(
         raise CommonweightError("--search goes with recipes of models; it resumes by itself, from its log beside --out")
     if evals and plan:
         raise CommonweightError("--plan does nothing, and --eval measures what was done; give one of them")
+    if method is None and not tenants and len(inputs) > 1:
+        raise CommonweightError(f"{len(inputs)} recipes came; give one, or --method and the models")
+    if method is None and not tenants and (base or weight or option or dtype):
+        raise CommonweightError("--base, --weight, --option and --dtype go with --method; a recipe says them itself")
+    early.merge_method(method)
+    early.models([*inputs, *([base] if base else [])])
+    if tenants and out is not None and not out.is_dir():
+        atomic.free(out, "--out", overwrite=overwrite)
+    elif out is not None and out.exists() and not (resume or find):
+        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+
+    from ..merge.learning import evaluation
+    from ..merge.output.finished import finished
+    from ..merge.plan import figures as plans
+    from ..merge.recipe import load
+    from ..merge.recipe.build import build
+    from ..merge.stream.pool import cores
+
     if tenants:
         if plan or resume or dtype or (base and not evals):
             raise CommonweightError("--plan, --resume, --base and --dtype are for models, not for --tenants")
@@ -130,10 +147,6 @@ def command(
     if method is not None:
         recipe = {"method": method, "models": list(inputs), "options": dict(map(_option, option or []))}
         recipe |= {k: v for k, v in (("base", base), ("weights", weight), ("dtype", dtype)) if v}
-    elif len(inputs) > 1:
-        raise CommonweightError(f"{len(inputs)} recipes came; give one, or --method and the models")
-    elif base or weight or option or dtype:
-        raise CommonweightError("--base, --weight, --option and --dtype go with --method; a recipe says them itself")
     else:
         recipe = Path(inputs[0])
     loaded = load(recipe)
@@ -249,8 +262,6 @@ def _tenants(
     from ..merge.adapters.folders import is_folder
     from ..merge.learning import evaluation
 
-    if out.exists():
-        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
     if odd := next(filter(is_folder, inputs), None):
         if other := next((x for x in inputs if not is_folder(x)), None):
             raise CommonweightError(

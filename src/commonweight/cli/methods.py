@@ -24,6 +24,9 @@ def command(
     """List the methods, or the options of one."""
     from rich.console import Console
 
+    from . import early
+
+    name = early.method(name)
     console = Console(highlight=False)
     console.print(everything() if name is None else one(name))
 

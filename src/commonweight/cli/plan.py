@@ -42,6 +42,13 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what tenants would cost: numbers trained, bytes stored once, bytes of each, and all beside LoRA r16."""
+    from . import early
+
+    for spec in method or ():
+        name, _, options = spec.partition(":")
+        early.method(name, [o for o in options.split(",") if o])
+    early.codec(codec)
+
     rows = costs(model, method or [], tenants, codec)
     if as_json:
         import json

@@ -50,6 +50,7 @@ def command(
     tokens: Annotated[int, typer.Option(help="Of activations: so many tokens a layer.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Rows a forward pass; changes the time and no number.")] = 16,
     max_length: Annotated[int | None, typer.Option(help="Tokens per row (128; lm: 512).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there already.")] = False,
     seed: Annotated[int, typer.Option(help="Draws rows, and answers for --labels sample.")] = 0,
     text_column: Annotated[str | None, typer.Option(help="Column of the text.", rich_help_panel=READING)] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.", rich_help_panel=READING)] = None,
@@ -63,12 +64,19 @@ def command(
     fisher: the diagonal of the Fisher information, exact row by row. gram: X'X of what comes into each linear layer.
     activations: the first of those inputs themselves.
     """
-    from ..adapt.place import out_path
     from ..adapt.rows import read
     from ..core import CommonweightError, unknown
+    from ..formats import atomic
+    from . import early
+
+    early.model(model, task)
+    early.rows(data)
+    if out.suffix != ".safetensors":
+        raise CommonweightError(f"--out {out}: wanted a name like {out.stem}.safetensors")
+    atomic.free(out, "--out", overwrite=overwrite)
+
     from ..merge.statistics.collect import KINDS, collect
 
-    out_path(out)
     if task not in ("classify", "lm"):
         raise unknown("task", task, ("classify", "lm"))
     asked = [k.strip() for k in kinds.split(",") if k.strip()]

@@ -40,7 +40,8 @@ def run(said: Said, options: dict[str, Any]) -> None:
     if said.tenants is not None:
         early.tenants(said.tenants)
         return _together(said)
-    said = replace(said, method=early.method(said.method, said.option, options), task=early.task(said.task))
+    usual = "mos" if said.common is None else None  # else that of the common
+    said = replace(said, method=early.method(said.method or usual, said.option, options), task=early.task(said.task))
     if (said.out is None) == (said.store is None) and not (said.dry_run and said.out is None):
         raise CommonweightError("where to? --out FILE.safetensors or --store FOLDER, one of them")
     if said.common is not None and said.store is None:

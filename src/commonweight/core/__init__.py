@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import build, config, option, parse, table
 from .errors import CommonweightError, first_line, unknown
-from .names import safe
+from .names import natural, safe
 from .serial import dump, load, serial
 from .version import library
 
@@ -56,6 +56,7 @@ __all__ = [
     "kaiming",
     "library",
     "load",
+    "natural",
     "option",
     "parse",
     "safe",

@@ -16,9 +16,14 @@ def first_line(e: BaseException) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
+def _in_any_case(came: str, names: list[str]) -> list[str]:
+    lower = {n.lower(): n for n in names}
+    return [lower[n] for n in get_close_matches(came.lower(), lower, n=1, cutoff=0.5)]
+
+
 def unknown(what: str, came: object, known: Iterable[str], hint: str = "") -> CommonweightError:
     """Error for a name that is not known, with the nearest known one. came: of a file of YAML it may be no text."""
     names = sorted(known)
-    near = get_close_matches(str(came), names, n=1, cutoff=0.5)
+    near = get_close_matches(str(came), names, n=1, cutoff=0.5) or _in_any_case(str(came), names)
     tail = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"
     return CommonweightError(f"unknown {what} {came!r}{tail}{' ' + hint if hint else ''}")

@@ -122,6 +122,11 @@ def length(example: Example) -> int:
     return max(len(v) for v in example.values() if isinstance(v, list))
 
 
+def rows_of(examples: Sequence[Example]) -> int:
+    """How many rows they came from: a row may make several, all but its first ``continued``."""
+    return sum(not e.get("continued") for e in examples)
+
+
 def pad(lists: Sequence[list[int]], value: int) -> Tensor:
     """(B, T) int64, padded on the right to the longest: dynamic padding."""
     longest = max(map(len, lists))

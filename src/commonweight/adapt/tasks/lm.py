@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...core import CommonweightError
 from ..rows import Row, text_of
 from . import scored, turns
-from .base import Example, Given, Seen, batches, marked, need, pad, padded
+from .base import Example, Given, Seen, batches, marked, need, pad, padded, rows_of
 from .chats import Conversation, of_messages, of_pair
 from .forms import Chat, Pair, Whole, form
 from .scored import IGNORE
@@ -63,9 +63,10 @@ class LM(Given):
             self.seen.counted[f"rows are longer than {n} tokens and cut into pieces"] += 1
         else:
             self.seen.counted["rows of one token left out"] += 1
-        return [
+        found = [
             {"input_ids": p, "labels": p, "bytes": self._bytes(p) - self._bytes(p[:1])} for p in pieces if len(p) > 1
         ]
+        return found[:1] + [{**e, "continued": True} for e in found[1:]]
 
     def _completion(self, row: Row, columns: Pair, i: int) -> Example:
         prompt, completion = row.get(columns.prompt), text_of(row, columns.completion, i)
@@ -102,6 +103,7 @@ class LM(Given):
                 made = turns.tokens(self.tokenizer, chat, counted)
             except Exception as e:  # a template is a program of its own
                 raise CommonweightError(f"row {i + 1}: the chat template refuses these messages: {e}") from e
+            before = len(out)
             for every, on in made:
                 ids, labels = every[:n], [t if m else IGNORE for t, m in zip(every[:n], on)]
                 if not any(on[1:]):
@@ -113,7 +115,8 @@ class LM(Given):
                         counted[f"chats cut off after {n} tokens"] += 1
                     unscored = self._bytes(labels[:1]) if labels[0] != IGNORE else 0
                     size = self._bytes([t for t in labels if t != IGNORE]) - unscored
-                    out.append({"input_ids": ids, "labels": labels, "bytes": size})
+                    more = {"continued": True} if len(out) > before else {}
+                    out.append({"input_ids": ids, "labels": labels, "bytes": size, **more})
         if not out:
             raise CommonweightError(f"no assistant speaks within {n} tokens of a chat; raise max_length")
         return out
@@ -156,4 +159,4 @@ class LM(Given):
             nll += scored.measure(model, batch, batch.pop("labels"))
         size = sum(e["bytes"] for e in examples)
         bits = nll / math.log(2) / max(1, size)
-        return {"loss": nll / max(1, tokens), "bits_per_byte": bits, "tokens": tokens, "n": len(examples)}
+        return {"loss": nll / max(1, tokens), "bits_per_byte": bits, "tokens": tokens, "n": rows_of(examples)}

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ...core import natural
 from ..maths import select
 from ..registry import Beside, limit
 from ..sources.source import INDEX, held
@@ -51,7 +52,7 @@ def plan(built: Built, threads: int, shard_bytes: int = SHARD) -> Plan:
     for task in built.tasks:
         for r in task.reads:
             tensors[names[id(r.source)]][r.name] = task.numel * r.dtype.itemsize
-    steps, seen = [], Counter(t.job for t in built.tasks)
+    steps, seen = [], Counter(t.job for t in sorted(built.tasks, key=lambda t: natural(t.at.name)))
     for job in seen:
         mine = [t for t in built.tasks if t.job is job]
         numel = sum(t.numel for t in mine)
