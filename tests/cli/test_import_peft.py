@@ -1,6 +1,7 @@
 """commonweight store import-peft: its table, its JSON, and how mistakes end."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -73,3 +74,15 @@ def test_each_adapter_is_measured_before_and_after(llama, tmp_path, capsys):
         assert before > 0 and abs(before - after) < 1e-3
     table = call(capsys, "store", "import-peft", tmp_path / "again", tmp_path / "in", *args[:-1])[1]
     assert "loss" in table.splitlines()[0] and table.count(" -> ") >= 2
+
+
+def test_checkpoints_are_told_once_and_what_nothing_reads_before_the_base(at, capsys):
+    shutil.copytree(at / "in" / "a0", at / "in" / "a1" / "checkpoint-5")
+    code, _, err = call(capsys, "store", "import-peft", at / "store", at / "in", "--model", at / "base")
+    assert code == 0, err
+    assert err.count("notice: ") == err.count("1 checkpoints of its training are left out (checkpoint-5, ...)") == 1
+    (at / "prompt").mkdir()
+    (at / "prompt" / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM"}')
+    code, _, err = call(capsys, "store", "import-peft", at / "more", at / "prompt", "--model", at / "no-base-there")
+    assert code == 2 and "prompt: adapter_config.json: peft_type PREFIX_TUNING is not supported" in err
+    assert not (at / "more").exists()

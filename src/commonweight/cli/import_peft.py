@@ -64,13 +64,14 @@ def command(
 
     from .. import adapt
     from ..commons import Commons, import_peft
-    from ..commons.adapters import adapters, classes_of, of_task
+    from ..commons.adapters import adapters, classes_of, known, of_task
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found = adapters(folders)
     for notice in told:
         typer.echo(f"notice: {notice.message}", err=True)
+    known(found)
     rows = {n: adapt.read(f) for n, f in _rows(eval, list(found)).items()}
     task = task or of_task(found)
     classes = classes_of(found) if heads else {}
@@ -96,7 +97,9 @@ def command(
     for name in rows:
         host.import_peft(name, found[name], labels=named.get(name))
         measure(name)
-    report = import_peft(c, host, folders, common=common, keep=keep, k=rank, codec=codec, labels=named)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*checkpoints of its training")  # told above
+        report = import_peft(c, host, folders, common=common, keep=keep, k=rank, codec=codec, labels=named)
     for name in scores:
         host.load_from(c, name)
         measure(name)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..bind import Classify
 from ..core import CommonweightError, safe
+from ..formats.peft import FAMILIES, heads, layout, refusals
 from ..formats.peft import folder as peft
-from ..formats.peft import heads, layout
 from .manifest import Manifest
 from .pool import size
 from .subspace import Lora, Subspace, distance, fit
@@ -223,6 +223,13 @@ def adapters(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
     return out
 
 
+def known(found: Mapping[str, Path]) -> None:
+    """Refuses adapters of a kind that nothing here reads, before a base is loaded for them."""
+    for folder in found.values():
+        if (kind := peft.config(folder)["peft_type"]) not in FAMILIES:
+            raise CommonweightError(f"{folder}: {refusals.kind(kind, sorted(FAMILIES))}")
+
+
 def of_task(found: Mapping[str, Path]) -> str:
     """What the adapters are for, as their ``task_type`` says: classify, embed or lm; without one, lm unless one of them
     brings a head. Raises: CommonweightError for several tasks."""
@@ -265,7 +272,7 @@ def classes_of(found: Mapping[str, Path]) -> dict[str, int]:
 
 def _one_base(found: Mapping[str, Path]) -> None:
     """Adapters that name different bases do not belong together, whatever their shapes."""
-    named = {n: peft.read(f)[0].get("base_model_name_or_path") for n, f in found.items()}
+    named = {n: peft.config(f).get("base_model_name_or_path") for n, f in found.items()}
     first = next((n for n in named if named[n]), None)
     for n, base in named.items():
         if first and base and base != named[first]:

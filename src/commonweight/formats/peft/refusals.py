@@ -9,7 +9,7 @@ from ...core import CommonweightError
 
 MERGE = (
     "PEFT can merge it (merge_and_unload, then save_pretrained): the result can be a base here, or `commonweight "
-    "extract` makes a LoRA of its difference from the base"
+    "extract` makes a LoRA of what changed in its linear layers"
 )
 _AGAIN = "train the adapter again without it"
 
