@@ -220,3 +220,45 @@ def test_a_changed_bias_goes_along(tmp_path):
     there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
     with torch.no_grad():
         torch.testing.assert_close(answer(there, batch), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_default_is_peft_s_own_format_where_it_has_one(name, kind, tmp_path):
+    method = name.removesuffix("-compact")
+    model, batch = make(kind)
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    stir(host.add("t", method, **NATIVE[name]), std=0.03)
+    host.export_peft("t", tmp_path / "a")
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    lacks = kind == "gpt2" and method in LINEAR_ONLY
+    assert report["native"] is not lacks
+    if lacks:
+        assert f"PEFT has no {method} for Conv1D layers" in report["why_not_native"]
+    else:
+        host.export_peft("t", tmp_path / "b", native=True)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    with torch.no_grad():
+        with host.route("t"):
+            want = answer(model, batch)
+        there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
+        torch.testing.assert_close(answer(there, batch), want, rtol=1e-3, atol=1e-3)
+
+
+def test_what_asks_for_lora(tmp_path):
+    host = cw.Host(make("llama")[0])
+    stir(host.add("t", "ia3"), std=0.03)
+    sizes = {}
+    for name, options in {"own": {}, "asked": {"native": False}, "loose": {"tolerance": 0.5}}.items():
+        at = host.export_peft("t", tmp_path / name, **options)
+        kind = json.loads((at / "adapter_config.json").read_text())["peft_type"]
+        assert kind == ("IA3" if name == "own" else "LORA")
+        sizes[name] = (at / "adapter_model.safetensors").stat().st_size
+    assert sizes["own"] < sizes["loose"] < sizes["asked"]
+    with pytest.raises(cw.CommonweightError, match="tolerance is of plain LoRA, native=True asks for"):
+        host.export_peft("t", tmp_path / "no", native=True, tolerance=0.1)
+    stir(host.add("m", "mos", rank=4, budget=2, private=1, shards=2))
+    at = host.export_peft("m", tmp_path / "m")
+    assert "mos has no format of its own in PEFT" in json.loads((at / "report.json").read_text())["why_not_native"]
