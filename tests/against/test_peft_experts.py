@@ -107,6 +107,24 @@ def test_a_layer_for_each_expert(kind, tmp_path):
     torch.testing.assert_close(got, there(kind, tmp_path / "a"), rtol=1e-5, atol=1e-5)
 
 
+def test_what_the_factors_do_to_the_weights(tmp_path):
+    """PEFT 0.21.2 reads nothing of such a file for qwen2_moe, without an error: so by hand, too."""
+    t = of_transformers_4("qwen", tmp_path / "a")
+    host, _, _ = here("qwen", tmp_path / "a")
+    merged, at = host.merged("x"), "model.layers.1.mlp.experts"
+    assert merged.keys() == {f"model.layers.{i}.mlp.experts.{n}" for i in (0, 1) for n in ("gate_up_proj", "down_proj")}
+    for e in range(4):
+
+        def change(name, e=e):
+            key = f"base_model.model.{at}.{e}.{name}.lora_"
+            return 5 / 3 * t[f"{key}B.weight"] @ t[f"{key}A.weight"]
+
+        both = torch.cat([change("gate_proj"), change("up_proj")])
+        for name, want in (("gate_up_proj", both), ("down_proj", change("down_proj"))):
+            own = host.weight(f"{at}.{name}[{e}]")
+            torch.testing.assert_close(merged[f"{at}.{name}"][e] - own, want, rtol=1e-4, atol=1e-5)
+
+
 CONFIGS = {
     "both": lambda: peft.LoraConfig(
         r=3, lora_alpha=5, target_modules=["q_proj"],

@@ -83,15 +83,16 @@ class Stacked(Physical):
 
 
 class _Expert(Physical):
-    """One expert's rows."""
+    """One expert, by its rows in the weight of all. Cost: a view."""
 
     def __init__(self, whole: Stacked, rows: tuple[int, int]):
         super().__init__(whole.name, whole.module, whole.kind, False)
-        self.whole, self.range = whole, slice(*rows)
+        self.whole, self.at = whole, rows[0] // whole.out
 
     @property
     def weight(self) -> Tensor:
-        return self.whole.weight[self.range]
+        w = self.whole.parameter[self.at]
+        return w.T if self.whole.turned else w
 
     @property
     def bias(self) -> Tensor | None:
