@@ -96,7 +96,7 @@ def _split(where: str, data: bytes) -> tuple[dict[str, Any], dict[str, Content]]
         raw = json.loads(data[8 : 8 + length])["__metadata__"]["commonweight"]
     except (SafetensorError, ValueError, KeyError) as e:
         raise CommonweightError(f"{where}: not a whole tenant file ({e})") from e
-    header = native.parse_header(where, raw)
+    header = native.parse_header(where, raw, data)
     for k, c in tensors.items():
         if c.dtype not in pool.DTYPES:
             raise CommonweightError(

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ from . import coding
 from .coding import Choice
 
 FORMAT = 2
+MOST = 1 << 18  # sites of a tenant
+FEW = 1 << 12  # of these any file may have so many, however small it is
 CHECK = "~check"
 _BLANK = "0" * 32
 _RANGES = re.compile(r"(\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*)?", re.ASCII)
@@ -60,15 +64,16 @@ def pack_sites(sites: list[Site]) -> dict[str, list[Any]]:
     return out
 
 
-def unpack_sites(where: str, packed: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """{site name: (out, inp)}. Raises: CommonweightError, with `where`, for what `pack_sites` does not write."""
+def unpack_sites(where: str, packed: Mapping[str, Any], most: int = MOST) -> dict[str, tuple[int, int]]:
+    """{site name: (out, inp)}; at most so many. Raises: CommonweightError, with `where`, for what `pack_sites` does not
+    write."""
     out = {}
     for key, entry in packed.items():
         numbers = None
         if isinstance(entry, list) and len(entry) == 3 and all(whole(n) for n in entry[:2]):
-            numbers = unpack_numbers(entry[2])
+            numbers = unpack_numbers(entry[2], most - len(out))
         if numbers is None:
-            raise damaged(where, f"the site {key!r} is {entry!r}")
+            raise damaged(where, f"the site {key!r} is {reprlib.repr(entry)}, or with it there are over {most:,}")
         for n in numbers or [None]:
             out[key if n is None else key.replace("{}", str(n), 1)] = (entry[0], entry[1])
     return out
@@ -84,15 +89,15 @@ def pack_numbers(numbers: list[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def unpack_numbers(ranges: Any) -> list[int] | None:
-    """What `pack_numbers` packed; None for anything else."""
+def unpack_numbers(ranges: Any, most: int = MOST) -> list[int] | None:
+    """What `pack_numbers` packed; None for anything else, and for more than `most`."""
     out: list[int] = []
     if not isinstance(ranges, str) or not _RANGES.fullmatch(ranges):
         return None
     for part in ranges.split(",") if ranges else ():
         first, _, last = part.partition("-")
         a, b = int(first), int(last or first)
-        if b < a or (out and a <= out[-1]):  # ascending, so that no header names more than a million
+        if b < a or (out and a <= out[-1]) or len(out) + b - a >= most:
             return None
         out += range(a, b + 1)
     return out
@@ -176,21 +181,25 @@ def sealed(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     return bytes(data)
 
 
-def digest(data: bytes | bytearray, said: str) -> str:
+Bytes = bytes | bytearray | mmap.mmap
+
+
+def digest(data: Bytes, said: str) -> str:
     """BLAKE2b-128 of a file's bytes with the 32 digits of its ``digest``, here `said`, read as zeros."""
     h, at = hashlib.blake2b(digest_size=16), _place(data, said)
-    for part in (memoryview(data)[:at], _BLANK.encode(), memoryview(data)[at + len(said) :]):
-        h.update(part)
+    with memoryview(data) as view, view[:at] as before, view[at + len(said) :] as after:
+        for part in (before, _BLANK.encode(), after):
+            h.update(part)
     return h.hexdigest()
 
 
-def _place(data: bytes | bytearray, said: str) -> int:
+def _place(data: Bytes, said: str) -> int:
     """Where in a file its digest stands, quotation marks escaped as they are in a string within JSON."""
     mark = b'\\"digest\\": \\"'
     return max(0, data.find(mark + said.encode())) + len(mark)
 
 
-def verify(where: str, header: Mapping[str, Any], data: bytes) -> None:
+def verify(where: str, header: Mapping[str, Any], data: Bytes) -> None:
     """Raises: CommonweightError when a bit of the file is not as it was written. Files of old may have no digest."""
     said = header.get("digest")
     if said is not None and digest(data, said) != said:
@@ -198,27 +207,31 @@ def verify(where: str, header: Mapping[str, Any], data: bytes) -> None:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a tenant's file. Reads no tensor."""
+    """The JSON header of a tenant's file. Reads no tensor, unless the header names many sites: then every bit is looked
+    at before they are made."""
     with opened(path) as f:
         raw = (f.metadata() or {}).get("commonweight")
     if raw is None:
         raise CommonweightError(
             f"{path}: a safetensors file, but not a commonweight tenant; a PEFT adapter folder is read by import_peft"
         )
-    return parse_header(str(path), raw)
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return parse_header(str(path), raw, data)
 
 
-def parse_header(where: str, raw: str) -> dict[str, Any]:
-    """The JSON header from its text, every field looked at."""
+def parse_header(where: str, raw: str, data: Bytes) -> dict[str, Any]:
+    """The JSON header from its text, every field looked at. data: the file's bytes, whose digest comes first where the
+    header counts further than `FEW`."""
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as e:
         raise damaged(where, str(e)) from e
-    return look(where, header)
+    return look(where, header, data)
 
 
-def look(where: str, header: Any) -> dict[str, Any]:
-    """A header with every field looked at."""
+def look(where: str, header: Any, data: Bytes | None = None) -> dict[str, Any]:
+    """A header with every field looked at. data: the bytes of its file, beyond which no count in it may go: a number
+    takes a 64th of a byte at least, a site a byte."""
     if not isinstance(header, dict):
         raise damaged(where, "it is no JSON object")
     version = header.get("format")
@@ -229,8 +242,26 @@ def look(where: str, header: Any) -> dict[str, Any]:
             raise damaged(where, f"it has no {key!r}")
         if key in header and not fits(header[key]):
             raise damaged(where, f"{key!r} is {header[key]!r}")
+    if data is not None:
+        _bounded(where, header, data)
     unpack_sites(where, header["sites"])
     return header
+
+
+def _bounded(where: str, header: Mapping[str, Any], data: Bytes) -> None:
+    """Counts are held against the file's size before anything of their size is made."""
+    size, most = len(data), 0
+    for key, value in header["config"].items():
+        if whole(value) and value > max(FEW, 64 * size):
+            raise damaged(where, f"its config says {key}={value:,} in a file of {size:,} bytes")
+        most = max(most, value if whole(value) else 0)
+    named = [e[2] for e in header["sites"].values() if isinstance(e, list) and len(e) == 3 and isinstance(e[2], str)]
+    ranges = re.findall(r"(\d{1,9})(?:-(\d{1,9}))?", ",".join(n for n in named if _RANGES.fullmatch(n)))
+    sites = sum(max(0, int(b or a) - int(a)) + 1 for a, b in ranges)
+    if sites > min(MOST, max(FEW, size)):
+        raise damaged(where, f"it names {sites:,} sites in a file of {size:,} bytes")
+    if max(most, sites) > FEW and "digest" in header:
+        verify(where, header, data)
 
 
 def _text(value: Any) -> bool:
