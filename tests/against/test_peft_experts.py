@@ -204,6 +204,14 @@ def test_experts_by_a_pattern_and_by_a_function():
     assert [u.site for u in some.plan.uses] == [u.site for u in t.plan.uses]
 
 
+def test_what_is_no_change_of_a_weight_is_named():
+    host = cw.Host(model("qwen"))
+    host.add("t", "bottleneck", sites="*.experts.down_proj")
+    with pytest.raises(cw.CommonweightError, match=r"down_proj: .* is no change of a weight, which experts"):
+        with host.route("t"):
+            host.model(**IDS)
+
+
 def test_what_fits_no_expert_is_named(tmp_path):
     tensors = of_transformers_4("qwen", tmp_path / "a")
     host = cw.Host(model("qwen"))
@@ -218,6 +226,8 @@ def test_what_fits_no_expert_is_named(tmp_path):
     refused(r"expert 9 of model.layers.0.mlp.experts.gate_up_proj: this base has 4", **more)
     refused(r"experts.0: adapts a weight of \(24, 30\), .* wants \(24, 32\)", **{key.format(0, "A"): torch.ones(3, 30)})
     refused(r"\(2, 32\), its B is \(24, 3\)", **{key.format(0, "A"): torch.ones(2, 32)})
+    four = {key.format(0, f): t for f, t in (("A", torch.ones(4, 32)), ("B", torch.ones(24, 4)))}
+    refused("experts.0.gate_proj: its factors are of rank 4, adapter_config.json says 3", **four)
     save_file({k: v for k, v in tensors.items() if k != key.format(0, "B")}, tmp_path / "a" / folder.TENSORS)
     with pytest.raises(cw.CommonweightError, match=r"experts.0.gate_proj has no lora_B.weight"):
         host.import_peft("x", tmp_path / "a")

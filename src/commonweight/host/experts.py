@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..core import Site
+from ..core import CommonweightError, Site
 from .apart import Unfit
 from .current import Current
 from .route import Route
@@ -76,6 +76,11 @@ class Stacked(Physical):
         for (start, end), mine in sorted(by_rows.items(), key=lambda item: item[0]):
             w = base[start:end]
             for entry in mine:
+                if getattr(entry.bind, "weight", None) is None:
+                    raise CommonweightError(
+                        f"{self.name}: {type(entry.bind).__name__} is no change of a weight, which experts and routers "
+                        "want; take a method that can be merged, such as lora"
+                    )
                 w = entry.bind.weight(w, **entry.slots(None))
             parts += [base[at:start], w]
             at = end

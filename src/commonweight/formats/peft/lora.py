@@ -60,6 +60,8 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     r, alpha, rslora = count(config, "r"), number(config, "lora_alpha", 8), bool(config.get("use_rslora"))
 
     def scale(name: str, rank: int) -> float:
+        if rank != (want := by_pattern(rank_pattern, name, r)):
+            raise refusals.tensor(f"{PREFIX}{name}", f"its factors are of rank {rank}, adapter_config.json says {want}")
         return float(by_pattern(alpha_pattern, name, alpha)) / (math.sqrt(rank) if rslora else rank)
 
     tensors, in_experts = experts.part(tensors, sites, scale)
