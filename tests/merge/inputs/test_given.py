@@ -158,6 +158,9 @@ def test_a_tied_module_and_a_folder_that_has_the_head_once(tmp_path):
     )
     assert set(cw.merge.linear([module, module])) == {"embed_tokens.weight", "lm_head.weight"}
     other = {"embed_tokens.weight": torch.randn(5, 3), "lm_head.weight": torch.randn(5, 3)}
+    own = cw.merge.linear([other, tmp_path])  # a head that is not tied stands beside the table that is one
+    torch.testing.assert_close(own["lm_head.weight"], (other["lm_head.weight"] + one["embed_tokens.weight"]) / 2)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(cw.CommonweightError, match=r"lm_head.weight: .* has no such tensor"):
         cw.merge.linear([other, tmp_path])
     with pytest.raises(cw.CommonweightError, match=r"lm_head.weight: .* has no such tensor"):

@@ -434,7 +434,7 @@ def test_the_config_of_slices(four):
     wanted = {"num_hidden_layers": 5, "layer_types": ["a", "b", "c", "c", "d"], "mlp_only_layers": [0, 2, 3]}
     assert found == {"text_config": {**wanted, "dtype": "float32", "vocab_size": 20}, **wanted, "dtype": "float32"}
     Path("m1/config.json").write_text(json.dumps({**layers, "layer_types": ["a", "b", "c"]}))
-    with pytest.raises(cw.CommonweightError, match="layer_types has 3 entries, a slice has layer 3; give the deepest"):
+    with pytest.raises(cw.CommonweightError, match="layer_types has 3 entries, a slice has layer 3; mend"):
         made(text % "3", "other")
 
 

@@ -17,15 +17,14 @@ from ...host.files import weights
 from ...host.tenant import Tenant
 from ..schema.types import Input, Recipe, Slice
 from ..sources.adapted import Adapted
+from ..sources.heads import settle, tied
 from ..sources.model import open_source
 from ..sources.opened import Opened, is_tenant, stored
-from ..sources.source import Source
+from ..sources.source import Source, config_of
 from ..sources.tenanted import Tenanted
-from .models import EMBEDDING, HEAD, Models, whole
+from .models import Models, whole
 
 _ELSEWHERE = re.compile(r"\+|^[\w-][^/]*/[^/]+$")  # a model with an adapter, or a hub name
-_TABLES = (*EMBEDDING, "tok_embeddings.weight", "embed_in.weight", "shared.weight")
-_HEADS = (HEAD, "decoder.weight", "embed_out.weight", *EMBEDDING)  # T5 has its table under several names
 
 
 class Given(NamedTuple):
@@ -41,8 +40,9 @@ def given(models: Any, base: Any = None, takes_base: bool = True) -> Given:
     on `base`: folders of LoRA adapters (PEFT), tenants (files, "STORE:TENANT", `host[name]`).
 
     takes_base: whether the method does. Where it does not, a base is what adapters and tenants stand on, and no more.
-    The head that some models tie to their embedding, and others leave out, is left out of all. What is not known of a
-    tenant is a warning, as on which weights it was trained where its host is gone.
+    The head that some models tie to their embedding, and others leave out, is left out of all; where others have a head
+    of their own, the embedding stands for it. Buffers that only some have, and a model makes anew, are left out. What
+    is not known of a tenant is a warning, as on which weights it was trained where its host is gone.
     Raises: CommonweightError for what is no model, and for an adapter or a tenant that has no base to stand on.
     """
     if isinstance(models, str | Path):
@@ -60,10 +60,17 @@ def given(models: Any, base: Any = None, takes_base: bool = True) -> Given:
         whole(source)
     for notice in dict.fromkeys(n for s in found if isinstance(s, Tenanted) for n in s.notices):
         warnings.warn(notice, stacklevel=2)
-    _untie(every)
+    settled = settle({str(i): s for i, s in enumerate(every)}, lambda i: _ties(every[int(i)])).sources
+    found = [settled[str(i)] for i in range(len(every) - len(found), len(every))]
+    root = None if root is None else settled["0"]
     stands = not takes_base and any(p is not None for *_, p in asked)
     lead = root or (found[0] if found else None)
     return Given(found, None if stands else root, {} if lead is None else getattr(lead, "kept", lead.dtypes))
+
+
+def _ties(source: Source) -> bool:
+    """By the config beside its files; of what is in memory nothing is known."""
+    return bool(source.files) and tied(config_of(source.files[0]))
 
 
 class _Part(NamedTuple):
@@ -132,22 +139,3 @@ def _checked(state: Mapping[Any, Any], label: str) -> None:
         if isinstance(t, Tensor) and (t.layout != torch.strided or t.is_quantized or t.is_complex()):
             kind = t.dtype if t.layout == torch.strided else str(t.layout).removeprefix("torch.")
             raise CommonweightError(f"{name}: {label} has a tensor of {kind}; wanted a dense one of real numbers")
-
-
-def _untie(sources: Sequence[Source]) -> None:
-    """A head that is its embedding is left out where others have the embedding alone."""
-    common = set.intersection(*(set(s.shapes) for s in sources)) if sources else set()
-    tables = sorted(n for n in common if n.endswith(_TABLES))
-    for name in sorted(n for n in {n for s in sources for n in s.shapes} - common if n.endswith(_HEADS)):
-        having = [s for s in sources if name in s.shapes]
-        if any(all(_twins(s, name, table) for s in having) for table in tables):
-            for s in having:
-                s.shapes = {n: shape for n, shape in s.shapes.items() if n != name}
-
-
-def _twins(source: Source, a: str, b: str) -> bool:
-    shape = source.shapes[a]
-    if len(shape) != 2 or shape != source.shapes[b] or source.dtypes[a] != source.dtypes[b]:
-        return False
-    x, y = source.read(a), source.read(b)
-    return torch.equal(x, y) and bool((x != x.reshape(-1)[:1]).any())  # constants are alike by chance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from ...core import CommonweightError
 from ...formats.peft.folder import CONFIG, TENSORS
 from ..schema.types import Recipe, Vocabulary
 from ..sources.adapted import Adapted
+from ..sources.heads import EMBEDDINGS, HEAD, settle, tied
 from ..sources.model import open_source
 from ..sources.opened import is_tenant, stored
 from ..sources.quantised import Quantised
@@ -22,7 +24,6 @@ from ..vocabulary.padded import Padded
 
 FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _FACTOR = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
-HEAD, EMBEDDING = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
 
 class Models:
@@ -37,14 +38,18 @@ class Models:
         self.sources: dict[str, Source] = {}
         self.notices: list[str] = []
         self.hub: list[str] = []
-        self.lead = self.path(self._parts(recipe.base or recipe.slices[0].inputs[0].model)[0])
+        self._first = self._parts(recipe.base or recipe.slices[0].inputs[0].model)[0]
+        self.lead = self.path(self._first)
         self.vocabulary: vocabulary.Vocabulary | None = None
+        self.untied = False  # whether heads are written of models that have none of their own
         self._raw: dict[str, Source] = {}
         self._standing: dict[str, bool] = {}
         self._dtypes: dict[int, Mapping[str, torch.dtype]] = {}
         self._tables: dict[str, dict[int, list[tuple[str, int]]]] = {}
         if recipe.vocabulary is not None:
             self._join(recipe.vocabulary)
+        users = dict.fromkeys(x.model for part in recipe.slices for x in part.inputs)
+        self._settle([*([recipe.base] if recipe.base else []), *(u for u in users if u != recipe.base)])
 
     def open(self, name: str) -> Source:
         if name not in self.sources:
@@ -53,6 +58,20 @@ class Models:
             self._dtypes[id(found)] = getattr(raw, "kept", raw.dtypes)
             self.sources[name] = found
         return self.sources[name]
+
+    @property
+    def leader(self) -> Source:
+        """The model whose config is taken, with its own vocabulary."""
+        return self._plain(self._first)
+
+    def names(self) -> set[str]:
+        """Of all tensors of the models that are merged."""
+        return {n for source in self._raw.values() for n in source.shapes}
+
+    def config(self, name: str) -> dict[str, Any]:
+        """config.json of the model of a name, or of the one that an adapter or a tenant stands on."""
+        model = self._recipe.base if self.stands(name) else self._parts(name)[0]
+        return {} if model is None else config_of(self.path(model))
 
     def dtype(self, read: Read) -> torch.dtype:
         """Of a result like this: of what is on the disk, where an adapter or a tenant is added in float32."""
@@ -69,6 +88,14 @@ class Models:
         if name not in self._raw:
             self._raw[name] = self._open(name)
         return self._raw[name]
+
+    def _settle(self, names: list[str]) -> None:
+        """Heads and buffers, which files of one architecture have or leave out, as one."""
+
+        done = settle({n: self._plain(n) for n in names}, lambda name: tied(self.config(name)))
+        self._raw.update(done.sources)
+        self.untied = done.untied
+        self.notices += done.notices
 
     def path(self, name: str) -> Path:
         """Beside the recipe, else from where we are, else on the hub (or in its cache)."""
@@ -171,7 +198,7 @@ def whole(source: Source) -> Source:
 
 def _untied(source: Source, name: str) -> Source:
     """Without the head that the model's config ties to its embedding: it is written once."""
-    embedding = next((n for n in source.shapes if n.endswith(EMBEDDING)), None)
+    embedding = next((n for n in source.shapes if n.endswith(EMBEDDINGS)), None)
     if HEAD not in source.shapes or embedding is None:
         return source
     if source.shapes[HEAD] != source.shapes[embedding] or not _equal(source, HEAD, embedding):

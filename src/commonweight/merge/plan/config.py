@@ -6,58 +6,61 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core import CommonweightError
+from ..architecture.blank import CONFIG
+from ..architecture.resized import Block, resized
+from ..architecture.stacks import Stack
 from ..schema.types import DTYPES
 from ..sources.source import config_of
 from ..stream.work import Task
+from .frame import Frame
 
-FILE = "config.json"
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # where no model tells which key it is
 _DTYPE = ("dtype", "torch_dtype")
-_KINDS = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")  # an entry for each layer
-_NUMBERS = ("mlp_only_layers",)  # layers by their numbers
 _TEXT = "text_config"
 _QUANTISED = "quantization_config"  # goes: the result is not quantised, whatever was read
+_TIED = "tie_word_embeddings"
 
 
 def read(lead: Path) -> dict[str, Any] | None:
     """None where there is none. Raises: CommonweightError for one that is damaged, or no names and values."""
-    return config_of(lead) if (lead / FILE).is_file() else None
+    return config_of(lead) if (lead / CONFIG).is_file() else None
 
 
 def made(
-    found: Mapping[str, Any], tasks: Iterable[Task], blocks: Sequence[int] | None, rows: int | None
+    found: Mapping[str, Any],
+    tasks: Iterable[Task],
+    frame: Frame | None,
+    blocks: Sequence[Block],
+    rows: int | None,
+    untied: bool,
 ) -> dict[str, Any]:
-    """blocks: which of the lead's each of the result's is, where they are not the same; rows: of the embedding. The
-    dtype is that of most of the numbers. The part for the text, where a model has others, is changed alike.
+    """frame, blocks: of slices; rows: of the embedding, where it is mapped by token; untied: the result has a head of
+    its own. The dtype is that of most of the numbers. The text part, where a model has several, is changed alike.
 
     Raises: CommonweightError for blocks of which a list in the config says nothing.
     """
+    out = {k: v for k, v in found.items() if k != _QUANTISED}
+    if frame is not None:
+        out = resized(out, frame.stacks or _by_name(out, frame), blocks)
     changed: dict[str, Any] = {} if (dtype := _most(tasks)) is None else dict.fromkeys(_DTYPE, dtype)
     if rows is not None:
         changed["vocab_size"] = rows
-    out = {k: v for k, v in _part(found, changed, blocks).items() if k != _QUANTISED}
-    if isinstance(text := out.get(_TEXT), Mapping):
-        out[_TEXT] = _part(text, changed, blocks)
-    return out if rows is None else {**out, "vocab_size": rows}
+    if untied:
+        changed[_TIED] = False
+    out |= {k: changed[k] for k in out.keys() & changed.keys()}
+    text = out.get(_TEXT)
+    if isinstance(text, Mapping):
+        out[_TEXT] = {**text, **{k: changed[k] for k in text.keys() & changed.keys()}}
+    return out | ({} if rows is None else {"vocab_size": rows}) | ({_TIED: False} if untied else {})
 
 
-def _part(found: Mapping[str, Any], changed: Mapping[str, Any], blocks: Sequence[int] | None) -> dict[str, Any]:
-    out = {k: changed.get(k, v) for k, v in found.items()}
-    if blocks is None:
-        return out
-    for key, value in found.items():
-        if key in _LAYERS:
-            out[key] = len(blocks)
-        elif key in _KINDS and isinstance(value, list) and value:
-            if max(blocks) >= len(value):
-                raise CommonweightError(
-                    f"{FILE}: {key} has {len(value)} entries, a slice has layer {max(blocks)}; give the deepest "
-                    "model as base, or first"
-                )
-            out[key] = [value[b] for b in blocks]
-        elif key in _NUMBERS and isinstance(value, list):
-            out[key] = [i for i, b in enumerate(blocks) if b in value]
+def _by_name(config: Mapping[str, Any], frame: Frame) -> list[Stack]:
+    """Where the config says how many blocks, by the usual names of that."""
+    out = []
+    for part in ((), (_TEXT,)):
+        at: Any = config.get(_TEXT) if part else config
+        keys = [k for k in _LAYERS if isinstance(at, Mapping) and type(at.get(k)) is int]
+        out += [Stack(p, at[k], part, k, "") for k in keys for p in frame.prefixes]
     return out
 
 

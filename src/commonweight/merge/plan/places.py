@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ...core import CommonweightError
+from ..architecture.stacks import lengths, place
 from ..inputs.models import Models
 from ..schema.types import Input, Recipe, Slice
-from ..sources.at import block
 from ..sources.source import Source
+from .frame import Frame
 from .rules import Ruled, ruled
 
-_FIRST = re.compile(r"embed|(^|\.)(wte|wpe)(\.|$)")  # outside of blocks, what comes before them
+_BLOCKS = 10_000  # of a result: what a few lines can ask for by the number
 
 
 class Out(NamedTuple):
@@ -34,9 +35,14 @@ def whole(recipe: Recipe) -> bool:
     return len(recipe.slices) == 1 and all(x.layers is None for x in recipe.slices[0].inputs)
 
 
-def order(recipe: Recipe) -> list[int]:
-    """The blocks of slices one after the other, by their numbers in each slice's first model."""
-    return [i for part in recipe.slices for i in range(*_span(part.inputs[0]))]
+def order(recipe: Recipe) -> list[tuple[str, int]]:
+    """The blocks of slices one after the other: (each slice's first model, their number in it).
+
+    Raises: CommonweightError for more than `_BLOCKS`.
+    """
+    if (total := sum(map(_depth, recipe.slices))) > _BLOCKS:
+        raise CommonweightError(f"slices: {total:,} blocks; wanted at most {_BLOCKS:,}")
+    return [(part.inputs[0].model, i) for part in recipe.slices for i in range(*_span(part.inputs[0]))]
 
 
 def _depth(part: Slice) -> int:
@@ -44,9 +50,10 @@ def _depth(part: Slice) -> int:
     return end - first
 
 
-def outs(recipe: Recipe, models: Models) -> list[Out]:
-    """All of them, those among them that rules drop. Raises: CommonweightError for what some models do not have."""
-    return _whole(recipe, models) if whole(recipe) else _sliced(recipe, models)
+def outs(recipe: Recipe, models: Models, frame: Frame | None) -> list[Out]:
+    """All of them, those among them that rules drop; frame: of slices. Raises: CommonweightError for what some models
+    do not have."""
+    return _whole(recipe, models) if frame is None else _sliced(recipe, models, frame)
 
 
 def _whole(recipe: Recipe, models: Models) -> list[Out]:
@@ -56,11 +63,17 @@ def _whole(recipe: Recipe, models: Models) -> list[Out]:
     said = {n: ruled(recipe, n) for n in sorted({n for s in sources for n in s.shapes})}
     for name, rules in said.items():
         _everywhere(name, rules, [(s, name) for s in sources])
-    blocks = _blocks([n for n, rules in said.items() if not rules.drop])
-    return [Out(n, part, (n,) * len(part.inputs), rules, _t(block(n), blocks)) for n, rules in said.items()]
+    every = lengths(n for n, rules in said.items() if not rules.drop)
+    return [Out(n, part, (n,) * len(part.inputs), rules, _place(n, every)) for n, rules in said.items()]
 
 
-def _sliced(recipe: Recipe, models: Models) -> list[Out]:
+def _place(name: str, every: Mapping[str, int]) -> float:
+    """In its own stack: an encoder and a decoder go from 0 to 1 each."""
+    at = place(name)
+    return 0.0 if at is None else _t(at[1], every.get(at[0], 0))
+
+
+def _sliced(recipe: Recipe, models: Models, frame: Frame) -> list[Out]:
     """Blocks one after the other; what comes before them is the first slice's, what comes after them the last's."""
     out: list[Out] = []
     offset = 0
@@ -69,10 +82,11 @@ def _sliced(recipe: Recipe, models: Models) -> list[Out]:
             raise CommonweightError(f"slices[{i}]: its models have different numbers of layers; give as many of each")
         sources = [models.open(x.model) for x in part.inputs]
         for x, source in zip(part.inputs, sources):
-            blocks = _blocks(source.shapes)
+            every = lengths(source.shapes)
+            blocks = min(every.get(p, 0) for p in frame.prefixes)
             if _span(x)[1] > blocks:
                 raise CommonweightError(f"slices[{i}]: {x.model} has {blocks} layers; {_span(x)[1]} are asked for")
-        for name, at in _names(part, sources, first=i == 0, last=i == len(recipe.slices) - 1):
+        for name, at in _names(part, sources, frame, first=i == 0, last=i == len(recipe.slices) - 1):
             made = name if at is None else _renamed(name, offset + at)
             mine = tuple(name if at is None else _renamed(name, _span(x)[0] + at) for x in part.inputs)
             rules = ruled(recipe, made)
@@ -82,15 +96,17 @@ def _sliced(recipe: Recipe, models: Models) -> list[Out]:
     return out
 
 
-def _names(part: Slice, sources: Sequence[Source], first: bool, last: bool) -> Iterator[tuple[str, int | None]]:
+def _names(
+    part: Slice, sources: Sequence[Source], frame: Frame, first: bool, last: bool
+) -> Iterator[tuple[str, int | None]]:
     """Each name that a model of the slice has there, with block 0 for the slice's first; and which block it is."""
     found: set[tuple[str, int | None]] = set()
     for x, source in zip(part.inputs, sources):
         start, end = _span(x)
         for name in source.shapes:
-            depth = block(name)
+            depth = frame.block(name)
             if depth is None:
-                if first if _FIRST.search(name) else last:
+                if last if name in frame.last else first:
                     found.add((name, None))
             elif start <= depth < end:
                 found.add((_renamed(name, depth - start), depth - start))
@@ -112,10 +128,6 @@ def _everywhere(name: str, rules: Ruled, found: Sequence[tuple[Source, str]]) ->
 
 def _t(depth: int | None, blocks: int) -> float:
     return 0.0 if depth is None else depth / (blocks - 1) if blocks > 1 else 1.0
-
-
-def _blocks(names: Iterable[str]) -> int:
-    return 1 + max((b for b in map(block, names) if b is not None), default=-1)
 
 
 def _span(x: Input) -> tuple[int, int]:

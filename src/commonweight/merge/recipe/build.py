@@ -9,16 +9,21 @@ from typing import Any
 
 from ...core import CommonweightError
 from .. import registry
+from ..architecture.check import Model
+from ..architecture.resized import Block
+from ..architecture.stacks import lengths
 from ..inputs import checks as inputs
 from ..inputs.models import Models
 from ..plan import config
 from ..plan.built import Built
+from ..plan.described import check
+from ..plan.frame import frame
 from ..plan.places import Out, order, outs, whole
 from ..plan.rules import idle
 from ..registry import Beside, Method, Range
 from ..schema.settings import first, value
 from ..schema.types import DTYPES, WEIGHT, Input, Recipe, Rule
-from ..sources.at import block, places
+from ..sources.at import places
 from ..sources.source import Read
 from ..stream import beside, digest
 from ..stream.work import Job, Task
@@ -29,7 +34,9 @@ def build(recipe: Recipe) -> Built:
     """Raises: CommonweightError for tensors that do not fit, options out of range, models that cannot be read."""
     models = Models(recipe)
     stated = config.read(models.lead)
-    found = outs(recipe, models)
+    blocks = () if whole(recipe) else order(recipe)
+    framed = None if whole(recipe) else frame(stated, models.names())
+    found = outs(recipe, models, framed)
     kept = [o for o in found if not o.ruled.drop]
     if not kept:
         raise CommonweightError("recipe: no tensor is left; its rules drop all of them")
@@ -39,14 +46,18 @@ def build(recipe: Recipe) -> Built:
         job, reads, base = _job(recipe, models, out, made)
         jobs.setdefault(job[0], (job[1], []))[1].append((out, reads, base))
     tasks = tuple(_tasks(recipe, models, jobs, [o.name for o in kept]))
-    blocks = None if whole(recipe) else order(recipe)
     words = models.vocabulary
+    rows = None if words is None else words.rows
+    placed = [Block(models.config(m) or stated or {}, i) for m, i in blocks]
+    said, told = None, list[str]()
+    if stated is not None:
+        said = config.made(stated, tasks, framed, placed, rows, models.untied)
+        told = check(said, tasks, Model(stated, models.leader.shapes), framed, placed, rows)
     return Built(
         recipe, tasks, models.sources, models.lead,
-        (*recipe.notices, *models.notices, *_apart(recipe, models), *idle(recipe, [o.ruled for o in found]),
-         *beside.check(tasks)),
-        None if stated is None else config.made(stated, tasks, blocks, None if words is None else words.rows),
-        None if words is None else words.text, tuple(models.hub),
+        (*recipe.notices, *models.notices, *(framed.notices if framed else ()), *_apart(recipe, models),
+         *idle(recipe, [o.ruled for o in found]), *beside.check(tasks), *told),
+        said, None if words is None else words.text, tuple(models.hub),
     )  # fmt: skip
 
 
@@ -162,7 +173,7 @@ def _made(method: Method, options: Any, weights: Any, n: int, made: dict[str, Jo
 
 
 def _tasks(recipe: Recipe, models: Models, jobs: Mapping[str, Any], names: Sequence[str]) -> list[Task]:
-    blocks = 1 + max((b for b in map(block, names) if b is not None), default=-1)
+    blocks = lengths(names)
     wanted = DTYPES[recipe.dtype] if recipe.dtype else None
     out, copied = [], []
     for job, entries in jobs.values():

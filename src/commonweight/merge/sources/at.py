@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from ..architecture.stacks import lengths, place
 
 
 class At(NamedTuple):
@@ -24,24 +25,23 @@ class At(NamedTuple):
 
 def block(name: str) -> int | None:
     """The number of the block that a tensor belongs to: the first number that stands alone between dots."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return int(found[1]) if found else None
+    at = place(name)
+    return None if at is None else at[1]
 
 
 def depths(names: Iterable[str]) -> dict[str, tuple[int, int] | None]:
-    """Name -> (block, number of blocks), as the names say; outside of blocks none."""
-    found = {n: block(n) for n in names}
-    blocks = 1 + max((b for b in found.values() if b is not None), default=-1)
-    return {n: None if b is None else (b, blocks) for n, b in found.items()}
+    """Name -> (block, number of blocks) in its own stack, as the names say; outside of blocks none."""
+    found = {n: place(n) for n in names}
+    blocks = lengths(found)
+    return {n: None if at is None else (at[1], blocks[at[0]]) for n, at in found.items()}
 
 
-def places(shapes: Mapping[str, tuple[int, ...]], blocks: int | None = None) -> dict[str, At]:
-    """Every tensor's place in the model, sorted by name. blocks: how many the model has; none: as the names say."""
-    if blocks is None:
-        blocks = 1 + max((b for b in map(block, shapes) if b is not None), default=-1)
+def places(shapes: Mapping[str, tuple[int, ...]], blocks: Mapping[str, int] | None = None) -> dict[str, At]:
+    """Every tensor's place in the model, sorted by name. blocks: how many each stack has; none: as the names say."""
+    blocks = lengths(shapes) if blocks is None else blocks
     out, offset = {}, 0
     for name in sorted(shapes):
-        b = block(name)
-        out[name] = At(name, shapes[name], 0, offset, None if b is None else (b, blocks))
+        at = place(name)
+        out[name] = At(name, shapes[name], 0, offset, None if at is None else (at[1], blocks[at[0]]))
         offset += math.prod(shapes[name])
     return out
