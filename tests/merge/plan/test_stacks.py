@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from commonweight.merge.recipe.build import build
 from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.merge.recipe import load
+from commonweight.merge.recipe.build import build
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
 TEXT = {**SMALL, "num_hidden_layers": 4, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32}
