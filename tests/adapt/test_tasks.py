@@ -102,6 +102,96 @@ def test_chats(llama):
     assert again == e, "without marks in the template too, the assistant's turns alone are scored"
 
 
+def test_the_columns_of_a_pair_are_named(llama):
+    want = LM(tok(llama), 8).examples([{"prompt": "w0 w1", "completion": "w2"}])
+    row = {"question": "w0 w1", "answer": "w2"}
+    assert LM(tok(llama), 8).examples([row]) == want
+    asked = LM(tok(llama), 8, None, None, None, "a", "b")
+    assert asked.examples([{"a": "w0 w1", "b": "w2", "text": "w3"}]) == want
+    alpaca = {"instruction": "w0", "input": "w1", "output": "w2"}
+    assert LM(tok(llama), 8).examples([alpaca]) == want, "instruction and input are the prompt"
+    (e,) = LM(tok(llama), 8).examples([{**alpaca, "input": ""}])
+    assert e["input_ids"] == [4, 6, 3]
+    with pytest.raises(CommonweightError, match="--label-column answer: a language model has no labels"):
+        LM(tok(llama), 8, None, None, "answer").examples([row])
+    with pytest.raises(CommonweightError, match="row 1: 'input' is 3; wanted a text"):
+        LM(tok(llama), 8).examples([{**alpaca, "input": 3}])
+    chatty = tok(llama)
+    chatty.chat_template = tiny.CHAT
+    task = LM(chatty, 8)
+    assert task.examples([row]) == want and "without the tokenizer's chat template" in task.note
+
+
+def marking(folder, begin=True, end=False):
+    """The tokenizer with [CLS] before and, perhaps, [SEP] after each text."""
+    from tokenizers import processors
+
+    t = tok(folder)
+    single = ("[CLS] " if begin else "") + "$A" + (" [SEP]" if end else "")
+    t.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return t
+
+
+@pytest.mark.parametrize("text", ["w0 w1", "[CLS] w0 w1", "w0 w1 [SEP]", "[CLS] w0 w1 [SEP]", "[CLS] w0 w1 [SEP] "])
+@pytest.mark.parametrize("end", [False, True])
+def test_special_tokens_stand_there_once(llama, text, end):
+    (e,) = LM(marking(llama, end=end), 8).examples([{"text": text}])
+    assert e["input_ids"] == [2, 4, 5, 3] and e["bytes"] == 5
+    prompt, completion = text.split("w1")[0], "w1" + text.split("w1")[1]
+    (e,) = LM(marking(llama, end=end), 8).examples([{"prompt": prompt, "completion": completion}])
+    assert e["input_ids"] == [2, 4, 5, 3] and e["labels"] == [-100, -100, 5, 3]
+
+
+def test_an_end_token_of_a_prompt_is_its_own(llama):
+    """A chat as text: its last question ends with the end token, which the reply follows."""
+    for end in (False, True):
+        (e,) = LM(marking(llama, end=end), 8).examples([{"prompt": "w0 [SEP]", "completion": "w1"}])
+        assert e["input_ids"] == [2, 4, 3, 5, 3]
+
+
+def test_what_is_cut_is_counted(llama, bert):
+    task = LM(tok(llama), 4)
+    task.examples([{"text": "w0 w1 w2 w3 w4"}, {"text": "w0 w1"}])
+    assert task.note == "loss on all of 'text'; 1 row longer than 4 tokens, cut into pieces"
+    task.examples([{"prompt": "w0 w1 w2", "completion": "w3 w4"}, {"prompt": "w0", "completion": "w1 w2 w3 w4"}])
+    assert task.note == (
+        "loss on the completions only; 1 prompt cut at the beginning, over 4 tokens with the completion; 1 completion "
+        "cut at the end, over 4 tokens"
+    )
+    task = Classify(tok(bert), 4, ["a", "b"])
+    task.examples(
+        [{"text": "w1 w2 w3", "label": "a"}, {"text": "w1 w2 w3 w4", "label": "b"}, {"text": "w1", "label": "a"}]
+    )
+    assert task.note == "2 rows cut off after 4 tokens"
+    task.examples([{"text": "w1", "label": "a"}])
+    assert task.note == ""
+
+
+def test_labels_are_the_text_that_stands_there():
+    def told(*labels):
+        return Classify.classes([{"label": x} for x in labels])
+
+    assert told(True, False) == ("false", "true"), "as JSON has them"
+    assert told(1.5, 2.0) == ("1.5", "2.0")
+    for wrong in (None, "", float("nan"), ["a"], b"a"):
+        with pytest.raises(CommonweightError, match=r"row 2: 'label' is .*; wanted a label"):
+            told("a", wrong)
+
+
+def test_examples_are_shown_with_what_is_scored(llama, bert):
+    lm = LM(tok(llama), 8)
+    assert [lm.shown(e) for e in lm.examples([{"prompt": "w0", "completion": "w1"}])] == ["w0⟦w1 [SEP]⟧"]
+    assert [lm.shown(e) for e in lm.examples([{"text": "w0 w1"}])] == ["w0⟦w1 [SEP]⟧"], "nothing predicts the first"
+    task = Classify(tok(bert), 8, ["a", "b"])
+    assert [task.shown(e) for e in task.examples([{"text": "w1", "label": "b"}])] == ["[CLS] w1 [SEP] -> ⟦b⟧"]
+    task = Embed(tok(bert), 8)
+    assert [task.shown(e) for e in task.examples([{"anchor": "w1", "positive": "w2"}])] == [
+        "[CLS] w1 [SEP] -> ⟦[CLS] w2 [SEP]⟧"
+    ]
+
+
 def test_nats_and_bits(llama):
     """The loss is the model's own; bits per byte follow from it."""
     model = tf.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)

@@ -13,7 +13,8 @@ from ..host import Host
 from .base import limit, prepare, tokenizer_of
 from .recipe import Recipe
 from .rows import Row
-from .tasks import Example, Seen, Task, get
+from .tasks import Example, Seen, Task, check_columns, get
+from .tasks.base import told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Understood(NamedTuple):
 
     @property
     def note(self) -> str:
-        lost = [f"of the dev rows {n:,} {what}" for what, n in self.dev_seen.counted.items()]
+        lost = [f"of the dev rows {told(n, what)}" for what, n in self.dev_seen.counted.items()]
         return "; ".join([n for n in (self.seen.note, *lost) if n])
 
 
@@ -84,6 +85,7 @@ def make_task(
 ) -> Task:
     """A task on a host's model: its tokenizer, unless another is given, and its room for tokens."""
     kind = get(task)
+    check_columns(task, columns.get("prompt_column"), columns.get("completion_column"))
     tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
     longest = limit(host.model, tokenizer, max_length, kind.usual_length)
     return kind(tokenizer, longest, labels, **columns)

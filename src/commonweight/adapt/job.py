@@ -16,7 +16,7 @@ from .data import Data, columns, named, split
 from .names import DTYPES
 from .recipe import Recipe
 from .rows import Row, read
-from .tasks import Classify, get
+from .tasks import Classify, check_columns, get
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,8 @@ def checks(job: Job) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
     for name in job.tenants:
         yield ("tenants", name), partial(safe, name)
     yield ("task",), partial(get, job.task)
+    for name, s in job.tenants.items():
+        yield ("tenants", name), partial(check_columns, job.task, s.prompt_column, s.completion_column)
     yield ("options",), partial(resolve, job.method or "mos", job.options)
     yield ("recipe",), partial(build, Recipe, job.recipe)
     if job.common is not None:

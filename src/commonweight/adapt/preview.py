@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .data import Data, Understood
 from .rows import there
 from .tasks import Example, Seen, Task
-from .tasks.base import length
+from .tasks.base import length, told
 
 LONGEST = 1200  # characters of the row that is shown
 
@@ -31,9 +31,9 @@ def preview(data: Data, got: Understood) -> str:
 def tally(name: str, task: Task, examples: Sequence[Example], seen: Seen | None = None, head: str = "") -> str:
     """One line: rows, examples, tokens and what was lost."""
     seen = seen or task.seen
-    parts = [f"{seen.rows:,} rows", *([head] if head else [])]
+    parts = [told(seen.rows, "rows"), *([head] if head else [])]
     if len(examples) != seen.rows:
-        parts.append(f"{len(examples):,} examples")
+        parts.append(told(len(examples), "examples"))
     tokens, scored = map(sum, zip(*(task.tokens(e) for e in examples)))
     longest = max(map(length, examples))
     parts.append(

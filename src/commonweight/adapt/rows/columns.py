@@ -43,9 +43,11 @@ def column(rows: Sequence[Row], asked: str | None, usual: Sequence[str], what: s
         if found is not None:
             return found
     flag = what.split()[0]
+    pair = any(n.lower() in COMPLETION for n in names) or any(n.lower() in CHAT for n in names)
+    hint = "; texts to be continued and chats are for --task lm" if pair and usual is LABEL else ""
     raise CommonweightError(
         f"no {what} column among {', '.join(map(str, names))}; usual names: {', '.join(usual)}; "
-        f"name yours with --{flag}-column (a CSV file without a header line: --no-header)"
+        f"name yours with --{flag}-column (a CSV file without a header line: --no-header){hint}"
     )
 
 

@@ -29,8 +29,14 @@ class Seen:
 
     @property
     def note(self) -> str:
-        counted = [f"{n:,} {what}" for what, n in self.counted.items()]
+        counted = [told(n, what) for what, n in self.counted.items()]
         return "; ".join(told for told in (self.how, *counted, self.remark) if told)
+
+
+def told(n: int, what: str) -> str:
+    """1 chat cut off; 2 chats cut off."""
+    things, _, done = what.partition(" ")
+    return f"{n:,} {things.removesuffix('s') if n == 1 else things} {done}".rstrip()
 
 
 class Task(Protocol):

@@ -60,7 +60,7 @@ class LM(Given):
             return [{"input_ids": ids, "labels": ids, "bytes": self._size(text, ids) - self._bytes(ids[:1])}]
         pieces = [ids[i : i + n] for i in range(0, len(ids), n)]
         if len(pieces) > 1:
-            self.seen.counted[f"rows are longer than {n} tokens and cut into pieces"] += 1
+            self.seen.counted[f"rows longer than {n} tokens, cut into pieces"] += 1
         else:
             self.seen.counted["rows of one token left out"] += 1
         found = [
@@ -79,11 +79,11 @@ class LM(Given):
         before, after = self.texts.pair(prompt, completion)  # type: ignore[arg-type]
         kept = after[: self.max_length - 1]
         if len(kept) < len(after):
-            self.seen.counted[f"completions lost their end, over {self.max_length} tokens"] += 1
+            self.seen.counted[f"completions cut at the end, over {self.max_length} tokens"] += 1
         # A prompt that does not fit loses its beginning: what stands next to the completion says most about it.
         room = self.max_length - len(kept)
         if len(before) > room:
-            self.seen.counted[f"prompts lost their beginning, over {self.max_length} tokens with the completion"] += 1
+            self.seen.counted[f"prompts cut at the beginning, over {self.max_length} tokens with the completion"] += 1
         before = before[-room:]
         size = self._size(completion, kept) if kept == after else self._bytes(kept)
         if not before:
@@ -102,29 +102,33 @@ class LM(Given):
             try:
                 made = turns.tokens(self.tokenizer, chat, counted)
             except Exception as e:  # a template is a program of its own
-                raise CommonweightError(f"row {i + 1}: the chat template refuses these messages: {e}") from e
+                bare = any(m.get("tool_calls") and not m.get("content") for m in chat.messages)
+                place = "; some call tools and say nothing, for which it has no place" if bare else ""
+                raise CommonweightError(f"row {i + 1}: the chat template refuses these messages: {e}{place}") from e
             before = len(out)
+            of_them = "chats" if len(made) == 1 else "turns"
             for every, on in made:
                 ids, labels = every[:n], [t if m else IGNORE for t, m in zip(every[:n], on)]
                 if not any(on[1:]):
-                    counted["chats left out, in which the assistant says nothing that is scored"] += 1
+                    counted[f"{of_them} left out, in which the assistant says nothing that is scored"] += 1
                 elif all(t == IGNORE for t in labels[1:]):
-                    counted[f"chats left out, in which no assistant speaks within {n} tokens"] += 1
+                    counted[f"{of_them} left out, in which no assistant speaks within {n} tokens"] += 1
                 else:
                     if len(every) > n:
-                        counted[f"chats cut off after {n} tokens"] += 1
+                        counted[f"{of_them} cut off after {n} tokens"] += 1
                     unscored = self._bytes(labels[:1]) if labels[0] != IGNORE else 0
                     size = self._bytes([t for t in labels if t != IGNORE]) - unscored
                     more = {"continued": True} if len(out) > before else {}
                     out.append({"input_ids": ids, "labels": labels, "bytes": size, **more})
         if not out:
+            if not any("within" in what for what in counted):
+                raise CommonweightError("in these chats the assistant says nothing that is scored")
             raise CommonweightError(f"no assistant speaks within {n} tokens of a chat; raise max_length")
         return out
 
     def _size(self, text: str, ids: Sequence[int]) -> int:
         """Bytes of a whole text, but for special tokens that it brings."""
-        inner = ids[len(self.texts.front) : len(ids) - len(self.texts.back)]
-        brought = not set(self.tokenizer.all_special_ids).isdisjoint(inner)
+        brought = any(t in text for t in self.tokenizer.all_special_tokens)
         return self._bytes(ids) if brought else len(text.encode())
 
     def _bytes(self, ids: Sequence[int]) -> int:

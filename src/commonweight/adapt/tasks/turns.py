@@ -51,7 +51,7 @@ def tokens(tokenizer: Any, chat: Conversation, counted: Counter[str]) -> list[Sc
         odd |= not prompted
         parts.append((upto, start, ending(tokenizer, upto)))
     if odd:
-        counted["chats whose replies do not begin as the template lets a reply begin"] += 1
+        counted["chats whose turns lack what the template puts before a reply (a thought, say)"] += 1
     if all(whole.startswith(upto[:end]) for upto, _, end in parts):
         return [marked(tokenizer, whole, [(start, end) for _, start, end in parts])]
     counted["chats whose earlier turns the template rewrites: each reply is an example of its own"] += 1
@@ -68,9 +68,7 @@ def begin(render: Render, messages: Sequence[Message], upto: str) -> tuple[int, 
         if before is not None and upto.startswith(before):
             return len(before), True
     # The opening of a reply is another one (a thought's, say): the turn begins where another content would change it.
-    last = messages[-1]
-    other = "\x01" if not str(last.get("content", "")).startswith("\x01") else "\x02"
-    start = common(upto, render([*messages[:-1], {**last, "content": f"{other} {last.get('content', '')}"}]))
+    start = common(upto, render([*messages[:-1], {**messages[-1], "content": "\x01"}]))
     if start >= len(upto):
         raise CommonweightError(
             f"message {len(messages)}: the chat template does not show where it begins; give prompt and completion"

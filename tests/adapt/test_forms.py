@@ -1,0 +1,85 @@
+"""Which columns a language model is trained on, and which rows are refused since they could be read in two ways."""
+
+import pytest
+
+from commonweight import CommonweightError
+from commonweight.adapt.tasks.forms import Chat, Pair, Whole, form
+
+CHAT = [{"role": "user", "content": "w0"}]
+
+READ = [
+    (("text",), Whole("text")),
+    (("id", "text", "label"), Whole("text")),
+    (("Content", "url"), Whole("Content")),
+    (("prompt", "completion"), Pair("prompt", "completion")),
+    (("prompt", "response"), Pair("prompt", "response")),
+    (("Question", "Answer", "id"), Pair("Question", "Answer")),
+    (("question", "answer"), Pair("question", "answer")),
+    (("problem", "solution"), Pair("problem", "solution")),
+    (("input", "output"), Pair("input", "output")),
+    (("instruction", "output"), Pair("instruction", "output")),
+    (("instruction", "input", "output"), Pair("instruction", "output", "input")),
+    (("instruction", "input", "output", "text"), Pair("instruction", "output", "input")),
+    (("instruction", "context", "response", "category"), Pair("instruction", "response", "context")),
+    (("prompt", "completion", "text"), Pair("prompt", "completion")),
+]
+
+
+@pytest.mark.parametrize(("columns", "wanted"), READ)
+def test_columns_that_people_use(columns, wanted):
+    assert form([dict.fromkeys(columns, "w0")]) == wanted
+
+
+REFUSED = [
+    (("question",), "'question' reads as one half of a pair; name the other with --completion-column"),
+    (("input",), "'input' reads as one half of a pair"),
+    (("instruction", "input"), "there is no completion beside it"),
+    (("answer", "id"), "there is no prompt beside it: 'answer'"),
+    (("question", "answer", "text"), r"several of them could be trained on \(question, answer, text\)"),
+    (("problem", "solution", "answer"), "several of them could be trained on"),
+    (("question", "input", "answer"), "several of them could be trained on"),
+    (("question", "answer", "context"), "stands 'context', which a pair of them would leave out"),
+    (("system_prompt", "question", "response"), "stands 'system_prompt'"),
+    (("quote", "author"), "no text column among author, quote; wanted text; or prompt and completion"),
+    (("content", "review"), r"that stands out \(content, review\)"),
+    (("prompt", "chosen", "rejected"), "there is no completion beside it"),
+]
+
+
+@pytest.mark.parametrize(("columns", "message"), REFUSED)
+def test_columns_of_which_none_stands_out(columns, message):
+    with pytest.raises(CommonweightError, match=message):
+        form([dict.fromkeys(columns, "w0")])
+
+
+def test_a_context_that_is_empty_everywhere_is_no_obstacle():
+    row = {"question": "w0", "answer": "w1", "context": ""}
+    assert form([row]) == Pair("question", "answer")
+    with pytest.raises(CommonweightError, match="stands 'context'"):
+        form([row, {**row, "context": "w2"}])
+
+
+def test_columns_by_name():
+    row = {"q": "w0", "answer": "w1", "text": "w2", "input": "w3", "instruction": "w4"}
+    assert form([row], prompt="q", completion="text") == Pair("q", "text")
+    assert form([row], prompt="q") == Pair("q", "answer")
+    assert form([row], text="input") == Whole("input")
+    assert form([row], prompt="instruction", completion="answer") == Pair("instruction", "answer", "input")
+    assert form([row], completion="answer") == Pair("instruction", "answer", "input")
+    with pytest.raises(CommonweightError, match="unknown prompt column 'p'"):
+        form([row], prompt="p")
+    with pytest.raises(CommonweightError, match="--text-column q beside a prompt"):
+        form([row], text="q", prompt="q")
+    with pytest.raises(CommonweightError, match=r"a prompt without a completion: .*name it with --completion-column"):
+        form([{"q": "w0", "r": "w1"}], prompt="q")
+    with pytest.raises(CommonweightError, match=r"a completion without a prompt: .*name it with --prompt-column"):
+        form([{"q": "w0", "r": "w1"}], completion="r")
+
+
+def test_chats():
+    assert form([{"messages": CHAT, "prompt": "w0"}]) == Chat("messages")
+    assert form([{"id": 1, "conversations": [{"from": "human", "value": "w0"}]}]) == Chat("conversations")
+    assert form([{"conversations": '[{"from": "human", "value": "w0"}]'}]) == Chat("conversations")
+    assert form([{"conversation": "w0", "text": "w1"}]) == Whole("text")
+    assert form([{"turns": CHAT}], text="turns") == Chat("turns")
+    assert form([{"prompt": CHAT, "completion": CHAT}]) == Pair("prompt", "completion")
