@@ -129,7 +129,7 @@ BOMB = "b0: &b0 [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("recipe: {seed: 0x" + "f" * 6000 + "}\n", "line 1: recipe: Recipe: seed is a number of 24000 bits"),
         ("options: {rank: 0x" + "f" * 300 + "}\n", "line 1: options: MoS: rank is a number of 1200 bits"),
         ("task: 0x" + "f" * 6000 + "\n", "line 1: task: is a number of thousands of digits; wanted a name"),
-        ("recipe: {1: 2}\n", "line 1: recipe: unknown option of Recipe 1"),
+        ("recipe: {1: 2}\n", "line 1: recipe: unknown option of Recipe"),
         (BOMB + "options: {rank: *b8}\n", "its aliases (*name) make more than 100,000 values"),
         ("options: &o {rank: [*o]}\n", "its aliases (*name) make more than 100,000 values"),
     ],
