@@ -54,8 +54,9 @@ def test_a_look_writes_nothing_and_finds_what_is_wrong(llama, tmp_path):
     said = []
     looked = look(str(llama), job, dry_run=True, say=said.append)
     assert len(looked.given["t"].train) == 4 and list(looked.host) == []
-    assert said[-2].startswith(f"{source.data}: 4 rows; prompt is 'question'") and said[-1] == f"{source.eval}: 4 rows; 16 tokens, 8 of them scored, 4 in the longest; " \
-        "loss on the completions only"  # fmt: skip
+    assert said[-2].startswith(f"{source.data}: 4 rows; prompt is 'question'")
+    tally = "4 rows; 16 tokens, 8 of them scored, 4 in the longest; loss on the completions only"
+    assert said[-1] == f"{source.eval}: {tally}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "e.jsonl"]
     with pytest.raises(CommonweightError, match="matches no"):
         look(str(llama), Job(**{**vars(job), "sites": "*.nothing"}), dry_run=True, say=said.append)

@@ -40,7 +40,8 @@ class LM(Given):
                 f"say --completion-column {self.label_column}"
             )
         found = form(rows, self.text_column, self.prompt_column, self.completion_column)
-        self.seen.used = {what: name for what, name in vars(found).items() if name is not None}
+        told = {**vars(found), "rest of the prompt": getattr(found, "more", None)}
+        self.seen.used = {what: name for what, name in told.items() if name is not None and what != "more"}
         if isinstance(found, Chat):
             return self._chats(rows, lambda row, i: of_messages(row, found.messages, i))
         self.texts = Texts(self.tokenizer)
