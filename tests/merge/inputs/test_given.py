@@ -214,3 +214,13 @@ def test_an_extracted_adapter_goes_back_onto_its_base(kind, tmp_path):
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(cw.CommonweightError, match="names no peft_type"):
         cw.merge.linear([folder], base=base)
+
+
+@pytest.mark.parametrize("name", ["base_model.model._orig_mod.l", "module.base_model.model.l", "_orig_mod.l"])
+def test_keys_of_a_wrapped_model_are_named(name, tmp_path):
+    base = {"l.weight": torch.zeros(4, 4)}
+    factors = {f"{name}.lora_{f}.weight": torch.ones(s) for f, s in (("A", (2, 4)), ("B", (4, 2)))}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    with pytest.raises(cw.CommonweightError, match=r"from a wrapped .* calls this base_model.model.l.lora_A.weight"):
+        cw.merge.linear([tmp_path], base=base)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...core import CommonweightError, Plan, Site
-from . import folder, heads, layout, lora, low_rank, randlora, refusals, rotations, scales, vb_lora, vera
+from . import folder, heads, keys, layout, lora, low_rank, randlora, refusals, rotations, scales, vb_lora, vera
 from .common import PREFIX, Adapter, Frozen, Native, Subject, short
 
 
@@ -90,6 +90,7 @@ __all__ = [
     "folder",
     "heads",
     "hindrance",
+    "keys",
     "layout",
     "low_rank",
     "read",

@@ -65,6 +65,11 @@ def plain(tensors: Mapping[str, Tensor], tops: Collection[str]) -> dict[str, Ten
     return out
 
 
+def plain_key(key: str) -> str:
+    """One key as PEFT would have written it; ``module.`` after the prefix stays, since a base may have such a part."""
+    return _plain(key, ("module",), {m[1]} if (m := _NAMED.search(key)) and m[1] not in ("weight", "bias") else ())
+
+
 def _plain(key: str, tops: Collection[str], names: Collection[str]) -> str:
     key = bare(key)
     before = re.match(r"(?:.*?\.)??(base_model\..*)", key)

@@ -95,6 +95,11 @@ def module_scales(label: str, config: Mapping[str, Any], factors: Files) -> dict
     out, alphas, default = {}, patterns(config, "alpha_pattern"), number(config, "lora_alpha", 8)
     for key in factors.shapes:
         found = _FACTOR.fullmatch(key)
+        if (plain := peft.keys.plain_key(key)) != key and _FACTOR.fullmatch(plain):
+            raise CommonweightError(
+                f"{key}: {label} was saved from a wrapped or compiled model; PEFT calls this {plain}. Import it "
+                "(Host.import_peft reads such keys) and export it again, or rename its keys"
+            )
         if not found:
             raise CommonweightError(f"{key}: {label} has this beside LoRA's factors; merge it into its model first")
         rank = factors.shapes[_key(found[1], "A")][0] if found[2] == "A" else None
