@@ -17,9 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from ..core import CommonweightError, Site
 from .apart import Unfit
 from .current import Current
+from .names import named
 from .route import Route
-from .sites import Physical
+from .sites import Physical, numbers
 from .tenant import Entry, Tenant
+from .weights import dense
 
 
 class Stacked(Physical):
@@ -31,14 +33,18 @@ class Stacked(Physical):
     def __init__(self, name: str, module: nn.Module, slot: str):
         shape = module._parameters[slot].shape  # type: ignore[union-attr]
         turned = len(shape) == 3 and bool(getattr(module, "is_transposed", False))
-        super().__init__(name, module, "linear", False)
-        self.slot, self.turned = slot, turned
+        super().__init__(name, module, "linear", False, slot, None)
+        self.turned = turned
         out, inp = (shape[-1], shape[-2]) if turned else (shape[-2], shape[-1])
         self.count, self.out, self.inp = (shape[0] if len(shape) == 3 else 1), out, inp
 
     @property
     def parameter(self) -> Tensor:
-        return self.module._parameters[self.slot]  # type: ignore[return-value]
+        return dense(self.module, self.slot, self.name)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}.weight" if self.slot == "weight" else self.name
 
     @property
     def weight(self) -> Tensor:
@@ -46,9 +52,8 @@ class Stacked(Physical):
         w = w.transpose(1, 2) if self.turned else w
         return w.reshape(self.count * self.out, self.inp)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return None
+    def steady(self, places: Tensor) -> Tensor:
+        return numbers(self.weight, places)
 
     def shaped(self, weight: Tensor) -> Tensor:
         """A weight (E out, inp) as the module keeps it."""
@@ -91,7 +96,7 @@ class _Expert(Physical):
     """One expert, by its rows in the weight of all. Cost: a view."""
 
     def __init__(self, whole: Stacked, rows: tuple[int, int]):
-        super().__init__(whole.name, whole.module, whole.kind, False)
+        super().__init__(whole.name, whole.module, whole.kind, False, whole.slot, None)
         self.whole, self.at = whole, rows[0] // whole.out
 
     @property
@@ -99,9 +104,8 @@ class _Expert(Physical):
         w = self.whole.parameter[self.at]
         return w.T if self.whole.turned else w
 
-    @property
-    def bias(self) -> Tensor | None:
-        return None
+    def steady(self, places: Tensor) -> Tensor:
+        return numbers(self.weight, places)
 
 
 class ExpertsHook:
@@ -156,7 +160,7 @@ class ExpertsHook:
 
 def stacked(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Stacked]:
     """Experts that lie in one tensor, and routers. names: the modules that are sites already."""
-    for name, module in model.named_modules():
+    for name, module in named(model):
         if name in names:
             continue
         own = module._parameters

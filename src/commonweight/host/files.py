@@ -75,18 +75,16 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
 
 def weights(host: Host, tenant: Tenant) -> str:
     """The fingerprint of the weights that the tenant's sites read."""
-    return of_weights(_sites(host, tenant), lambda s, places: _numbers(host.weight(s.name), places))
+    return of_weights(
+        _sites(host, tenant), lambda s, places: host._modules[s.name.split("[")[0]].rows(s.rows).steady(places)
+    )
 
 
 def _sites(host: Host, tenant: Tenant) -> list[Site]:
     """Those the plan was made for, where the tenant knows: a plan may pass over some of them, and count them all."""
-    given = {s.name for s in tenant.sites} or {u.site for u in tenant.plan.uses}
-    return [s for s in host._every if s.name in given and s.kind != "head"]
-
-
-def _numbers(weight: Tensor, places: Tensor) -> Tensor:
-    places = places.to(weight.device)
-    return weight[places] if weight.dim() == 1 else weight[places // weight.shape[1], places % weight.shape[1]]
+    mine = {s.name: s for s in tenant.sites}  # a layer may have more rows by now than the tenant knew
+    given = mine.keys() or {u.site for u in tenant.plan.uses}
+    return [mine.get(s.name, s) for s in host._every if s.name in given and s.kind != "head"]
 
 
 def settle(tenant: Tenant, codec: Choice) -> None:

@@ -32,6 +32,8 @@ class SiteHook:
         self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
 
     def install(self) -> list[RemovableHandle]:
+        if self.at.slot != "weight":  # a parameter that is no module's: read through its door
+            return []
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
         if self.at.kind != "linear":
             return [after]
@@ -61,9 +63,13 @@ class SiteHook:
         return x
 
     def layout(self, route: Route, x: Tensor) -> tuple[Tensor, Layout]:
-        folded = route.fold(x)
+        folded = None if x.is_nested else route.fold(x)
         if folded is None or ".experts." in self.at.name:
-            why = "its tokens are regrouped" if ".experts." in self.at.name else f"its input is {tuple(x.shape)}"
+            why = (
+                "its tokens are regrouped"
+                if ".experts." in self.at.name
+                else f"its input is {'nested' if x.is_nested else tuple(x.shape)}"
+            )
             raise Unfit(
                 f"{self.at.name}: the route names {route.length} readers, {why}; give one reader per row, "
                 "or a LongTensor of one number per token"
@@ -115,9 +121,9 @@ class SiteHook:
             entry = entries[0]
             if entry.output is not None:
                 return entry.output(x, y, self.at, **entry.slots(x.dtype))
-            return y if entry.inputs is not None else self.reference(entries, x)
+            return y if entry.inputs is not None else self.reference(entries, x, y)
         if any(e.output is None or e.inputs is not None for e in entries):
-            return self.reference(entries, x)
+            return self.reference(entries, x, y)
         for entry in entries:
             base = self.at.rows(entry.rows)
             if entry.rows is None:
@@ -128,11 +134,14 @@ class SiteHook:
                 y = torch.slice_scatter(y, part, -1, a, b)
         return y
 
-    def reference(self, entries: list[Entry], x: Tensor) -> Tensor:
-        """The weight form: the module's own mathematics with changed numbers."""
+    def reference(self, entries: list[Entry], x: Tensor, y: Tensor) -> Tensor:
+        """The weight form: the module's own mathematics with changed numbers. A packed layer computes with codes: there
+        it is what the layer answers and what the change adds, so that no change is none to the bit."""
         w, b = changed(self.at, entries)
-        b = b if b is None else b.to(x.dtype)
-        return self.at.call(x, w.to(x.dtype), b)
+        if not self.at.exact:
+            w, b = w - self.at.weight.to(w), None if b is None else b - self.at.bias  # type: ignore[operator]
+            return y + self.at.call(x, w.to(x), None if b is None else b.to(x)).to(y.dtype)
+        return self.at.call(x, w.to(x), None if b is None else b.to(x))
 
     def by_bucket(self, layout: Layout, x: Tensor, y: Tensor, run: Callable, like: Tensor) -> Tensor:
         """`run(bucket, x, y)` on every bucket's places, and the results in the order and shape of the batch."""

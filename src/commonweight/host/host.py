@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from os import PathLike
@@ -18,10 +17,16 @@ from ..methods import plan as make_plan
 from . import carry, encode, entrances, experts
 from .common import Common, Held, shared
 from .current import Current, Opened
+from .doors import Doors
+from .fingerprint import of_base
+from .follow import Places, fit, served
 from .hooks import ModelHook, Replay, SiteHook, changed
+from .kept import give_back, keep_storage
+from .names import named, unwrapped
 from .route import Route
-from .sites import Pattern, Physical, discover, select
+from .sites import Pattern, Physical, discover, select, strangers, unknown_kind
 from .tenant import Derive, Tenant, materialise
+from .weights import device_of
 
 if TYPE_CHECKING:
     from ..formats.coding import Choice
@@ -42,11 +47,9 @@ class Host:
     def __init__(self, model: nn.Module, sites: Pattern = None, fused: Mapping[str, int] | None = None):
         if any(isinstance(h, SiteHook) for m in model.modules() for h in m._forward_hooks.values()):
             raise CommonweightError("this model already has a host; use that one, or call its close() first")
-        self.model = model
-        self._modules, self._every, self._default = discover(model, fused)
-        for at in experts.stacked(model, self._modules):
-            self._modules[at.name] = at
-            self._every += at.sites()
+        self.model, self.inner = model, unwrapped(model)
+        self._fused = fused
+        self._modules, self._every, self._default = self._found()
         self._chosen = select(sites, self._every, self._default, model)
         self._pattern = sites
         self._tenants: dict[str, Tenant] = {}
@@ -55,14 +58,56 @@ class Host:
         self._next = 0
         self._current = Current()
         carry.install()
-        self._trained = [p for p in model.parameters() if p.requires_grad]
-        for p in self._trained:
-            p.requires_grad_(False)
-        alone = [m for m in self._modules.values() if not isinstance(m, experts.Stacked)]
-        self._handles = [h for m in alone for h in SiteHook(m, self._current).install()]
-        self._handles += [h.install() for h in experts.hooks(self._modules, self._current)]
-        self._handles.append(model.register_forward_pre_hook(ModelHook(model, self._current), with_kwargs=True))
-        self._handles += entrances.install(model, self._current)
+        self._kept = keep_storage(model.modules())
+        self._trained: dict[str, nn.Parameter] = {}
+        self._freeze()
+        self._handles = [self.inner.register_forward_pre_hook(ModelHook(model, self._current), with_kwargs=True)]
+        self._handles += entrances.install(self.inner, self._current)
+        self._hook()
+
+    def _found(self) -> tuple[dict[str, Physical], list[Site], list[Site]]:
+        modules, every, default = discover(self.model, self._fused)
+        for at in experts.stacked(self.model, modules):
+            modules[at.name] = at
+            every += at.sites()
+        return modules, every, default
+
+    def _hook(self) -> None:
+        alone = {n: at for n, at in self._modules.items() if not isinstance(at, experts.Stacked)}
+        hooks = {n: SiteHook(at, self._current) for n, at in alone.items()}
+        self._hooks = [h for hook in hooks.values() for h in hook.install()]
+        self._hooks += [h.install() for h in experts.hooks(self._modules, self._current)]
+        self._doors = Doors(self.inner, dict(named(self.model)), hooks)
+        self._places = Places.of(self.model, self._modules.values())
+
+    def _follow(self) -> None:
+        """Where the model was changed since: its new layers are hooked in place of the old; see `follow`."""
+        if not self._places.moved():
+            return
+        found = self._found()
+        chosen = select(self._pattern, found[1], found[2], self.model)
+        self._unhook()
+        self._modules, self._every, self._default = found
+        self._chosen = chosen
+        for tenant in self._tenants.values():
+            fit(tenant, {s.name: s for s in self._every})
+        for module in dict(named(self.model)).values():  # an adapter that came meanwhile may be in training
+            for p in module._parameters.values():
+                if p is not None and p.requires_grad:
+                    p.requires_grad_(False)
+        self._kept += keep_storage(self.model.modules())
+        self._hook()
+
+    def _freeze(self) -> None:
+        for n, p in self.model.named_parameters():
+            if p.requires_grad:
+                p.requires_grad_(False)
+                self._trained[n] = p
+
+    def _unhook(self) -> None:
+        for h in self._hooks:
+            h.remove()
+        self._doors.close()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy, or what a pickle brings to another process: its tenants know it, not the one that it was made of."""
@@ -157,10 +202,14 @@ class Host:
 
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
+        self._follow()
         chosen = self._chosen if pattern is None else select(pattern, self._every, self._default, self.model)
         mine = [s for s in chosen if s.kind in method.kinds]
         if pattern is None and self._pattern is None and method.roles and any(s.role in method.roles for s in mine):
             mine = [s for s in mine if s.role in method.roles]
+        strange = [s for s in mine if pattern is None and self._pattern is None and unknown_kind(self._modules, s)]
+        if strange:
+            raise strangers(self._modules, strange, method.name)
         if method.kinds and not mine:
             raise CommonweightError(
                 f"{method.name} reads sites of kind {' or '.join(method.kinds)}; the pattern "
@@ -196,7 +245,7 @@ class Host:
         """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
         common: for those among them that exist once per host, the key. sites: those the plan was made for.
         of: the common it joins."""
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         frozen, given = self._frozen, values or {}
         joined = {} if of is None else of.known(plan, given)
         rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given and k not in joined})
@@ -235,11 +284,15 @@ class Host:
         """Takes every hook off and gives the model back as it was."""
         for h in self._handles:
             h.remove()
+        self._unhook()
         for m in self.model.modules():
             if isinstance(kept := getattr(m, "_gradient_checkpointing_func", None), Replay):
                 m._gradient_checkpointing_func = kept.checkpoint  # type: ignore[assignment]
-        for p in self._trained:
+        now = dict(self.model.named_parameters())
+        for n, p in self._trained.items():
+            now.get(n, p).requires_grad_(True)
             p.requires_grad_(True)
+        give_back(self._kept)
         self._handles, self._tenants = [], {}
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -259,6 +312,14 @@ class Host:
     def _route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route | None:
         if readers is None:
             return None
+        self._follow()
+        route = self._of(readers)
+        for tenant in [route.single] if route.single is not None else [t for t, _ in route.groups]:
+            if tenant is not None:
+                served(tenant)
+        return route
+
+    def _of(self, readers: Reader | Sequence[Reader] | Tensor) -> Route:
         if isinstance(readers, str):
             return Route(single=self[readers])
         if isinstance(readers, Tensor):
@@ -295,26 +356,21 @@ class Host:
     @property
     def fingerprint(self) -> str:
         """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
-        a float32 and a bfloat16 copy are the same base. Cost: milliseconds; made anew at every look."""
+        a float32 and a bfloat16 copy are the same base; see `fingerprint.of_base`. Cost: milliseconds, of a packed base
+        one reading of every weight; made anew at every look. On a sharded base every process must ask."""
+        self._follow()
         linear = {n for n, at in self._modules.items() if at.kind == "linear" and not isinstance(at, experts.Stacked)}
-        heads = linear - {s.name.split("[")[0] for s in self._default}
-        h = hashlib.blake2b(digest_size=16)
-        spread = torch.arange(1, 65, dtype=torch.int64) * 2654435761
-        for name, p in self.model.named_parameters():
-            if name.rpartition(".")[0] in heads:
-                continue
-            h.update(f"{name}{tuple(p.shape)}".encode())
-            if p.numel():
-                sample = p.detach().reshape(-1)[(spread % p.numel()).to(p.device)]
-                h.update(sample.cpu().float().bfloat16().view(torch.int16).numpy().tobytes())
-        return h.hexdigest()
+        return of_base(self.model, linear - {s.name.split("[")[0] for s in self._default})
 
     def merged(self, name: str) -> dict[str, Tensor]:
         """The weights that differ from the base, by parameter name, in the model's own layout and dtype.
 
-        For an ordinary model of the same architecture: ``other.load_state_dict(host.merged(n), strict=False)``.
+        For an ordinary model of the same architecture: ``other.load_state_dict(host.merged(n), strict=False)``. Of a
+        quantised base they are the numbers that its codes stand for and the change, in floating point.
         Raises: CommonweightError where a method is no change of weights.
         """
+        self._follow()
+        served(self[name])
         out: dict[str, Tensor] = {}
         for site, entries in self[name].table.items():
             at = self._modules[site]
@@ -327,17 +383,17 @@ class Host:
                 )
             with torch.no_grad():
                 if isinstance(at, experts.Stacked):
-                    out[site if at.slot != "weight" else f"{site}.weight"] = at.changed(entries).contiguous()
+                    out[at.key] = at.changed(entries).contiguous()
                     continue
                 w, b = changed(at, entries)
                 w = w.T if at.transposed else w
-                out[f"{site}.weight"] = w.to(at.weight.dtype).contiguous()
+                out[at.key] = w.to(at.weight.dtype).contiguous()
                 if b is not None and at.bias is not None and not torch.equal(b, at.bias.float()):
-                    out[f"{site}.bias"] = b.to(at.bias.dtype)
+                    out[f"{at.home}{at.bias_slot}"] = b.to(at.bias.dtype)
         return out
 
     def _tied(self, at: Physical) -> bool:
-        weight = at.module._parameters.get("weight")
+        weight = at.module._parameters.get(at.slot)
         owners = [m for m in self.model.modules() if any(p is weight for p in m._parameters.values())]
         return weight is not None and len(owners) > 1
 
@@ -359,6 +415,7 @@ class Host:
         """
         from .files import save
 
+        self._follow()
         return save(self, self[name], Path(path), metrics, codec)
 
     def load(self, name: str, path: str | PathLike[str], *, check_base: bool = True) -> Tenant:
@@ -386,6 +443,8 @@ class Host:
         """Writes a tenant as a PEFT adapter folder: see `commonweight.formats.peft`."""
         from .peft import export_peft
 
+        self._follow()
+        served(self[name])
         return export_peft(self, self[name], Path(folder), **options)
 
     def import_peft(

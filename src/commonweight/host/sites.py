@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
+from .names import named, unwrapped
+from .weights import dense, known, packed, stored, widths
 
 Pattern = str | Callable[[str, nn.Module], bool] | None
 
@@ -34,36 +36,76 @@ def role(name: str) -> str:
 
 
 class Physical:
-    """One module as binds see it (`core.Base`): weight as (out, inp), whatever the module's own layout.
+    """One module as binds see it (`core.Base`): weight as (out, inp), whatever the module's own layout and storage.
 
-    Cost: `weight` is a view. `call` runs the module's own mathematics with other numbers, hooks left aside.
+    slot, bias_slot: the attributes that hold them; None for a bias that is not the site's own. Cost: `weight` is a view
+    where the storage is plain, else see `weights.dense`. `call` runs the module's own mathematics with other numbers,
+    hooks left aside.
     """
 
-    def __init__(self, name: str, module: nn.Module, kind: str, transposed: bool):
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        kind: str,
+        transposed: bool,
+        slot: str = "weight",
+        bias_slot: str | None = "bias",
+    ):
         self.name, self.module, self.kind, self.transposed = name, module, kind, transposed
+        self.slot, self.bias_slot = slot, bias_slot
 
     @property
     def training(self) -> bool:
-        return self.module.training
+        return self.flagged.training
+
+    @property
+    def flagged(self) -> nn.Module:
+        """The module whose training mode is the site's; of attention's own parameters the output projection."""
+        return self.module.out_proj if isinstance(self.module, nn.MultiheadAttention) else self.module
+
+    @property
+    def key(self) -> str:
+        """The weight's name in a state dict."""
+        return f"{self.home}{self.slot}"
+
+    @property
+    def home(self) -> str:
+        """What stands before the names of its parameters."""
+        name = self.name if self.slot == "weight" else self.name.rpartition(".")[0]
+        return f"{name}." if name else ""
 
     @property
     def weight(self) -> Tensor:
-        w = self.module.weight
-        return w.T if self.transposed else w  # type: ignore[return-value,union-attr]
+        w = dense(self.module, self.slot, self.name)
+        return w.T if self.transposed else w
 
     @property
     def bias(self) -> Tensor | None:
-        return getattr(self.module, "bias", None)
+        if self.bias_slot is None or not isinstance(stored(self.module, self.bias_slot), Tensor):
+            return None
+        return dense(self.module, self.bias_slot, self.name)
+
+    def steady(self, places: Tensor) -> Tensor:
+        """Numbers of the weight, read row after row, for fingerprints."""
+        w = dense(self.module, self.slot, self.name, steady=True)
+        return numbers(w.T if self.transposed else w, places)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the layer computes with `weight` itself; a packed one does with codes, and may round its input."""
+        return self.kind != "linear" or self.slot != "weight" or not packed(self.module)
 
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.kind == "linear":
             return torch.nn.functional.linear(x, weight, bias)
-        bare = object.__new__(type(self.module))
+        plain = getattr(type(self.module), "commonweight_plain", type(self.module))  # without a door before its weight
+        bare = object.__new__(plain)
         bare.__dict__ = {**self.module.__dict__, "_forward_hooks": {}, "_forward_pre_hooks": {}}
         bare._parameters = {**self.module._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
         if "bias" not in self.module._parameters:
             del bare._parameters["bias"]
-        return type(self.module).forward(bare, x)
+        return plain.forward(bare, x)
 
     def rows(self, rows: tuple[int, int] | None) -> Physical:
         return self if rows is None else Rows(self, rows)
@@ -73,7 +115,7 @@ class Rows(Physical):
     """A row range of a fused weight."""
 
     def __init__(self, whole: Physical, rows: tuple[int, int]):
-        super().__init__(whole.name, whole.module, whole.kind, whole.transposed)
+        super().__init__(whole.name, whole.module, whole.kind, whole.transposed, whole.slot, whole.bias_slot)
         self.range = slice(*rows)
 
     @property
@@ -85,32 +127,63 @@ class Rows(Physical):
         b = super().bias
         return None if b is None else b[self.range]
 
+    def steady(self, places: Tensor) -> Tensor:
+        w = dense(self.module, self.slot, self.name, steady=True)
+        return numbers((w.T if self.transposed else w)[self.range], places)
+
+
+def numbers(weight: Tensor, places: Tensor) -> Tensor:
+    """Those at these places of a vector, or of a matrix row after row."""
+    places = places.to(weight.device)
+    return weight[places] if weight.dim() == 1 else weight[places // weight.shape[1], places % weight.shape[1]]
+
 
 def _is_norm(module: nn.Module) -> bool:
     w = getattr(module, "weight", None)
     return isinstance(w, Tensor) and w.dim() == 1 and type(module).__name__.endswith("Norm")
 
 
-def blocks(model: nn.Module) -> list[str]:
+def blocks(names: Mapping[str, nn.Module]) -> list[str]:
     """Names of the transformer blocks: the outermost list members that hold two or more linear layers."""
+    linears = [n for n, m in names.items() if _linear(m) is not None]
     found: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in names.items():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or any(name.startswith(b + ".") for b in found):
             continue
-        for i, child in enumerate(module):  # type: ignore[arg-type]
-            linears = sum(_linear(m) is not None for m in child.modules())
-            if linears >= 2 and not isinstance(child, nn.Linear):
-                found.append(f"{name}.{i}")
+        start = f"{name}." if name else ""
+        for key in module._modules:
+            if sum(n.startswith(f"{start}{key}.") for n in linears) >= 2:
+                found.append(f"{start}{key}")
     return found
 
 
 def _linear(module: Any) -> tuple[int, int, bool] | None:
-    """(out, inp, transposed) of a linear layer, else None."""
+    """(out, inp, transposed) of a layer that says its widths as linear ones do, packed ones too, else None."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features, False
-    if type(module).__name__ == "Conv1D" and getattr(module, "weight", None) is not None:
-        return module.weight.shape[1], module.weight.shape[0], True
-    return None
+    if type(module).__name__ == "Conv1D" and isinstance(w := stored(module), Tensor):
+        return w.shape[1], w.shape[0], True
+    if (shape := widths(module)) is None or any(widths(m) for m in module.modules() if m is not module):
+        return None
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    own += [v for v in vars(module).values() if isinstance(v, Tensor)]
+    return (*shape, False) if own and all(t.dim() < 3 for t in own) else None
+
+
+def _attention(name: str, module: nn.MultiheadAttention) -> list[tuple[Physical, Site]]:
+    """What torch's attention multiplies its input with: parameters of its own, which are no modules."""
+    out = []
+    for slot, bias in (
+        ("in_proj_weight", "in_proj_bias"), ("q_proj_weight", None), ("k_proj_weight", None), ("v_proj_weight", None)
+    ):  # fmt: skip
+        w = module._parameters.get(slot)
+        if w is None:
+            continue
+        label = f"{name}.{slot.removesuffix('_weight')}" if name else slot.removesuffix("_weight")
+        at = Physical(label, module, "linear", False, slot, bias)
+        has_bias = bias is not None and module._parameters.get(bias) is not None
+        out.append((at, Site(label, w.shape[0], w.shape[1], "linear", role(label), has_bias)))
+    return out
 
 
 def discover(
@@ -120,32 +193,35 @@ def discover(
 
     Default: linear projections, norms and outputs of the transformer blocks; all linear layers of a model that
     has no blocks; routers of experts are left out. fused: {pattern: parts} splits a fused weight's rows evenly.
+    Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
-    layers = blocks(model)
+    names = dict(named(model))
+    layers = blocks(names)
     modules: dict[str, Physical] = {}
     every: list[Site] = []
     default: list[Site] = []
-    fed_directly = {  # torch's attention reads this weight itself and never calls the module
-        f"{name}.out_proj" for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
-    }
-    for name, module in model.named_modules():
-        if name in fed_directly:
-            continue
+
+    def split(at: Physical, site: Site) -> list[Site]:
+        parts = next((n for p, n in (fused or {}).items() if fnmatchcase(site.name, p)), 1)
+        if site.out % parts:
+            raise CommonweightError(f"{site.name}: {site.out} rows do not split into {parts} equal parts")
+        modules[site.name], step = at, site.out // parts
+        if parts == 1:
+            return [site]
+        ranges = [(i * step, (i + 1) * step) for i in range(parts)]
+        return [site._replace(name=f"{site.name}[{i}]", out=step, rows=r) for i, r in enumerate(ranges)]
+
+    for name, module in names.items():
         inside = not layers or any(name.startswith(b + ".") for b in layers)
         found: list[Site] = []
         if (shape := _linear(module)) is not None:
             out, inp, transposed = shape
-            parts = next((n for p, n in (fused or {}).items() if fnmatchcase(name, p)), 1)
-            if out % parts:
-                raise CommonweightError(f"{name}: {out} rows do not split into {parts} equal parts")
-            step = out // parts
-            modules[name] = Physical(name, module, "linear", transposed)
-            has_bias = getattr(module, "bias", None) is not None
-            for i in range(parts):
-                rows = None if parts == 1 else (i * step, (i + 1) * step)
-                label = name if parts == 1 else f"{name}[{i}]"
-                found.append(Site(label, step, inp, "linear", role(name), has_bias, rows))
+            has_bias = isinstance(stored(module, "bias"), Tensor)
+            at = Physical(name, module, "linear", transposed)
+            found += split(at, Site(name, out, inp, "linear", role(name), has_bias))
             inside = inside and not re.search(r"(\.experts\.|\.router|\.gate$|shared_expert_gate$)", name)
+        elif isinstance(module, nn.MultiheadAttention):
+            found += [s for pair in _attention(name, module) for s in split(*pair)]
         elif _is_norm(module):
             width: int = module.weight.shape[0]  # type: ignore[union-attr,index,assignment]
             modules[name] = Physical(name, module, "norm", False)
@@ -165,7 +241,7 @@ def discover(
 
 def _width(model: nn.Module, block: nn.Module) -> int:
     """Hidden width of a block's output: the norms inside it, else the configuration's hidden_size."""
-    config = getattr(model, "config", None)
+    config = getattr(unwrapped(model), "config", None)
     size = getattr(config, "hidden_size", None) or getattr(config, "d_model", None)
     if size:
         return int(size)
@@ -176,7 +252,7 @@ def experts(model: nn.Module) -> list[str]:
     """Modules with fused expert weights (a three-dimensional parameter)."""
     return [
         name
-        for name, module in model.named_modules()
+        for name, module in named(model)
         if any(p.dim() == 3 for p in module.parameters(recurse=False)) and "expert" in name
     ]
 
@@ -186,12 +262,8 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
     if pattern is None:
         return default
     if callable(pattern):
-        inner = dict(model.named_modules())
-
-        def home(name: str) -> nn.Module:  # experts lie in a parameter of their module
-            return inner[name] if name in inner else inner[name.rpartition(".")[0]]
-
-        return [s for s in every if s.kind == "head" or pattern(s.name, home(s.name.split("[")[0]))]
+        inner = dict(named(model))
+        return [s for s in every if s.kind == "head" or pattern(s.name, _module(inner, s.name.split("[")[0]))]
     if not isinstance(pattern, str):
         raise CommonweightError(f"sites={pattern!r}: wanted None, a pattern such as '*.q_proj|*.v_proj', or a callable")
     globs = [p.strip() for p in pattern.split("|")]
@@ -210,6 +282,29 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}"
         )
     return chosen
+
+
+def unknown_kind(modules: Mapping[str, Physical], site: Site) -> bool:
+    """Whether a site is a layer of a class that nobody here has heard of, and that packs its weight."""
+    at = modules[site.name.split("[")[0]]
+    return site.kind == "linear" and not isinstance(at.module, nn.Linear) and not at.exact and not known(at.module)
+
+
+def strangers(modules: Mapping[str, Physical], sites: list[Site], method: str) -> CommonweightError:
+    """What is said of default sites of an unknown kind."""
+    kind = type(modules[sites[0].name.split("[")[0]].module).__name__
+    more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+    named = "|".join(f"*{s}" for s in sorted({f".{s.name}".rsplit(".", 1)[-1] for s in sites})[:4])
+    return CommonweightError(
+        f"{sites[0].name}{more}: {kind} says widths as a linear layer does, but packs its weight in a way that is not "
+        f"known here. Name what to adapt, for example sites={named!r}: {method} then works on the outputs there, and a "
+        "weight is read by the layer's answers to unit vectors"
+    )
+
+
+def _module(names: Mapping[str, nn.Module], site: str) -> nn.Module:
+    """That of a site; for parameters of attention and of experts theirs."""
+    return names[site] if site in names else names[site.rpartition(".")[0]]
 
 
 def _match(name: str, glob: str) -> bool:

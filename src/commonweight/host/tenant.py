@@ -42,12 +42,17 @@ class Entry:
     __slots__ = ("bind", "grouped", "inputs", "output", "precise", "reads", "rows", "signature")
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
-        self.bind, self.reads, self.rows = bind, reads, rows
+        self.bind, self.reads = bind, reads
         self.inputs: Callable | None = getattr(bind, "input", None)
         self.output: Callable | None = getattr(bind, "output", None)
         self.grouped: Callable | None = getattr(bind, "grouped", None)
         self.precise: bool = getattr(bind, "precise", False)
-        alike = (bind, rows, tuple((s, a, tuple(p.shape for p in ps)) for s, a, ps in reads))
+        self.narrow(rows)
+
+    def narrow(self, rows: tuple[int, int] | None) -> None:
+        """The rows of the layer's weight that it reads; None for all."""
+        self.rows = rows
+        alike = (self.bind, rows, tuple((s, a, tuple(p.shape for p in ps)) for s, a, ps in self.reads))
         self.signature = _SIGNATURES.setdefault(alike, len(_SIGNATURES))
 
     def slots(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -87,6 +92,7 @@ class Tenant:
         self.sites = tuple(sites)  # those the plan was made for; it may use fewer
         self.common = common
         self.host: weakref.ref[Any] | None = None  # the host that it is in, for what only that knows: its weights
+        self.misfit: str | None = None  # what the model no longer has of what it reads
         self.rows = rows
         self.table = self._table()
 
@@ -97,6 +103,13 @@ class Tenant:
             entry = Entry(use.bind, reads, self.rows.get(use.site))
             table.setdefault(use.site.split("[")[0], []).append(entry)
         return table
+
+    def narrow(self, site: str, rows: tuple[int, int] | None) -> None:
+        """The rows of a site's weight that it reads from now on."""
+        if self.rows.get(site) != rows:
+            self.rows = {**self.rows, site: rows}
+            for entry in self.table.get(site, ()):
+                entry.narrow(rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, whose entries are numbered by the process: it is made anew. The host links itself."""

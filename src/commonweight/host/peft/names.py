@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...core import Site
 from ...formats import peft
 from ...formats.peft.keys import bare
+from ..names import named
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -32,7 +33,12 @@ def sites(host: Host, view: View) -> dict[str, Site]:
 
 def parameters(host: Host, view: View) -> dict[str, Tensor]:
     """The base's parameters by the names of a file, those that modules share under each of their names."""
-    return {view(n): p for n, p in host.model.named_parameters(remove_duplicate=False)}
+    return {
+        view(f"{n}.{k}" if n else k): p
+        for n, m in named(host.model, once=False)
+        for k, p in m._parameters.items()
+        if p is not None
+    }
 
 
 def view_of(host: Host, tensors: Mapping[str, Tensor]) -> View:
@@ -41,7 +47,7 @@ def view_of(host: Host, tensors: Mapping[str, Tensor]) -> View:
     An adapter may have been trained on the model with a head that it does not have here, or the other way about:
     ``model.layers.0`` of a language model is ``layers.0`` of its body.
     """
-    prefix, body = within(host), _body(host.model)
+    prefix, body = within(host), _body(host.inner)
     views = [View(prefix), View()]
     if body:
         views += [View(prefix, f"{body}."), View(f"{prefix}{body}.")]
@@ -64,7 +70,7 @@ def within(host: Host) -> str:
     """
     names = [bare(s.name) for s in host._every if s.kind == "linear"]
     wrapped = "module." if names and all(n.startswith("module.") for n in names) else ""
-    whole = getattr(getattr(host.model, "config", None), "is_encoder_decoder", False)
+    whole = getattr(getattr(host.inner, "config", None), "is_encoder_decoder", False)
     if whole or not any(s.kind == "head" for s in host._every):
         return wrapped
     homes = {n.removeprefix(wrapped).split(".")[0] for n in names}

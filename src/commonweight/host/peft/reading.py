@@ -14,6 +14,7 @@ from ...formats import peft
 from ...formats.peft import keys
 from ...methods import head, resolve
 from ...methods import plan as make_plan
+from ..names import named
 from . import names
 from .base import Frozen, without_copies
 
@@ -35,7 +36,7 @@ def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | Non
     folder = peft.layout.snapshot(folder)
     config, tensors = peft.folder.read(folder)
     try:
-        tensors = keys.plain(tensors, names.tops(n for n, _ in host.model.named_modules()))
+        tensors = keys.plain(tensors, names.tops(n for n, _ in named(host.model)))
         beside: dict[str, Tensor] = {}
         if labels:
             peft.heads.of_texts(config)

@@ -15,6 +15,7 @@ from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
 from ..experts import Stacked
 from ..hooks import changed
+from ..names import adapters, named
 from .base import Frozen
 from .names import within
 
@@ -63,7 +64,14 @@ def export_peft(
     plan = tenant.plan._replace(uses=tuple(u for u in tenant.plan.uses if u.site not in heads))
     if not plan.uses:
         raise CommonweightError(f"{tenant.name}: {tenant.method.name} changes no weight; there is nothing to export")
+    if own := next((u.site for u in plan.uses if host._doors.fed(u.site.split("[")[0])), None):
+        raise CommonweightError(
+            f"{own}: torch's attention computes with this weight by itself, where an adapter of PEFT has no effect; "
+            "make the tenant without this site, or take host.merged(name)"
+        )
     report: dict[str, Any] = {"method": tenant.method.name, "left_out": []}
+    if carried := adapters(host.model):
+        report["left_out"].append(f"PEFT adapters that the model carries, beside the tenant: {', '.join(carried)}")
     if tenant.labels is not None:
         report["left_out"].append(f"the classification head of {len(tenant.labels)} labels: {', '.join(tenant.labels)}")
     hindrance = _hindrance(host, tenant, plan) if native or not (asked or native is False) else None
@@ -88,9 +96,9 @@ def export_peft(
         tensors = low_rank.tensors(low)
         names = list(low)
         report["modules"] = {peft.short(k, prefix): {"rank": v.A.shape[0], "error": v.error} for k, v in low.items()}
-    known = {peft.short(n, prefix) for n, _ in host.model.named_modules()}
+    known = {peft.short(n, prefix) for n, _ in named(host.model)}
     config = {
-        "base_model_name_or_path": getattr(getattr(host.model, "config", None), "_name_or_path", None) or None,
+        "base_model_name_or_path": getattr(getattr(host.inner, "config", None), "_name_or_path", None) or None,
         "fan_in_fan_out": all(host._modules[n].transposed for n in names),
         "inference_mode": True,
         "task_type": None,
@@ -114,6 +122,8 @@ def _hindrance(host: Host, tenant: Tenant, plan: Plan) -> str | None:
         return f"PEFT's own format of {tenant.method.name} is not written for experts and routers of a mixture"
     if fused := next((s.name for s in host._every if s.name in used and s.rows is not None), None):
         return f"{fused}: PEFT adapts no part of a fused layer; leave native out to export it as plain LoRA"
+    if more := next((n for n, es in tenant.table.items() if n in used and any(e.rows for e in es)), None):
+        return f"{more}: it has more rows than the tenant was made for; leave native out to export it as plain LoRA"
     return peft.hindrance(tenant.method.name, next((n for n in used if host._modules[n].transposed), None))
 
 

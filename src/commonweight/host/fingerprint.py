@@ -1,0 +1,65 @@
+"""What a base is known by: names, shapes and a few numbers of every parameter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CommonweightError
+from .names import named
+from .weights import dense, packed, widths
+
+_SPREAD = torch.arange(1, 65, dtype=torch.int64) * 2654435761  # places: a large odd step apart
+
+
+def of_base(model: nn.Module, heads: Collection[str] = ()) -> str:
+    """32 hex digits of 64 values of every parameter but those of `heads`, rounded to bfloat16.
+
+    A packed layer counts by the numbers that its codes stand for, under the name and shape of the weight that was
+    packed; one that cannot be read, by its codes. Adapters that the model carries count too.
+    """
+    h = hashlib.blake2b(digest_size=16)
+    for name, shape, values in _parameters(model, heads):
+        h.update(f"{name}{shape}".encode())
+        if values.numel():
+            sample = values.detach().reshape(-1)[(_SPREAD % values.numel()).to(values.device)]
+            h.update(sample.cpu().float().bfloat16().view(torch.int16).numpy().tobytes())
+    return h.hexdigest()
+
+
+def _parameters(model: nn.Module, heads: Collection[str]) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+    """(name, shape, values), each once, in torch's order."""
+    seen: set[int] = set()
+    for name, module in named(model):
+        start = f"{name}." if name else ""
+        if packed(module):
+            seen.update(map(id, module._parameters.values()))
+            if name not in heads:
+                yield from _packed(name, start, module)
+            continue
+        for key, p in module._parameters.items():
+            if p is None or id(p) in seen:
+                continue
+            seen.add(id(p))
+            if name not in heads:
+                values = dense(module, key, f"{start}{key}", steady=True)
+                yield f"{start}{key}", tuple(p.shape), values
+    for name, p in model.named_parameters():  # of adapters
+        if id(p) not in seen:
+            seen.add(id(p))
+            yield name, tuple(p.shape), p
+
+
+def _packed(name: str, start: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+    try:
+        yield f"{start}weight", widths(module) or (), dense(module, "weight", name, steady=True)
+    except CommonweightError:
+        held = {**module._parameters, **module._buffers}
+        for key, t in held.items():
+            if isinstance(t, Tensor) and key != "bias" and t.device.type != "meta":
+                yield f"{start}{key}", tuple(t.shape), t
+    if isinstance(module._parameters.get("bias"), Tensor):
+        yield f"{start}bias", tuple(module._parameters["bias"].shape), dense(module, "bias", name)  # type: ignore

@@ -1,0 +1,49 @@
+"""Layers that change how they hold their weight while they run: under a host they do not.
+
+bitsandbytes 0.50 on a CPU with AVX512-BF16: the first forward in eval mode lays a 4-bit weight out for a kernel that
+hands no gradient to its input, and rounds its scales. Whoever trains after an evaluation would then get wrong gradients
+in all but the last layers, without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .weights import unpacked
+
+_FLAG = "support_avx512bf16_for_cpu"
+
+
+def keep_storage(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, bool]]:
+    """Such layers among them, and what they had said of the CPU. They keep their usual form from now on; one that was
+    laid out anew already gets it back, with the scales as they were rounded."""
+    found = []
+    for module in modules:
+        if module.__dict__.get(_FLAG):
+            found.append((module, module.__dict__[_FLAG]))
+            setattr(module, _FLAG, False)
+        if _FLAG in module.__dict__:
+            _usual(module._parameters.get("weight"))
+    return found
+
+
+def _usual(weight: Any) -> None:
+    state: Any = getattr(weight, "quant_state", None)
+    if not getattr(state, "packing_format_for_cpu", False):
+        return
+    codes, absmax = unpacked(weight.data, state)
+    kind = getattr(state, "original_storage_type", None) or torch.uint8
+    raw = (codes[::2] << 4 | codes[1::2]).view(kind)
+    weight.data = raw.view(state.original_qshape) if kind is torch.uint8 else raw[:, None]
+    state.absmax, state.nested, state.packing_format_for_cpu = absmax, False, False
+    state.dtype = state.original_dtype
+
+
+def give_back(kept: Iterable[tuple[nn.Module, bool]]) -> None:
+    """As the layers would be without a host."""
+    for module, flag in kept:
+        setattr(module, _FLAG, flag)

@@ -1,0 +1,240 @@
+"""Reading a weight: the one place that knows how a layer may store it.
+
+Plain tensors, bitsandbytes of 4 and 8 bits, tensors that dequantise themselves (torchao, quanto), layers that do (HQQ,
+GPTQ), shards (DTensor), weights that accelerate has put away. Any other packed layer is read through its own forward:
+what it answers to unit vectors are the columns of its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CommonweightError
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_WORKS = "methods on the layer's output, such as lora and mos, still work there"
+_PACKERS = {  # packages whose linear layers of other classes than nn.Linear are weights that were packed
+    "transformers", "hqq", "gptqmodel", "auto_gptq", "awq", "bitsandbytes", "torchao", "quanto", "optimum", "aqlm",
+    "eetq", "vptq", "compressed_tensors", "auto_round", "spqr_quant", "sinq", "intel_extension_for_pytorch", "torch",
+}  # fmt: skip
+_PIECE = 512  # unit vectors at a time
+
+
+def stored(module: nn.Module, name: str = "weight") -> Any:
+    """What the module holds under this name, past any property of its class that changes it."""
+    for held in (module._parameters, module._buffers, module.__dict__):
+        if name in held:
+            return held[name]
+    return getattr(module, name, None)
+
+
+def widths(module: Any) -> tuple[int, int] | None:
+    """(d_out, d_in) of a module that says them as linear layers do, whatever its class; else None."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    for out, inp in (("out_features", "in_features"), ("outfeatures", "infeatures")):
+        found = getattr(module, out, None), getattr(module, inp, None)
+        if all(type(n) is int and n > 0 for n in found):
+            return found  # type: ignore[return-value]
+    return None
+
+
+def plain(w: Any) -> bool:
+    """Whether the numbers of a tensor are the weight's, at hand and whole."""
+    return type(w) in (nn.Parameter, Tensor) and w.dtype in _FLOATS and w.device.type != "meta"
+
+
+def packed(module: nn.Module) -> bool:
+    """Whether a linear layer computes with other numbers than a plain tensor ``weight`` (d_out, d_in) holds."""
+    shape = widths(module)
+    if shape is None:
+        return False
+    w = stored(module)
+    if hasattr(w, "full_tensor") or (isinstance(w, Tensor) and w.device.type == "meta"):
+        return False
+    return not (plain(w) and tuple(w.shape) == shape)
+
+
+def known(module: nn.Module) -> bool:
+    """Whether a package that packs weights made the layer."""
+    return type(module).__module__.split(".")[0] in _PACKERS
+
+
+def dense(module: nn.Module, name: str = "weight", where: str = "", *, steady: bool = False) -> Tensor:
+    """A weight or bias as numbers, in the module's own layout: the parameter itself where that is plain.
+
+    where: the site's name, for messages. steady: to the precision that the layer keeps whatever it does to its storage
+    in between, for fingerprints. Cost: nothing where it is plain, else the whole weight each time. A shard is gathered:
+    every process must ask. Raises: CommonweightError for what cannot be read, with what still works there.
+    """
+    w = stored(module, name)
+    if type(w) in (nn.Parameter, Tensor) and plain(w) and (name != "weight" or not packed(module)):
+        return w
+    with torch.no_grad():
+        return _read(module, name, w, where or type(module).__name__, steady)
+
+
+def _read(module: nn.Module, name: str, w: Any, where: str, steady: bool) -> Tensor:
+    if hasattr(w, "full_tensor"):
+        return w.full_tensor()
+    if isinstance(w, Tensor) and w.device.type == "meta":
+        w = _put_away(module, name, where)
+        if plain(w):
+            return w
+    if name != "weight":
+        if isinstance(w, Tensor):
+            return w
+        raise CommonweightError(f"{where}: it has no {name} that can be read")
+    for read in (_four_bit, _eight_bit, _by_itself):
+        if (found := read(module, w, steady)) is not None:
+            return found
+    if plain(w) and w.numel() != (n := _size(module)):
+        raise CommonweightError(
+            f"{where}: its weight is {tuple(w.shape)} here, {n} numbers as a whole: a part of it lies elsewhere (FSDP "
+            "of version 1, DeepSpeed ZeRO-3). Use fully_shard (FSDP2), or read it within summon_full_params or "
+            f"GatheredParameters; {_WORKS}"
+        )
+    return _probed(module, where)
+
+
+def _size(module: nn.Module) -> int:
+    out, inp = widths(module) or (0, 0)
+    return out * inp
+
+
+def _put_away(module: nn.Module, name: str, where: str) -> Tensor:
+    """A weight that accelerate's hook loads for each forward."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", None) or [hook]:
+        try:
+            found = one.weights_map[name]  # type: ignore[union-attr]
+        except (AttributeError, TypeError, KeyError):
+            continue
+        if isinstance(found, Tensor) and found.device.type != "meta":
+            return found
+    raise CommonweightError(
+        f"{where}: its {name} is on the meta device, with no numbers and no accelerate hook that would load them; load "
+        "the model with its weights first"
+    )
+
+
+def _four_bit(module: nn.Module, w: Any, steady: bool) -> Tensor | None:
+    """bitsandbytes: two codes a byte, the first in the upper half; value = code[half byte] * absmax of its block.
+
+    After a forward in eval mode on some CPUs: rows in groups of 32, each column pair of a group as 64 codes of which
+    byte i has the i-th in its lower and the (i + 32)-th in its upper half; absmax (blocks, rows) in bfloat16.
+    """
+    if hasattr(w, "quant_state") and w.dtype in _FLOATS and tuple(w.shape) == widths(module):
+        return w.data  # not quantised yet
+    state: Any = getattr(w, "quant_state", None) or getattr(module, "quant_state", None)
+    code, shape = getattr(state, "code", None), getattr(state, "shape", None)
+    if code is None or shape is None or not isinstance(w, Tensor):
+        return None
+    out, inp = shape
+    codes, absmax = unpacked(w.data, state)
+    absmax = absmax.bfloat16().float() if steady else absmax
+    code = code.to(codes.device).float()
+    values = code[codes.long()].view(-1, state.blocksize) if out * inp % state.blocksize == 0 else None
+    if values is None:  # the last block is not full
+        at = torch.arange(out * inp, device=codes.device) // state.blocksize
+        values = code[codes.long()] * absmax[at]
+    else:
+        values = values * absmax[:, None]
+    dtype = getattr(state, "original_dtype", None) or state.dtype
+    return values.view(out, inp).to(torch.float32 if steady else dtype)
+
+
+def unpacked(data: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+    """(codes, one a number and row after row, absmax of each block) of a 4-bit weight, in either of its orders."""
+    out, inp = state.shape
+    raw = data.contiguous().view(torch.uint8).reshape(-1)
+    if getattr(state, "packing_format_for_cpu", False):
+        raw = raw.view(-1, 32)
+        codes = torch.cat([raw & 15, raw >> 4], 1).view(out // 32, inp // 2, 32, 2).transpose(1, 2).reshape(-1)
+        return codes, state.absmax.T.float().reshape(-1)
+    codes = torch.stack([raw >> 4, raw & 15], 1).view(-1)[: out * inp]
+    absmax = state.absmax
+    if state.nested:
+        inner = state.state2
+        at = torch.arange(absmax.numel(), device=absmax.device) // inner.blocksize
+        absmax = inner.code[absmax.reshape(-1).long()].float() * inner.absmax.float()[at] + state.offset
+    return codes, absmax.float().reshape(-1)
+
+
+def _eight_bit(module: nn.Module, w: Any, steady: bool) -> Tensor | None:
+    """bitsandbytes: value = code * scale of the row / 127; the first forward moves both from the weight to `state`."""
+    if hasattr(w, "SCB") and w.dtype in _FLOATS:
+        return w.data  # not quantised, or anew in each forward
+    scales = [getattr(at, "SCB", None) for at in (w, getattr(module, "state", None))]
+    scale = next((s for s in scales if s is not None), None)
+    if scale is None or not isinstance(w, Tensor) or w.dtype is not torch.int8:
+        return None
+    return w.data.float() * scale.float().to(w.device)[:, None] / 127
+
+
+def _by_itself(module: nn.Module, w: Any, steady: bool) -> Tensor | None:
+    """By a function that the tensor or the layer has for it; only if that gives the weight's shape."""
+    shape = widths(module)
+    read = [getattr(w, "dequantize", None)] if type(w) not in (nn.Parameter, Tensor) else []
+    read += [getattr(module, n, None) for n in ("dequantize", "dequantize_weight")]
+    for one in filter(callable, read):
+        try:
+            found = one()
+        except Exception:  # of another library, for arguments or kernels that are not known here
+            continue
+        if isinstance(found, Tensor) and found.is_floating_point() and found.dim() == 2:
+            if tuple(found.shape) == shape:
+                return found.detach()
+            if tuple(found.shape) == shape[::-1]:  # type: ignore[index]
+                return found.detach().T
+    return None
+
+
+def _probed(module: nn.Module, where: str) -> Tensor:
+    """The weight of a layer of unknown storage by its answers to unit vectors: d_in products in pieces.
+
+    A layer that is not linear in its input is refused.
+    """
+    shape, kind = widths(module), type(module).__name__
+    bad = f"{where}: its weight is packed ({kind}) and cannot be read here"
+    if shape is None:
+        raise CommonweightError(f"{bad}; {_WORKS}")
+    out, inp = shape
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    forward: Callable[[Tensor], Tensor] = module.forward  # past its hooks
+    why: Exception | None = None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        try:
+            zero = forward(torch.zeros(1, inp, dtype=dtype, device=device)).float()
+            eye = torch.eye(inp, dtype=dtype, device=device)
+            w = torch.cat([(forward(piece).float() - zero) for piece in eye.split(_PIECE)]).T
+            if tuple(w.shape) != (out, inp):
+                raise ValueError(f"it answers {tuple(w.shape)}, wanted {(out, inp)}")
+            x = torch.linspace(-1, 1, inp, dtype=dtype, device=device)[None]
+            got, want = forward(x).float() - zero, x.float() @ w.T
+        except Exception as e:
+            why = why or e
+            continue
+        if (got - want).norm() > 0.05 * want.norm().clamp_min(1e-6):
+            raise CommonweightError(f"{where}: {kind} is not linear in its input, so it has no weight; {_WORKS}")
+        return w.contiguous()
+    raise CommonweightError(
+        f"{bad} ({str(why).splitlines()[0] if str(why) else type(why).__name__}); {_WORKS}"
+    ) from why
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where pools belong: where accelerate runs what it has put away, else with the first parameter."""
+    parameters = [*model.parameters()]
+    if any(p.device.type == "meta" for p in parameters):
+        for module in model.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for one in getattr(hook, "hooks", None) or [hook]:
+                at = getattr(one, "execution_device", None)
+                if at is not None and str(at) != "meta":
+                    return torch.device(at)
+    return next((p.device for p in parameters), torch.device("cpu"))

@@ -1,0 +1,241 @@
+"""Every way of storing a weight is read in one place, or refused by name with what still works."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+from torch import nn
+
+import commonweight as cw
+from commonweight.host import weights
+from commonweight.host.fingerprint import of_base
+from tests.host.past import Packed, blocks, hosted, merged, packed, routed
+from tests.laws.subjects import stir
+
+X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
+SITES = "*.up|*.down"
+
+
+def linear(out: int = 8, inp: int = 16) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(inp, out)
+
+
+def test_a_plain_weight_is_the_parameter_itself():
+    layer = linear()
+    assert weights.dense(layer) is layer.weight and not weights.packed(layer)
+
+
+def test_a_packed_layer_is_read_by_its_answers_to_unit_vectors():
+    layer = Packed(linear(700, 600))
+    torch.testing.assert_close(weights.dense(layer), layer.numbers())
+
+
+def test_a_layer_that_dequantises_itself():
+    layer = Packed(linear())
+    layer.dequantize = lambda: layer.numbers() + 0.0
+    layer.forward = None
+    assert torch.equal(weights.dense(layer), layer.numbers())
+    del layer.dequantize
+    layer.dequantize_weight = lambda: layer.numbers().T
+    assert torch.equal(weights.dense(layer), layer.numbers())
+
+
+def test_a_tensor_that_dequantises_itself():
+    class Codes(torch.Tensor):
+        def dequantize(self):
+            return self.as_subclass(torch.Tensor) * 2
+
+    layer = linear()
+    want = layer.weight.detach() * 2
+    layer.__dict__["weight"] = layer._parameters.pop("weight").detach().as_subclass(Codes)
+    assert torch.equal(weights.dense(layer), want)
+
+
+def test_what_is_not_linear_has_no_weight():
+    layer = Packed(linear())
+    layer.forward = lambda x: torch.tanh(4 * x @ layer.numbers().T)
+    with pytest.raises(
+        cw.CommonweightError, match=r"h\.up: Packed is not linear in its input.*lora and mos.* still work"
+    ):
+        weights.dense(layer, "weight", "h.up")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w[:3].reshape(-1), "a part of it lies"),
+        (lambda w: w.to("meta"), "on the meta device"),
+        (lambda w: w.to(torch.int8), "is packed"),
+        (lambda w: w.to(torch.float8_e4m3fn), "packed"),
+    ],
+)
+def test_what_cannot_be_read_is_named(change, message):
+    layer = linear()
+    layer.weight = nn.Parameter(change(layer.weight.detach()), False)
+    if "packed" in message:
+        layer.forward = types.MethodType(lambda self, x: 1 / 0, layer)
+    with pytest.raises(cw.CommonweightError, match=rf"h\.up: .*{message}"):
+        weights.dense(layer, "weight", "h.up")
+
+
+def state(codes: torch.Tensor, absmax: torch.Tensor, shape, block: int, **more):
+    base = {"code": torch.linspace(-1, 1, 16), "shape": shape, "blocksize": block, "absmax": absmax, "nested": False,
+            "dtype": torch.float32}  # fmt: skip
+    return types.SimpleNamespace(**{**base, **more})
+
+
+def four(shape=(64, 64), block: int = 64, nested: bool = False):
+    """(bytes, state, the numbers) of a weight as bitsandbytes holds it in 4 bits."""
+    g = torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 16, (shape[0] * shape[1],), generator=g, dtype=torch.uint8)
+    absmax = torch.rand(codes.numel() // block, generator=g) + 0.5
+    more = {}
+    if nested:
+        inner = types.SimpleNamespace(blocksize=16, code=torch.linspace(-1, 1, 256), absmax=torch.rand(4, generator=g))
+        held = torch.randint(0, 256, absmax.shape, generator=g, dtype=torch.uint8)
+        absmax = inner.code[held.long()] * inner.absmax.repeat_interleave(16) + 1.5
+        more = {"nested": True, "state2": inner, "offset": torch.tensor(1.5)}
+    found = state(codes, held if nested else absmax, shape, block, **more)
+    numbers = (found.code[codes.long()].view(-1, block) * absmax[:, None]).view(shape)
+    return (codes[::2] << 4 | codes[1::2])[:, None], found, numbers
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_four_bits(nested):
+    data, found, numbers = four(nested=nested)
+    layer = linear(64, 64)
+    layer._parameters["weight"] = nn.Parameter(data, False)
+    layer.quant_state = found
+    torch.testing.assert_close(weights.dense(layer), numbers)
+
+
+def test_eight_bits_before_and_after_the_first_forward():
+    layer = linear()
+    codes, scale = torch.randint(-127, 128, (8, 16)).to(torch.int8), torch.rand(8)
+    layer._parameters["weight"] = nn.Parameter(codes, False)
+    layer._parameters["weight"].SCB = scale
+    want = codes.float() * scale[:, None] / 127
+    assert torch.equal(weights.dense(layer), want)
+    layer._parameters["weight"].SCB, layer.state = None, types.SimpleNamespace(SCB=scale)
+    assert torch.equal(weights.dense(layer), want)
+
+
+class TestPackedBase:
+    """Layers of a class that nobody has heard of."""
+
+    def test_they_do_not_vanish(self):
+        host = cw.Host(packed())
+        for method in ("lora", "mos"):
+            with pytest.raises(cw.CommonweightError, match=r"layers\.1\.up and 3 more: Packed says widths.*sites="):
+                host.add(method, method)
+        assert len(host) == 0
+        assert host.add("norms", "lora", rank=2, sites="*.proj").sites
+
+    @pytest.mark.parametrize("method", ["lora", "ia3", "dora", "full", "pissa"])
+    def test_named_they_are_sites_in_every_form(self, method):
+        host = cw.Host(packed())
+        with torch.no_grad():
+            base = host.model(X)
+        for i, name in enumerate("ab"):
+            host.add(name, method, sites=SITES, seed=i)
+        if method == "full":  # no change is none to the bit, though the layer computes with codes
+            assert torch.equal(routed(host, "a", X), base)
+        for i, name in enumerate("ab"):
+            stir(host[name], i)
+        like = blocks()
+        for at in (1, 3):
+            for n in ("up", "down"):
+                getattr(like.layers[at], n).weight.data = getattr(host.model.layers[at], n).numbers()
+        want = merged(host, "a", like, X)
+        torch.testing.assert_close(routed(host, "a", X), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(routed(host, ["a", None, "b"], X)[0], want[0], rtol=1e-4, atol=1e-5)
+
+    def test_a_tenant_is_saved_loaded_and_exported(self, tmp_path):
+        host = cw.Host(packed())
+        stir(host.add("a", "lora", rank=2, sites=SITES))
+        want = routed(host, "a", X)
+        host.export_peft("a", tmp_path / "peft")
+        again = cw.Host(packed())
+        again.load("a", host.save("a", tmp_path / "a.safetensors"))
+        assert torch.equal(routed(again, "a", X), want)
+
+    def test_the_fingerprint_is_of_the_numbers_and_stays(self):
+        model = packed()
+        before = of_base(model)
+        with torch.no_grad():
+            model(X)
+        assert of_base(model) == before == of_base(packed()) != of_base(packed(1))
+        model.layers[1].up.scale.mul_(1.5)
+        assert of_base(model) != before
+
+    def test_what_cannot_be_read_is_known_by_its_codes(self):
+        model, other = packed(), packed()
+        for m in (model, other):
+            m.layers[1].up.forward = lambda x: torch.tanh(x)
+        assert of_base(model) == of_base(other)
+        other.layers[1].up.codes[:] += 1
+        assert of_base(model) != of_base(other)
+
+
+def test_a_layer_of_known_widths_and_a_plain_weight_is_an_ordinary_site():
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_features, self.out_features, self.weight = 16, 16, nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x):
+            return x @ self.weight.T
+
+    host = hosted(nn.Sequential(Parallel(), Parallel()).eval())
+    assert [s.name for s in host["a"].sites] == ["0", "1"]
+    like = nn.Sequential(Parallel(), Parallel())
+    like.load_state_dict(host.model.state_dict())
+    torch.testing.assert_close(routed(host, "a", X), merged(host, "a", like, X))
+
+
+def test_a_base_that_accelerate_has_put_away(tmp_path):
+    from accelerate import cpu_offload
+
+    model = blocks()
+    fingerprint = cw.Host(blocks()).fingerprint
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    plain = hosted(blocks(), "dora")
+    host = cw.Host(model)
+    for name in "ab":
+        host.load(name, plain.save(name, tmp_path / name))
+    assert host.fingerprint == fingerprint
+    assert {p.device.type for p in host["a"].parameters()} == {"cpu"}
+    torch.testing.assert_close(routed(host, "a", X), routed(plain, "a", X))
+    torch.testing.assert_close(routed(host, ["a", None, "b"], X), routed(plain, ["a", None, "b"], X))
+    want = plain.merged("a")
+    assert all(torch.equal(v, want[k]) for k, v in host.merged("a").items())
+    stir(host.add("p", "pissa", rank=2))
+    assert routed(host, "p", X).isfinite().all()
+
+
+def test_shards_are_gathered(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    plain = hosted(blocks())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model, mesh = blocks(), init_device_mesh("cpu", (1,))
+        for layer in model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        host = hosted(model)
+        with host.route("a"):
+            model(X).square().mean().backward()
+        assert all(p.grad is not None for p in host["a"].parameters())
+        assert host.fingerprint == plain.fingerprint
+        host.save("a", tmp_path / "a")
+        want = plain.merged("a")
+        assert all(torch.equal(v, want[k]) for k, v in host.merged("a").items())
+        torch.testing.assert_close(routed(host, ["a", None, "b"], X), routed(plain, ["a", None, "b"], X))
+    finally:
+        dist.destroy_process_group()
