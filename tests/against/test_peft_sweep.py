@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import commonweight as cw
 from commonweight.formats.peft import folder
@@ -266,3 +267,25 @@ def test_our_folder_saved_again_by_peft_has_no_digests(tmp_path):
     assert json.loads((tmp_path / "a" / folder.REPORT).read_text())["native"]
     with pytest.raises(cw.CommonweightError, match="not as commonweight wrote it"):
         host.import_peft("a", tmp_path / "a")
+
+
+def test_a_resized_vocabulary_and_a_base_without_its_head(tmp_path):
+    model = make("llama")[0]
+    model.resize_token_embeddings(66)
+    wrapped = peft.get_peft_model(model, lora("llama"))
+    wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    with pytest.raises(cw.CommonweightError, match=r"66 rows, this base has 61: the vocabulary was resized"):
+        cw.Host(make("llama")[0]).import_peft("x", tmp_path / "a")
+    saved("llama", lora("llama", target_modules=["q_proj", "lm_head"]), tmp_path / "b")
+    with pytest.raises(cw.CommonweightError, match="this base has no lm_head, on which the adapter lies"):
+        cw.Host(make("llama")[0].model).import_peft("x", tmp_path / "b")
+
+
+def test_a_state_of_dora_that_was_saved_by_hand(tmp_path):
+    wrapped = peft.get_peft_model(make("llama")[0], lora("llama", use_dora=True))
+    wrapped.save_pretrained(tmp_path / "a")
+    state = {k: v.contiguous() for k, v in wrapped.state_dict().items() if ".lora_" in k}
+    save_file(state, tmp_path / "a" / folder.TENSORS)
+    assert any("lora_magnitude_vector.default.weight" in k for k in state)
+    host = cw.Host(make("llama")[0])
+    assert host.import_peft("x", tmp_path / "a" / folder.TENSORS).method.name == "dora"

@@ -83,6 +83,7 @@ def _plain(key: str, tops: Collection[str], names: Collection[str]) -> str:
         key = key[: found.start(1) - 1] + key[found.end(1) :]
     for name in names:
         key = key.replace(f".modules_to_save.{name}.", ".")
+    key = re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", key)  # as modules call it, not files
     return key.replace(".modules_to_save.", ".")
 
 

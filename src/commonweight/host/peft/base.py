@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...formats import peft
+from ...formats.peft import refusals
 from ...formats.peft.keys import is_slot
 from ..sites import Physical
 from ..tenant import Derive
@@ -44,6 +45,8 @@ def without_copies(
     parameters: the base's, by the names of the file. ``modules_to_save`` and ``bias`` go when nothing of theirs is
     left.
     """
+    for key, value in tensors.items():
+        _placed(key, value, parameters.get(_own(key)))
     out = {k: v for k, v in tensors.items() if (p := parameters.get(_own(k))) is None or not _equal(v, p)}
     rest = [f".{_own(k)}" for k in out if not is_slot(k)]
     config, named = dict(config), config.get("modules_to_save")
@@ -54,6 +57,23 @@ def without_copies(
     if not any(key.endswith(".bias") for key in rest):
         config["bias"] = "none"
     return config, out
+
+
+def _placed(key: str, value: Tensor, mine: Tensor | None) -> None:
+    """Refuses a copy of what this base lacks, or has for another vocabulary, with the real reason."""
+    if mine is None and key.endswith((".base_layer.weight", ".base_layer.bias")):
+        name = _own(key).rpartition(".")[0]
+        raise refusals.tensor(
+            key, f"this base has no {name}, on which the adapter lies; open the host on the whole model, with its head"
+        )
+    if mine is None or value.dim() != 2 or mine.dim() != 2 or value.shape[1] != mine.shape[1]:
+        return
+    if len(value) != len(mine):
+        raise refusals.tensor(
+            key,
+            f"{len(value)} rows, this base has {len(mine)}: the vocabulary was resized, and its new rows are not read. "
+            f"{refusals.MERGE}",
+        )
 
 
 def _own(key: str) -> str:

@@ -33,7 +33,7 @@ def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | Non
     ``adapt.open_host(model, pool="transformers")``. Without labels a head is refused, with () it is left out.
     Raises: CommonweightError naming the file, the key or the option that is missing, damaged or not supported.
     """
-    folder = peft.layout.snapshot(folder)
+    folder = peft.layout.snapshot(folder.parent if folder.is_file() else folder)
     config, tensors = peft.folder.read(folder)
     try:
         tensors = keys.plain(tensors, names.tops(n for n, _ in named(host.model)))
