@@ -132,6 +132,9 @@ class Models:
                 raise CommonweightError(f"{name}: {what}; write MODEL+{name}, or give base")
             return self._on(name, self._plain(base), name)
         source = whole(open_source(path := self.path(name), "base" if name == base else "model"))
+        if unread := getattr(source, "unread", ()):
+            read = ", ".join(f.name for f in source.files)
+            self.notices.append(f"{name}: {', '.join(unread)} is not read, {read} is, as transformers does")
         if isinstance(source, Quantised):
             self.notices.append(f"{name}: {source.how}")
         return _untied(source, name) if config_of(path).get("tie_word_embeddings") else source
@@ -219,10 +222,14 @@ def _equal(source: Source, a: str, b: str) -> bool:
 
 
 def from_hub(name: str) -> Path:
+    """USER/NAME, or USER/NAME@REVISION; without another format's copy of the weights, where it has both."""
     from huggingface_hub import snapshot_download
 
+    model, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        how = {"revision": revision or None, "allow_patterns": FILES}
+        found = Path(snapshot_download(model, ignore_patterns=["consolidated*"], **how))
+        return found if any(found.glob("*.safetensors")) else Path(snapshot_download(model, **how))
     except Exception as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise CommonweightError(f"{name}: no such folder, and the hub does not give it: {why}") from e

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core import CommonweightError
+from ...core.readable import read_text, read_yaml, within
 from ..schema import mergekit, own
 from ..schema.types import Recipe
 
@@ -17,48 +18,26 @@ __all__ = ["Recipe", "load"]
 def load(recipe: str | Path | Mapping[str, Any]) -> Recipe:
     """A recipe from a YAML file, its text, or what it would be as a mapping; mergekit's have the key merge_method.
 
-    Raises: CommonweightError for a file that is missing or no YAML, and for every key, method and option that is not
-    known, with the nearest that is.
+    Raises: CommonweightError for a file that is missing, no YAML or beyond the bounds of `read_yaml`, and for every
+    key, method and option that is not known, with the nearest that is.
     """
     folder, text = Path(), ""
     if not isinstance(recipe, Mapping):
         path = Path(recipe)
-        try:
-            text, folder = path.read_text(encoding="utf-8"), path.parent
-        except FileNotFoundError:
-            raise CommonweightError(f"{path}: no such recipe") from None
-        except (OSError, UnicodeDecodeError) as e:
-            raise CommonweightError(f"{path}: cannot be read: {e}") from e
+        text, folder = read_text(path, "recipe"), path.parent
         recipe = parse(path, text)
-    _ends(recipe, ())
+    else:
+        within(recipe, "recipe")
     found = (mergekit if "merge_method" in recipe else own).read(recipe)
     return replace(found, folder=str(folder), text=text or _dump(recipe))
 
 
 def parse(path: Path, text: str) -> Mapping[str, Any]:
     """A recipe's text as keys and values; path: for errors."""
-    import yaml
-
-    try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise CommonweightError(f"{path}{line}: no YAML: {getattr(e, 'problem', None) or e}") from None
-    except (ValueError, RecursionError) as e:  # a date of no calendar, brackets by the thousand
-        raise CommonweightError(f"{path}: no YAML: {e}") from None
+    body = read_yaml(text, path)
     if not isinstance(body, Mapping):
         raise CommonweightError(f"{path}: wanted keys and values, as in `method: ties`")
     return body
-
-
-def _ends(value: Any, within: tuple[int, ...]) -> None:
-    """Raises: CommonweightError for what contains itself, as an alias (&x, *x) can make it."""
-    if isinstance(value, Mapping | list | tuple):
-        if id(value) in within or len(within) > 50:
-            raise CommonweightError("recipe: it contains itself, or is nested more than 50 deep")
-        for v in value.values() if isinstance(value, Mapping) else value:
-            _ends(v, (*within, id(value)))
 
 
 def _dump(body: Mapping[str, Any]) -> str:

@@ -6,12 +6,30 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...core import CommonweightError, unknown
+from .types import DTYPES
+
+MOST_ROWS = 65_536  # that a multiple may add
 
 
 def whole(where: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise CommonweightError(f"{where} is {value!r}; wanted a whole number")
     return value
+
+
+def padding(where: str, value: Any) -> int:
+    """Rows are padded to a multiple of it."""
+    if whole(where, value) > MOST_ROWS:
+        raise CommonweightError(f"{where} is {value}; wanted at most {MOST_ROWS:,}")
+    return value
+
+
+def precision(where: str, value: Any) -> str | None:
+    """A dtype of a result by its name, torch's prefix or not."""
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    if name is not None and name not in [*DTYPES]:
+        raise unknown(where, str(value), DTYPES)
+    return name
 
 
 def keys(where: str, body: Mapping[str, Any], known: Iterable[str]) -> None:

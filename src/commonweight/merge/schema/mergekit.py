@@ -13,18 +13,24 @@ from typing import Any
 
 from ...core import CommonweightError, unknown
 from .. import registry
-from .fields import keys, listed, mapping, text, whole
+from .fields import keys, listed, mapping, padding, precision, text
 from .settings import Cases, Gradient, Required
-from .types import DTYPES, WEIGHT, Input, Recipe, Slice, Vocabulary
+from .types import WEIGHT, Input, Recipe, Slice, Vocabulary
 
 KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template", "modules", "name",
+    "tokenizer", "chat_template", "modules", "name", "random_seed", "allow_negative_weights",
 )  # fmt: skip
 NOTICED = {
     "chat_template": "the template of the tokenizer that is taken stays",
     "name": "mergekit-multi's name of a step",
+    "random_seed": "what is drawn goes by a method's own seed",
+    "allow_negative_weights": "negative weights are taken as they are",
+}
+_IDLE = {  # parameters that no method of 0.1.5 reads
     "int8_mask": "it saves memory there and changes nothing",
+    "embed_slerp": "how rows of embeddings are mapped is said by tokenizer",
+    "tokenizer_source": "it stands beside parameters, not in them",
 }
 _SUM = {"lambda": 1.0, "normalize": False}
 _TIES = {"lambda": 1.0, "normalize": True, "density": 1.0}
@@ -54,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sce": {"select_topk": 1.0},
 }
 WEIGHTED = {"linear", "nuslerp", "multislerp", *(m for m, p in METHODS.items() if "lambda" in p)}
-_EVERY = {WEIGHT, "int8_mask", "density", "rescale", *(p for ps in METHODS.values() for p in ps)}
+_EVERY = {WEIGHT, *_IDLE, "density", "rescale", *(p for ps in METHODS.values() for p in ps)}
 
 
 def read(body: Mapping[str, Any]) -> Recipe:
@@ -69,7 +75,7 @@ def read(body: Mapping[str, Any]) -> Recipe:
         raise CommonweightError("recipe: give either models or slices")
     notices = [f"{k} is not used: {NOTICED[k]}" for k in NOTICED if k in body]
     p = _Parameters(method, notices)
-    base = text("base_model", body.get("base_model"))
+    base = _model("base_model", body.get("base_model"))
     if "models" in body:
         inputs = p.inputs("models", body["models"], False)
         # theirs puts the base among the models, where it is none of them
@@ -81,13 +87,11 @@ def read(body: Mapping[str, Any]) -> Recipe:
     for where, part in zip(["models"] if "models" in body else [f"slices[{i}]" for i in range(len(slices))], slices):
         _once(where, part, base if method == "slerp" or registry.get(method).base != "none" else None)
     settings = p.settings("parameters", body.get("parameters"))
-    for key in ("dtype", "out_dtype"):
-        if body.get(key) is not None and body[key] not in [*DTYPES]:
-            raise unknown(key, str(body[key]), DTYPES)
-    if body.get("dtype"):
-        notices.append(f"dtype: {body['dtype']} is the result's; the arithmetic is in float32")
+    dtypes = {key: precision(key, body.get(key)) for key in ("dtype", "out_dtype")}
+    if dtypes["dtype"]:
+        notices.append(f"dtype: {dtypes['dtype']} is the result's; the arithmetic is in float32")
     return Recipe(
-        method, slices, base, settings, dtype=body.get("out_dtype") or body.get("dtype"),
+        method, slices, base, settings, dtype=dtypes["out_dtype"] or dtypes["dtype"],
         vocabulary=_vocabulary(body), roles=True, defaults=p.defaults(), notices=tuple(dict.fromkeys(notices)),
     )  # fmt: skip
 
@@ -109,8 +113,8 @@ class _Parameters:
         for key, value in mapping(where, body).items():
             if key not in _EVERY:
                 raise unknown(f"parameter in {where}", str(key), [*self.known, WEIGHT])
-            if key == "int8_mask":
-                self.notices.append(f"int8_mask is not used: {NOTICED['int8_mask']}")
+            if key in _IDLE:
+                self.notices.append(f"{key} is not used: {_IDLE[key]}")
             elif key == "rescale" and key not in self.known and value not in (False, None):
                 raise CommonweightError(f"{where}: rescale is {value!r}; {self.method} is not rescaled here")
             elif key not in self.known and not (key == WEIGHT and self.method in WEIGHTED):
@@ -127,7 +131,7 @@ class _Parameters:
             span = entry.get("layer_range")
             if layers and not _is_span(span):
                 raise CommonweightError(f"{here}: layer_range is {span!r}; wanted [first, last + 1]")
-            model = text(f"{here}.model", entry.get("model"))
+            model = _model(f"{here}.model", entry.get("model"))
             if model is None:
                 raise CommonweightError(f"{here}: model is missing")
             settings = self.settings(f"{here}.parameters", entry.get("parameters"))
@@ -143,6 +147,33 @@ class _Parameters:
             by_part = "column" if flags["nuslerp_row_wise"] else "row"
             out["over"] = "tensor" if flags["nuslerp_flatten"] else by_part
         return out
+
+
+def _model(where: str, value: Any) -> str | None:
+    """A model by its name, or as mergekit writes it out: {model: {path: P, revision: R}, lora: {path: ...}}."""
+    if not isinstance(value, Mapping):
+        return text(where, value)
+    if "path" in value:
+        return _path(where, value)
+    keys(where, value, ("model", "lora", "override_architecture"))
+    if value.get("override_architecture") is not None:
+        raise CommonweightError(
+            f"{where}.override_architecture: this is not read; write it into the model's config.json"
+        )
+    base, lora = (_path(f"{where}.{k}", value.get(k)) for k in ("model", "lora"))
+    if base is None:
+        raise CommonweightError(f"{where}: model is missing in it")
+    return base if lora is None else f"{base}+{lora}"
+
+
+def _path(where: str, value: Any) -> str | None:
+    if not isinstance(value, Mapping):
+        return text(where, value)
+    keys(where, value, ("path", "revision"))
+    path, revision = text(f"{where}.path", value.get("path")), text(f"{where}.revision", value.get("revision"))
+    if path is None:
+        raise CommonweightError(f"{where}: path is missing in it")
+    return path if revision is None else f"{path}@{revision}"
 
 
 def _is_span(value: Any) -> bool:
@@ -203,7 +234,7 @@ def _number(value: Any) -> Any:
 
 
 def _vocabulary(body: Mapping[str, Any]) -> Vocabulary | None:
-    if (source := text("tokenizer_source", body.get("tokenizer_source"))) is not None:
+    if (source := _model("tokenizer_source", body.get("tokenizer_source"))) is not None:
         return Vocabulary(source)
     found = body.get("tokenizer")
     if found is None:
@@ -212,9 +243,11 @@ def _vocabulary(body: Mapping[str, Any]) -> Vocabulary | None:
     tokens = {}
     for token, entry in mapping("tokenizer.tokens", found.get("tokens") or {}).items():
         source = mapping(f"tokenizer.tokens.{token}", entry).get("source")
+        if isinstance(source, Mapping) and "kind" not in source:
+            source = _model(f"tokenizer.tokens.{token}.source", source)
         if not isinstance(source, str) or entry.get("force"):
             raise CommonweightError(f"tokenizer.tokens.{token}: only `source: MODEL` is read, without force")
         tokens[str(token)] = source
-    source = text("tokenizer.source", found.get("source")) or "union"
-    multiple = whole("tokenizer.pad_to_multiple_of", found.get("pad_to_multiple_of") or 1)
+    source = _model("tokenizer.source", found.get("source")) or "union"
+    multiple = padding("tokenizer.pad_to_multiple_of", found.get("pad_to_multiple_of") or 1)
     return Vocabulary(source, tokens, multiple, mean=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from ...core import CommonweightError, unknown
 from .. import registry
-from .fields import keys, listed, mapping, text, whole
+from .fields import keys, listed, mapping, padding, precision, text
 from .settings import Gradient, ranges, select
-from .types import DTYPES, WEIGHT, Input, Recipe, Rule, Slice, Vocabulary
+from .types import WEIGHT, Input, Recipe, Rule, Slice, Vocabulary
 
 KEYS = ("method", "base", "models", "slices", "options", "weights", "rules", "dtype", "tokenizer")
 
@@ -63,9 +63,7 @@ def options(where: str, body: Any, known: Iterable[str]) -> dict[str, Any]:
 
 
 def dtype(where: str, value: Any) -> str | None:
-    if value is not None and value not in [*DTYPES]:
-        raise unknown(f"{where}", str(value), DTYPES)
-    return value
+    return precision(where, value)
 
 
 def _models(where: str, body: Any, known: list[str], layers: bool = False) -> tuple[Input, ...]:
@@ -149,5 +147,5 @@ def _vocabulary(body: Any) -> Vocabulary | None:
     return Vocabulary(
         text("tokenizer.source", body.get("source")) or "union",
         {str(k): str(v) for k, v in tokens.items()},
-        whole("tokenizer.multiple", body.get("multiple", 1)),
+        padding("tokenizer.multiple", body.get("multiple", 1)),
     )

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ...core import CommonweightError
 from .quantised import opened
-from .source import Files, Memory, Source, config_of, weight_files
+from .source import Files, Memory, Source, config_of
+from .weights import weights_of
 
 
 def open_source(model: Any, label: str) -> Source:
     """A state dict, a module, a safetensors file, or a folder with one or more of them; quantised ones too.
 
-    Of files only the headers are read, and the config.json that lies with them.
+    Of files only the headers are read, and the config.json that lies with them; of a folder, what transformers loads.
     """
     if isinstance(model, nn.Module):
         model = model.state_dict()
@@ -32,7 +33,7 @@ def open_source(model: Any, label: str) -> Source:
         return _plain(Memory(label, model))
     if isinstance(model, str | Path):
         path, label = Path(model), f"{label} ({model})"
-        return _plain(opened(Files(label, *weight_files(path, label)), config_of(path), path))
+        return _plain(opened(Files(label, *weights_of(path, label)), config_of(path), path))
     raise CommonweightError(
         f"{label} is a {type(model).__name__}; wanted a state dict, a module, or a path to safetensors"
     )

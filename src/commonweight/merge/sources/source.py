@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +16,6 @@ from ...core import CommonweightError
 from .safefile import File
 
 INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
 class Source(Protocol):
@@ -100,10 +98,17 @@ class Memory:
 
 
 class Files:
-    """safetensors files, each tensor in one of them. homes: tensor -> name of its file, as an index has it."""
+    """safetensors files, each tensor in one of them. homes: tensor -> name of its file, as an index has it. unread:
+    other files beside them."""
 
-    def __init__(self, label: str, files: list[Path], homes: Mapping[str, str] = MappingProxyType({})):
-        self.label, self.files = label, tuple(files)
+    def __init__(
+        self,
+        label: str,
+        files: list[Path],
+        homes: Mapping[str, str] = MappingProxyType({}),
+        unread: tuple[str, ...] = (),
+    ):
+        self.label, self.files, self.unread = label, tuple(files), unread
         self._home: dict[str, File] = {}
         for path in files:
             file = File(path, label)
@@ -151,42 +156,3 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CommonweightError(f"{file}: holds a {type(found).__name__}; wanted a JSON object")
     return found
-
-
-def weight_files(path: Path, label: str) -> tuple[list[Path], Mapping[str, str]]:
-    """The safetensors files of a model, and tensor -> file as its index has it, where there is one.
-
-    Raises: CommonweightError for a model that is not there as a whole.
-    """
-    if not path.exists():
-        raise CommonweightError(f"{label}: no such file or folder")
-    homes: Mapping[str, str] = {}
-    if not path.is_dir():
-        files = [path]
-    elif (path / INDEX).exists():
-        try:
-            homes = read_json(path / INDEX)["weight_map"]
-            files = [path / name for name in sorted(set(homes.values()))]
-        except (CommonweightError, KeyError, TypeError, AttributeError) as e:
-            raise CommonweightError(f"{label}: {INDEX} is damaged: {e}") from e
-        for file, name in zip(files, sorted(set(homes.values()))):
-            if name != file.name:
-                raise CommonweightError(f"{label}: {INDEX} names {name!r}; wanted the name of a file in this folder")
-            if not file.exists():
-                raise CommonweightError(f"{label}: {INDEX} names {name}, which is not there")
-    else:
-        files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise CommonweightError(
-            f"{label}: no safetensors file in this folder; convert the weights to safetensors first"
-        )
-    there = {f.name for f in files}
-    for found in filter(None, map(_SHARD.fullmatch, there)):
-        stem, count = found[1], found[2]
-        for i in range(1, int(count) + 1):
-            if (name := f"{stem}-{i:05}-of-{count}.safetensors") not in there:
-                raise CommonweightError(
-                    f"{label}: {found[0]} is one of {int(count)} files, and {name} is not there; give the folder with "
-                    "all of them"
-                )
-    return files, homes
