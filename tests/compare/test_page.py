@@ -133,8 +133,7 @@ def test_no_width_and_no_scheme_breaks_it(page):
         page.emulate_media(color_scheme=scheme)
         for width in (400, 1280):
             page.set_viewport_size({"width": width, "height": 800})
-            page.wait_for_timeout(200)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.wait_for_function(f"document.documentElement.scrollWidth <= {width}", timeout=20_000)
             assert page.evaluate("document.getElementById('plot').layout.font.color") == wanted
 
 
@@ -163,3 +162,19 @@ def test_a_folder_that_is_a_file(folder):
     o = outcome(SCORES, SIZES)
     with pytest.raises(cw.CommonweightError, match="is a file; wanted a folder"):
         write(folder / "table.md", o, points(o))
+
+
+def test_the_curves_are_explained(page):
+    told = page.inner_text("#detail .legend").splitlines()
+    assert told == [
+        "a", "b", "loss of the training rows, left axis", "accuracy, % on the dev rows, right axis",
+        "one line per seed",
+    ]  # fmt: skip
+    axes = [t.text_content() for t in page.query_selector_all("#curve .infolayer text[class$=title]")]
+    assert [a for a in axes if a] == ["training step", "loss (lines)", "dev accuracy, % (dots)"]
+
+
+def test_no_column_is_cut(page):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    wide = page.query_selector(".wide")
+    assert wide.evaluate("e => e.scrollWidth - e.clientWidth") <= 1

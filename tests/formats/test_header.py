@@ -10,8 +10,8 @@ from commonweight.formats import native
 from tests.commons.small import HEADER
 
 
-def write(path, **header):
-    path.write_bytes(native.sealed({**HEADER, "base": "ab" * 16, **header}, {"a": torch.ones(4)}))
+def write(path, numbers=4, **header):
+    path.write_bytes(native.sealed({**HEADER, "base": "ab" * 16, **header}, {"a": torch.ones(numbers)}))
     return path
 
 
@@ -37,7 +37,7 @@ def test_counts_beyond_the_file(tmp_path, header):
 
 
 def test_the_digest_is_looked_at_first(tmp_path, monkeypatch):
-    path = write(tmp_path / "t", sites={"layers.{}.q": [4, 4, "0-4999"]})
+    path = write(tmp_path / "t", 9000, sites={"layers.{}.q": [4, 4, "0-4999"]})
     path.write_bytes(path.read_bytes().replace(b"0-4999", b"0-9999"))
     monkeypatch.setattr(native, "unpack_sites", lambda *_: pytest.fail("it was believed"))
     with pytest.raises(CommonweightError, match="this file was altered"):

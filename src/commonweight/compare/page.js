@@ -38,7 +38,8 @@
         color: css("--ink") },
       hoverlabel: { bgcolor: css("--ink"), font: { color: css("--back") }, align: "left" },
       margin: { l: 56, r: 16, t: 16, b: 48 }, ...extra,
-      xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis } };
+      xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis },
+      ...(extra.yaxis2 && { yaxis2: { ...axis, ...extra.yaxis2 } }) };
   };
 
   // The front over the points that are shown, on the task that is shown.
@@ -67,7 +68,8 @@
       return { name: m, type: "scatter", mode: "lines+markers", x: mine.map(a => a.x), y: mine.map(a => a.y),
         customdata: mine.map(a => results.points.indexOf(a.p)),
         text: mine.map(a => `<b>${a.p.name}</b><br>${bytes(a.p.bytes)}` +
-          (a.p.marginal_bytes !== a.p.bytes ? ` (${bytes(a.p.marginal_bytes)} marginal)` : "") +
+          (a.p.marginal_bytes !== a.p.bytes ? ` (${bytes(a.p.marginal_bytes)} marginal${
+            a.p.marginal_bytes ? "" : ": its seed and its head alone"})` : "") +
           `<br>${a.y.toFixed(digits)}` + (value(a.p, task).half === null ? "" :
             ` ± ${(scale * value(a.p, task).half).toFixed(digits)}`) + ` ${metric}`),
         hovertemplate: "%{text}<extra></extra>",
@@ -160,8 +162,12 @@
       `${p.parameters.toLocaleString("en")} trained parameters`, `learning rate: ${rates}`];
     if (tried) facts.push(`${tried} trials`);
     box.replaceChildren(el("h3", { textContent: p.name }), el("p", { className: "note", textContent: facts.join("; ") }),
-      el("div", { id: "curve" }), el("ol", {}, ...runs.map(run)));
+      el("div", { className: "legend" }), el("div", { id: "curve" }), el("ol", {}, ...runs.map(run)));
     const tasks = [...new Set(runs.map(r => r.task))];
+    const measured = runs.some(r => r.curve.some(c => `dev_${results.metric}` in c));
+    box.querySelector(".legend").append(...tasks.map((t, i) => key("swatch", t, colours[i % colours.length])),
+      key("solid", "loss of the training rows, left axis"),
+      ...(measured ? [key("dots", `${metric} on the dev rows, right axis`)] : []), key("", "one line per seed"));
     const traces = runs.flatMap(r => {
       const dev = r.curve.filter(c => `dev_${results.metric}` in c);
       const label = `${r.task}, seed ${r.seed}`, colour = colours[tasks.indexOf(r.task) % colours.length];
@@ -173,10 +179,16 @@
           line: { width: 1, dash: "dot", color: colour },
           hovertemplate: `${label}<br>step %{x}: dev %{y:.2f}<extra></extra>` }];
     });
-    Plotly.newPlot("curve", traces, layout({ margin: { l: 48, r: 48, t: 10, b: 44 }, xaxis: { title: { text: "step" } },
-      yaxis: { title: { text: "loss (lines)" }, rangemode: "tozero" },
-      yaxis2: { title: { text: `dev ${metric} (dots)` }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto",
+    Plotly.newPlot("curve", traces, layout({ margin: { l: 56, r: 60, t: 10, b: 44 }, xaxis: { title: { text: "training step" } },
+      yaxis: { title: { text: "loss (lines)", standoff: 10 }, rangemode: "tozero" },
+      yaxis2: { title: { text: `dev ${metric} (dots)`, standoff: 10 }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto",
         automargin: true } }), plain);
+  };
+
+  const key = (mark, text, colour) => {
+    const sign = el("i", { className: `key ${mark}` });
+    if (colour) sign.style.background = colour;
+    return el("div", {}, ...(mark ? [sign] : []), text);
   };
 
   const run = r => {

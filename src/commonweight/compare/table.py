@@ -128,7 +128,8 @@ def caption(o: Outcome) -> str:
     seeds = "± seeds: 95 % interval over seeds (Student's t)" if c.seeds > 1 else "one seed: no interval over seeds"
     return (
         f"{rates}. bytes: saved pools{by}, without the head; marginal: those that a further tenant brings when the "
-        f"shared pools are there. {seeds}; ± rows: 95 % interval over test rows. - {c.reference}: paired, seed by "
+        "shared pools are there; 0: all its pools are shared, so that it costs its seed, which says what it reads of "
+        f"them, and its head. {seeds}; ± rows: 95 % interval over test rows. - {c.reference}: paired, seed by "
         "seed, with its largest config. front: nothing is as good with fewer bytes."
     )
 
