@@ -21,6 +21,7 @@ from ..sources.source import Read, Source, config_of
 from ..sources.tenanted import Tenanted
 from ..vocabulary import tokens as vocabulary
 from ..vocabulary.padded import Padded
+from ..vocabulary.reading import alike, tokens_of, vocabulary_file
 
 FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _FACTOR = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
@@ -40,6 +41,8 @@ class Models:
         self.hub: list[str] = []
         self._first = self._parts(recipe.base or recipe.slices[0].inputs[0].model)[0]
         self.lead = self.path(self._first)
+        self.words = self.lead  # whose tokenizer is taken
+        self.numbers: tuple[dict[str, int], dict[str, int]] | None = None  # the lead's tokens, and the result's
         self.vocabulary: vocabulary.Vocabulary | None = None
         self.untied = False  # whether heads are written of models that have none of their own
         self._raw: dict[str, Source] = {}
@@ -167,21 +170,40 @@ class Models:
         recipe = self._recipe
         users = [*([recipe.base] if recipe.base else []), *(i.model for part in recipe.slices for i in part.inputs)]
         users += [r.take for r in recipe.rules if r.take]
-        first = vocabulary.tokens_of(self.lead)
         homes = {u: self._parts(u)[0] if self._tenant(u) is None else recipe.base for u in dict.fromkeys(users)}
-        models = {u: (vocabulary.tokens_of(self.path(h)) if h else None) or first or {} for u, h in homes.items()}
+        folders = {u: self.lead if h is None else self.path(h) for u, h in homes.items()}
         union = wanted.source == "union"
-        if wanted.source not in ("base", "union"):
-            self.lead = self.path(wanted.source)
-        target = vocabulary.tokens_of(self.lead)
+        self.words = self.lead if wanted.source in ("base", "union") else self.path(wanted.source)
+        plain = not wanted.tokens and wanted.multiple == 1
+        some = not union or vocabulary_file(self.words) is not None
+        if plain and some and all(f == self.words or alike(f, self.words) for f in (self.lead, *folders.values())):
+            return
+        own = {f: tokens_of(f) for f in dict.fromkeys((self.words, self.lead, *folders.values()))}
+        target, first = own[self.words], own[self.lead]
+        models = {u: own[f] or self._same(u, f, first) for u, f in folders.items()}
         others = [tokens for tokens in models.values() if tokens]
         if target is None and not union and any(tokens != others[0] for tokens in others):
-            raise CommonweightError(f"tokenizer: {self.lead} has no tokenizer.json, and the models' differ; give union")
-        same = all(tokens == target for tokens in models.values())
-        if (target is None and not union) or (same and not wanted.tokens and wanted.multiple == 1):
+            raise CommonweightError(
+                f"tokenizer: {self.words} has no tokenizer.json, and the models' differ; give union"
+            )
+        if self.words != self.lead and first and target:
+            self.numbers = (first, target)
+        if (target is None and not union) or (all(tokens == target for tokens in models.values()) and plain):
             return
-        self.vocabulary = vocabulary.join(self.lead, list(models.values()), union, wanted.multiple)
+        self.vocabulary = vocabulary.join(self.words, list(folders.values()), union, wanted.multiple)
         self._tables = vocabulary.tables(self.vocabulary, models, recipe.base, wanted.tokens)
+
+    def _same(self, name: str, folder: Path, lead: dict[str, int] | None) -> dict[str, int]:
+        """Of a folder without a vocabulary: the lead's, where its config has as many tokens."""
+        mine, theirs = (config_of(f).get("vocab_size") for f in (folder, self.lead))
+        if mine != theirs and None not in (mine, theirs):
+            raise CommonweightError(
+                f"tokenizer: {name} has no vocabulary in its folder, and {mine} tokens by its config, the lead has "
+                f"{theirs}; save its tokenizer there"
+            )
+        if lead:
+            self.notices.append(f"{name}: no vocabulary in its folder; its tokens count as those of {self.lead.name}")
+        return lead or {}
 
 
 def _adapter(path: Path) -> Path:

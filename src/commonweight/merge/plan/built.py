@@ -14,10 +14,11 @@ from ..stream.work import Task
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """tasks: in the order of work; sources: name in the recipe -> model; lead: whose config and tokenizer are taken.
+    """tasks: in the order of work; sources: name in the recipe -> model; lead: whose config is taken, words: whose
+    tokenizer.
 
     config, tokenizer: the result's config.json, where the lead has one; its tokenizer.json, where it is not the lead's.
-    hub: the models that came from there.
+    hub: the models that came from there. generation: the result's generation_config.json, where it is not the lead's.
     """
 
     recipe: Recipe
@@ -28,3 +29,5 @@ class Built:
     config: Mapping[str, Any] | None = None
     tokenizer: str | None = None
     hub: tuple[str, ...] = ()
+    words: Path | None = None
+    generation: Mapping[str, Any] | None = None

@@ -24,10 +24,11 @@ from ..registry import Beside, Method, Range
 from ..schema.settings import first, value
 from ..schema.types import DTYPES, WEIGHT, Input, Recipe, Rule
 from ..sources.at import places
-from ..sources.source import Read
+from ..sources.source import Read, read_json
 from ..stream import beside, digest
 from ..stream.work import Job, Task
 from ..vocabulary import tokens as vocabulary
+from ..vocabulary.special import renumbered
 
 
 def build(recipe: Recipe) -> Built:
@@ -52,13 +53,24 @@ def build(recipe: Recipe) -> Built:
     said, told = None, list[str]()
     if stated is not None:
         said = config.made(stated, tasks, framed, placed, rows, models.untied)
-        told = check(said, tasks, Model(stated, models.leader.shapes), framed, placed, rows)
+        if models.numbers is not None:
+            said, lost = renumbered(said, *models.numbers)
+            told += [f"config.json: the tokenizer has no token of {', '.join(lost)}; its number stays"] if lost else []
+        told += check(said, tasks, Model(stated, models.leader.shapes), framed, placed, rows)
     return Built(
         recipe, tasks, models.sources, models.lead,
         (*recipe.notices, *models.notices, *(framed.notices if framed else ()), *_apart(recipe, models),
          *idle(recipe, [o.ruled for o in found]), *beside.check(tasks), *told),
-        said, None if words is None else words.text, tuple(models.hub),
+        said, None if words is None else words.text, tuple(models.hub), models.words,
+        _generation(models),
     )  # fmt: skip
+
+
+def _generation(models: Models) -> dict[str, Any] | None:
+    """The lead's generation_config.json, where its tokens have other numbers in the result."""
+    if models.numbers is None or not (found := read_json(models.lead / "generation_config.json")):
+        return None
+    return renumbered(found, *models.numbers)[0]
 
 
 def _apart(recipe: Recipe, models: Models) -> list[str]:

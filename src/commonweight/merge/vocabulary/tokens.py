@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import math
 import re
@@ -17,8 +16,8 @@ from torch import Tensor
 from ...core import CommonweightError
 from ...formats.native import template
 from ..sources.source import Source, config_of, held
+from .reading import FILE, alike, tokenizer_of, tokens_of, vocabulary_file
 
-FILE = "tokenizer.json"
 _OF_TOKENS = re.compile(
     r"(.*\.)?(embed|embeddings?|embed_tokens|tok_embeddings|tokens_embed|word_embeddings?|wte|shared|embed_in|embed_out"
     r"|lm_head|lm_loss|decoder|predictions)\.(weight|bias)|final_logits_bias"
@@ -33,32 +32,23 @@ class Vocabulary(NamedTuple):
     text: str
 
 
-def tokens_of(folder: Path) -> dict[str, int] | None:
-    """Token -> row, from tokenizer.json; None where there is none."""
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as e:  # the library raises a bare Exception
-        raise CommonweightError(f"{path}: cannot be read as a tokenizer: {e}") from e
-
-
-def join(lead: Path, others: Sequence[Mapping[str, int]], union: bool, multiple: int) -> Vocabulary:
-    """The lead's vocabulary; union: and after it every token of the others, in their order, as added tokens."""
-    from tokenizers import Tokenizer
-
+def join(lead: Path, others: Sequence[Path], union: bool, multiple: int) -> Vocabulary:
+    """The lead's vocabulary; union: and after it every token of the other folders, in their order, as added tokens:
+    those that are special there, or strip spaces, do so here."""
     if multiple < 1:
         raise CommonweightError(f"tokenizer: rows are padded to a multiple of {multiple}; it must be at least 1")
-    if tokens_of(lead) is None:
+    if (tokenizer := tokenizer_of(lead)) is None:
         raise CommonweightError(f"{lead}: has no {FILE}, by which rows are mapped; save its fast tokenizer there")
-    tokenizer = Tokenizer.from_file(str(lead / FILE))
-    if union:
-        for tokens in others:
-            known = tokenizer.get_vocab(with_added_tokens=True)
-            tokenizer.add_tokens([t for t, _ in sorted(tokens.items(), key=lambda x: x[1]) if t not in known])
+    for folder in others if union else ():
+        if (other := tokenizer_of(folder)) is None:
+            continue
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        added = {t.content: t for t in other.get_added_tokens_decoder().values()}
+        for token, _ in sorted(other.get_vocab(with_added_tokens=True).items(), key=lambda x: x[1]):
+            if token not in known:
+                about = added.get(token, token)
+                special = getattr(about, "special", False)
+                (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([about])
     tokens = tokenizer.get_vocab(with_added_tokens=True)
     rows = -(-(1 + max(tokens.values())) // multiple) * multiple
     return Vocabulary(tokens, rows, json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False))
@@ -261,21 +251,24 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 def unlike(models: Mapping[str, Path]) -> list[str]:
     """A notice where models, each with its folder, have vocabularies that differ, for a merge that maps no rows.
 
-    Only files that differ are parsed; a folder without tokenizer.json counts as having the others'.
+    Only tokenizer.json is parsed, and only where files differ; a folder without a vocabulary counts as having the
+    others'.
     """
-    files = {name: folder / FILE for name, folder in models.items() if (folder / FILE).is_file()}
+    files = {n: f for n, folder in models.items() if (f := vocabulary_file(folder)) is not None}
     if not files:
         return []
     lead, *others = files
     known: dict[str, int] | None = None
     out = []
     for name in others:
-        if filecmp.cmp(files[lead], files[name], shallow=False):
+        if alike(models[lead], models[name]):
+            continue
+        how = "rows are merged as they lie; tokenizer: union (or base) maps them by token"
+        if not files[lead] == files[name] == FILE:
+            where = f"its vocabulary lies in {files[name]}, {lead}'s in {files[lead]}"
+            out.append(f"{name}: {where}; that they are the same is not known, and {how}")
             continue
         known = tokens_of(models[lead]) if known is None else known
         if tokens_of(models[name]) != known:
-            out.append(
-                f"{name}: its vocabulary is not {lead}'s, and rows are merged as they lie; tokenizer: union (or base) "
-                "maps them by token"
-            )
+            out.append(f"{name}: its vocabulary is not {lead}'s, and {how}")
     return out
