@@ -33,6 +33,19 @@ def test_a_packed_layer_is_read_by_its_answers_to_unit_vectors():
     torch.testing.assert_close(weights.dense(layer), layer.numbers())
 
 
+def test_blocks_of_a_gguf_file():
+    """transformers' layer: for a few rows it wants a kernel that there is no CPU form of."""
+    utils = pytest.importorskip("transformers.integrations.gguf.utils")
+    blocks_ = linear(64, 64).weight.detach().view(64, 2, 32)
+    scale = (blocks_.abs().amax(-1, keepdim=True) / 127).half()  # Q8_0: a scale and 32 codes
+    codes = (blocks_ / scale.float()).round().clamp(-127, 127).to(torch.int8)
+    layer = utils.GgufLinear(64, 64, 8)
+    layer.weight.data = torch.cat([scale.view(torch.uint8), codes.view(torch.uint8)], -1).reshape(64, -1)
+    assert torch.equal(weights.dense(layer), (codes.float() * scale.float()).view(64, 64))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(64, 8)).eval()
+    assert [s.name for s in hosted(model)["a"].sites] == ["0", "2"]
+
+
 def test_a_layer_that_dequantises_itself():
     layer = Packed(linear())
     layer.dequantize = lambda: layer.numbers() + 0.0

@@ -22,6 +22,7 @@ _PACKERS = {  # packages whose linear layers of other classes than nn.Linear are
     "eetq", "vptq", "compressed_tensors", "auto_round", "spqr_quant", "sinq", "intel_extension_for_pytorch", "torch",
 }  # fmt: skip
 _PIECE = 512  # unit vectors at a time
+_LEAST = 64  # and no fewer: for a few rows some layers want a kernel that is not there on every device
 
 
 def stored(module: nn.Module, name: str = "weight") -> Any:
@@ -209,13 +210,14 @@ def _probed(module: nn.Module, where: str) -> Tensor:
     why: Exception | None = None
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         try:
-            zero = forward(torch.zeros(1, inp, dtype=dtype, device=device)).float()
-            eye = torch.eye(inp, dtype=dtype, device=device)
-            w = torch.cat([(forward(piece).float() - zero) for piece in eye.split(_PIECE)]).T
+            x = torch.linspace(-1, 1, inp, dtype=dtype, device=device)[None]
+            rows = torch.zeros(-(-(inp + 2) // _LEAST) * _LEAST, inp, dtype=dtype, device=device)
+            rows[1:2], rows[2 : inp + 2] = x, torch.eye(inp, dtype=dtype, device=device)
+            y = torch.cat([forward(piece).float() for piece in rows.split(_PIECE)])
+            w, got = (y[2 : inp + 2] - y[0]).T, (y[1:2] - y[0])
             if tuple(w.shape) != (out, inp):
                 raise ValueError(f"it answers {tuple(w.shape)}, wanted {(out, inp)}")
-            x = torch.linspace(-1, 1, inp, dtype=dtype, device=device)[None]
-            got, want = forward(x).float() - zero, x.float() @ w.T
+            want = x.float() @ w.T
         except Exception as e:
             why = why or e
             continue
