@@ -88,7 +88,7 @@ def command(
     task: Annotated[
         str | None,
         typer.Option(
-            help="classify: text and label. lm: text, prompt and completion, or messages. embed: pairs of texts. "
+            help="classify: text and label. lm: text, prompt and completion, or a chat. embed: pairs of texts. "
             "Without it, classify."
         ),
     ] = None,
