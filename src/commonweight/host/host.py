@@ -15,12 +15,13 @@ from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, available, head, resolve
 from ..methods import plan as make_plan
 from . import carry, encode, entrances, experts
+from .change import changed
 from .common import Common, Held, shared
 from .current import Current, Opened
 from .doors import Doors
 from .fingerprint import of_base
 from .follow import Places, fit, served
-from .hooks import ModelHook, Replay, SiteHook, changed
+from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage
 from .names import named, unwrapped
 from .route import Route

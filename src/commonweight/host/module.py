@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError
 from .acting import REFUSED, acting, refused
-from .hooks import changed
+from .change import changed
 
 if TYPE_CHECKING:
     from .host import Host

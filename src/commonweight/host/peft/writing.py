@@ -13,8 +13,8 @@ from ...formats import peft
 from ...formats.peft import low_rank
 from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
+from ..change import changed
 from ..experts import Stacked
-from ..hooks import changed
 from ..names import adapters, named
 from .base import Frozen
 from .names import within

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...core import CommonweightError, unknown
 from ...formats import atomic
-from ...host import Host
 from ..recipe import Recipe
 from ..sources.opened import is_tenant, open_tenant, stored
 from ..stream import digest
@@ -22,6 +21,7 @@ from .harness import Score
 
 if TYPE_CHECKING:
     from ...adapt.rows import Row
+    from ...host import Host
 
 METRICS = ("accuracy", "macro_f1")
 FILE = "evaluation.json"

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core import CommonweightError, Site
 from ...formats.fingerprint import close, of_derived, of_weights
 from ...formats.peft import low_rank
-from ...host.hooks import changed
+from ...host.change import changed
 from ...host.tenant import Derive, Entry, materialise
 from .factored import product
 from .opened import Opened, open_tenant
