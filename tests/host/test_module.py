@@ -159,6 +159,16 @@ def test_trainer_evaluates_and_keeps_the_best(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_trainer_reports_the_loss_of_the_model_itself(tmp_path):
+    """Trainer knows by the class's name over how many tokens a loss is a mean (findings/)."""
+    host, trainer, _ = trained(tmp_path)
+    rows = torch.stack([r["input_ids"] for r in trainer.eval_dataset])
+    with torch.no_grad(), host.route("a"):
+        want = host.model.eval()(input_ids=rows, labels=rows).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_label_smoothing_shifts_labels_as_for_the_model_itself(tmp_path):
     """Trainer knows by the class's name whether labels are shifted."""
     host, trainer, _ = trained(tmp_path, label_smoothing_factor=0.1)

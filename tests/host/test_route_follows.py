@@ -362,6 +362,19 @@ def test_a_kept_manager_of_continuous_batching_serves_one_reader():
         model.destroy_cached_continuous_batching_manager()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_continuous_batching_refuses_what_has_no_paged_attention():
+    """transformers runs it, and every token then follows from the last one alone (findings/)."""
+    torch.manual_seed(0)
+    small = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=61, bos_token_id=1, eos_token_id=2)
+    model = tf.GPTJForCausalLM(tf.GPTJConfig(rotary_dim=4, **small)).eval()
+    host = cw.Host(model)
+    host.add("a", "lora", rank=2)
+    for route in ("a", ["a", None]):
+        with host.route(route), pytest.raises(cw.CommonweightError, match="GPTJForCausalLM cannot read the paged"):
+            batched(model, torch.tensor([[5, 6, 7], [8, 9, 10]]))
+
+
 # -- models that feed their layers something without rows --------------------------------------------------------------
 
 

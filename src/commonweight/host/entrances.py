@@ -186,6 +186,11 @@ class Continuous(Entrance):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         reader = self.reading()
+        if reader is not None and not self.model._can_set_attn_implementation():  # type: ignore[operator]
+            raise CommonweightError(
+                f"continuous batching: the attention of {type(self.model).__name__} cannot read the paged cache, and "
+                "answers would forget the prompt after their first token; use generate, which takes mixed batches too"
+            )
         if reader != self.reader:
             self.model.destroy_cached_continuous_batching_manager()  # type: ignore[operator]
         self.reader = reader
