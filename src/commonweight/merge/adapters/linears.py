@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from ...core import CommonweightError
 from ...host.sites import discover
+from ..architecture.blank import NoModel, blank
+from ..architecture.naming import homes
 from ..sources.source import Source, config_of
 from ..sources.tenanted import turned
 
@@ -61,30 +62,17 @@ def linears(source: Source, *given: Any) -> Linears:
 def _made(model: Any) -> nn.Module | str:
     """The model on the meta device, or why there is none."""
     config = config_of(Path(model)) if isinstance(model, str | Path) else {}
-    if not config:
-        return ""
-    import transformers as tf
-
-    folder = Path(model) if Path(model).is_dir() else Path(model).parent
     try:
-        read = tf.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        named = [getattr(tf, n, None) for n in config.get("architectures") or []]
-        kind = next((k for k in named if isinstance(k, type) and issubclass(k, tf.PreTrainedModel)), None)
-        with torch.device("meta"):
-            return kind(read) if kind else tf.AutoModel.from_config(read, trust_remote_code=False)
-    except Exception as e:  # whatever a model's own constructor raises: its modules are not known then
-        return f"{folder.name}/config.json makes no model here ({str(e).strip().splitlines()[0]})"
+        return blank(config) if config else ""
+    except NoModel as e:
+        folder = Path(model) if Path(model).is_dir() else Path(model).parent
+        return f"{folder.name}/{e}"
 
 
 def _of(model: nn.Module, source: Source) -> Linears:
     found, _, _ = discover(model)
     layers = {n: at.transposed for n, at in found.items() if at.kind == "linear"}
-    state, body = model.state_dict().keys(), getattr(model, "base_model_prefix", "")
-    views = [{n: n for n in state}]
-    if body:
-        views.append({f"{body}.{n}": n for n in state})
-        views.append({n.removeprefix(f"{body}."): n for n in state})
-    view = max(views, key=lambda v: len(v.keys() & source.shapes.keys()))
+    view = {n: h.module for n, h in homes(model, source.shapes).items() if h.whole}
     known = {}
     for name in source.shapes:
         module = view.get(name, "").removesuffix(".weight")

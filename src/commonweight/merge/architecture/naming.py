@@ -31,6 +31,12 @@ def homes(model: Any, names: Iterable[str]) -> dict[str, Home]:
 
 
 def _renaming(model: Any, there: Any, prefix: str) -> Any:
+    if not hasattr(model, "base_model_prefix"):  # no model of transformers
+
+        def same(name: str) -> tuple[str, bool]:
+            return name, True
+
+        return same
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key

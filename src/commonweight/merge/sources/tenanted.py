@@ -17,9 +17,11 @@ from ...formats.fingerprint import close, of_derived, of_weights
 from ...formats.peft import low_rank
 from ...host.change import changed
 from ...host.tenant import Derive, Entry, materialise
+from ..architecture.blank import NoModel, blank
+from ..architecture.naming import homes
 from .factored import product
 from .opened import Opened, open_tenant
-from .source import Source, held
+from .source import Source, config_of, held
 
 _KEPT = 4  # tensors' changes at hand: what threads work on at one time
 
@@ -194,13 +196,20 @@ def turned(base: Source) -> frozenset[str]:
 
 
 def names_in(label: str, base: Source, modules: set[str]) -> dict[str, str]:
-    """Module -> its weight in the checkpoint; a model in a wrapper, or saved from one, has one name more in front."""
+    """Module -> its weight in the checkpoint; a model in a wrapper, or saved from one, has one name more in front.
+
+    Where a file has other names than the modules, as of vision-language models, its config.json tells how transformers
+    renames them.
+    """
     short = {n.partition(".")[2]: n for n in base.shapes}
-    out = {}
+    out, renamed = {}, None
     for module in sorted(modules):
         name = f"{module}.weight"
         tail = name.partition(".")[2]
         found = next((x for x in (name, short.get(name), tail, short.get(tail)) if x in base.shapes), None)
+        if found is None:
+            renamed = _renamed(base) if renamed is None else renamed
+            found = renamed.get(name, renamed.get(tail))
         if found is None:
             raise CommonweightError(
                 f"{name}: {label} has a tenant or adapter that reads it, but {base.label} has no such weight; "
@@ -208,3 +217,13 @@ def names_in(label: str, base: Source, modules: set[str]) -> dict[str, str]:
             )
         out[module] = found
     return out
+
+
+def _renamed(base: Source) -> dict[str, str]:
+    """Tensor of the model that the base's config.json describes -> its name in the files, where it is one of theirs."""
+    try:
+        model = blank(config_of(base.files[0])) if base.files else None
+    except NoModel:
+        model = None
+    found = {} if model is None else homes(model, base.shapes)
+    return {home.module: name for name, home in found.items() if home.whole}
