@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core import CommonweightError
 from ..host import Host
 from ..host.hooks import Replay
+from ..host.names import named
 from ..host.sites import blocks
 
 
@@ -30,7 +31,8 @@ def recomputed(host: Host) -> Iterator[None]:
             "gradient_checkpointing"
         )
     again = Replay(partial(checkpoint, use_reentrant=False), host._current)
-    layers = [host.model.get_submodule(n) for n in names]
+    inner = dict(named(host.model))
+    layers = [inner[n] for n in names]
     before = [layer.__dict__.get("forward") for layer in layers]
     caching = [c for c in _configs(host.model) if getattr(c, "use_cache", False)]
     for layer in layers:

@@ -143,8 +143,12 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(w, Tensor) and w.dim() == 1 and type(module).__name__.endswith("Norm")
 
 
-def blocks(names: Mapping[str, nn.Module]) -> list[str]:
+def blocks(model: nn.Module) -> list[str]:
     """Names of the transformer blocks: the outermost list members that hold two or more linear layers."""
+    return _blocks(dict(named(model)))
+
+
+def _blocks(names: Mapping[str, nn.Module]) -> list[str]:
     linears = [n for n, m in names.items() if _linear(m) is not None]
     found: list[str] = []
     for name, module in names.items():
@@ -196,7 +200,7 @@ def discover(
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
     names = dict(named(model))
-    layers = blocks(names)
+    layers = _blocks(names)
     modules: dict[str, Physical] = {}
     every: list[Site] = []
     default: list[Site] = []
