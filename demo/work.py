@@ -23,6 +23,7 @@ import commonweight as cw
 from commonweight import adapt
 from commonweight.report import interval
 
+from . import late
 from .mixed import check, timing
 
 DATA = Path(__file__).parent / "data"
@@ -49,11 +50,12 @@ def encoder() -> Path:
 
 
 def work(out: Path, quick: bool = False) -> dict[str, Any]:
-    """Everything from the data to results.json in `out`. quick: two tenants of one task, tiny slices."""
-    started = time.perf_counter()
+    """Everything from the data to results.json in `out`. quick: three tenants of one task, tiny slices."""
+    started, processor = time.perf_counter(), time.process_time()
     out.mkdir(parents=True, exist_ok=True)
     tasks, methods = (TASKS[:1], ("mos", "lora")) if quick else (TASKS, tuple(METHODS))
-    data = {t: {s: rows(t, s, (64, 32, 32) if quick else None) for s in ("train", "dev", "test")} for t in tasks}
+    every = TASKS[:2] if quick else TASKS  # the late tenant's common is trained on the others
+    data = {t: {s: rows(t, s, (64, 32, 32) if quick else None) for s in ("train", "dev", "test")} for t in every}
     torch.manual_seed(SEED)
     transformers.utils.logging.disable_progress_bar()
     host = adapt.open_host(encoder())
@@ -66,10 +68,10 @@ def work(out: Path, quick: bool = False) -> dict[str, Any]:
     console = Console()
     console.print(
         f"[bold]commonweight[/bold]: one frozen encoder ({base['name']}, {base['parameters'] / 1e6:.1f} M parameters, "
-        f"{base['dtype']}), {len(tasks) * len(methods)} tenants"
+        f"{base['dtype']}), {len(tasks) * len(methods)} tenants, and one that comes late to a common"
     )
     tenants = []
-    with bars(console, len(tasks) * len(methods)) as (begin, done):
+    with bars(console, len(tasks) * len(methods) + 2) as (begin, done):
         for task in tasks:
             for method in methods:
                 settings, recipe = METHODS[method]
@@ -82,11 +84,19 @@ def work(out: Path, quick: bool = False) -> dict[str, Any]:
                 found = adapt.evaluate(host, name, data[task]["test"])
                 tenants.append(told(host, task, method, result, found, out / f"{name}.safetensors"))
                 done(name, found)
+        few = {"epochs": 1} if quick else {}
+        began = time.perf_counter()
+        store = late.train_common(host, data, out / "store", SEED, progress=begin("common"), **few)
+        trained = time.perf_counter() - began
+        done("common", None)
+        came = late.train_late(host, data[late.TASK], store, SEED, progress=begin("late"), **few)
+        done("late", came["found"])
     names = [t["tenant"] for t in tenants]
     for name in names:  # what is served below comes from the files
         host.remove(name)
         host.load(name, out / f"{name}.safetensors")
-    test = {t["tenant"]: [r["text"] for r in data[t["task"]]["test"]] for t in tenants}
+    late_one = told_late(came, trained, [t for t in tasks if t != late.TASK] or list(every[1:]))
+    test = {t["tenant"]: [r["text"] for r in data[t["task"]]["test"]] for t in (*tenants, late_one)}
     results = {
         "command": "python -m demo --quick" if quick else "make demo",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -99,10 +109,12 @@ def work(out: Path, quick: bool = False) -> dict[str, Any]:
         "base": base,
         "rows": {s: [len(data[t][s]) for t in tasks] for s in ("train", "dev", "test")},
         "tenants": tenants,
+        "late": late_one,
         "mixed": check(host, test, 4 if quick else 8),
         "timing": [timing(host, test, n, 2 if quick else 5) for n in ((1,) if quick else (1, 4))],
     }
     results["seconds"] = round(time.perf_counter() - started, 1)
+    results["processor seconds"] = round(time.process_time() - processor, 1)
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     (out / "results.json").write_text(text, encoding="utf-8")
     return results
@@ -126,6 +138,19 @@ def told(host: cw.Host, task: str, method: str, result: Any, found: dict[str, fl
         "parameters": result.tenant.count(), "head": head, "bytes": path.stat().st_size, "file": path.name,
         "accuracy": found["accuracy"], "low": low, "high": high, "rows": n, "dev": result.metrics["accuracy"],
         "seconds": round(result.seconds, 2),
+    }  # fmt: skip
+
+
+def told_late(came: dict[str, Any], trained: float, others: list[str]) -> dict[str, Any]:
+    """The late tenant in the same words, and what it is beside: the common, and how long that was trained."""
+    n = int(came["found"]["n"])
+    low, high = interval(round(came["found"]["accuracy"] * n), n)
+    return {
+        "tenant": f"{late.TASK}-late", "task": late.TASK, "method": "late", "options": late.WHAT.options,
+        "lr": came["lr"], "epochs": came["epochs"], "codec": late.WHAT.codec,
+        "accuracy": came["found"]["accuracy"], "low": low, "high": high, "rows": n, "others": others,
+        "common seconds": round(trained, 2),
+        **{k: came[k] for k in ("parameters", "head", "own", "bytes", "common", "steps", "dev", "seconds")},
     }  # fmt: skip
 
 
@@ -166,8 +191,8 @@ def bars(console: Console, total: int) -> Iterator[tuple[Any, Any]]:
 
             return step
 
-        def done(name: str, found: dict[str, float]) -> None:
-            note = f"test {100 * found['accuracy']:4.1f} %"
+        def done(name: str, found: dict[str, float] | None) -> None:
+            note = "frozen" if found is None else f"test {100 * found['accuracy']:4.1f} %"
             bar = progress.tasks[running[name]]
             progress.update(bar.id, note=note, total=bar.completed)
             progress.advance(overall)

@@ -1,9 +1,10 @@
-"""The tables of methods, made from the registry and from the plans themselves.
+"""The page of methods, made from the registry and from the plans themselves.
 
-A hook of mkdocs (the page ``methods.md`` exists only in the built site), and a command for the README:
+The table between two markers of docs/methods.md is written by a command; a hook of mkdocs adds, when the site is built,
+a section for each method, with its options and its formula:
 
-    python docs/gen_methods.py --write README.md    # between the markers methods:begin and methods:end
-    python docs/gen_methods.py --check README.md    # exit code 1 when the table there is not current
+    python docs/gen_methods.py --write    # what `make readme` runs
+    python docs/gen_methods.py --check    # exit code 1 when the table is not current
 """
 
 from __future__ import annotations
@@ -21,18 +22,7 @@ from commonweight.methods import Method
 
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 
-INTRODUCTION = """\
-This page is made from the registry and from the plans when the documentation is built.
-
-- *On BERT base*: trainable numbers with default options, on the sites the method takes by default, in twelve layers of
-  width 768; without a task's head.
-- *Merge*: the change can be written into ordinary weights (`Host.merged`).
-- *Grouped*: in a batch of many tenants of this method, all rows of a linear layer run in one batched product;
-  *partly*: at some of its sites. Without it each tenant's rows run by themselves; the result is the same.
-- *PEFT*: what `Host.export_peft` writes: the method's *own* format in PEFT (plain LoRA when asked), or plain *LoRA*.
-- *Fresh*: what a new, untrained tenant does to the base.
-
-A dash: nothing to say, since the method changes no site or no linear weight."""
+PAGE = Path(__file__).with_name("methods.md")
 
 # A model of twelve layers in the shapes of BERT base: every kind of site a method may read.
 _LINEAR = (("q", 768, 768, "query"), ("k", 768, 768, "key"), ("v", 768, 768, "value"), ("o", 768, 768, "attn_out"),
@@ -81,57 +71,39 @@ def _link(paper: str) -> str:
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper).replace("|", "\\|")
 
 
-def _short(paper: str) -> str:
-    """The address alone where there is one."""
-    found = re.search(r"arXiv (\d{4}\.\d{4,5})", paper)
-    return _link(found[0]) if found else paper.replace("|", "\\|")
-
-
 def _yes(value: bool | None) -> str:
     return {True: "yes", False: "no", None: "-"}[value]
 
 
-def readme_table() -> str:
-    """One line per method."""
-    rows = ["| method | paper | trained parameters | on BERT base | merge |", "| --- | --- | --- | ---: | --- |"]
-    for name, m in cw.methods.available().items():
-        f = facts(m)
-        rows.append(f"| `{name}` | {_short(m.paper)} | {m.formula} | {f['count']:,} | {_yes(f['merge'])} |")
-    return "\n".join(rows)
-
-
-def page() -> str:
-    """The page ``methods.md``: the table, then every method with its options and its formula."""
-    methods = cw.methods.available()
+def rows() -> str:
+    """The table: one line per method."""
     out = [
-        "# Methods",
-        INTRODUCTION,
-        "| method | reads | trained parameters | on BERT base | merge | grouped | PEFT | fresh |",
+        "| method | paper | trained numbers | on BERT base | merge | grouped | PEFT | fresh |",
         "| --- | --- | --- | ---: | --- | --- | --- | --- |",
     ]
-    for name, m in methods.items():
+    for name, m in cw.methods.available().items():
         f = facts(m)
-        fresh = "exact" if m.fresh == "exact" else f"not exact: {m.fresh}"
-        kinds = ", ".join(m.kinds) or "nothing"
-        cells = [
-            f"[`{name}`](#{name})",
-            kinds,
-            m.formula,
-            f"{f['count']:,}",
-            _yes(f["merge"]),
-            f["grouped"] or "-",
-            fresh,
-        ]
+        fresh = "exact" if m.fresh == "exact" else "not exact"
+        merge, grouped = _yes(f["merge"]), f["grouped"] or "-"
+        cells = [f"`{name}`", _number(m.paper), m.formula, f"{f['count']:,}", merge, grouped, f["peft"], fresh]
         out.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    text = "\n\n".join(out[:2]) + "\n\n" + "\n".join(out[2:]) + "\n"
-    return text + "".join(_section(name, m) for name, m in methods.items())
+    return "\n".join(out)
+
+
+def _number(paper: str) -> str:
+    """The number of the paper as a link, where it is on arXiv."""
+    found = re.search(r"arXiv (\d{4}\.\d{4,5})", paper)
+    return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else paper
 
 
 def _section(name: str, m: Method) -> str:
     module = inspect.getmodule(m.plan)
     lines = [f"\n## {name}\n", f"{inspect.getdoc(module) or ''}\n", f"Paper: {_link(m.paper)}.\n"]
     roles = ", ".join(m.roles) if m.roles else "all" if m.kinds else "none"
-    lines.append(f"Projections by default: {roles}. Learning rate by default: {m.lr:g}.\n")
+    kinds = ", ".join(m.kinds) or "nothing"
+    lines.append(f"Reads: {kinds}. Projections by default: {roles}. Learning rate by default: {m.lr:g}.\n")
+    if m.fresh != "exact":
+        lines.append(f"A new tenant changes the base a little: {m.fresh}.\n")
     if m.common:
         lines.append(f"Shared by the tenants of a common: {m.common}.\n")
     if doc := inspect.getdoc(m.plan):
@@ -146,33 +118,32 @@ def _section(name: str, m: Method) -> str:
 
 
 def replace(text: str) -> str:
-    """The README with the table between the markers made anew."""
+    """The page with the table between the markers made anew."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"the markers {BEGIN} and {END} are missing")
-    return f"{head}{begin}\n{readme_table()}\n{end}{tail}"
+        raise SystemExit(f"{PAGE.name}: the markers {BEGIN} and {END} are missing")
+    return f"{head}{begin}\n{rows()}\n{end}{tail}"
 
 
-def on_files(files: Any, config: Any) -> Any:
-    """mkdocs calls this: adds the generated page."""
-    from mkdocs.structure.files import File
-
-    files.append(File.generated(config, "methods.md", content=page()))
-    return files
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """mkdocs calls this for every page: methods.md gets its sections, and a link to each from the table."""
+    if page.file.src_uri != PAGE.name:
+        return markdown
+    linked = re.sub(r"^\| `([\w-]+)` ", r"| [`\1`](#\1) ", markdown, flags=re.M)
+    return linked + "".join(_section(name, m) for name, m in cw.methods.available().items())
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2 or arguments[0] not in ("--write", "--check"):
+    if arguments not in (["--write"], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    path = Path(arguments[1])
-    old = path.read_text(encoding="utf-8")
+    old = PAGE.read_text(encoding="utf-8")
     new = replace(old)
-    if arguments[0] == "--write":
-        path.write_text(new, encoding="utf-8")
+    if arguments == ["--write"]:
+        PAGE.write_text(new, encoding="utf-8")
     elif new != old:
-        print(f"{path}: the table of methods is not current; run `make readme`", file=sys.stderr)
+        print("docs/methods.md: the table is not current; run `make readme`", file=sys.stderr)
         return 1
     return 0
 

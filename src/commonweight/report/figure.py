@@ -44,7 +44,8 @@ class Scatter:
     """Shares (0 to 1) against a size: every dot with its error bar, and one large mark per group for its mean.
 
     The mean stands at its own place (the geometric mean of x); dots of one group have nearly the same x and are moved
-    apart sideways so that they can be told apart. Colours go by the order of `groups`, at most four.
+    apart sideways so that they can be told apart. Colours go by the order of `groups`, at most four. A group in `alone`
+    has one dot, which stands where it is, and no mean.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Scatter:
     groups: Sequence[str]
     dots: Sequence[Dot]
     labels: dict[str, str] = field(default_factory=dict)  # per group, a second line under its mean's number
+    alone: Sequence[str] = ()
     width: int = 920
     height: int = 520
 
@@ -75,7 +77,10 @@ class Scatter:
             return h - bottom - (v - y0) / (y1 - y0) * (h - top - bottom)
 
         aside = {t: (i - (len(lines) - 1) / 2) * 15 for i, t in enumerate(lines)}
-        at = {(d.group, d.line): (px(centre[d.group]) + aside[d.line], py(d.y)) for d in self.dots}
+        at = {
+            (d.group, d.line): (px(centre[d.group]) + aside[d.line] * (d.group not in self.alone), py(d.y))
+            for d in self.dots
+        }
         out = [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="cw-figure" viewBox="0 0 {w} {h}" role="img" '
             f'aria-labelledby="cw-t cw-d" font-family="{FONT}">',
@@ -107,7 +112,8 @@ class Scatter:
             ends.append((way[-1][1], line))
         for y, line in _apart(ends, 15):
             out.append(_text(w - right + 8, y + 4.5, line, "cw-soft", 13))
-        means = [(px(centre[g]), py(_mean([d.y for d in self.dots if d.group == g]))) for g in self.groups]
+        share = {g: _mean([d.y for d in self.dots if d.group == g]) for g in self.groups}
+        means = {g: (px(centre[g]), py(share[g])) for g in self.groups if g not in self.alone}
         for d in self.dots:
             x, y = at[d.group, d.line]
             colour = list(self.groups).index(d.group) % 4
@@ -117,11 +123,14 @@ class Scatter:
                 f"{_line('cw-bar', x, x, py(d.low), py(d.high))}"
                 f'<circle class="cw-dot" cx="{x:.1f}" cy="{y:.1f}" r="4.6"/></g>'
             )
-        out.append(f'<polyline class="cw-mean" points="{_points(means)}"/>')
-        for i, (g, (x, y)) in enumerate(zip(self.groups, means)):
-            share = _mean([d.y for d in self.dots if d.group == g])
-            out.append(f'<g class="cw-{i % 4}"><circle class="cw-big" cx="{x:.1f}" cy="{y:.1f}" r="10"/></g>')
-            out.append(self._name(x, 88, g, f"mean {100 * share:.1f} %", self.labels.get(g, "")))
+        out.append(f'<polyline class="cw-mean" points="{_points(list(means.values()))}"/>')
+        for (x, g), i in zip(_apart([(px(centre[g]), g) for g in self.groups], 118), range(len(self.groups))):
+            if g in means:
+                cx, cy = means[g]
+                out.append(f'<g class="cw-{i % 4}"><circle class="cw-big" cx="{cx:.1f}" cy="{cy:.1f}" r="10"/></g>')
+            line = next(d.line for d in self.dots if d.group == g)
+            told = f"{line if g in self.alone else 'mean'} {100 * share[g]:.1f} %"
+            out.append(self._name(x, 88, g, told, self.labels.get(g, "")))
         return "\n".join([*out, "</svg>"]) + "\n"
 
     def _name(self, x: float, y: float, group: str, mean: str, more: str) -> str:
