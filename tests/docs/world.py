@@ -5,6 +5,7 @@ A name such as ``HuggingFaceTB/SmolLM2-135M-Instruct`` is also a path: where tha
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from pathlib import Path
@@ -25,6 +26,8 @@ def build(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     tiny.base(folder / ENCODER, "bert")
     tiny.base(folder / CHAT, "llama")
+    told = json.loads((config := folder / CHAT / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.write_text(json.dumps(told | {"chat_template": tiny.CHAT}), encoding="utf-8")
     (folder / "MODEL").symlink_to(ENCODER)
     (folder / "my-model").symlink_to(CHAT)
     (folder / "base").symlink_to(CHAT)

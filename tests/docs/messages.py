@@ -1,0 +1,29 @@
+"""The messages that the sources can raise, read from their syntax: what is filled in stands as an ellipsis."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+GAP = "…"
+
+
+def text(node: ast.AST) -> str:
+    """A string expression with its gaps."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(v) if isinstance(v, ast.Constant) else GAP for v in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return text(node.left) + text(node.right)
+    return GAP
+
+
+def messages(source: Path) -> set[str]:
+    """Every string of the sources that may be a message: whole expressions, gaps for what is filled in."""
+    found = set()
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr | ast.Constant | ast.BinOp) and " " in (said := text(node)):
+                found.add(said)
+    return found
