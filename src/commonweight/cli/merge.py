@@ -72,7 +72,8 @@ def command(
     rank: Annotated[int | None, typer.Option(help="Of --tenants: cut the LoRA tenant to this rank.")] = None,
     evals: Annotated[
         list[str] | None,
-        typer.Option("--eval", metavar="NAME=FILE|TASK", help="Measure the result: rows of a classification task with "
+        typer.Option("--eval", metavar="NAME=FILE|TASK", help="Measure the result: rows for a language model (as "
+                     "adapt --task lm reads them: perplexity), rows of a classification task with "
                      "the head of the input tenant NAME, or tasks of lm-evaluation-harness; may be repeated. Tenants "
                      "are measured on --base."),
     ] = None,
@@ -85,7 +86,7 @@ def command(
     find: Annotated[
         list[str] | None,
         typer.Option("--search", metavar="PLACE=LOW..HIGH", help="Search a place of the recipe for the best mean of "
-                     "--eval (a mean of accuracies); words as in method=ties|sce; may be repeated."),
+                     "--eval (of accuracies, and of 1 / perplexity); words as in method=ties|sce; may be repeated."),
     ] = None,
     budget: Annotated[int, typer.Option(help="Trials of --search.")] = 32,
     engine: Annotated[str | None, typer.Option(help="Of --search: cmaes, or optuna (which takes words).")] = None,

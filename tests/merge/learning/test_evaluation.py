@@ -239,3 +239,51 @@ def test_unknown_tasks_and_folders(monkeypatch, here):
         harness.manager(["mine"], "nowhere")
     with pytest.raises(cw.CommonweightError, match="a tenant is evaluated on its base"):
         cw.merge.evaluate("one.safetensors", {"one": "one.test.tsv"})
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """Two language models, and texts."""
+    at = tmp_path_factory.mktemp("spoken")
+    for i, name in enumerate(("a", "b")):
+        torch.manual_seed(i)
+        tiny.base(at / name, "llama")
+    tiny.jsonl(at / "texts.jsonl", [{"text": r["text"]} for r in tiny.rows(12)])
+    tiny.jsonl(at / "labelled.jsonl", tiny.rows(4))
+    return at
+
+
+def test_rows_of_a_language_model_are_scored_by_perplexity(spoken, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(spoken)
+    out = tmp_path / "out"
+    assert run("--method", "linear", "a", "b", "--out", out, "--eval", "talk=texts.jsonl") == 0
+    told = {s["metric"]: s["value"] for s in json.loads((out / "evaluation.json").read_text())}
+    wanted = evaluate(open_host(out, "lm", dtype="float32"), None, read("texts.jsonl"), "lm")
+    assert told["loss"] == pytest.approx(wanted["loss"])
+    assert told["perplexity"] == pytest.approx(torch.tensor(wanted["loss"]).exp().item(), rel=1e-5)
+    found = evaluation.score(evaluation.prepare(["talk=texts.jsonl"]), out)
+    assert found == pytest.approx(1 / told["perplexity"])
+    capsys.readouterr()
+    assert run("--method", "linear", "a", "b", "--out", tmp_path / "no", "--eval", "talk=labelled.jsonl") != 0
+    assert "(heads: none), and its rows have labels" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_search_by_rows_of_a_language_model(spoken, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cmaes")
+    monkeypatch.chdir(spoken)
+    out = tmp_path / "out"
+    args = ["--method", "linear", "a", "b", "-w", "1", "-w", "0", "--out", out, "--eval", "talk=texts.jsonl"]
+    assert run(*args, "--search", "weights.1=0..1", "--budget", "2") == 0
+    assert "the best of 2 trials" in capsys.readouterr().out
+
+
+def test_a_merged_tenant_without_a_head_is_scored_as_a_language_model(spoken, tmp_path):
+    host = open_host(spoken / "a", "lm", dtype="float32")
+    for i in range(2):
+        stir(host.add(f"t{i}", "lora", rank=2), seed=i)
+        host.save(f"t{i}", tmp_path / f"t{i}.safetensors")
+    found = cw.merge.tenants([tmp_path / "t0.safetensors", tmp_path / "t1.safetensors"], weights=[1, 0])
+    path = found.save(tmp_path / "merged.safetensors")
+    rows = read(spoken / "texts.jsonl")
+    scores = {s.metric: s.value for s in cw.merge.evaluate(path, {"talk": rows}, base=spoken / "a")}
+    assert scores["loss"] == pytest.approx(evaluate(host, "t0", rows, "lm")["loss"], rel=1e-4)

@@ -351,3 +351,27 @@ def test_files_that_are_none(tmp_path, write, message):
 def test_bad_input(call, message):
     with pytest.raises(cw.CommonweightError, match=message):
         call(Net())
+
+
+def test_a_digest_tells_damage(tmp_path):
+    path = cw.merge.Statistics("s", {"fisher/w": torch.randn(5, 3), "gram/w": torch.randn(3, 3)}, {"rows": "x"}).save(
+        tmp_path / "s.safetensors"
+    )
+    found = open_statistics(path, "statistics", "fisher")
+    assert found.header["rows"] == "x" and len(found.header["digest"]) == 32
+    again = found.save(tmp_path / "again.safetensors")
+    assert again.read_bytes() == path.read_bytes()
+    whole = path.read_bytes()
+    for place, old in (
+        (len(whole) - 7, whole[-7:-6]),
+        (whole.index(b"rows"), b"r"),
+    ):  # a number, and what is said of it
+        path.write_bytes(whole[:place] + bytes([old[0] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(cw.CommonweightError, match=r"s.safetensors is damaged: its numbers are not those"):
+            open_statistics(path, "statistics")
+
+
+def test_a_file_of_before_has_no_digest(tmp_path):
+    header = json.dumps({"format": 1})
+    save_file({"fisher/w": torch.ones(2)}, tmp_path / "s.safetensors", {"commonweight-statistics": header})
+    assert open_statistics(tmp_path / "s.safetensors", "statistics").kinds() == ["fisher"]

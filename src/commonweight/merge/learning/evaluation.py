@@ -1,8 +1,9 @@
-"""Measuring a merged result: on rows of classification tasks, or by lm-evaluation-harness."""
+"""Measuring a merged result: on rows of texts with labels, on rows for a language model, or by a harness."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ...host import Host
 
 METRICS = ("accuracy", "macro_f1")
+TEXTS = ("perplexity", "loss", "bits_per_byte")  # of a language model
+_AT_ONCE = 8  # rows of a language model, whose logits are large
 FILE = "evaluation.json"
 
 
@@ -36,8 +39,8 @@ class Head(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What to measure, all of it read and looked at. files: name -> (file, rows); heads: name -> its classifier.
-    include: a folder of the harness's task definitions."""
+    """What to measure, all of it read and looked at. files: name -> (file, rows); heads: name -> its classifier, where
+    it has one: rows of the others are a language model's. include: a folder of the harness's task definitions."""
 
     files: Mapping[str, tuple[str, list[Row]]]
     heads: Mapping[str, Head]
@@ -58,13 +61,14 @@ def prepare(
     include: str | Path | None = None,
     batch_size: int = 64,
 ) -> Wanted:
-    """tasks: ``NAME=FILE`` (or name -> file or rows) for classification, else tasks of lm-evaluation-harness.
+    """tasks: ``NAME=FILE`` (or name -> file or rows), else tasks of lm-evaluation-harness.
 
-    heads: name -> the tenant whose classifier reads that task's features; not of a merged tenant, which has its own.
-    offered: more of them, not all of which must be used.
+    Rows with a head are classified; rows without labels are scored by the language model, as `adapt --task lm` reads
+    them. heads: name -> the tenant whose classifier reads that task's features; not of a merged tenant, which has its
+    own or none. offered: more of them, not all of which must be used.
     Raises: CommonweightError for files and heads that are missing, and for a harness that is not installed.
     """
-    from ...adapt.rows import read
+    from ...adapt.rows import LABEL, read
 
     if isinstance(tasks, Mapping):
         named, asked = dict(tasks), []
@@ -85,10 +89,12 @@ def prepare(
     found, there = {}, {**(offered or {}), **(heads or {})}
     for name in () if tenant else files:
         if name not in there:
+            if not set(LABEL) & set(files[name][1][0] if files[name][1] else ()):
+                continue
             known = ", ".join(there) or "none"
             raise CommonweightError(
-                f"--eval {name}: no head for it among the inputs (heads: {known}); give the tenant that has it: "
-                f"--head {name}=TENANT"
+                f"--eval {name}: no head for it among the inputs (heads: {known}), and its rows have labels; give the "
+                f"tenant that has it: --head {name}=TENANT. A language model is scored on rows without a label column"
             )
         found[name] = head_of(there[name])
     manager = harness.manager(asked, include) if asked else None
@@ -122,19 +128,16 @@ def head_of(tenant: str | Path) -> Head:
 def run(result: str | Path, wanted: Wanted, base: str | Path | None = None) -> list[Score]:
     """result: the folder of a merged model, or the file of a merged tenant on the model `base`."""
     from ...adapt.base import open_host, tokenizer_of
-    from ...adapt.train import evaluate as measure
 
-    tenant, out = is_tenant(Path(result)), []
+    tenant, out = is_tenant(Path(result)), list[Score]()
     if tenant and base is None:
         raise CommonweightError(f"{result}: a tenant is evaluated on its base; give base (--base MODEL)")
     where = base if tenant else result
-    if wanted.files:
-        host = open_host(str(where), dtype="float32")
-        for name, (file, rows) in wanted.files.items():
-            reader = host.load(name, str(result)).name if tenant else _put(host, name, wanted.heads[name])
-            found = measure(host, reader, rows, batch_size=wanted.batch_size)
-            out += [Score(name, m, found[m], None, int(found["n"]), file) for m in METRICS]
-            host.remove(reader)
+    labels = bool(open_tenant(result).header.get("labels")) if tenant else None
+    for kind in ("classify", "lm"):
+        names = [n for n in wanted.files if ((n in wanted.heads) if labels is None else labels) == (kind == "classify")]
+        if names:
+            out += _rows(open_host(str(where), kind, dtype="float32"), kind, names, wanted, result if tenant else None)
     if wanted.tasks:
         how = {"limit": wanted.limit, "batch_size": wanted.batch_size}
         if tenant:
@@ -146,11 +149,34 @@ def run(result: str | Path, wanted: Wanted, base: str | Path | None = None) -> l
     return out
 
 
+def _rows(host: Host, kind: str, names: Sequence[str], wanted: Wanted, tenant: str | Path | None) -> list[Score]:
+    """On the files of these names. kind: classify, by a tenant's own head or by that of each name; or lm."""
+    from ...adapt.train import evaluate as measure
+
+    out = []
+    for name in names:
+        file, rows = wanted.files[name]
+        if tenant is not None:
+            reader = host.load(name, str(tenant)).name
+        else:
+            reader = _put(host, name, wanted.heads[name]) if kind == "classify" else None
+        size = wanted.batch_size if kind == "classify" else min(wanted.batch_size, _AT_ONCE)
+        found = measure(host, reader, rows, kind, batch_size=size)
+        if kind == "lm":
+            found["perplexity"] = math.exp(min(found["loss"], 700))  # beyond that no number is a float
+        told = METRICS if kind == "classify" else TEXTS
+        out += [Score(name, m, found[m], None, int(found["n"]), file) for m in told]
+        if reader is not None:
+            host.remove(reader)
+    return out
+
+
 def score(wanted: Wanted, folder: Path) -> float:
-    """One number to search by: the mean over tasks of the first metric of each (accuracy, of classification)."""
+    """One number to search by: the mean over tasks of the first metric of each; of a language model's rows 1 over the
+    perplexity, which is the geometric mean of its tokens' probabilities: more is better, as of an accuracy."""
     first: dict[str, float] = {}
     for s in run(folder, wanted):
-        first.setdefault(s.task, s.value)
+        first.setdefault(s.task, 1 / s.value if s.metric == "perplexity" else s.value)
     return sum(first.values()) / len(first)
 
 

@@ -8,7 +8,8 @@ One safetensors file. Tensors are named ``kind/name``, name being that of the we
 - ``coefficients/W`` (T,), ``mask/W`` (the shape of W): what a method's learn() found.
 
 Metadata key ``commonweight-statistics`` holds a JSON object: ``format`` 1, what was collected from what, and the
-``fingerprint`` of the weights, by which `stream.beside` sees that a file is used with its own model.
+``fingerprint`` of the weights, by which `stream.beside` sees that a file is used with its own model, and the ``digest``
+of all the rest, by which damage is seen when the file is opened; files of before have none.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..sources.at import At
 
 FORMAT = 1
 FINGERPRINT = "fingerprint"
+DIGEST = "digest"
 KEY = "commonweight-statistics"
 KINDS = ("fisher", "gram", "activations", "coefficients", "mask")
 
@@ -93,8 +95,14 @@ class Statistics:
     def save(self, path: str | Path) -> Path:
         """Writes all of it as one file, atomically."""
         tensors = {k: self._slice(k, None).contiguous() for k in sorted(self.shapes)}
-        header = json.dumps({"format": FORMAT, **self.header}, sort_keys=True)
-        return atomic.write(Path(path), save(tensors, {KEY: header}))
+        header = {"format": FORMAT, **{k: v for k, v in self.header.items() if k != DIGEST}}
+        body = save(tensors)
+        told = json.dumps({**header, DIGEST: _digest(header, body)}, sort_keys=True)
+        length = int.from_bytes(body[:8], "little")
+        entries = {**json.loads(body[8 : 8 + length]), "__metadata__": {KEY: told}}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return atomic.write(Path(path), len(text).to_bytes(8, "little") + text + body[8 + length :])
 
     def _key(self, kind: str, name: str, shape: tuple[int, ...] | None) -> str:
         key = f"{kind}/{name}"
@@ -185,4 +193,35 @@ def _header(path: Path, label: str) -> dict[str, Any]:
         raise CommonweightError(f"{label}: {path} is no statistics file; `commonweight statistics` writes one")
     if header["format"] > FORMAT:
         raise CommonweightError(f"{label}: {path} has format {header['format']}; upgrade commonweight")
+    if (told := header.get(DIGEST)) is not None:
+        at = path.stat()
+        if _of_file(path, at.st_size, at.st_mtime_ns) != told:
+            raise CommonweightError(
+                f"{label}: {path} is damaged: its numbers are not those that were written; collect them, or copy the "
+                "file, again"
+            )
     return header
+
+
+@lru_cache(64)
+def _of_file(path: Path, size: int, changed: int) -> str:
+    """The digest that a file should say; it is read once, in pieces, while it stays as it is."""
+    with open(path, "rb") as f:
+        start = f.read(8)
+        text = f.read(int.from_bytes(start, "little"))
+        entries = json.loads(text)
+        header = json.loads(entries.pop("__metadata__")[KEY])
+        header.pop(DIGEST)
+        bare = json.dumps(entries).encode()
+        return _digest(header, len(bare).to_bytes(8, "little") + bare, iter(lambda: f.read(1 << 22), b""))
+
+
+def _digest(header: Mapping[str, Any], file: bytes, rest: Iterable[bytes] = ()) -> str:
+    """Of a header without its digest, and of a safetensors file without metadata, whose first part has the entries."""
+    length = int.from_bytes(file[:8], "little")
+    entries = json.loads(file[8 : 8 + length])
+    h = hashlib.blake2b(json.dumps([header, entries], sort_keys=True).encode(), digest_size=16)
+    h.update(memoryview(file)[8 + length :])
+    for part in rest:
+        h.update(part)
+    return h.hexdigest()
