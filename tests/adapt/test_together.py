@@ -181,7 +181,7 @@ def test_batches_of_pairs_are_of_one_tenant(host, monkeypatch):
     tenants = {n: Data(rows=tiny.pairs(20, s)) for n, s in (("a", 0), ("b", 1))}
 
     def watched(self, *args, **inputs):
-        seen.append(host._current.route.groups)
+        seen.append(host.base.current.route.groups)
         return forward(self, *args, **inputs)
 
     monkeypatch.setattr(Classifier, "forward", watched)

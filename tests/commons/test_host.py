@@ -52,7 +52,7 @@ def test_frozen_pools_are_one_tensor_trainable_ones_are_copies(host, c):
     for name in ("a", "b", "twin"):
         other.remove(name)
     del a, b, twin
-    assert not other._frozen
+    assert not other.roster.frozen
 
 
 def test_what_is_in_memory_is_not_read_again(host, c, monkeypatch):

@@ -119,9 +119,9 @@ def test_loading_never_writes_the_base():
 
 def test_a_module_of_a_removed_tenant_is_refused():
     """Another tenant of the same name has other pools: an optimizer of the old ones would train nothing."""
-    tenant, module = tenant_module()
+    host = cw.Host(make("llama")[0], sites="*.q_proj|*.v_proj")
+    tenant, module = host.add("t", "lora", rank=2), host.module("t")
     twin = copy.deepcopy(module)
-    host = module._host
     host.remove("t")
     for again in (False, True):
         if again:

@@ -23,8 +23,8 @@ def snapshot(host: cw.Host) -> dict:
         "hooks": hooks,
         "bits": bits,
         "pools": pools,
-        "frozen": list(map(id, host._frozen.values())),
-        "next": host._next,
+        "frozen": list(map(id, host.roster.frozen.values())),
+        "next": host.roster.next,
     }
 
 

@@ -96,7 +96,7 @@ class TestOnAPeftModel:
     def test_sites_are_the_bases(self, models):
         host = cw.Host(models[0])
         assert [s.name for s in host.sites] == [s.name for s in cw.Host(models[1]).sites]
-        assert not any("lora" in s.name or "peft" in s.name for s in host._every)
+        assert not any("lora" in s.name or "peft" in s.name for s in host.base.every)
 
     def test_a_tenant_stands_beside_the_adapter(self, models):
         host, plain = hosted(models[0]), hosted(models[1])
@@ -128,4 +128,4 @@ class TestOnAPeftModel:
         wrapped = get_peft_model(host.model, LoraConfig(r=2, target_modules=["qkv"])).eval()
         with torch.no_grad(), host.route("a"):
             torch.testing.assert_close(wrapped(X), want)
-        assert not any("lora" in s.name for s in host._every)
+        assert not any("lora" in s.name for s in host.base.every)

@@ -283,11 +283,11 @@ def test_common_frozen_pools_exist_once():
     assert shared and all(one.pools[n] is two_.pools[n] for n in shared)
     host.remove("one")
     del one
-    assert len(host._frozen) == len(shared)
+    assert len(host.roster.frozen) == len(shared)
     host.remove("two")
     del two_
     gc.collect()
-    assert not host._frozen
+    assert not host.roster.frozen
 
 
 def test_close_gives_the_model_back():

@@ -24,13 +24,13 @@ def recomputed(host: Host) -> Iterator[None]:
     mode, in which the frozen base's dropout would draw. Memory: one hidden state a block. Cost: a forward pass more
     per step. The numbers are the same to the bit. Raises: CommonweightError for a model without blocks.
     """
-    names = blocks(host.model)
+    names = blocks(dict(host.model.named_modules()))
     if not names:
         raise CommonweightError(
             f"{type(host.model).__name__} has no list of blocks that could be computed once more; leave out "
             "gradient_checkpointing"
         )
-    again = Replay(partial(checkpoint, use_reentrant=False), host._current)
+    again = Replay(partial(checkpoint, use_reentrant=False), host.base.current)
     inner = dict(named(host.model))
     layers = [inner[n] for n in names]
     before = [layer.__dict__.get("forward") for layer in layers]

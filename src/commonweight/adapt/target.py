@@ -63,7 +63,7 @@ class InFiles:
 
     def write(self, host: Host, metrics: Metrics, codecs: Codecs) -> Made:
         """Again: the same files with other metrics."""
-        data = {n: encode(host, host[n], metrics[n], codecs[n]) for n in self.paths}
+        data = {n: encode(host.base, host[n], metrics[n], codecs[n]) for n in self.paths}
         for name, path in self.paths.items():
             atomic.write(path, data[name])
         for path in (*self.paths.values(), self.report):

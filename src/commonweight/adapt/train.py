@@ -143,7 +143,7 @@ def train_understood(
     """`adapt_together` from the examples on."""
     started = time.perf_counter()
     parts: list[Part] = []
-    there = [] if common is None or common not in host._commons else [*host.common(common).parameters()]
+    there = [] if common is None or common not in host.roster.commons else [*host.common(common).parameters()]
     before = [p.detach().clone() for p in there]  # others read them
     try:
         for name, (doing, train, dev, *_) in given.items():

@@ -294,7 +294,7 @@ def combined(each: Mapping[str, dict[str, float]], several: bool) -> dict[str, f
 
 def without_dropout(host: Host) -> list[nn.Module]:
     """All of the base but the sites themselves: a tenant's own dropout asks its site whether it is in training."""
-    sites = {id(at.flagged) for at in host._modules.values()}
+    sites = {id(at.flagged) for at in host.base.modules.values()}
     return [m for m in host.model.modules() if id(m) not in sites]
 
 

@@ -77,7 +77,7 @@ def import_peft(
     Raises: CommonweightError naming the folder: no adapter there, another base, a change that is no product of two
     factors (DoRA, a trained bias), a name twice.
     """
-    if common in host._commons:
+    if common in host.roster.commons:
         raise CommonweightError(f"the host has tenants of a common {common!r}; remove them first, or use another host")
     found = adapters(folders)
     _one_base(found)
@@ -116,7 +116,9 @@ def _publish(
     from ..methods import families
     from ..methods.share import Share
 
-    groups = {f: [s.name for s in group] for f, group in families([s for s in host._every if s.name in sites]).items()}
+    groups = {
+        f: [s.name for s in group] for f, group in families([s for s in host.base.every if s.name in sites]).items()
+    }
     space = fit(loras, groups, keep, k or 0)
     counts = {f: (len(space.bases[group[0]][0]), len(space.bases[group[0]][1])) for f, group in groups.items()}
     named = [(p, *counts[f]) for f, group in groups.items() for p in (group if "[" in f else [f])]

@@ -134,7 +134,7 @@ class Commons:
         """
         from ..host.files import encode
 
-        data = encode(host, host[name], metrics, codec)
+        data = encode(host.base, host[name], metrics, codec)
         return self._publish([Given(name, f"tenant {name}", data, None, parents)])[0]
 
     def publish_all(
@@ -159,7 +159,7 @@ class Commons:
             if name not in names:
                 raise unknown("tenant to publish", name, names)
         given = (
-            Given(n, f"tenant {n}", encode(host, host[n], metrics.get(n), codecs.get(n)), None, parents.get(n, ()))
+            Given(n, f"tenant {n}", encode(host.base, host[n], metrics.get(n), codecs.get(n)), None, parents.get(n, ()))
             for n in names
         )
         return {m.name: m for m in self._publish(given)}

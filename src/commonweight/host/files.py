@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from ..formats.fingerprint import close, of_derived, of_weights
 from ..formats.order import site_fields
 from ..methods import get, head
 from ..methods import plan as make_plan
-
-if TYPE_CHECKING:
-    from .common import Common
-    from .host import Host
-    from .tenant import Tenant
+from .common import Common
+from .hooked import HookedModel
+from .roster import Roster
+from .tenant import Tenant
 
 
 class Stored(Protocol):
@@ -41,16 +40,18 @@ class Source(Protocol):
     def fetch(self, name: str) -> Stored: ...
 
 
-def save(host: Host, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | None, codec: Choice = None) -> Path:
-    return atomic.write(path, encode(host, tenant, metrics, codec))
+def save(
+    base: HookedModel, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | None, codec: Choice = None
+) -> Path:
+    return atomic.write(path, encode(base, tenant, metrics, codec))
 
 
-def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec: Choice = None) -> bytes:
+def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None, codec: Choice = None) -> bytes:
     """The bytes of the tenant's file."""
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
-    sites = _sites(host, tenant)
+    sites = _sites(base, tenant)
     config = dump(tenant.config)
     config.pop("is")
     header: dict[str, Any] = {
@@ -59,9 +60,9 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
         "config": config,
         "seed": tenant.plan.seed,
         **site_fields(sites),
-        "weights": weights(host, tenant),
+        "weights": weights(base, tenant),
         "plan": tenant.plan.digest(),
-        "base": host.fingerprint,
+        "base": base.fingerprint,
     }
     if tenant.labels is not None:
         header["labels"] = tenant.labels
@@ -73,18 +74,18 @@ def encode(host: Host, tenant: Tenant, metrics: Mapping[str, Any] | None, codec:
         return native.encode(header, tenant.plan, tenant.pools, of_derived(tenant.plan, tenant.pools), codec)
 
 
-def weights(host: Host, tenant: Tenant) -> str:
+def weights(base: HookedModel, tenant: Tenant) -> str:
     """The fingerprint of the weights that the tenant's sites read."""
     return of_weights(
-        _sites(host, tenant), lambda s, places: host._modules[s.name.split("[")[0]].rows(s.rows).steady(places)
+        _sites(base, tenant), lambda s, places: base.modules[s.name.split("[")[0]].rows(s.rows).steady(places)
     )
 
 
-def _sites(host: Host, tenant: Tenant) -> list[Site]:
+def _sites(base: HookedModel, tenant: Tenant) -> list[Site]:
     """Those the plan was made for, where the tenant knows: a plan may pass over some of them, and count them all."""
     mine = {s.name: s for s in tenant.sites}  # a layer may have more rows by now than the tenant knew
     given = mine.keys() or {u.site for u in tenant.plan.uses}
-    return [mine.get(s.name, s) for s in host._every if s.name in given and s.kind != "head"]
+    return [mine.get(s.name, s) for s in base.every if s.name in given and s.kind != "head"]
 
 
 def settle(tenant: Tenant, codec: Choice) -> None:
@@ -99,12 +100,12 @@ def settle(tenant: Tenant, codec: Choice) -> None:
             tenant.pools[name].copy_(value)
 
 
-def load(host: Host, name: str, path: Path, check_base: bool) -> Tenant:
+def load(roster: Roster, name: str, path: Path, check_base: bool) -> Tenant:
     header = native.read_header(path)
-    return _enter(host, name, str(path), header, lambda plan: (*native.decode(path, plan, header), {}), check_base)
+    return _enter(roster, name, str(path), header, lambda plan: (*native.decode(path, plan, header), {}), check_base)
 
 
-def load_stored(host: Host, name: str, stored: Stored, check_base: bool) -> Tenant:
+def load_stored(roster: Roster, name: str, stored: Stored, check_base: bool) -> Tenant:
     """A stored pool that is frozen, or of a common, exists once per host, however many read it; others are copies."""
     header = native.look(stored.where, dict(stored.header))
     of = header.get("common")
@@ -124,24 +125,26 @@ def load_stored(host: Host, name: str, stored: Stored, check_base: bool) -> Tena
             for row, n in enumerate(names)
             if not plan.pools[n].train or (of is not None and plan.pools[n].scope == "shared")
         }
-        known = {n: host._frozen[k] for n, k in common.items() if k in host._frozen}
+        known = {n: roster.frozen[k] for n, k in common.items() if k in roster.frozen}
         known = {n: t for n, t in known.items() if tuple(t.shape) == plan.pools[n].shape}
         pools, check = native.unpack(stored.where, header, plan, stored.hashes, stored.read, known)
         return pools, check, common
 
-    return _enter(host, name, stored.where, header, read, check_base)
+    return _enter(roster, name, stored.where, header, read, check_base)
 
 
 Read = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]
 
 
 def _enter(
-    host: Host, name: str, path: str, header: Mapping[str, Any], read: Callable[[Plan], Read], check_base: bool
+    roster: Roster, name: str, path: str, header: Mapping[str, Any], read: Callable[[Plan], Read], check_base: bool
 ) -> Tenant:
     with _named(path):
         method = get(header["method"])
         config = build(method.config, header["config"])
-    every = {s.name: s for s in host._every}
+    base = roster.base
+    base.follow(roster.tenants.values())
+    every = {s.name: s for s in base.every}
     wanted = native.unpack_sites(path, header["sites"])
     for site, shape in wanted.items():
         if site not in every:
@@ -149,20 +152,20 @@ def _enter(
         if (every[site].out, every[site].inp) != shape:
             here = (every[site].out, every[site].inp)
             raise CommonweightError(f"{path}: made for another base: {site} is {shape} there, {here} here")
-    if check_base and header["base"] != host.fingerprint:
+    if check_base and header["base"] != base.fingerprint:
         raise CommonweightError(
             f"{path}: made for another base: same shapes, other weights (fingerprint {header['base'][:8]} there, "
-            f"{host.fingerprint[:8]} here); load(..., check_base=False) takes it all the same"
+            f"{base.fingerprint[:8]} here); load(..., check_base=False) takes it all the same"
         )
-    sites = [s for s in host._every if s.name in wanted]
+    sites = [s for s in base.every if s.name in wanted]
     labels = header.get("labels")
     with _named(path):
         plan = make_plan(config, sites, seed=header["seed"])
         if labels is not None:
             labels = tuple(labels)
-            plan += head(host.head_site(), len(labels))
+            plan += head(base.head_site(), len(labels))
     if plan.digest() != header["plan"]:
-        if labels is not None and any(_with_head(plan, host, n, len(labels)) == header["plan"] for n in PLACES):
+        if labels is not None and any(_with_head(plan, base, n, len(labels)) == header["plan"] for n in PLACES):
             raise CommonweightError(
                 f"{path}: its head was trained on features that are pooled in another way than this host's; open the "
                 'host as it was: adapt.open_host(..., pool="transformers") for heads from PEFT, without pool for others'
@@ -173,14 +176,14 @@ def _enter(
         )
     pools, check, common = read(plan)
     with _named(path):
-        of = host._common(header.get("common"), method, plan, frozen=True)
+        of = roster.join(header.get("common"), method, plan, frozen=True)
         if of is not None:
             _same(of, pools)
-        tenant = host._attach(name, method, config, plan, labels, pools, common, sites, of)
+        tenant = roster.attach(name, method, config, plan, labels, pools, common, sites, of)
     here = of_derived(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not close(here, check)):
-        host.remove(name)
-        host._next -= 1  # nobody has seen its number
+        roster.remove(name)
+        roster.next -= 1  # nobody has seen its number
         raise CommonweightError(
             f"{path}: what {method.name} derives from the base differs here; load it on the base in the precision "
             "in which it was trained"
@@ -191,9 +194,9 @@ def _enter(
 PLACES = "head", "pooler_head"  # where heads stand in a classifier, by what they read
 
 
-def _with_head(plan: Plan, host: Host, place: str, labels: int) -> str:
+def _with_head(plan: Plan, base: HookedModel, place: str, labels: int) -> str:
     """The digest of the plan if the head stood in another place."""
-    site = host.head_site()
+    site = base.head_site()
     rest = Plan(
         {n: p for n, p in plan.pools.items() if not n.startswith(f"{site.name}.")},
         tuple(u for u in plan.uses if u.site != site.name), plan.seed,

@@ -6,17 +6,16 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from ..core import CommonweightError
 from .acting import REFUSED, acting, refused
 from .change import changed
-
-if TYPE_CHECKING:
-    from .host import Host
-    from .tenant import Tenant
+from .merged import merged
+from .roster import Roster
+from .tenant import Tenant
 
 
 def together(tenants: Sequence[Tenant]) -> dict[str, nn.Parameter]:
@@ -45,16 +44,16 @@ class TenantModule(nn.Module):
     Its class has the model's name and signature: trainers choose labels and losses by them.
     """
 
-    _host: Host
+    _roster: Roster
     _tenants: list[Tenant]
 
-    def __init__(self, host: Host, tenants: Sequence[Tenant]):
+    def __init__(self, roster: Roster, tenants: Sequence[Tenant]):
         super().__init__()
-        self.base = host.model
+        self.base = roster.base.model
         self.pools = nn.ParameterDict({n.replace(".", "/"): p for n, p in together(tenants).items()})
         self.register_load_state_dict_pre_hook(keep_base)
         self.register_load_state_dict_post_hook(pools_alone)
-        object.__setattr__(self, "_host", host)
+        object.__setattr__(self, "_roster", roster)
         object.__setattr__(self, "_tenants", list(tenants))
 
     def __getattr__(self, name: str) -> Any:
@@ -71,18 +70,16 @@ class TenantModule(nn.Module):
     def _run(self, function: Callable, *args: Any, tenants: Tensor | None = None, **kwargs: Any) -> Any:
         """`function`, of the model, under the tenants."""
         for t in self._tenants:
-            if t.name not in self._host or self._host[t.name] is not t:
+            if self._roster.tenants.get(t.name) is not t:
                 raise CommonweightError(
                     f"this module was made for a tenant {t.name!r} that has been removed; make it anew with "
                     "host.module(...), and the optimizer too"
                 )
-        if tenants is not None:
-            route = self._host.route(tenants)
-        elif len(self._tenants) == 1:
-            route = self._host.route(self._tenants[0].name)
+        if tenants is None and len(self._tenants) > 1:
+            route: Any = Unsaid(len(self._tenants))
         else:
-            route = self._host._current.within(Unsaid(len(self._tenants)))  # type: ignore[arg-type]
-        with route:
+            route = self._roster.route(self._tenants[0].name if tenants is None else tenants)
+        with self._roster.base.current.within(route):
             return function(*args, **kwargs)
 
     def _weights(self, part: nn.Module) -> tuple[Tensor, Tensor | None] | None:
@@ -91,7 +88,7 @@ class TenantModule(nn.Module):
         For code that multiplies by a weight itself, as fused losses do with the head: a bind's weight form.
         Raises: CommonweightError for several tenants, and for a method that is no change of weights.
         """
-        for name, at in self._host._modules.items():
+        for name, at in self._roster.base.modules.items():
             if at.module is part and any(name in t.table for t in self._tenants):
                 if len(self._tenants) > 1:
                     raise CommonweightError(f"{name}: its weight differs from tenant to tenant; call the layer instead")
@@ -122,7 +119,7 @@ class TenantModule(nn.Module):
             )
         if "state_dict" in options:
             raise CommonweightError("save_pretrained: state_dict is made of the base and the tenant; leave it out")
-        save(folder, state_dict={**self.base.state_dict(), **self._host.merged(tenant.name)}, **options)
+        save(folder, state_dict={**self.base.state_dict(), **merged(self._roster.base, tenant)}, **options)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         full = super().state_dict(*args, **kwargs)
@@ -170,8 +167,8 @@ class Unsaid:
         )
 
 
-def tenant_module(host: Host, tenants: Sequence[Tenant]) -> TenantModule:
-    return _like(type(host.model), len(tenants) > 1)(host, tenants)
+def tenant_module(roster: Roster, tenants: Sequence[Tenant]) -> TenantModule:
+    return _like(type(roster.base.model), len(tenants) > 1)(roster, tenants)
 
 
 @lru_cache(maxsize=256)
@@ -193,4 +190,4 @@ def _like(model: type[nn.Module], several: bool) -> type[TenantModule]:
 
 
 def _again(self: TenantModule) -> tuple:
-    return tenant_module, (self._host, self._tenants)
+    return tenant_module, (self._roster, self._tenants)

@@ -91,7 +91,7 @@ class Tenant:
         self.plan, self.pools, self.labels = plan, dict(pools), labels
         self.sites = tuple(sites)  # those the plan was made for; it may use fewer
         self.common = common
-        self.host: weakref.ref[Any] | None = None  # the host that it is in, for what only that knows: its weights
+        self.base: weakref.ref[Any] | None = None  # the model that it is on, for what only that knows: its weights
         self.misfit: str | None = None  # what the model no longer has of what it reads
         self.rows = rows
         self.table = self._table()
@@ -113,7 +113,7 @@ class Tenant:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, whose entries are numbered by the process: it is made anew. The host links itself."""
-        return {**self.__dict__, "host": None, "table": None}
+        return {**self.__dict__, "base": None, "table": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

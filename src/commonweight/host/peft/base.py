@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,29 +11,27 @@ from torch import Tensor
 from ...formats import peft
 from ...formats.peft import refusals
 from ...formats.peft.keys import is_slot
+from ..hooked import HookedModel
 from ..sites import Physical
 from ..tenant import Derive
-
-if TYPE_CHECKING:
-    from ..host import Host
 
 
 class Frozen(Derive):
     """The base's weights and biases, for the methods whose files need them."""
 
-    def __init__(self, host: Host):
-        super().__init__(host.weight)
-        self._host = host
+    def __init__(self, base: HookedModel):
+        super().__init__(base.weight)
+        self._base = base
 
     def bias(self, site: str) -> Tensor:
-        rows = next(s.rows for s in self._host._every if s.name == site)
+        rows = next(s.rows for s in self._base.every if s.name == site)
         return self._at(site).rows(rows).bias.detach().float()  # type: ignore[union-attr]
 
     def transposed(self, site: str) -> bool:
         return self._at(site).transposed
 
     def _at(self, site: str) -> Physical:
-        return self._host._modules[site.split("[")[0]]
+        return self._base.modules[site.split("[")[0]]
 
 
 def without_copies(

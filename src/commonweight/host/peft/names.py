@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ...core import Site
 from ...formats import peft
 from ...formats.peft.keys import bare
+from ..hooked import HookedModel
 from ..names import named
-
-if TYPE_CHECKING:
-    from ..host import Host
 
 
 class View(NamedTuple):
@@ -26,34 +24,34 @@ class View(NamedTuple):
         return self.add + bare(name).removeprefix(self.strip)
 
 
-def sites(host: Host, view: View) -> dict[str, Site]:
+def sites(base: HookedModel, view: View) -> dict[str, Site]:
     """The host's sites by the names of a file; a head that a classifier put there has none."""
-    return {view(s.name): s for s in host._every if s.kind != "head"}
+    return {view(s.name): s for s in base.every if s.kind != "head"}
 
 
-def parameters(host: Host, view: View) -> dict[str, Tensor]:
+def parameters(base: HookedModel, view: View) -> dict[str, Tensor]:
     """The base's parameters by the names of a file, those that modules share under each of their names."""
     return {
         view(f"{n}.{k}" if n else k): p
-        for n, m in named(host.model, once=False)
+        for n, m in named(base.model, once=False)
         for k, p in m._parameters.items()
         if p is not None
     }
 
 
-def view_of(host: Host, tensors: Mapping[str, Tensor]) -> View:
+def view_of(base: HookedModel, tensors: Mapping[str, Tensor]) -> View:
     """The view whose names fit most keys.
 
     An adapter may have been trained on the model with a head that it does not have here, or the other way about:
     ``model.layers.0`` of a language model is ``layers.0`` of its body.
     """
-    prefix, body = within(host), _body(host.inner)
+    prefix, body = within(base), _body(base.inner)
     views = [View(prefix), View()]
     if body:
         views += [View(prefix, f"{body}."), View(f"{prefix}{body}.")]
     parts = [key.removeprefix(peft.PREFIX).split(".") for key in tensors]
 
-    modules = [n for n, _ in host.model.named_modules() if n]
+    modules = [n for n, _ in base.model.named_modules() if n]
 
     def fitting(view: View) -> int:
         known = {view(n) for n in modules}
@@ -62,16 +60,16 @@ def view_of(host: Host, tensors: Mapping[str, Tensor]) -> View:
     return max(dict.fromkeys(views), key=fitting)
 
 
-def within(host: Host) -> str:
+def within(base: HookedModel) -> str:
     """Where the model that PEFT would see stands inside the host's: "" unless something was put around it.
 
     ``module.`` of a wrapper. A head beside the model: of an encoder-decoder a classifier keeps the encoder alone, under
     the name that it has in the whole model.
     """
-    names = [bare(s.name) for s in host._every if s.kind == "linear"]
+    names = [bare(s.name) for s in base.every if s.kind == "linear"]
     wrapped = "module." if names and all(n.startswith("module.") for n in names) else ""
-    whole = getattr(getattr(host.inner, "config", None), "is_encoder_decoder", False)
-    if whole or not any(s.kind == "head" for s in host._every):
+    whole = getattr(getattr(base.inner, "config", None), "is_encoder_decoder", False)
+    if whole or not any(s.kind == "head" for s in base.every):
         return wrapped
     homes = {n.removeprefix(wrapped).split(".")[0] for n in names}
     return f"{wrapped}{homes.pop()}." if len(homes) == 1 else wrapped

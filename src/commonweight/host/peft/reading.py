@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,16 +13,15 @@ from ...formats import peft
 from ...formats.peft import keys
 from ...methods import head, resolve
 from ...methods import plan as make_plan
+from ..hooked import HookedModel
 from ..names import named
+from ..roster import Roster
+from ..tenant import Tenant
 from . import names
 from .base import Frozen, without_copies
 
-if TYPE_CHECKING:
-    from ..host import Host
-    from ..tenant import Tenant
 
-
-def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | None = None) -> Tenant:
+def import_peft(roster: Roster, name: str, folder: Path, labels: Sequence[str] | None = None) -> Tenant:
     """A tenant from a folder that PEFT's save_pretrained wrote: same weights in, same outputs out.
 
     Sites are taken from the keys in the file. Nothing is unpickled. Frozen projections that the file does not hold are
@@ -33,22 +31,24 @@ def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | Non
     ``adapt.open_host(model, pool="transformers")``. Without labels a head is refused, with () it is left out.
     Raises: CommonweightError naming the file, the key or the option that is missing, damaged or not supported.
     """
+    base = roster.base
+    base.follow(roster.tenants.values())
     folder = peft.layout.snapshot(folder.parent if folder.is_file() else folder)
     config, tensors = peft.folder.read(folder)
     try:
-        tensors = keys.plain(tensors, names.tops(n for n, _ in named(host.model)))
+        tensors = keys.plain(tensors, names.tops(n for n, _ in named(base.model)))
         beside: dict[str, Tensor] = {}
         if labels:
             peft.heads.of_texts(config)
         if labels is not None:
             config, tensors, beside = peft.heads.part(config, tensors)
-        values, extra = _head(host, peft.heads.read(beside), labels) if labels else ({}, None)
-        view = names.view_of(host, tensors)
-        config, tensors = without_copies(config, tensors, names.parameters(host, view))
-        adapter = peft.read(config, tensors, names.sites(host, view), Frozen(host))
+        values, extra = _head(base, peft.heads.read(beside), labels) if labels else ({}, None)
+        view = names.view_of(base, tensors)
+        config, tensors = without_copies(config, tensors, names.parameters(base, view))
+        adapter = peft.read(config, tensors, names.sites(base, view), Frozen(base))
         method, cfg = resolve(adapter.method, adapter.options)
         wanted = set(adapter.sites)
-        given = [s for s in host._every if s.name in wanted]
+        given = [s for s in base.every if s.name in wanted]
         plan = make_plan(cfg, given)
         peft.fits(adapter, plan)
     except CommonweightError as e:
@@ -56,14 +56,16 @@ def import_peft(host: Host, name: str, folder: Path, labels: Sequence[str] | Non
     if extra is not None:
         plan += extra
     classes = tuple(labels) if labels else None
-    return host._attach(name, method, cfg, plan, classes, {**adapter.values, **values}, sites=given)
+    return roster.attach(name, method, cfg, plan, classes, {**adapter.values, **values}, sites=given)
 
 
-def _head(host: Host, found: peft.heads.Head | None, labels: Sequence[str]) -> tuple[dict[str, Tensor], Plan | None]:
+def _head(
+    base: HookedModel, found: peft.heads.Head | None, labels: Sequence[str]
+) -> tuple[dict[str, Tensor], Plan | None]:
     """(values of the head's pools, its plan)."""
     if found is None:
         raise CommonweightError(f"{len(labels)} labels were given, but the adapter brings no head; leave them out")
-    site, n = host.head_site(), found.W.shape[0]
+    site, n = base.head_site(), found.W.shape[0]
     if tuple(found.W.shape) != (len(labels), site.inp):
         raise CommonweightError(
             f"adapter_model.safetensors: its head {found.name} has {n} classes of {found.W.shape[1]} features; wanted "

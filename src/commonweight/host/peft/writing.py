@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,17 +15,15 @@ from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
 from ..change import changed
 from ..experts import Stacked
+from ..hooked import HookedModel
 from ..names import adapters, named
+from ..tenant import Tenant
 from .base import Frozen
 from .names import within
 
-if TYPE_CHECKING:
-    from ..host import Host
-    from ..tenant import Tenant
-
 
 def export_peft(
-    host: Host,
+    base: HookedModel,
     tenant: Tenant,
     folder: Path,
     *,
@@ -60,46 +58,46 @@ def export_peft(
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
-    heads = {s.name for s in host._every if s.kind == "head"}
+    heads = {s.name for s in base.every if s.kind == "head"}
     plan = tenant.plan._replace(uses=tuple(u for u in tenant.plan.uses if u.site not in heads))
     if not plan.uses:
         raise CommonweightError(f"{tenant.name}: {tenant.method.name} changes no weight; there is nothing to export")
-    if own := next((u.site for u in plan.uses if host._doors.fed(u.site.split("[")[0])), None):
+    if own := next((u.site for u in plan.uses if base.doors.fed(u.site.split("[")[0])), None):
         raise CommonweightError(
             f"{own}: torch's attention computes with this weight by itself, where an adapter of PEFT has no effect; "
             "make the tenant without this site, or take host.merged(name)"
         )
     report: dict[str, Any] = {"method": tenant.method.name, "left_out": []}
-    if carried := adapters(host.model):
+    if carried := adapters(base.model):
         report["left_out"].append(f"PEFT adapters that the model carries, beside the tenant: {', '.join(carried)}")
     if tenant.labels is not None:
         report["left_out"].append(f"the classification head of {len(tenant.labels)} labels: {', '.join(tenant.labels)}")
-    hindrance = _hindrance(host, tenant, plan) if native or not (asked or native is False) else None
+    hindrance = _hindrance(base, tenant, plan) if native or not (asked or native is False) else None
     if native and hindrance:
         raise CommonweightError(hindrance)
     report["native"] = bool(native) or not (asked or hindrance or native is False)
-    prefix = within(host)
+    prefix = within(base)
     if report["native"]:
-        sites = {s.name: s for s in host._every if s.name in {u.site for u in plan.uses}}
+        sites = {s.name: s for s in base.every if s.name in {u.site for u in plan.uses}}
         pools = {k: v.detach().cpu() for k, v in tenant.pools.items()}
-        subject = peft.Subject(tenant.method.name, tenant.config, plan, sites, pools, Frozen(host), prefix)
+        subject = peft.Subject(tenant.method.name, tenant.config, plan, sites, pools, Frozen(base), prefix)
         config, tensors = peft.write(subject)
         names = list(sites)
         report["modules"] = {peft.short(n, prefix): {**_rank(subject, n), "error": 0.0} for n in names}
     else:
         if hindrance:
             report["why_not_native"] = hindrance
-        low = _low(host, tenant, heads, rank, 1e-3 if tolerance is None else tolerance)
+        low = _low(base, tenant, heads, rank, 1e-3 if tolerance is None else tolerance)
         low_rank.within(low, rank, 1e-3 if tolerance is None else tolerance)
         dropouts = {getattr(u.bind, "dropout", 0.0) for u in plan.uses}
         config = low_rank.config({peft.short(k, prefix): v for k, v in low.items()}, min(dropouts))
         tensors = low_rank.tensors(low)
         names = list(low)
         report["modules"] = {peft.short(k, prefix): {"rank": v.A.shape[0], "error": v.error} for k, v in low.items()}
-    known = {peft.short(n, prefix) for n, _ in named(host.model)}
+    known = {peft.short(n, prefix) for n, _ in named(base.model)}
     config = {
-        "base_model_name_or_path": getattr(getattr(host.inner, "config", None), "_name_or_path", None) or None,
-        "fan_in_fan_out": all(host._modules[n].transposed for n in names),
+        "base_model_name_or_path": getattr(getattr(base.inner, "config", None), "_name_or_path", None) or None,
+        "fan_in_fan_out": all(base.modules[n].transposed for n in names),
         "inference_mode": True,
         "task_type": None,
         "target_modules": targets([peft.short(n, prefix) for n in names], known),
@@ -115,23 +113,23 @@ def _rank(subject: peft.Subject, site: str) -> dict[str, int]:
     return {} if A is None or A.dim() != 2 else {"rank": A.shape[0]}
 
 
-def _hindrance(host: Host, tenant: Tenant, plan: Plan) -> str | None:
+def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     """Why PEFT's own format cannot say this tenant; None where it can."""
     used = {u.site for u in plan.uses}
-    if any(isinstance(host._modules[n.split("[")[0]], Stacked) for n in used):
+    if any(isinstance(base.modules[n.split("[")[0]], Stacked) for n in used):
         return f"PEFT's own format of {tenant.method.name} is not written for experts and routers of a mixture"
-    if fused := next((s.name for s in host._every if s.name in used and s.rows is not None), None):
+    if fused := next((s.name for s in base.every if s.name in used and s.rows is not None), None):
         return f"{fused}: PEFT adapts no part of a fused layer; leave native out to export it as plain LoRA"
     if more := next((n for n, es in tenant.table.items() if n in used and any(e.rows for e in es)), None):
         return f"{more}: it has more rows than the tenant was made for; leave native out to export it as plain LoRA"
-    return peft.hindrance(tenant.method.name, next((n for n in used if host._modules[n].transposed), None))
+    return peft.hindrance(tenant.method.name, next((n for n in used if base.modules[n].transposed), None))
 
 
-def _low(host: Host, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float) -> dict[str, Low]:
+def _low(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float) -> dict[str, Low]:
     """What each changed module becomes."""
     out = {}
     for name, entries in tenant.table.items():
-        at = host._modules[name]
+        at = base.modules[name]
         if name in heads:
             continue
         if isinstance(at, Stacked):

@@ -85,8 +85,8 @@ class _Part(NamedTuple):
 def _part(model: Any) -> _Part | None:
     if isinstance(model, Tenant):
         pools = {n: p.detach().cpu() for n, p in model.pools.items()}
-        host = None if model.host is None else model.host()
-        header = {"method": model.method.name, "weights": None if host is None else weights(host, model)}
+        base = None if model.base is None else model.base()
+        header = {"method": model.method.name, "weights": None if base is None else weights(base, model)}
         opened = Opened(model.name, header, model.plan, pools, None, model.sites)
         whole = f"the state dict with host.merged({model.name!r}) over it"
         return _Part(f"the tenant {model.name} of a host", whole, tenant=opened)

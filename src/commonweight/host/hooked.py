@@ -1,0 +1,141 @@
+"""A model that a host stands on: its sites, hooked once, and followed where the model changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from ..core import CommonweightError, Site
+from ..methods import Method
+from . import carry, entrances, experts
+from .current import Current
+from .doors import Doors
+from .fingerprint import of_base
+from .follow import Places, fit
+from .hooks import ModelHook, Replay, SiteHook
+from .kept import give_back, keep_storage
+from .names import named, unwrapped
+from .sites import Pattern, Physical, discover, select, strangers, unknown_kind
+from .tenant import Tenant
+
+
+class HookedModel:
+    """A frozen model whose sites read whatever route is in force.
+
+    modules: name -> what a bind sees of it. every, default, chosen: all sites, those of transformer blocks, and those
+    that a tenant reads by default here. current: the route in force. Cost: two hooks per linear layer, once.
+    """
+
+    def __init__(self, model: nn.Module, sites: Pattern = None, fused: Mapping[str, int] | None = None):
+        if any(isinstance(h, SiteHook) for m in model.modules() for h in m._forward_hooks.values()):
+            raise CommonweightError("this model already has a host; use that one, or call its close() first")
+        self.model, self.inner = model, unwrapped(model)
+        self.pattern, self.fused = sites, fused
+        self.modules, self.every, self.default = self._found()
+        self.chosen = select(sites, self.every, self.default, model)
+        self.current = Current()
+        carry.install()
+        self.kept = keep_storage(model.modules())
+        self.trained: dict[str, nn.Parameter] = {}
+        self._freeze()
+        self.handles = [self.inner.register_forward_pre_hook(ModelHook(model, self.current), with_kwargs=True)]
+        self.handles += entrances.install(self.inner, self.current)
+        self._hook()
+
+    def _found(self) -> tuple[dict[str, Physical], list[Site], list[Site]]:
+        modules, every, default = discover(self.model, self.fused)
+        for at in experts.stacked(self.model, modules):
+            modules[at.name] = at
+            every += at.sites()
+        return modules, every, default
+
+    def _hook(self) -> None:
+        alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked)}
+        hooks = {n: SiteHook(at, self.current) for n, at in alone.items()}
+        self.hooks = [h for hook in hooks.values() for h in hook.install()]
+        self.hooks += [h.install() for h in experts.hooks(self.modules, self.current)]
+        self.doors = Doors(self.inner, dict(named(self.model)), hooks)
+        self.places = Places.of(self.model, self.modules.values())
+
+    def _freeze(self) -> None:
+        for n, p in self.model.named_parameters():
+            if p.requires_grad:
+                p.requires_grad_(False)
+                self.trained[n] = p
+
+    def _unhook(self) -> None:
+        for h in self.hooks:
+            h.remove()
+        self.doors.close()
+
+    def follow(self, tenants: Iterable[Tenant]) -> None:
+        """Where the model was changed since: its new layers are hooked in place of the old; see `follow`."""
+        if not self.places.moved():
+            return
+        found = self._found()
+        chosen = select(self.pattern, found[1], found[2], self.model)
+        self._unhook()
+        self.modules, self.every, self.default = found
+        self.chosen = chosen
+        for tenant in tenants:
+            fit(tenant, {s.name: s for s in self.every})
+        for module in dict(named(self.model)).values():  # an adapter that came meanwhile may be in training
+            for p in module._parameters.values():
+                if p is not None and p.requires_grad:
+                    p.requires_grad_(False)
+        self.kept += keep_storage(self.model.modules())
+        self._hook()
+
+    def close(self) -> None:
+        """Takes every hook off and gives the model back as it was."""
+        for h in self.handles:
+            h.remove()
+        self._unhook()
+        for m in self.model.modules():
+            if isinstance(kept := getattr(m, "_gradient_checkpointing_func", None), Replay):
+                m._gradient_checkpointing_func = kept.checkpoint  # type: ignore[assignment]
+        now = dict(self.model.named_parameters())
+        for n, p in self.trained.items():
+            now.get(n, p).requires_grad_(True)
+            p.requires_grad_(True)
+        give_back(self.kept)
+        self.handles = []
+
+    def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
+        """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
+        chosen = self.chosen if pattern is None else select(pattern, self.every, self.default, self.model)
+        mine = [s for s in chosen if s.kind in method.kinds]
+        if pattern is None and self.pattern is None and method.roles and any(s.role in method.roles for s in mine):
+            mine = [s for s in mine if s.role in method.roles]
+        strange = [s for s in mine if pattern is None and self.pattern is None and unknown_kind(self.modules, s)]
+        if strange:
+            raise strangers(self.modules, strange, method.name)
+        if method.kinds and not mine:
+            raise CommonweightError(
+                f"{method.name} reads sites of kind {' or '.join(method.kinds)}; the pattern "
+                f"{pattern or self.pattern!r} matches none of them"
+            )
+        return mine
+
+    def head_site(self) -> Site:
+        """Where a classification head of a tenant stands."""
+        for s in self.every:
+            if s.kind == "head":
+                return s
+        raise CommonweightError(
+            "labels were given, but the model has no head site; wrap it in commonweight.Classifier first"
+        )
+
+    def weight(self, site: str) -> Tensor:
+        """The frozen weight that a site reads, (out, inp)."""
+        name, rows = site.split("[")[0], next(s.rows for s in self.every if s.name == site)
+        return self.modules[name].rows(rows).weight
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
+        a float32 and a bfloat16 copy are the same base; see `fingerprint.of_base`. Cost: milliseconds, of a packed base
+        one reading of every weight; made anew at every look. On a sharded base every process must ask."""
+        linear = {n for n, at in self.modules.items() if at.kind == "linear" and not isinstance(at, experts.Stacked)}
+        return of_base(self.model, linear - {s.name.split("[")[0] for s in self.default})

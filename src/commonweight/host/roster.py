@@ -1,0 +1,140 @@
+"""Who reads a model: its tenants by name, the pools that they have in common, and numbers that exist once for all."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CommonweightError, Plan, Site, safe, unknown
+from ..methods import Method, available
+from .common import Common, Held, shared
+from .follow import served
+from .hooked import HookedModel
+from .route import Route
+from .tenant import Derive, Tenant, materialise
+from .weights import device_of
+
+Reader = str | None
+
+
+class Roster:
+    """The tenants of one hooked model. Each is entered whole or not at all; O(1) in how many there are."""
+
+    def __init__(self, base: HookedModel):
+        self.base = base
+        self.tenants: dict[str, Tenant] = {}
+        self.frozen: MutableMapping[Any, Tensor] = Held()
+        self.commons: MutableMapping[str, Common] = Held()
+        self.next = 0  # number of the next tenant
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or what a pickle brings to another process: its tenants know the model of the copy."""
+        self.__dict__.update(state)
+        for tenant in self.tenants.values():
+            tenant.base = weakref.ref(self.base)
+
+    def __getitem__(self, name: str) -> Tenant:
+        if name not in self.tenants:
+            raise unknown("tenant", str(name), self.tenants)
+        return self.tenants[name]
+
+    def free(self, name: str) -> None:
+        """Raises: CommonweightError where a name is unsafe or taken."""
+        safe(name)
+        if name in self.tenants:
+            raise CommonweightError(f"the tenant name {name!r} is taken; choose another, or remove it first")
+
+    def join(self, name: str | None, method: Method, plan: Plan, frozen: bool = False) -> Common | None:
+        """The common of this name that a tenant of the plan may enter, new where there is none; None without a name."""
+        if name is None:
+            return None
+        safe(name)
+        if not shared(plan.pools):
+            able = ", ".join(m.name for m in available().values() if m.common)
+            raise CommonweightError(
+                f"common={name!r}: this method has no pool that tenants could share; leave common out, or take {able}"
+            )
+        there = self.commons.get(name)
+        if there is not None and there.method != method.name:
+            raise CommonweightError(
+                f"common={name!r}: its tenants are of {there.method}, this one is of {method.name}; take another common"
+            )
+        return there or Common(name, method.name, frozen)
+
+    def attach(
+        self,
+        name: str,
+        method: Method,
+        config: Any,
+        plan: Plan,
+        labels: tuple[str, ...] | None,
+        values: Mapping[str, Tensor] | None = None,
+        common: Mapping[str, Any] | None = None,
+        sites: Sequence[Site] = (),
+        of: Common | None = None,
+    ) -> Tenant:
+        """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
+        common: for those among them that exist once per host, the key. sites: those the plan was made for.
+        of: the common it joins."""
+        device = device_of(self.base.model)
+        frozen, given = self.frozen, values or {}
+        joined = {} if of is None else of.known(plan, given)
+        rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given and k not in joined})
+        pools = joined | materialise(rest, Derive(self.base.weight), device, frozen)
+        for k, v in given.items():
+            spec, key = plan.pools[k], (common or {}).get(k)
+            if k in joined:
+                continue
+            v = frozen[key] if key in frozen else v.to(device=device, dtype=getattr(torch, spec.dtype))
+            pools[k] = v if isinstance(v, nn.Parameter) or not spec.train else nn.Parameter(v)
+            if key is not None:
+                frozen[key] = pools[k]
+        rows = {s.name: s.rows for s in self.base.every if s.rows is not None}
+        pools = {k: pools[k] for k in plan.pools}
+        tenant = Tenant(name, self.next, method, config, plan, pools, rows, labels, sites, of)
+        tenant.base = weakref.ref(self.base)
+        if of is not None:
+            of.enter(plan, pools)
+            self.commons[of.name] = of
+        self.tenants[name] = tenant
+        self.next += 1
+        return tenant
+
+    def remove(self, name: str) -> None:
+        """Forgets a tenant; common frozen pools that nobody else reads go with it. O(1) in the number of tenants.
+
+        A route that is open keeps serving it until it closes. With its last tenant a common ends."""
+        tenant = self[name]
+        del self.tenants[name]
+        if (common := tenant.common) is not None:
+            common.tenants -= 1
+            if not common.tenants:  # whoever still holds a tenant of it: the next one of this name is another
+                del self.commons[common.name]
+
+    def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route | None:
+        """The route of these readers, on the model as it is now; see `Host.route`."""
+        if readers is None:
+            return None
+        self.base.follow(self.tenants.values())
+        route = self._route(readers)
+        for tenant in [route.single] if route.single is not None else [t for t, _ in route.groups]:
+            if tenant is not None:
+                served(tenant)
+        return route
+
+    def _route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route:
+        if isinstance(readers, str):
+            return Route(single=self[readers])
+        if isinstance(readers, Tensor):
+            if readers.is_floating_point() or readers.dtype == torch.bool:
+                raise CommonweightError(f"a route of tenant numbers is a LongTensor; this is {readers.dtype}")
+            return Route.numbered(readers, {t.number: t for t in self.tenants.values()})
+        if not isinstance(readers, Sequence):
+            raise CommonweightError(
+                f"route({readers!r}): wanted a tenant's name, one name or None per row, or a LongTensor"
+            )
+        return Route.of([None if r is None else self[r] for r in readers])
