@@ -256,7 +256,7 @@ class TestFiles:
     def test_another_base_by_name_shape_and_numbers(self, path):
         self.refused(cw.Host(make("bert")[0]), path, "made for another base: this one has no site")
         wide = cw.Host(make("llama")[0])
-        wide._every = [s._replace(out=99) for s in wide._every]
+        wide.base.every = [s._replace(out=99) for s in wide.base.every]
         self.refused(wide, path, r"made for another base: .* there, \(99, .* here")
         other = cw.Host(make("llama", seed=1)[0])
         self.refused(other, path, "made for another base: same shapes, other weights")
