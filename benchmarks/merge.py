@@ -1,11 +1,13 @@
 """Merging from disk to disk: wall time and peak anonymous memory, beside mergekit and beside a plain copy of the bytes.
 
-python -m benchmarks.merge [--large] [--cores N] [--rounds N] [--small] [--methods a,b]
+python -m benchmarks.merge [--large] [--cores N] [--rounds N] [--small] [--methods a,b] [--old FOLDER]
 
 Random Llama shapes in bfloat16, three models of 337 MB (--large: 2 GB, --small: 5 MB, to see that it runs). Each side
 runs in a process of its own, pinned to the same processors, in turn; the clock runs from after the imports until the
 result is on the disk (the copy is synchronised too, mergekit's result is not). MERGEKIT=FOLDER names where
 `pip install --no-deps --target FOLDER mergekit==0.1.5` and what it needs were put; without it that side is left out.
+--old names a checkout of an earlier build, which is then timed in turn with this one. The compiled loops are made
+before the clock runs, as they are once for a machine.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from commonweight.merge.loops.load import WORTH, loops
 from commonweight.merge.plan.figures import plan
 from commonweight.merge.recipe import load
 from commonweight.merge.recipe.build import build
@@ -35,14 +38,20 @@ METHODS: dict[str, dict] = {
     "linear": {},
     "ties": {"density": 0.2},
     "dare_linear": {"density": 0.5},
+    "dare_ties": {"density": 0.5},
+    "della": {"density": 0.5},
     "sce": {},
     "breadcrumbs": {"density": 0.15, "gamma": 0.01},
     "pcb": {},
     "lines": {},
 }
 THEIRS = ("linear", "ties", "dare_linear", "sce", "breadcrumbs")
-TARGETS = {("linear", "mergekit"): 0.5, ("linear", "copy"): 2.0, ("ties", "mergekit"): 0.167}
-MEMORY = 256.0  # MB
+TARGETS = {
+    ("linear", "mergekit"): 0.5, ("linear", "copy"): 1.3, ("ties", "mergekit"): 0.04,
+    ("linear", "old"): 0.7, ("ties", "old"): 0.5, ("breadcrumbs", "old"): 0.4, ("pcb", "old"): 0.4,
+    ("dare_linear", "old"): 0.6, ("dare_ties", "old"): 0.6, ("della", "old"): 0.6, ("sce", "old"): 0.6,
+}  # fmt: skip
+MEMORY = 200.0  # MB
 NO_BASE = "linear"
 
 OURS = """
@@ -126,12 +135,17 @@ def bodies(method: str, paths: list[Path]) -> dict[str, dict]:
     return {"ours": ours, "mergekit": theirs}
 
 
-def timed(code: str, body: object, folder: Path, cores: int, path: str | None = None) -> dict[str, float]:
-    """Seconds, and the peak of anonymous memory in MB, sampled every 5 ms."""
+def timed(
+    code: str, body: object, folder: Path, cores: int, path: str | None = None, first: str | None = None
+) -> dict[str, float]:
+    """Seconds, and the peak of anonymous memory in MB, sampled every 5 ms. path, first: where modules are looked for
+    after and before the usual places."""
     out = folder / "out"
     env = {**os.environ, "OMP_NUM_THREADS": str(cores)}
     if path:
         env["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), path])
+    if first:
+        env["PYTHONPATH"] = os.pathsep.join([first, *filter(None, [env.get("PYTHONPATH")])])
     command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(body), str(out)]
     free = sorted(os.sched_getaffinity(0))[:cores]
     run = subprocess.Popen(
@@ -158,11 +172,16 @@ def anonymous(pid: int) -> int:
 
 
 def main(
-    size: str = "337 MB", cores: int = 2, rounds: int = 5, methods: tuple[str, ...] = tuple(METHODS)
+    size: str = "337 MB",
+    cores: int = 2,
+    rounds: int = 5,
+    methods: tuple[str, ...] = tuple(METHODS),
+    old: Path | None = None,
 ) -> list[dict]:
     there = os.environ.get("MERGEKIT")
     reason = None if there else "MERGEKIT names no folder with mergekit 0.1.5"
     rows = []
+    loops(WORTH)  # made, if they are not yet
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as name:
         folder = Path(name)
         paths = models(folder, size)
@@ -174,6 +193,9 @@ def main(
             for method in methods:
                 body = bodies(method, paths)
                 found.setdefault((method, "ours"), []).append(timed(OURS, body["ours"], folder, cores))
+                if old is not None:
+                    run = timed(OURS, body["ours"], folder, cores, first=str(old / "src"))
+                    found.setdefault((method, "old"), []).append(run)
                 if reason is None and method in THEIRS:
                     try:
                         found.setdefault((method, "mergekit"), []).append(
@@ -189,12 +211,15 @@ def main(
     if reason:
         print(f"mergekit is left out: {reason}")
     for method in methods:
-        pairs = [("copy", ("copy", "copy")), ("mergekit", (method, "mergekit")), ("linear", ("linear", "ours"))]
+        pairs = [
+            ("copy", ("copy", "copy")), ("mergekit", (method, "mergekit")), ("old", (method, "old")),
+            ("linear", ("linear", "ours")),
+        ]  # fmt: skip
         for other, key in pairs:
             wanted = TARGETS.get(
                 (method, other), 4.0 if other == "linear" and method not in ("linear", "ties") else None
             )
-            if key in found and (wanted is not None or other == "mergekit"):
+            if key in found and (wanted is not None or other in ("mergekit", "old")):
                 rows.append(_row(method, other, size, cores, found[method, "ours"], found[key], wanted))
         mb = max(r["mb"] for r in found[method, "ours"])
         rows.append(
@@ -227,9 +252,10 @@ if __name__ == "__main__":
     asked.add_argument("--cores", type=int, default=2)
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--methods", default=",".join(METHODS))
+    asked.add_argument("--old", type=Path, help="a checkout of an earlier build, timed in turn")
     a = asked.parse_args()
     chosen = "small" if a.small else "2 GB" if a.large else "337 MB"
-    table = main(chosen, a.cores, a.rounds, tuple(a.methods.split(",")))
+    table = main(chosen, a.cores, a.rounds, tuple(a.methods.split(",")), a.old)
     for row in table:
         print(row)
     if not a.small:

@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from ..core import CommonweightError
 from .apart import Unfit
 from .borrowed import Borrowed, Seen
-from .hooks import SiteHook, changed
+from .change import changed
+from .hooks import SiteHook
 from .tenant import Tenant
 from .weights import plain, stored
 
