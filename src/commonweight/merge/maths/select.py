@@ -108,7 +108,8 @@ class Tally:
         if self._loose:
             self._packed.append(_counted(np.concatenate(self._loose)))
         if len(self._packed) != 1:
-            self._packed = [_merged(self._packed)]
+            parts, self._packed = self._packed, []
+            self._packed = [_merged(parts)]
         self._loose = []
         self._size = 0  # what is packed is bounded by the number of bins
         return self._packed[0]
@@ -125,7 +126,8 @@ def _counted(found: np.ndarray) -> Bins:
     return np.unique(found, return_counts=True)
 
 
-def _merged(parts: Sequence[Bins]) -> Bins:
+def _merged(parts: list[Bins]) -> Bins:
+    """The parts, which are given up, as one."""
     if not parts:
         return np.zeros(0, np.uint32), np.zeros(0, np.int64)
     most = max((int(bins.max()) for bins, _ in parts if len(bins)), default=-1) + 1
@@ -136,8 +138,11 @@ def _merged(parts: Sequence[Bins]) -> Bins:
         bins = np.flatnonzero(dense)
         return bins.astype(np.uint32), dense[bins]
     bins, counts = (np.concatenate(column) for column in zip(*parts))
+    parts.clear()  # a sample of a model whose numbers all differ is the most that a survey holds
     order = np.argsort(bins, kind="stable")  # which merges parts that are in order
-    bins, counts = bins[order], counts[order]
+    bins = bins[order]
+    counts = counts[order]
+    del order
     starts = np.flatnonzero(np.diff(bins, prepend=bins[0] ^ np.uint32(1)))
     return bins[starts], np.add.reduceat(counts, starts)
 
