@@ -228,9 +228,18 @@ def test_the_bounds_of_a_row(tmp_path, name):
     assert "more than 16,777,216" in refusal(written('{"a": "' + 2 * text + '"}'))
 
 
+def test_a_header_that_lacks_a_name_moves_no_column(tmp_path):
+    said = []
+    (tmp_path / "a.csv").write_text("text,label\ngood,1,x\nbad,0,y\n")
+    rows = read(tmp_path / "a.csv", say=said.append)
+    assert rows == [{"text": "good", "label": "1", "column 3": "x"}, {"text": "bad", "label": "0", "column 3": "y"}]
+    assert "every row has 1 more than the 2 cells that the header names" in said[0]
+
+
 def test_a_row_has_as_many_cells_as_the_header(tmp_path):
-    told = refusal(tmp_path / "a.csv", "text,label\ngood,1,x\nbad,0,y\n")
+    told = refusal(tmp_path / "a.csv", "text,label\ngood,1,x\nbad,0\n")
     assert "cannot be read as csv: line 2: 3 cells (good, 1, x), but the first line has 2 (text, label)" in told
+    assert "line 2: 3 cells" in refusal(tmp_path / "a.csv", "text,label\ngood,1,x\n"), "one row is no pattern"
     assert "line 3: 1 cells" in refusal(tmp_path / "a.csv", "text,label\na,1\nb\n")
     assert "line 4: 3 cells" in refusal(tmp_path / "a.csv", 'text,label\n"a\nb",1\nc, d,0\n')
     assert "line 2: 3 cells" in refusal(tmp_path / "a.tsv", "text\tlabel\na\tb\t1\n")

@@ -24,7 +24,7 @@ def recomputed(host: Host) -> Iterator[None]:
     mode, in which the frozen base's dropout would draw. Memory: one hidden state a block. Cost: a forward pass more
     per step. The numbers are the same to the bit. Raises: CommonweightError for a model without blocks.
     """
-    names = blocks(dict(host.model.named_modules()))
+    names = blocks(host.model)
     if not names:
         raise CommonweightError(
             f"{type(host.model).__name__} has no list of blocks that could be computed once more; leave out "

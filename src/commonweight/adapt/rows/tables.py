@@ -35,6 +35,11 @@ class Cells:
     def width(self) -> int:
         return len(self.lines[0][1])
 
+    @property
+    def beyond(self) -> int:
+        """Cells that every row has beyond the first line's."""
+        return len(self.lines[-1][1]) - self.width
+
 
 def read_table(path: Path, kind: str, columns: Sequence[str], no_header: bool, say: Say) -> list[Row]:
     found = _csv(path, say) if kind == "csv" else _tsv(path, say)
@@ -45,8 +50,13 @@ def read_table(path: Path, kind: str, columns: Sequence[str], no_header: bool, s
     body = found.lines[1:] if has_header else found.lines
     if not body:
         raise CommonweightError("no rows in it")
+    if found.beyond and not has_header:
+        raise CommonweightError(uneven(found.lines[:2], "," if kind == "csv" else "\t"))
     if not has_header and say is not None:
         say(f"{path}: no header line; first row read as data")
+    if found.beyond and say is not None:
+        say(f"{path}: every row has {found.beyond} more than the {len(first)} cells that the header names; not used")
+    first += [""] * found.beyond
     names = [c or f"column {i + 1}" for i, c in enumerate(first)] if has_header else guessed(body)
     if len(set(names)) < len(names):
         raise CommonweightError(f"the column {next(n for n in names if names.count(n) > 1)!r} is there twice")
@@ -79,7 +89,7 @@ def _csv(path: Path, say: Say) -> Cells:
     if found.wrong is None and found.width > 1:
         return found
     others = {s: cells(path, s, csv.QUOTE_MINIMAL) for s in SEPARATORS if s != ","}
-    fits = [s for s, c in others.items() if c.wrong is None and c.width > 1]
+    fits = [s for s, c in others.items() if c.wrong is None and c.width > 1 and not c.beyond]
     if len(fits) == 1:
         if say is not None:
             say(f"{path}: its columns are separated by {SEPARATORS[fits[0]]}")
@@ -103,7 +113,10 @@ def _tsv(path: Path, say: Say) -> Cells:
 
 
 def cells(path: Path, sep: str, quoting: int) -> Cells:
-    """The file, cut at `sep`. Cells of a row beyond the header's that are all empty say nothing and are left out."""
+    """The file, cut at `sep`. Cells of a row beyond the header's that are all empty say nothing and are left out.
+
+    Where all rows, and more than one, have as many cells beyond the header's, the header lacks names; no column moves.
+    """
     out: list[tuple[int, list[str]]] = []
     with open(path, encoding="utf-8-sig", newline="") as f, _limit:
         was = csv.field_size_limit(MAX_ROW)
@@ -116,14 +129,16 @@ def cells(path: Path, sep: str, quoting: int) -> Cells:
                 if len(row) > width and not any(row[width:]):
                     row = row[:width]
                 out.append((reader.line_num, row))
-                if len(row) != width:
-                    return Cells(out, uneven(out, sep))
+                if len(row) < width or len(row) != len(out[min(1, len(out) - 1)][1]):
+                    return Cells(out, uneven(out if len(row) != width else out[:2], sep))
         except csv.Error as e:
             return Cells(out, f"line {reader.line_num}: {told(e)}")
         except UnicodeDecodeError as e:
             return Cells([], f"no UTF-8: {e.reason} (byte {e.start}); save the file as UTF-8")
         finally:
             csv.field_size_limit(was)
+    if len(out) == 2 and len(out[0][1]) < len(out[1][1]):
+        return Cells(out, uneven(out, sep))
     return Cells(out, None if out else "no rows in it")
 
 
