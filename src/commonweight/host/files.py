@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from ..formats.order import site_fields
 from ..methods import get, head
 from ..methods import plan as make_plan
 from .common import Common
-from .hooked import HookedModel
 from .roster import Roster
 from .tenant import Tenant
+
+if TYPE_CHECKING:
+    from .hooked import HookedModel
 
 
 class Stored(Protocol):
