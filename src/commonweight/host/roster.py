@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Method, available
 from .common import Common, Held, shared
 from .follow import served
-from .hooked import HookedModel
 from .route import Route
 from .tenant import Derive, Tenant, materialise
 from .weights import device_of
+
+if TYPE_CHECKING:
+    from .hooked import HookedModel
 
 Reader = str | None
 
