@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-if TYPE_CHECKING:
-    from .doors import Door
-
 _LOOKS = {  # that tell of a tensor and do not read its numbers
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_floating_point", "is_complex",
     "is_contiguous", "element_size", "get_device", "has_names", "is_inference", "__len__", "__hash__", "type",
 }  # fmt: skip
 _VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}  # the attributes that hand the numbers on
+
+
+class Door(Protocol):
+    """What stands before the parameters of a module: `doors.Door`."""
+
+    module: torch.nn.Module
+    used: bool  # whether somebody computed with what came out
+
+    def linear(self, x: Tensor, slot: str, bias: Tensor | None) -> Tensor: ...
+
+    def refused(self, slot: str, why: str) -> Exception: ...
 
 
 def looks(function: Callable) -> bool:
