@@ -93,9 +93,9 @@ def test_a_name_that_is_no_model():
 
 
 def test_the_documented_table_is_the_commands():
-    """docs/store.md tells what docs/results/ten_thousand.json holds, and that is what the plans say today."""
+    """docs/plan.md tells what docs/results/ten_thousand.json holds, and that is what the plans say today."""
     stored = json.loads((ROOT / "docs/results/ten_thousand.json").read_text())
-    sites, text = sites_of(stored["model"]), (ROOT / "docs/store.md").read_text()
+    sites, text = sites_of(stored["model"]), (ROOT / "docs/plan.md").read_text()
     for row in stored["rows"][:-1]:
         name, *options = row["label"].split()
         given = {k: int(v) if v.isdigit() else v for k, v in (o.split("=") for o in options)}

@@ -181,11 +181,11 @@ def test_no_store(tmp_path):
     (tmp_path / "new" / "folders" / "store.json").unlink()
     with pytest.raises(cw.CommonweightError, match=r"notes.txt is a file; wanted a folder"):
         cw.Commons(tmp_path / "notes.txt" / "store")
-    with pytest.raises(cw.CommonweightError, match=r"is no store and holds notes.txt; name a new or an empty folder"):
+    with pytest.raises(cw.CommonweightError, match=r"is no store and holds new; name a new or an empty folder"):
         cw.Commons(tmp_path)
     with pytest.raises(cw.CommonweightError, match="is a file; a store is a folder"):
         cw.Commons(tmp_path / "notes.txt")
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "notes.txt"]
 
 
 def test_a_newer_store(two):

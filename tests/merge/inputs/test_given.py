@@ -79,7 +79,7 @@ def test_a_tenant_is_refused_on_other_weights(host):
         with pytest.raises(cw.CommonweightError, match="trained on another base"):
             cw.merge.linear([tenant], base=other)
     alone = host["a"]
-    alone.host = None
+    alone.base = None
     with pytest.warns(UserWarning, match=r"model 0 \(the tenant a of a host\): .* that was not checked"):
         cw.merge.linear([alone], base=other)
 
