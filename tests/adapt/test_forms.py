@@ -40,6 +40,10 @@ REFUSED = [
     (("question", "input", "answer"), "several of them could be trained on"),
     (("question", "answer", "context"), "stands 'context', which a pair of them would leave out"),
     (("system_prompt", "question", "response"), "stands 'system_prompt'"),
+    (("instruction", "input", "output", "system"), "stands 'system'"),
+    (("instruction", "output", "history"), "stands 'history'"),
+    (("instruction", "input", "context", "response"), "stands 'context'"),
+    (("prompt", "completion", "system"), "stands 'system'"),
     (("quote", "author"), "no text column among author, quote; wanted text; or prompt and completion"),
     (("content", "review"), r"that stands out \(content, review\)"),
     (("prompt", "chosen", "rejected"), "there is no completion beside it"),
@@ -57,6 +61,13 @@ def test_a_context_that_is_empty_everywhere_is_no_obstacle():
     assert form([row]) == Pair("question", "answer")
     with pytest.raises(CommonweightError, match="stands 'context'"):
         form([row, {**row, "context": "w2"}])
+
+
+def test_a_system_prompt_beside_a_chat_is_not_left_out():
+    row = {"conversations": [{"from": "human", "value": "w0"}, {"from": "gpt", "value": "w1"}], "system": "w2"}
+    with pytest.raises(CommonweightError, match="stands 'system', which the chat would leave out"):
+        form([row])
+    assert form([row], text="conversations") == Chat("conversations") == form([{**row, "system": ""}])
 
 
 def test_columns_by_name():

@@ -64,6 +64,21 @@ def test_only_modules_that_are_read_past_keep_a_door():
     assert not any("door" in key for m in model.modules() for key in m.__dict__)
 
 
+def test_a_class_that_was_made_of_one_with_a_door_stays():
+    class Twice(nn.Module):
+        def forward(self, w):
+            return 2 * w
+
+    model = blocks("called")
+    host = hosted(model)
+    layer = next(m for m in model.modules() if type(m).__name__ == "Linear")
+    nn.utils.parametrize.register_parametrization(layer, "weight", Twice())
+    want = model(X)
+    routed(host, "a", X)
+    host.close()
+    assert nn.utils.parametrize.is_parametrized(layer) and torch.equal(model(X), want)
+
+
 def test_who_asks_for_a_dtype_reads_no_weight():
     class Careful(MLP):
         def forward(self, x):

@@ -192,6 +192,21 @@ def test_a_seq2seq_trainer_generates_as_the_tenant(tmp_path):
     assert torch.equal(got[:, ids.shape[1] :], want[:, ids.shape[1] :])
 
 
+def test_a_closed_host_answers_as_nobody():
+    model, batch = make("llama")
+    host = cw.Host(model)
+    for n in "ab":
+        stir(host.add(n, "lora"))
+    modules = host.module("a"), host.module(["a", "b"])
+    host.close()
+    for m in modules:
+        with pytest.raises(cw.CommonweightError, match="has been removed"):
+            m(**batch)
+    with pytest.raises(cw.CommonweightError, match="this host was closed"):
+        host.add("c", "lora")
+    cw.Host(model).add("c", "lora")
+
+
 def test_closing_a_host_leaves_the_model_as_it_was():
     model, batch = make("llama")
     before, want = set(model.__dict__), answer(model, batch)

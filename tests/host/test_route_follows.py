@@ -243,6 +243,68 @@ def test_generators_that_take_turns_are_told():
     two.close()
 
 
+def test_a_generator_that_is_resumed_in_another_context_is_told_before_it_answers():
+    host, say, want = small()
+
+    def stream():
+        with host.route("a"):
+            for _ in range(2):
+                yield say()
+
+    async def stream_later():
+        with host.route("a"):
+            for _ in range(2):
+                yield say()
+
+    async def from_threads(values):  # as web servers do
+        return [await asyncio.to_thread(next, values) for _ in range(2)]
+
+    async def from_tasks(values):
+        return [await asyncio.create_task(anext(values)) for _ in range(2)]
+
+    for run in (from_threads(stream()), from_tasks(stream_later())):
+        with pytest.raises(cw.CommonweightError, match="is resumed in another context"):
+            asyncio.run(run)
+    assert all(torch.equal(y, want["a"]) for y in stream())
+    values = stream()
+    assert torch.equal(next(values), want["a"])
+    with host.route("b"):  # what is done beside a generator that waits is not its work
+        assert torch.equal(say(), want["b"])
+    assert torch.equal(next(values), want["a"])
+
+
+def test_a_route_as_the_decorator_of_a_coroutine_lasts_until_its_end():
+    host, say, want = small()
+
+    @host.route("a")
+    async def answered():
+        await asyncio.sleep(0)
+        return say()
+
+    assert torch.equal(asyncio.run(answered()), want["a"])
+    with pytest.raises(cw.CommonweightError, match="is a generator"):
+
+        @host.route("a")
+        def stream():
+            yield say()
+
+
+def test_numbers_of_rows_follow_beams_and_models_without_rows():
+    host, model, ids = writer()
+    numbers = torch.tensor([host[n].number for n in ("a", "b")])
+    want = written(host, model, ids[:2], ["a", "b"], num_beams=3)
+    several = host.module(["a", "b"])
+    ones = torch.ones_like(ids[:2])
+    assert torch.equal(several.generate(ids[:2], attention_mask=ones, num_beams=3, **HOW, tenants=numbers), want)
+    model = deberta().eval()
+    host = cw.Host(model)
+    for i, n in enumerate("ab"):
+        stir(host.add(n, "lora", rank=4), i, 0.5)
+    with host.route(["a", "b"]):
+        want = model(ids[:2])[0]
+    assert torch.equal(host.module(["a", "b"])(ids[:2], tenants=numbers)[0], want)
+
+
 def test_a_route_is_a_decorator_and_serves_a_context_manager_of_ones_own():
     host, say, want = small()
 

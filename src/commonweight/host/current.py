@@ -7,10 +7,14 @@ to the thread, which the model's entrance brings up to date before each call, ou
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
+from functools import wraps
+from types import FrameType
 from typing import Any
 
 from torch.compiler import is_dynamo_compiling
@@ -27,10 +31,11 @@ ROUTES: ContextVar[Mapping[Current, State]] = ContextVar("commonweight_routes", 
 class State:
     """What a unit of work knows: its route (None: the plain base, said so) and whether a checkpoint replays it."""
 
-    __slots__ = ("replayed", "route")
+    __slots__ = ("outer", "replayed", "route")
 
     def __init__(self, route: Route | None, replayed: bool = False):
         self.route, self.replayed = route, replayed
+        self.outer: State | None = None  # the one that was in force where this one was opened
 
     def again(self) -> State:
         """The same for other work, in another thread."""
@@ -68,6 +73,7 @@ class Current:
     def __init__(self) -> None:
         self.thread = _OfThread()
         self.open: dict[int, int] = {}  # thread -> how many routes it has open
+        self.generators: dict[FrameType, list[State]] = {}  # generator -> the routes that it has open, by its frame
         self._lock = threading.Lock()
 
     @property
@@ -93,6 +99,8 @@ class Current:
     def bring(self, size: tuple[int, int] | None = None) -> None:
         """Before a forward pass: the route is the one for so many rows, and what is traced reads it."""
         state = ROUTES.get().get(self, _UNSAID)
+        if self.generators:
+            self._resumed(state)
         if size is not None and state.route is not None and state.route.single is None:
             state.route = state.route.fitting(size[0])
         self.thread.route = self.route
@@ -117,6 +125,24 @@ class Current:
             "threads that are started inside a route, and executors, carry it by themselves"
         )
 
+    def _resumed(self, state: State) -> None:
+        """A generator runs in the context of whoever asks for its next value, which may not be the one in which it
+        opened its route: a server that streams from threads takes another one for each value."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame not in self.generators:
+            frame = frame.f_back
+        if frame is None:
+            return
+        mine, within = self.generators[frame][-1], state
+        while within is not None and within is not mine:
+            within = within.outer
+        if within is None:
+            raise CommonweightError(
+                f"{frame.f_code.co_name}, a generator, has a route open that is not in force here: it is resumed in "
+                "another context (another thread, task or route) than the one in which it opened it. Open the route "
+                "around each call of the model, not around a yield"
+            )
+
     def _count(self, thread: int, by: int) -> None:
         with self._lock:
             left = self.open.get(thread, 0) + by
@@ -137,22 +163,47 @@ class Opened(ContextDecorator):
 
     def __init__(self, current: Current, state: State):
         self.current, self.state = current, state
-        self._before: list[tuple[Token, Mapping, int]] = []
+        self._before: list[tuple[Token, Mapping, int, State, FrameType | None]] = []
 
     def _recreate_cm(self) -> Opened:  # as a decorator: one opening a call
         return Opened(self.current, self.state)
 
+    def __call__(self, function: Any) -> Any:
+        """As a decorator: a coroutine is within the route until it has ended."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise CommonweightError(
+                f"{function.__name__} is a generator, which runs after the call that a decorator sees: open the route "
+                "inside of it, around each call of the model, not around a yield"
+            )
+        if not inspect.iscoroutinefunction(function):
+            return super().__call__(function)
+
+        @wraps(function)
+        async def routed(*args: Any, **kwargs: Any) -> Any:
+            with self._recreate_cm():
+                return await function(*args, **kwargs)
+
+        return routed
+
     def __enter__(self) -> None:
-        mine = {**ROUTES.get(), self.current: self.state}
-        thread = threading.get_ident()
-        self._before.append((ROUTES.set(mine), mine, thread))
+        before, state = ROUTES.get(), State(self.state.route, self.state.replayed)
+        state.outer = before.get(self.current)
+        mine = {**before, self.current: state}
+        thread, frame = threading.get_ident(), generator(sys._getframe(1))
+        if frame is not None:
+            self.current.generators.setdefault(frame, []).append(state)
+        self._before.append((ROUTES.set(mine), mine, thread, state, frame))
         SPEAKS.yes = True
         self.current.thread.route = self.state.route
         self.current._count(thread, +1)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        token, mine, thread = self._before.pop()
+        token, mine, thread, state, frame = self._before.pop()
         self.current._count(thread, -1)
+        if frame is not None:
+            self.current.generators[frame].remove(state)
+            if not self.current.generators[frame]:
+                del self.current.generators[frame]
         innermost = ROUTES.get() is mine
         try:
             ROUTES.reset(token)
@@ -166,6 +217,19 @@ class Opened(ContextDecorator):
                 "have had the wrong tenant. It happens where generators that open routes take turns: open the route "
                 "around each call of the model, not around a yield"
             )
+
+
+def generator(frame: FrameType | None) -> FrameType | None:
+    """The generator in which a route is opened, if it is one; a context manager that opens it is part of its user."""
+    while frame is not None and frame.f_globals.get("__name__") != "contextlib":
+        back = frame.f_back
+        if back is None or back.f_globals.get("__name__") != "contextlib":
+            kinds = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+            return frame if frame.f_code.co_flags & kinds else None
+        frame = back
+    while frame is not None and frame.f_globals.get("__name__") == "contextlib":
+        frame = frame.f_back
+    return None if frame is None else generator(frame)
 
 
 def speaks() -> bool:

@@ -57,7 +57,8 @@ class Door:
         for h in self.handles:
             h.remove()
         self.module.__dict__.pop(_DOOR, None)
-        self.module.__class__ = getattr(type(self.module), "commonweight_plain", type(self.module))
+        # a class that another library made of it meanwhile, as parametrisations do, stays: without a door it is plain
+        self.module.__class__ = vars(type(self.module)).get("commonweight_plain", type(self.module))
 
     def enter(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():

@@ -48,7 +48,7 @@ def _following(function: Callable) -> Callable:
         if route.single is not None or given is None or self.is_singular_input(given):
             return function(self, *args, **kwargs)
         rows = list(given)
-        if route.shape is not None or len(rows) != route.length:
+        if (route.shape is not None and len(route.shape) > 1) or len(rows) != route.length:
             raise CommonweightError(
                 f"{type(self).__name__}.{function.__name__}: the route names {route.length} readers, there are "
                 f"{len(rows)} rows; give one reader per row (None for the plain base)"

@@ -91,7 +91,7 @@ class Forward(Entrance):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         route = None if torch.compiler.is_compiling() else self.current.route
-        if route is None or route.single is not None or route.shape is not None:
+        if route is None or route.single is not None or not route.by_row(size(args, kwargs)):
             return self.own(*args, **kwargs)
         if self.apart:
             return self.by_reader(route, args, kwargs)

@@ -38,6 +38,7 @@ class HookedModel:
         carry.install()
         self.kept = keep_storage(model.modules())
         self.trained: dict[str, nn.Parameter] = {}
+        self.closed = False
         self._freeze()
         self.handles = [self.inner.register_forward_pre_hook(ModelHook(model, self.current), with_kwargs=True)]
         self.handles += entrances.install(self.inner, self.current)
@@ -71,7 +72,7 @@ class HookedModel:
 
     def follow(self, tenants: Iterable[Tenant]) -> None:
         """Where the model was changed since: its new layers are hooked in place of the old; see `follow`."""
-        if not self.places.moved():
+        if self.closed or not self.places.moved():
             return
         found = self._found()
         chosen = select(self.pattern, found[1], found[2], self.model)
@@ -100,7 +101,7 @@ class HookedModel:
             now.get(n, p).requires_grad_(True)
             p.requires_grad_(True)
         give_back(self.kept)
-        self.handles = []
+        self.handles, self.closed = [], True
 
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""

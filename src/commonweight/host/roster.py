@@ -45,8 +45,10 @@ class Roster:
         return self.tenants[name]
 
     def free(self, name: str) -> None:
-        """Raises: CommonweightError where a name is unsafe or taken."""
+        """Raises: CommonweightError where a name is unsafe or taken, and for a host that was closed."""
         safe(name)
+        if self.base.closed:
+            raise CommonweightError("this host was closed and reads its model no longer; make a new one: Host(model)")
         if name in self.tenants:
             raise CommonweightError(f"the tenant name {name!r} is taken; choose another, or remove it first")
 

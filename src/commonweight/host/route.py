@@ -64,10 +64,15 @@ class Route:
         """The same readers, for other work: nothing that a forward pass leaves on a route is shared."""
         return Route(self.groups, self.single, self.shape)
 
+    def by_row(self, found: tuple[int, int] | None) -> bool:
+        """Whether a reader is a row of a batch of this size, and no token."""
+        return self.shape is None or (len(self.shape) == 1 and found is not None and found[0] == self.length)
+
     def fitting(self, rows: int) -> Route:
         """This route, or the one in which every row stands as often as the batch has it; itself where none fits."""
         root = self.root
-        factor = 0 if root.shape is not None or not root.length else rows // root.length
+        per_row = root.shape is None or len(root.shape) == 1
+        factor = rows // root.length if per_row and root.length else 0
         if root.length == rows or factor not in root.factors or factor * root.length != rows:
             return root
         if factor not in root._repeated:

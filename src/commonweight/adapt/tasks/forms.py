@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...core import CommonweightError, unknown
 from ..rows import Row, there
-from ..rows.columns import CHAT, COMPLETION, CONTEXT, INPUT, PROMPT, WHOLE
+from ..rows.columns import CHAT, COMPLETION, CONTEXT, INPUT, PROMPT, SYSTEM, WHOLE
 
 FLAGS = "--prompt-column and --completion-column"
 
@@ -57,7 +57,33 @@ def form(
         completion = completion or _one(lower, COMPLETION, prompt, "completion", names)
         return Pair(prompt, completion, _more(lower, prompt))
     chats = [lower[n] for n in CHAT if n in lower and (n == "messages" or _is_chat(rows, lower[n]))]
-    return Chat(chats[0]) if chats else _texts(rows, names, lower)
+    if not chats:
+        found = _texts(rows, names, lower)
+        return _whole_prompt(rows, lower, found) if isinstance(found, Pair) else found
+    if beside := _beside(rows, lower, SYSTEM):
+        raise CommonweightError(
+            f"beside {chats[0]!r} stands {beside!r}, which the chat would leave out; write it into {chats[0]!r} as a "
+            f"first turn of the role system, or train without it by --text-column {chats[0]}"
+        )
+    return Chat(chats[0])
+
+
+def _whole_prompt(rows: Sequence[Row], lower: dict[str, str], pair: Pair) -> Pair:
+    """The pair; refused where a column that belongs to its prompt would be left out."""
+    beside = _beside(rows, lower, CONTEXT, pair.prompt, pair.more)
+    if beside is None:
+        return pair
+    raise CommonweightError(
+        f"beside {pair.prompt!r} and {pair.completion!r} stands {beside!r}, which a pair of them would leave out; "
+        f"write it into the prompt's column, or name the two columns with {FLAGS}"
+    )
+
+
+def _beside(rows: Sequence[Row], lower: dict[str, str], usual: Sequence[str], *used: str | None) -> str | None:
+    """The first of these columns that some row fills, and that is not used."""
+    return next(
+        (lower[c] for c in usual if c in lower and lower[c] not in used and any(r.get(lower[c]) for r in rows)), None
+    )
 
 
 def _texts(rows: Sequence[Row], names: list[str], lower: dict[str, str]) -> Form:
@@ -69,12 +95,6 @@ def _texts(rows: Sequence[Row], names: list[str], lower: dict[str, str]) -> Form
         if all(p in (lower["instruction"], more) for p in prompts):
             return Pair(lower["instruction"], completions[0], more)
     if len(prompts) == len(completions) == 1 and "text" not in lower:
-        beside = [c for c in CONTEXT if c in lower and any(r.get(lower[c]) for r in rows)]
-        if beside:
-            raise CommonweightError(
-                f"beside {prompts[0]!r} and {completions[0]!r} stands {lower[beside[0]]!r}, which a pair of them would "
-                f"leave out; write it into the prompt's column, or name the two columns with {FLAGS}"
-            )
         return Pair(prompts[0], completions[0])
     told = ", ".join(sorted(names))
     if prompts and completions:
