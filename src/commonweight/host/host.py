@@ -142,8 +142,9 @@ class Host:
         """Within it, the model answers as these tenants: a name, one name or None per row, or a LongTensor of
         `Tenant.number` (-1: the plain base), of shape (B,) per row or (B, T) per token, or (T,) for one packed row.
 
-        A context manager or a decorator (of coroutines too; generators are refused); routes nest. A route belongs to the work that is done within it: each task of
-        an event loop has its own, and threads and executors that are given work within it take it along. Where it
+        A context manager or a decorator (of coroutines too; generators are refused); routes nest. A route belongs to
+        the work that is done within it: each task of an event loop has its own, and threads and executors that are
+        given work within it take it along. Where it
         cannot be known whose work a thread does, the model raises an error. While a route is open without gradients,
         stacked pools are kept: write to pools under ``torch.no_grad()``, not through ``.data``, or the change is seen
         only by the next route."""
