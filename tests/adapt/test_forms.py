@@ -64,10 +64,10 @@ def test_a_context_that_is_empty_everywhere_is_no_obstacle():
 
 
 def test_a_system_prompt_beside_a_chat_is_not_left_out():
-    row = {"conversations": [{"from": "human", "value": "w0"}, {"from": "gpt", "value": "w1"}], "system": "w2"}
-    with pytest.raises(CommonweightError, match="stands 'system', which the chat would leave out"):
+    row = {"conversations": [{"from": "human", "value": "w0"}, {"from": "gpt", "value": "w1"}], "system_prompt": "w2"}
+    with pytest.raises(CommonweightError, match="stands 'system_prompt', which the chat would leave out"):
         form([row])
-    assert form([row], text="conversations") == Chat("conversations") == form([{**row, "system": ""}])
+    assert form([row], text="conversations") == Chat("conversations") == form([{**row, "system_prompt": ""}])
 
 
 def test_columns_by_name():

@@ -60,7 +60,7 @@ def form(
     if not chats:
         found = _texts(rows, names, lower)
         return _whole_prompt(rows, lower, found) if isinstance(found, Pair) else found
-    if beside := _beside(rows, lower, SYSTEM):
+    if beside := _beside(rows, lower, SYSTEM[1:]):  # `system` becomes the first turn, see `chats`
         raise CommonweightError(
             f"beside {chats[0]!r} stands {beside!r}, which the chat would leave out; write it into {chats[0]!r} as a "
             f"first turn of the role system, or train without it by --text-column {chats[0]}"
