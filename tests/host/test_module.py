@@ -192,6 +192,20 @@ def test_a_seq2seq_trainer_generates_as_the_tenant(tmp_path):
     assert torch.equal(got[:, ids.shape[1] :], want[:, ids.shape[1] :])
 
 
+def test_pools_that_were_replaced_are_not_passed_over():
+    model, batch = make("llama")
+    host = cw.Host(model)
+    stir(host.add("a", "lora"))
+    module = host.module("a")
+    others = {n: torch.zeros_like(p) for n, p in module.named_parameters() if n.startswith("pools.")}
+    with pytest.raises(cw.CommonweightError, match="was replaced"):
+        torch.func.functional_call(module, others, (), batch)
+    module(**batch)
+    module.load_state_dict({n: p.clone() for n, p in module.state_dict().items()}, assign=True)
+    with pytest.raises(cw.CommonweightError, match="was replaced"):
+        module(**batch)
+
+
 def test_a_closed_host_answers_as_nobody():
     model, batch = make("llama")
     host = cw.Host(model)

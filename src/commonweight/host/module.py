@@ -8,6 +8,7 @@ from functools import lru_cache
 from os import PathLike
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
@@ -75,12 +76,25 @@ class TenantModule(nn.Module):
                     f"this module was made for a tenant {t.name!r} that has been removed; make it anew with "
                     "host.module(...), and the optimizer too"
                 )
+        if not torch.compiler.is_compiling():
+            self._own()
         if tenants is None and len(self._tenants) > 1:
             route: Any = Unsaid(len(self._tenants))
         else:
             route = self._roster.route(self._tenants[0].name if tenants is None else tenants)
         with self._roster.base.current.within(route):
             return function(*args, **kwargs)
+
+    def _own(self) -> None:
+        """Raises: CommonweightError where others stand in the place of the tenants' pools; a pass would not read them."""
+        there = self._modules["pools"]._parameters  # type: ignore[union-attr]
+        for n, p in together(self._tenants).items():
+            if there.get(n.replace(".", "/")) is not p:
+                raise CommonweightError(
+                    f"the pool {n!r} of this module was replaced, as torch.func.functional_call, "
+                    "load_state_dict(assign=True) and nn.DataParallel do; the tenant reads its own. Copy numbers into it instead "
+                    "(load_state_dict without assign), and take gradients by backward or torch.autograd.grad"
+                )
 
     def _weights(self, part: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         """A layer's weight and bias as the tenant reads them, in the layer's own layout; None: as the base has them.
