@@ -86,14 +86,14 @@ class TenantModule(nn.Module):
             return function(*args, **kwargs)
 
     def _own(self) -> None:
-        """Raises: CommonweightError where others stand in the place of the tenants' pools; a pass would not read them."""
+        """Raises: CommonweightError where others stand for the tenants' pools, which a pass does not see."""
         there = self._modules["pools"]._parameters  # type: ignore[union-attr]
         for n, p in together(self._tenants).items():
             if there.get(n.replace(".", "/")) is not p:
                 raise CommonweightError(
                     f"the pool {n!r} of this module was replaced, as torch.func.functional_call, "
-                    "load_state_dict(assign=True) and nn.DataParallel do; the tenant reads its own. Copy numbers into it instead "
-                    "(load_state_dict without assign), and take gradients by backward or torch.autograd.grad"
+                    "load_state_dict(assign=True) and nn.DataParallel do; the tenant reads its own. Copy numbers into "
+                    "it instead (load_state_dict without assign), and take gradients by backward or torch.autograd.grad"
                 )
 
     def _weights(self, part: nn.Module) -> tuple[Tensor, Tensor | None] | None:
