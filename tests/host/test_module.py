@@ -221,6 +221,15 @@ def test_a_closed_host_answers_as_nobody():
     cw.Host(model).add("c", "lora")
 
 
+def test_unfreezing_a_module_leaves_the_base_frozen():
+    host, model, _ = two()
+    module = host.module("a").requires_grad_(False)
+    assert not any(p.requires_grad for p in host["a"].pools.values())
+    module.requires_grad_(True)
+    assert all(p.requires_grad for p in host["a"].parameters())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
 def test_closing_a_host_leaves_the_model_as_it_was():
     model, batch = make("llama")
     before, want = set(model.__dict__), answer(model, batch)

@@ -487,6 +487,14 @@ def test_what_cannot_be_cut_by_rows_is_refused_with_the_reason():
             model(input_ids=ids, labels=torch.tensor([0, 1]))
 
 
+def test_positions_that_do_not_begin_with_the_rows_are_not_cut():
+    from commonweight.host.apart import Unfit, by_reader
+
+    ids = torch.zeros(3, 5, dtype=torch.long)
+    with pytest.raises(Unfit, match=r"position_ids of shape \(3, 3, 5\) do not begin with the rows"):
+        by_reader(print, [("a", [0, 2]), ("b", [1])], (ids,), {"position_ids": torch.zeros(3, 3, 5)}, 3)
+
+
 # -- others' libraries -------------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,9 @@ def by_reader(
             continue
         if "past_key_values" in name or "cache" in name:
             raise Unfit(f"{name} holds all rows at once")
+    positions = kwargs.get("position_ids")
+    if isinstance(positions, Tensor) and positions.dim() > 2:
+        raise Unfit(f"position_ids of shape {tuple(positions.shape)} do not begin with the rows")
     if any(kwargs.get(k) is not None for k in ("labels", "start_positions", "end_positions")):
         raise Unfit("labels were given, and the loss is one number over all rows; leave them out and use the logits")
 

@@ -111,6 +111,12 @@ class TenantModule(nn.Module):
                 return w, b if b is None or at.bias is None else b.to(at.bias.dtype)
         return None
 
+    def requires_grad_(self, requires_grad: bool = True) -> TenantModule:
+        """Of the pools alone: the base stays frozen."""
+        for p in self.pools.parameters():
+            p.requires_grad_(requires_grad)
+        return self
+
     def save_pretrained(self, folder: str | PathLike[str], **options: Any) -> None:
         """Writes the model as this tenant: an ordinary folder of transformers, the tenant merged into its weights.
 
