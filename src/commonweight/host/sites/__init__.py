@@ -1,0 +1,23 @@
+"""Finding the sites of a model: which modules can be read from, what they do, what they are called.
+
+One file for each kind of site; `discover.KINDS` lists them.
+"""
+
+from .block import blocks
+from .choose import Pattern, select, strangers, unknown_kind
+from .discover import discover
+from .physical import Physical, Rows, numbers
+from .roles import role
+
+__all__ = [
+    "Pattern",
+    "Physical",
+    "Rows",
+    "blocks",
+    "discover",
+    "numbers",
+    "role",
+    "select",
+    "strangers",
+    "unknown_kind",
+]

@@ -1,0 +1,80 @@
+"""Which sites a pattern names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ...core import CommonweightError, Site
+from ..names import named
+from ..weights import known
+from .physical import Physical
+
+Pattern = str | Callable[[str, nn.Module], bool] | None
+
+
+def experts(model: nn.Module) -> list[str]:
+    """Modules with fused expert weights (a three-dimensional parameter)."""
+    return [
+        name
+        for name, module in named(model)
+        if any(p.dim() == 3 for p in module.parameters(recurse=False)) and "expert" in name
+    ]
+
+
+def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.Module) -> list[Site]:
+    """The sites a pattern names: None is the default set; globs joined by ``|``; or a callable(name, module)."""
+    if pattern is None:
+        return default
+    if callable(pattern):
+        inner = dict(named(model))
+        return [s for s in every if s.kind == "head" or pattern(s.name, _module(inner, s.name.split("[")[0]))]
+    if not isinstance(pattern, str):
+        raise CommonweightError(f"sites={pattern!r}: wanted None, a pattern such as '*.q_proj|*.v_proj', or a callable")
+    globs = [p.strip() for p in pattern.split("|")]
+    chosen = [s for s in every if s.kind == "head" or any(_match(s.name, g) for g in globs)]
+    if not any(s.kind != "head" for s in chosen):
+        for name in experts(model):
+            if any(
+                _match(name, g) or _match(f"{name}.gate_up_proj", g) or _match(f"{name}.down_proj", g) for g in globs
+            ):
+                raise CommonweightError(
+                    f"{name}: fused expert weights (three-dimensional) are sites by their parameters, for example "
+                    "sites='*.experts.gate_up_proj|*.experts.down_proj'; attention has '*.q_proj|*.v_proj'"
+                )
+        tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind == "linear"})
+        raise CommonweightError(
+            f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}"
+        )
+    return chosen
+
+
+def unknown_kind(modules: Mapping[str, Physical], site: Site) -> bool:
+    """Whether a site is a layer of a class that nobody here has heard of, and that packs its weight."""
+    at = modules[site.name.split("[")[0]]
+    return site.kind == "linear" and not isinstance(at.module, nn.Linear) and not at.exact and not known(at.module)
+
+
+def strangers(modules: Mapping[str, Physical], sites: list[Site], method: str) -> CommonweightError:
+    """What is said of default sites of an unknown kind."""
+    kind = type(modules[sites[0].name.split("[")[0]].module).__name__
+    more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+    named = "|".join(f"*{s}" for s in sorted({f".{s.name}".rsplit(".", 1)[-1] for s in sites})[:4])
+    return CommonweightError(
+        f"{sites[0].name}{more}: {kind} says widths as a linear layer does, but packs its weight in a way that is not "
+        f"known here. Name what to adapt, for example sites={named!r}: {method} then works on the outputs there, and a "
+        "weight is read by the layer's answers to unit vectors"
+    )
+
+
+def _module(names: Mapping[str, nn.Module], site: str) -> nn.Module:
+    """That of a site; for parameters of attention and of experts theirs."""
+    return names[site] if site in names else names[site.rpartition(".")[0]]
+
+
+def _match(name: str, glob: str) -> bool:
+    literal = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)  # c_attn[1] is a part of a fused weight, not a set of letters
+    return fnmatchcase(name, literal) or fnmatchcase(name.split("[")[0], glob)

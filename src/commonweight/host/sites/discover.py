@@ -1,0 +1,52 @@
+"""Every site of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ...core import CommonweightError, Site
+from ..names import named
+from . import attention, block, linear, norm
+from .found import Found, Whole
+from .physical import Physical
+
+KINDS = linear.find, attention.find, norm.find, block.find, block.find_head  # the first that knows a module wins
+
+
+def discover(
+    model: nn.Module, fused: Mapping[str, int] | None = None
+) -> tuple[dict[str, Physical], list[Site], list[Site]]:
+    """(modules by name, every site, the default ones).
+
+    Default: linear projections, norms and outputs of the transformer blocks; all linear layers of a model that
+    has no blocks; routers of experts are left out. fused: {pattern: parts} splits a fused weight's rows evenly.
+    Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
+    """
+    names = dict(named(model))
+    whole = Whole(model, names, tuple(block.blocks_of(names)))
+    modules: dict[str, Physical] = {}
+    every: list[Site] = []
+    default: list[Site] = []
+    for name, module in names.items():
+        for found in next((f for kind in KINDS if (f := kind(name, module, whole))), []):
+            modules[found.site.name] = found.at
+            sites = _split(found, fused or {})
+            every += sites
+            default += sites if found.default else []
+    return modules, every, default
+
+
+def _split(found: Found, fused: Mapping[str, int]) -> list[Site]:
+    """The site, or its rows as sites of their own."""
+    site = found.site
+    parts = next((n for p, n in fused.items() if fnmatchcase(site.name, p)), 1) if site.kind == "linear" else 1
+    if site.out % parts:
+        raise CommonweightError(f"{site.name}: {site.out} rows do not split into {parts} equal parts")
+    if parts == 1:
+        return [site]
+    step = site.out // parts
+    ranges = [(i * step, (i + 1) * step) for i in range(parts)]
+    return [site._replace(name=f"{site.name}[{i}]", out=step, rows=r) for i, r in enumerate(ranges)]

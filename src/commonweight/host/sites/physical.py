@@ -1,0 +1,111 @@
+"""One module as binds see it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..weights import dense, packed, stored
+
+
+class Physical:
+    """One module as binds see it (`core.Base`): weight as (out, inp), whatever the module's own layout and storage.
+
+    slot, bias_slot: the attributes that hold them; None for a bias that is not the site's own. Cost: `weight` is a view
+    where the storage is plain, else see `weights.dense`. `call` runs the module's own mathematics with other numbers,
+    hooks left aside.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        kind: str,
+        transposed: bool,
+        slot: str = "weight",
+        bias_slot: str | None = "bias",
+    ):
+        self.name, self.module, self.kind, self.transposed = name, module, kind, transposed
+        self.slot, self.bias_slot = slot, bias_slot
+
+    @property
+    def training(self) -> bool:
+        return self.flagged.training
+
+    @property
+    def flagged(self) -> nn.Module:
+        """The module whose training mode is the site's; of attention's own parameters the output projection."""
+        return self.module.out_proj if isinstance(self.module, nn.MultiheadAttention) else self.module
+
+    @property
+    def key(self) -> str:
+        """The weight's name in a state dict."""
+        return f"{self.home}{self.slot}"
+
+    @property
+    def home(self) -> str:
+        """What stands before the names of its parameters."""
+        name = self.name if self.slot == "weight" else self.name.rpartition(".")[0]
+        return f"{name}." if name else ""
+
+    @property
+    def weight(self) -> Tensor:
+        w = dense(self.module, self.slot, self.name)
+        return w.T if self.transposed else w
+
+    @property
+    def bias(self) -> Tensor | None:
+        if self.bias_slot is None or not isinstance(stored(self.module, self.bias_slot), Tensor):
+            return None
+        return dense(self.module, self.bias_slot, self.name)
+
+    def steady(self, places: Tensor) -> Tensor:
+        """Numbers of the weight, read row after row, for fingerprints."""
+        w = dense(self.module, self.slot, self.name, steady=True)
+        return numbers(w.T if self.transposed else w, places)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the layer computes with `weight` itself; a packed one does with codes, and may round its input."""
+        return self.kind != "linear" or self.slot != "weight" or not packed(self.module)
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.kind == "linear":
+            return torch.nn.functional.linear(x, weight, bias)
+        plain = getattr(type(self.module), "commonweight_plain", type(self.module))  # without a door before its weight
+        bare = object.__new__(plain)
+        bare.__dict__ = {**self.module.__dict__, "_forward_hooks": {}, "_forward_pre_hooks": {}}
+        bare._parameters = {**self.module._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
+        if "bias" not in self.module._parameters:
+            del bare._parameters["bias"]
+        return plain.forward(bare, x)
+
+    def rows(self, rows: tuple[int, int] | None) -> Physical:
+        return self if rows is None else Rows(self, rows)
+
+
+class Rows(Physical):
+    """A row range of a fused weight."""
+
+    def __init__(self, whole: Physical, rows: tuple[int, int]):
+        super().__init__(whole.name, whole.module, whole.kind, whole.transposed, whole.slot, whole.bias_slot)
+        self.range = slice(*rows)
+
+    @property
+    def weight(self) -> Tensor:
+        return super().weight[self.range]
+
+    @property
+    def bias(self) -> Tensor | None:
+        b = super().bias
+        return None if b is None else b[self.range]
+
+    def steady(self, places: Tensor) -> Tensor:
+        w = dense(self.module, self.slot, self.name, steady=True)
+        return numbers((w.T if self.transposed else w)[self.range], places)
+
+
+def numbers(weight: Tensor, places: Tensor) -> Tensor:
+    """Those at these places of a vector, or of a matrix row after row."""
+    places = places.to(weight.device)
+    return weight[places] if weight.dim() == 1 else weight[places // weight.shape[1], places % weight.shape[1]]
