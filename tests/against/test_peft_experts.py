@@ -197,18 +197,25 @@ def test_gradients_reach_the_factors(tmp_path):
 
 def test_experts_by_a_pattern_and_by_a_function():
     host = cw.Host(model("qwen"))
-    assert not any("experts" in s.name or s.name.endswith("gate") for s in host.sites)
+    assert {s.kind for s in host.sites} == {"linear", "norm", "block", "expert", "router"}
+    every = host.add("all", "lora", rank=2)
+    assert sum("experts" in u.site for u in every.plan.uses) == 16
+    assert not any(u.site.endswith("gate") for u in every.plan.uses)
+    assert len(host.add("gates", "lora", rank=2, sites="*.mlp.gate").plan.uses) == 2
     t = host.add("t", "lora", rank=2, sites="*.experts.down_proj")
     assert len(t.plan.uses) == 8 and t.plan.uses[0].site == "model.layers.0.mlp.experts.down_proj[0]"
     some = host.add("u", "lora", rank=2, sites=lambda name, module: hasattr(module, "down_proj") and "down" in name)
     assert [u.site for u in some.plan.uses] == [u.site for u in t.plan.uses]
 
 
-def test_what_is_no_change_of_a_weight_is_named():
+def test_what_is_no_change_of_a_weight_works_on_experts_and_is_named_on_routers():
     host = cw.Host(model("qwen"))
     host.add("t", "bottleneck", sites="*.experts.down_proj")
-    with pytest.raises(cw.CommonweightError, match=r"down_proj: .* is no change of a weight, which experts"):
-        with host.route("t"):
+    host.add("u", "bottleneck", sites="*.gate")
+    with host.route("t"):
+        answer(host.model, IDS)
+    with pytest.raises(cw.CommonweightError, match=r"mlp.gate.*: Bottleneck is no change of a weight"):
+        with host.route("u"):
             host.model(**IDS)
 
 

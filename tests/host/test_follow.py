@@ -111,5 +111,5 @@ def test_layers_that_are_gone_and_layers_that_came():
 
 def test_an_unchanged_model_is_not_looked_through_again(monkeypatch):
     host = hosted(blocks())
-    monkeypatch.setattr(cw.host.hooked, "discover", None)
+    monkeypatch.setattr(cw.host.hooked.experts, "discover", None)
     routed(host, "a", X)

@@ -107,7 +107,7 @@ def test_forms_agree_and_a_fresh_tenant_changes_nothing(method, kind):
         torch.testing.assert_close(answer(plain, batch), moved, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "mlp"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "moe", "mlp"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
     model, batch = make(kind)

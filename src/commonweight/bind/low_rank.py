@@ -28,11 +28,11 @@ class LowRank:
         self, A: Tensor, B: Tensor, M: Tensor | None = None, d: Tensor | None = None, b: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if d is not None:
-            A = A * d[:, None]
+            A = A * d[..., None]
         if M is not None:
             A = M @ A
         if b is not None:
-            B = B * b[:, None]
+            B = B * b[..., None]
         return A, B * self.scale
 
     def weight(self, w: Tensor, **slots: Tensor) -> Tensor:

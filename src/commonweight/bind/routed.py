@@ -25,6 +25,7 @@ class Drawn:
     scale: float = 1.0
     dropout: float = 0.0
     precise: ClassVar[bool] = True  # weights are mixed in float32
+    draws: ClassVar[bool] = True
 
     def mixed(self, dtype: torch.dtype, draw: bool, A: Tensor, B: Tensor, logits: Tensor) -> dict[str, Tensor]:
         z = routing(logits, logistic(logits) if draw else None)
@@ -60,6 +61,10 @@ class Skills:
     routed: bool = False
     noise: bool = False
     precise: ClassVar[bool] = True  # the weights are routed in float32
+
+    @property
+    def draws(self) -> bool:
+        return self.routed and self.noise
 
     def slots(self, dtype: torch.dtype, draw: bool, A: Tensor, B: Tensor, weights: Tensor) -> dict[str, Tensor]:
         z = weights

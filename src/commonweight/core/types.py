@@ -20,7 +20,8 @@ from .serial import dump, load, serial
 class Site(NamedTuple):
     """A logical reader: one weight (out, inp) of the model, or a row range of a fused one.
 
-    kind: "linear" | "norm" (inp = 1) | "block" (a whole layer's output) | "head" (where a task's classifier reads).
+    kind: "linear" | "expert" and "router" (of a mixture) | "norm" (inp = 1) | "block" (a whole layer's output) |
+    "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells.
     """
 
@@ -94,7 +95,8 @@ class Bind(Protocol):
     bias(b, **slots) -> b'             when the bias changes too
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y
-    factors(**slots) -> (A, B)         when w' = w + B A exactly
+    factors(**slots) -> (A, B)         when w' = w + B A exactly; leading dimensions of the slots stay. Where `draws`
+                                       is true, training draws other ones
     """
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import Plan, Rng, Site
 
-_READ = {"linear", "norm"}
+_READ = {"linear", "expert", "router", "norm"}
 
 
 def of_weights(sites: Sequence[Site], values: Callable[[Site, Tensor], Tensor]) -> str:

@@ -3,7 +3,7 @@
 Two fields of the header, beside ``sites``, whose keys (sorted) are numbered from 0:
 
 - ``order``: [[[keys' numbers, ...], "0-5"], ...]: those sites for layer 0, then for layer 1, ..., then the next entry.
-- ``kinds``: one letter a key: l(inear), n(orm) or b(lock); a capital where the site has a bias.
+- ``kinds``: one letter a key: l(inear), e(xpert), r(outer), n(orm) or b(lock); a capital where the site has a bias.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..core import Site
 from . import native
 
-_LETTERS = {"linear": "l", "norm": "n", "block": "b"}
+_LETTERS = {"linear": "l", "norm": "n", "block": "b", "expert": "e", "router": "r"}
 _KINDS = {letter: kind for kind, letter in _LETTERS.items()}
 
 

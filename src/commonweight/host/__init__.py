@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .common import Common
-from .sites import discover
+from .experts import discover
 from .tenant import Tenant
 
 if TYPE_CHECKING:

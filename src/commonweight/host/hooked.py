@@ -16,7 +16,7 @@ from .follow import Places, fit
 from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage
 from .names import named, unwrapped
-from .sites import Pattern, Physical, discover, select, strangers, unknown_kind
+from .sites import Pattern, Physical, select, strangers, unknown_kind
 from .tenant import Tenant
 
 
@@ -45,17 +45,13 @@ class HookedModel:
         self._hook()
 
     def _found(self) -> tuple[dict[str, Physical], list[Site], list[Site]]:
-        modules, every, default = discover(self.model, self.fused)
-        for at in experts.stacked(self.model, modules):
-            modules[at.name] = at
-            every += at.sites()
-        return modules, every, default
+        return experts.discover(self.model, self.fused)
 
     def _hook(self) -> None:
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked)}
         hooks = {n: SiteHook(at, self.current) for n, at in alone.items()}
         self.hooks = [h for hook in hooks.values() for h in hook.install()]
-        self.hooks += [h.install() for h in experts.hooks(self.modules, self.current)]
+        self.hooks += experts.hooks(self.modules, self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)
         self.places = Places.of(self.model, self.modules.values())
 
@@ -106,7 +102,8 @@ class HookedModel:
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
         chosen = self.chosen if pattern is None else select(pattern, self.every, self.default, self.model)
-        mine = [s for s in chosen if s.kind in method.kinds]
+        named = pattern is not None or self.pattern is not None
+        mine = [s for s in chosen if s.kind in method.kinds or (named and s.kind in method.named)]
         if pattern is None and self.pattern is None and method.roles and any(s.role in method.roles for s in mine):
             mine = [s for s in mine if s.role in method.roles]
         strange = [s for s in mine if pattern is None and self.pattern is None and unknown_kind(self.modules, s)]
@@ -138,5 +135,5 @@ class HookedModel:
         """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
         a float32 and a bfloat16 copy are the same base; see `fingerprint.of_base`. Cost: milliseconds, of a packed base
         one reading of every weight; made anew at every look. On a sharded base every process must ask."""
-        linear = {n for n, at in self.modules.items() if at.kind == "linear" and not isinstance(at, experts.Stacked)}
+        linear = {n for n, at in self.modules.items() if at.kind == "linear"}
         return of_base(self.model, linear - {s.name.split("[")[0] for s in self.default})

@@ -84,7 +84,7 @@ class SiteHook:
         route = self.current.route
         if not torch.compiler.is_compiling():
             if route is None and self.routed:
-                self.plainly()
+                unrouted(self.at.name, self.current)
             self.routed = route is not None
         if route is None:
             return None
@@ -92,15 +92,6 @@ class SiteHook:
         if isinstance(y, tuple):
             return (self.after(route, x, y[0]), *y[1:])
         return self.after(route, x, y)
-
-    def plainly(self) -> None:
-        """A forward within a backward pass is a checkpoint's; without its route it would give no gradients."""
-        if torch._C._current_graph_task_id() != -1 and not self.current.replayed:
-            raise CommonweightError(
-                f"{self.at.name}: a checkpoint recomputes it in backward, where the route of its forward is not in "
-                "force; run backward inside host.route(...), or, where backward has threads of its own (CUDA), use "
-                "the model's gradient_checkpointing_enable(), whose checkpoints keep their route"
-            )
 
     def after(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
         if route.single is not None:
@@ -233,6 +224,16 @@ class SiteHook:
                 raise CommonweightError(f"{self.at.name}: the readers' outputs differ in width")
             parts = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in parts]
         return torch.cat(parts)
+
+
+def unrouted(name: str, current: Current) -> None:
+    """A forward within a backward pass is a checkpoint's; without its route it would give no gradients."""
+    if torch._C._current_graph_task_id() != -1 and not current.replayed:
+        raise CommonweightError(
+            f"{name}: a checkpoint recomputes it in backward, where the route of its forward is not in "
+            "force; run backward inside host.route(...), or, where backward has threads of its own (CUDA), use "
+            "the model's gradient_checkpointing_enable(), whose checkpoints keep their route"
+        )
 
 
 class Replay:

@@ -27,7 +27,8 @@ def merged(base: HookedModel, tenant: Tenant) -> dict[str, Tensor]:
             )
         with torch.no_grad():
             if isinstance(at, experts.Stacked):
-                out[at.key] = at.changed(entries).contiguous()
+                for slot, value in at.changed(entries).items():
+                    out[at.key if slot == at.slot else f"{at.home}{slot}"] = value.contiguous()
                 continue
             w, b = changed(at, entries)
             w = w.T if at.transposed else w

@@ -43,7 +43,9 @@ class Route:
     factors: how many times each row may be repeated, one copy after the other, as generation does for beams.
     """
 
-    __slots__ = ("_layouts", "_orders", "_repeated", "factors", "groups", "length", "root", "shape", "single", "tokens")
+    __slots__ = (
+        "_layouts", "_orders", "_repeated", "factors", "groups", "kept", "length", "root", "shape", "single", "tokens"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Route:
         self.groups = list(groups)
         self.length = sum(len(p) for _, p in self.groups)
         self._layouts: dict[Any, Layout] = {}
+        self.kept: dict[Any, Any] = {}  # what others work out of it, once
         self._orders: dict[Any, tuple[list[tuple], Tensor | None]] = {}
         self.root, self.factors = self, set[int]()
         self._repeated: dict[int, Route] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core import CommonweightError, Site, unknown
-from .sites import discover
+from .experts import discover
 
 # Dimensions as in the models' own config.json.
 KNOWN: dict[str, tuple[str, dict[str, int]]] = {

@@ -20,7 +20,7 @@ class BitFit:
     BitFit,
     paper="BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked LMs, arXiv 2106.10199",
     formula="sum of d_out over sites that have a bias",
-    kinds=("linear", "norm"),
+    kinds=("linear", "expert", "norm"),
     lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: BitFit) -> Plan:
@@ -34,7 +34,7 @@ def plan(sites: Sequence[Site], config: BitFit) -> Plan:
     pools, uses = {}, []
     for s in (s for s in sites if s.bias):
         pools[f"{s.name}.db"] = Pool((s.out,), ZEROS)
-        bind = BiasShift() if s.kind == "linear" else Shift()
+        bind = Shift() if s.kind == "norm" else BiasShift()
         uses.append(Use(s.name, bind, {"db": Read(WHOLE, (f"{s.name}.db",))}))
     if not uses:
         raise CommonweightError(

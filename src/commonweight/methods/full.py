@@ -20,7 +20,7 @@ class Full:
     Full,
     paper="Editing Models with Task Arithmetic, arXiv 2212.04089",
     formula="sum over sites of d_out d_in, and d_out where there is a bias",
-    kinds=("linear", "norm"),
+    kinds=("linear", "expert", "norm"),
     lr=1e-4,
 )
 def plan(sites: Sequence[Site], config: Full) -> Plan:

@@ -18,7 +18,8 @@ from ..core.peers import known
 class Method:
     """name, config class, plan function, and what a person wants to know before choosing.
 
-    paper: title and address. formula: trainable parameters. kinds: sites it reads ("linear", "norm", "block").
+    paper: title and address. formula: trainable parameters. kinds: sites it reads ("linear", "expert", "norm",
+    "block"). named: those that it reads only where a pattern names them.
     roles: the projections it takes by default ("" or empty = all). lr: learning rate of the default recipe.
     fresh: "exact" when a fresh tenant leaves the base unchanged, else why it does not.
     common: what the tenants of a common share, and what is each one's own; empty where they cannot.
@@ -32,7 +33,8 @@ class Method:
     plan: Callable[[Sequence[Site], Any], Plan]
     paper: str
     formula: str
-    kinds: tuple[str, ...] = ("linear",)
+    kinds: tuple[str, ...] = ("linear", "expert")
+    named: tuple[str, ...] = ("router",)
     roles: tuple[str, ...] = ()
     lr: float = 1e-3
     fresh: str = "exact"
@@ -101,7 +103,7 @@ def plan(method: str | Any, sites: Sequence[Site], *, seed: int = 0, **options: 
     2097152
     """
     found, cfg = resolve(method, options)
-    mine = tuple(s for s in sites if s.kind in found.kinds)
+    mine = tuple(s for s in sites if s.kind in (*found.kinds, *found.named))
     if found.kinds and not mine:
         raise CommonweightError(f"{found.name}: no site of kind {' or '.join(found.kinds)} among {len(sites)} sites")
     return _plan(found, mine, cfg, seed)
@@ -112,6 +114,8 @@ def families(sites: Sequence[Site]) -> dict[str, list[Site]]:
     out: dict[str, list[Site]] = {}
     for site in sites:
         key = re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name)
+        if site.kind == "expert":
+            key = re.sub(r"\[\d+\]$", "[*]", key)
         out.setdefault(key, []).append(site)
     for key, group in list(out.items()):
         shapes = {(s.out, s.inp) for s in group}

@@ -23,6 +23,7 @@ _SILENT = {
 }  # fmt: skip
 WHERE = "; made for another model, or for an embedding or a convolution, which are not supported"
 _OFF = (None, False, {}, [], "none")
+_AS = {"expert": "linear", "router": "linear"}  # to PEFT they are linear layers
 
 
 class Frozen(Source, Protocol):
@@ -99,7 +100,7 @@ def split(
         if slot is None:
             raise refusals.tensor(key, refusals.why(key))
         site = key[len(PREFIX) : -len(slot) - 1]
-        if site not in sites or sites[site].kind != kind:
+        if site not in sites or _AS.get(sites[site].kind, sites[site].kind) != kind:
             fused = ": the host splits it (fused=...), PEFT does not" if f"{site}[0]" in sites else ""
             raise CommonweightError(
                 f"adapter_model.safetensors: {key}: this base has no {kind} layer {site}{fused or WHERE}"

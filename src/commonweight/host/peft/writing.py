@@ -137,7 +137,7 @@ def _low(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, t
                 f"{name}: experts and routers of a mixture are read from PEFT's folders, not written to them; keep the "
                 "tenant in its own file (host.save), or write the merged weights (host.merged)"
             )
-        if at.kind != "linear":
+        if at.kind not in ("linear", "expert", "router"):
             raise CommonweightError(
                 f"{name}: {tenant.method.name} changes a {at.kind}, which no LoRA can say; "
                 "keep the tenant in its own file, or leave native out where PEFT has the method"

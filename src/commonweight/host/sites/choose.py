@@ -45,7 +45,7 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
                     f"{name}: fused expert weights (three-dimensional) are sites by their parameters, for example "
                     "sites='*.experts.gate_up_proj|*.experts.down_proj'; attention has '*.q_proj|*.v_proj'"
                 )
-        tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind == "linear"})
+        tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind in ("linear", "expert", "router")})
         raise CommonweightError(
             f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}"
         )
@@ -55,7 +55,7 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
 def unknown_kind(modules: Mapping[str, Physical], site: Site) -> bool:
     """Whether a site is a layer of a class that nobody here has heard of, and that packs its weight."""
     at = modules[site.name.split("[")[0]]
-    return site.kind == "linear" and not isinstance(at.module, nn.Linear) and not at.exact and not known(at.module)
+    return at.kind == "linear" and not isinstance(at.module, nn.Linear) and not at.exact and not known(at.module)
 
 
 def strangers(modules: Mapping[str, Physical], sites: list[Site], method: str) -> CommonweightError:

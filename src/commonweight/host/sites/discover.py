@@ -22,7 +22,7 @@ def discover(
     """(modules by name, every site, the default ones).
 
     Default: linear projections, norms and outputs of the transformer blocks; all linear layers of a model that
-    has no blocks; routers of experts are left out. fused: {pattern: parts} splits a fused weight's rows evenly.
+    has no blocks; of a mixture also its experts and routers. fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
     names = dict(named(model))
@@ -42,7 +42,7 @@ def discover(
 def _split(found: Found, fused: Mapping[str, int]) -> list[Site]:
     """The site, or its rows as sites of their own."""
     site = found.site
-    parts = next((n for p, n in fused.items() if fnmatchcase(site.name, p)), 1) if site.kind == "linear" else 1
+    parts = next((n for p, n in fused.items() if fnmatchcase(site.name, p)), 1) if found.at.kind == "linear" else 1
     if site.out % parts:
         raise CommonweightError(f"{site.name}: {site.out} rows do not split into {parts} equal parts")
     if parts == 1:

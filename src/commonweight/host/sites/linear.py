@@ -18,9 +18,15 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
     if (found := shape(module)) is None:
         return []
     out, inp, transposed = found
-    site = Site(name, out, inp, "linear", role(name), isinstance(stored(module, "bias"), Tensor))
-    routed = re.search(r"(\.experts\.|\.router|\.gate$|shared_expert_gate$)", name)
-    return [Found(Physical(name, module, "linear", transposed), site, whole.inside(name) and not routed)]
+    site = Site(name, out, inp, _kind(name), role(name), isinstance(stored(module, "bias"), Tensor))
+    return [Found(Physical(name, module, "linear", transposed), site, whole.inside(name))]
+
+
+def _kind(name: str) -> str:
+    """Of a linear layer by its name: those of a mixture are experts and routers."""
+    if ".experts." in name:
+        return "expert"
+    return "router" if re.search(r"(\.router\b|\.gate$|shared_expert_gate$)", name) else "linear"
 
 
 def shape(module: Any) -> tuple[int, int, bool] | None:

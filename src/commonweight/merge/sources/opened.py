@@ -147,7 +147,7 @@ def _kind(name: str, out: int, inp: int, block: str) -> str:
 def _site(name: str, out: int, inp: int, kind: str, bias: bool) -> Site:
     whole, bracket, part = name.partition("[")
     rows = (int(part[:-1]) * out, (int(part[:-1]) + 1) * out) if bracket else None
-    return Site(name, out, inp, kind, role(whole) if kind == "linear" else "", bias, rows)
+    return Site(name, out, inp, kind, role(whole) if kind in ("linear", "expert") else "", bias, rows)
 
 
 def _heads(header: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Iterator[Plan]:

@@ -1,0 +1,73 @@
+"""What stands before the forward of a module with experts, or of a router."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..current import Current
+from ..entrances import Entrance
+from ..hooks import unrouted
+from ..sites import Physical
+from . import forms, whole
+from .readers import tenants
+from .stacked import Stacked
+
+
+class Mixture(Entrance):
+    """The forward of one module. Base only: one look at the route. Under a route that changes the module, the forward
+    of `forms` runs in place of its own, or `whole` where the class is not known."""
+
+    name = "forward"
+
+    def __init__(self, module: nn.Module, parts: list[Stacked], current: Current):
+        super().__init__(module, current)
+        self.parts = {p.slot: p for p in parts}
+        self.routed = False  # whether the last forward here was under a route
+
+    def install(self) -> None:
+        self.model.__dict__[self.name] = self.run  # a bound method: torch.compile looks into callable objects
+
+    def remove(self) -> None:
+        if getattr(self.model.__dict__.get(self.name), "__self__", None) is self:
+            del self.model.__dict__[self.name]
+            if self.before is not None:
+                self.model.__dict__[self.name] = self.before
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        route = self.current.route
+        parts = list(self.parts.values())
+        if not torch.compiler.is_compiling():
+            if route is None and self.routed:
+                unrouted(parts[0].name, self.current)
+            self.routed = route is not None
+        if route is None or not any(whole.reads(parts, t) for t in tenants(route)):
+            return self.own(*args, **kwargs)
+        return self.changed(route, args, kwargs)  # pyright: ignore[reportCallIssue]
+
+    @torch.compiler.disable
+    def changed(self, route: Any, args: tuple, kwargs: dict) -> Any:
+        module, parts = self.model, list(self.parts.values())
+        if parts[0].kind == "expert" and "down_proj" in self.parts:
+            if forms.mixed(module):
+                return forms.run_mixed(module, self.parts, route, *args, **kwargs)
+            if forms.spread(module):
+                return forms.run_spread(module, self.parts, route, *args, **kwargs)
+        if route.single is not None:
+            return whole.run(self.own, module, parts, route.single, args, kwargs)
+        return whole.run_mixed(self.own, module, parts, route, args, kwargs)
+
+
+def hooks(modules: Mapping[str, Physical], current: Current) -> list[Mixture]:
+    """One for each module that holds some of them."""
+    by_module: dict[int, list[Stacked]] = {}
+    for at in modules.values():
+        if isinstance(at, Stacked):
+            by_module.setdefault(id(at.module), []).append(at)
+    found = [Mixture(parts[0].module, parts, current) for parts in by_module.values()]
+    for f in found:
+        f.install()
+    return found

@@ -1,0 +1,124 @@
+"""One projection of a mixture under a route: each routed row by its expert's weight, changed as its tenant has it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..change import changed
+from ..stacks import stack
+from ..tenant import Entry, takes_input
+from .products import product
+from .readers import Uses
+from .stacked import Expert, Stacked
+
+
+class Rows(NamedTuple):
+    """Routed rows in the order of their expert, and within it of their reader.
+
+    expert: (S,), of each row. ends: (E,) int32, where each expert's rows end. each: (E readers,) the same for each
+    (expert, reader). pieces: (expert * readers + reader, first row, row after the last) of those that have rows.
+    """
+
+    expert: Tensor
+    ends: Tensor
+    each: Tensor
+    pieces: list[tuple[int, int, int]]
+
+
+def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor, gathered: bool = False) -> Tensor:
+    """What the projection makes of x (S, inp) -> (S, out), bias included.
+
+    gathered: with a copy of its expert's weight for every row, as ``batched_mm`` does. Cost: that of the base; for
+    changes with factors two grouped products of their rank; of others one call of their own form for every piece.
+    """
+    groups: dict[int, list[tuple[int, int, int, Entry]]] = {}  # alike in bind and shapes, with factors
+    alone = []
+    for v, a, b in rows.pieces:
+        entries = uses.table[v]
+        if not entries:
+            continue
+        if len(entries) == 1 and factored(entries[0], part):
+            groups.setdefault(entries[0].signature, []).append((v, a, b, entries[0]))
+        else:
+            alone.append((Expert(part, v // uses.readers), a, b, entries))
+    given = x
+    if any(takes_input(es) for _, _, _, es in alone):
+        x = _pieces(x, [(a, b, _inward(at, es, x[a:b])) for at, a, b, es in alone if takes_input(es)])
+    y = _base(part, rows, x, gathered)
+    if alone:
+        y = _pieces(y, [(a, b, _outward(at, es, given[a:b], x[a:b], y[a:b])) for at, a, b, es in alone])
+    for members in groups.values():
+        y = _low_rank(part, uses, rows, members, x, y)
+    return y
+
+
+def factored(entry: Entry, part: Stacked) -> bool:
+    """Whether a use is y + B A x and nothing else, now."""
+    bind = entry.bind
+    if getattr(bind, "factors", None) is None or entry.inputs is not None:
+        return False
+    return not (part.training and getattr(bind, "draws", False))
+
+
+def _base(part: Stacked, rows: Rows, x: Tensor, gathered: bool) -> Tensor:
+    w, b = part.each, part.bias
+    if gathered:
+        y = torch.bmm(w[rows.expert], x.to(w.dtype)[..., None])[..., 0]
+    else:
+        y = product(x, w, rows.ends)
+    return y if b is None else y + b.view(part.count, part.out)[rows.expert]
+
+
+def _pieces(whole: Tensor, new: list[tuple[int, int, Tensor]]) -> Tensor:
+    """`whole` with these rows in place of its own."""
+    parts, at = [], 0
+    for a, b, piece in new:
+        if a > at:
+            parts.append(whole[at:a])
+        parts.append(piece.to(whole.dtype))
+        at = b
+    if at < len(whole):
+        parts.append(whole[at:])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _inward(at: Expert, entries: list[Entry], x: Tensor) -> Tensor:
+    return entries[0].inputs(x, at, **entries[0].slots(x.dtype))  # type: ignore[misc]
+
+
+def _outward(at: Expert, entries: list[Entry], given: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """All uses of one tenant at one expert. given: x as it came, for the weight form of several."""
+    if len(entries) == 1:
+        e = entries[0]
+        if e.output is not None:
+            return e.output(x, y, at, **e.slots(x.dtype))
+        if e.inputs is not None:
+            return y
+    elif all(e.output is not None and e.inputs is None for e in entries):
+        for e in entries:
+            y = e.output(x, y, at, **e.slots(x.dtype))  # type: ignore[misc]
+        return y
+    w, b = changed(at, entries)
+    return F.linear(given, w.to(given), None if b is None else b.to(given))
+
+
+def _low_rank(
+    part: Stacked, uses: Uses, rows: Rows, members: list[tuple[int, int, int, Entry]], x: Tensor, y: Tensor
+) -> Tensor:
+    """y + B A x of every piece, as two grouped products. Only factors of pieces that have rows are read."""
+    bind = members[0][3].bind
+    slots = stack([e for _, _, _, e in members], x.dtype, None)
+    A, B = (f.to(x.dtype) for f in bind.factors(**slots))
+    whole = sum(b - a for _, a, b, _ in members) == len(x)
+    ends = torch.tensor([b - a for _, a, b, _ in members], device=x.device).cumsum(0).to(torch.int32)
+    some = None if whole else torch.cat([torch.arange(a, b, device=x.device) for _, a, b, _ in members])
+    mine = x if some is None else x.index_select(0, some)
+    dropout = getattr(bind, "dropout", 0.0)
+    if dropout and part.training:
+        mine = F.dropout(mine, dropout)
+    added = product(product(mine, A, ends), B, ends).to(y.dtype)
+    return y + added if some is None else y.index_add(0, some, added)

@@ -1,0 +1,64 @@
+"""Who reads which expert: what a route makes of the experts of one tensor, and of the tokens that come to them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..apart import Unfit
+from ..route import Route
+from ..tenant import Entry, Tenant
+from .stacked import Stacked
+
+
+class Uses(NamedTuple):
+    """readers: how many a route has. table: the uses of (expert e, reader g) at e * readers + g."""
+
+    readers: int
+    table: list[list[Entry]]
+
+    @property
+    def any(self) -> bool:
+        return any(self.table)
+
+
+def tenants(route: Route) -> list[Tenant | None]:
+    return [route.single] if route.single is not None else [t for t, _ in route.groups]
+
+
+def uses(route: Route, part: Stacked) -> Uses:
+    """Worked out once a route."""
+    key = ("experts", part.name)
+    found = None if torch.compiler.is_compiling() else route.kept.get(key)
+    if found is None:
+        who = tenants(route)
+        table: list[list[Entry]] = [[] for _ in range(part.count * len(who))]
+        for g, tenant in enumerate(who):
+            for e, entries in part.by_expert(tenant.table.get(part.name, ()) if tenant is not None else ()).items():
+                table[e * len(who) + g] = entries
+        found = route.kept[key] = Uses(len(who), table)
+    return found
+
+
+def reader_of(route: Route, x: Tensor, where: str) -> Tensor | None:
+    """The reader of each token, by its number among `tenants`: (N,) for x (N, d); None where one reads them all.
+
+    Raises: Unfit where the tokens are not those of the batch in their order.
+    """
+    if route.single is not None:
+        return None
+    folded = route.fold(x) if x.dim() == 2 else None
+    if folded is None:
+        raise Unfit(f"{where}: its tokens are not those of the batch in their order")
+    key = ("reader", len(x), x.device)
+    found = None if torch.compiler.is_compiling() else route.kept.get(key)
+    if found is None:
+        of = [0] * route.length
+        for g, (_, places) in enumerate(route.groups):
+            for p in places:
+                of[p] = g
+        found = torch.tensor(of, device=x.device).repeat_interleave(len(x) // route.length)
+        route.kept[key] = found
+    return found

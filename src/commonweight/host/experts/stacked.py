@@ -1,0 +1,180 @@
+"""Weights of a mixture that are no linear layers: all experts of a projection in one tensor, and routers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core import Site
+from .. import sites
+from ..change import changed
+from ..names import named
+from ..sites import Physical, numbers, role
+from ..tenant import Entry
+from ..weights import dense
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Stacked(Physical):
+    """One parameter of a module: weight as (E out, inp), expert after expert, or a router's (out, inp).
+
+    kind: "expert" or "router". A parameter of three dimensions is (E, out, inp); `turned`, (E, inp, out).
+    """
+
+    def __init__(self, name: str, module: nn.Module, slot: str, turned: bool = False):
+        shape = module._parameters[slot].shape  # type: ignore[union-attr]
+        kind, bias = ("expert", f"{slot}_bias") if len(shape) == 3 else ("router", "bias")
+        has = isinstance(module._parameters.get(bias), Tensor)
+        super().__init__(name, module, kind, False, slot, bias if has else None)
+        self.turned = turned
+        out, inp = (shape[-1], shape[-2]) if turned else (shape[-2], shape[-1])
+        self.count, self.out, self.inp = (shape[0] if len(shape) == 3 else 1), out, inp
+
+    @property
+    def parameter(self) -> Tensor:
+        return dense(self.module, self.slot, self.name)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}.weight" if self.slot == "weight" else self.name
+
+    @property
+    def home(self) -> str:
+        return f"{self.name}." if self.slot == "weight" else f"{self.name.rpartition('.')[0]}."
+
+    @property
+    def each(self) -> Tensor:
+        """(E, out, inp), a view of the parameter."""
+        w = self.parameter
+        w = w.transpose(1, 2) if self.turned else w
+        return w.reshape(self.count, self.out, self.inp)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.each.reshape(self.count * self.out, self.inp)
+
+    @property
+    def bias(self) -> Tensor | None:
+        b = super().bias
+        return None if b is None else b.reshape(-1)
+
+    def steady(self, places: Tensor) -> Tensor:
+        return numbers(self.weight, places)
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    def rows(self, rows: tuple[int, int] | None) -> Physical:
+        return self if rows is None else Expert(self, rows[0] // self.out)
+
+    def sites(self) -> list[Site]:
+        has = self.bias_slot is not None
+        if self.kind == "router":
+            return [Site(self.name, self.out, self.inp, "router", "", has)]
+        does = role(self.name)
+        return [
+            Site(f"{self.name}[{e}]", self.out, self.inp, "expert", does, has, (e * self.out, (e + 1) * self.out))
+            for e in range(self.count)
+        ]
+
+    def by_expert(self, entries: Iterable[Entry]) -> dict[int, list[Entry]]:
+        """Uses of the whole by the expert that they are of; there each reads a whole weight."""
+        out: dict[int, list[Entry]] = {}
+        for e in entries:
+            at = 0 if e.rows is None else e.rows[0] // self.out
+            out.setdefault(at, []).append(e if e.rows is None else Entry(e.bind, e.reads, None))
+        return out
+
+    def changed(self, entries: list[Entry]) -> dict[str, Tensor]:
+        """The parameters as a tenant has them, by attribute, in the module's layout and dtype: the weight, and the
+        bias where it moves. Cost: a copy of all in float32."""
+        ws, b = [w.float() for w in self.each], self.bias
+        bs = None if b is None else [v.float() for v in b.view(self.count, self.out)]
+        moved = False
+        for at, mine in self.by_expert(entries).items():
+            ws[at], bias = changed(Expert(self, at), mine)
+            if bs is not None and bias is not None and not torch.equal(bias, bs[at]):
+                bs[at], moved = bias, True
+        w = torch.stack(ws)
+        w = w.transpose(1, 2) if self.turned else w
+        found = {self.slot: w.reshape(self.parameter.shape).to(self.parameter.dtype)}
+        if moved and bs is not None and self.bias_slot is not None:
+            own: Tensor = self.module._parameters[self.bias_slot]  # type: ignore[assignment]
+            found[self.bias_slot] = torch.stack(bs).reshape(own.shape).to(own.dtype)
+        return found
+
+
+class Expert(Physical):
+    """One expert's weight and bias. Cost: views."""
+
+    def __init__(self, whole: Stacked, at: int):
+        super().__init__(f"{whole.name}[{at}]", whole.module, "linear", False, whole.slot, whole.bias_slot)
+        self.whole, self.at = whole, at
+
+    @property
+    def weight(self) -> Tensor:
+        return self.whole.each[self.at]
+
+    @property
+    def bias(self) -> Tensor | None:
+        b = self.whole.bias
+        return None if b is None else b.view(self.whole.count, self.whole.out)[self.at]
+
+    def steady(self, places: Tensor) -> Tensor:
+        return numbers(self.weight, places)
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    def rows(self, rows: tuple[int, int] | None) -> Physical:
+        return self
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
+
+
+def discover(
+    model: nn.Module, fused: Mapping[str, int] | None = None
+) -> tuple[dict[str, Physical], list[Site], list[Site]]:
+    """`sites.discover`, with the experts and routers that are no linear layers."""
+    modules, every, default = sites.discover(model, fused)
+    for at in _stacked(model, modules):
+        modules[at.name] = at
+        every += at.sites()
+        default += at.sites()
+    return modules, every, default
+
+
+def _stacked(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Stacked]:
+    """Experts that lie in one tensor, and routers. names: the modules that are sites already."""
+    for name, module in named(model):
+        if name in names:
+            continue
+        own = module._parameters
+        if "expert" in name.rpartition(".")[2].lower():
+            for slot, p in own.items():
+                if p is not None and p.dim() == 3 and p.dtype in _FLOATS:
+                    yield Stacked(f"{name}.{slot}", module, slot, _turned(module))
+        elif (
+            re.search(r"Router|Gate$", type(module).__name__) and (w := own.get("weight")) is not None and w.dim() == 2
+        ):
+            yield Stacked(name, module, "weight")
+
+
+def _turned(module: nn.Module) -> bool:
+    """Whether its parameters are (E, inp, out): as the module says, else as their widths show."""
+    said = getattr(module, "is_transposed", None)
+    if said is not None:
+        return bool(said)
+    hidden = next((v for n in ("hidden_size", "hidden_dim") if isinstance(v := getattr(module, n, None), int)), None)
+    for slot, p in module._parameters.items():
+        if hidden is not None and p is not None and p.dim() == 3 and p.shape[1] != p.shape[2]:
+            return p.shape[2 if slot.startswith("down") else 1] == hidden
+    return False
