@@ -22,7 +22,7 @@ def discover(
     """(modules by name, every site, the default ones).
 
     Default: linear projections, norms and outputs of the transformer blocks; all linear layers of a model that
-    has no blocks; of a mixture also its experts and routers. fused: {pattern: parts} splits a fused weight's rows evenly.
+    has no blocks; with experts and routers of a mixture. fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
     names = dict(named(model))
