@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import commonweight as cw
-from commonweight.host import weights
+from commonweight.host import unpack, weights
 from commonweight.host.kept import keep_storage
 from tests.host.past import hosted, routed
 from tests.host.test_weights import four
@@ -28,7 +28,7 @@ def laid_out(codes: torch.Tensor, out: int, inp: int) -> torch.Tensor:
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_weight_that_was_laid_out_already_gets_its_usual_form_back(nested):
     data, state, numbers = four(nested=nested)
-    codes, absmax = weights.unpacked(data, state)
+    codes, absmax = unpack.unpacked(data, state)
     layer = nn.Linear(64, 64)
     layer.support_avx512bf16_for_cpu = True
     layer._parameters["weight"] = packed = nn.Parameter(laid_out(codes, 64, 64), False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError
 from .names import named
-from .weights import dense, packed, widths
+from .weights import dense, packed, unpacked, widths
 
 _SPREAD = torch.arange(1, 65, dtype=torch.int64) * 2654435761  # places: a large odd step apart
 
@@ -35,7 +35,7 @@ def _parameters(model: nn.Module, heads: Collection[str]) -> Iterator[tuple[str,
     seen: set[int] = set()
     for name, module in named(model):
         start = f"{name}." if name else ""
-        if packed(module):
+        if packed(module) or unpacked(module):
             seen.update(map(id, module._parameters.values()))
             if name not in heads:
                 yield from _packed(name, start, module)

@@ -14,7 +14,7 @@ from .doors import Doors
 from .fingerprint import of_base
 from .follow import Places, fit
 from .hooks import ModelHook, Replay, SiteHook
-from .kept import give_back, keep_storage
+from .kept import give_back, keep_storage, unpack_at_once
 from .names import named, unwrapped
 from .sites import Pattern, Physical, select, strangers, unknown_kind
 from .tenant import Tenant
@@ -32,6 +32,7 @@ class HookedModel:
             raise CommonweightError("this model already has a host; use that one, or call its close() first")
         self.model, self.inner = model, unwrapped(model)
         self.pattern, self.fused = sites, fused
+        unpack_at_once(model)
         self.modules, self.every, self.default = self._found()
         self.chosen = select(sites, self.every, self.default, model)
         self.current = Current()

@@ -16,6 +16,7 @@ from .current import Current
 from .route import Bucket, Layout, Route, size
 from .sites import Physical
 from .stacks import stack
+from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -90,8 +91,14 @@ class SiteHook:
             return None
         x = self.input(args, kwargs)
         if isinstance(y, tuple):
-            return (self.after(route, x, y[0]), *y[1:])
-        return self.after(route, x, y)
+            return (self.after(route, x, self.linked(x, y[0])), *y[1:])
+        return self.after(route, x, self.linked(x, y))
+
+    def linked(self, x: Tensor, y: Tensor) -> Tensor:
+        """The output of a packed layer that hands no gradient to its input, with the one of its dequantised weight."""
+        if not x.requires_grad or y.requires_grad or not torch.is_grad_enabled() or self.at.exact:
+            return y
+        return Straight.apply(x, y, self.at)  # type: ignore[return-value]
 
     def after(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
         if route.single is not None:

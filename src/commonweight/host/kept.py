@@ -2,7 +2,7 @@
 
 bitsandbytes 0.50 on a CPU with AVX512-BF16: the first forward in eval mode lays a 4-bit weight out for a kernel that
 hands no gradient to its input, and rounds its scales. Whoever trains after an evaluation would then get wrong gradients
-in all but the last layers, without an error.
+in all but the last layers, without an error. compressed-tensors 0.20 unpacks a whole model in its first forward.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .weights import unpacked
+from .unpack import unpacked
 
 _FLAG = "support_avx512bf16_for_cpu"
 
@@ -29,6 +29,14 @@ def keep_storage(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, bool]]:
         if _FLAG in module.__dict__:
             _usual(module._parameters.get("weight"))
     return found
+
+
+def unpack_at_once(model: nn.Module) -> None:
+    """Does now what compressed-tensors would do in the first forward: then the weights stay where a host finds them."""
+    for module in model.modules():
+        for hook in [*module._forward_pre_hooks.values()]:
+            if getattr(hook, "__name__", "") == "ct_decompress_hook":
+                hook(module, ())
 
 
 def _usual(weight: Any) -> None:

@@ -1,8 +1,7 @@
-"""Reading a weight: the one place that knows how a layer may store it.
+"""Reading a weight: the one place that is asked for it, however a layer may store it.
 
-Plain tensors, bitsandbytes of 4 and 8 bits, tensors that dequantise themselves (torchao, quanto), layers that do (HQQ,
-GPTQ), shards (DTensor), weights that accelerate has put away. Any other packed layer is read through its own forward:
-what it answers to unit vectors are the columns of its weight.
+Plain tensors, shards (DTensor), weights that accelerate has put away, and what libraries pack (see `unpack`). Any other
+packed layer is read through its own forward: what it answers to unit vectors are the columns of its weight.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
+from .unpack import READERS
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _WORKS = "methods on the layer's output, such as lora and mos, still work there"
@@ -60,13 +60,33 @@ def packed(module: nn.Module) -> bool:
     return not (plain(w) and tuple(w.shape) == shape)
 
 
+def unpacked(module: nn.Module) -> bool:
+    """Whether compressed-tensors has unpacked it: its weight is plain, its scales are still there."""
+    return getattr(module, "quantization_scheme", None) is not None and widths(module) is not None
+
+
+def rounds(module: nn.Module) -> bool:
+    """Whether a layer with a plain weight rounds its input (compressed-tensors): `packed` ones may too."""
+    return getattr(getattr(module, "quantization_scheme", None), "input_activations", None) is not None
+
+
 def known(module: nn.Module) -> bool:
     """Whether a package that packs weights made the layer."""
-    return type(module).__module__.split(".")[0] in _PACKERS
+    return _package(module) in _PACKERS
+
+
+def packed_whole(module: nn.Module) -> bool:
+    """Whether it is a packed linear layer of such a package, whatever tables, scales or original layer it holds too."""
+    package = _package(module)
+    return package in _PACKERS - {"torch", "transformers"} and widths(module) is not None and packed(module)
+
+
+def _package(module: nn.Module) -> str:
+    return type(module).__module__.split(".")[0]
 
 
 def dense(module: nn.Module, name: str = "weight", where: str = "", *, steady: bool = False) -> Tensor:
-    """A weight or bias as numbers, in the module's own layout: the parameter itself where that is plain.
+    """A weight or bias as numbers, in the module's own layout: the parameter itself where that is plain, else float32.
 
     where: the site's name, for messages. steady: to the precision that the layer keeps whatever it does to its storage
     in between, for fingerprints. Cost: nothing where it is plain, else the whole weight each time. A shard is gathered:
@@ -90,9 +110,9 @@ def _read(module: nn.Module, name: str, w: Any, where: str, steady: bool) -> Ten
         if isinstance(w, Tensor):
             return w
         raise CommonweightError(f"{where}: it has no {name} that can be read")
-    for read in (_four_bit, _eight_bit, _by_itself):
-        if (found := read(module, w, steady)) is not None:
-            return found
+    for read in READERS:
+        if (found := read(module, w, widths(module), steady)) is not None:
+            return found.detach().float()
     if plain(w) and w.numel() != (n := _size(module)):
         raise CommonweightError(
             f"{where}: its weight is {tuple(w.shape)} here, {n} numbers as a whole: a part of it lies elsewhere (FSDP "
@@ -121,78 +141,6 @@ def _put_away(module: nn.Module, name: str, where: str) -> Tensor:
         f"{where}: its {name} is on the meta device, with no numbers and no accelerate hook that would load them; load "
         "the model with its weights first"
     )
-
-
-def _four_bit(module: nn.Module, w: Any, steady: bool) -> Tensor | None:
-    """bitsandbytes: two codes a byte, the first in the upper half; value = code[half byte] * absmax of its block.
-
-    After a forward in eval mode on some CPUs: rows in groups of 32, each column pair of a group as 64 codes of which
-    byte i has the i-th in its lower and the (i + 32)-th in its upper half; absmax (blocks, rows) in bfloat16.
-    """
-    if hasattr(w, "quant_state") and w.dtype in _FLOATS and tuple(w.shape) == widths(module):
-        return w.data  # not quantised yet
-    state: Any = getattr(w, "quant_state", None) or getattr(module, "quant_state", None)
-    code, shape = getattr(state, "code", None), getattr(state, "shape", None)
-    if code is None or shape is None or not isinstance(w, Tensor):
-        return None
-    out, inp = shape
-    codes, absmax = unpacked(w.data, state)
-    absmax = absmax.bfloat16().float() if steady else absmax
-    code = code.to(codes.device).float()
-    values = code[codes.long()].view(-1, state.blocksize) if out * inp % state.blocksize == 0 else None
-    if values is None:  # the last block is not full
-        at = torch.arange(out * inp, device=codes.device) // state.blocksize
-        values = code[codes.long()] * absmax[at]
-    else:
-        values = values * absmax[:, None]
-    dtype = getattr(state, "original_dtype", None) or state.dtype
-    return values.view(out, inp).to(torch.float32 if steady else dtype)
-
-
-def unpacked(data: Tensor, state: Any) -> tuple[Tensor, Tensor]:
-    """(codes, one a number and row after row, absmax of each block) of a 4-bit weight, in either of its orders."""
-    out, inp = state.shape
-    raw = data.contiguous().view(torch.uint8).reshape(-1)
-    if getattr(state, "packing_format_for_cpu", False):
-        raw = raw.view(-1, 32)
-        codes = torch.cat([raw & 15, raw >> 4], 1).view(out // 32, inp // 2, 32, 2).transpose(1, 2).reshape(-1)
-        return codes, state.absmax.T.float().reshape(-1)
-    codes = torch.stack([raw >> 4, raw & 15], 1).view(-1)[: out * inp]
-    absmax = state.absmax
-    if state.nested:
-        inner = state.state2
-        at = torch.arange(absmax.numel(), device=absmax.device) // inner.blocksize
-        absmax = inner.code[absmax.reshape(-1).long()].float() * inner.absmax.float()[at] + state.offset
-    return codes, absmax.float().reshape(-1)
-
-
-def _eight_bit(module: nn.Module, w: Any, steady: bool) -> Tensor | None:
-    """bitsandbytes: value = code * scale of the row / 127; the first forward moves both from the weight to `state`."""
-    if hasattr(w, "SCB") and w.dtype in _FLOATS:
-        return w.data  # not quantised, or anew in each forward
-    scales = [getattr(at, "SCB", None) for at in (w, getattr(module, "state", None))]
-    scale = next((s for s in scales if s is not None), None)
-    if scale is None or not isinstance(w, Tensor) or w.dtype is not torch.int8:
-        return None
-    return w.data.float() * scale.float().to(w.device)[:, None] / 127
-
-
-def _by_itself(module: nn.Module, w: Any, steady: bool) -> Tensor | None:
-    """By a function that the tensor or the layer has for it; only if that gives the weight's shape."""
-    shape = widths(module)
-    read = [getattr(w, "dequantize", None)] if type(w) not in (nn.Parameter, Tensor) else []
-    read += [getattr(module, n, None) for n in ("dequantize", "dequantize_weight")]
-    for one in filter(callable, read):
-        try:
-            found = one()
-        except Exception:  # of another library, for arguments or kernels that are not known here
-            continue
-        if isinstance(found, Tensor) and found.is_floating_point() and found.dim() == 2:
-            if tuple(found.shape) == shape:
-                return found.detach()
-            if tuple(found.shape) == shape[::-1]:  # type: ignore[index]
-                return found.detach().T
-    return None
 
 
 def _probed(module: nn.Module, where: str) -> Tensor:

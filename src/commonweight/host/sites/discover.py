@@ -9,6 +9,7 @@ from torch import nn
 
 from ...core import CommonweightError, Site
 from ..names import named
+from ..weights import packed_whole
 from . import attention, block, linear, norm
 from .found import Found, Whole
 from .physical import Physical
@@ -26,6 +27,8 @@ def discover(
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
     names = dict(named(model))
+    inner = {id(m) for at in names.values() if packed_whole(at) for m in at.modules() if m is not at}
+    names = {n: m for n, m in names.items() if id(m) not in inner}  # what a packed layer keeps beside its codes
     whole = Whole(model, names, tuple(block.blocks_of(names)))
     modules: dict[str, Physical] = {}
     every: list[Site] = []

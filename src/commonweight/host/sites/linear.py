@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...core import Site
-from ..weights import stored, widths
+from ..weights import packed_whole, stored, widths
 from .found import Found, Whole
 from .physical import Physical
 from .roles import role
@@ -35,6 +35,8 @@ def shape(module: Any) -> tuple[int, int, bool] | None:
         return module.out_features, module.in_features, False
     if type(module).__name__ == "Conv1D" and isinstance(w := stored(module), Tensor):
         return w.shape[1], w.shape[0], True
+    if packed_whole(module):
+        return (*widths(module), False)  # type: ignore[misc]
     if (found := widths(module)) is None or any(widths(m) for m in module.modules() if m is not module):
         return None
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

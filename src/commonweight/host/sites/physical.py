@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..weights import dense, packed, stored
+from ..weights import dense, packed, rounds, stored
 
 
 class Physical:
@@ -67,7 +67,7 @@ class Physical:
     @property
     def exact(self) -> bool:
         """Whether the layer computes with `weight` itself; a packed one does with codes, and may round its input."""
-        return self.kind != "linear" or self.slot != "weight" or not packed(self.module)
+        return self.kind != "linear" or self.slot != "weight" or not (packed(self.module) or rounds(self.module))
 
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.kind == "linear":
