@@ -13,7 +13,7 @@ from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
 from ..methods import Method, head, resolve
 from ..methods import plan as make_plan
-from . import encode, files, peft
+from . import adapters, encode, files, peft
 from .common import Common
 from .current import Opened
 from .files import Source
@@ -222,6 +222,34 @@ class Host:
         self.roster.free(as_ or stored.name)
         return files.load_stored(self.roster, as_ or stored.name, stored, check_base)
 
+    def load_adapter(
+        self,
+        path: str | PathLike[str],
+        name: str | None = None,
+        *,
+        format: str | None = None,
+        labels: Sequence[str] | int | None = None,
+        check_base: bool = True,
+    ) -> Tenant:
+        """Reads an adapter of any tool as a tenant: PEFT, mlx-lm, or a tenant's own file; the content tells which.
+
+        path: a file, or the folder that holds it. name: without one, as the file or folder is called.
+        format: one of `formats.recognise.FORMATS`, in place of looking. labels: as for `import_peft`.
+        Cost: the file in memory; for changes without factors an SVD of each. Nothing is unpickled.
+        Raises: CommonweightError naming the file, the key, what came, what was wanted, and adapters for another base.
+        """
+        return adapters.load_adapter(self.roster, Path(path), name, format, _given(labels), check_base)
+
+    def export(self, name: str, path: str | PathLike[str], format: str = "peft", **options: Any) -> Path:
+        """Writes a tenant as an adapter of another tool: ``"peft"`` or ``"mlx"`` (folders).
+
+        Options: overwrite; rank and tolerance, for the nearest low rank of what is no product of two factors; of peft
+        also those of `export_peft`. Raises: CommonweightError for what the format cannot say.
+        """
+        base = self.base
+        served(self[name])
+        return adapters.export(base, self[name], Path(path), format, **options)
+
     def export_peft(self, name: str, folder: str | PathLike[str], **options: Any) -> Path:
         """Writes a tenant as a PEFT adapter folder: see `commonweight.formats.peft`."""
         base = self.base
@@ -234,9 +262,12 @@ class Host:
         """Reads a PEFT adapter folder as a tenant: see `commonweight.formats.peft`. labels: the classes of the head
         that lies beside the adapter; () leaves it out."""
         self.roster.free(name)
-        return peft.import_peft(
-            self.roster, name, Path(folder), _classes(labels) if labels else None if labels is None else ()
-        )
+        return peft.import_peft(self.roster, name, Path(folder), _given(labels))
+
+
+def _given(labels: Sequence[str] | int | None) -> tuple[str, ...] | None:
+    """The classes of a head; () leaves it out, None is nothing said."""
+    return None if labels is None else _classes(labels) if labels else ()
 
 
 def _classes(labels: Sequence[str] | int) -> tuple[str, ...]:

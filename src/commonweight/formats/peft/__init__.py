@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...core import CommonweightError, Plan, Site
+from ...core import Site
+from ..adapter import Adapter, Frozen, fits
 from . import folder, heads, keys, layout, lora, low_rank, randlora, refusals, rotations, scales, vb_lora, vera
-from .common import PREFIX, Adapter, Frozen, Native, Subject, short
+from .common import PREFIX, Native, Subject, short
 
 
 class Family(NamedTuple):
@@ -43,20 +44,6 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     if kind not in FAMILIES:
         raise refusals.kind(kind, sorted(FAMILIES))
     return FAMILIES[kind].read(config, tensors, sites, base)
-
-
-def fits(adapter: Adapter, plan: Plan) -> None:
-    """Every pool that is trained or kept in files has a value of its shape, and every value a pool."""
-    for name, value in adapter.values.items():
-        if name not in plan.pools:
-            raise CommonweightError(f"{adapter.method}: no pool is called {name}")
-        if value.is_floating_point() != plan.pools[name].dtype.startswith(("float", "bfloat")):
-            raise CommonweightError(f"{name} is of {value.dtype}, {adapter.method} wants {plan.pools[name].dtype}")
-        if tuple(value.shape) != plan.pools[name].shape:
-            raise CommonweightError(f"{name} is {tuple(value.shape)}, {adapter.method} wants {plan.pools[name].shape}")
-    for name, pool in plan.pools.items():
-        if (pool.train or pool.save) and name not in adapter.values:
-            raise CommonweightError(f"{adapter.method}: the folder holds nothing for the pool {name}")
 
 
 def hindrance(method: str, transposed: str | None) -> str | None:

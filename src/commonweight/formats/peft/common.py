@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...core import CommonweightError, Plan, Site, Source
+from ...core import CommonweightError, Plan, Site
+from ..adapter import Frozen
 from . import refusals
 from .keys import PREFIX, bare, bare_pattern
 
@@ -24,24 +24,6 @@ _SILENT = {
 WHERE = "; made for another model, or for an embedding or a convolution, which are not supported"
 _OFF = (None, False, {}, [], "none")
 _AS = {"expert": "linear", "router": "linear"}  # to PEFT they are linear layers
-
-
-class Frozen(Source, Protocol):
-    """What may be asked of the base: its weights (out, inp) in float32, their SVD, biases, and how the model keeps a
-    weight: transposed is (inp, out), as in GPT-2's Conv1D."""
-
-    def bias(self, site: str) -> Tensor: ...
-
-    def transposed(self, site: str) -> bool: ...
-
-
-class Adapter(NamedTuple):
-    """An adapter in our words: a method, its options, the names of its sites, and values for its pools by name."""
-
-    method: str
-    options: dict[str, Any]
-    sites: tuple[str, ...]
-    values: dict[str, Tensor]
 
 
 class Native(NamedTuple):
@@ -156,15 +138,6 @@ def patterns(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise CommonweightError(f"adapter_config.json: {key} is {value!r}; wanted an object of numbers")
     return {bare_pattern(k): number(value, k) for k in value}
-
-
-def commonest(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
-
-
-def others(by_site: Mapping[str, Any], default: Any) -> tuple[tuple[str, Any], ...]:
-    """(site, value) pairs for our `ranks` and `alphas`, where a site differs from the default."""
-    return tuple((site, value) for site, value in by_site.items() if value != default)
 
 
 def by_pattern(patterns: Mapping[str, Any], site: str, default: Any) -> Any:

@@ -11,20 +11,18 @@ from torch import Tensor
 
 from ...bind import BiasShift
 from ...core import CommonweightError, Site
+from ..adapter import Adapter, Frozen
+from ..pairs import commonest, others
 from . import experts, moved, refusals
 from .common import (
     PREFIX,
-    Adapter,
-    Frozen,
     Native,
     Subject,
     by_pattern,
     check,
-    commonest,
     count,
     exactly,
     number,
-    others,
     patterns,
     split,
     understood,

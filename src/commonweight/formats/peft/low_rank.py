@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError
-from .common import commonest, exactly
+from ..pairs import commonest
+from .common import exactly
 
 
 class Low(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError
+from ..adapter import Frozen
 from . import refusals
-from .common import Frozen
 
 _LOST = ("loftq", "corda", "lora_ga", "pissa_")  # drawn from data, gradients or at random: not to be had again
 

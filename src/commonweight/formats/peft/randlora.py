@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core import CommonweightError, Site
-from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, seed, split, understood, whole
+from ..adapter import Adapter, Frozen
+from .common import PREFIX, Native, Subject, check, count, number, seed, split, understood, whole
 
 _LAMBDA, _GAMMA, _A, _B = "randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B"
 

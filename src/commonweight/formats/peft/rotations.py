@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ...core import CommonweightError, Site
-from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, one_of, split, understood, whole
+from ..adapter import Adapter, Frozen
+from .common import PREFIX, Native, Subject, check, count, number, one_of, split, understood, whole
 
 _R, _BR, _BS = "oft_R.weight", "boft_R", "boft_s"
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ...core import CommonweightError, Site
-from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, split, understood, whole
+from ..adapter import Adapter, Frozen
+from .common import PREFIX, Native, Subject, check, count, split, understood, whole
 
 _L, _THETA, _ALPHA = "ia3_l", "road_theta", "road_alpha"
 _GAIN, _BIAS = "ln_tuning_layers.weight", "ln_tuning_layers.bias"

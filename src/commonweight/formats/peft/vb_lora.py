@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError, Site
-from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, split, understood, whole
+from ..adapter import Adapter, Frozen
+from .common import PREFIX, Native, Subject, check, count, number, split, understood, whole
 
 _BANK, _LOGITS = "base_model.vblora_vector_bank", ("vblora_logits_A", "vblora_logits_B")
 _NEVER = -1e4  # for PEFT's -inf: exp of it is 0, and files of ours hold finite numbers only

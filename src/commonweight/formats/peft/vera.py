@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core import CommonweightError, Site
-from .common import PREFIX, Adapter, Frozen, Native, Subject, check, count, number, seed, split, understood, whole
+from ..adapter import Adapter, Frozen
+from .common import PREFIX, Native, Subject, check, count, number, seed, split, understood, whole
 
 _D, _b, _A, _B = "vera_lambda_d", "vera_lambda_b", "base_model.vera_A", "base_model.vera_B"
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from ...core import CommonweightError, Plan
 from ...formats import peft
 from ...formats.peft import keys
-from ...methods import head, resolve
-from ...methods import plan as make_plan
+from ...methods import head
 from ..hooked import HookedModel
 from ..names import named
 from ..roster import Roster
 from ..tenant import Tenant
 from . import names
 from .base import Frozen, without_copies
+from .entering import enter
 
 
 def import_peft(roster: Roster, name: str, folder: Path, labels: Sequence[str] | None = None) -> Tenant:
@@ -46,17 +46,9 @@ def import_peft(roster: Roster, name: str, folder: Path, labels: Sequence[str] |
         view = names.view_of(base, tensors)
         config, tensors = without_copies(config, tensors, names.parameters(base, view))
         adapter = peft.read(config, tensors, names.sites(base, view), Frozen(base))
-        method, cfg = resolve(adapter.method, adapter.options)
-        wanted = set(adapter.sites)
-        given = [s for s in base.every if s.name in wanted]
-        plan = make_plan(cfg, given)
-        peft.fits(adapter, plan)
+        return enter(roster, name, adapter, tuple(labels) if labels else None, extra, values)
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
-    if extra is not None:
-        plan += extra
-    classes = tuple(labels) if labels else None
-    return roster.attach(name, method, cfg, plan, classes, {**adapter.values, **values}, sites=given)
 
 
 def _head(

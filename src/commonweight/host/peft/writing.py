@@ -87,7 +87,7 @@ def export_peft(
     else:
         if hindrance:
             report["why_not_native"] = hindrance
-        low = _low(base, tenant, heads, rank, 1e-3 if tolerance is None else tolerance)
+        low = low_of(base, tenant, heads, rank, 1e-3 if tolerance is None else tolerance)
         low_rank.within(low, rank, 1e-3 if tolerance is None else tolerance)
         dropouts = {getattr(u.bind, "dropout", 0.0) for u in plan.uses}
         config = low_rank.config({peft.short(k, prefix): v for k, v in low.items()}, min(dropouts))
@@ -125,7 +125,7 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     return peft.hindrance(tenant.method.name, next((n for n in used if base.modules[n].transposed), None))
 
 
-def _low(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float) -> dict[str, Low]:
+def low_of(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float) -> dict[str, Low]:
     """What each changed module becomes."""
     out = {}
     for name, entries in tenant.table.items():
@@ -144,7 +144,7 @@ def _low(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, t
             )
         with torch.no_grad():
             w, b = changed(at, entries)
-            found = low_rank.truncated(w - at.weight.float(), rank, tolerance) if _opaque(entries) else None
+            found = low_rank.truncated(w - at.weight.float(), rank, tolerance) if opaque(entries) else None
             if found is None:
                 parts = [e for e in entries if not isinstance(e.bind, BiasShift)]
                 found = low_rank.joined([(*e.bind.factors(**e.slots(None)), e.rows) for e in parts], w.shape[0])
@@ -155,7 +155,7 @@ def _low(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, t
     return out
 
 
-def _opaque(entries: list) -> bool:
+def opaque(entries: list) -> bool:
     """Whether the change of the weight is no product of factors at hand."""
     changing = [e for e in entries if not isinstance(e.bind, BiasShift)]
     return not changing or any(getattr(e.bind, "factors", None) is None for e in changing)

@@ -1,0 +1,174 @@
+"""mlx-lm's folders: ours by its published layout, and by mlx-lm itself where it is installed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import commonweight as cw
+from commonweight.formats import mlx
+from tests.laws.subjects import stir
+from tests.models import answer, make
+
+SITES = "*.q_proj|*.down_proj"
+
+
+@pytest.fixture
+def host():
+    return cw.Host(make("llama")[0])
+
+
+def outputs(host, name):
+    with torch.no_grad(), host.route(name):
+        return answer(host.model, make("llama")[1])
+
+
+def folder(tmp_path, kind="lora", change=None, **options):
+    """As mlx_lm.lora writes it, and the weights' change by hand."""
+    g, tensors, deltas = torch.Generator().manual_seed(3), {}, {}
+    for i in range(2):
+        for name, out, inp in (("self_attn.q_proj", 32, 32), ("mlp.down_proj", 32, 64)):
+            at = f"model.layers.{i}.{name}"
+            a, b = torch.randn(inp, 3, generator=g), torch.randn(3, out, generator=g)
+            tensors |= {f"{at}.lora_a": a, f"{at}.lora_b": b}
+            deltas[at] = 4 * (a @ b).T
+            if kind == "dora":
+                tensors[f"{at}.m"] = torch.rand(out, generator=g) + 0.5
+    at = tmp_path / "a"
+    at.mkdir()
+    (change or (lambda t: None))(tensors)
+    save_file(tensors, at / mlx.TENSORS)
+    parameters = {"rank": 3, "scale": 4.0, "dropout": 0.1, "keys": ["self_attn.q_proj", "mlp.down_proj"], **options}
+    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": parameters}
+    (at / mlx.CONFIG).write_text(json.dumps(config))
+    return at, deltas, tensors
+
+
+def test_lora_changes_the_weights_as_its_layout_says(host, tmp_path):
+    at, deltas, _ = folder(tmp_path)
+    tenant = host.load_adapter(at, "m")
+    assert (tenant.method.name, tenant.config.rank, tenant.config.alpha, tenant.config.dropout) == ("lora", 3, 12, 0.1)
+    merged = host.merged("m")
+    assert len(merged) == 4
+    for name, delta in deltas.items():
+        torch.testing.assert_close(merged[f"{name}.weight"], host.weight(name) + delta)
+
+
+def test_dora_changes_the_weights_as_its_layout_says(host, tmp_path):
+    at, deltas, tensors = folder(tmp_path, "dora")
+    host.load_adapter(at / mlx.TENSORS, "m")  # a file of the folder stands for it
+    for name, delta in deltas.items():
+        w = host.weight(name) + delta
+        w = tensors[f"{name}.m"][:, None] * w / w.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(host.merged("m")[f"{name}.weight"], w, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_of_the_body_fits_the_model_with_a_head(host, tmp_path):
+    at, _, tensors = folder(tmp_path)
+    save_file({k.removeprefix("model."): v for k, v in tensors.items()}, at / mlx.TENSORS)
+    assert len(host.load_adapter(at, "m").plan.uses) == 4
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (lambda t: t.pop("model.layers.0.self_attn.q_proj.lora_b"), {}, "q_proj: has one factor of two"),
+        (lambda t: t.update({"model.layers.0.self_attn.q_proj.lora_a": torch.ones(32, 2)}), {}, "are not a low-rank"),
+        (
+            lambda t: t.update({"model.layers.0.self_attn.q_proj.lora_a": torch.ones(8, 3)}),
+            {},
+            "made for another model",
+        ),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32)}), {}, "model.norm.weight is no tensor"),
+        (
+            lambda t: t.update({"a.lora_a": torch.ones(2, 1), "a.lora_b": torch.ones(1, 2)}),
+            {},
+            "a: this base has no such",
+        ),
+        (lambda t: t["model.layers.0.self_attn.q_proj.lora_a"].fill_(float("nan")), {}, "NaN"),
+        (None, {"scale": None}, "scale is None; wanted a number"),
+        (None, {"dropout": 2}, "dropout is 2.0"),
+    ],
+)
+def test_what_is_wrong_is_told(host, tmp_path, change, options, message):
+    at, *_ = folder(tmp_path, change=change, **options)
+    with pytest.raises(cw.CommonweightError, match=message) as e:
+        host.load_adapter(at, "m")
+    assert str(at) in str(e.value) and "m" not in host
+
+
+def test_another_model_is_named_as_such(host, tmp_path):
+    at, *_ = folder(tmp_path)
+    save_file({"h.0.x.lora_a": torch.ones(4, 1), "h.0.x.lora_b": torch.ones(1, 4)}, at / mlx.TENSORS)
+    with pytest.raises(cw.CommonweightError, match=r"made for another model: none of its 1 layers .* h\.0\.x"):
+        host.load_adapter(at, "m")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lora-xs", "mos"])
+def test_what_is_written_comes_back(host, tmp_path, method):
+    stir(host.add("t", method, rank=2, sites=SITES))
+    host.load_adapter(host.export("t", tmp_path / "out", "mlx"), "back")
+    torch.testing.assert_close(outputs(host, "back"), outputs(host, "t"), rtol=1e-5, atol=1e-5)
+
+
+def test_one_rank_for_all_and_the_layers_keys(host, tmp_path):
+    stir(host.add("t", "lora", rank=2, ranks=(("*.layers.0.*", 5),), sites=SITES))
+    at = host.export("t", tmp_path / "out", "mlx")
+    told = json.loads((at / mlx.CONFIG).read_text())
+    assert told["lora_parameters"] == {
+        "rank": 5, "scale": 1.0, "dropout": 0.0, "keys": ["mlp.down_proj", "self_attn.q_proj"]
+    }  # fmt: skip
+    assert told["num_layers"] == 2
+    tensors = load_file(at / mlx.TENSORS)
+    assert tensors["model.layers.1.mlp.down_proj.lora_a"].shape == (64, 5)
+    assert not tensors["model.layers.1.mlp.down_proj.lora_a"][:, 2:].any()
+
+
+def test_what_has_no_factors_is_written_only_when_an_error_is_allowed(host, tmp_path):
+    stir(host.add("t", "full", sites="*.q_proj"))
+    with pytest.raises(cw.CommonweightError, match=r"full is no product .* tolerance"):
+        host.export("t", tmp_path / "out", "mlx")
+    assert not (tmp_path / "out").exists()
+    host.load_adapter(host.export("t", tmp_path / "out", "mlx", tolerance=0.01), "back")
+    error = (outputs(host, "back") - outputs(host, "t")).norm() / (outputs(host, "t") - outputs(host, None)).norm()
+    assert error < 0.05
+
+
+def test_a_bias_has_no_place(tmp_path):
+    host = cw.Host(make("qwen")[0])
+    stir(host.add("t", "lora", rank=2, bias=True, sites="*.q_proj"))
+    with pytest.raises(cw.CommonweightError, match=r"changes its bias, which mlx-lm's LoRA cannot"):
+        host.export("t", tmp_path / "out", "mlx")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_mlx_lm_itself_gives_the_same(tmp_path, method):
+    core = pytest.importorskip("mlx.core")
+    llama = pytest.importorskip("mlx_lm.models.llama")
+    utils, flat = pytest.importorskip("mlx_lm.tuner.utils"), pytest.importorskip("mlx.utils")
+    model, batch = make("llama")
+    config: Any = model.config
+    theirs = llama.Model(
+        llama.ModelArgs(
+            model_type="llama", hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,
+            num_key_value_heads=2, rms_norm_eps=config.rms_norm_eps, vocab_size=config.vocab_size,
+            rope_theta=config.rope_parameters["rope_theta"], tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+    theirs.load_weights([(k, core.array(v.detach().numpy())) for k, v in model.state_dict().items()])
+    host = cw.Host(model)
+    stir(host.add("t", method, rank=2, sites=SITES))
+    utils.load_adapters(theirs, str(host.export("t", tmp_path / "out", "mlx")))
+    theirs.eval()
+    got = torch.tensor(theirs(core.array(batch["input_ids"].numpy())).tolist())
+    torch.testing.assert_close(got, outputs(host, "t"), rtol=1e-3, atol=1e-3)
+    theirs.freeze()
+    theirs.apply_to_modules(lambda n, m: m.unfreeze(keys=["lora_a", "lora_b", "m"], recurse=False))
+    trained = dict(flat.tree_flatten(theirs.trainable_parameters()))
+    core.save_safetensors(str(tmp_path / "out" / mlx.TENSORS), trained)  # what it trained and saves is read here
+    host.load_adapter(tmp_path / "out", "back")
+    torch.testing.assert_close(outputs(host, "back"), outputs(host, "t"), rtol=1e-4, atol=1e-4)
