@@ -13,7 +13,7 @@ from ...core import CommonweightError, Plan, Site, dump
 from ...formats import atomic, native
 from ...formats.coding import Choice
 from ...formats.order import site_fields
-from ...formats.peft.common import commonest, others
+from ...formats.pairs import commonest, others
 from ...methods import head, resolve
 from ...methods import plan as make_plan
 from .. import registry
