@@ -61,6 +61,9 @@ class Digests:
         self._sums = np.zeros((len(self._bytes), stride), np.int64)
         self.told = (self._sums.ctypes.data, stride) if wanted else (0, 0)
 
+    def clear(self) -> None:
+        self._sums[:] = 0
+
     def found(self) -> list[Sums]:
         columns = BLOCK // 4
         return [Sums(s[columns:][: n // ROW], s[:columns]) for s, n in zip(self._sums, self._bytes)]

@@ -1,4 +1,4 @@
-"""PCB by loops; its tanh is NumPy's and its powers of 2 are torch's, as in its own form."""
+"""PCB by loops. Where a tanh is needed it is NumPy's, and the powers of 2 beside it are torch's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..maths import parts
 from ..registry.steps import Compete
 from .calls import Digests, arrays, room, scratch
 from .load import Loop
@@ -17,78 +18,78 @@ from .load import Loop
 Bounds = Sequence[Sequence[float]]
 _MOST = 80  # models, as in the method
 _TINY = 1e-30  # as in the method: a range of values whose inverse would be beyond float32
-_POWERS = 12  # where the call is told of POWERS, as in kernel/competing.py
-_STEP = 32  # of which torch makes the powers at a time
+_SCORES = 11  # where the call is told of SCORES, as in kernel/competing.py
+_LARGE = 4  # what it returns where it cannot make them
 _PART = 1 << 15  # numbers of each model whose scores are made at a time: they stay in the second cache
 
 
 def scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds) -> Tensor | None:
-    """float32 (T, n), in room that the next ones take again; None where an input is not finite."""
-    return _scores(loops, raw, bounds, _alike(loops["score"]))
-
-
-def _scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds, at_once: bool) -> Tensor | None:
-    """at_once: most by the loop alone, where all first factors are their own tanh. torch computes the last few of all
-    numbers in another way than the rest, so these are left to it."""
+    """float32 (T, n), in room that the next ones take again; None where an input is not finite. For any numbers: its
+    tanh is NumPy's and its powers of 2 are torch's."""
     n, models = len(raw[0]), len(raw) - 1
-    part, done = min(n, _PART), 0
+    part = min(n, _PART)
     out, powers = (room(k, models * m)[: models * m] for k, m in (("scores", n), ("powers", part)))
-    numbers, given, lows = _numbers(bounds), arrays(raw), any(low for low, _ in bounds)
-    head = np.array([
-        0, 0, n, models, *given.told, 0, 0, 0, 0, numbers.ctypes.data, out.ctypes.data, 0, lows, scratch(models),
-    ])  # fmt: skip
-    if at_once and n >= 2 * _STEP:
-        head[1] = (n - _STEP) // _STEP * _STEP
-        found = loops["score"](head)
-        if found & 1:
-            return None
-        done = 0 if found else int(head[1])
-    head[_POWERS] = powers.ctypes.data
     made = torch.from_numpy(out).view(models, n)
-    for first in range(done, n, part):
-        head[:2] = first, min(n, first + part)
-        if loops["score"](head):
+    for first in range(0, n, part):
+        last = min(n, first + part)
+        if _score(loops["score"], raw, bounds, out, (first, last), powers):
             return None
-        inter = made[:, first : first + part]
+        inter = made[:, first:last]
         np.tanh(inter.numpy(), out=inter.numpy())
         intra = torch.from_numpy(powers[: inter.numel()]).view(inter.shape)
-        inter.mul_(torch.exp2(intra, out=intra))
+        inter.mul_(parts.exp2(intra))
     return made
 
 
+def _score(
+    score: Loop, raw: Sequence[Tensor], bounds: Bounds, out: np.ndarray, at: tuple[int, int], powers: np.ndarray | None
+) -> int:
+    own, given, models = numbers(bounds), arrays(raw), len(raw) - 1
+    head = np.array([
+        *at, len(raw[0]), models, *given.told, 0, 0, 0, 0, own.ctypes.data, out.ctypes.data,
+        0 if powers is None else powers.ctypes.data, has_lows(bounds), scratch(2 * models),
+    ])  # fmt: skip
+    return score(head)
+
+
 @lru_cache
-def _alike(score: Loop) -> bool:
-    """Whether this processor's NumPy and torch have the tanh and the powers that the loop has: tried, on numbers of all
-    sizes."""
+def alike(score: Loop) -> bool:
+    """Whether this processor's NumPy and torch have the tanh and the powers that loops have: tried, on numbers of all
+    sizes. If so, loops make scores whose first factors are their own tanh, below 2 ** -12."""
     tau = torch.linspace(-1e-3, 1e-3, 8192)
     raw = [tau * 0.5, tau, torch.zeros(8192)]
     for low in (0.0, 1e-6):
-        one, other = (_copied(score, raw, ((low, 1e-3),) * 2, way) for way in (True, False))
-        if not torch.equal(one, other):
+        bounds = ((low, 1e-3),) * 2
+        want, own = scores({"score": score}, raw, bounds), np.empty(2 * 8192, np.float32)
+        if _score(score, raw, bounds, own, (0, 8192), None) or not np.array_equal(own, want.numpy().ravel()):
             return False
     return True
 
 
-def _copied(score: Loop, raw: Sequence[Tensor], bounds: Bounds, at_once: bool) -> Tensor:
-    made = _scores({"score": score}, raw, bounds, at_once)
-    assert made is not None
-    return made.clone()
-
-
 def compete(loops: Mapping[str, Loop], steps: Compete, raw: Sequence[Tensor], out: Tensor, digests: Digests) -> bool:
     """Fills a piece of the result; whether all numbers fit."""
-    found = scores(loops, raw, steps.bounds)
-    if found is None:
-        return False
-    numbers, given, result = _numbers(steps.bounds, steps), arrays(raw), arrays([out])
+    own, given, result = numbers(steps.bounds, steps), arrays(raw), arrays([out])
     head = np.array([
         0, len(out), len(out), len(raw) - 1, *given.told, result.kinds[0], result.places[0], *digests.told,
-        numbers.ctypes.data, found.data_ptr(), 0, 0, scratch(len(raw) - 1),
+        own.ctypes.data, 0, 0, has_lows(steps.bounds), scratch(2 * len(raw)),
     ])  # fmt: skip
-    return not loops["compete"](head)
+    failed = loops["compete"](head) if alike(loops["score"]) else _LARGE
+    if failed & _LARGE:
+        found = scores(loops, raw, steps.bounds)
+        if found is None:
+            return False
+        head[_SCORES] = found.data_ptr()
+        digests.clear()
+        failed = loops["compete"](head)
+    return not failed
 
 
-def _numbers(bounds: Bounds, steps: Compete | None = None) -> np.ndarray:
+def has_lows(bounds: Bounds) -> bool:
+    return any(low for low, _ in bounds)
+
+
+def numbers(bounds: Bounds, steps: Compete | None = None) -> np.ndarray:
+    """float32: what loops are told of each model, and of all."""
     models, out = len(bounds), []
     times = math.sqrt(models * math.log2(math.e))
     for t, (low, high) in enumerate(bounds):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,11 @@ from ..maths import parts, select
 from ..registry.steps import Count, Round, Squares
 from ..sources.at import At
 from .calls import KINDS, arrays, room, scratch
-from .competing import scores
+from .competing import alike, has_lows, numbers, scores
 from .load import Loop
 
 _MANY = 1 << 14  # numbers found in a piece that are counted at once
-_VALUES = {"falling": 0, "sizes": 1, "scores": 2}
+_VALUES = {"falling": 0, "sizes": 1, "given": 2, "scores": 3}
 
 
 def look(
@@ -30,11 +32,9 @@ def look(
     if isinstance(steps, Squares):
         found = _squares(loops, raw, models)
         return None if found is None else {"squares": found}
-    if steps.values == "scores":
-        made = scores(loops, raw, steps.bounds)
-        found = None if made is None else _count(loops, steps, list(made), models, at, numel)
-    else:
-        found = _count(loops, steps, raw, models, at, numel)
+    found = _count(loops, steps, raw, models, at, numel)
+    if found is None and steps.values == "scores" and (made := scores(loops, raw, steps.bounds)) is not None:
+        found = _count(loops, replace(steps, values="given"), list(made), models, at, numel)
     return None if found is None else {"counts": found}
 
 
@@ -48,13 +48,16 @@ def _squares(loops: Mapping[str, Loop], raw: Sequence[Tensor], models: int) -> T
 def _count(
     loops: Mapping[str, Loop], steps: Count, raw: Sequence[Tensor], models: int, at: At, numel: int
 ) -> select.Counts | None:
-    n, first = len(raw[0]), parts.place(at, steps.scope)
+    if steps.values == "scores" and not alike(loops["score"]):
+        return None
+    n, first, bounds = len(raw[0]), parts.place(at, steps.scope), steps.bounds
+    own = numbers(bounds) if steps.values == "scores" else np.zeros(1, np.float32)
     given, rows = arrays(raw), select.asked(steps.finds)
     windows = [_Window(t, f, n, first, numel) for t, row in enumerate(rows) for f in row if f.cut is None]
     told = np.array([w.told for w in windows])
     head = np.array([
         n, models, len(raw) - models, *given.told, _VALUES[steps.values], told.ctypes.data, len(windows),
-        scratch(models),
+        scratch(models), own.ctypes.data, has_lows(bounds),
     ])  # fmt: skip
     if loops["count"](head):
         return None
@@ -94,6 +97,8 @@ class _Window:
             return select.Tally(0, places)
         if f.high - f.low == 1 and f.guess is None:
             return select.Tally(below, packed=(np.zeros(1, np.uint32), np.array([inside])))
+        if f.every > 1:
+            return select.Tally(below, self.bins[:inside].copy(), sample=True, choose=partial(chosen, loops))
         same = None if f.guess is None else select.Tally(0, places)
         if inside > _MANY:
             return select.Tally(below, same=same, packed=runs(loops, self.bins[:inside]))
@@ -108,3 +113,12 @@ def runs(loops: Mapping[str, Loop], numbers: np.ndarray) -> select.Bins:
     head = np.array([n, numbers.ctypes.data, spare[2 * digits :].ctypes.data, times.ctypes.data, spare.ctypes.data])
     found = loops["runs"](head)
     return numbers[:found].copy(), times[:found].copy()
+
+
+def chosen(loops: Mapping[str, Loop], numbers: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The numbers that would stand at these ranks in rising order, as select.chosen has them."""
+    n, out = len(numbers), np.empty(len(ranks), np.uint32)
+    spare = room("sorting", 2 * n + (1 << 16) + 4096)
+    head = np.array([n, numbers.ctypes.data, len(ranks), ranks.ctypes.data, out.ctypes.data, spare.ctypes.data])
+    loops["choose"](head)
+    return out

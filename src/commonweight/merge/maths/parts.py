@@ -44,6 +44,18 @@ def combine(stack: Tensor | Sequence[Tensor], values: Sequence[float] | Tensor) 
     return out
 
 
+def exp2(x: Tensor) -> Tensor:
+    """2**x in x's own place (contiguous). torch makes the last few of all numbers in another way, with other bits; here
+    all are made in the same way, wherever they stand."""
+    flat, whole = x.view(-1), x.numel() // 64 * 64
+    torch.exp2(flat[:whole], out=flat[:whole])
+    if whole < len(flat):
+        rest = torch.zeros(64)
+        rest[: len(flat) - whole] = flat[whole:]
+        flat[whole:] = rest.exp2_()[: len(flat) - whole]
+    return x
+
+
 def scaled(tensors: Sequence[Tensor], base: Tensor, at: At, coefficients: Statistics) -> Tensor:
     """theta_0 + sum_t c_t tau_t with the tensor's own c (T,); a tensor that has none (a buffer) stays the base's."""
     if not coefficients.has("coefficients", at.name):

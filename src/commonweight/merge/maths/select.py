@@ -11,7 +11,7 @@ split or in what order it is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 
@@ -26,6 +26,7 @@ _BINS = 1 << 22  # that all searches of a survey hold at most
 _SAMPLE = 1 << 21  # elements of all models together
 _FEW = 1 << 15
 _DENSE = 1 << 20  # bins that are added up without sorting them
+_PACKED = 1 << 14  # elements that are counted at once
 _HELD = 1 << 19  # elements that wait to be counted into bins
 _SPREAD = 16.0  # of the window, in deviations of a sample of independent elements; neighbours are alike
 
@@ -72,21 +73,34 @@ class Cut:
 
 
 Bins = tuple[np.ndarray, np.ndarray]  # uint32, int64: bins, how many elements each has
+Choose = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of numbers uint32 (n,) those of ranks int64 (m,), from 1
+
+
+def chosen(numbers: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The numbers (m,) that would stand at these ranks in rising order."""
+    return np.partition(numbers, ranks - 1)[ranks - 1]
 
 
 class Tally:
     """How many elements come before a window, and how many are in each bin of it; adds up in place.
 
-    same: the same by index, of the elements of a value that was guessed.
+    same: the same by index, of the elements of a value that was guessed. sample: the elements are few, and kept as they
+    are; choose: finds some of them by their ranks.
     """
 
     def __init__(
-        self, below: int = 0, found: np.ndarray | None = None, same: Tally | None = None, packed: Bins | None = None
+        self,
+        below: int = 0,
+        found: np.ndarray | None = None,
+        same: Tally | None = None,
+        packed: Bins | None = None,
+        sample: bool = False,
+        choose: Choose = chosen,
     ):
-        self.below, self.same = below, same
+        self.below, self.same, self._sample, self._choose = below, same, sample, choose
         self._loose: list[np.ndarray] = []
         self._packed: list[Bins] = [] if packed is None else [packed]
-        if found is not None and len(found) > 1 << 14:  # many are in few bins, or there are few such pieces
+        if found is not None and len(found) > _PACKED and not sample:  # many are in few bins, or few pieces are such
             self._packed.append(_counted(found))
         elif found is not None and len(found):
             self._loose.append(found)
@@ -97,7 +111,9 @@ class Tally:
         self._loose += other._loose
         self._packed += other._packed
         self._size += other._size
-        if self._size > _HELD:
+        if other._sample:
+            self._sample, self._choose = True, other._choose
+        elif self._size > _HELD:
             self.bins()
         if other.same is not None:
             self.same = other.same if self.same is None else self.same.__iadd__(other.same)
@@ -114,12 +130,23 @@ class Tally:
         self._size = 0  # what is packed is bounded by the number of bins
         return self._packed[0]
 
+    def sampled(self) -> int:
+        """How many elements of a sample were seen."""
+        return self.below + sum(map(len, self._loose))
+
+    def at(self, ranks: Sequence[float]) -> list[int]:
+        """The bins of a sample's elements of these ranks, or of the nearest; they count from 1 and are rounded up."""
+        if len(self._loose) > 1:
+            self._loose = [np.concatenate(self._loose)]
+        wanted = np.ceil(np.clip(np.subtract(ranks, self.below), 1, len(self._loose[0]))).astype(np.int64)
+        return [int(b) for b in self._choose(self._loose[0], wanted)]
+
     def _held(self) -> int:
         return sum(map(len, self._loose)) + sum(len(bins) for bins, _ in self._packed)
 
 
 def _counted(found: np.ndarray) -> Bins:
-    if len(found) > 1 << 14 and found.max() < 1 << _BITS:
+    if len(found) > _PACKED and found.max() < max(1 << _BITS, 2 * len(found)):
         counts = torch.bincount(torch.from_numpy(found.view(np.int32))).numpy()
         bins = np.flatnonzero(counts)
         return bins.astype(np.uint32), counts[bins]
@@ -138,7 +165,7 @@ def _merged(parts: list[Bins]) -> Bins:
         bins = np.flatnonzero(dense)
         return bins.astype(np.uint32), dense[bins]
     bins, counts = (np.concatenate(column) for column in zip(*parts))
-    parts.clear()  # a sample of a model whose numbers all differ is the most that a survey holds
+    parts.clear()
     order = np.argsort(bins, kind="stable")  # which merges parts that are in order
     bins = bins[order]
     counts = counts[order]
@@ -182,7 +209,7 @@ class Find:
 
     def last(self, top: np.ndarray, count: int) -> Tally:
         """Of `count` values, of which the last one has this key (1,)."""
-        return Tally(count) if top[0] < self.low else Tally(count - 1, _bins(top, self))
+        return Tally(count) if top[0] < self.low else Tally(count - 1, _bins(top, self), sample=self.every > 1)
 
     def single(self, x: np.ndarray) -> Tally:
         """Of values x (n,), for a window of one value."""
@@ -206,7 +233,7 @@ class Find:
         if self.guess is not None:
             equal = where[found == np.float32(value(self.guess))] + first
             same = Tally(0, replace(self, **window(0, numel))._indices(equal))
-        return Tally(below, _bins(key(found), self), same)
+        return Tally(below, _bins(key(found), self), same, sample=self.every > 1)
 
     def alike(self, other: Find) -> bool:
         """Whether both count the same, whatever their ranks."""
@@ -225,10 +252,10 @@ class Find:
         """numel: how many elements there are; every index is below it. most: bins to hold, at most."""
         if self.cut is not None:
             return self
+        if self.every > 1:
+            return self._window(seen, numel, most)
         bins, counts = seen.bins()
         total = counts.cumsum() + seen.below
-        if self.every > 1:
-            return self._window(bins, total, numel, most)
         if self.rank <= seen.below:
             return self._within(_LOW, self.low)
         if not len(total) or self.rank > total[-1]:
@@ -247,16 +274,18 @@ class Find:
         by_index = replace(self, rank=rest, key=first, **window(0, numel))
         return by_index.next(seen.same, numel, most) if seen.same is not None and first == self.guess else by_index
 
-    def _window(self, bins: np.ndarray, total: np.ndarray, numel: int, most: int) -> Find:
+    def _window(self, seen: Tally, numel: int, most: int) -> Find:
         """Where the cut lies, by a sample's values."""
-        n = int(total[-1]) if len(total) else 0
+        n = seen.sampled()
+        if not n:
+            return replace(self, every=1, **window(_LOW, _HIGH))
         share = self.rank / numel
         spread = _SPREAD * (math.sqrt(share * (1 - share) * n) + 1)
-        left, right = np.searchsorted(total, [share * n - spread, share * n + spread])
-        low = self.low + int(bins[left]) if share * n >= _SPREAD else _LOW  # few may come before all of the sample
-        high = self.low + int(bins[right]) + 1 if share * n + spread < n else _HIGH
-        many = (2 * spread + 1) / max(n, 1) * numel > most  # few elements have few bins, however wide the window
-        guess = self.low + int(bins[np.searchsorted(total, min(share * n, n))]) if n and not self.exact else None
+        left, middle, right = seen.at([share * n - spread, min(share * n, n), share * n + spread])
+        low = self.low + left if share * n >= _SPREAD else _LOW  # few may come before all of the sample
+        high = self.low + right + 1 if share * n + spread < n else _HIGH
+        many = (2 * spread + 1) / n * numel > most  # few elements have few bins, however wide the window
+        guess = None if self.exact else self.low + middle
         return replace(self, every=1, guess=guess, **window(low, high, most) if many else {"low": low, "high": high})
 
     def _within(self, low: int, high: int) -> Find:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..call.declare import method
 from ..maths import select
-from ..maths.parts import column, combine, deltas, place
+from ..maths.parts import column, combine, deltas, exp2, place
 from ..registry import At, Density, Range, Survey
 from ..registry.steps import Compete, Count
 
@@ -37,7 +37,7 @@ def _intra(tau: Tensor, bounds: Sequence[Sequence[float]]) -> Tensor:
     out = _norm(tau, bounds, math.sqrt(models * math.log2(math.e))).square_()
     if models > 80:
         out.sub_((models - 80) * math.log2(math.e))
-    return torch.exp2(out, out=out)
+    return exp2(out)
 
 
 def _norm(tau: Tensor, bounds: Sequence[Sequence[float]], times: float = 1.0) -> Tensor:

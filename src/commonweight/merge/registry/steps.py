@@ -70,11 +70,12 @@ class Squares:
 
 @dataclass(frozen=True)
 class Count:
-    """A round of the searches `finds`, over values of the task vectors: -|tau|, |tau|, or PCB's scores by `bounds`."""
+    """A round of the searches `finds`, over values of the task vectors: -|tau|, |tau|, PCB's scores by `bounds`, or the
+    numbers that are given in their place."""
 
     finds: Any
     scope: Literal["tensor", "model"]
-    values: Literal["falling", "sizes", "scores"] = "falling"
+    values: Literal["falling", "sizes", "scores", "given"] = "falling"
     bounds: tuple[tuple[float, float], ...] = ()
 
 

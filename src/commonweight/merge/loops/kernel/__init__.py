@@ -8,9 +8,10 @@ from .competing import compete, score
 from .counting import count
 from .merging import merge
 from .ranking import rank
-from .sorting import runs
+from .sorting import choose, runs
 from .squaring import square
 
 LOOPS = {
     "merge": merge, "count": count, "square": square, "rank": rank, "score": score, "compete": compete, "runs": runs,
+    "choose": choose,
 }  # fmt: skip

@@ -17,10 +17,8 @@ SMALL = 0x39800000  # 2 ** -12: what is smaller is its own tanh in float32
 
 
 @inline
-def task_vectors(head, first, n):
-    """Loads a block; returns whether a number is not finite."""
-    models, block = head[MODELS], head[SCRATCH]
-    kinds, inputs = at(head[KINDS], types.int64), at(head[INPUTS], types.int64)
+def task_vectors(models, kinds, inputs, first, n, block):
+    """Loads a block of each model less the base, which comes behind them; returns whether a number is not finite."""
     root = at(block + 4 * BLOCK * models, types.float32)
     bad = load(kinds[models], inputs[models], first, n, root)
     for t in range(models):
@@ -54,58 +52,85 @@ def power(x):
     return u if x >= f32(-150) else f32(0)
 
 
-def score(head):
-    """Numbers FROM .. TO of scores (models, COUNT): tau sum_j tau_j, times 2 ** (T N(|tau|)^2 / ln 2) if there are no
-    POWERS, else these exponents (models, TO - FROM) are put there.
+@inline
+def factors(models, n, own, lows, block, t, inter, powers):
+    """Of a block of task vectors, and behind base and models their sum: a model's tau sum_j tau_j, which may take its
+    place, and T N(|tau|)^2 / ln 2."""
+    x, total = at(block + 4 * BLOCK * t, types.float32), at(block + 4 * BLOCK * (models + 1), types.float32)
+    times, less = own[MODEL * models + TIMES], own[MODEL * models + LESS]
+    low, scale = own[MODEL * t + LOW], own[MODEL * t + SCALE]
+    if lows:
+        for i in range(n):
+            size = number(bits(x[i]) & u32(0x7FFFFFFF))
+            norm = clamp((size - low) * scale, f32(0), times)
+            powers[i] = norm * norm - less
+    else:
+        for i in range(n):
+            norm = clamp(x[i] * scale, -times, times)
+            powers[i] = norm * norm - less
+    for i in range(n):
+        inter[i] = x[i] * total[i]
 
-    Returns 1 where an input is no finite number, plus 2 where one of the first factors is so large that its tanh is
-    another number.
+
+@inline
+def add_up(models, n, block):
+    """The sum of a block's task vectors, behind base and models."""
+    total, x = at(block + 4 * BLOCK * (models + 1), types.float32), at(block, types.float32)
+    for i in range(n):
+        total[i] = x[i]
+    for t in range(1, models):
+        x = at(block + 4 * BLOCK * t, types.float32)
+        for i in range(n):
+            total[i] = total[i] + x[i]
+
+
+@inline
+def balance(models, n, own, lows, block, out):
+    """The scores of a block of task vectors, a block each from `out` on. Returns whether a first factor is so large
+    that its tanh is another number (uint32)."""
+    add_up(models, n, block)
+    powers, large = at(block + 4 * BLOCK * (models + 2), types.float32), u32(0)
+    for t in range(models):
+        inter = at(out + 4 * BLOCK * t, types.float32)
+        factors(models, n, own, lows, block, t, inter, powers)
+        for i in range(n):
+            large |= u32((bits(inter[i]) & u32(0x7FFFFFFF)) >= u32(SMALL))
+            inter[i] = inter[i] * power(powers[i])
+    return large
+
+
+def score(head):
+    """Numbers FROM .. TO of scores (models, COUNT) by `balance`; or, if there is room for POWERS (models, TO - FROM),
+    their factors, the second of which as exponents of 2.
+
+    Returns 1 where an input is no finite number, plus 2 where one of the first factors is too large for `balance`.
     """
-    models, count, start, end = head[MODELS], head[COUNT], head[FROM], head[TO]
-    own = at(head[NUMBERS], types.float32)
-    all_models = at(head[NUMBERS] + 4 * MODEL * models, types.float32)
-    times, less = all_models[TIMES], all_models[LESS]
-    total = at(head[SCRATCH] + 4 * BLOCK * (models + 1), types.float32)
-    spare = head[SCRATCH] + 4 * BLOCK * (models + 2)
+    models, count, start, end, block = head[MODELS], head[COUNT], head[FROM], head[TO], head[SCRATCH]
+    kinds, inputs = at(head[KINDS], types.int64), at(head[INPUTS], types.int64)
+    own, made = at(head[NUMBERS], types.float32), block + 4 * BLOCK * (models + 3)
     bad, large = u32(0), u32(0)
     for first in range(start, end, BLOCK):
         n = min(BLOCK, end - first)
-        bad |= task_vectors(head, first, n)
-        x = at(head[SCRATCH], types.float32)
-        for i in range(n):
-            total[i] = x[i]
-        for t in range(1, models):
-            x = at(head[SCRATCH] + 4 * BLOCK * t, types.float32)
-            for i in range(n):
-                total[i] = total[i] + x[i]
+        bad |= task_vectors(models, kinds, inputs, first, n, block)
+        if head[POWERS]:
+            add_up(models, n, block)
+        else:
+            large |= balance(models, n, own, head[LOWS], block, made)
         for t in range(models):
-            x = at(head[SCRATCH] + 4 * BLOCK * t, types.float32)
-            inter = at(head[SCORES] + 4 * (t * count + first), types.float32)
-            place = head[POWERS] + 4 * (t * (end - start) + first - start) if head[POWERS] else spare
-            powers = at(place, types.float32)
-            low, scale = own[MODEL * t + LOW], own[MODEL * t + SCALE]
-            if head[LOWS]:
-                for i in range(n):
-                    size = number(bits(x[i]) & u32(0x7FFFFFFF))
-                    norm = clamp((size - low) * scale, f32(0), times)
-                    powers[i] = norm * norm - less
-            else:
-                for i in range(n):
-                    norm = clamp(x[i] * scale, -times, times)
-                    powers[i] = norm * norm - less
+            out = at(head[SCORES] + 4 * (t * count + first), types.float32)
             if head[POWERS]:
-                for i in range(n):
-                    inter[i] = x[i] * total[i]
+                powers = at(head[POWERS] + 4 * (t * (end - start) + first - start), types.float32)
+                factors(models, n, own, head[LOWS], block, t, out, powers)
             else:
+                found = at(made + 4 * BLOCK * t, types.float32)
                 for i in range(n):
-                    y = x[i] * total[i]
-                    large |= u32((bits(y) & u32(0x7FFFFFFF)) >= u32(SMALL))
-                    inter[i] = y * power(powers[i])
+                    out[i] = found[i]
     return i64(bad) + 2 * i64(large)
 
 
 def compete(head):
-    """One piece of the result, of the SCORES. Returns as `merge` does."""
+    """One piece of the result, of the SCORES, or of those that it makes. Returns as `merge` does, and 4 more where it
+    cannot make them."""
     models, count, block = head[MODELS], head[COUNT], head[SCRATCH]
     kinds, inputs = at(head[KINDS], types.int64), at(head[INPUTS], types.int64)
     own = at(head[NUMBERS], types.float32)
@@ -113,13 +138,16 @@ def compete(head):
     root = at(block + 4 * BLOCK * models, types.float32)
     total = at(block + 4 * BLOCK * (models + 1), types.float32)
     merged = at(block + 4 * BLOCK * (models + 2), types.float32)
-    bad, wide = u32(0), u32(0)
+    made, bad, wide, large = block + 4 * BLOCK * (models + 3), u32(0), u32(0), u32(0)
     for first in range(0, count, BLOCK):
         n = min(BLOCK, count - first)
-        bad |= task_vectors(head, first, n)
+        bad |= task_vectors(models, kinds, inputs, first, n, block)
+        if not head[SCORES]:
+            large |= balance(models, n, own, head[LOWS], block, made)
         for t in range(models):
             x = at(block + 4 * BLOCK * t, types.float32)
-            beta = at(head[SCORES] + 4 * (t * count + first), types.float32)
+            given = head[SCORES] + 4 * (t * count + first)
+            beta = at(given if head[SCORES] else made + 4 * BLOCK * t, types.float32)
             low, high = own[MODEL * t + LOW], own[MODEL * t + HIGH]
             floor, share, weight = own[MODEL * t + FLOOR], own[MODEL * t + SHARE], own[MODEL * t + WEIGHT]
             for i in range(n):
@@ -142,4 +170,4 @@ def compete(head):
             for j in range(models + 1):
                 mark(kinds[j], inputs[j], first, n, head[SUMS] + 8 * head[STRIDE] * j)
             mark(head[KIND], head[OUT], first, n, head[SUMS] + 8 * head[STRIDE] * (models + 1))
-    return i64(bad) + 2 * i64(wide)
+    return i64(bad) + 2 * i64(wide) + 4 * i64(large)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from numba import types
 
+from .competing import balance, task_vectors
 from .numbers import BLOCK, at, before, bits, first_one, i32, i64, inline, load, ones, u32, u64
 
-FALLING, SIZES, GIVEN = range(3)  # values: -|tau|, |tau|, or float32 numbers that were made before
+FALLING, SIZES, GIVEN, SCORES = range(4)  # values: -|tau|, |tau|, numbers that were made before, PCB's scores
 PART = 64  # keys that are looked at together
 # what a call is told, in whole numbers, addresses among them
-COUNT, MODELS, BASE, KINDS, INPUTS, VALUES, WINDOWS, SEARCHES, SCRATCH, HEAD = range(10)
+COUNT, MODELS, BASE, KINDS, INPUTS, VALUES, WINDOWS, SEARCHES, SCRATCH, NUMBERS, LOWS = range(11)
 # of a window: whose values, in which keys; bins are 2**shift wide, and go to `bins`; of values with the key `same` (if
 # EQUAL), places from `first` on, in their window and bins, go to `places`; what is found: before, inside, in `places`,
 # and if LARGEST nothing of these but the largest key
@@ -69,21 +70,20 @@ def largest(keys, n):
 
 
 def count(head):
-    """One piece. Returns 1 where an input is no finite number."""
+    """One piece. Returns 1 where an input is no finite number, plus 2 where `balance` does not make the scores."""
     models, base, block = head[MODELS], head[BASE], head[SCRATCH]
     kinds, inputs = at(head[KINDS], types.int64), at(head[INPUTS], types.int64)
-    root = at(block + 4 * BLOCK * models, types.float32)
-    bad = u32(0)
+    own, bad, large = at(head[NUMBERS], types.float32), u32(0), u32(0)
     for first in range(0, head[COUNT], BLOCK):
         n = min(BLOCK, head[COUNT] - first)
         if base:
-            bad |= load(kinds[models], inputs[models], first, n, root)
+            bad |= task_vectors(models, kinds, inputs, first, n, block)
+        else:
+            for t in range(models):
+                bad |= load(kinds[t], inputs[t], first, n, at(block + 4 * BLOCK * t, types.float32))
+        if head[VALUES] == SCORES:
+            large |= balance(models, n, own, head[LOWS], block, block)
         for t in range(models):
-            x = at(block + 4 * BLOCK * t, types.float32)
-            bad |= load(kinds[t], inputs[t], first, n, x)
-            if base:
-                for i in range(n):
-                    x[i] = x[i] - root[i]
             order(block + 4 * BLOCK * t, n, head[VALUES])
         for j in range(head[SEARCHES]):
             w = at(head[WINDOWS] + 8 * WINDOW * j, types.int64)
@@ -92,4 +92,4 @@ def count(head):
                 w[TOP] = max(w[TOP], largest(at(keys, types.int32), n))
             else:
                 tally(keys, n, w[FIRST] + first, w)
-    return i64(bad)
+    return i64(bad) + 2 * i64(large)

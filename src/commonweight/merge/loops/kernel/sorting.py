@@ -1,4 +1,4 @@
-"""How often each number is there: sorted by counting, a digit at a time."""
+"""Numbers sorted by counting, a digit at a time: how often each is there, and which have some ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from .numbers import at, i64, inline, u32
 DIGITS = 2048  # of 11 bits, three of which are a number's
 # what a call is told, in whole numbers, addresses among them: uint32 (n,), and room for as many
 COUNT, NUMBERS, SPARE, TIMES, PLACES = range(5)
+# of `choose`, which leaves the numbers as they are: RANKS (int64, of ASKED) count from 1; ROOM is for what is found
+ASKED, RANKS, FOUND, ROOM = range(2, 6)
+MET = 1 << 40  # less is a rank that was found among the upper bits
 
 
 @inline
@@ -51,3 +54,38 @@ def runs(head):
     out[found] = last
     times[found] = n - began
     return found + 1
+
+
+def choose(head):
+    """The numbers of some ranks go to FOUND (uint32). Those that have the upper 16 bits of one of these are sorted."""
+    n, asked, numbers = head[COUNT], head[ASKED], at(head[NUMBERS], types.uint32)
+    ranks, out = at(head[RANKS], types.int64), at(head[FOUND], types.uint32)
+    tops, counts = at(head[ROOM], types.int32), at(head[ROOM] + 4 * (1 << 16), types.int64)
+    here = head[ROOM] + 4 * (1 << 16) + 8 * DIGITS
+    there = here + 4 * n
+    for d in range(1 << 16):
+        tops[d] = 0
+    for i in range(n):
+        tops[i64(numbers[i] >> u32(16))] += 1
+    total, left = i64(0), i64(0)  # how many come before a digit, and of those how many are sorted
+    for d in range(1 << 16):
+        size, wanted = i64(tops[d]), i64(0)
+        if size:
+            for j in range(asked):
+                if total < ranks[j] <= total + size:
+                    wanted = i64(1)
+                    ranks[j] += left - total - MET
+            tops[d] = wanted
+            total += size
+            left += size * wanted
+    found, kept = i64(0), at(here, types.uint32)
+    for i in range(n):
+        kept[found] = numbers[i]
+        found += i64(tops[i64(numbers[i] >> u32(16))])
+    for shift in range(0, 33, 11):
+        if not by_digit(at(here, types.uint32), found, shift, counts, at(there, types.uint32)):
+            here, there = there, here
+    kept = at(here, types.uint32)
+    for j in range(asked):
+        out[j] = kept[ranks[j] + MET - 1]
+    return i64(0)
