@@ -1,13 +1,18 @@
 """Merging from disk to disk: wall time and peak anonymous memory, beside mergekit and beside a plain copy of the bytes.
 
-python -m benchmarks.merge [--large] [--cores N] [--rounds N] [--small] [--methods a,b] [--old FOLDER]
+python -m benchmarks.merge [--large] [--cores N] [--rounds N] [--minutes N] [--small] [--methods a,b] [--old FOLDER]
+                           [--models FOLDER]
 
 Random Llama shapes in bfloat16, three models of 337 MB (--large: 2 GB, --small: 5 MB, to see that it runs). Each side
 runs in a process of its own, pinned to the same processors, in turn; the clock runs from after the imports until the
 result is on the disk (the copy is synchronised too, mergekit's result is not). MERGEKIT=FOLDER names where
 `pip install --no-deps --target FOLDER mergekit==0.1.5` and what it needs were put; without it that side is left out.
 --old names a checkout of an earlier build, which is then timed in turn with this one. The compiled loops are made
-before the clock runs, as they are once for a machine.
+before the clock runs, as they are once for a machine. --models: where the models are made, or lie from an earlier run.
+
+One method comes after the other, each with one round at least, and with more (--rounds at most) as long as --minutes
+allow (10; 12 if --large). Each says what it found as soon as it is done, and its rows then take the place of the
+same rows among the results; others stay, so that methods can be measured in several runs.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -31,7 +38,7 @@ from commonweight.merge.plan.figures import plan
 from commonweight.merge.recipe import load
 from commonweight.merge.recipe.build import build
 
-from .harness import store
+from .harness import RESULTS, store
 
 SIZES = {"small": (2000, 128, 352, 2), "337 MB": (32000, 1024, 2816, 8), "2 GB": (32000, 2048, 8192, 13)}
 METHODS: dict[str, dict] = {
@@ -46,6 +53,7 @@ METHODS: dict[str, dict] = {
     "lines": {},
 }
 THEIRS = ("linear", "ties", "dare_linear", "sce", "breadcrumbs")
+THEIRS_LARGE = ("linear", "ties")  # the others would take a minute and more each
 TARGETS = {
     ("linear", "mergekit"): 0.5, ("linear", "copy"): 1.3, ("ties", "mergekit"): 0.04,
     ("linear", "old"): 0.7, ("ties", "old"): 0.5, ("breadcrumbs", "old"): 0.4, ("pcb", "old"): 0.4,
@@ -105,20 +113,20 @@ def models(folder: Path, size: str) -> list[Path]:
         "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 8,
         "torch_dtype": "bfloat16", "tie_word_embeddings": False,
     }  # fmt: skip
-    out = []
-    for k in range(3):
-        path = folder / f"m{k}"
-        path.mkdir()
-        base, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(k)
-        state = {}
-        for name, shape in shapes.items():
-            state[name] = 0.02 * torch.randn(shape, generator=base)
-            if k:
-                state[name] += 0.002 * torch.randn(shape, generator=own)
-            state[name] = state[name].bfloat16()
+    out = [folder / f"m{k}" for k in range(3)]
+    if all((path / "config.json").exists() for path in out):
+        return out
+    base, own = torch.Generator().manual_seed(0), {k: torch.Generator().manual_seed(k) for k in (1, 2)}
+    states: list[dict] = [{} for _ in out]
+    for name, shape in shapes.items():
+        root = 0.02 * torch.randn(shape, generator=base)
+        states[0][name] = root.bfloat16()
+        for k, g in own.items():
+            states[k][name] = torch.randn(shape, generator=g).mul_(0.002).add_(root).bfloat16()
+    for path, state in zip(out, states):
+        path.mkdir(parents=True, exist_ok=True)
         save_file(state, path / "model.safetensors", {"format": "pt"})
         (path / "config.json").write_text(json.dumps(config))
-        out.append(path)
     return out
 
 
@@ -171,64 +179,102 @@ def anonymous(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
+class Sides(NamedTuple):
+    """What is run: on which models, where, on how many processors; the old build's and mergekit's folders."""
+
+    size: str
+    paths: list[Path]
+    folder: Path
+    cores: int
+    old: Path | None
+    mergekit: str | None
+
+    def of(self, method: str) -> dict[str, Callable[[], dict[str, float]]]:
+        body, at = bodies(method, self.paths), (self.folder, self.cores)
+        out = {"ours": lambda: timed(OURS, body["ours"], *at)}
+        if self.old is not None:
+            first = str(self.old / "src")
+            out["old"] = lambda: timed(OURS, body["ours"], *at, first=first)
+        if method == NO_BASE:
+            files = [str(p / "model.safetensors") for p in self.paths]
+            out["copy"] = lambda: timed(COPY, files, *at)
+        if self.mergekit and method in (THEIRS_LARGE if self.size == "2 GB" else THEIRS):
+            out["mergekit"] = lambda: timed(MERGEKIT, body["mergekit"], *at, self.mergekit)
+        return out
+
+
+def measured(sides: Sides, method: str, rounds: int, until: float) -> dict[str, list[dict]]:
+    """Side -> runs, of one method. After the first round only what was done by `until` (of time.monotonic), as far as
+    one can tell: first mergekit is left out, which takes longest."""
+    found: dict[str, list[dict]] = {}
+    took: dict[str, float] = {}
+    for i in range(rounds):
+        for side, run in sides.of(method).items():
+            if i and (side not in took or time.monotonic() + took[side] > until):
+                took.pop(side, None)
+                continue
+            start = time.monotonic()
+            try:
+                found.setdefault(side, []).append(run())
+            except RuntimeError as e:
+                if side != "mergekit":
+                    raise
+                print(f"mergekit does not run: {e}", flush=True)
+                found.pop(side, None)
+                continue
+            took[side] = time.monotonic() - start
+            last = found[side][-1]
+            print(f"{method:12} {side:9} {last['seconds']:8.2f} s  {last['mb']:7.0f} MB anonymous", flush=True)
+    return found
+
+
+def rows(sides: Sides, method: str, found: dict[str, list[dict]]) -> list[dict]:
+    out = []
+    for other in ("copy", "mergekit", "old"):
+        if other in found:
+            target = TARGETS.get((method, other))
+            out.append(_row(method, other, sides.size, sides.cores, found["ours"], found[other], target))
+    peaks = [round(r["mb"], 1) for r in found["ours"]]
+    what = f"peak anonymous MB of {method}, {sides.size}"
+    spread = [min(peaks), max(peaks)]
+    return [*out, {"what": what, "unit": "memory", "target": MEMORY, "ratio": max(peaks), "spread": spread}]
+
+
 def main(
     size: str = "337 MB",
     cores: int = 2,
     rounds: int = 5,
     methods: tuple[str, ...] = tuple(METHODS),
     old: Path | None = None,
+    minutes: float = 10.0,
+    made: Path | None = None,
+    keep: Callable[[list[dict]], None] = lambda rows: None,
 ) -> list[dict]:
+    """The rows of all methods; `keep` is given each one's as soon as it is measured."""
+    until, out = time.monotonic() + 60 * minutes, []
     there = os.environ.get("MERGEKIT")
-    reason = None if there else "MERGEKIT names no folder with mergekit 0.1.5"
-    rows = []
+    if not there:
+        print("mergekit is left out: MERGEKIT names no folder with mergekit 0.1.5", flush=True)
     loops(WORTH)  # made, if they are not yet
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as name:
-        folder = Path(name)
-        paths = models(folder, size)
-        files = [str(p / "model.safetensors") for p in paths]
-        bounds = {m: plan(build(load(bodies(m, paths)["ours"])), cores).memory / 2**20 for m in methods}
-        found: dict[tuple[str, str], list[dict]] = {}
-        for _ in range(rounds):
-            found.setdefault(("copy", "copy"), []).append(timed(COPY, files, folder, cores))
-            for method in methods:
-                body = bodies(method, paths)
-                found.setdefault((method, "ours"), []).append(timed(OURS, body["ours"], folder, cores))
-                if old is not None:
-                    run = timed(OURS, body["ours"], folder, cores, first=str(old / "src"))
-                    found.setdefault((method, "old"), []).append(run)
-                if reason is None and method in THEIRS:
-                    try:
-                        found.setdefault((method, "mergekit"), []).append(
-                            timed(MERGEKIT, body["mergekit"], folder, cores, there)
-                        )
-                    except RuntimeError as e:
-                        reason = f"mergekit does not run: {e}"
-                        found.pop((method, "mergekit"), None)
-    for (method, side), runs in found.items():
-        seconds = statistics.median(r["seconds"] for r in runs)
-        bound = f", bound {bounds[method]:.0f} MB" if side == "ours" else ""
-        print(f"{method:12} {side:9} {seconds:8.2f} s  {max(r['mb'] for r in runs):7.0f} MB anonymous{bound}")
-    if reason:
-        print(f"mergekit is left out: {reason}")
-    for method in methods:
-        pairs = [
-            ("copy", ("copy", "copy")), ("mergekit", (method, "mergekit")), ("old", (method, "old")),
-            ("linear", ("linear", "ours")),
-        ]  # fmt: skip
-        for other, key in pairs:
-            wanted = TARGETS.get(
-                (method, other), 4.0 if other == "linear" and method not in ("linear", "ties") else None
-            )
-            if key in found and (wanted is not None or other in ("mergekit", "old")):
-                rows.append(_row(method, other, size, cores, found[method, "ours"], found[key], wanted))
-        mb = max(r["mb"] for r in found[method, "ours"])
-        rows.append(
-            {
-                "what": f"peak anonymous MB of {method}, {size}", "unit": "memory", "target": MEMORY,
-                "ratio": round(mb, 1), "spread": [round(min(r["mb"] for r in found[method, "ours"]), 1), round(mb, 1)],
-            }
-        )  # fmt: skip
-    return rows
+        sides = Sides(size, models(made or Path(name), size), Path(name), cores, old, there)
+        for i, method in enumerate(methods):
+            now = time.monotonic()
+            found = measured(sides, method, rounds, now + (until - now) / (len(methods) - i))
+            bound = plan(build(load(bodies(method, sides.paths)["ours"])), cores).memory / 2**20
+            out += (mine := rows(sides, method, found))
+            for row in mine:
+                more = f"of at most {bound:.0f}" if row["unit"] == "memory" else f"{row['rounds']} rounds"
+                print(f"  {row['what']}: {row['ratio']} (wanted {row['target']}), {row['spread']}, {more}", flush=True)
+            keep(mine)
+    return out
+
+
+def beside(name: str, new: list[dict]) -> None:
+    """Stores rows among those that are there, in the place of those that say the same."""
+    path = RESULTS / f"{name}.json"
+    known = {r["what"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    store(name, list((known | {r["what"]: r for r in new}).values()))
 
 
 def _row(
@@ -251,12 +297,16 @@ if __name__ == "__main__":
     asked.add_argument("--small", action="store_true")
     asked.add_argument("--cores", type=int, default=2)
     asked.add_argument("--rounds", type=int, default=5)
+    asked.add_argument("--minutes", type=float, help="how long all may take, as far as first rounds let it")
     asked.add_argument("--methods", default=",".join(METHODS))
     asked.add_argument("--old", type=Path, help="a checkout of an earlier build, timed in turn")
+    asked.add_argument("--models", type=Path, help="a folder for the models, kept for the next run")
     a = asked.parse_args()
     chosen = "small" if a.small else "2 GB" if a.large else "337 MB"
-    table = main(chosen, a.cores, a.rounds, tuple(a.methods.split(",")), a.old)
-    for row in table:
-        print(row)
-    if not a.small:
-        store("merge" if not a.large else "merge_large", table)
+    lasts = a.minutes or (12 if a.large else 10)
+    known = "merge_large" if a.large else "merge"
+    names = tuple(a.methods.split(","))
+    saved = (lambda rows: None) if a.small else (lambda rows: beside(known, rows))
+    table = main(chosen, a.cores, a.rounds, names, a.old, lasts, a.models, saved)
+    if not a.small and set(names) == set(METHODS):
+        store(known, table)  # what is measured no more goes

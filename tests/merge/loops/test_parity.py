@@ -16,6 +16,7 @@ CASES: list[tuple[str, dict]] = [
     ("linear", {"weights": (0.3, -1.5, 0.4), "normalize": False}),
     ("task_arithmetic", {"weights": (0.3, 0.7, 0.0), "scale": 0.3}),
     ("lines", {"alpha": 0.4}),
+    ("lines", {"weights": (0.3, 0.7, 1.1)}),
     ("ties", {}),
     ("ties", {"weights": (0.3, 0.7, 1.1), "density": (0.5, 1.0, 0.01), "reduce": "sum"}),
     ("ties", {"compat": "mergekit", "weights": (0.3, -0.7, 0.0)}),
@@ -79,7 +80,7 @@ def test_the_loop_gives_the_methods_own_bits(method, options, dtype, loops, monk
     monkeypatch.setattr(merging, "merge", lambda *a: made.append(real(*a)) or made[-1])
     got = run(method, models, base, {**options, "piece": 3000})
     assert made and all(x is not None for x in made)
-    if method == "sce" or options.get("compat") == "mergekit":  # their sums depend on the pieces
+    if method in ("sce", "lines") or options.get("compat") == "mergekit":  # their sums depend on the pieces
         monkeypatch.setenv(load.SWITCH, "off")
         want = run(method, models, base, {**options, "piece": 3000})
     for name in want:
@@ -189,3 +190,51 @@ def test_numbers_are_counted_as_numpy_does(most, loops):
     want = np.unique(numbers, return_counts=True)
     got = rounds.runs(loops, numbers.copy())
     assert all(np.array_equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize("most", [1, 300, 1 << 20, 1 << 32])
+def test_numbers_of_some_ranks_are_those_of_the_order(most, loops):
+    from commonweight.merge.maths import select
+
+    g = np.random.default_rng(0)
+    parts = [g.integers(0, most, n).astype(np.uint32) for n in (1, 3000, 0, 70_000)]
+    order = np.sort(np.concatenate(parts))
+    for ranks in ([1], [1, 1, len(order)], [7, 800, 800, 40_000, 40_001, len(order)]):
+        told = np.array(ranks)
+        assert select.chosen(parts, told).tolist() == order[told - 1].tolist()
+        assert rounds.chosen(loops, parts, told.copy()).tolist() == order[told - 1].tolist()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("variant", ["official", "nlp"])
+def test_scores_of_any_size(scale, variant, loops, monkeypatch):
+    """Those of small task vectors come from the loop that uses them; a tanh of large ones from NumPy."""
+    base, models = near(torch.bfloat16, 2)
+    models = [{k: b + (scale * (m[k].float() - b.float())).bfloat16() for k, b in base.items()} for m in models]
+    got = run("pcb", models, base, {"variant": variant, "piece": 3000})
+    monkeypatch.setenv(load.SWITCH, "off")
+    want = run("pcb", models, base, {"variant": variant})
+    assert all(torch.equal(got[k], want[k]) for k in want)
+
+
+def test_marks_of_a_piece_that_was_made_twice_are_right(loops):
+    """Scores that are too large are seen after the digests' sums were begun."""
+    from commonweight.merge.registry.steps import Compete
+
+    g = torch.Generator().manual_seed(0)
+    raw = [0.3 * torch.randn(5000, generator=g) for _ in range(3)]
+    steps = Compete(((0.0, 1.5),) * 2, ((0.0, 1.0),) * 2, (1.0, 1.0), 1.0)
+    made = merging.merge(loops, steps, raw, None, (5000,), torch.float32, True)  # type: ignore[arg-type]
+    assert made is not None
+    for x, sums in zip([*raw, made[0]], made[1]):
+        words = x.view(torch.int64)[: 4 * 512].view(4, 512)
+        assert np.array_equal(sums.rows, words.sum(1).numpy()) and np.array_equal(sums.columns, words.sum(0).numpy())
+
+
+def test_powers_of_two_do_not_depend_on_the_place():
+    from commonweight.merge.maths.parts import exp2
+
+    x = torch.linspace(-9, 9, 1000)
+    whole = exp2(x.clone())
+    assert all(torch.equal(exp2(x[:n].clone()), whole[:n]) for n in (0, 1, 63, 64, 65, 999))
+    assert torch.allclose(whole.double(), torch.exp2(x.double()), rtol=1e-6)

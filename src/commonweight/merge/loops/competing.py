@@ -61,6 +61,7 @@ def alike(score: Loop) -> bool:
     for low in (0.0, 1e-6):
         bounds = ((low, 1e-3),) * 2
         want, own = scores({"score": score}, raw, bounds), np.empty(2 * 8192, np.float32)
+        assert want is not None
         if _score(score, raw, bounds, own, (0, 8192), None) or not np.array_equal(own, want.numpy().ravel()):
             return False
     return True

@@ -20,16 +20,8 @@ import numpy as np
 
 Loop = Callable[[np.ndarray], int]  # takes its whole numbers (int64)
 SWITCH = "COMMONWEIGHT_LOOPS"  # an environment variable: "off", or "on" for merges of any size
-NAMES = [
-    "merge",
-    "count",
-    "square",
-    "rank",
-    "score",
-    "compete",
-    "runs",
-    "choose",
-]  # those of kernel, which is not imported
+# those of kernel, which is not imported
+NAMES = ["merge", "count", "square", "size", "rank", "score", "compete", "runs", "choose"]
 LEAST, WORTH = 1 << 22, 1 << 26  # numbers to be read: fewer gain nothing, or less than it takes to make the loops
 _HERE = Path(__file__).parent
 _MARK = 16  # bytes of a digest before what is kept

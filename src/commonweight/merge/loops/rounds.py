@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..maths import parts, select
-from ..registry.steps import Count, Round, Squares
+from ..registry.steps import Count, Norms, Round, Squares
 from ..sources.at import At
 from .calls import KINDS, arrays, room, scratch
 from .competing import alike, has_lows, numbers, scores
 from .load import Loop
 
-_MANY = 1 << 14  # numbers found in a piece that are counted at once
+_MANY = 1 << 11  # numbers found in a piece that are counted at once
 _VALUES = {"falling": 0, "sizes": 1, "given": 2, "scores": 3}
 
 
@@ -32,6 +32,9 @@ def look(
     if isinstance(steps, Squares):
         found = _squares(loops, raw, models)
         return None if found is None else {"squares": found}
+    if isinstance(steps, Norms):
+        found = _norms(loops, steps, raw, models)
+        return None if found is None else {"l1": found}
     found = _count(loops, steps, raw, models, at, numel)
     if found is None and steps.values == "scores" and (made := scores(loops, raw, steps.bounds)) is not None:
         found = _count(loops, replace(steps, values="given"), list(made), models, at, numel)
@@ -45,6 +48,15 @@ def _squares(loops: Mapping[str, Loop], raw: Sequence[Tensor], models: int) -> T
     return None if loops["square"](head) else out.sum(1).double()
 
 
+def _norms(loops: Mapping[str, Loop], steps: Norms, raw: Sequence[Tensor], models: int) -> Tensor | None:
+    n, rows = len(raw[0]), len(steps.weights)
+    given, weights, out = arrays(raw), np.array(steps.weights, np.float32), room("squares", rows * n)[: rows * n]
+    head = np.array([n, models, *given.told, out.ctypes.data, scratch(models), rows, weights.ctypes.data])
+    if loops["size"](head):
+        return None
+    return torch.stack([x.sum().double() for x in torch.from_numpy(out).view(rows, n)])
+
+
 def _count(
     loops: Mapping[str, Loop], steps: Count, raw: Sequence[Tensor], models: int, at: At, numel: int
 ) -> select.Counts | None:
@@ -53,7 +65,8 @@ def _count(
     n, first, bounds = len(raw[0]), parts.place(at, steps.scope), steps.bounds
     own = numbers(bounds) if steps.values == "scores" else np.zeros(1, np.float32)
     given, rows = arrays(raw), select.asked(steps.finds)
-    windows = [_Window(t, f, n, first, numel) for t, row in enumerate(rows) for f in row if f.cut is None]
+    wanted = [(t, f) for t, row in enumerate(rows) for f in row if f.cut is None]
+    windows = [_Window(j, t, f, n, first, numel) for j, (t, f) in enumerate(wanted)]
     told = np.array([w.told for w in windows])
     head = np.array([
         n, models, len(raw) - models, *given.told, _VALUES[steps.values], told.ctypes.data, len(windows),
@@ -66,11 +79,11 @@ def _count(
 
 
 class _Window:
-    """A search of one model: what the loop is told, and what it found."""
+    """A search of one model, the j-th of all: what the loop is told, and what it found."""
 
-    def __init__(self, model: int, f: select.Find, n: int, first: int, numel: int):
+    def __init__(self, j: int, model: int, f: select.Find, n: int, first: int, numel: int):
         self.find = f
-        self.bins, self.places = np.empty(n, np.uint32), np.empty(n, np.uint32)
+        self.bins, self.places = (room(f"{k} {j}", n).view(np.uint32) for k in ("bins", "places"))
         low, high, shift = f.low, f.high, f.shift
         same, equal, start, end, width = 0, 0, 0, 0, 0
         self.last = f.key is None and f.exact and f.rank == numel
@@ -115,10 +128,10 @@ def runs(loops: Mapping[str, Loop], numbers: np.ndarray) -> select.Bins:
     return numbers[:found].copy(), times[:found].copy()
 
 
-def chosen(loops: Mapping[str, Loop], numbers: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The numbers that would stand at these ranks in rising order, as select.chosen has them."""
-    n, out = len(numbers), np.empty(len(ranks), np.uint32)
-    spare = room("sorting", 2 * n + (1 << 16) + 4096)
-    head = np.array([n, numbers.ctypes.data, len(ranks), ranks.ctypes.data, out.ctypes.data, spare.ctypes.data])
-    loops["choose"](head)
+def chosen(loops: Mapping[str, Loop], given: Sequence[np.ndarray], ranks: np.ndarray) -> np.ndarray:
+    """What select.chosen does; the ranks are lost."""
+    out, places = np.empty(len(ranks), np.uint32), np.array([[x.ctypes.data, len(x)] for x in given])
+    spare = np.empty((1 << 16) + 4098 + 2 * sum(map(len, given)), np.uint32)  # of which little is touched
+    told = places.ctypes.data, len(ranks), ranks.ctypes.data, out.ctypes.data, spare.ctypes.data
+    loops["choose"](np.array([len(given), *told]))
     return out

@@ -73,12 +73,12 @@ class Cut:
 
 
 Bins = tuple[np.ndarray, np.ndarray]  # uint32, int64: bins, how many elements each has
-Choose = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of numbers uint32 (n,) those of ranks int64 (m,), from 1
+Choose = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]
 
 
-def chosen(numbers: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The numbers (m,) that would stand at these ranks in rising order."""
-    return np.partition(numbers, ranks - 1)[ranks - 1]
+def chosen(parts: Sequence[np.ndarray], ranks: np.ndarray) -> np.ndarray:
+    """Of all numbers, uint32, in rising order those (m,) that would stand at these ranks, int64, the first being 1."""
+    return np.partition(np.concatenate(parts), ranks - 1)[ranks - 1]
 
 
 class Tally:
@@ -136,17 +136,15 @@ class Tally:
 
     def at(self, ranks: Sequence[float]) -> list[int]:
         """The bins of a sample's elements of these ranks, or of the nearest; they count from 1 and are rounded up."""
-        if len(self._loose) > 1:
-            self._loose = [np.concatenate(self._loose)]
-        wanted = np.ceil(np.clip(np.subtract(ranks, self.below), 1, len(self._loose[0]))).astype(np.int64)
-        return [int(b) for b in self._choose(self._loose[0], wanted)]
+        wanted = np.clip(np.subtract(ranks, self.below), 1, sum(map(len, self._loose)))
+        return [int(b) for b in self._choose(self._loose, np.ceil(wanted).astype(np.int64))]
 
     def _held(self) -> int:
         return sum(map(len, self._loose)) + sum(len(bins) for bins, _ in self._packed)
 
 
 def _counted(found: np.ndarray) -> Bins:
-    if len(found) > _PACKED and found.max() < max(1 << _BITS, 2 * len(found)):
+    if len(found) > _PACKED and found.max() < 2 * len(found):
         counts = torch.bincount(torch.from_numpy(found.view(np.int32))).numpy()
         bins = np.flatnonzero(counts)
         return bins.astype(np.uint32), counts[bins]
@@ -158,7 +156,7 @@ def _merged(parts: list[Bins]) -> Bins:
     if not parts:
         return np.zeros(0, np.uint32), np.zeros(0, np.int64)
     most = max((int(bins.max()) for bins, _ in parts if len(bins)), default=-1) + 1
-    if most <= _DENSE:  # a third of the memory that sorting takes
+    if most <= min(_DENSE, 16 * sum(len(bins) for bins, _ in parts)):  # a third of the memory that sorting takes
         dense = np.zeros(most, np.int64)
         for bins, counts in parts:
             dense[bins] += counts  # a bin is in a part once

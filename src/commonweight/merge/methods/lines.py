@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -11,13 +12,23 @@ from torch import Tensor
 from ..call.declare import method
 from ..maths.parts import combine, deltas, onto, shares, sums
 from ..registry import At, Range
-from ..registry.steps import Merge
+from ..registry.steps import Merge, Norms
+
+
+def _rows(weights: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+    return (1.0,) * len(weights), tuple(weights)
 
 
 def _look(tensors: Sequence[Tensor], base: Tensor, *, weights: Sequence[float], **config: Any) -> dict[str, Tensor]:
     tau = deltas(tensors, base)
-    sums = [combine(tau, w).abs_().sum().double() for w in ([1.0] * len(tau), weights)]
-    return {"l1": torch.stack(sums)}
+    return {"l1": torch.stack([combine(tau, w).abs_().flatten().sum().double() for w in _rows(weights)])}
+
+
+def _steps(seen: Any, numel: int, config: Mapping[str, Any]) -> Norms:
+    return Norms(_rows(config["weights"]))
+
+
+_survey = replace(sums(_look, lambda config: "model" if config["alpha"] is None else None), steps=_steps)
 
 
 def check(config: Mapping[str, Any], n: int) -> str | None:
@@ -40,7 +51,7 @@ def _factor(config: Mapping[str, Any], at: At, seen: Any) -> float:
     "lines",
     paper="LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging, arXiv 2410.17146",
     equation="tau^l <- (alpha + beta l / (L - 1)) tau^l, l = 0..L-1; alpha = |sum tau|_1 / (T |tau_merged|_1)",
-    survey=sums(_look, lambda config: "model" if config["alpha"] is None else None),
+    survey=_survey,
     check=check,
     steps=lambda config, at, seen: Merge("onto", shares(config["weights"], _factor(config, at, seen))),
 )

@@ -69,6 +69,13 @@ class Squares:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """The L1 norms of weighted sums of the task vectors, one for each row of weights; added up like `Squares`."""
+
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Count:
     """A round of the searches `finds`, over values of the task vectors: -|tau|, |tau|, PCB's scores by `bounds`, or the
     numbers that are given in their place."""
@@ -79,5 +86,5 @@ class Count:
     bounds: tuple[tuple[float, float], ...] = ()
 
 
-Round = Count | Squares
+Round = Count | Squares | Norms
 Piece = Merge | Compete

@@ -16,8 +16,11 @@ from torch import Tensor
 from ..loops import load as loops
 from . import beside, digest, work
 from .grid import BATCH, Piece, spans
+from .memory import give_back
 from .pool import Pool
 from .work import Job, Sink, Task
+
+GIVE_BACK = 1 << 26  # numbers that are looked at in batches before the memory that they took is given back
 
 
 class Done(NamedTuple):
@@ -43,6 +46,7 @@ class Engine:
 
     def __init__(self, threads: int, watch: Watch | None = None):
         self.threads, self.watch = threads, watch or (lambda phase, n: None)
+        self._spent = 0  # numbers that were looked at since memory was given back
 
     def run(
         self, tasks: Sequence[Task], sink: Sink, back: Written | None = None, known: Mapping[str, Done] | None = None
@@ -99,6 +103,10 @@ class Engine:
                 if not done:
                     left.append(i)
             todo = left
+            self._spent += sum(numel)
+            if scope == "model" or self._spent > GIVE_BACK:
+                self._spent = 0
+                give_back()
         return seen
 
     def _whole(

@@ -9,9 +9,9 @@ from .counting import count
 from .merging import merge
 from .ranking import rank
 from .sorting import choose, runs
-from .squaring import square
+from .squaring import size, square
 
 LOOPS = {
-    "merge": merge, "count": count, "square": square, "rank": rank, "score": score, "compete": compete, "runs": runs,
-    "choose": choose,
+    "merge": merge, "count": count, "square": square, "size": size, "rank": rank, "score": score, "compete": compete,
+    "runs": runs, "choose": choose,
 }  # fmt: skip

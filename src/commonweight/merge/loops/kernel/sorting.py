@@ -9,8 +9,8 @@ from .numbers import at, i64, inline, u32
 DIGITS = 2048  # of 11 bits, three of which are a number's
 # what a call is told, in whole numbers, addresses among them: uint32 (n,), and room for as many
 COUNT, NUMBERS, SPARE, TIMES, PLACES = range(5)
-# of `choose`, which leaves the numbers as they are: RANKS (int64, of ASKED) count from 1; ROOM is for what is found
-ASKED, RANKS, FOUND, ROOM = range(2, 6)
+# of `choose`: of PARTS, where each is and how long; RANKS (int64, of ASKED) count from 1; ROOM for what it finds
+PARTS, GIVEN, ASKED, RANKS, FOUND, ROOM = range(6)
 MET = 1 << 40  # less is a rank that was found among the upper bits
 
 
@@ -58,15 +58,14 @@ def runs(head):
 
 def choose(head):
     """The numbers of some ranks go to FOUND (uint32). Those that have the upper 16 bits of one of these are sorted."""
-    n, asked, numbers = head[COUNT], head[ASKED], at(head[NUMBERS], types.uint32)
-    ranks, out = at(head[RANKS], types.int64), at(head[FOUND], types.uint32)
-    tops, counts = at(head[ROOM], types.int32), at(head[ROOM] + 4 * (1 << 16), types.int64)
-    here = head[ROOM] + 4 * (1 << 16) + 8 * DIGITS
-    there = here + 4 * n
+    asked, parts, ranks = head[ASKED], at(head[GIVEN], types.int64), at(head[RANKS], types.int64)
+    tops, counts, out = at(head[ROOM], types.int32), at(head[ROOM] + (4 << 16), types.int64), head[FOUND]
     for d in range(1 << 16):
         tops[d] = 0
-    for i in range(n):
-        tops[i64(numbers[i] >> u32(16))] += 1
+    for p in range(head[PARTS]):
+        numbers = at(parts[2 * p], types.uint32)
+        for i in range(parts[2 * p + 1]):
+            tops[i64(numbers[i] >> u32(16))] += 1
     total, left = i64(0), i64(0)  # how many come before a digit, and of those how many are sorted
     for d in range(1 << 16):
         size, wanted = i64(tops[d]), i64(0)
@@ -78,14 +77,18 @@ def choose(head):
             tops[d] = wanted
             total += size
             left += size * wanted
+    here = head[ROOM] + (4 << 16) + 8 * DIGITS
+    there = here + 4 * (left + 1)
     found, kept = i64(0), at(here, types.uint32)
-    for i in range(n):
-        kept[found] = numbers[i]
-        found += i64(tops[i64(numbers[i] >> u32(16))])
+    for p in range(head[PARTS]):
+        numbers = at(parts[2 * p], types.uint32)
+        for i in range(parts[2 * p + 1]):
+            kept[found] = numbers[i]  # the next one takes its place, if it is not wanted
+            found += i64(tops[i64(numbers[i] >> u32(16))])
     for shift in range(0, 33, 11):
         if not by_digit(at(here, types.uint32), found, shift, counts, at(there, types.uint32)):
             here, there = there, here
-    kept = at(here, types.uint32)
+    kept, chosen = at(here, types.uint32), at(out, types.uint32)
     for j in range(asked):
-        out[j] = kept[ranks[j] + MET - 1]
+        chosen[j] = kept[ranks[j] + MET - 1]
     return i64(0)
