@@ -67,7 +67,8 @@ def test_there_and_back(host, saved):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"peft_type": "LOHA"}, "peft_type LOHA is not supported; supported are BOFT, IA3, LN_TUNING, LORA"),
+        ({"peft_type": "LILY"}, "peft_type LILY is not read: its change depends on the input"),
+        ({"peft_type": "NEW"}, r"peft_type NEW is none of PEFT 0\.21\.2, .* ADALORA, ADAMSS"),
         ({"peft_type": 3}, "names no peft_type"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] are whole modules of the base"),
         ({"trainable_token_indices": [1]}, r"trainable_token_indices=\[1\] is not supported"),

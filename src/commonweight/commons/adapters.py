@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bind import Classify
 from ..core import CommonweightError, safe
-from ..formats.peft import FAMILIES, heads, layout, refusals
+from ..formats.peft import FAMILIES, heads, kinds, layout, refusals
 from ..formats.peft import folder as peft
 from .manifest import Manifest
 from .pool import size
@@ -228,8 +228,8 @@ def adapters(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
 def known(found: Mapping[str, Path]) -> None:
     """Refuses adapters of a kind that nothing here reads, before a base is loaded for them."""
     for folder in found.values():
-        if (kind := peft.config(folder)["peft_type"]) not in FAMILIES:
-            raise CommonweightError(f"{folder}: {refusals.kind(kind, sorted(FAMILIES))}")
+        if (kind := peft.config(folder)["peft_type"]) not in FAMILIES and kind not in kinds.THROUGH:
+            raise CommonweightError(f"{folder}: {refusals.kind(kind)}")
 
 
 def of_task(found: Mapping[str, Path]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError, Site
+from ..methods import get
 from .adapter import Adapter, Frozen
 from .pairs import commonest, others
 from .peft import experts
@@ -71,10 +72,6 @@ def place(changes: Mapping[str, Change], sites: Mapping[str, Site]) -> dict[str,
         ):
             if came and came != wanted:
                 raise CommonweightError(f"{name}: {what} {came}, this base has {wanted}; made for another model")
-        if change.bias is not None and not site.bias:
-            if change.bias.any():
-                raise CommonweightError(f"{name}: changes a bias, and this base has none there; made for another model")
-            change = change._replace(bias=None)
         out[site.name] = change
     return out
 
@@ -91,20 +88,34 @@ def _in_experts(changes: Mapping[str, Change], sites: Mapping[str, Site]) -> dic
     return {n: Change(low.A, low.B, low.scale) for n, low in found.items()}
 
 
-def adapter(changes: Mapping[str, Change], sites: Mapping[str, Site], base: Frozen, dropout: float = 0.0) -> Adapter:
-    """The tenant: LoRA, DoRA, norms, or whole differences, whichever says all of it with the fewest numbers.
+def adapter(
+    changes: Mapping[str, Change], sites: Mapping[str, Site], base: Frozen, tolerance: float | None = None,
+    dropout: float = 0.0,
+) -> Adapter:  # fmt: skip
+    """The tenant: LoRA, DoRA, biases, norms, or whole differences, whichever says all of it with the fewest numbers.
 
-    changes, sites: by our names. Exact but for rounding: a difference without factors gets those of its exact rank
-    where they are smaller. Cost: an SVD for each such difference.
+    changes, sites: by our names. Exact but for rounding, or up to a relative error of `tolerance` a site (Frobenius): a
+    difference without factors gets those of its rank where they are smaller. Cost: an SVD for each such difference.
     """
+    if tolerance is not None and not tolerance >= 0:
+        raise CommonweightError(f"tolerance is {tolerance}; it must be 0 or more")
+    limit = EXACT if tolerance is None else tolerance
+    for name, change in changes.items():
+        if change.bias is not None and not sites[name].bias and change.bias.any():
+            raise CommonweightError(
+                f"{name}: changes a bias, and this base has none there; made for another model, or serve it with its tool"
+            )
+    changes = {n: c if sites[n].bias else c._replace(bias=None) for n, c in changes.items()}
     kinds = {sites[n].kind for n in changes}
-    if kinds == {"linear"} and all(c.m is not None and c.bias is None for c in changes.values()):
+    if kinds <= {*get("dora").kinds} and all(c.m is not None and c.bias is None for c in changes.values()):
         return _low("dora", changes, sites, dropout)
     plain = {n: whole(n, c, base) if c.m is not None else c for n, c in changes.items()}
     if kinds == {"norm"}:
         return Adapter("lntuning", {}, tuple(plain), _whole(plain, sites, base))
-    if kinds == {"linear"}:
-        low = {n: factored(c, sites[n]) for n, c in plain.items()}
+    if all(c.A is None and c.delta is None and c.bias is not None for c in plain.values()):
+        return Adapter("bitfit", {}, tuple(plain), {f"{n}.db": c.bias for n, c in plain.items() if c.bias is not None})
+    if kinds <= {*get("lora").kinds}:
+        low = {n: factored(c, sites[n], limit) for n, c in plain.items()}
         if sum(c.A.numel() + c.B.numel() for c in low.values()) < sum(s.out * s.inp for s in map(sites.get, low)):  # type: ignore[union-attr]
             return _low("lora", low, sites, dropout)
     return Adapter("full", {}, tuple(plain), _whole(plain, sites, base))

@@ -229,16 +229,21 @@ class Host:
         *,
         format: str | None = None,
         labels: Sequence[str] | int | None = None,
+        tolerance: float | None = None,
+        task: int | None = None,
         check_base: bool = True,
     ) -> Tenant:
         """Reads an adapter of any tool as a tenant: PEFT, mlx-lm, or a tenant's own file; the content tells which.
 
         path: a file, or the folder that holds it. name: without one, as the file or folder is called.
-        format: one of `formats.recognise.FORMATS`, in place of looking. labels: as for `import_peft`.
+        format: one of `formats.recognise.FORMATS`, in place of looking. labels, task: as for `import_peft`.
+        tolerance: relative error that may remain at a weight (Frobenius norm) where the change has no factors; without
+        it all of it is kept, in low rank where that is smaller, else as a whole difference.
         Cost: the file in memory; for changes without factors an SVD of each. Nothing is unpickled.
         Raises: CommonweightError naming the file, the key, what came, what was wanted, and adapters for another base.
         """
-        return adapters.load_adapter(self.roster, Path(path), name, format, _given(labels), check_base)
+        how = adapters.How(format, _given(labels), tolerance, task, check_base)
+        return adapters.load_adapter(self.roster, Path(path), name, how)
 
     def export(self, name: str, path: str | PathLike[str], format: str = "peft", **options: Any) -> Path:
         """Writes a tenant as an adapter of another tool: ``"peft"`` or ``"mlx"`` (folders).
@@ -257,12 +262,18 @@ class Host:
         return peft.export_peft(base, self[name], Path(folder), **options)
 
     def import_peft(
-        self, name: str, folder: str | PathLike[str], *, labels: Sequence[str] | int | None = None
+        self,
+        name: str,
+        folder: str | PathLike[str],
+        *,
+        labels: Sequence[str] | int | None = None,
+        tolerance: float | None = None,
+        task: int | None = None,
     ) -> Tenant:
         """Reads a PEFT adapter folder as a tenant: see `commonweight.formats.peft`. labels: the classes of the head
-        that lies beside the adapter; () leaves it out."""
+        that lies beside the adapter; () leaves it out. tolerance, task: of the types that are read through PEFT."""
         self.roster.free(name)
-        return peft.import_peft(self.roster, name, Path(folder), _given(labels))
+        return peft.import_peft(self.roster, name, Path(folder), _given(labels), tolerance=tolerance, task=task)
 
 
 def _given(labels: Sequence[str] | int | None) -> tuple[str, ...] | None:

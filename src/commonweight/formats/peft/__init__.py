@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core import Site
 from ..adapter import Adapter, Frozen, fits
-from . import folder, heads, keys, layout, lora, low_rank, randlora, refusals, rotations, scales, vb_lora, vera
+from . import folder, heads, keys, kinds, layout, lora, low_rank, randlora, refusals, rotations, scales, vb_lora, vera
 from .common import PREFIX, Native, Subject, short
 
 
@@ -42,8 +42,15 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     """
     kind = str(config["peft_type"])
     if kind not in FAMILIES:
-        raise refusals.kind(kind, sorted(FAMILIES))
+        raise refusals.kind(kind)
     return FAMILIES[kind].read(config, tensors, sites, base)
+
+
+def through(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter is one that PEFT itself must compute with: of its types, or a kind of LoRA, unknown here."""
+    return config["peft_type"] in kinds.THROUGH or (
+        config["peft_type"] == "LORA" and any(config.get(o) for o in kinds.THROUGH_LORA)
+    )
 
 
 def hindrance(method: str, transposed: str | None) -> str | None:
@@ -78,9 +85,11 @@ __all__ = [
     "heads",
     "hindrance",
     "keys",
+    "kinds",
     "layout",
     "low_rank",
     "read",
     "short",
+    "through",
     "write",
 ]

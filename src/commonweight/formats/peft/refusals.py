@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...core import CommonweightError
+from .kinds import KINDS, VERSION
 
 MERGE = (
     "PEFT can merge it (merge_and_unload, then save_pretrained): the result can be a base here, or `commonweight "
@@ -20,45 +21,32 @@ _OPTIONS = {
         f"Serve it with PEFT; or {_AGAIN}",
     ),
     "arrow_config": ("Arrow routes each token between several adapters", "Import the adapters one by one"),
-    "kasa_config": ("KaSA also takes the smallest singular values out of the base", f"{MERGE}; or {_AGAIN}"),
     "layer_replication": (
         "layers of the base were copied, so it belongs to a deeper model",
         "PEFT can merge it (merge_and_unload, then save_pretrained) into that deeper model, which can be a base here",
     ),
     "megatron_config": ("it was trained on Megatron's parallel layers", f"{MERGE}; or {_AGAIN}"),
     "trainable_token_indices": ("rows of the embedding were trained beside the adapter", f"{MERGE}; or {_AGAIN}"),
-    "use_bdlora": ("its factors are blocks of block-diagonal matrices", f"{MERGE}; or {_AGAIN}"),
     "use_qalora": ("QA-LoRA averages groups of a quantised layer's inputs", f"Serve it with PEFT; or {_AGAIN}"),
 }
 _HEAD = (
     "Here give labels= to take a classification head along, its classes in their order (labels=['no', 'yes']), or "
     "labels=() to leave it out; on the command line --labels and --no-heads"
 )
-_PROMPTS = "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "CARTRIDGE"
-# PEFT 0.21.2 answers supports_lora_conversion() with yes for these.
-_CONVERTED = (
-    "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "LOHA", "LOKR", "MISS", "PSOFT", "SHIRA", "TINYLORA", "UNILORA",
-    "WAVEFT",
-)  # fmt: skip
 
 
-def kind(name: str, known: list[str]) -> CommonweightError:
-    """For a peft_type that has no reader."""
-    says = f"adapter_config.json: peft_type {name} is not supported; supported are {', '.join(known)}"
-    if name in _PROMPTS:
+def kind(name: str) -> CommonweightError:
+    """For a peft_type that is not read."""
+    found = KINDS.get(name)
+    if found is None:
         return CommonweightError(
-            f"{says}. Its trained vectors stand before the text or in the keys and values of attention; they change no "
-            "weight, so it can be neither a tenant nor merged. Serve it with PEFT, or train one of the methods here on "
-            "the same rows"
+            f"adapter_config.json: peft_type {name} is none of PEFT {VERSION}, which is known here: "
+            f"{', '.join(sorted(n for n, k in KINDS.items() if k.how != 'refused'))}. {MERGE}"
         )
-    if name == "TRAINABLE_TOKENS":
-        return CommonweightError(f"{says}. It trains rows of the embedding, which is no site here. {MERGE}")
-    if name in _CONVERTED:
-        return CommonweightError(
-            f"{says}. PEFT can write it as LoRA, which is read here: peft.save_as_lora(folder, model, rank=...); a "
-            "rank such as 0.99 is the share of the squared change to keep"
-        )
-    return CommonweightError(f"{says}. {MERGE}")
+    works = MERGE if name == "TRAINABLE_TOKENS" else (
+        "Serve it with PEFT, or train one of the methods here on the same rows"
+    )  # fmt: skip
+    return CommonweightError(f"adapter_config.json: peft_type {name} is not read: {found.says}. {works}")
 
 
 def option(key: str, value: Any) -> CommonweightError:

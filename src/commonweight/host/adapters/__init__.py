@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .reading import load_adapter
+from .reading import How, load_adapter
 from .writing import export
 
-__all__ = ["export", "load_adapter"]
+__all__ = ["How", "export", "load_adapter"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ...core import CommonweightError, unknown
 from ...formats import changes as ways
@@ -22,26 +23,33 @@ from ..roster import Roster
 from ..tenant import Tenant
 
 
-def load_adapter(
-    roster: Roster, path: Path, name: str | None, format: str | None, labels: Sequence[str] | None, check_base: bool
-) -> Tenant:
+class How(NamedTuple):
+    """The options of `Host.load_adapter`."""
+
+    format: str | None = None
+    labels: tuple[str, ...] | None = None
+    tolerance: float | None = None
+    task: int | None = None
+    check_base: bool = True
+
+
+def load_adapter(roster: Roster, path: Path, name: str | None, how: How) -> Tenant:
     """See `Host.load_adapter`."""
-    if format is not None and format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    kind, at = (format, path) if format is not None else recognise(path)
+    if how.format is not None and how.format not in FORMATS:
+        raise unknown("format", how.format, FORMATS)
+    kind, at = (how.format, path) if how.format is not None else recognise(path)
     name = title(path) if name is None else name
     roster.free(name)
     if kind == "peft":
-        return import_peft(roster, name, at, labels)
-    if labels is not None:
-        raise CommonweightError(
-            f"{path}: labels are of a head in a PEFT folder; this is {FORMATS[kind]}, without heads"
-        )
+        return import_peft(roster, name, at, how.labels, tolerance=how.tolerance, task=how.task)
+    for option, given in (("labels", how.labels), ("task", how.task)):
+        if given is not None:
+            raise CommonweightError(f"{path}: {option} is for folders of PEFT; this is {FORMATS[kind]}; leave it out")
     if kind == "commonweight":
-        return files.load(roster, name, at, check_base)
+        return files.load(roster, name, at, how.check_base)
     roster.base.follow(roster.tenants.values())
     try:
-        return enter(roster, name, READERS[kind](roster.base, at))
+        return enter(roster, name, READERS[kind](roster.base, at, how))
     except CommonweightError as e:
         where = "" if str(e).startswith(str(at)) else f"{at}: "
         raise CommonweightError(f"{where}{e}") from e
@@ -54,16 +62,16 @@ def title(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem)[:100].strip(".-") or "adapter"
 
 
-def _mlx(base: HookedModel, folder: Path) -> Adapter:
+def _mlx(base: HookedModel, folder: Path, how: How) -> Adapter:
     found, dropout = mlx.read(folder if folder.is_dir() else folder.parent)
-    return placed(base, found, dropout)
+    return placed(base, found, how, dropout)
 
 
-READERS: Mapping[str, Callable[[HookedModel, Path], Adapter]] = {"mlx": _mlx}
+READERS: Mapping[str, Callable[[HookedModel, Path, How], Adapter]] = {"mlx": _mlx}
 
 
-def placed(base: HookedModel, found: Mapping[str, Change], dropout: float = 0.0) -> Adapter:
+def placed(base: HookedModel, found: Mapping[str, Change], how: How, dropout: float = 0.0) -> Adapter:
     """The adapter that these changes are on this base. found: by names of modules, with or without a model's head."""
     view = names.view_of(base, dict.fromkeys(f"{PREFIX}{n}.weight" for n in found))  # type: ignore[arg-type]
     at = ways.place(found, names.sites(base, view))
-    return ways.adapter(at, {s.name: s for s in base.every}, Frozen(base), dropout)
+    return ways.adapter(at, {s.name: s for s in base.every}, Frozen(base), how.tolerance, dropout)

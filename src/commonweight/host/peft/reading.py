@@ -10,18 +10,27 @@ from torch import Tensor
 
 from ...core import CommonweightError, Plan
 from ...formats import peft
+from ...formats.changes import adapter as settled
 from ...formats.peft import keys
 from ...methods import head
 from ..hooked import HookedModel
 from ..names import named
 from ..roster import Roster
 from ..tenant import Tenant
-from . import names
+from . import names, through
 from .base import Frozen, without_copies
 from .entering import enter
 
 
-def import_peft(roster: Roster, name: str, folder: Path, labels: Sequence[str] | None = None) -> Tenant:
+def import_peft(
+    roster: Roster,
+    name: str,
+    folder: Path,
+    labels: Sequence[str] | None = None,
+    *,
+    tolerance: float | None = None,
+    task: int | None = None,
+) -> Tenant:
     """A tenant from a folder that PEFT's save_pretrained wrote: same weights in, same outputs out.
 
     Sites are taken from the keys in the file. Nothing is unpickled. Frozen projections that the file does not hold are
@@ -29,6 +38,9 @@ def import_peft(roster: Roster, name: str, folder: Path, labels: Sequence[str] |
     labels: the classes of the head that lies beside the adapter, in its order; a head without a bias gets zeros. The
     outputs are the same where the host's classifier pools as the model does on which the head was trained:
     ``adapt.open_host(model, pool="transformers")``. Without labels a head is refused, with () it is left out.
+    Types of PEFT's that no method here has go through PEFT itself: what they do to each weight is measured, and becomes
+    LoRA of its exact rank, or a whole difference where that is smaller; tolerance: a relative error that may remain.
+    task: which one, of Poly.
     Raises: CommonweightError naming the file, the key or the option that is missing, damaged or not supported.
     """
     base = roster.base
@@ -45,7 +57,16 @@ def import_peft(roster: Roster, name: str, folder: Path, labels: Sequence[str] |
         values, extra = _head(base, peft.heads.read(beside), labels) if labels else ({}, None)
         view = names.view_of(base, tensors)
         config, tensors = without_copies(config, tensors, names.parameters(base, view))
-        adapter = peft.read(config, tensors, names.sites(base, view), Frozen(base))
+        sites, frozen = names.sites(base, view), Frozen(base)
+        if peft.through(config):
+            about = getattr(base.inner, "config", None)
+            found = through.read(config, tensors, sites, frozen, about, task)
+            adapter = settled(found, {s.name: s for s in base.every}, frozen, tolerance)
+        elif tolerance is not None or task is not None:
+            what = "tolerance" if task is None else "task"
+            raise CommonweightError(f"{what}: this adapter is read as it is ({config['peft_type']}); leave it out")
+        else:
+            adapter = peft.read(config, tensors, sites, frozen)
         return enter(roster, name, adapter, tuple(labels) if labels else None, extra, values)
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e

@@ -1,0 +1,72 @@
+"""Every adapter type of PEFT 0.21.2 (`peft.PeftType`), and how it is read here. The table of the documentation."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+VERSION = "0.21.2"
+
+
+class Kind(NamedTuple):
+    """how: "native", our own method; "low rank" and "whole", through PEFT as a change of weights; "refused".
+
+    says: our method, what the change becomes, or why it is none.
+    """
+
+    how: Literal["native", "low rank", "whole", "bias", "refused"]
+    says: str
+
+
+_PROMPT = "its trained vectors stand before the text or in the keys and values of attention: no change of weights"
+_GATE = "its change depends on the input, so it is no change of weights"
+
+KINDS: dict[str, Kind] = {
+    "ADALORA": Kind("low rank", "the rank that is left"),
+    "ADAMSS": Kind("low rank", "the rank of its subspaces"),
+    "ADAPTION_PROMPT": Kind("refused", f"{_PROMPT}; a gate scales them"),
+    "BEFT": Kind("bias", "where the layer has a bias, as in BERT; a layer without one is refused"),
+    "BOFT": Kind("native", "`boft`"),
+    "C3A": Kind("whole", "block-circulant"),
+    "CARTRIDGE": Kind("refused", _PROMPT),
+    "CPT": Kind("refused", _PROMPT),
+    "DEFT": Kind("low rank", "r"),
+    "DELORA": Kind("low rank", "r"),
+    "FOURIERFT": Kind("whole", "a sparse spectrum"),
+    "FROD": Kind("whole", "rotations of the base"),
+    "GLORA": Kind("whole", "also scales the base; a shift of the bias where the layer has one"),
+    "GRALORA": Kind("low rank", "r times its blocks"),
+    "HIRA": Kind("whole", "a product with the base, entry by entry"),
+    "HRA": Kind("low rank", "r"),
+    "IA3": Kind("native", "`ia3`"),
+    "LILY": Kind("refused", f"{_GATE}: a router weighs its experts by the whole batch"),
+    "LN_TUNING": Kind("native", "`lntuning`"),
+    "LOHA": Kind("low rank", "r squared"),
+    "LOKR": Kind("low rank", "r times a factor of the width, or whole"),
+    "LORA": Kind("native", "`lora`, `dora`, `pissa`"),
+    "MISS": Kind("low rank", "r"),
+    "MULTITASK_PROMPT_TUNING": Kind("refused", _PROMPT),
+    "OFT": Kind("native", "`oft`"),
+    "OSF": Kind("whole", "the small singular directions of the base"),
+    "PEANUT": Kind("low rank", "r"),
+    "POLY": Kind("low rank", "of one task, which `task=` names"),
+    "PREFIX_TUNING": Kind("refused", _PROMPT),
+    "PROMPT_TUNING": Kind("refused", _PROMPT),
+    "PSOFT": Kind("low rank", "r"),
+    "PVERA": Kind("low rank", "r; of its mean, and refused with sample_at_inference"),
+    "P_TUNING": Kind("refused", _PROMPT),
+    "RANDLORA": Kind("native", "`randlora`"),
+    "ROAD": Kind("native", "`road`"),
+    "SHADOW": Kind("refused", "a second, small model runs beside the base: no change of its weights"),
+    "SHIRA": Kind("whole", "sparse"),
+    "SUPERTUNING": Kind("whole", "sparse"),
+    "TINYLORA": Kind("low rank", "r"),
+    "TRAINABLE_TOKENS": Kind("refused", "trains rows of the embedding, which are not read from such a folder yet"),
+    "UNILORA": Kind("low rank", "r"),
+    "VBLORA": Kind("native", "`vb-lora`"),
+    "VERA": Kind("native", "`vera`"),
+    "WAVEFT": Kind("whole", "a sparse set of wavelets"),
+    "XLORA": Kind("refused", f"{_GATE}: it weighs several LoRA by the hidden states; import these one by one"),
+}
+
+THROUGH = frozenset(n for n, k in KINDS.items() if k.how in ("low rank", "whole", "bias"))
+THROUGH_LORA = "kasa_config", "use_bdlora"  # options of a LoRA whose change only PEFT computes
