@@ -103,7 +103,7 @@ def adapter(
     for name, change in changes.items():
         if change.bias is not None and not sites[name].bias and change.bias.any():
             raise CommonweightError(
-                f"{name}: changes a bias, and this base has none there; made for another model, or serve it with its tool"
+                f"{name}: changes a bias, and this base has none there; made for another model, or of its own tool"
             )
     changes = {n: c if sites[n].bias else c._replace(bias=None) for n, c in changes.items()}
     kinds = {sites[n].kind for n in changes}
