@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Base, serial
+from . import fused
 
 
 @serial
@@ -42,7 +43,7 @@ class LowRank:
     def _low(
         self, x: Tensor, base: Base, A: Tensor, M: Tensor | None, d: Tensor | None, product: Callable[..., Tensor]
     ) -> Tensor:
-        """M diag(d) A x, by F.linear for one reader or `_each` for n of them."""
+        """M diag(d) A x, by F.linear (`fused.low` in training) for one reader or `_each` for n of them."""
         if self.dropout and base.training:
             x = F.dropout(x, self.dropout)
         h = product(x, A)
@@ -63,6 +64,25 @@ class LowRank:
     ) -> Tensor:
         h = F.linear(self._low(x, base, A, M, d, F.linear), B)
         return torch.add(y, h if b is None else h * b, alpha=self.scale)
+
+    def trained(
+        self,
+        x: Tensor,
+        y: Tensor,
+        base: Base,
+        weight: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        M: Tensor | None = None,
+        d: Tensor | None = None,
+        b: Tensor | None = None,
+    ) -> Tensor:
+        """`output` with the graph of `fused`, written over y. weight: where y = x weight^T + constant, else None."""
+        if b is not None or not fused.recorded(x, y, A, B):
+            return self.output(x, y, base, A, B, M, d, b)
+        if M is None and d is None and not (self.dropout and base.training):
+            return fused.add(x, y if weight is None else y.detach(), A, B, self.scale, weight)
+        return fused.raised(self._low(x, base, A, M, d, fused.low), y, B, self.scale)
 
     def grouped(
         self,

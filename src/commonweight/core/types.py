@@ -92,6 +92,9 @@ class Bind(Protocol):
     weight(w, **slots) -> w'           the reference form; float32, (out, inp)
     input(x, base, **slots) -> x'      the fast form of a change on the input side
     output(x, y, base, **slots) -> y'  the fast form of a change on the output side
+    trained(x, y, base, weight, **slots) -> y'  `output` where gradients are recorded and y may be written over; weight:
+                                       the frozen one, (out, inp), where y = x weight^T + a constant and nobody else
+                                       reads y, so that one node may stand for both; else None
     bias(b, **slots) -> b'             when the bias changes too
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y

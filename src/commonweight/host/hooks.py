@@ -18,6 +18,7 @@ from .sites import Physical
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
+from .weights import plain
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
@@ -106,6 +107,8 @@ class SiteHook:
             if entries is None:
                 return y
             try:
+                if torch.is_grad_enabled() and len(entries) == 1 and self.owns_output():
+                    return self.trained(entries[0], x, y)
                 return self.apply(entries, x, y)
             except LinAlgError as e:
                 return self.ill(route.single, y, e)
@@ -132,6 +135,22 @@ class SiteHook:
                 part = entry.output(x, y[..., a:b], base, **entry.slots(x.dtype))  # type: ignore[misc]
                 y = torch.slice_scatter(y, part, -1, a, b)
         return y
+
+    def trained(self, entry: Entry, x: Tensor, y: Tensor) -> Tensor:
+        """`apply` where a graph is made and y is the module's own new output."""
+        if entry.trained is None or entry.rows is not None:
+            return self.apply([entry], x, y)
+        return entry.trained(x, y, self.at, self.product(x), **entry.slots(x.dtype))
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """The frozen weight, (out, inp), of which the module's output is x weight^T + bias; None where more is done."""
+        parameters = self.at.module._parameters
+        w, b = parameters.get("weight"), parameters.get("bias")
+        if not plain(w) or w.requires_grad or (b is not None and b.requires_grad):
+            return None
+        if w.dtype is not x.dtype or w.device != x.device:
+            return None
+        return w.T if self.at.transposed else w
 
     def reference(self, entries: list[Entry], x: Tensor, y: Tensor) -> Tensor:
         """The weight form: the module's own mathematics with changed numbers. A packed layer computes with codes: there
@@ -192,6 +211,7 @@ class SiteHook:
         """Whether the module's output is a new tensor that no other hook was given before: it may be written over."""
         return (
             self.plain
+            and "forward" not in self.at.module.__dict__
             and not torch.compiler.is_compiling()
             and next(iter(self.at.module._forward_hooks.values()), None) is self
         )

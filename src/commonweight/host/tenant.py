@@ -39,12 +39,13 @@ _SIGNATURES: dict[Any, int] = {}  # what entries must agree in to run as one gro
 class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
-    __slots__ = ("bind", "grouped", "inputs", "output", "precise", "reads", "rows", "signature")
+    __slots__ = ("bind", "grouped", "inputs", "output", "precise", "reads", "rows", "signature", "trained")
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
         self.bind, self.reads = bind, reads
         self.inputs: Callable | None = getattr(bind, "input", None)
         self.output: Callable | None = getattr(bind, "output", None)
+        self.trained: Callable | None = getattr(bind, "trained", None)
         self.grouped: Callable | None = getattr(bind, "grouped", None)
         self.precise: bool = getattr(bind, "precise", False)
         self.narrow(rows)
