@@ -59,7 +59,8 @@ def report(results: Results) -> str:
         "command": results["command"],
         "date": results["date"],
         "took": f"{results['seconds']:.0f} seconds, training, tests and mixed batch",
-        "machine": f"{host['processor']}, {host['cores']} cores, {host['threads']} threads, {host['system']}",
+        "machine": f"{host['processor']}, {host['cores']} cores, {host['system']}; {host['processes']} "
+        f"process{'es' * (host['processes'] > 1)} for training",
         "versions": ", ".join(f"{k} {v}" for k, v in results["versions"].items()),
         "base": f"{base['name']}, {base['dtype']}, {compact(base['bytes'])}, frozen, held once",
         "rows": "; ".join(

