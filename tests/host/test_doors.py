@@ -204,6 +204,109 @@ def test_a_site_that_is_reached_later_is_looked_at_then():
     torch.testing.assert_close(routed(host, "a", X), merged(host, "a", like, X))
 
 
+class Sometimes(nn.Module):
+    """Reads past its module in one mode alone."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.when, self.up = when, nn.Linear(16, 16, bias=False)
+
+    def forward(self, x):
+        past = {
+            "train": self.training,
+            "eval": not self.training,
+            "no gradients": not torch.is_grad_enabled(),
+            "one token": x.shape[1] == 1,
+        }[self.when]
+        return x @ self.up.weight.T if past else self.up(x)
+
+
+class Tokens(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, inputs_embeds):
+        for layer in self.layers:
+            inputs_embeds = inputs_embeds + layer(inputs_embeds)
+        return inputs_embeds
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("when", ["train", "eval", "no gradients", "one token"])
+def test_a_weight_that_is_read_past_its_module_in_one_mode_alone(when, first):
+    torch.manual_seed(0)
+    model = Tokens(Sometimes(when), MLP()).eval()
+    like = copy.deepcopy(model)
+    host = hosted(model)
+    modes = [(t, g, n) for t in (False, True) for g in (True, False) for n in (5, 1)]
+    for train, grad, tokens in modes if first else modes[::-1]:
+        x = X[:, :tokens]
+        model.train(train), like.train(train)
+        with torch.set_grad_enabled(grad), host.route("a"):
+            y = model(inputs_embeds=x)
+        torch.testing.assert_close(y.detach(), merged(host, "a", like, x))
+        with torch.set_grad_enabled(grad), host.route(["a", None, "b"]):
+            mixed = model(inputs_embeds=x)
+        torch.testing.assert_close(mixed[0].detach(), y[0].detach())
+    assert not host.base.doors.open
+    assert [type(m) is nn.Linear for m in (model.layers[0].up, model.layers[1].up)] == [False, True]
+
+
+def test_one_part_in_training_is_a_mode_of_its_own():
+    torch.manual_seed(0)
+    model = Tokens(Sometimes("train"), Sometimes("train")).eval()
+    like = copy.deepcopy(model)
+    host = hosted(model)
+    routed(host, "a", X)
+    for m in (model, like):
+        m.layers[1].train()
+    with torch.no_grad(), host.route("a"):
+        torch.testing.assert_close(model(inputs_embeds=X), merged(host, "a", like, X))
+
+
+def test_a_compiled_model_in_a_mode_that_is_new():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Tokens(Sometimes("train"), MLP()).eval()
+    like = copy.deepcopy(model)
+    host = hosted(model)
+    routed(host, "a", X)
+    compiled = torch.compile(model, backend="eager")
+    for train in (False, True):
+        model.train(train), like.train(train)
+        with torch.no_grad(), host.route("a"):
+            torch.testing.assert_close(compiled(X), merged(host, "a", like, X))
+
+
+def test_until_a_route_opens_every_module_is_as_it_was():
+    model = blocks("matmul")
+    kinds = [type(m) for m in model.modules()]
+    host = hosted(model)
+    assert [type(m) for m in model.modules()] == kinds
+    with host.route(None):
+        model(X)
+    assert [type(m) for m in model.modules()] == kinds
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_layers_may_be_quantised_before_the_first_route():
+    from torch.ao.quantization import quantize_dynamic
+
+    model = Blocks(MLP(), MLP()).eval()
+    host = hosted(model)
+    quantize_dynamic(model, inplace=True)
+    packed = [n for n, m in model.named_modules() if type(m) is torch.ao.nn.quantized.dynamic.Linear]
+    assert packed == ["layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down"]
+    base = host.model(X)
+    with pytest.raises(cw.CommonweightError, match=r"is no longer in the model"):  # torch.ao's layers are no sites
+        routed(host, "a", X)
+    with torch.no_grad():
+        assert torch.equal(host.model(X), base)
+    host.close()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_a_deep_copy_has_doors_of_its_own(after):
     host = hosted(blocks("matmul"))

@@ -126,21 +126,73 @@ class Checkpointing(nn.Module):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_models_own_checkpoint_recomputed_outside_its_route_is_an_error(reentrant):
+@pytest.mark.parametrize("readers", ["a", ["a", "b", None], None])
+@pytest.mark.parametrize("backward", ["outside", "b", ["b", "b", "a"]])
+def test_a_models_own_checkpoint_keeps_its_route(backward, readers, reentrant):
+    torch.manual_seed(0)
     host = cw.Host(Checkpointing(reentrant))
-    stir(host.add("a", "lora", rank=2))
-    x = torch.randn(3, 6, requires_grad=True)  # the re-entrant form asks for one
+    for i, name in enumerate("ab"):
+        stir(host.add(name, "lora", rank=2), i)
+    start = torch.randn(3, 6)
+
+    def grads(within: bool):
+        x = start.clone().requires_grad_()  # the re-entrant form asks for one
+        for p in (p for n in "ab" for p in host[n].parameters()):
+            p.grad = None
+        with host.route(readers):
+            loss = host.model(x).square().mean()
+            if within:
+                loss.backward()
+        if not within:
+            with host.route(None if backward == "outside" else backward):
+                loss.backward()
+        return [x.grad, *(p.grad for n in "ab" for p in host[n].parameters())]
+
+    for got, want in zip(grads(False), grads(True), strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            torch.testing.assert_close(got, want)
+
+
+class Again(torch.autograd.Function):
+    """A checkpoint that is none of torch's."""
+
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function = function
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return function(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.function(x), grad)
+        return None, x.grad
+
+
+class CheckpointingAlone(Checkpointing):
+    def forward(self, x):
+        return Again.apply(lambda x: self.second(self.first(x).tanh()), x)
+
+
+@pytest.mark.parametrize("other", [None, "b", ["a", "a", "b"]])
+def test_another_checkpoint_recomputed_under_another_route_is_an_error(other):
+    host = cw.Host(CheckpointingAlone(True))
+    for i, name in enumerate("ab"):
+        stir(host.add(name, "lora", rank=2), i)
+    x = torch.randn(3, 6, requires_grad=True)
     with host.route("a"):
         loss = host.model(x).square().mean()
-    with pytest.raises(cw.CommonweightError, match=r"a checkpoint recomputes it .* run backward inside host\.route"):
+    with host.route(other), pytest.raises(cw.CommonweightError, match=r"a checkpoint recomputes it .* right after it"):
         loss.backward()
-    assert all(p.grad is None for p in host["a"].parameters())
+    assert all(p.grad is None for n in "ab" for p in host[n].parameters())
     with host.route("a"):
-        host.model(x).square().mean().backward()
+        loss = host.model(x).square().mean()
+    with host.route("a"):
+        loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in host["a"].parameters())
-    x.grad = None
-    host.model(x).square().mean().backward()  # the plain base has no route to lose
-    assert x.grad.abs().sum() > 0
 
 
 def test_autocast_and_a_bfloat16_base():

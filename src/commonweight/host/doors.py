@@ -117,8 +117,10 @@ class Doors:
 
     def settle(self, module: nn.Module, args: Any, y: Any) -> None:
         """After a pass of the whole model."""
+        if torch.compiler.is_compiling():
+            return
         me = threading.get_ident()
-        if torch.compiler.is_compiling() or me not in self.inside or (route := self.route()) is None:
+        if me not in self.inside or (route := self.route()) is None:
             return
         with _OPENING:
             self.inside[me] = self.inside.get(me, 0) - 1

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from ..methods import Method
-from . import carry, entrances, experts
+from . import carry, checkpoints, entrances, experts
 from .current import Current
+from .door import Door
 from .doors import Doors
 from .fingerprint import of_base
 from .follow import Places, fit
@@ -37,6 +38,7 @@ class HookedModel:
         self.chosen = select(sites, self.every, self.default, model)
         self.current = Current()
         carry.install()
+        checkpoints.install()
         self.kept = keep_storage(model.modules())
         self.trained: dict[str, nn.Parameter] = {}
         self.closed = False
@@ -66,6 +68,10 @@ class HookedModel:
         for h in self.hooks:
             h.remove()
         self.doors.close()
+        for m in self.model.modules():  # what others handed on to a module that they put in a hooked one's place
+            for hooks in (m._forward_hooks, m._forward_pre_hooks):
+                for key in [k for k, h in hooks.items() if isinstance(getattr(h, "__self__", h), SiteHook | Door)]:
+                    del hooks[key]
 
     def follow(self, tenants: Iterable[Tenant]) -> None:
         """Where the model was changed since: its new layers are hooked in place of the old; see `follow`."""

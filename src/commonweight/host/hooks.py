@@ -31,7 +31,7 @@ class SiteHook:
 
     def __init__(self, physical: Physical, current: Current):
         self.at, self.current = physical, current
-        self.routed = False  # whether the last forward here was under a route
+        self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
 
     def install(self) -> list[RemovableHandle]:
@@ -42,10 +42,12 @@ class SiteHook:
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
 
-    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def before(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
+        """kwargs: None where another library hands the hook on to a module that it puts in this one's place."""
         route = self.current.route
         if route is None:
             return None
+        alone, kwargs = kwargs is None, kwargs or {}
         x = self.input(args, kwargs)
         if route.single is not None:
             entries = route.single.table.get(self.at.name, [])
@@ -57,7 +59,8 @@ class SiteHook:
             changed = self.by_bucket(layout, folded, folded, self.transformed, x) if layout.inputs else x
         if changed is x:
             return None
-        return (changed, *args[1:]) if args else (), {k: changed if v is x else v for k, v in kwargs.items()}
+        given = (changed, *args[1:]) if args else ()
+        return given if alone else (given, {k: changed if v is x else v for k, v in kwargs.items()})
 
     def input(self, args: tuple, kwargs: dict) -> Tensor:
         x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
@@ -82,12 +85,11 @@ class SiteHook:
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, y: Any) -> Any:
+    def __call__(self, module: nn.Module, args: tuple, kwargs: Any, *output: Any) -> Any:
+        y, kwargs = (output[0], kwargs) if output else (kwargs, {})  # handed on as in `before`
         route = self.current.route
         if not torch.compiler.is_compiling():
-            if route is None and self.routed:
-                unrouted(self.at.name, self.current)
-            self.routed = route is not None
+            self.last = recomputed(self.at.name, self.current, self.last)
         if route is None:
             return None
         x = self.input(args, kwargs)
@@ -253,14 +255,22 @@ class SiteHook:
         return torch.cat(parts)
 
 
-def unrouted(name: str, current: Current) -> None:
-    """A forward within a backward pass is a checkpoint's; without its route it would give no gradients."""
-    if torch._C._current_graph_task_id() != -1 and not current.replayed:
+def recomputed(name: str, current: Current, last: Any) -> Any:
+    """Who reads now, for `last` of the next pass; `last` itself within a backward pass.
+
+    A forward there is a checkpoint's, whose gradients are wrong under another route than that of its forward. torch's
+    own keep their route, see `checkpoints`; others are held against the last forward.
+    """
+    readers = None if current.route is None else current.route.readers
+    if torch._C._current_graph_task_id() == -1:
+        return readers
+    if readers != last and not current.replayed:
         raise CommonweightError(
             f"{name}: a checkpoint recomputes it in backward, where the route of its forward is not in "
-            "force; run backward inside host.route(...), or, where backward has threads of its own (CUDA), use "
-            "the model's gradient_checkpointing_enable(), whose checkpoints keep their route"
+            "force; run backward inside the host.route(...) of its forward, right after it, or use "
+            "torch.utils.checkpoint, which keeps its route"
         )
+    return last
 
 
 class Replay:

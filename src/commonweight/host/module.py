@@ -186,6 +186,8 @@ class Unsaid:
             "per row"
         )
 
+    readers = single
+
 
 def tenant_module(roster: Roster, tenants: Sequence[Tenant]) -> TenantModule:
     return _like(type(roster.base.model), len(tenants) > 1)(roster, tenants)

@@ -44,7 +44,8 @@ class Route:
     """
 
     __slots__ = (
-        "_layouts", "_orders", "_repeated", "factors", "groups", "kept", "length", "root", "shape", "single", "tokens"
+        "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "kept", "length", "root", "shape",
+        "single", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,15 @@ class Route:
         self._orders: dict[Any, tuple[list[tuple], Tensor | None]] = {}
         self.root, self.factors = self, set[int]()
         self._repeated: dict[int, Route] = {}
+        self._readers: tuple | None = None
+
+    @property
+    def readers(self) -> tuple:
+        """Who reads where, as plain numbers: equal for routes that answer alike."""
+        if self._readers is None:
+            groups = [(None if t is None else t.number, tuple(places)) for t, places in self.groups]
+            self._readers = (self.single and self.single.number, self.shape, *groups)
+        return self._readers
 
     def again(self) -> Route:
         """The same readers, for other work: nothing that a forward pass leaves on a route is shared."""

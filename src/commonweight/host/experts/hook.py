@@ -10,7 +10,7 @@ from torch import nn
 
 from ..current import Current
 from ..entrances import Entrance
-from ..hooks import unrouted
+from ..hooks import recomputed
 from ..sites import Physical
 from . import forms, whole
 from .readers import tenants
@@ -26,7 +26,7 @@ class Mixture(Entrance):
     def __init__(self, module: nn.Module, parts: list[Stacked], current: Current):
         super().__init__(module, current)
         self.parts = {p.slot: p for p in parts}
-        self.routed = False  # whether the last forward here was under a route
+        self.last: Any = None  # who read in the last forward here that was not within a backward pass
 
     def install(self) -> None:
         self.model.__dict__[self.name] = self.run  # a bound method: torch.compile looks into callable objects
@@ -41,9 +41,7 @@ class Mixture(Entrance):
         route = self.current.route
         parts = list(self.parts.values())
         if not torch.compiler.is_compiling():
-            if route is None and self.routed:
-                unrouted(parts[0].name, self.current)
-            self.routed = route is not None
+            self.last = recomputed(parts[0].name, self.current, self.last)
         if route is None or not any(whole.reads(parts, t) for t in tenants(route)):
             return self.own(*args, **kwargs)
         return self.changed(route, args, kwargs)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,57 @@
+"""torch's checkpoints keep the route of their forward: what they recompute in backward is computed under it.
+
+Backward may run outside the route, under another one, or in a thread of torch's own. A model calls
+``torch.utils.checkpoint.checkpoint`` by whatever name it has imported it; all of its calls end in one of two places of
+that module, which hand on the function that is recomputed. Without a host in the process they are torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial, wraps
+from typing import Any
+
+from torch.utils import checkpoint
+
+from .current import ROUTES
+
+_FUNCTION = "_checkpoint_without_reentrant_generator"
+
+
+def install() -> None:
+    """Once a process, by the first host."""
+    if not hasattr(checkpoint.CheckpointFunction.forward, "keeps_routes"):
+        checkpoint.CheckpointFunction.forward = staticmethod(_second(checkpoint.CheckpointFunction.forward))
+        setattr(checkpoint, _FUNCTION, _first(getattr(checkpoint, _FUNCTION)))
+
+
+def _first(start: Callable) -> Callable:
+    @wraps(start)
+    def keeping(function: Callable, *args: Any, **kwargs: Any) -> Any:
+        return start(kept(function), *args, **kwargs)
+
+    keeping.keeps_routes = True  # type: ignore[attr-defined]
+    return keeping
+
+
+def _second(forward: Callable) -> Callable:
+    @wraps(forward)
+    def keeping(ctx: Any, function: Callable, *args: Any) -> Any:
+        return forward(ctx, kept(function), *args)
+
+    keeping.keeps_routes = True  # type: ignore[attr-defined]
+    return keeping
+
+
+def kept(function: Callable) -> Callable:
+    """The function, under the routes that are in force now; under none where none was."""
+    return partial(_run, dict(ROUTES.get()), function)
+
+
+def _run(routes: dict, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    with ExitStack() as stack:
+        for current in {**ROUTES.get(), **routes}:
+            state = routes.get(current)
+            stack.enter_context(current.within(None if state is None else state.route, replayed=True))
+        return function(*args, **kwargs)
