@@ -46,7 +46,7 @@ REFUSED = [
     (("prompt", "completion", "system"), "stands 'system'"),
     (("quote", "author"), "no text column among author, quote; wanted text; or prompt and completion"),
     (("content", "review"), r"that stands out \(content, review\)"),
-    (("prompt", "chosen", "rejected"), "there is no completion beside it"),
+    (("prompt", "chosen", "rejected"), "answers that were rejected"),
 ]
 
 
@@ -94,3 +94,31 @@ def test_chats():
     assert form([{"conversation": "w0", "text": "w1"}]) == Whole("text")
     assert form([{"turns": CHAT}], text="turns") == Chat("turns")
     assert form([{"prompt": CHAT, "completion": CHAT}]) == Pair("prompt", "completion")
+
+
+@pytest.mark.parametrize("bad", [False, "false", "False"])
+@pytest.mark.parametrize("row", [{"prompt": "p", "completion": "c"}, {"messages": [{"role": "user", "content": "q"}]}])
+def test_rows_that_are_judged_bad_are_not_learnt(row, bad):
+    good = True if bad is False else "true"
+    rows = [{**row, "label": good}, {**row, "label": bad}]
+    with pytest.raises(CommonweightError, match=r"1 of 2 rows have 'label' false.*Keep the rows that are true"):
+        form(rows)
+    assert form([{**row, "label": good}]) == form([row])
+    assert form([{**row, "label": "positive"}, {**row, "label": "false"}]) == form([row])  # a class among others
+
+
+def test_a_class_beside_a_whole_text_is_no_judgement():
+    rows = [{"text": "a", "label": True}, {"text": "b", "label": False}]
+    assert form(rows) == Whole("text") == form(rows, text="text")
+
+
+def test_preference_rows_are_learnt_where_the_better_answer_is_named():
+    rows = [{"prompt": "p", "chosen": "good", "rejected": "bad"}]
+    with pytest.raises(
+        CommonweightError, match=r"'rejected' holds answers that were rejected.*--completion-column chosen"
+    ):
+        form(rows)
+    with pytest.raises(CommonweightError, match="rejected"):
+        form([{"text": "t", "Rejected": "bad"}])
+    assert form(rows, completion="chosen") == Pair("prompt", "chosen")
+    assert form(rows, text="chosen") == Whole("chosen")

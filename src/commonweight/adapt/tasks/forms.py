@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...core import CommonweightError, unknown
 from ..rows import Row, there
-from ..rows.columns import CHAT, COMPLETION, CONTEXT, INPUT, PROMPT, SYSTEM, WHOLE
+from ..rows.columns import CHAT, COMPLETION, CONTEXT, INPUT, JUDGED, PROMPT, REJECTED, SYSTEM, WHOLE
 
 FLAGS = "--prompt-column and --completion-column"
 
@@ -44,6 +44,15 @@ def form(
 ) -> Form:
     """The columns that were asked for, or those that people use. Raises: CommonweightError where that is not clear."""
     names = there(rows)
+    if text is None and completion is None:
+        _no_rejected(rows, names)
+    found = _form(rows, names, text, prompt, completion)
+    if not isinstance(found, Whole):
+        _no_bad(rows, names)
+    return found
+
+
+def _form(rows: Sequence[Row], names: list[str], text: str | None, prompt: str | None, completion: str | None) -> Form:
     for what, asked in (("text", text), ("prompt", prompt), ("completion", completion)):
         if asked is not None and asked not in names:
             raise unknown(f"{what} column", asked, names)
@@ -66,6 +75,33 @@ def form(
             f"first turn of the role system, or train without it by --text-column {chats[0]}"
         )
     return Chat(chats[0])
+
+
+def _no_bad(rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Raises: CommonweightError for rows that say which answers are bad: all of them would be learnt as good ones."""
+    for name in (n for n in names if n.lower() in JUDGED):
+        values = [v.strip().lower() if isinstance(v, str) else v for v in (r.get(name) for r in rows)]
+        if any(v is False or v == "false" for v in values) and all(
+            v is None or isinstance(v, bool) or v in ("true", "false", "") for v in values
+        ):
+            bad = sum(v is False or v == "false" for v in values)
+            raise CommonweightError(
+                f"{bad} of {len(rows)} rows have {name!r} false: these rows are judged answers (as KTO learns from), "
+                "and a language model would learn the bad ones like the good ones. Keep the rows that are true, and "
+                f"leave the column {name!r} out; learning from bad answers is not built"
+            )
+
+
+def _no_rejected(rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Raises: CommonweightError for preference rows where it was not said which column is learnt."""
+    lower = {n.lower(): n for n in names}
+    if (bad := next((lower[n] for n in REJECTED if n in lower and any(r.get(lower[n]) for r in rows)), None)) is None:
+        return
+    raise CommonweightError(
+        f"the column {bad!r} holds answers that were rejected (preference rows, as DPO learns from), which a language "
+        "model cannot learn to avoid. Name the better answers: --completion-column chosen (--text-column chosen, "
+        "where they are whole texts or chats)"
+    )
 
 
 def _whole_prompt(rows: Sequence[Row], lower: dict[str, str], pair: Pair) -> Pair:
