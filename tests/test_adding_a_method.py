@@ -38,7 +38,7 @@ def example() -> Iterator[dict[str, ModuleType]]:
     try:
         for title, code in blocks().items():
             name = title.removeprefix("src/").removesuffix(".py").replace("/", ".")
-            # The list of methods is the only file that is there already: its line runs beside it.
+            # The list of methods is the only file that already exists: its line runs beside it.
             name = name.replace("methods.__init__", "methods._listed")
             module = modules[name] = ModuleType(name)
             module.__package__ = name.rpartition(".")[0]

@@ -22,7 +22,7 @@ def test_methods(theirs, ours):
 def test_methods_that_are_not_here_name_some_that_are(name):
     if peers.method(name, available()) in available():
         return
-    with pytest.raises(cw.CommonweightError, match="there is none here; nearest: ") as e:
+    with pytest.raises(cw.CommonweightError, match="this library does not have it; nearest here: ") as e:
         get(name.upper().replace("-", "_"))
     quoted = str(e.value).partition("nearest")[2].split("'")[1::2]
     assert any(q in available() for q in quoted)
@@ -72,5 +72,5 @@ def test_host_add():
     assert tenant.config.rank == 4 and tenant.config.alpha == 4
     with pytest.raises(cw.CommonweightError, match="layers are chosen by sites"):
         host.add("u", "lora", target_modules=["q_proj"])
-    with pytest.raises(cw.CommonweightError, match=r"unknown method 'ADALORA': there is none here; nearest: .*'lora'"):
+    with pytest.raises(cw.CommonweightError, match=r"unknown method 'ADALORA': this library does not have it; nearest here: .*'lora'"):
         host.add("u", "ADALORA")

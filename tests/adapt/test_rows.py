@@ -190,9 +190,9 @@ def test_json_as_one_object(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"a": 1}\n{"a": 1,}\n', "line 2: no JSON"),
+        ('{"a": 1}\n{"a": 1,}\n', "line 2: not valid JSON"),
         ('{"a": 1}\n[1]\n', "line 2: it is a list; wanted an object"),
-        ('{"a": 1, "a": 2}\n', "line 1: the key 'a' is there twice"),
+        ('{"a": 1, "a": 2}\n', "line 1: the key 'a' appears twice"),
         ('{"a": "\\ud800"}\n', "line 1: half a character"),
         ('{"a": ' + "1" * 5000 + "}\n", "line 1: Exceeds the limit"),
         ('[{"a": 1}, 3]', "row 2: it is a number"),
@@ -200,7 +200,7 @@ def test_json_as_one_object(tmp_path):
         ('[{"a": 1} {"a": 2}]', "row 1: wanted a comma"),
         ('[{"a": 1}] x', "something follows the list of rows"),
         ('[{"a": "x', "row 1: it has no end"),
-        (b'{"a": "caf\xe9"}\n', "line 1: no UTF-8"),
+        (b'{"a": "caf\xe9"}\n', "line 1: not UTF-8"),
         ("text".encode("utf-16"), "it is UTF-16; wanted plain text in UTF-8"),
         (b"\x1f\x8b\x08\x00", "it is gzip"),
     ],
@@ -251,7 +251,7 @@ def test_a_row_has_as_many_cells_as_the_header(tmp_path):
 
 
 def test_what_csv_cannot_mean(tmp_path):
-    assert "the column 'text' is there twice" in refusal(tmp_path / "a.csv", "text,text\na,1\n")
+    assert "the column 'text' appears twice" in refusal(tmp_path / "a.csv", "text,text\na,1\n")
     assert "a quotation mark before it is not closed" in refusal(tmp_path / "a.csv", 'text,label\n"a,1\nb,0\n')
     assert "write a quotation mark within a text twice" in refusal(tmp_path / "a.csv", 'text,label\n"a" b,1\n')
 

@@ -63,8 +63,8 @@ WRONG = {
     "type of options": ("options: 8", "line 3: options: is 8; wanted keys and values", "options: {rank: 8}"),
     "type of data": ("data: 3", "line 8: tenants.trec.data: is 3; wanted a name", "data: trec.train.tsv"),
     "no data": ("{dev:", "line 8: tenants.trec: has no data; wanted data: FILE", "{data: trec.train.tsv, dev:"),
-    "twice": ("trec: {data: owner", "line 9: tenants.trec is there twice, first in line 8", "sst2: {data: \"owner"),
-    "no YAML": ("rank: [8}", "tenants.yaml, line 3: no YAML", "rank: 8}"),
+    "twice": ("trec: {data: owner", "line 9: tenants.trec appears twice, first in line 8", "sst2: {data: \"owner"),
+    "not valid YAML": ("rank: [8}", "tenants.yaml, line 3: not valid YAML", "rank: 8}"),
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_what_is_wrong_is_told_with_its_place(file, case):
         ("method: lotr\n", "tenants: is None; wanted one or more names"),
         ("tenants: {}\n", "tenants: is {}; wanted one or more names"),
         ("tenants: {a: b.tsv}\n", "tenants.a: is 'b.tsv'; wanted keys"),
-        ("tenants: !!python/object/apply:os.getcwd []\n", "no YAML: could not determine a constructor"),
+        ("tenants: !!python/object/apply:os.getcwd []\n", "not valid YAML: could not determine a constructor"),
     ],
 )
 def test_other_files(file, text, message):
@@ -122,9 +122,9 @@ BOMB = "b0: &b0 [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("recipe:\n  seed: 2024-02-31\n", "line 2: no YAML: '2024-02-31' cannot be read"),
-        ("recipe: {seed: " + "7" * 5000 + "}\n", "line 1: no YAML: '7777"),
-        ("x: !!timestamp noon\n", "line 1: no YAML: 'noon' cannot be read"),
+        ("recipe:\n  seed: 2024-02-31\n", "line 2: not valid YAML: '2024-02-31' cannot be read"),
+        ("recipe: {seed: " + "7" * 5000 + "}\n", "line 1: not valid YAML: '7777"),
+        ("x: !!timestamp noon\n", "line 1: not valid YAML: 'noon' cannot be read"),
         ("x: " + "[" * 3000 + "]" * 3000 + "\n", "too many lists and keys inside each other"),
         ("recipe: {seed: 0x" + "f" * 6000 + "}\n", "line 1: recipe: Recipe: seed is a number of 24000 bits"),
         ("options: {rank: 0x" + "f" * 300 + "}\n", "line 1: options: MoS: rank is a number of 1200 bits"),

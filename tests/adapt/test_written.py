@@ -1,4 +1,4 @@
-"""A tenant is written before it is measured; what is there already is not replaced without a word."""
+"""A tenant is written before it is measured; what already exists is not replaced without a word."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_a_file_that_is_there_is_replaced_when_asked(bert, tmp_path):
     call(bert, tmp_path)
     at = tmp_path / "new" / "folder" / "t.safetensors"
     before = at.read_bytes()
-    with pytest.raises(CommonweightError, match=r"t\.safetensors: a file is there already; --overwrite replaces it"):
+    with pytest.raises(CommonweightError, match=r"t\.safetensors: a file already exists; --overwrite replaces it"):
         call(bert, tmp_path, epochs=2)
     assert at.read_bytes() == before
     call(bert, tmp_path, epochs=2, overwrite=True)
@@ -52,10 +52,10 @@ def test_a_file_that_is_there_is_replaced_when_asked(bert, tmp_path):
     call(bert, tmp_path, resume=True)  # the same run ended before: it may be repeated
     assert at.read_bytes() == before
     (at.parent / "t.json").write_text("[1]")
-    with pytest.raises(CommonweightError, match="a file is there already"):
+    with pytest.raises(CommonweightError, match="a file already exists"):
         call(bert, tmp_path, resume=True)
     at.unlink()
-    with pytest.raises(CommonweightError, match=r"t\.json: the file of its report is there already"):
+    with pytest.raises(CommonweightError, match=r"t\.json: the file of its report already exists"):
         call(bert, tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_several_into_a_folder(bert, tmp_path):
     job = Job(tenants={"a": Source(data=data), "b": Source(data=data)}, method="probe", recipe={"epochs": 1})
     for more in ({}, {"resume": True}, {"overwrite": True}):
         run_together(str(bert), job, out=tmp_path / "new" / "out", say=lambda _: None, **more)
-    with pytest.raises(CommonweightError, match=r"a\.safetensors: a file is there already"):
+    with pytest.raises(CommonweightError, match=r"a\.safetensors: a file already exists"):
         run_together(str(bert), job, out=tmp_path / "new" / "out", say=lambda _: None)
 
 
@@ -85,4 +85,4 @@ def test_into_a_store(bert, tmp_path, monkeypatch):
     assert told[-1] == "notice: a@1 has this content already: no new version was made" and store.verify() == []
     other = Job(tenants={"a": source}, method="probe", recipe={"epochs": 2})
     run_late(str(bert), other, tmp_path / "store", say=told.append)
-    assert "a was there already, with other content: a@2 is now its newest version" in told[-1]
+    assert "a existed with other content: a@2 is now its newest version" in told[-1]

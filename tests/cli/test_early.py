@@ -29,7 +29,7 @@ MISTAKES = {
     "methods": (["methods", "moss"], "unknown method 'moss'"),
     "extract": (["extract", "./a", "--base", "./b", "--out", "o"], "a: no such file or folder"),
     "statistics": (["statistics", "MODEL", "no.jsonl", "--out", "s.safetensors"], "no.jsonl: no such file"),
-    "store": (["store", "list", "no"], "no is no store"),
+    "store": (["store", "list", "no"], "no is not a store"),
     "import-peft": (["store", "import-peft", "s", "no", "--model", "MODEL"], "no: no such folder"),
 }
 
@@ -86,7 +86,7 @@ def test_a_file_in_the_place_of_flags(tmp_path, bert, capsys):
     assert (s["seed"], s["accumulate"], s["batch_size"], s["gradient_checkpointing"]) == (3, 2, 4, True)
     assert s["options"]["rank"] == 2 and s["options"]["alpha"] == 4
     code, _, err = call(capsys, "adapt", "--config", at)
-    assert code == 2 and "t.safetensors: a file is there already; --overwrite replaces it" in err
+    assert code == 2 and "t.safetensors: a file already exists; --overwrite replaces it" in err
     assert call(capsys, "adapt", "--config", at, "--overwrite")[0] == 0
 
 

@@ -52,11 +52,11 @@ def test_a_recipe_and_its_options_give_the_same(two, capsys):
         (["m1", "--method", "linear"], "--out is missing"),
         (["m1", "--method", "linear", "-o", "x", "--out", "o"], "wanted a name and a value"),
         (["m1", "--method", "linear", "-o", "normalise=true", "--out", "o"], "did you mean 'normalize'"),
-        (["m1", "m2", "--out", "o"], "2 recipes came"),
+        (["m1", "m2", "--out", "o"], "2 inputs and no --method"),
         (["r.yaml", "--base", "m0", "--out", "o"], "go with --method"),
         (["m1", "--method", "linear", "--shard-size", "many", "--out", "o"], "wanted a size like 5GB"),
         (["m1", "--method", "linear", "--threads", "0", "--out", "o"], "--threads is 0"),
-        (["m1", "--method", "linear", "--out", "m2"], "m2: is there already"),
+        (["m1", "--method", "linear", "--out", "m2"], "m2 already exists"),
         (["m1", "m9", "--method", "linear", "--out", "o"], "m9: no such file or folder"),
     ],
 )
@@ -74,7 +74,7 @@ def test_resume_of_a_merge_that_had_ended(two, capsys):
     before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in Path("a").iterdir()}
     assert run(*args, "--resume") == 0
     said = capsys.readouterr()
-    assert "a: is finished; nothing is to be done" in said.err and "a: 1 tensors, 1 of them from before" in said.out
+    assert "a: is finished; nothing is left to do" in said.err and "a: 1 tensors, 1 of them from before" in said.out
     assert before == {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in Path("a").iterdir()}
     path = Path("m2/model.safetensors")
     was, size = path.stat(), path.stat().st_size
@@ -85,10 +85,10 @@ def test_resume_of_a_merge_that_had_ended(two, capsys):
     capsys.readouterr()
     others = (["m1", "m0", *args[2:]], [*args, "--dtype", "bfloat16"], [*args, "-w", "1", "-w", "2"])
     for other in others:
-        assert run(*other, "--resume") == 2 and "a: is there already" in capsys.readouterr().err
-    assert run(*args) == 2 and "a: is there already" in capsys.readouterr().err
+        assert run(*other, "--resume") == 2 and "a already exists" in capsys.readouterr().err
+    assert run(*args) == 2 and "a already exists" in capsys.readouterr().err
     Path("a/merge.json").write_text("{")
-    assert run(*args, "--resume") == 2 and "a: is there already" in capsys.readouterr().err
+    assert run(*args, "--resume") == 2 and "a already exists" in capsys.readouterr().err
 
 
 def test_extract_into_a_folder_that_is_there(two, capsys):
@@ -98,4 +98,4 @@ def test_extract_into_a_folder_that_is_there(two, capsys):
     with pytest.raises(SystemExit) as e:
         main(["extract", "m1", "--base", "m0", "--out", "there"])
     err = capsys.readouterr().err
-    assert e.value.code == 2 and "there: is there already; choose another name, or remove it" in err
+    assert e.value.code == 2 and "there already exists; choose another name, or remove it" in err

@@ -109,5 +109,5 @@ def test_what_has_no_head_or_other_classes(capsys, tmp_path, bert, classifiers):
 
 def test_a_plain_safetensors_file_is_no_statistics(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", {"x": json.dumps(1)})
-    with pytest.raises(cw.CommonweightError, match="is no statistics file"):
+    with pytest.raises(cw.CommonweightError, match="is not a statistics file"):
         cw.merge.fisher([{"a": torch.ones(2)}], statistics=[tmp_path / "a.safetensors"])

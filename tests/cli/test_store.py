@@ -26,7 +26,7 @@ def test_publish_and_list(at, tmp_path, capsys):
     code, out, said = call(capsys, "store", "publish", at, tmp_path / "tax.safetensors", *args)
     assert (code, out) == (0, "legal@2: 3 pools, 156 bytes\n")
     assert said == (
-        "notice: legal was there already, with other content: legal@2 is now its newest version, legal@1 stays\n"
+        "notice: legal existed with other content: legal@2 is now its newest version, legal@1 stays\n"
     )
     code, out, said = call(capsys, "store", "publish", at, tmp_path / "tax.safetensors", *args)
     assert (code, out) == (0, "legal@2: 3 pools, 156 bytes\n")
@@ -103,7 +103,7 @@ def test_verify_names_what_is_damaged(at, capsys):
         (("show", "lega"), "unknown tenant 'lega'; did you mean 'legal'"),
         (("show", "../legal"), "cannot be a tenant's name"),
         (("remove", "legal@4"), "legal has no version '4'; there are 1"),
-        (("export", "legal", "{file}"), "legal.safetensors: a file is there already; --overwrite replaces it"),
+        (("export", "legal", "{file}"), "legal.safetensors: a file already exists; --overwrite replaces it"),
         (("export", "legal", "{file}/x.safetensors"), "legal.safetensors is a file; wanted a folder"),
         (("publish", "nothing.safetensors"), "nothing.safetensors: no such file"),
         (("publish", "nothing.safetensors", "--metric", "accuracy"), "--metric accuracy: wanted a name and a number"),
@@ -119,7 +119,7 @@ def test_mistakes(at, capsys, args, message):
 def test_no_store_is_made_by_looking(tmp_path, capsys):
     for command in ("list", "verify", "gc"):
         code, _, err = call(capsys, "store", command, tmp_path / "none")
-        assert code == 2 and "is no store; `commonweight store init` makes one" in err
+        assert code == 2 and "is not a store; `commonweight store init` makes one" in err
     assert not (tmp_path / "none").exists()
 
 

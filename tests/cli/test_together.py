@@ -59,7 +59,7 @@ def test_into_a_store_and_a_late_one(capsys, folder, bert):
     assert told == f"accuracy {accuracy:.4f} (n=12)", "measured as it is stored"
     assert not list(folder.glob("*.checkpoint"))
     code, _, err = call(capsys, "adapt", bert, "--tenants", folder / "tenants.yaml", "--store", store)
-    assert code == 2 and "the common 'tasks' is there already, of late; choose another name" in err
+    assert code == 2 and "the common 'tasks' already exists, of late; choose another name" in err
 
 
 def test_into_a_folder(capsys, folder, bert, monkeypatch):
@@ -93,14 +93,14 @@ WRONG = {
     "no place": (["--tenants", "{f}/tenants.yaml"], "--out FOLDER, or into a store"),
     "a file for several": (["--tenants", "{f}/tenants.yaml", "--out", "{f}/a.safetensors"], "to a folder; name one"),
     "said twice": (["--tenants", "{f}/tenants.yaml", "--out", "{f}/o", "--batch-size", "8"], "--batch-size beside"),
-    "data beside": (["{f}/late.jsonl", "--tenants", "{f}/tenants.yaml", "--out", "{f}/o"], "DATA beside --tenants"),
+    "data beside": (["{f}/late.jsonl", "--tenants", "{f}/tenants.yaml", "--out", "{f}/o"], "DATA cannot be used with --tenants"),
     "no data": (["--out", "{f}/a.safetensors"], "no DATA: name a file to train on"),
-    "nowhere": (["{f}/late.jsonl"], "where to? --out FILE.safetensors or --store FOLDER"),
-    "common without store": (["{f}/late.jsonl", "--out", "{f}/a.safetensors", "--common", "x"], "of which store?"),
+    "nowhere": (["{f}/late.jsonl"], "no output: give --out FILE.safetensors or --store FOLDER"),
+    "common without store": (["{f}/late.jsonl", "--out", "{f}/a.safetensors", "--common", "x"], "which store has it?"),
     "no name": (["{f}/late.jsonl", "--store", "{f}/s"], "the tenant needs a name, --tenant NAME"),
     "no store": (
         ["{f}/late.jsonl", "--store", "{f}/no", "--common", "x", "--tenant", "t"],
-        "no is no store; `commonweight store init` makes one",
+        "no is not a store; `commonweight store init` makes one",
     ),
     "unsafe name": (["{f}/late.jsonl", "--store", "{f}/s", "--tenant", "a/b"], "'a/b' cannot be a tenant's name"),
     "missing rows": (["--tenants", "{f}/lost.yaml", "--out", "{f}/o"], "lost.jsonl: no such file"),
@@ -127,7 +127,7 @@ def test_a_run_that_fails_leaves_no_store(capsys, folder, bert):
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("mine")
     code, _, err = call(capsys, "adapt", bert, "--tenants", folder / "wrong.yaml", "--store", folder / "notes")
-    assert code == 2 and "notes is no store and holds mine.txt" in err, "before any file is read"
+    assert code == 2 and "notes is not a store and holds mine.txt" in err, "before any file is read"
     store.mkdir()
     assert call(capsys, "adapt", bert, "--tenants", folder / "wrong.yaml", "--store", store)[0] == 2
     assert not [*store.iterdir()]

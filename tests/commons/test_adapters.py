@@ -151,7 +151,7 @@ def test_what_is_refused(host, store, tmp_path):
     write(tmp_path / "dora", 1, use_dora=True)
     refused(
         store, host, [tmp_path / "a", tmp_path / "dora"],
-        r"dora: dora at model.layers.0.self_attn.q_proj \(Magnitude\) is no product of two factors",
+        r"dora: dora at model.layers.0.self_attn.q_proj \(Magnitude\) is not a product of two factors",
     )  # fmt: skip
     write(tmp_path / "more" / "a", 2)
     refused(store, host, [tmp_path / "a", tmp_path / "more"], "another adapter is called 'a' too")

@@ -174,14 +174,14 @@ def test_unknown_names(two):
 
 
 def test_no_store(tmp_path):
-    with pytest.raises(cw.CommonweightError, match="is no store; `commonweight store init` makes one"):
+    with pytest.raises(cw.CommonweightError, match="is not a store; `commonweight store init` makes one"):
         cw.Commons(tmp_path / "nowhere", make=False)
     assert len(cw.Commons(tmp_path / "new" / "folders")) == 0
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "new" / "folders" / "store.json").unlink()
     with pytest.raises(cw.CommonweightError, match=r"notes.txt is a file; wanted a folder"):
         cw.Commons(tmp_path / "notes.txt" / "store")
-    with pytest.raises(cw.CommonweightError, match=r"is no store and holds new; name a new or an empty folder"):
+    with pytest.raises(cw.CommonweightError, match=r"is not a store and holds new; name a new or an empty folder"):
         cw.Commons(tmp_path)
     with pytest.raises(cw.CommonweightError, match="is a file; a store is a folder"):
         cw.Commons(tmp_path / "notes.txt")
@@ -253,7 +253,7 @@ def put(c, change) -> None:
     [
         (lambda r: r.update(commons=3), "manifest format 3; this version reads up to 2: upgrade"),
         (lambda r: r.update(pack="../../../../etc/passwd"), "not a manifest that commonweight wrote"),
-        (lambda r: r.update(blueprint="../../../../etc/passwd"), "is no blueprint's hash"),
+        (lambda r: r.update(blueprint="../../../../etc/passwd"), "is not a blueprint's hash"),
         (lambda r: r.update(own=[["PICKLE", [1]]] * 2), "not a manifest that commonweight wrote"),
         (lambda r: r.update(own=[["F32", [-1]]] * 2), "not a manifest that commonweight wrote"),
         (lambda r: r.update(own=[["F32", [1]]]), "not a manifest that commonweight wrote"),

@@ -25,19 +25,19 @@ def test_values():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "f.yaml, line 1: no YAML"),
-        ("a: 1\nb: 2026-13-45", "f.yaml, line 2: no YAML: month must be in 1..12"),
-        ("a: !!timestamp soon", "line 1: no YAML: 'soon' is no timestamp"),
-        ("a: !!int many", "line 1: no YAML: invalid literal"),
+        ("a: [", "f.yaml, line 1: not valid YAML"),
+        ("a: 1\nb: 2026-13-45", "f.yaml, line 2: not valid YAML: month must be in 1..12"),
+        ("a: !!timestamp soon", "line 1: not valid YAML: 'soon' is no timestamp"),
+        ("a: !!int many", "line 1: not valid YAML: invalid literal"),
         ("a: {b: [1, 0x" + "f" * 40 + "]}", r"f.yaml: a.b.1 is a whole number of 160 bits; wanted at most 64"),
-        ("a: " + "9" * 5000, "line 1: no YAML: Exceeds the limit"),
-        ("a: *b", "line 1: no YAML: found undefined alias"),
+        ("a: " + "9" * 5000, "line 1: not valid YAML: Exceeds the limit"),
+        ("a: *b", "line 1: not valid YAML: found undefined alias"),
         ("a: &x [*x]", "line 1: it contains itself, by an alias"),
-        ("a: " + "[" * DEEPEST + "[" + "]" * DEEPEST + "]", f"no YAML: nested more than {DEEPEST} deep"),
-        ("[" * 5000, f"no YAML: nested more than {DEEPEST} deep"),
+        ("a: " + "[" * DEEPEST + "[" + "]" * DEEPEST + "]", f"not valid YAML: nested more than {DEEPEST} deep"),
+        ("[" * 5000, f"not valid YAML: nested more than {DEEPEST} deep"),
         (doubled(8), r"has [\d,]+ values when its aliases are written out; wanted at most 100,000"),
-        ("a: \x00", "no YAML: unacceptable character"),
-        ("{[1]: 2}", "no YAML: found unhashable key"),
+        ("a: \x00", "not valid YAML: unacceptable character"),
+        ("{[1]: 2}", "not valid YAML: found unhashable key"),
         ("#" * (CHARACTERS + 1), r"has 500,001 characters; wanted at most 500,000"),
     ],
 )
@@ -50,7 +50,7 @@ def test_lines_of_keys_and_a_key_that_is_twice_there():
     lines = {}
     read_yaml("a:\n  b: 1\nc: 2\n", "f", lines=lines)
     assert lines == {("a",): 1, ("a", "b"): 2, ("c",): 3}
-    with pytest.raises(CommonweightError, match=r"f, line 2: a is there twice, first in line 1"):
+    with pytest.raises(CommonweightError, match=r"f, line 2: a appears twice, first in line 1"):
         read_yaml("a: 1\na: 2\n", "f", lines={})
 
 

@@ -82,7 +82,7 @@ def test_there_and_back(host, saved):
         ({"r": "x"}, "r is 'x'; wanted a number"),
         ({"r": 0}, "r is 0; wanted 1, 2"),
         ({"rank_pattern": 4}, "rank_pattern is 4; wanted an object"),
-        ({"rank_pattern": {"(": 4}}, "'\\(' is no regular expression"),
+        ({"rank_pattern": {"(": 4}}, "'\\(' is not a regular expression"),
         ({"lora_alpha": -1}, "alpha is -1.0"),
     ],
 )
@@ -257,7 +257,7 @@ def test_export_options(host, saved, options, says):
 
 def test_what_no_lora_can_say(host, tmp_path):
     host.add("n", "lntuning")
-    with pytest.raises(cw.CommonweightError, match="input_layernorm: lntuning changes a norm, which no LoRA can say"):
+    with pytest.raises(cw.CommonweightError, match="input_layernorm: lntuning changes a norm, which LoRA cannot express"):
         host.export_peft("n", tmp_path / "a", native=False)
     host.add("m", "mos", rank=4, shards=2)
     with pytest.raises(cw.CommonweightError, match=r"mos has no format of its own in PEFT \(native=True knows boft"):

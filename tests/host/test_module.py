@@ -94,7 +94,7 @@ def test_save_pretrained_refuses_what_it_cannot_write(tmp_path, what):
     plain.add("a", "lora")
     module, more, says = {
         "several": (host.module(["a", "b"]), {}, "one model is one tenant"),
-        "no change of weights": (host.module("r"), {}, "is no change of a weight"),
+        "no change of weights": (host.module("r"), {}, "does not change a weight"),
         "no model of transformers": (plain.module("a"), {}, "is none of transformers"),
         "state_dict": (host.module("a"), {"state_dict": {}}, "leave it out"),
     }[what]

@@ -88,5 +88,5 @@ def test_pfeiffer_without_a_feed_forward_site():
 def test_it_has_no_form_of_a_weight():
     host = cw.Host(make("llama")[0])
     host.add("t", "bottleneck", **SMALL)
-    with pytest.raises(cw.CommonweightError, match="Bottleneck is no change of a weight; it cannot be merged"):
+    with pytest.raises(cw.CommonweightError, match="Bottleneck does not change a weight; it cannot be merged"):
         host.merged("t")

@@ -79,7 +79,9 @@ def open_host(
     plain = {"attn_implementation": "eager"} if short else {}
     path = Path(model)
     if path.exists() and not (path / "config.json").is_file():
-        raise CommonweightError(f"model {str(model)!r}: no config.json there; wanted what from_pretrained reads")
+        raise CommonweightError(
+            f"model {str(model)!r}: no config.json there; wanted a folder that save_pretrained wrote"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -96,7 +98,7 @@ def open_host(
     if pool == "transformers":
         pool = pool_of_transformers(base.eval())
     if pool == POOLER and (lost := [k for k in found["missing_keys"] if "pooler" in k]):
-        raise CommonweightError(f"model {str(model)!r} has no weights for {lost[0]}, on which its classifier reads")
+        raise CommonweightError(f"model {str(model)!r} has no weights for {lost[0]}, which its classifier reads")
     return Host(Classifier(base, pool).to(device).eval(), sites=sites)
 
 
@@ -117,7 +119,9 @@ def check_causal(model: Any, name: str, missing: list[str]) -> None:
     Cost: a forward of two rows of two tokens. Raises: CommonweightError.
     """
     if missing:
-        raise CommonweightError(f"model {name!r} has no weights for {missing[0]}: it is no language model; give one")
+        raise CommonweightError(
+            f"model {name!r} has no weights for {missing[0]}: it is not a language model; give one that is"
+        )
     ids = torch.tensor([[1, 1], [1, 2]])
     first, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0].float()
     if (first - other).abs().max() > 1e-2 * first.abs().max():
@@ -136,7 +140,7 @@ def tokenizer_of(model: nn.Module) -> Any:
         return known
     where = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not where:
-        raise CommonweightError("this model does not say where it came from; give adapt() its tokenizer")
+        raise CommonweightError("this model does not name its source; give adapt() its tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, ImportError) as e:

@@ -123,7 +123,7 @@ def pool_of_transformers(encoder: nn.Module) -> str:
                     return pool
     raise CommonweightError(
         f"{type(theirs).__name__}: its head is more than one linear layer over pooled features, which a tenant's head "
-        "cannot say; import the adapters without their heads"
+        "cannot hold; import the adapters without their heads"
     )
 
 

@@ -13,10 +13,10 @@ def out_path(out: str | Path, overwrite: bool = False) -> Path:
     """The tenant's file, if it can be written. overwrite: also where one is. Raises: CommonweightError before anything
     is trained."""
     path = Path(out)
+    if path.is_dir():
+        raise CommonweightError(f"--out {out} is a folder; wanted the name of a file, ending in .safetensors")
     if path.suffix != ".safetensors":
         raise CommonweightError(f"--out {out}: wanted a name like {path.stem}.safetensors")
-    if path.is_dir():
-        raise CommonweightError(f"--out {out} is a folder; wanted the name of a file")
     atomic.free(path, "--out", overwrite=overwrite)
     atomic.free(path.with_suffix(".json"), "--out", overwrite=overwrite, what="the file of its report")
     return path

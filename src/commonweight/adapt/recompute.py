@@ -27,7 +27,7 @@ def recomputed(host: Host) -> Iterator[None]:
     names = blocks(host.model)
     if not names:
         raise CommonweightError(
-            f"{type(host.model).__name__} has no list of blocks that could be computed once more; leave out "
+            f"{type(host.model).__name__} has no list of blocks that could be recomputed; leave out "
             "gradient_checkpointing"
         )
     again = Replay(partial(checkpoint, use_reentrant=False), host.base.current)

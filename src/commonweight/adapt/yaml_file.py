@@ -77,11 +77,11 @@ def parse(path: Path, among: str) -> tuple[dict[str, Any], Lines]:
             _lines(path, node, (), lines)
         body = yaml.load(text, loader)
     except RecursionError:
-        raise CommonweightError(f"{path}: no YAML: too many lists and keys inside each other") from None
+        raise CommonweightError(f"{path}: not valid YAML: too many lists and keys inside each other") from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise CommonweightError(f"{path}{line}: no YAML: {getattr(e, 'problem', None) or e}") from None
+        raise CommonweightError(f"{path}{line}: not valid YAML: {getattr(e, 'problem', None) or e}") from None
     if not isinstance(body, dict):
         raise CommonweightError(f"{path}: wanted keys and values, {among} among them")
     return body, lines
@@ -129,7 +129,7 @@ def _lines(path: Path, node: Any, here: tuple[str, ...], out: Lines) -> None:
             at = (*here, str(key.value))
             if at in out:
                 raise CommonweightError(
-                    f"{path}, line {key.start_mark.line + 1}: {'.'.join(at)} is there twice, first in line {out[at]}"
+                    f"{path}, line {key.start_mark.line + 1}: {'.'.join(at)} appears twice, first in line {out[at]}"
                 )
             out[at] = key.start_mark.line + 1
             _lines(path, value, at, out)

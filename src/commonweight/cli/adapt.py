@@ -23,7 +23,7 @@ A language model on prompt and completion, with a tenth of the rows held out:
 
   commonweight adapt ./my-model chats.jsonl --task lm --method lora --dev 0.1 --out tone.safetensors
 
-Several tenants that share parameters, trained together into a store; then one that comes late and costs its own numbers:
+Several tenants that share parameters, trained together into a store; then a late tenant, which adds only its own numbers:
 
   commonweight adapt MODEL --tenants tenants.yaml --store store
 
@@ -58,31 +58,30 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The tenant's file, ending in .safetensors; a .json report lies beside it. With --tenants, a folder."
+            help="The tenant's file, ending in .safetensors; a .json report is written beside it. With --tenants, a "
+            "folder."
         ),
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Publish into this store, in place of --out.")] = None,
     tenants: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Train several tenants together: a YAML file that says which, on what and how."
-        ),
+        typer.Option(metavar="FILE", help="Train several tenants together, as described in a YAML file."),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Read the flags from a YAML file, `batch_size: 8`, MODEL and DATA as model and data, -o as options: "
-            "{rank: 8}; paths count from its folder. What the command line says counts more.",
+            help="Read the flags from a YAML file, as in batch_size: 8, with MODEL and DATA as model and data, and -o "
+            "as options: {rank: 8}. Paths are relative to the file. Flags on the command line take precedence.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files that are there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     common: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="With --store: come late to this common of the store. Its pools stay as they are; method, options and "
-            "layers are those of its tenants.",
+            help="With --store: train a late tenant of this common. The common's pools do not change; method, options "
+            "and layers are those of its tenants.",
         ),
     ] = None,
     task: Annotated[
@@ -95,7 +94,9 @@ def command(
     tenant: Annotated[str | None, typer.Option(help="The tenant's name; without it, the name of the file.")] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", help="See `commonweight methods`; without it mos.", rich_help_panel=METHOD),
+        typer.Option(
+            "--method", "-m", help="The method (mos); `commonweight methods` lists all.", rich_help_panel=METHOD
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -129,7 +130,8 @@ def command(
         str | None,
         typer.Option(
             metavar="FILE|FRACTION",
-            help="Rows, or a share of the training rows, measured after each epoch: keeps the best, stops early.",
+            help="Rows, or a share of the training rows, to measure after each epoch; the best state is kept, and "
+            "training stops early.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -150,7 +152,9 @@ def command(
     gradient_checkpointing: Annotated[
         bool,
         typer.Option(
-            "--gradient-checkpointing", help="Less memory, a third more time, the same bits.", rich_help_panel=TRAINING
+            "--gradient-checkpointing",
+            help="Less memory, about a third more time, the same result.",
+            rich_help_panel=TRAINING,
         ),
     ] = False,
     lr: Annotated[
@@ -164,12 +168,12 @@ def command(
         typer.Option(help="Epochs without a better dev score before it stops (3).", rich_help_panel=TRAINING),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same bits (0).", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="The same seed gives the same result, bit for bit (0).", rich_help_panel=TRAINING)
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of the frozen base: auto, float32 or bfloat16. auto: bfloat16 where the processor has it.",
+            help="Dtype of the frozen base: auto, float32 or bfloat16. auto: bfloat16 where the device is fast in it.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -187,7 +191,7 @@ def command(
         bool,
         typer.Option(
             "--dry-run",
-            help="Show what was understood of the rows and stop before the first step. Nothing is written.",
+            help="Show how the rows were read, and stop before the first step. Nothing is written.",
             rich_help_panel=READING,
         ),
     ] = False,
@@ -210,9 +214,9 @@ def command(
 ) -> None:
     """Train one tenant of a base model and write it to one small file, or publish it into a store.
 
-    The base stays frozen. A CSV file has a header line; a TSV file may have one, of usual column names, or be one or
-    two columns without. Quotation marks in TSV files are plain characters. With --tenants, several tenants are trained
-    together; what the file says, no option says again.
+    The base stays frozen. A CSV file has a header line. A TSV file has a header line of usual column names, or one or
+    two columns and no header. Quotation marks in TSV files are plain characters. With --tenants, several tenants are
+    trained together, and the file has all settings.
     """
     said = {k: v for k, v in locals().items() if not (v is None or v is False or v == [])}
     if config is None and model is not None and model.endswith((".yaml", ".yml")) and not Path(model).is_dir():

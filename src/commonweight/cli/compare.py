@@ -30,35 +30,35 @@ def command(
     model: Annotated[str, typer.Argument(help="Folder or hub name of the base model; it is never written.")],
     data: Annotated[list[str], typer.Argument(help="Training files, one per task: .jsonl, .csv, .tsv or .parquet.")],
     methods: Annotated[
-        str, typer.Option(help="Names with commas, or all; the first is the one to pair with.", rich_help_panel=METHODS)
+        str, typer.Option(help="Names separated by commas, or all.", rich_help_panel=METHODS)
     ],
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Sizes of the saved pools without the head: 4KB,64KB. Without it, each method at its defaults.",
+            help="Sizes of the saved pools without the head, as in 4KB,64KB. Without it, each method at its defaults.",
             rich_help_panel=METHODS,
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", "-o", metavar="METHOD.NAME=VALUE", help="An option that is not searched; may be repeated.",
+            "--option", "-o", metavar="METHOD.NAME=VALUE", help="Fix an option of a method; may be repeated.",
             rich_help_panel=METHODS,
         ),
     ] = None,
     codec: Annotated[
         str | None,
         typer.Option(
-            help="How the pools are stored, and then measured: bfloat16, int8, int4 or compeft:density=0.05.",
+            help="Store the pools in fewer bytes before measuring: bfloat16, int8, int4 or compeft:density=0.05.",
             rich_help_panel=METHODS,
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="The method that others are paired with [lora, else the first].", rich_help_panel=METHODS),
+        typer.Option(help="The method to compare the others with (lora, else the first).", rich_help_panel=METHODS),
     ] = None,
     sites: Annotated[
-        str | None, typer.Option(help="Which layers, as a pattern; without it, each method's.", rich_help_panel=METHODS)
+        str | None, typer.Option(help="Which layers, as a pattern (each method's own).", rich_help_panel=METHODS)
     ] = None,
     eval_file: Annotated[
         list[str] | None,
@@ -88,15 +88,16 @@ def command(
         int | None, typer.Option(help="Epochs without a better dev score.", rich_help_panel=TRAINING)
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Of the frozen base: auto, float32 or bfloat16.", rich_help_panel=TRAINING)
+        str, typer.Option(help="Dtype of the frozen base: auto, float32 or bfloat16.", rich_help_panel=TRAINING)
     ] = "auto",
     cache: Annotated[
-        Path, typer.Option(help="Folder of finished runs, which are never done again.", rich_help_panel=RUNNING)
+        Path, typer.Option(help="Folder of finished runs; these are not repeated.", rich_help_panel=RUNNING)
     ] = Path("compare-cache"),
     jobs: Annotated[int, typer.Option(help="Processes at a time on this machine.", rich_help_panel=RUNNING)] = 1,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="A Ray cluster; auto: the one there is; local: one on this machine.",
+        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address; auto: the running one; "
+                     "local: one on this machine.",
                      rich_help_panel=RUNNING),
     ] = None,
     report: Annotated[

@@ -72,7 +72,7 @@ def model(name: str, task: str | None = None) -> None:
         raise CommonweightError(f"model {name!r} is a YAML file; wanted a model's folder or its name on the hub")
     if path.exists():
         if not (path / "config.json").is_file():
-            raise CommonweightError(f"model {name!r}: no config.json there; wanted what from_pretrained reads")
+            raise CommonweightError(f"model {name!r}: no config.json there; wanted a folder that save_pretrained wrote")
     elif name[:1] in "./~" or name.count("/") > 1:
         raise CommonweightError(
             f"model {name!r} cannot be read{f' for the task {task!r}' if task else ''}: no such folder; give a folder "

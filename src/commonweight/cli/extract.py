@@ -9,11 +9,11 @@ import typer
 
 EXAMPLES = """[bold]Examples[/bold]
 
-A PEFT LoRA folder of rank 32:
+Write a PEFT LoRA folder of rank 32:
 
   commonweight extract ./legal --base ./base --rank 32 --out legal-lora
 
-As many columns as keep 95 % of every change, at most 64; attention with 8:
+The lowest rank that keeps 95 % of each change, at most 64; attention at most 8:
 
   commonweight extract ./legal --base ./base --energy 0.95 --rank 64 --rank-at '*attn*=8' --out legal-lora
 """
@@ -21,17 +21,22 @@ As many columns as keep 95 % of every change, at most 64; attention with 8:
 
 def command(
     model: Annotated[Path, typer.Argument(help="Folder or safetensors file of the full model.")],
-    base: Annotated[Path, typer.Option(help="The model that it was trained from.")],
-    out: Annotated[Path, typer.Option(help="Folder of the adapter; it must not be there yet.")],
-    rank: Annotated[int | None, typer.Option(help="Of every matrix (16); with --energy, at most this.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Share of each change's squared norm that is kept.")] = None,
-    rank_at: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB=RANK", help="Another rank for some modules; may be repeated.")
+    base: Annotated[Path, typer.Option(help="The base that it was trained from.")],
+    out: Annotated[Path, typer.Option(help="Folder of the adapter; it must not exist yet.")],
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of every matrix (16); with --energy, the highest rank.")
     ] = None,
-    sites: Annotated[str, typer.Option(help="Globs over module names, joined by |.")] = "*",
-    seed: Annotated[int, typer.Option(help="Of the random projections.")] = 0,
+    energy: Annotated[
+        float | None, typer.Option(help="Share of each change's squared norm to keep; gives each matrix its own rank.")
+    ] = None,
+    rank_at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB=RANK", help="Another rank for the modules that match; may be repeated."),
+    ] = None,
+    sites: Annotated[str, typer.Option(help="Which modules: globs over their names, joined by |.")] = "*",
+    seed: Annotated[int, typer.Option(help="Seed of the random projections.")] = 0,
 ) -> None:
-    """Extract a LoRA adapter from a full model, by its difference to the base."""
+    """Extract a LoRA adapter from a fine-tuned model: its difference from the base."""
     from ..core import CommonweightError
 
     ranks = {}
@@ -44,7 +49,7 @@ def command(
         if not path.exists():
             raise CommonweightError(f"{path}: no such file or folder")
     if out.is_dir() and any(out.iterdir()):
-        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
     from ..merge import extract
 
     found = extract(model, base, out, rank=rank, energy=energy, ranks=ranks, sites=sites, seed=seed)

@@ -15,9 +15,11 @@ LABELS = "; --labels names the classes of a head, in their order"
 
 
 def command(
-    store: Annotated[Path, typer.Argument(help="Folder of the store; made if there is none.", show_default=False)],
+    store: Annotated[
+        Path, typer.Argument(help="Folder of the store; it is made if it does not exist.", show_default=False)
+    ],
     folders: Annotated[
-        list[Path], typer.Argument(help="PEFT LoRA adapters, or folders of them; a tenant is called as its folder.")
+        list[Path], typer.Argument(help="PEFT LoRA adapters, or folders of them; a tenant is named after its folder.")
     ],
     model: Annotated[str, typer.Option(help="The adapters' base: a folder, or a name on the hub.")],
     task: Annotated[
@@ -32,15 +34,15 @@ def command(
             "where their number is right, else 0, 1, ...",
         ),
     ] = None,
-    heads: Annotated[bool, typer.Option(help="Take the classification heads along that lie in the folders.")] = True,
+    heads: Annotated[bool, typer.Option(help="Import the classification heads in the folders, too.")] = True,
     rank: Annotated[
-        int | None, typer.Option(help="Directions of the common bases at every site, in place of --keep.", min=1)
+        int | None, typer.Option(help="Directions of the common bases at every site; replaces --keep.", min=1)
     ] = None,
     keep: Annotated[
-        float, typer.Option(help="Mean share of an adapter's squared norm to keep at least.", min=0, max=1)
+        float, typer.Option(help="Least share of the adapters' squared norm to keep, on average.", min=0, max=1)
     ] = 0.95,
     common: Annotated[
-        str, typer.Option(help="The bases' name; tenants of the store that have them already are taken along.")
+        str, typer.Option(help="Name of the common; tenants of the store that already use it are updated, too.")
     ] = "adapters",
     codec: Annotated[
         str | None, typer.Option(help="Store the numbers in fewer bytes: bfloat16, int8, int4 or compeft.")
@@ -49,12 +51,12 @@ def command(
         Path | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Rows on which each adapter is measured, before and after; or a folder with ADAPTER.tsv and so on.",
+            help="Rows to measure each adapter on, before and after; or a folder with ADAPTER.tsv and so on.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Find the directions that PEFT LoRA adapters have in common, and store each as a few numbers for them."""
+    """Store PEFT LoRA adapters as one common and a few numbers for each adapter."""
     from . import early
 
     early.model(model)

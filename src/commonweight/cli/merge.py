@@ -19,57 +19,60 @@ Without a file:
 
   commonweight merge --method ties --base ./base ./math ./code -o density=0.2 --out merged
 
-Tenants of one base into one tenant:
+Merge tenants of one base into one tenant:
 
   commonweight merge --tenants legal.safetensors ./store:medical --method linear --out both.safetensors
 
-LoRA adapters of PEFT into one, a folder again; linear is exact:
+Merge PEFT LoRA folders into one; linear is exact:
 
   commonweight merge --tenants ./legal-lora ./medical-lora --method linear -w 0.7 -w 0.3 --out both-lora
 
-Measured as soon as it is there, with the heads of the tenants that went in; or by lm-evaluation-harness:
+Evaluate the merged model, with the heads of the input tenants or by lm-evaluation-harness:
 
   commonweight merge --method ties --base ./base ./base+trec.safetensors ./base+mr.safetensors --out merged --eval trec=trec.test.tsv --eval mr=mr.test.tsv
   commonweight merge recipe.yaml --out merged --eval arc_easy,hellaswag --eval-limit 200
 
-The density and one weight that do best on dev rows, 40 trials; a search that was killed goes on with the same command:
+Find the best density and weight on dev rows in 40 trials; the same command continues a search that was killed:
 
   commonweight merge recipe.yaml --out merged --search options.density=0.1..0.9 --search models.1.weight=0..1 --budget 40 --eval trec=trec.dev.tsv
 
-A merge that was killed goes on where it stopped, and ends with the same bytes:
+Continue a merge that was killed; the result has the same bytes:
 
   commonweight merge recipe.yaml --out merged --resume
 """  # noqa: E501
 
 
 def command(
-    inputs: Annotated[list[str], typer.Argument(help="A recipe (.yaml); with --method, the models.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the merged model; it must not be there yet.")] = None,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Instead of a recipe.")] = None,
+    inputs: Annotated[list[str], typer.Argument(help="A recipe (.yaml), or with --method the models to merge.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the merged model; it must not exist yet.")] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="The merge method, in place of a "
+                     "recipe.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that the others were trained from.")] = None,
     weight: Annotated[
-        list[float] | None, typer.Option("--weight", "-w", help="One for each model, in their order.")
+        list[float] | None, typer.Option("--weight", "-w", help="One weight for each model, in order; may be repeated.")
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; may be repeated."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the result: float32, float16 or bfloat16.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and do nothing.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a merge that was killed.")] = False,
-    threads: Annotated[int | None, typer.Option(help="How many work side by side (all processors).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the result: float32, float16 or bfloat16.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be read, computed and written, and "
+                     "stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a merge that was killed.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Threads to use (all cores).")] = None,
     shard_size: Annotated[str, typer.Option(help="Largest file, as in 5GB or 500MB.")] = "5GB",
     tenants: Annotated[
-        bool, typer.Option("--tenants", help="The inputs are tenants (files, STORE:TENANT), and so is the result; or "
-                           "LoRA adapters of PEFT (folders), and so is the result.")
+        bool, typer.Option("--tenants", help="Merge tenants (files, STORE:TENANT) into one tenant, or "
+                           "PEFT LoRA folders into one folder.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Of --tenants: replace the file that is there already.")
+        bool, typer.Option("--overwrite", help="With --tenants: replace an existing file.")
     ] = False,
     space: Annotated[
-        str | None, typer.Option(help="Of --tenants: pools, or weights (a LoRA tenant). [dim]default: what is exact[/]")
+        str | None, typer.Option(help="With --tenants: merge pools, or weights (gives a LoRA tenant). "
+                     "[dim]default: what is exact[/]")
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of --tenants: cut the LoRA tenant to this rank.")] = None,
+    rank: Annotated[int | None, typer.Option(help="With --tenants: cut the LoRA tenant to this rank.")] = None,
     evals: Annotated[
         list[str] | None,
         typer.Option("--eval", metavar="NAME=FILE|TASK", help="Measure the result: rows for a language model (as "
@@ -81,18 +84,22 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME=TENANT", help="The head of --eval NAME, where no input has it; may be repeated."),
     ] = None,
-    eval_limit: Annotated[int | None, typer.Option(help="Rows of each --eval at most.")] = None,
+    eval_limit: Annotated[int | None, typer.Option(help="Use at most this many rows of each --eval.")] = None,
     eval_tasks: Annotated[Path | None, typer.Option(help="Folder of lm-evaluation-harness task definitions.")] = None,
     find: Annotated[
         list[str] | None,
-        typer.Option("--search", metavar="PLACE=LOW..HIGH", help="Search a place of the recipe for the best mean of "
-                     "--eval (of accuracies, and of 1 / perplexity); words as in method=ties|sce; may be repeated."),
+        typer.Option("--search", metavar="PLACE=LOW..HIGH", help="Find the value at this place of the recipe "
+                     "that gives the "
+                     "best mean of --eval (accuracy, or 1 / perplexity); words as in method=ties|sce; may be "
+                         "repeated."),
     ] = None,
-    budget: Annotated[int, typer.Option(help="Trials of --search.")] = 32,
-    engine: Annotated[str | None, typer.Option(help="Of --search: cmaes, or optuna (which takes words).")] = None,
-    seed: Annotated[int, typer.Option(help="Of --search.")] = 0,
+    budget: Annotated[int, typer.Option(help="Number of trials of --search.")] = 32,
+    engine: Annotated[str | None, typer.Option(help="Search engine: cmaes (numbers alone) or optuna (words "
+                     "too).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of --search.")] = 0,
     jobs: Annotated[int, typer.Option(help="Trials of --search side by side on this machine.")] = 1,
-    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster for --search; auto, local.")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run --search on a Ray cluster: its "
+                     "address, auto, or local.")] = None,
 ) -> None:  # fmt: skip
     """Merge models into one: streamed from disk to disk, in bounded memory."""
     from ..core import CommonweightError
@@ -111,9 +118,9 @@ def command(
     if find and (tenants or resume):
         raise CommonweightError("--search goes with recipes of models; it resumes by itself, from its log beside --out")
     if evals and plan:
-        raise CommonweightError("--plan does nothing, and --eval measures what was done; give one of them")
+        raise CommonweightError("--plan writes nothing that --eval could measure; give one of them")
     if method is None and not tenants and len(inputs) > 1:
-        raise CommonweightError(f"{len(inputs)} recipes came; give one, or --method and the models")
+        raise CommonweightError(f"{len(inputs)} inputs and no --method: give one recipe, or --method and the models")
     if method is None and not tenants and (base or weight or option or dtype):
         raise CommonweightError("--base, --weight, --option and --dtype go with --method; a recipe says them itself")
     early.merge_method(method)
@@ -121,7 +128,7 @@ def command(
     if tenants and out is not None and not out.is_dir():
         atomic.free(out, "--out", overwrite=overwrite)
     elif out is not None and out.exists() and not (resume or find):
-        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
 
     from ..merge.learning import evaluation
     from ..merge.output.finished import finished
@@ -158,7 +165,7 @@ def command(
     if find:
         assert out is not None
         if wanted is None:
-            raise CommonweightError("--search needs --eval: what a trial is scored by")
+            raise CommonweightError("--search needs --eval, which scores the trials")
         how = {"budget": budget, "engine": engine, "seed": seed}
         _search(recipe, dict(map(_range, find)), wanted, out, jobs, ray, **how)
         return
@@ -170,7 +177,7 @@ def command(
     done = finished(built, out) if resume and out.exists() else None
     found = done or _written(built, out, resume, threads, most)
     if done is not None:
-        typer.echo(f"{out}: is finished; nothing is to be done", err=True)
+        typer.echo(f"{out}: is finished; nothing is left to do", err=True)
     reused = f", {found.reused} of them from before" if found.reused else ""
     typer.echo(f"{found.folder}: {found.tensors} tensors{reused}, {found.nbytes:,} bytes")
     if wanted is not None:
@@ -266,13 +273,13 @@ def _tenants(
     if odd := next(filter(is_folder, inputs), None):
         if other := next((x for x in inputs if not is_folder(x)), None):
             raise CommonweightError(
-                f"{odd} is an adapter's folder of PEFT, {other} is none; give --tenants all of one kind, or merge "
+                f"{odd} is a PEFT adapter's folder and {other} is not; give --tenants inputs of one kind, or merge "
                 f"models: MODEL+{odd} MODEL+{other}"
             )
         if wanted is not None or space == "pools" or out.suffix == ".safetensors":
             raise CommonweightError(
-                f"{odd} is an adapter's folder of PEFT, and the result another: --out is a folder's name, --space "
-                "pools and --eval are for tenants (to evaluate, merge models: MODEL+ADAPTER)"
+                f"{odd} is a PEFT adapter's folder, and so is the result: --out must name a folder, and --space pools "
+                "and --eval are for tenants (to evaluate, merge models: MODEL+ADAPTER)"
             )
         return _folders(inputs, out, method=method, weights=weights, rank=rank, **options)
     found = tenants(inputs, method=method, weights=weights, space=space, rank=rank, **options)

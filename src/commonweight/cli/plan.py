@@ -22,7 +22,7 @@ REFERENCE = ("lora", {"rank": 16})
 
 def command(
     model: Annotated[
-        str, typer.Argument(help="A model's folder, of which config.json is read; or llama-3.1-8b, minilm-l6.")
+        str, typer.Argument(help="A model's folder (only config.json is read), or llama-3.1-8b or minilm-l6.")
     ],
     method: Annotated[
         list[str] | None,
@@ -30,18 +30,18 @@ def command(
             "--method",
             "-m",
             metavar="NAME[:OPTION=VALUE,...]",
-            help="May be repeated; without it, every method with its default options.",
+            help="A method and its options; may be repeated. Without it, every method with its defaults.",
         ),
     ] = None,
     tenants: Annotated[
-        int, typer.Option(min=1, help="How many tenants, all of one common where the method has one.")
+        int, typer.Option(min=1, help="Number of tenants; they share one common where the method has one.")
     ] = 1,
     codec: Annotated[
-        str | None, typer.Option(help="How trainable pools are stored: bfloat16, int8 or int4; else float32.")
+        str | None, typer.Option(help="How trained pools are stored: bfloat16, int8 or int4 (float32).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print what tenants would cost: numbers trained, bytes stored once, bytes of each, and all beside LoRA r16."""
+    """Print what tenants would cost in numbers and bytes, compared with LoRA of rank 16."""
     from . import early
 
     for spec in method or ():

@@ -22,9 +22,9 @@ A language model's Gram matrices alone:
 
   commonweight statistics ./tone chats.jsonl --task lm --kinds gram --out tone.stats.safetensors
 
-Then give one file a model, in order:
+Then pass one file for each model, in order:
 
-  cw.merge.fisher([legal, news], statistics=["legal.stats.safetensors", "news.stats.safetensors"])
+  cw.merge.fisher((legal, news), statistics=("legal.stats.safetensors", "news.stats.safetensors"))
 """
 
 READING = "Reading the data"
@@ -38,20 +38,21 @@ def command(
         str, typer.Option(help="classify: texts (labels are needed for --labels data). lm: as in adapt.")
     ] = "classify",
     kinds: Annotated[
-        str, typer.Option(help="Of fisher, gram and activations, with commas between them.")
+        str, typer.Option(help="Which statistics, separated by commas: fisher, gram, activations.")
     ] = "fisher,gram",
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Of fisher: exact (all classes; classify), sample (the model's own answers; lm) or data (the rows')."
+            help="Labels for fisher: exact (all classes; the default of classify), sample (drawn from the model; the "
+            "default of lm) or data (those of the rows)."
         ),
     ] = None,
-    rows: Annotated[int | None, typer.Option(help="Only so many rows, drawn by the seed. Without it, all.")] = None,
-    tokens: Annotated[int, typer.Option(help="Of activations: so many tokens a layer.")] = 1024,
-    batch_size: Annotated[int, typer.Option(help="Rows a forward pass; changes the time and no number.")] = 16,
+    rows: Annotated[int | None, typer.Option(help="Use this many rows, drawn by the seed (all).")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to keep for each layer, for activations.")] = 1024,
+    batch_size: Annotated[int, typer.Option(help="Rows in one forward pass; does not change the result.")] = 16,
     max_length: Annotated[int | None, typer.Option(help="Tokens per row (128; lm: 512).")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there already.")] = False,
-    seed: Annotated[int, typer.Option(help="Draws rows, and answers for --labels sample.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed for --rows and --labels sample.")] = 0,
     text_column: Annotated[str | None, typer.Option(help="Column of the text.", rich_help_panel=READING)] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.", rich_help_panel=READING)] = None,
     no_header: Annotated[

@@ -29,12 +29,12 @@ A tenant as one file again, for Host.load:
   commonweight store export commons legal legal.safetensors
 """
 
-app = typer.Typer(no_args_is_help=True, help="Tenants in one folder, their common pools written once.")
+app = typer.Typer(no_args_is_help=True, help="Keep many tenants in one folder; pools that they share are stored once.")
 app.command("import-peft")(import_peft.command)
 
 Store = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
-Name = Annotated[str, typer.Argument(help="A tenant, its newest version; or one version of it: legal@2.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Name = Annotated[str, typer.Argument(help="A tenant (its newest version), or one version, as in legal@2.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -58,13 +58,13 @@ def publish(
     name: Annotated[str | None, typer.Option(help="The tenant's name; without it, the name of the file.")] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=NUMBER", help="Published with it, not the file's own; may be repeated."),
+        typer.Option(metavar="NAME=NUMBER", help="A metric, in place of those in the file; may be repeated."),
     ] = None,
     parent: Annotated[
-        list[str] | None, typer.Option(help="A tenant of the store from which it was made; may be repeated.")
+        list[str] | None, typer.Option(help="A tenant of the store that it was made from; may be repeated.")
     ] = None,
 ) -> None:
-    """Write a tenant's file into the store: a new version where the name is there already with other content."""
+    """Publish a tenant's file; other content under an existing name becomes a new version."""
     metrics = dict(map(_metric, metric)) if metric else None
     c = _open(store)
     before = c.newest()
@@ -73,9 +73,10 @@ def publish(
 
 @app.command("import")
 def import_(
-    store: Store, files: Annotated[list[Path], typer.Argument(help="Tenants' files; each is named as its file.")]
+    store: Store,
+    files: Annotated[list[Path], typer.Argument(help="Tenants' files; each tenant is named after its file.")],
 ) -> None:
-    """Write many tenants' files into the store: all of them or, when one is wrong, none."""
+    """Publish many tenants' files at once: all of them, or none if one is wrong."""
     c = _open(store)
     before = c.newest()
     for m in c.publish_files(files):
@@ -89,7 +90,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="The file to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a tenant as one file, which Host.load reads."""
+    """Write a tenant to one file, which Host.load reads."""
     from ..formats import atomic
 
     atomic.free(file, "FILE", overwrite=overwrite)
@@ -99,7 +100,7 @@ def export(
 
 @app.command("list")
 def list_(store: Store, as_json: Json = False) -> None:
-    """List the tenants: bytes of each, and its marginal bytes, what the store would shrink by if it left."""
+    """List the tenants, with the bytes of each and its marginal bytes: what removing it would free."""
     records = _open(store).list()
     if as_json:
         _json([vars(r) for r in records])
@@ -114,7 +115,7 @@ def list_(store: Store, as_json: Json = False) -> None:
 
 @app.command()
 def show(store: Store, name: Name, as_json: Json = False) -> None:
-    """Show one tenant: what it is, what it costs, which pools it reads."""
+    """Show one tenant: method, cost, and the pools that it reads."""
     c = _open(store)
     r, m = c.show(name), c.manifest(name)
     if as_json:
@@ -139,7 +140,7 @@ def show(store: Store, name: Name, as_json: Json = False) -> None:
 
 @app.command()
 def verify(store: Store) -> None:
-    """Look at every bit; exit code 1 when something is damaged, each problem with its file and tenants."""
+    """Check every bit; print each damaged file with its tenants, and exit with code 1 if there is any."""
     c = _open(store)
     problems = c.verify()
     for p in problems:
@@ -151,7 +152,7 @@ def verify(store: Store) -> None:
 
 @app.command()
 def remove(store: Store, name: Name) -> None:
-    """Forget a tenant with all its versions, or one version; `gc` then frees what nobody else reads."""
+    """Remove a tenant with all its versions, or one version; `gc` then frees what no other tenant reads."""
     _open(store).remove(name)
     typer.echo(f"removed {name}")
 
@@ -159,9 +160,11 @@ def remove(store: Store, name: Name) -> None:
 @app.command()
 def gc(
     store: Store,
-    keep: Annotated[int | None, typer.Option(help="Keep only so many of the newest versions of each tenant.")] = None,
+    keep: Annotated[
+        int | None, typer.Option(help="Keep this many of the newest versions of each tenant (all).")
+    ] = None,
 ) -> None:
-    """Delete pools that no tenant reads, and what killed writers left."""
+    """Delete pools that no tenant reads, and files that killed writers left."""
     freed = _open(store).gc(keep)
     typer.echo(f"freed {freed.nbytes:,} bytes: {freed.pools} pools, {freed.versions} versions, {freed.torn} torn files")
 

@@ -27,9 +27,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
         alone |= said.given("tenant", "common", "method", "option")
         if twice := [k for k, v in {**alone, **said.how, **said.source, **said.recipe}.items() if v is not None]:
             flag = twice[0] if twice[0] == "DATA" else f"--{twice[0].replace('_', '-')}"
-            raise CommonweightError(
-                f"{flag} beside --tenants: say it in {said.tenants}, which says all but where to write"
-            )
+            raise CommonweightError(f"{flag} cannot be used with --tenants; set it in {said.tenants}")
     if said.model is None:
         raise CommonweightError("no MODEL: name the base model's folder, or a YAML file with model: in it")
     if said.tenants is None and said.data is None:
@@ -43,9 +41,9 @@ def run(said: Said, options: dict[str, Any]) -> None:
     usual = "mos" if said.common is None else None  # else that of the common
     said = replace(said, method=early.method(said.method or usual, said.option, options), task=early.task(said.task))
     if (said.out is None) == (said.store is None) and not (said.dry_run and said.out is None):
-        raise CommonweightError("where to? --out FILE.safetensors or --store FOLDER, one of them")
+        raise CommonweightError("no output: give --out FILE.safetensors or --store FOLDER")
     if said.common is not None and said.store is None:
-        raise CommonweightError(f"--common {said.common}: of which store? name it with --store")
+        raise CommonweightError(f"--common {said.common}: which store has it? name it with --store")
     if said.store is not None and said.tenant is None:
         raise CommonweightError("--store: the tenant needs a name, --tenant NAME")
     early.dtype(said.dtype)

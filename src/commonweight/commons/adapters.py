@@ -187,7 +187,7 @@ def _factors(where: str, tenant: Tenant) -> Lora:
         factors = getattr(use.bind, "factors", None)
         if factors is None:
             raise CommonweightError(
-                f"{where}: {tenant.method.name} at {use.site} ({type(use.bind).__name__}) is no product of two "
+                f"{where}: {tenant.method.name} at {use.site} ({type(use.bind).__name__}) is not a product of two "
                 "factors, which a common subspace wants; import it by itself, with Host.import_peft, and publish it"
             )
         with torch.no_grad():
@@ -217,7 +217,7 @@ def adapters(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
             name = safe(layout.title(folder))
             if out.get(name, folder).resolve() != folder.resolve():
                 raise CommonweightError(
-                    f"{folder}: another adapter is called {name!r} too, {out[name]}; a tenant is called as its folder"
+                    f"{folder}: another adapter is called {name!r} too, {out[name]}; a tenant is named after its folder"
                 )
             out[name] = folder
     if not out:

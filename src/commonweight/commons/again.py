@@ -36,7 +36,7 @@ def told(label: str, version: int, before: int | None) -> str | None:
     name = label.rpartition("@")[0]
     if version == before:
         return f"{label} has this content already: no new version was made"
-    return f"{name} was there already, with other content: {label} is now its newest version, {name}@{before} stays"
+    return f"{name} existed with other content: {label} is now its newest version, and {name}@{before} stays"
 
 
 def _content(header: Mapping[str, Any]) -> str:

@@ -92,7 +92,7 @@ def address(text: bytes) -> str:
 
 def path(root: Path, hash: str) -> Path:
     if not isinstance(hash, str) or not pool.HASH.fullmatch(hash):
-        raise CommonweightError(f"{hash!r} is no blueprint's hash; wanted 64 hex digits")
+        raise CommonweightError(f"{hash!r} is not a blueprint's hash; wanted 64 hex digits")
     return root / FOLDER / f"{hash}.json"
 
 

@@ -51,7 +51,7 @@ class Incoming(NamedTuple):
 
 def take(given: Iterable[Given]) -> tuple[list[Incoming], dict[str, Content]]:
     """(tenants, contents of all their pools by hash, each once). Raises: CommonweightError for what is no sound file,
-    and for a name that is there twice."""
+    and for a name that appears twice."""
     out: list[Incoming] = []
     contents: dict[str, Content] = {}
     for g in given:

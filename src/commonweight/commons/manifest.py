@@ -106,7 +106,7 @@ class Manifest:
         try:
             return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
         except (TypeError, ValueError) as e:
-            raise CommonweightError(f"{self.name}: metrics that are no JSON: {e}; give finite numbers") from e
+            raise CommonweightError(f"{self.name}: the metrics are not JSON: {e}; give finite numbers") from e
 
     @property
     def file(self) -> str:

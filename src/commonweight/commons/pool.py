@@ -118,7 +118,7 @@ def size(dtype: str, shape: tuple[int, ...]) -> int:
 def path(root: Path, hash: str) -> Path:
     """Raises: CommonweightError for what is no hash, so that no manifest can point out of the store."""
     if not isinstance(hash, str) or not HASH.fullmatch(hash):
-        raise CommonweightError(f"{hash!r} is no pool's hash; wanted 64 hex digits")
+        raise CommonweightError(f"{hash!r} is not a pool's hash; wanted 64 hex digits")
     return root / "pools" / hash[:2] / f"{hash}.safetensors"
 
 

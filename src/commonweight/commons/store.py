@@ -82,14 +82,14 @@ class Commons:
         strange = [n for n in there if n not in ours and not n.startswith(".store.json.")]
         if strange:
             raise CommonweightError(
-                f"{self.folder} is no store and holds {min(strange)}; name a new or an empty folder"
+                f"{self.folder} is not a store and holds {min(strange)}; name a new or an empty folder"
             )
 
     def _make(self) -> None:
         atomic.make_folder(self.folder)
         for part in ("pools", blueprint.FOLDER, "tenants"):
             (self.folder / part).mkdir(exist_ok=True)
-        atomic.write(self.folder / "store.json", STORE)  # last: a folder without it is no store yet
+        atomic.write(self.folder / "store.json", STORE)  # last: a folder without it is not a store yet
         atomic.sync(self.folder.absolute().parent)
 
     def _look(self) -> None:
@@ -97,7 +97,7 @@ class Commons:
         try:
             raw = at.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise CommonweightError(f"{self.folder} is no store; `commonweight store init` makes one") from None
+            raise CommonweightError(f"{self.folder} is not a store; `commonweight store init` makes one") from None
         if raw in (STORE, BEFORE):
             return
         try:
@@ -310,7 +310,9 @@ class Commons:
         try:
             lock.acquire(timeout=patience, poll_interval=0.01)
         except Timeout:
-            raise CommonweightError(f"{self.folder}: another process writes since {patience:g} s; try again") from None
+            raise CommonweightError(
+                f"{self.folder}: another process has been writing for {patience:g} s; try again"
+            ) from None
         except OSError as e:
             raise CommonweightError(f"{self.folder}: cannot be written: {e.strerror}") from e
         try:
@@ -427,7 +429,7 @@ class Commons:
         entries = self._entries()
         mine = [e for e in entries if e.name == plain]
         if not mine:
-            raise unknown("tenant", plain, {e.name for e in entries}, f"in {self.folder}")
+            raise CommonweightError(f"{self.folder}: {unknown('tenant', plain, {e.name for e in entries})}")
         if not at:
             return max(mine, key=lambda e: e.version)
         for e in mine:

@@ -43,7 +43,7 @@ class Cache:
         except (OSError, ValueError) as e:
             raise CommonweightError(f"{path}: cannot be read ({e}); delete it, and the run is done again") from e
         if not isinstance(found, dict) or found.get("key") != key:
-            raise CommonweightError(f"{path}: holds another run than its name says; delete it")
+            raise CommonweightError(f"{path}: holds another run than the one in its name; delete it")
         return found
 
     def put(self, record: Mapping[str, Any]) -> None:

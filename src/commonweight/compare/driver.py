@@ -138,7 +138,7 @@ def compare(
     for at, record in workers(partial(_execute, cache=cache.folder), [runs[n][2] for n in todo]):
         n = todo[at]
         if record["key"] != keys[n]:
-            raise CommonweightError(f"{c.model}: a worker has another base, data or version there than this machine")
+            raise CommonweightError(f"{c.model}: a worker's base, data or version is not that of this machine")
         if keys[n] not in cache:
             cache.put(record)
         records[n] = record

@@ -57,7 +57,7 @@ def _put(out: dict[str, Any], cls: type, name: str, value: Any, known: Collectio
     if here not in known:
         hint = peers.elsewhere(name)
         if hint is not None:
-            raise CommonweightError(f"{name!r} is no option of {cls.__name__}: {hint}")
+            raise CommonweightError(f"{name!r} is not an option of {cls.__name__}: {hint}")
         raise unknown(f"option of {cls.__name__}", str(name), known)
     if here in out:
         raise CommonweightError(f"{cls.__name__}: {here} is given twice, once as {name}; give one")

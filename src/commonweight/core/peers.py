@@ -27,31 +27,31 @@ TASKS: Mapping[str, str] = {"seq_cls": "classify", "causal_lm": "lm", "feature_e
 
 # What PEFT has and this library has not, by its name there -> what is nearest here.
 NEAREST: Mapping[str, str] = {
-    "adalora": "it gives each layer its own rank in training: give them by hand, `-o ranks=...` of 'lora'",
-    "adaption-prompt": "it puts trained tokens in front; 'bottleneck' or 'loreft' adapt a frozen model too",
-    "prefix-tuning": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
-    "prompt-tuning": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
-    "p-tuning": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
-    "multitask-prompt-tuning": "it puts trained tokens in front; 'poly' or 'mos' share parameters among tasks",
-    "cpt": "it puts trained tokens in front; 'loreft' edits the first and last positions of a sequence",
+    "adalora": "'lora' with `-o ranks=...`, which sets the rank of each layer by hand",
+    "adaption-prompt": "'bottleneck' or 'loreft', which add no tokens",
+    "prefix-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
+    "prompt-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
+    "p-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
+    "multitask-prompt-tuning": "'poly' or 'mos', which share parameters among tasks and add no tokens",
+    "cpt": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
     "loha": "'lora', or 'lotr' and 'mos' for fewer numbers",
-    "lokr": "'compacter' has Kronecker factors, 'lora-xs' as few numbers",
-    "fourierft": "'uni-lora' or 'vb-lora' have as few numbers",
-    "hra": "'oft' or 'boft' turn weights too",
+    "lokr": "'compacter', which has Kronecker factors, or 'lora-xs', which is as small",
+    "fourierft": "'uni-lora' or 'vb-lora', which are as small",
+    "hra": "'oft' or 'boft', which rotate weights too",
     "bone": "'lora', or 'oft' for its blocks",
     "miss": "'lora', or 'sharelora' for shared factors",
-    "shira": "'bitfit' or 'svf' change few numbers of the weights",
+    "shira": "'bitfit' or 'svf', which change few numbers of the model",
     "c3a": "'oft' or 'boft'",
-    "waveft": "'uni-lora' or 'vb-lora' have as few numbers",
-    "delora": "'dora' parts direction and size too",
+    "waveft": "'uni-lora' or 'vb-lora', which are as small",
+    "delora": "'dora', which separates direction and magnitude too",
     "gralora": "'lora', or 'mos' for parts that are shared",
-    "xlora": "train the adapters here, then 'scalearn' or 'cpoly' mix them",
-    "trainable-tokens": "'full' trains embeddings, with sites='*embed*'",
+    "xlora": "'scalearn' or 'cpoly', which mix trained tenants",
+    "trainable-tokens": "'full' with sites='*embed*', which trains whole embeddings",
     "qlora": "'lora', on a base that is loaded in 4 bits",
     "rslora": "'lora' with rslora=true",
     "lora-fa": "'lori' with sparsity=0, whose A is frozen",
-    "eva": "'pissa' starts from the weights too; an adapter that PEFT trained so is read by import_peft",
-    "olora": "'pissa' starts from the weights too; an adapter that PEFT trained so is read by import_peft",
+    "eva": "'pissa', which starts from the weights too (import_peft reads adapters that PEFT trained this way)",
+    "olora": "'pissa', which starts from the weights too (import_peft reads adapters that PEFT trained this way)",
 }
 
 
@@ -77,7 +77,7 @@ def known(name: str, names: Iterable[str]) -> str:
     if here in names:
         return here
     if (instead := nearest(str(name))) is not None:
-        raise CommonweightError(f"unknown method {name!r}: there is none here; nearest: {instead}")
+        raise CommonweightError(f"unknown method {name!r}: this library does not have it; nearest here: {instead}")
     raise unknown("method", str(name), names, "(`commonweight methods` lists them)")
 
 

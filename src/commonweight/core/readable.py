@@ -20,6 +20,8 @@ Lines = dict[tuple[str, ...], int]
 def read_text(path: Path, what: str = "file") -> str:
     """Raises: CommonweightError for a file that is missing, no text, or longer than `CHARACTERS`."""
     try:
+        if path.is_dir():
+            raise CommonweightError(f"{path} is a folder; wanted a {what} in YAML")
         if path.stat().st_size > 4 * CHARACTERS:
             raise CommonweightError(
                 f"{path}: has {path.stat().st_size:,} bytes; wanted at most {CHARACTERS:,} characters"
@@ -54,7 +56,7 @@ def read_yaml(text: str, where: str | Path, *, lines: Lines | None = None) -> An
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise CommonweightError(f"{where}{line}: no YAML: {getattr(e, 'problem', None) or e}") from None
+        raise CommonweightError(f"{where}{line}: not valid YAML: {getattr(e, 'problem', None) or e}") from None
     within(body, where)
     return body
 
@@ -138,7 +140,7 @@ def _lines(where: str | Path, node: Any, here: tuple[str, ...], out: Lines) -> N
             at = (*here, str(key.value))
             if at in out:
                 raise CommonweightError(
-                    f"{where}, line {key.start_mark.line + 1}: {'.'.join(at)} is there twice, first in line {out[at]}"
+                    f"{where}, line {key.start_mark.line + 1}: {'.'.join(at)} appears twice, first in line {out[at]}"
                 )
             out[at] = key.start_mark.line + 1
             _lines(where, value, at, out)

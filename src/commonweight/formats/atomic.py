@@ -89,7 +89,7 @@ def free(path: Path, flag: str, *, overwrite: bool = False, what: str = "") -> N
     made: a part of its path is a file, or a folder that is not writable.
     """
     if path.exists() and not overwrite:
-        raise CommonweightError(f"{flag} {path}: {what or 'a file'} is there already; --overwrite replaces it")
+        raise CommonweightError(f"{flag} {path}: {what or 'a file'} already exists; --overwrite replaces it")
     above = path.absolute().parent
     while not above.exists() and above != above.parent:
         above = above.parent

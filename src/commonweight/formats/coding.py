@@ -41,7 +41,9 @@ def choose(plan: Plan, layout: Layout, choice: Choice) -> dict[str, Codec]:
     for pattern in wanted:
         if not isinstance(pattern, str) or not any(_fits(n, pattern) for n in able):
             some = ", ".join(able[:3])
-            raise CommonweightError(f"codec: {pattern!r} fits no saved float32 pool of this tenant; it has {some}, ...")
+            raise CommonweightError(
+                f"codec: {pattern!r} matches no saved float32 pool of this tenant; it has {some}, ..."
+            )
     out = {}
     for key, names in layout.items():
         if not _float(plan, names):
@@ -81,7 +83,7 @@ def read(where: str, plan: Plan, layout: Layout, said: str | Mapping[str, str] |
             return choose(plan, layout, said)
         strange = [k for k in said if k not in layout or not _float(plan, layout[k])]
         if strange:
-            raise CommonweightError(f"its header names a codec for {strange[0]}, which is no float32 tensor of it")
+            raise CommonweightError(f"its header names a codec for {strange[0]}, which is not a float32 tensor of it")
         return {k: get(v) for k, v in said.items()}
     except CommonweightError as e:
         raise CommonweightError(f"{where}: {e}") from e

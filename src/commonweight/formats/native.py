@@ -344,6 +344,8 @@ def unpack(
 
 
 def opened(path: Path):
+    if path.is_dir():
+        raise CommonweightError(f"{path} is a folder; wanted a tenant's file; import_peft reads PEFT's folders")
     if not path.is_file():
         raise CommonweightError(f"{path}: no such file")
     try:

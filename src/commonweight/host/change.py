@@ -15,7 +15,7 @@ def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
     for entry in entries:  # first of all: a block has no weight to start from
         if getattr(entry.bind, "weight", None) is None:
             raise CommonweightError(
-                f"{at.name}: {type(entry.bind).__name__} is no change of a weight; it cannot be merged"
+                f"{at.name}: {type(entry.bind).__name__} does not change a weight; it cannot be merged"
             )
     w, b = at.weight.float(), at.bias
     b = None if b is None else b.float()

@@ -127,10 +127,10 @@ class TenantModule(nn.Module):
         save = getattr(self.base, "save_pretrained", None)
         if save is None:
             raise CommonweightError(
-                "save_pretrained: the model under this tenant is none of transformers; see Host.save"
+                "save_pretrained: the model under this tenant is not a transformers model; see Host.save"
             )
         if len(self._tenants) > 1:
-            raise CommonweightError("save_pretrained: one model is one tenant; take host.module(name) of each")
+            raise CommonweightError("save_pretrained: one model holds one tenant; take host.module(name) of each")
         (tenant,) = self._tenants
         if tenant.labels is not None:
             raise CommonweightError(

@@ -48,7 +48,7 @@ class Roster:
         """Raises: CommonweightError where a name is unsafe or taken, and for a host that was closed."""
         safe(name)
         if self.base.closed:
-            raise CommonweightError("this host was closed and reads its model no longer; make a new one: Host(model)")
+            raise CommonweightError("this host was closed; make a new one: Host(model)")
         if name in self.tenants:
             raise CommonweightError(f"the tenant name {name!r} is taken; choose another, or remove it first")
 

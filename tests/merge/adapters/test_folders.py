@@ -132,12 +132,12 @@ def _other():
         (lambda: Path("b/adapter_model.safetensors").unlink(), ["a", "b"], "b: has no adapter_model.safetensors"),
         (lambda: _broken(), ["a", "b"], "adapter (b): b/adapter_config.json: not a whole JSON file"),
         (lambda: _other(), ["a", "b"], "b/adapter_model.safetensors: not as commonweight wrote it"),
-        (lambda: None, ["a"], "adapters: 1 came; give at least two"),
+        (lambda: None, ["a"], "adapters: 1 given; give at least two"),
         (lambda: None, ["a", "b.safetensors"], "a is an adapter's folder of PEFT, b.safetensors is none"),
         (lambda: None, ["a", "b", "--space", "pools"], "--space pools and --eval are for tenants"),
         (lambda: None, ["a", "b", "-o", "density=0.5"], "unknown option of linear 'density'"),
         (lambda: None, ["a", "b", "-w", "1"], "linear: 1 weights for 2 models"),
-        (lambda: Path("out").mkdir(), ["a", "b"], "out: is there already"),
+        (lambda: Path("out").mkdir(), ["a", "b"], "out already exists"),
     ],
 )
 def test_what_is_refused(change, args, message, two, capsys):

@@ -146,7 +146,7 @@ def test_a_plan_is_made_anew_from_its_file(kind, tmp_path):
 
 def test_what_is_refused(host):
     files = two(host, "lora")
-    with pytest.raises(cw.CommonweightError, match="1 came; give at least two"):
+    with pytest.raises(cw.CommonweightError, match="1 given; give at least two"):
         cw.merge.tenants(files[:1])
     with pytest.raises(cw.CommonweightError, match="needs statistics data"):
         cw.merge.tenants(files, method="fisher")
@@ -181,7 +181,7 @@ def test_the_command(host, capsys):
     assert "notice: merged in weight space, into LoRA" in said.err and "c.safetensors: lora" in said.out
     host.load("c", "c.safetensors")
     torch.testing.assert_close(changes(host, "c"), wanted(host, [0.25, 0.75]), atol=2e-5, rtol=1e-4)
-    for more, what in [(["--out", "c.safetensors"], "is there already"), (["--out", "d", "--plan"], "are for models")]:
+    for more, what in [(["--out", "c.safetensors"], "already exists"), (["--out", "d", "--plan"], "are for models")]:
         with pytest.raises(SystemExit) as done:
             main([*args, *more])
         assert done.value.code == 2 and what in capsys.readouterr().err

@@ -174,5 +174,5 @@ def test_places_that_cannot_be(place, message, two):
     with pytest.raises(cw.CommonweightError, match=message):
         tune_recipe(RECIPE, {place: (0.0, 1.0)}, near, "out")
     assert filled(RECIPE, {"options.t": 0.5})["options"] == {"normalize": False, "t": 0.5}
-    with pytest.raises(cw.CommonweightError, match="a: is there already"):
+    with pytest.raises(cw.CommonweightError, match="a already exists"):
         tune_recipe(RECIPE, SPACE, near, "a")

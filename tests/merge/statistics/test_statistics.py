@@ -309,10 +309,10 @@ def test_rows_that_are_mapped_by_token(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda p: p.write_bytes(b"x" * 40), "is damaged or no safetensors file"),
+        (lambda p: p.write_bytes(b"x" * 40), "is damaged, or is not a safetensors file"),
         (
             lambda p: save_file({"fisher/a": torch.ones(2)}, p),
-            "is no statistics file; `commonweight statistics` writes",
+            "is not a statistics file; `commonweight statistics` writes",
         ),
         (
             lambda p: save_file({"fisher/a": torch.ones(2)}, p, {"commonweight-statistics": json.dumps({"format": 9})}),
@@ -320,7 +320,7 @@ def test_rows_that_are_mapped_by_token(tmp_path):
         ),
         (
             lambda p: save_file({"fisher/a": torch.ones(2)}, p, {"commonweight-statistics": "[1]"}),
-            "is no statistics file",
+            "is not a statistics file",
         ),
         (lambda p: None, "no such file"),
     ],

@@ -210,7 +210,7 @@ def test_without_resume_it_begins_anew_and_a_second_one_waits(three, monkeypatch
         folder.write(build(load(recipe("linear"))), three / "out")
     os.close(lock)
     assert folder.write(build(load(recipe("linear"))), three / "out").reused == 0
-    with pytest.raises(cw.CommonweightError, match="is there already"):
+    with pytest.raises(cw.CommonweightError, match="already exists"):
         folder.write(build(load(recipe("linear"))), three / "out")
     with pytest.raises(cw.CommonweightError, match="this folder cannot be made: "):
         folder.write(build(load(recipe("linear"))), three / "out" / "config.json" / "out")
@@ -308,7 +308,7 @@ def test_what_is_no_model_is_called_no_tenant(three, name):
     whole = (three / "m1" / "model-00001-of-00002.safetensors").read_bytes()
     (three / name).write_bytes(whole[: len(whole) // 2] if name == "model.safetensors" else b"{}\n")
     for given in ([name], [name, "m1"]):
-        with pytest.raises(cw.CommonweightError, match=rf"model .*{name}.* is damaged or no safetensors file"):
+        with pytest.raises(cw.CommonweightError, match=rf"model .*{name}.* is damaged, or is not a safetensors file"):
             build(load({"method": "linear", "models": given}))
 
 

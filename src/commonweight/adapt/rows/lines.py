@@ -68,7 +68,7 @@ def _lines(path: Path) -> Iterator[Row]:
             try:
                 text = line.decode()
             except UnicodeDecodeError as e:
-                raise CommonweightError(f"{where}: no UTF-8: {e.reason}; save the file as UTF-8") from None
+                raise CommonweightError(f"{where}: not UTF-8: {e.reason}; save the file as UTF-8") from None
             if text.count("[") + text.count("{") > MAX_DEPTH:
                 _shallow(text, where)
             yield _row(_parse(text, where), where)
@@ -120,7 +120,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise CommonweightError(f"no UTF-8: {e.reason}; save the file as UTF-8") from None
+        raise CommonweightError(f"not UTF-8: {e.reason}; save the file as UTF-8") from None
 
 
 def _blank(text: str, at: int) -> int:
@@ -171,9 +171,11 @@ def _parse(text: str, where: str) -> Any:
         return value
     except json.JSONDecodeError as e:
         near = text[max(0, e.pos - 20) : e.pos + 20].strip()
-        raise CommonweightError(f"{where}: no JSON: {e.msg} at {near!r}") from None
+        raise CommonweightError(f"{where}: not valid JSON: {e.msg} at {near!r}") from None
     except UnicodeEncodeError:
-        raise CommonweightError(f"{where}: half a character (a lone \\ud800 to \\udfff)") from None
+        raise CommonweightError(
+            f"{where}: half a character (a surrogate, \\ud800 to \\udfff, without its partner)"
+        ) from None
     except ValueError as e:  # a number of too many digits, or a key that is twice there
         raise CommonweightError(f"{where}: {e}") from None
 
@@ -182,7 +184,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
         keys = [k for k, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
     return out
 
 

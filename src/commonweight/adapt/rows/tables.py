@@ -59,7 +59,7 @@ def read_table(path: Path, kind: str, columns: Sequence[str], no_header: bool, s
     first += [""] * found.beyond
     names = [c or f"column {i + 1}" for i, c in enumerate(first)] if has_header else guessed(body)
     if len(set(names)) < len(names):
-        raise CommonweightError(f"the column {next(n for n in names if names.count(n) > 1)!r} is there twice")
+        raise CommonweightError(f"the column {next(n for n in names if names.count(n) > 1)!r} appears twice")
     return [dict(zip(names, cells)) for _, cells in body]
 
 
@@ -134,7 +134,7 @@ def cells(path: Path, sep: str, quoting: int) -> Cells:
         except csv.Error as e:
             return Cells(out, f"line {reader.line_num}: {told(e)}")
         except UnicodeDecodeError as e:
-            return Cells([], f"no UTF-8: {e.reason} (byte {e.start}); save the file as UTF-8")
+            return Cells([], f"not UTF-8: {e.reason} (byte {e.start}); save the file as UTF-8")
         finally:
             csv.field_size_limit(was)
     if len(out) == 2 and len(out[0][1]) < len(out[1][1]):

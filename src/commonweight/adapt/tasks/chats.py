@@ -102,7 +102,7 @@ def _message(given: Message, where: str) -> Message:
         call = _parsed(m.pop("content", None))
         calls = call if isinstance(call, list) else [call]
         if not all(isinstance(c, dict) and "name" in c for c in calls):
-            raise CommonweightError(f"{where}: {_short(given)} is no call of a function: wanted its name and arguments")
+            raise CommonweightError(f"{where}: {_short(given)} is not a function call: wanted its name and arguments")
         m = {**m, "role": "assistant", "tool_calls": [{"type": "function", "function": c} for c in calls]}
     else:
         m["role"] = ROLES.get(role.lower(), role.lower() if role.lower() in KNOWN else role)

@@ -71,8 +71,8 @@ def _form(rows: Sequence[Row], names: list[str], text: str | None, prompt: str |
         return _whole_prompt(rows, lower, found) if isinstance(found, Pair) else found
     if beside := _beside(rows, lower, SYSTEM[1:]):  # `system` becomes the first turn, see `chats`
         raise CommonweightError(
-            f"beside {chats[0]!r} stands {beside!r}, which the chat would leave out; write it into {chats[0]!r} as a "
-            f"first turn of the role system, or train without it by --text-column {chats[0]}"
+            f"the column {beside!r} beside {chats[0]!r} would be left out of the chat; write it into {chats[0]!r} as a "
+            f"first turn of the role system, or train without it: --text-column {chats[0]}"
         )
     return Chat(chats[0])
 
@@ -110,7 +110,7 @@ def _whole_prompt(rows: Sequence[Row], lower: dict[str, str], pair: Pair) -> Pai
     if beside is None:
         return pair
     raise CommonweightError(
-        f"beside {pair.prompt!r} and {pair.completion!r} stands {beside!r}, which a pair of them would leave out; "
+        f"the column {beside!r} beside {pair.prompt!r} and {pair.completion!r} would be left out of the pair; "
         f"write it into the prompt's column, or name the two columns with {FLAGS}"
     )
 
@@ -144,8 +144,8 @@ def _texts(rows: Sequence[Row], names: list[str], lower: dict[str, str]) -> Form
             (prompts[0], "completion", "completion") if prompts else (completions[0], "prompt", "prompt")
         )
         raise CommonweightError(
-            f"the columns are {told}; there is no {lacks} beside it: {half!r} reads as one half of a pair; name the "
-            f"other with --{flag}-column, or train on all of one column with --text-column"
+            f"the columns are {told}; {half!r} looks like one half of a pair, and there is no {lacks}; name the "
+            f"other half with --{flag}-column, or train on all of one column with --text-column"
         )
     if "text" in lower:
         return Whole(lower["text"])

@@ -148,7 +148,7 @@ def by_pattern(patterns: Mapping[str, Any], site: str, default: Any) -> Any:
                 return value
         except re.error as e:
             raise CommonweightError(
-                f"adapter_config.json: the pattern {pattern!r} is no regular expression ({e})"
+                f"adapter_config.json: the pattern {pattern!r} is not a regular expression ({e})"
             ) from e
     return default
 

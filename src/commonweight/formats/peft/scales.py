@@ -52,7 +52,7 @@ def read_road(
     understood(config, "variant", "group_size")
     variant, found = config.get("variant", "road_1"), split(tensors, (_THETA, _ALPHA), sites)
     if variant not in ("road_1", "road_2", "road_4"):
-        raise CommonweightError(f"adapter_config.json: variant={variant!r} is none of road_1, road_2, road_4")
+        raise CommonweightError(f"adapter_config.json: variant is {variant!r}; wanted road_1, road_2 or road_4")
     whole(found, _THETA, _ALPHA)
     values = {}
     for key, given in found.items():

@@ -139,7 +139,7 @@ def low_of(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None,
             )
         if at.kind not in ("linear", "expert", "router"):
             raise CommonweightError(
-                f"{name}: {tenant.method.name} changes a {at.kind}, which no LoRA can say; "
+                f"{name}: {tenant.method.name} changes a {at.kind}, which LoRA cannot express; "
                 "keep the tenant in its own file, or leave native out where PEFT has the method"
             )
         with torch.no_grad():

@@ -52,9 +52,9 @@ def adapter_folders(
     """
     out = Path(out)
     if out.exists():
-        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
     if len(inputs) < 2:
-        raise CommonweightError(f"adapters: {len(inputs)} came; give at least two")
+        raise CommonweightError(f"adapters: {len(inputs)} given; give at least two")
     configs, states = zip(*(_read(Path(x).expanduser()) for x in inputs))
     weights = plain(weights)
     given = {} if weights is None else {"weights": weights}

@@ -78,7 +78,7 @@ def lora(
         raise CommonweightError(f"lora: unknown compat {compat!r}; known: 'peft'")
     found = None if method == "linear" else get(method)
     if found is None and options:
-        raise CommonweightError(f"lora: method 'linear' takes no options here; {sorted(options)} came")
+        raise CommonweightError(f"lora: method 'linear' takes no options here; {sorted(options)} given")
     sites = _sites(adapters)
     out, error = dict[str, Tensor](), dict[str, float]()
     if found is None:

@@ -68,7 +68,7 @@ def tenants(
     Cost: one change per site and tenant, in float64. Raises: CommonweightError for other bases, plans or labels.
     """
     if len(inputs) < 2:
-        raise CommonweightError(f"tenants: {len(inputs)} came; give at least two")
+        raise CommonweightError(f"tenants: {len(inputs)} given; give at least two")
     found = registry.get(method)
     if found.data != "none":
         raise CommonweightError(f"tenants: {method} needs {found.data} data; take a method that needs none")

@@ -61,7 +61,7 @@ def routing(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], top_k: in
         inputs: dict[str, Any] = {n: t for n, t in batch.items() if n != "labels"}
         found = getattr(model(**inputs, output_router_logits=True), "router_logits", None)
         if not found:
-            raise CommonweightError("the model gives no router_logits; it is no mixture of experts")
+            raise CommonweightError("the model gives no router_logits; it is not a mixture of experts")
         mask = batch["attention_mask"].bool().flatten() if "attention_mask" in batch else slice(None)
         for i, logits in enumerate(found):
             logits = logits.reshape(-1, logits.shape[-1]).double()[mask]
@@ -132,7 +132,7 @@ def _inner(shapes: Mapping[str, tuple[int, ...]]) -> Group | None:
     if shapes[name] != (parts * units, out):
         raise CommonweightError(
             f"experts.{name} is {shapes[name]} beside down_proj {(out, units)}, an expert; wanted "
-            f"{(parts * units, out)}: which of its entries are one unit is not known; align=False averages as they lie"
+            f"{(parts * units, out)}, else units cannot be told apart; align=False averages in stored order"
         )
     written = [Place(n, 0, i * units) for n in (name, f"{name}_bias") if n in shapes for i in range(parts)]
     return Group("inner", units, (*written, Place("down_proj", 1)))

@@ -51,7 +51,7 @@ def given(models: Any, base: Any = None, takes_base: bool = True) -> Given:
     named = several.items() if isinstance(several, Mapping) else enumerate(several)
     asked = [(f"model {k}", m, _part(m)) for k, m in named]
     if (part := _part(base)) is not None:
-        raise CommonweightError(f"base is {part.what}, which is no model by itself; give the model, or {part.whole}")
+        raise CommonweightError(f"base is {part.what}, which is not a model by itself; give the model, or {part.whole}")
     paths = _Paths()
     root = None if base is None else paths.open(base, "base")
     found = [paths.open(m, label) if p is None else _standing(p, label, root) for label, m, p in asked]

@@ -191,7 +191,7 @@ def _known(path: Path, about: Mapping[str, Any]) -> list[float]:
         told = json.loads(path.read_text(encoding="utf-8"))
         scores = [-math.inf if s is None else float(s) for s in told.pop("scores")]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CommonweightError(f"{path}: no log of a search ({e}); delete it, or name another file") from e
+        raise CommonweightError(f"{path}: not the log of a search ({e}); delete it, or name another file") from e
     now = json.loads(json.dumps(about))
     if odd := [k for k in {**now, **told} if told.get(k) != now.get(k)]:
         raise CommonweightError(

@@ -61,7 +61,7 @@ def tune_recipe(
     """
     out = Path(out)
     if out.exists():
-        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
     search.check(space, **{k: how[k] for k in ("budget", "engine") if k in how})
     body, folder = (recipe, ".") if isinstance(recipe, Mapping) else _read(Path(recipe))
     filled(body, {n: v[0] for n, v in space.items()})  # a place that cannot be is told before any work

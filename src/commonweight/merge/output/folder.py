@@ -63,7 +63,7 @@ def write(
     """
     out, say = Path(out), say or (lambda text: None)
     if out.exists() or out.is_symlink():
-        raise CommonweightError(f"{out}: is there already; choose another name, or remove it")
+        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
     atomic.make_folder(out.absolute().parent)
     part = out.absolute().parent / f".{out.name}.merging"
     lock = _lock(part, keep=resume)
@@ -144,7 +144,7 @@ def _finish(built: Built, part: Path, out: Path, plan: Sequence[Shard], record: 
         if out.exists():
             raise CommonweightError(f"{out}: appeared while it was being made; move it")
     except CommonweightError as e:
-        raise _Kept(f"{e}; all weights are there: the same command with --resume then ends it") from e
+        raise _Kept(f"{e}; all weights are written: the same command with --resume finishes the merge") from e
     (part / "journal.jsonl").unlink()
     atomic.sync(part)
     os.replace(part, out)

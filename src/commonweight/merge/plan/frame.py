@@ -79,7 +79,7 @@ def _chosen(told: tuple[Stack, ...], text: tuple[str, ...]) -> tuple[Stack, ...]
     mine = tuple(s for s in mine if not _NO_LAYERS.search(s.prefix)) or mine
     if len({s.length for s in mine}) > 1:
         said = " and ".join(f"{s.prefix.rstrip('.')} has {s.length} blocks" for s in mine)
-        raise CommonweightError(f"slices: {said}; slices are of all stacks alike, which must be of one depth")
+        raise CommonweightError(f"slices: {said}; slices apply to all stacks alike, so these must have one depth")
     return mine
 
 

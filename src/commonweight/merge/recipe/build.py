@@ -145,7 +145,9 @@ def _settings(
         elif each:
             options[key] = [default if v is None else v for v in found]
         else:
-            raise CommonweightError(f"{out.name}: {key} of {method.name} is one for all models; {found} came")
+            raise CommonweightError(
+                f"{out.name}: {key} of {method.name} is one value for all models, and {found} were given"
+            )
     # weights that are for the recipe's method are not forced on a rule's, which may take none
     unused = method.name != recipe.method and "weights" not in inspect.signature(method.function).parameters
     return options, None if unused else _weights(recipe, users, shared, rules, out)

@@ -46,7 +46,7 @@ def mapping(where: str, body: Any) -> Mapping[str, Any]:
 
 def listed(where: str, body: Any, least: int = 1) -> list[Any]:
     if not isinstance(body, list) or len(body) < least:
-        raise CommonweightError(f"{where} is {body!r}; wanted a list" + (" with something in it" if least else ""))
+        raise CommonweightError(f"{where} is {body!r}; wanted a list" + (" of at least one" if least else ""))
     return body
 
 

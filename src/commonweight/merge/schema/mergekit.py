@@ -199,7 +199,7 @@ def _once(where: str, part: Slice, base: str | None) -> None:
     names = _named(part.inputs)
     for name in names:
         if names.count(name) > 1:
-            raise CommonweightError(f"{where}: {name} is there twice; a mergekit recipe has each model once")
+            raise CommonweightError(f"{where}: {name} appears twice; a mergekit recipe has each model once")
     if base is not None and base not in names:
         raise CommonweightError(
             f"{where}: base_model {base} is not among the sources; list it there with the layer_range to read"

@@ -85,7 +85,7 @@ def select(where: str, tensors: Any, layers: Any) -> Select:
             try:
                 re.compile(p[1:-1])
             except re.error as e:
-                raise CommonweightError(f"{where}: {p} is no regular expression: {e}") from None
+                raise CommonweightError(f"{where}: {p} is not a regular expression: {e}") from None
     return Select(tuple(patterns), () if layers is None else ranges(where, layers))
 
 

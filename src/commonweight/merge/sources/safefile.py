@@ -105,7 +105,7 @@ class File:
             end = e.start + math.prod(e.shape) * e.dtype.itemsize
 
     def _damaged(self, what: str) -> CommonweightError:
-        return CommonweightError(f"{self._label}: {self.path.name} is damaged or no safetensors file: {what}")
+        return CommonweightError(f"{self._label}: {self.path.name} is damaged, or is not a safetensors file: {what}")
 
 
 def metadata(path: Path) -> dict[str, Any]:

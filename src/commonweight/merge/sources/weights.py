@@ -38,7 +38,7 @@ def weights_of(path: Path, label: str) -> Weights:
     every = sorted(path.glob("*.safetensors"))
     named = config_of(path).get("transformers_weights")
     if named is not None and (not isinstance(named, str) or Path(named).name != named or not (path / named).is_file()):
-        raise CommonweightError(f"{label}: config.json names its weights {named!r}, which is no file of this folder")
+        raise CommonweightError(f"{label}: config.json names its weights {named!r}, which is not a file of this folder")
     first = next((n for n in ([named] if named else [WEIGHTS, INDEX]) if (path / n).exists()), None)
     if first is not None and first.endswith(".json"):
         found = _indexed(path, first, label)

@@ -188,9 +188,9 @@ def _header(path: Path, label: str) -> dict[str, Any]:
             raw = (f.metadata() or {}).get(KEY)
         header = json.loads(raw) if raw is not None else None
     except (SafetensorError, OSError, ValueError) as e:
-        raise CommonweightError(f"{label}: {path} is damaged or no safetensors file: {e}") from e
+        raise CommonweightError(f"{label}: {path} is damaged, or is not a safetensors file: {e}") from e
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
-        raise CommonweightError(f"{label}: {path} is no statistics file; `commonweight statistics` writes one")
+        raise CommonweightError(f"{label}: {path} is not a statistics file; `commonweight statistics` writes one")
     if header["format"] > FORMAT:
         raise CommonweightError(f"{label}: {path} has format {header['format']}; upgrade commonweight")
     if (told := header.get(DIGEST)) is not None:

@@ -67,7 +67,7 @@ def tokenizer_of(folder: Path) -> Any:
         found = tf.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         backend = getattr(found, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(f"{type(found).__name__} has no fast form")
+            raise ValueError(f"{type(found).__name__} has no fast version")
         return backend
     except Exception as e:  # whatever a tokenizer's constructor raises
         raise CommonweightError(
