@@ -64,7 +64,7 @@ def test_resumed_in_the_middle_of_an_epoch(bert, tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_recomputed_blocks_give_the_same_bits(request, kind, task):
     if (kind, task) == ("bert", "lm"):
-        pytest.skip("no language model")
+        pytest.skip("not a language model")
     folder = request.getfixturevalue(kind)
     rows = texts(10) if task == "lm" else tiny.rows(10)
     how = {"batch_size": 4, "options": {"rank": 2, "dropout": 0.3}, "epochs": 1}

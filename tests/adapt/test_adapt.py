@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_opened(tmp_path, bert):
 def test_an_encoder_is_no_language_model(bert, tmp_path):
     from transformers import BertForMaskedLM
 
-    with pytest.raises(cw.CommonweightError, match=r"has no weights for cls\..*: it is no language model"):
+    with pytest.raises(cw.CommonweightError, match=r"has no weights for cls\..*: it is not a language model"):
         open_host(bert, "lm")
     BertForMaskedLM.from_pretrained(bert).save_pretrained(tmp_path)
     with pytest.raises(cw.CommonweightError, match=r"sees the tokens after the one that it predicts \(BertLMHeadModel"):
@@ -204,7 +204,7 @@ def test_a_tokenizer_without_a_pad_token(llama):
     tokenizer.pad_token = tokenizer.eos_token = None
     with pytest.raises(cw.CommonweightError, match="neither a pad nor an end token"):
         prepare(tokenizer)
-    with pytest.raises(cw.CommonweightError, match="does not say where it came from"):
+    with pytest.raises(cw.CommonweightError, match="does not name its source"):
         tokenizer_of(torch.nn.Linear(2, 2))
 
 

@@ -281,8 +281,8 @@ def test_what_cannot_be_published(two, tmp_path):
     file = tenant(tmp_path / "new.safetensors", 9)
     bad = tmp_path / "bad.safetensors"
     for kwargs, message in (
-        ({"metrics": {"accuracy": float("nan")}}, "metrics that are no JSON"),
-        ({"metrics": {"accuracy": object()}}, "metrics that are no JSON"),
+        ({"metrics": {"accuracy": float("nan")}}, "the metrics are not JSON"),
+        ({"metrics": {"accuracy": object()}}, "the metrics are not JSON"),
         ({"parents": ["legl"]}, "unknown tenant 'legl'; did you mean 'legal'"),
     ):
         with pytest.raises(cw.CommonweightError, match=message):

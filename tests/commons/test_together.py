@@ -185,7 +185,7 @@ def test_a_killed_holder_frees_the_lock(tmp_path):
 
     pid = start(hold)
     os.read(read, 1)
-    with pytest.raises(cw.CommonweightError, match=r"another process writes since 0\.05 s; try again"):
+    with pytest.raises(cw.CommonweightError, match=r"another process has been writing for 0\.05 s; try again"):
         with c._locked(0.05):
             pass
     os.kill(pid, signal.SIGKILL)

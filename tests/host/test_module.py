@@ -93,9 +93,9 @@ def test_save_pretrained_refuses_what_it_cannot_write(tmp_path, what):
     plain = cw.Host(nn.Sequential(nn.Linear(4, 4)), sites="*")
     plain.add("a", "lora")
     module, more, says = {
-        "several": (host.module(["a", "b"]), {}, "one model is one tenant"),
+        "several": (host.module(["a", "b"]), {}, "one model holds one tenant"),
         "no change of weights": (host.module("r"), {}, "does not change a weight"),
-        "no model of transformers": (plain.module("a"), {}, "is none of transformers"),
+        "no model of transformers": (plain.module("a"), {}, "is not a transformers model"),
         "state_dict": (host.module("a"), {"state_dict": {}}, "leave it out"),
     }[what]
     with pytest.raises(cw.CommonweightError, match=says):

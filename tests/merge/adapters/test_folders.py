@@ -157,7 +157,7 @@ def test_weights_of_torch_and_numpy(method, given, two):
 
 def test_a_file_as_the_folder_s_name_and_another_base(two, capsys):
     assert run("--tenants", "a", "b", "--out", "c.safetensors") == 2
-    assert "--out is a folder's name" in capsys.readouterr().err
+    assert "--out must name a folder" in capsys.readouterr().err
     edit(base_model_name_or_path="elsewhere")
     assert run("--tenants", "a", "b", "--out", "c") == 0
     assert "notice: b: its base is called 'elsewhere'" in capsys.readouterr().err

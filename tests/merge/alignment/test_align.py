@@ -456,7 +456,7 @@ def test_routing_of_a_real_mixture():
         assert torch.allclose(of.usage.float(), counts / counts.sum()) and counts.sum() == 20
         assert abs(of.likeness[0, 0] - 1) < 1e-6
         assert abs(of.likeness[0, 1] - torch.cosine_similarity(seen[:, 0], seen[:, 1], 0)) < 1e-5
-    with pytest.raises(cw.CommonweightError, match="no mixture of experts"):
+    with pytest.raises(cw.CommonweightError, match="not a mixture of experts"):
         experts.routing(tf.LlamaForCausalLM(tf.LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1,
                         num_attention_heads=2, vocab_size=20)), [batch], top_k=1)  # fmt: skip
 

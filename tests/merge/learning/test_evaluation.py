@@ -209,7 +209,7 @@ def test_what_a_run_leaves_beside_its_tasks_is_no_part_of_them(tmp_path):
         (["--eval", "one=one.test.tsv", "--head", "one"], "--head one: wanted a task's name and a tenant"),
         (["--eval", "one=one.test.tsv", "--head", "one=bare.safetensors"], "it has no classifier"),
         (["--eval", "one=one.test.tsv", "--eval-limit", "0"], "--eval-limit is 0"),
-        (["--eval", "one=one.test.tsv", "--plan"], "--plan does nothing, and --eval measures"),
+        (["--eval", "one=one.test.tsv", "--plan"], "--plan writes nothing that --eval could measure"),
         (["--head", "one=one.safetensors"], "--head, --eval-limit and --eval-tasks go with --eval"),
         (["--eval", ","], "nothing to evaluate"),
         (["--search", "models.1.weight=0..1"], "--search needs --eval"),

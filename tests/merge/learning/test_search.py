@@ -193,7 +193,7 @@ def test_options_of_a_merge_are_tuned_too():
         (lambda log: search.tune(bowl, {"x": (1.0, 0.0)}), r"x: the space has \(1.0, 0.0\); wanted \(low, high\)"),
         (lambda log: search.tune(bowl, SPACE, budget=0), "budget is 0"),
         (lambda log: search.tune(bowl, SPACE, seed=4, log=log), "the log of another search: seed differ"),
-        (lambda log: search.tune(bowl, SPACE, log=log.with_name("bad")), "no log of a search"),
+        (lambda log: search.tune(bowl, SPACE, log=log.with_name("bad")), "not the log of a search"),
         (lambda log: search.tune(bowl, SPACE, run=lambda f, points: []), "0 scores came back for 1 points"),
     ],
 )

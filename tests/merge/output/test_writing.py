@@ -137,7 +137,7 @@ def test_in_the_last_step(what, model, capsys, monkeypatch):
         m.setattr(atomic.tempfile, "mkstemp", full)
         assert run(*ARGS) == 2
     err = capsys.readouterr().err
-    assert f"{what}: cannot write" in err and "all weights are there: the same command with --resume" in err
+    assert f"{what}: cannot write" in err and "all weights are written: the same command with --resume" in err
     goes_on(model, capsys)
 
 

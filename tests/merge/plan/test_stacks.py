@@ -81,7 +81,7 @@ def test_an_encoder_and_a_decoder_of_one_depth_are_cut_alike():
     with pytest.raises(cw.CommonweightError, match=r"2 tensors have no place .*layer 2 of it is layer 0 of its model"):
         cw.merge.make(stacked(("a", 0, 1), ("a", 0, 2)), "other")  # positions are the first layer's alone
     saved(tf.T5ForConditionalGeneration, tf.T5Config(**T5, num_layers=3, num_decoder_layers=2), "b")
-    with pytest.raises(cw.CommonweightError, match=r"block has 2 blocks.*must be of one depth"):
+    with pytest.raises(cw.CommonweightError, match=r"block has 2 blocks.*must have one depth"):
         cw.merge.make(stacked(("b", 0, 1)), "other")
 
 
