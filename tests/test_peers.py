@@ -72,5 +72,5 @@ def test_host_add():
     assert tenant.config.rank == 4 and tenant.config.alpha == 4
     with pytest.raises(cw.CommonweightError, match="layers are chosen by sites"):
         host.add("u", "lora", target_modules=["q_proj"])
-    with pytest.raises(cw.CommonweightError, match=r"unknown method 'ADALORA': this library does not have it; nearest here: .*'lora'"):
+    with pytest.raises(cw.CommonweightError, match=r"'ADALORA': this library does not have it; nearest here: 'lora'"):
         host.add("u", "ADALORA")

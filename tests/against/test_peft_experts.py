@@ -214,7 +214,7 @@ def test_what_is_no_change_of_a_weight_works_on_experts_and_is_named_on_routers(
     host.add("u", "bottleneck", sites="*.gate")
     with host.route("t"):
         answer(host.model, IDS)
-    with pytest.raises(cw.CommonweightError, match=r"mlp.gate.*: Bottleneck is no change of a weight"):
+    with pytest.raises(cw.CommonweightError, match=r"mlp.gate.*: Bottleneck does not change a weight"):
         with host.route("u"):
             host.model(**IDS)
 

@@ -92,8 +92,11 @@ def test_into_a_folder(capsys, folder, bert, monkeypatch):
 WRONG = {
     "no place": (["--tenants", "{f}/tenants.yaml"], "--out FOLDER, or into a store"),
     "a file for several": (["--tenants", "{f}/tenants.yaml", "--out", "{f}/a.safetensors"], "to a folder; name one"),
-    "said twice": (["--tenants", "{f}/tenants.yaml", "--out", "{f}/o", "--batch-size", "8"], "--batch-size beside"),
-    "data beside": (["{f}/late.jsonl", "--tenants", "{f}/tenants.yaml", "--out", "{f}/o"], "DATA cannot be used with --tenants"),
+    "said twice": (
+        ["--tenants", "{f}/tenants.yaml", "--out", "{f}/o", "--batch-size", "8"],
+        "--batch-size cannot be used with --tenants",
+    ),
+    "data beside": (["{f}/late.jsonl", "--tenants", "{f}/tenants.yaml", "--out", "{f}/o"], "DATA cannot be used"),
     "no data": (["--out", "{f}/a.safetensors"], "no DATA: name a file to train on"),
     "nowhere": (["{f}/late.jsonl"], "no output: give --out FILE.safetensors or --store FOLDER"),
     "common without store": (["{f}/late.jsonl", "--out", "{f}/a.safetensors", "--common", "x"], "which store has it?"),

@@ -257,7 +257,7 @@ def test_export_options(host, saved, options, says):
 
 def test_what_no_lora_can_say(host, tmp_path):
     host.add("n", "lntuning")
-    with pytest.raises(cw.CommonweightError, match="input_layernorm: lntuning changes a norm, which LoRA cannot express"):
+    with pytest.raises(cw.CommonweightError, match="lntuning changes a norm, which LoRA cannot express"):
         host.export_peft("n", tmp_path / "a", native=False)
     host.add("m", "mos", rank=4, shards=2)
     with pytest.raises(cw.CommonweightError, match=r"mos has no format of its own in PEFT \(native=True knows boft"):

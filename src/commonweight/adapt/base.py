@@ -63,10 +63,10 @@ def open_host(
 ) -> Host:  # fmt: skip
     """A host of a model from a folder or the hub, ready for a task's tenants.
 
-    classify and embed tasks share one host (a `Classifier` around the encoder); lm has the causal model. pool: the
-    classifier's; "transformers" for that of transformers' own classifier, on which PEFT's heads were trained. device:
-    see `pick_device`.
-    Raises: CommonweightError when the model cannot be read, or has no form for the task.
+    Hosts for classify and embed wrap the encoder in a `Classifier`; a host for lm has the causal model. pool: how
+    features are pooled for heads; "transformers" pools like transformers' own classifier, for heads from PEFT.
+    device: see `pick_device`.
+    Raises: CommonweightError if the model cannot be read, or does not suit the task.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 

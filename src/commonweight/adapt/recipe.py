@@ -9,7 +9,7 @@ from ..core import config, option
 
 @config
 class Recipe:
-    """AdamW with linear warm-up and decay; every method of this library is trained by this one recipe."""
+    """How tenants are trained: AdamW with linear warm-up and decay, the same for every method."""
 
     epochs: float | None = option(
         None, "passes over the rows; none: 3, for few rows up to 30 (96 steps)", gt=0, le=10_000

@@ -23,10 +23,10 @@ from .yaml_file import Place, parse, path_from, shown
 
 
 def read_tenants(path: str | Path) -> Job:
-    """The job of a tenants file; paths in it count from its folder, a name that is no file is one of the hub.
+    """Reads a tenants file. Paths in it are relative to its folder; a name that is not a file is a name on the hub.
 
-    Raises: CommonweightError with the file, the line and the key for what is no YAML, unknown, twice there or of
-    another type than wanted.
+    Raises: CommonweightError with file, line and key, for invalid YAML, unknown or repeated keys, and values of a
+    wrong type.
     """
     path = Path(path)
     body, lines = parse(path, "tenants:")

@@ -31,10 +31,10 @@ def run_together(
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Outcome]:
-    """Trains the tenants of a job together: into a folder, one file each and ``report.json``; or into a store.
+    """Trains the tenants of a job together, and writes a folder (a file for each, and ``report.json``) or a store.
 
-    The run's state lies beside, in ``<out>.checkpoint/`` or ``<store>.checkpoint/``, until all of them are written
-    and measured. overwrite: files that are there already are replaced.
+    The run's state is kept in ``<out>.checkpoint/`` or ``<store>.checkpoint/`` until all tenants are written and
+    measured. overwrite: existing files are replaced.
     dry_run: ends before the first step, with {}; then neither is needed.
     """
     if dry_run:
@@ -70,8 +70,8 @@ def run_late(
 ) -> dict[str, Outcome]:
     """Trains the tenants of a job and publishes them into a store; with a common, as late tenants of it.
 
-    The common is loaded from any of its tenants in the store and stays as it is: its pools keep their bytes. By its
-    method, the job's options are taken over those of that tenant, and its sites and codec where the job has none.
+    The common is loaded from any of its tenants in the store, and its pools do not change. The job uses that tenant's
+    method and options, and its sites and codec if the job names none.
     dry_run: ends before the first step, with {}.
     """
     if dry_run and job.common is None:

@@ -64,15 +64,15 @@ def adapt(
     sources: tuple[str, str] = ("training rows", "dev rows"),
     **recipe: Any,
 ) -> Result:
-    """Adds a tenant to a host and trains it; the frozen base is loaded once, however many tenants are trained on it.
+    """Adds a tenant to a host and trains it. The frozen base is loaded once, for any number of tenants.
 
-    train_rows, dev_rows: dicts by column; dev_rows as a fraction takes that share of the training rows. With dev
-    rows the best state is kept and training stops early. labels: classes of a classification; None: those of the
-    training rows. common: as in `Host.add`; of a frozen one the tenant trains its own pools alone.
-    recipe: fields of `Recipe`. checkpoint: a folder for a run that may be resumed; it is left there.
-    sources: what errors call the training and the dev rows.
-    Same rows, settings and number of threads: same bits, also when the run was killed and resumed.
-    Raises: CommonweightError; the host is then as it was.
+    train_rows, dev_rows: dicts by column; a fraction as dev_rows holds out that share of the training rows. With dev
+    rows, the best state is kept and training stops early. labels: the classes (None: those of the training rows).
+    common: as in `Host.add`; with a frozen one, only the tenant's own pools are trained.
+    recipe: fields of `Recipe`. checkpoint: a folder from which a killed run can be resumed; it is not deleted.
+    sources: names of the training and dev rows in error messages.
+    The same rows, settings and number of threads give the same result, bit for bit, also after a kill and a resume.
+    Raises: CommonweightError; the host is then unchanged.
     """
     data = Data(
         rows=train_rows, dev=dev_rows, labels=labels, text_column=text_column, label_column=label_column,
@@ -100,13 +100,13 @@ def adapt_together(
     progress: Callable[[Progress], None] | None = None,
     **recipe: Any,
 ) -> dict[str, Result]:
-    """`adapt` for several tenants at once, in mixed batches; with a `common` they all write the pools that they share.
+    """Trains several tenants at once, in mixed batches. With a `common`, all of them train the shared pools.
 
-    tenants: name -> its rows. Each has its own pools, its own head and its own dev score; what is kept, and when
-    training stops, goes by the mean of the scores. Recipe.temperature says how often small tenants' rows are shown. A
-    batch of the task embed is of one tenant, for its other rows are the negatives. The tenants of a common draw from
-    (seed, name): which rows of a pool one reads, say, differs from what the next one reads.
-    Cost of a step: that of one tenant on as many rows, and the stacking of private pools per row.
+    tenants: name -> its rows. Each tenant has its own pools, head and dev score. The mean of the scores decides which
+    state is kept and when training stops. Recipe.temperature sets how often rows of small tenants are shown. With the
+    task embed, a batch has rows of one tenant, because its other rows are the negatives. Tenants of a common draw
+    random numbers from (seed, name), so they read different parts of a pool.
+    Cost of a step: that of one tenant on the same number of rows, and the stacking of private pools per row.
     Raises: CommonweightError; the host is then as it was.
     """
     plan = build(Recipe, recipe)
@@ -225,7 +225,7 @@ def evaluate(
     max_length: int | None = None,
     batch_size: int = 32,
 ) -> dict[str, float]:
-    """Metrics of a tenant (None: the plain base) on rows. Keys: see the task; `n` is the number of rows.
+    """Metrics of a tenant (None: the plain base) on rows. The keys depend on the task; `n` is the number of rows.
 
     Cost: one forward pass over the rows, longest first. Raises: CommonweightError for rows the task cannot read.
     """

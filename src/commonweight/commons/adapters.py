@@ -65,17 +65,17 @@ def import_peft(
 ) -> Import:
     """Writes PEFT LoRA adapters into a store as tenants of method `share` with one common.
 
-    host: of the adapters' base; it is left as it was. folders: adapters, or folders of adapters, see `adapters`; a
-    tenant is called as its folder. common: the bases' name. Tenants of the store that read it are taken along: the
-    bases grow by what is new, and they get a new version with coefficients for them, whose parent is the one before.
+    host: a host of the adapters' base; it is not changed. folders: adapters, or folders of adapters; a tenant is
+    named after its folder. common: the name of the common. Tenants of the store that already use it are included: the
+    bases grow, and these tenants get a new version for them, whose parent is the old one.
     keep: the mean share of an adapter's squared norm that is kept at least; k: so many directions in place of it.
     codec: as for `Commons.publish`.
-    labels: name -> the classes of the head that lies beside the adapter, see `Host.import_peft`; the head goes along as
-    it is, or is left out with (). A head without labels is refused.
-    All tenants are published at once, when everything is computed.
+    labels: name -> the classes of the head in the folder, see `Host.import_peft`; the head is imported unchanged, or
+    left out with (). A head without labels is refused.
+    All tenants are published at once, after everything is computed.
     Cost: two SVDs a site of (sum of ranks, width) matrices.
-    Raises: CommonweightError naming the folder: no adapter there, another base, a change that is no product of two
-    factors (DoRA, a trained bias), a name twice.
+    Raises: CommonweightError naming the folder: no adapter there, another base, a change that is not a product of two
+    factors (DoRA, a trained bias), or a repeated name.
     """
     if common in host.roster.commons:
         raise CommonweightError(f"the host has tenants of a common {common!r}; remove them first, or use another host")

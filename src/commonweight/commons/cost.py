@@ -38,9 +38,9 @@ def cost(
 ) -> Cost:
     """What tenants of a method cost on the sites that it takes by default.
 
-    Private are the saved pools of scope "tenant"; common, once, those of scope "shared". Where a tenant would train
-    nothing of its own in a common, it is counted without one: all is private. What is rebuilt costs nothing. A method
-    that stores a trained tenant in a smaller form is counted in that form. Heads and manifests (half a KB a
+    Saved pools of scope "tenant" are counted for each tenant, those of scope "shared" once. If a tenant would have no
+    trained pools of its own in a common, all its pools are counted as its own. Pools that are rebuilt cost nothing. A
+    method with a smaller stored form is counted in that form. Heads and manifests (half a KB a
     tenant) are not counted. codec: for all trainable pools, as in `Host.save`.
     Cost: a plan, milliseconds. Raises: CommonweightError for an unknown method or option, and for a codec whose size
     depends on the values.

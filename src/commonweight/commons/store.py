@@ -52,9 +52,9 @@ PATIENCE = 600.0  # seconds that a writer waits for another
 class Commons:
     """A store of tenants that share pools, in one folder.
 
-    folder: is made when it does not exist, unless make=False; make="late": when the first tenant is published, until
-    then it is looked at whether it can be. Any number of processes may use it at once. Nothing but loading into a host
-    and reading or writing tenant files needs a model or torch.
+    folder: it is made if it does not exist, unless make=False; with make="late", only when the first tenant is
+    published, after a check that this is possible. Any number of processes may use it at once. A model or torch is
+    needed only for loading into a host and for tenant files.
     Raises: CommonweightError for a folder that is something else, and for a store of a newer version.
     """
 
@@ -124,10 +124,10 @@ class Commons:
         parents: Sequence[str] = (),
         codec: Choice = None,
     ) -> Manifest:
-        """Writes a tenant of the host, under its name. When it returns, it is on disk.
+        """Publishes a tenant of the host under its name. It is on disk when the call returns.
 
-        Again: a new version, where it is another tenant now; of the same pools and settings none, but metrics that
-        are given replace those that were there.
+        If the name exists with other content, this makes a new version. With the same pools and settings it does not,
+        but given metrics replace the old ones.
         parents: tenants of this store from which it was made, ``"legal"`` or ``"legal@2"``. codec: as for `Host.save`;
         tenants of one common share its pools in the store when all are published with one codec. Cost: its pools that
         the store does not have yet, and a manifest.
@@ -146,10 +146,10 @@ class Commons:
         parents: Mapping[str, Sequence[str]] | None = None,
         codecs: Mapping[str, Choice] | None = None,
     ) -> dict[str, Manifest]:
-        """`publish` for several tenants of the host at once: whoever looks sees all of them or none, also after a kill.
+        """Publishes several tenants of the host at once. Readers see all of them or none, also after a kill.
 
-        So a common that was trained anew gets into a store: with all its tenants. metrics, parents, codecs: by name,
-        of those that are published; another name is an error.
+        Use it for a common that was trained again, with all its tenants. metrics, parents, codecs: by name of a
+        published tenant; another name is an error.
         """
         from ..host.files import encode
 
@@ -254,14 +254,14 @@ class Commons:
     def readers(self, common: str) -> list[str]:
         """The tenants whose newest version is of this common, by name.
 
-        Raises: CommonweightError naming two of them when they have not one and the same, as a store of old may have it.
+        Raises: CommonweightError naming two of them if their commons differ, as is possible in an old store.
         """
         found = [r.name for r in self.list() if r.common == common]
         agree(str(self.folder), self._of_commons({common}), todo="remove one of the two from the store")
         return found
 
     def remove(self, name: str) -> None:
-        """Forgets a tenant, or one version of it (``"legal@2"``), also a lost one. Its pools stay until `gc`."""
+        """Removes a tenant, or one version of it (``"legal@2"``), also if it is damaged. Its pools stay until `gc`."""
         with self._locked():
             files = self._files()
             lost = [e for e in map(Entry.of, index.lost(self.folder, files)) if e and name in (e.name, e.label)]
@@ -274,8 +274,8 @@ class Commons:
     def gc(self, keep: int | None = None) -> Freed:
         """Deletes pools that no tenant reads, and what killed writers left. keep: only so many versions per tenant.
 
-        Refuses while a manifest is damaged or lost: what it reads is not known. Never takes what a publish or a reader
-        in flight needs: a publish holds the lock, a reader has its files open or looks again.
+        Refuses if a manifest is damaged or lost, since its pools are then unknown. It never deletes what a running
+        publish or reader needs: a publish holds the lock, and a reader has its files open or looks again.
         """
         if keep is not None and keep < 1:
             raise CommonweightError(f"keep={keep}: wanted 1 or more versions; `remove` takes tenants away")
@@ -361,7 +361,7 @@ class Commons:
         return atomic.write(Path(path), native.sealed(got.header, {k: got.read(k) for k in got.hashes}))
 
     def verify(self) -> list[Problem]:
-        """Looks at every bit; an empty list when all is sound. Cost: reads every file once."""
+        """Checks every bit; returns an empty list if nothing is damaged. Cost: reads every file once."""
         unread: list[tuple[Path, str]] = []
         files = self._files(unread)
         found = [Problem(at.relative_to(self.folder).as_posix(), f"cannot be read ({why})", ()) for at, why in unread]

@@ -29,8 +29,8 @@ class Subspace(NamedTuple):
 def fit(loras: Mapping[str, Lora], groups: Mapping[str, Sequence[str]], keep: float = 0.95, k: int = 0) -> Subspace:
     """The common subspace of finished adapters, and each adapter in it.
 
-    groups: sites that get equally many directions. keep: the mean share of an adapter's squared norm that is kept at
-    least; k: so many directions in place of it. Cost: SVDs of (sum of ranks, width) matrices; no d_out x d_in product.
+    groups: sites that get equally many directions. keep: the least share of the adapters' squared norm to keep, on
+    average; k: a number of directions instead. Cost: SVDs of (sum of ranks, width) matrices; no d_out x d_in product.
     Source: arXiv 2602.06043, section 3.1 and 3.3: principal directions of the stacked A and of the stacked B, then
     coefficients by projection. Differs: adapters are stacked as S V^T and U S of their B A = U S V^T, each divided by
     its norm, and not centred; the discarded squares of both sides then bound those of B A, whatever the scales of A

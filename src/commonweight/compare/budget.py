@@ -48,10 +48,10 @@ def fit(
 ) -> Fit:
     """The largest config of a method inside a budget, in bytes.
 
-    Turns the options that the method declares as its size; those given in `options` are left as they are. The first one
-    is turned over its whole range; the others are lowered from their defaults, step by step, only when nothing fits.
+    Varies the options that the method declares as its size, except those given in `options`. The first is varied over
+    its whole range; the others are lowered from their defaults, step by step, only if nothing fits.
     sites: those that the method reads. codec: by which the pools are stored; see `Host.save`.
-    Returns the smallest config there is, with within=False, when none fits. Cost: some ten plans; no tensor is made.
+    If none fits, returns the smallest config, with within=False. Cost: some ten plans; no tensor is made.
     Raises: CommonweightError for an unknown method or option, or when no config is possible on these sites.
     """
     search = _Search(get(method), sites, dict(options or {}), codec)

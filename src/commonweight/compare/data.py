@@ -23,10 +23,11 @@ class Data:
 
 
 def find(train: Sequence[str], test: Sequence[str] = (), dev: Sequence[str] = ()) -> tuple[Data, ...]:
-    """One task per training file; what is not given lies beside it: NAME.train.tsv, NAME.test.tsv, NAME.dev.tsv.
+    """One task for each training file. Test and dev files are found beside it: NAME.train.tsv, NAME.test.tsv,
+    NAME.dev.tsv.
 
     test, dev: files in the order of the training files; dev may also be one fraction for all of them. Without dev
-    files, a tenth of the training rows. Raises: CommonweightError for files that are not there, or not as many.
+    files, a tenth of the training rows. Raises: CommonweightError for missing files, or a wrong number of them.
     """
     if not train:
         raise CommonweightError("no training file; give one per task")

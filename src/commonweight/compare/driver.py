@@ -109,10 +109,11 @@ def compare(
     say: Callable[[str], None] = print,
     progress: Callable[[Progress], None] | None = None,
 ) -> Outcome:
-    """Every method, budget, task and seed: at equal bytes, with the same number of trials for every learning rate.
+    """Runs every method, budget, task and seed, at equal bytes and with equal numbers of learning-rate trials.
 
-    Files, methods and budgets are looked at before the first step. Cost: methods x budgets x tasks x (trials + seeds)
-    runs, less those in the cache. Raises: CommonweightError; KeyboardInterrupt leaves what is done in the cache.
+    Files, methods and budgets are checked before the first step. Cost: methods x budgets x tasks x (trials + seeds)
+    runs, minus those in the cache. Raises: CommonweightError. After KeyboardInterrupt, finished runs are in the
+    cache.
     """
     host = opened(c.model, c.task, c.dtype)
     check(c, host)

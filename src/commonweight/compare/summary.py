@@ -28,8 +28,8 @@ class Value:
 @dataclass(frozen=True)
 class Point:
     """A config and what was measured of it. values: by task, and under `ALL` the mean of the tasks.
-    difference: paired with the reference, seed by seed. front: nobody is as good with fewer bytes, or better with as
-    many. failed: messages of runs that gave no number."""
+    difference: to the reference, paired by seed. front: no other is as good with fewer bytes, or better with as many.
+    failed: error messages of runs that failed."""
 
     config: Config
     values: dict[str, Value]
@@ -56,7 +56,7 @@ def metric(task: str) -> tuple[str, bool]:
 
 
 def points(o: Outcome) -> tuple[Point, ...]:
-    """Every config that was run, in the comparison's order, with its place on the front over the mean of the tasks.
+    """Every config that was run, in the comparison's order, with whether it is on the front of the means over tasks.
 
     A config with a run that failed on some task has no mean and is never on the front.
     """

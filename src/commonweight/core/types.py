@@ -37,7 +37,7 @@ class Site(NamedTuple):
 @serial
 @dataclass(frozen=True)
 class Pool:
-    """A named tensor that exists ONCE, however many read it.
+    """A named tensor that exists once, however many sites read it.
 
     train: gets gradients. save: False when it is rebuilt from (seed, name) or from the base.
     scope: "tenant" is private; "shared" may be read by many tenants. lr: factor on the method's learning rate.
@@ -87,7 +87,7 @@ class Base(Protocol):
 
 
 class Bind(Protocol):
-    """What the reader does with what it read: pure functions, each optional but at least one of the first three.
+    """What a reader does with the numbers that it reads. Pure functions; at least one of the first three is needed.
 
     weight(w, **slots) -> w'           the reference form; float32, (out, inp)
     input(x, base, **slots) -> x'      the fast form of a change on the input side
@@ -126,7 +126,7 @@ class Plan(NamedTuple):
         return sum(p.nbytes for p in self.pools.values() if p.save)
 
     def readers(self) -> Counter[str]:
-        """How many reads each pool has: its gradient is a sum of that many terms."""
+        """The number of reads of each pool; its gradient is a sum of as many terms."""
         return Counter(name for use in self.uses for read in use.reads.values() for name in read.pools)
 
     def to_json(self) -> str:
@@ -145,7 +145,7 @@ class Plan(NamedTuple):
         return cls(load(raw["pools"]), uses, raw["seed"])
 
     def digest(self) -> str:
-        """16 hex digits that two plans share only when they are the same."""
+        """16 hex digits; two plans have the same digest only if they are equal."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
 
     def __add__(self, other: Plan) -> Plan:  # type: ignore[override]

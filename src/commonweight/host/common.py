@@ -23,7 +23,7 @@ class Held(WeakValueDictionary):
 
 
 class Common:
-    """Numbers that several tenants of one host read and, until it is frozen, write.
+    """Pools that several tenants of one host share, and train until the common is frozen.
 
     method: that of all its tenants: equal names and shapes mean other things in another one. pools: name -> the one
     tensor; each lives while a tenant reads it. frozen: its tenants train their own pools alone, and its bytes do not

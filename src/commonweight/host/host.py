@@ -1,4 +1,4 @@
-"""The host: the only part that touches a model. It hooks every site once; tenants come and go beside it."""
+"""The host is the only part that touches a model. It hooks every site once; tenants are added and removed beside it."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class Host:
         common: str | None = None,
         **options: Any,
     ) -> Tenant:
-        """A new tenant, by a method's name and options or by its config. Either all of it happens or nothing.
+        """Adds a tenant, by a method's name and options or by its config. If an error is raised, nothing has changed.
 
-        sites: other sites than the host's. labels: the classes of a classification head (or how many), which
-        becomes one of the tenant's pools. common: the pools of scope `shared` are one with those of the other tenants
-        of this common, which is made when there is none; those of a frozen one stay as they are.
-        Cost: its own pools; no module is touched, however many tenants there are.
+        sites: replaces the host's sites for this tenant. labels: the classes of a classification head, or their
+        number; the head becomes part of the tenant. common: the name of a common, which is made if it does not exist;
+        its tenants share the pools of scope `shared`, and the pools of a frozen common do not change.
+        Cost: the tenant's own pools. No module is touched, however many tenants there are.
         Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
         """
         self.roster.free(name)
@@ -100,14 +100,14 @@ class Host:
         )
 
     def common(self, name: str) -> Common:
-        """The pools that the tenants of a common have together."""
+        """The pools that the tenants of a common share."""
         if name not in self.roster.commons:
             raise unknown("common", str(name), dict(self.roster.commons))
         return self.roster.commons[name]
 
     def freeze(self, common: str, frozen: bool = True) -> Common:
-        """From now on the tenants of a common train their own pools alone, those that join later too; its bytes do not
-        change. frozen=False: all of them write to it again. Make optimisers after it, not before."""
+        """Freezes a common: its tenants, and those that join later, train only their own pools, and its bytes do not
+        change. frozen=False: its tenants train it again. Make optimisers after this call, not before."""
         found = self.common(common)
         found.freeze(frozen)
         if not frozen:  # what is trained on is no longer what a store calls by its content
@@ -117,21 +117,21 @@ class Host:
         return found
 
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
-        """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
+        """The sites that a method adapts here: of its kinds, and in its default roles unless a pattern is given."""
         return self.base.sites_for(method, pattern)
 
     def head_site(self) -> Site:
-        """Where a classification head of a tenant stands."""
+        """The site of a tenant's classification head."""
         return self.base.head_site()
 
     def remove(self, name: str) -> None:
-        """Forgets a tenant; common frozen pools that nobody else reads go with it. O(1) in the number of tenants.
+        """Removes a tenant, and frozen shared pools that no other tenant reads. O(1) in the number of tenants.
 
-        A route that is open keeps serving it until it closes. With its last tenant a common ends."""
+        An open route keeps serving it until the route closes. A common is removed with its last tenant."""
         self.roster.remove(name)
 
     def close(self) -> None:
-        """Takes every hook off and gives the model back as it was."""
+        """Removes every hook and leaves the model as it was."""
         self.roster.base.close()
         self.roster.tenants.clear()  # modules that were made of them refuse from now on
         self.roster = Roster(self.roster.base)
@@ -139,23 +139,23 @@ class Host:
     # -- running ---------------------------------------------------------------------------------------------------
 
     def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Opened:
-        """Within it, the model answers as these tenants: a name, one name or None per row, or a LongTensor of
-        `Tenant.number` (-1: the plain base), of shape (B,) per row or (B, T) per token, or (T,) for one packed row.
+        """Makes the model answer as these tenants, inside a ``with`` block.
 
-        A context manager or a decorator (of coroutines too; generators are refused); routes nest. A route belongs to
-        the work that is done within it: each task of an event loop has its own, and threads and executors that are
-        given work within it take it along. Where it
-        cannot be known whose work a thread does, the model raises an error. While a route is open without gradients,
-        stacked pools are kept: write to pools under ``torch.no_grad()``, not through ``.data``, or the change is seen
-        only by the next route."""
+        readers: a name; one name or None for each row; or a LongTensor of `Tenant.number` (-1: the plain base), of
+        shape (B,) for rows, (B, T) for tokens, or (T,) for one packed row.
+        Use it as a context manager or a decorator (also of coroutines; generators are refused). Routes nest. A route
+        belongs to the work inside it: each task of an event loop has its own, and threads and executors that get work
+        inside it keep it. If it cannot be known whose work a thread does, the model raises an error. Without
+        gradients, stacked pools are kept while the route is open: write to pools under ``torch.no_grad()``, not
+        through ``.data``, or only the next route sees the change."""
         encode.install()
         return self.roster.base.current.within(self.roster.route(readers))
 
     def module(self, name: str | Sequence[str]) -> nn.Module:
         """The model as this tenant, as an nn.Module whose only trainable parameters are the tenant's pools.
 
-        For transformers.Trainer, accelerate and DistributedDataParallel; its state_dict holds the pools alone.
-        Several names: a batch then brings ``tenants``, the number of each row's tenant; a pool of a common is there
+        For transformers.Trainer, accelerate and DistributedDataParallel. Its state_dict holds only the pools.
+        With several names, a batch needs ``tenants``, the number of each row's tenant; a pool of a common is there
         once.
         """
         names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
@@ -166,22 +166,23 @@ class Host:
     # -- what it is ------------------------------------------------------------------------------------------------
 
     def weight(self, site: str) -> Tensor:
-        """The frozen weight that a site reads, (out, inp)."""
+        """The frozen weight at a site, (out, inp)."""
         return self.base.weight(site)
 
     @property
     def fingerprint(self) -> str:
-        """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
-        a float32 and a bfloat16 copy are the same base; see `fingerprint.of_base`. Cost: milliseconds, of a packed base
-        one reading of every weight; made anew at every look. On a sharded base every process must ask."""
+        """Identifies the base: names, shapes and 64 values of every parameter except heads. Values are rounded to
+        bfloat16, so a float32 and a bfloat16 copy count as one base; see `fingerprint.of_base`. Cost: milliseconds; for
+        a packed base, every weight is read once. Computed on every access. On a sharded base, every process must call
+        it."""
         return self.base.fingerprint
 
     def merged(self, name: str) -> dict[str, Tensor]:
         """The weights that differ from the base, by parameter name, in the model's own layout and dtype.
 
-        For an ordinary model of the same architecture: ``other.load_state_dict(host.merged(n), strict=False)``. Of a
-        quantised base they are the numbers that its codes stand for and the change, in floating point.
-        Raises: CommonweightError where a method is no change of weights.
+        For an ordinary model of the same architecture: ``other.load_state_dict(host.merged(n), strict=False)``. For a
+        quantised base these are its dequantised weights plus the change, in floating point.
+        Raises: CommonweightError if the method does not change weights.
         """
         base, tenant = self.base, self[name]
         served(tenant)
@@ -199,22 +200,22 @@ class Host:
     ) -> Path:
         """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header.
 
-        codec: stores them in fewer bytes, with an error: ``"bfloat16"``, ``"int8"``, ``"int4"`` or ``"compeft"`` for
-        all trainable pools, or a mapping from patterns over pool names, ``{"*.A|*.B": "int4"}``. The tenant here stays
-        as it is; loading needs no option and gives float32 pools again.
+        codec: stores the pools in fewer bytes, with a small error: ``"bfloat16"``, ``"int8"``, ``"int4"`` or
+        ``"compeft"`` for all trainable pools, or a mapping from patterns of pool names, ``{"*.A|*.B": "int4"}``. The
+        tenant in memory does not change. Loading needs no option and gives float32 pools again.
         """
         return files.save(self.base, self[name], Path(path), metrics, codec)
 
     def load(self, name: str, path: str | PathLike[str], *, check_base: bool = True) -> Tenant:
-        """Reads a tenant's file under a name. check_base=False: also when the base's numbers differ."""
+        """Loads a tenant's file under a name. check_base=False accepts a base with other weights."""
         self.roster.free(name)
         return files.load(self.roster, name, Path(path), check_base)
 
     def load_from(self, source: Source, name: str, *, as_: str | None = None, check_base: bool = True) -> Tenant:
-        """Reads a tenant out of a store, `commonweight.Commons`: its newest version, or ``"legal@2"``.
+        """Loads a tenant from a store, `commonweight.Commons`: its newest version, or ``"legal@2"``.
 
-        Frozen pools that another tenant has from a store already are shared in memory; trainable ones are copied.
-        as_: its name here, where it is to be another one. Either all of it is loaded or the host is as it was.
+        Frozen pools that another tenant loaded from a store are shared in memory; trainable ones are copied.
+        as_: another name for it on this host. If an error is raised, the host is unchanged.
         """
         if as_ is not None:
             self.roster.free(as_)
@@ -270,8 +271,8 @@ class Host:
         tolerance: float | None = None,
         task: int | None = None,
     ) -> Tenant:
-        """Reads a PEFT adapter folder as a tenant: see `commonweight.formats.peft`. labels: the classes of the head
-        that lies beside the adapter; () leaves it out. tolerance, task: of the types that are read through PEFT."""
+        """Loads a PEFT adapter folder as a tenant: see `commonweight.formats.peft`. labels: the classes of the head
+        in the folder; () leaves the head out. tolerance, task: for the types that are read through PEFT."""
         self.roster.free(name)
         return peft.import_peft(self.roster, name, Path(folder), _given(labels), tolerance=tolerance, task=task)
 

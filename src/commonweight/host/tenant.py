@@ -73,7 +73,7 @@ def takes_input(entries: list[Entry]) -> bool:
 
 
 class Tenant:
-    """One behaviour of the host. `plan` says what it is; `pools` holds its numbers by name."""
+    """One trained behaviour of a host. `plan` describes it; `pools` holds its numbers by name."""
 
     def __init__(
         self,
@@ -130,14 +130,14 @@ class Tenant:
         return self.common is not None and self.common.frozen and pool in self.common.pools
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable pools, for any optimiser; without those of a frozen common."""
+        """The trainable pools, except those of a frozen common, for any optimiser."""
         return (p for _, p in self.named_parameters())
 
     def param_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
-        """Optimiser groups with a learning rate per pool: lr * pool.lr / sqrt(readers).
+        """Optimiser groups with a learning rate for each pool: lr * pool.lr / sqrt(readers).
 
-        A pool's gradient is a sum over its readers; Adam's step does not see its size, but n readers move
-        together, so that the change of the model grows between sqrt(n) and n. lr: None takes the method's own.
+        A step of Adam does not depend on the size of the gradient, but the n readers of a pool move together, so the
+        model changes by sqrt(n) to n times as much. lr: None takes the method's own.
         """
         lr = self.method.lr if lr is None else lr
         readers = self.plan.readers()

@@ -63,12 +63,12 @@ def merge(name: str, models: Any, base: Any = None, **options: Any) -> dict[str,
     """Merges models by a method's name: ``merge("ties", [a, b], base=base)`` is ``ties([a, b], base=base)``.
 
     models: a list, or name -> model, of state dicts, modules, safetensors files or folders of them; of adapters and
-    tenants as the models that they make: "MODEL+ADAPTER", or alone, on `base`, a LoRA adapter's folder (PEFT), a
-    tenant's file, "STORE:TENANT", or `host[name]`. base: the model they were trained from, for methods that want it,
-    and for what stands on it. Options, beside the method's own: weights (one number, or one a
-    model); dtype of the result (the base's, else the first model's); piece (work on at most so many elements at a
-    time). Returns: name -> tensor. Computed in float32; tensors of whole numbers are copied and must be equal
-    everywhere. Raises: CommonweightError naming tensor and model for shapes or names that differ, NaN or infinity,
+    tenants as the models that they make: "MODEL+ADAPTER", or alone, on `base`, a PEFT LoRA folder, a tenant's file,
+    "STORE:TENANT", or `host[name]`. base: the model that they were trained from, for methods, adapters
+    and tenants that need it. Options besides the method's own: weights (one number, or one for each model); dtype of
+    the result (the base's, else the first model's); piece (the largest number of elements to work on at a time).
+    Returns: name -> tensor. Computed in float32; integer tensors are copied and must be equal in all models.
+    Raises: CommonweightError naming tensor and model for shapes or names that differ, NaN or infinity,
     unknown methods and options (with the nearest name), values out of range, a number of weights that is not that of
     the models, and weights that sum to zero where a method divides by their sum.
     """

@@ -96,7 +96,7 @@ def _plan(method: Method, sites: tuple[Site, ...], config: Any, seed: int) -> Pl
 
 
 def plan(method: str | Any, sites: Sequence[Site], *, seed: int = 0, **options: Any) -> Plan:
-    """A Plan without any model.
+    """Makes a plan from sites, without a model.
 
     >>> sites = [Site(f"layers.{i}.q_proj", 4096, 4096) for i in range(32)]
     >>> plan("lora", sites, rank=8).count()

@@ -24,11 +24,12 @@ def read(
     """All rows of a file, of a split of a folder that `datasets` saved (``folder``, ``folder:split``), or of a split of
     a hub data set (``name``, ``name:split``, ``name:configuration:split``).
 
-    columns: names that tell a TSV file's header line from a first row when the usual names do not. no_header: the
-    first line of a CSV or TSV file is data. say: is told when a first line was read as data, and when the columns of a
-    CSV file are not separated by commas.
-    Raises: CommonweightError for what is not there, not readable, of an unknown type, empty, or of rows that do not
-    fit their header; for a row of JSON of more than 16 MiB, or with more than 64 lists and objects inside each other.
+    columns: column names by which a TSV file's header line is recognised, besides the usual ones. no_header: the
+    first line of a CSV or TSV file is data. say: called with a message if a first line was read as data, or if a CSV
+    file's separator is not a comma.
+    Raises: CommonweightError for a source that is missing, unreadable, empty or of an unknown type, and for rows that
+    do not fit their header; for a row of JSON of more than 16 MiB, or nested more than 64
+    deep.
     """
     kind = kind_of(source)
     if kind is None:

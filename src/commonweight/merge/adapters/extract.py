@@ -50,15 +50,16 @@ def extract(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Extracted:
-    """Writes a PEFT LoRA folder whose update is near model - base. model, base: as for `merge`; not quantised.
+    """Writes a PEFT LoRA folder whose update approximates model - base. model, base: as for `merge`; not quantised.
 
     rank: of every matrix (16); energy: instead, the smallest rank that keeps this share of |change|_F^2, at most
-    `rank`; ranks: {glob over module names: rank}, first match wins. sites: globs joined by "|". Matrices whose weights
-    are the same are passed over. Linear layers are the model's own modules that PEFT wraps (nn.Linear, Conv1D):
-    base or model is a module, or has a config.json of which transformers makes the modules without weights; where
-    neither is so, names tell, with a notice. Everything else is left out, and counted as lost: embeddings, norms,
+    `rank`; ranks: {glob over module names: rank}, the first match wins. sites: globs joined by "|". Unchanged
+    matrices are skipped. Linear layers are the model's own modules that PEFT wraps (nn.Linear, Conv1D):
+    they are found in base or model, if one of them is a module or has a config.json, from which transformers builds
+    the modules without weights. Otherwise names decide, with a notice. Everything else is left out, and its change
+    counts as lost: embeddings, norms,
     biases, routers, experts that transformers holds as one tensor a layer (also where the file has them one by one).
-    Modules are called as in the config's architecture; a head that is tied to the embedding is the embedding.
+    Module names are those of the config's architecture. A head that is tied to the embedding counts as the embedding.
     By randomised SVD (Halko et al. 2011, algorithms 4.4 and 5.1, `torch.svd_lowrank`) with `iterations` power
     iterations and 8 columns beside the rank; the whole SVD where that is no more work. Errors are of the factors as
     written, not estimates. Memory: four times the largest matrix in float32. Cost: 2 (iterations + 1) products of the

@@ -42,7 +42,7 @@ def lora(
     compat: Literal["peft"] | None = None,
     **options: Any,
 ) -> Merged:
-    """One adapter whose update is the merge of the adapters' updates scale_t B_t A_t.
+    """Merges LoRA adapters into one: its update is the merge of their updates scale_t B_t A_t.
 
     adapters: PEFT's state dicts (keys ending in .lora_A.weight, .lora_B.weight: A (r, d_in), B (d_out, r)); scales:
     each one's lora_alpha / r (1 if not given). method "linear" is sum_t w_t scale_t B_t A_t, exact, of rank sum r_t, by

@@ -26,7 +26,7 @@ Space = Literal["pools", "weights"]
 
 
 class MergedTenant(NamedTuple):
-    """A tenant that is on no host yet. space: where it was merged; why: in a sentence.
+    """A merged tenant, not yet on a host. space: where it was merged; why: the reason, in a sentence.
 
     error: per site, |change - wanted|_F / |wanted|_F. In pool space wanted is the sum of the tenants' changes by the
     weights (for other methods than linear sums: by equal weights, which says whether pools are a space to merge in); in
@@ -57,14 +57,14 @@ def tenants(
 ) -> MergedTenant:
     """Merges tenants of one base into a tenant. inputs: tenant files, or "STORE:TENANT".
 
-    method: any that needs no data, with its options. space="pools": pool by pool, which wants equal plans (method,
-    options, seed, sites, labels); the result is a tenant of the same method and size. A method that wants a base has
-    the pools as they were before training. space="weights": the changes B A of the weights, of all sites
-    in one call, as of whole models; the result is LoRA, of the sum of the ranks for linear (exact), else, or with
-    `rank`, cut to a rank by SVD. A head, which no base has, is merged by the same method, but apart: it counts in no
-    threshold of the sites. None: pools where the mean
-    of the pools gives the mean of the changes (where one pool is trained, as in LoRA-XS, SVF, IA3, LoRI, biases), else
-    weights: A and B of LoRA averaged apart are not the average of B A.
+    method: any that needs no data, with its options. space="pools": pool by pool, for tenants of equal plans (method,
+    options, seed, sites, labels). The result is a tenant of the same method and size. A method that needs a base gets
+    the pools before training.
+    space="weights": merges the changes B A of the weights, of all sites in one call, like whole models. The result is
+    a LoRA tenant: of the sum of the ranks for linear (exact); otherwise, or with `rank`, cut to a rank by SVD.
+    None: "pools" if the mean of the pools gives the mean of the changes (one trained pool a read: LoRA-XS, SVF, IA3,
+    LoRI, biases), else "weights": averaging LoRA's A and B separately is not the average of B A.
+    Heads are merged by the same method, but separately: they count in no threshold of the sites.
     Cost: one change per site and tenant, in float64. Raises: CommonweightError for other bases, plans or labels.
     """
     if len(inputs) < 2:

@@ -45,14 +45,15 @@ CONTEXT = ("weights", "at", "seen")
 
 @dataclass(frozen=True)
 class Method:
-    """A way of merging. Call it on models; `function` is the pure function over one tensor, `run` takes it over models.
+    """A merge method. Call it with models; `function` is its pure function over one tensor, `run` applies it to
+    models.
 
     by: how small a piece the function takes: "element" (any slice along the first dimension), "row" (slices of
     a matrix along the first dimension; vectors whole) or "tensor". base, models: what inputs it takes.
-    data: what it needs beside weights: "none"; "statistics" of each model (`commonweight statistics`); "unlabeled" or
+    data: what it needs besides weights: "none"; "statistics" of each model (`commonweight statistics`); "unlabeled" or
     "labeled" rows, from which learn() finds what the function then reads as an option.
     learn: (model, models, base, data, ...) -> the `Statistics` to give as that option; see its own words.
-    normalises: weights that sum to zero have no meaning.
+    normalises: it divides by the sum of the weights, which must not be zero.
     steps(config, at, seen): what the function does, for a compiled loop, or None. `weights` is among the config.
     same: the implementations whose form is the paper's; compat: those that have a form of their own here.
     """

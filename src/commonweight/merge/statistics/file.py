@@ -41,7 +41,7 @@ KINDS = ("fisher", "gram", "activations", "coefficients", "mask")
 class Statistics:
     """Named tensors beside a model, read when asked for. label: how errors call them; header: what they are of.
 
-    Nothing is held of a file but its list of tensors; piece() reads the rows that a piece lies in, and no more.
+    Only the list of a file's tensors is held in memory; piece() reads only the rows of a piece.
     """
 
     def __init__(self, label: str, tensors: Mapping[str, Tensor] | Path, header: Mapping[str, Any] | None = None):
