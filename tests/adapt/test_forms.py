@@ -31,19 +31,22 @@ def test_columns_that_people_use(columns, wanted):
 
 
 REFUSED = [
-    (("question",), "'question' reads as one half of a pair; name the other with --completion-column"),
-    (("input",), "'input' reads as one half of a pair"),
-    (("instruction", "input"), "there is no completion beside it"),
-    (("answer", "id"), "there is no prompt beside it: 'answer'"),
+    (
+        ("question",),
+        "'question' looks like one half of a pair, and there is no completion; name the other half",
+    ),
+    (("input",), "'input' looks like one half of a pair"),
+    (("instruction", "input"), "there is no completion"),
+    (("answer", "id"), "'answer' looks like one half of a pair, and there is no prompt"),
     (("question", "answer", "text"), r"several of them could be trained on \(question, answer, text\)"),
     (("problem", "solution", "answer"), "several of them could be trained on"),
     (("question", "input", "answer"), "several of them could be trained on"),
-    (("question", "answer", "context"), "stands 'context', which a pair of them would leave out"),
-    (("system_prompt", "question", "response"), "stands 'system_prompt'"),
-    (("instruction", "input", "output", "system"), "stands 'system'"),
-    (("instruction", "output", "history"), "stands 'history'"),
-    (("instruction", "input", "context", "response"), "stands 'context'"),
-    (("prompt", "completion", "system"), "stands 'system'"),
+    (("question", "answer", "context"), "the column 'context' beside"),
+    (("system_prompt", "question", "response"), "the column 'system_prompt' beside"),
+    (("instruction", "input", "output", "system"), "the column 'system' beside"),
+    (("instruction", "output", "history"), "the column 'history' beside"),
+    (("instruction", "input", "context", "response"), "the column 'context' beside"),
+    (("prompt", "completion", "system"), "the column 'system' beside"),
     (("quote", "author"), "no text column among author, quote; wanted text; or prompt and completion"),
     (("content", "review"), r"that stands out \(content, review\)"),
     (("prompt", "chosen", "rejected"), "answers that were rejected"),
@@ -59,13 +62,13 @@ def test_columns_of_which_none_stands_out(columns, message):
 def test_a_context_that_is_empty_everywhere_is_no_obstacle():
     row = {"question": "w0", "answer": "w1", "context": ""}
     assert form([row]) == Pair("question", "answer")
-    with pytest.raises(CommonweightError, match="stands 'context'"):
+    with pytest.raises(CommonweightError, match="the column 'context' beside"):
         form([row, {**row, "context": "w2"}])
 
 
 def test_a_system_prompt_beside_a_chat_is_not_left_out():
     row = {"conversations": [{"from": "human", "value": "w0"}, {"from": "gpt", "value": "w1"}], "system_prompt": "w2"}
-    with pytest.raises(CommonweightError, match="stands 'system_prompt', which the chat would leave out"):
+    with pytest.raises(CommonweightError, match="the column 'system_prompt' beside"):
         form([row])
     assert form([row], text="conversations") == Chat("conversations") == form([{**row, "system_prompt": ""}])
 

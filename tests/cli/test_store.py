@@ -25,7 +25,7 @@ def test_publish_and_list(at, tmp_path, capsys):
     args = "--name", "legal", "--metric", "accuracy=0.95", "--metric", "f1=1", "--parent", "tax"
     code, out, said = call(capsys, "store", "publish", at, tmp_path / "tax.safetensors", *args)
     assert (code, out) == (0, "legal@2: 3 pools, 156 bytes\n")
-    assert said == ("notice: legal existed with other content: legal@2 is now its newest version, legal@1 stays\n")
+    assert said == ("notice: legal existed with other content: legal@2 is now its newest version, and legal@1 stays\n")
     code, out, said = call(capsys, "store", "publish", at, tmp_path / "tax.safetensors", *args)
     assert (code, out) == (0, "legal@2: 3 pools, 156 bytes\n")
     assert said == "notice: legal@2 has this content already: no new version was made\n"

@@ -59,7 +59,7 @@ def test_into_a_store_and_a_late_one(capsys, folder, bert):
     assert told == f"accuracy {accuracy:.4f} (n=12)", "measured as it is stored"
     assert not list(folder.glob("*.checkpoint"))
     code, _, err = call(capsys, "adapt", bert, "--tenants", folder / "tenants.yaml", "--store", store)
-    assert code == 2 and "the common 'tasks' already exists, of late; choose another name" in err
+    assert code == 2 and "the common 'tasks' already exists, with late; choose another name" in err
 
 
 def test_into_a_folder(capsys, folder, bert, monkeypatch):

@@ -136,6 +136,6 @@ def alone(commons: Commons, common: str | None, names: Collection[str]) -> None:
     others = [n for n in commons.readers(common) if n not in names] if common is not None else []
     if others:
         raise CommonweightError(
-            f"{commons.folder}: the common {common!r} is there already, of {', '.join(others[:5])}; choose another "
+            f"{commons.folder}: the common {common!r} already exists, with {', '.join(others[:5])}; choose another "
             f"name, or train late tenants of it one by one: --store {commons.folder} --common {common}"
         )

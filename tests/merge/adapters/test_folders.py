@@ -133,7 +133,7 @@ def _other():
         (lambda: _broken(), ["a", "b"], "adapter (b): b/adapter_config.json: not a whole JSON file"),
         (lambda: _other(), ["a", "b"], "b/adapter_model.safetensors: not as commonweight wrote it"),
         (lambda: None, ["a"], "adapters: 1 given; give at least two"),
-        (lambda: None, ["a", "b.safetensors"], "a is an adapter's folder of PEFT, b.safetensors is none"),
+        (lambda: None, ["a", "b.safetensors"], "a is a PEFT adapter's folder and b.safetensors is not"),
         (lambda: None, ["a", "b", "--space", "pools"], "--space pools and --eval are for tenants"),
         (lambda: None, ["a", "b", "-o", "density=0.5"], "unknown option of linear 'density'"),
         (lambda: None, ["a", "b", "-w", "1"], "linear: 1 weights for 2 models"),

@@ -467,7 +467,7 @@ SLICED = "merge_method: task_arithmetic\nbase_model: m0\nslices: [{sources: [{mo
         ("merge_method: linear\nmodels: []", r"models is \[\]; wanted a list of at least one"),
         ("merge_method: [ties]\nmodels: [{model: m1}]", "unknown merge_method"),
         ("merge_method: passthrough\nslices: []", r"slices is \[\]; wanted a list of at least one"),
-        ("merge_method: passthrough\nslices: [{sources: []}]", r"slices\[0\].sources is \[\]; wanted a list with"),
+        ("merge_method: passthrough\nslices: [{sources: []}]", r"slices\[0\].sources is \[\]; wanted a list of"),
         ("merge_method: linear\nmodels: [{model: m1}]\ntokenizer: {pad_to_multiple_of: x}", "_multiple_of is 'x'"),
         ("merge_method: linear\nmodels: [{model: m1}]\ntokenizer: {tokens: [a]}", "tokenizer.tokens is"),
         (SLICED + "[a, b]}]}]", r"layer_range is \['a', 'b'\]; wanted \[first, last \+ 1\]"),
