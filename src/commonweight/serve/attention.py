@@ -1,0 +1,205 @@
+"""Attention over the paged cache in which each request sees its own keys and no others, not even masked ones.
+
+transformers' own path for a CPU lays the keys of all requests into one row and masks what is another's: the work grows
+with the number of requests, and one request's NaN becomes everybody's (0 * NaN). Here the steps of one token a request
+are padded to the longest, and prompts are taken one by one. Registered by name in the public AttentionInterface; where
+the model is called without the engine's cache, it is transformers' sdpa.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+NAME = "commonweight_paged"
+_KNOWN = {"sliding_window", "softcap", "s_aux", "position_ids", "is_causal", "output_attentions"}
+
+
+class _Step(threading.local):
+    """The step that this thread runs; plans: kind of layer -> how its requests' keys lie in this step."""
+
+    plans: dict[str, Plan] | None = None
+
+
+STEP = _Step()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the requests of a step lie. spans: (first query, end, first key, end) of each request with more than one
+    query; singles: the queries of the others, None for all in order; index (B, L): the places of their keys in what is
+    read, padded with the request's own last key; mask (B, 1, 1, L): which of these count."""
+
+    spans: Sequence[tuple[int, int, int, int]]
+    singles: Tensor | None
+    index: Tensor | None
+    mask: Tensor | None
+
+
+def plan(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Plan:
+    """queries, keys: cumulative lengths (requests + 1)."""
+    rows = list(zip(queries, queries[1:], keys, keys[1:]))
+    ones = [r for r in rows if r[1] - r[0] == 1]
+    spans = [r for r in rows if r[1] - r[0] > 1]
+    if not ones:
+        return Plan(spans, None, None, None)
+    lengths = torch.tensor([r[3] - r[2] for r in ones])
+    starts = torch.tensor([r[2] for r in ones])
+    at = torch.arange(int(lengths.max()))
+    index = starts[:, None] + torch.minimum(at[None], lengths[:, None] - 1)
+    mask = None if bool((lengths == lengths[0]).all()) else (at[None] < lengths[:, None])[:, None, None].to(device)
+    singles = torch.tensor([r[0] for r in ones], device=device) if spans else None
+    return Plan(spans, singles, index.to(device), mask)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cache: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query (1, heads, T, d), key and value (1, kv heads, T, d) -> (1, T, heads, d)."""
+    if cache is None or STEP.plans is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        more = {k: v for k, v in kwargs.items() if v is not None or k != "softcap"}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, cache=cache, **more)
+    if kwargs.get("position_bias") is not None:
+        raise ValueError("attention with a bias by position is not served")
+    allocator = cache.layer_to_allocator[module.layer_idx]
+    read, write = kwargs["read_index"][allocator.index], kwargs["write_index"][allocator.index]
+    k, v = _keys(allocator, module.layer_idx, key, value, read, write)
+    found = STEP.plans.get(allocator.layer_type)
+    if found is None:
+        lengths = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
+        found = STEP.plans[allocator.layer_type] = plan(*lengths, query.device)
+    window = getattr(allocator, "sliding_window", None)
+    how = _How(query.shape[1] // key.shape[1], scaling, window, kwargs.get("softcap"), kwargs.get("s_aux"))
+    return _attended(found, query[0].transpose(0, 1), k, v, how)[None], None
+
+
+def _keys(allocator: Any, layer: int, key: Tensor, value: Tensor, read: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
+    """(keys, values) of all requests one after the other, (K, kv heads, d); the new ones are in the cache from now on.
+
+    Rows of heads * d numbers are read at once: five times as quick as heads of d numbers.
+    """
+    heads, dim = key.shape[1], key.shape[3]
+    stores = [s.view(-1, heads * dim) for s in allocator._kv_token_views[layer]]
+    new = [x[0].transpose(0, 1).reshape(-1, heads * dim).to(s.dtype) for x, s in zip((key, value), stores)]
+    sliding = getattr(allocator, "sliding_window", None) is not None
+    if not sliding or not read.numel():
+        for store, x in zip(stores, new):
+            store.index_copy_(0, write, x)
+    if not read.numel():
+        out = new
+    else:
+        out = [s.index_select(0, read) for s in stores]
+    if sliding and read.numel():  # the ring may take the place of what is still to be read
+        fresh = (read == allocator.sentinel_index).nonzero()[:, 0]
+        for found, store, x in zip(out, stores, new):
+            found.index_copy_(0, fresh, x)
+            store.index_copy_(0, write, x)
+    return out[0].view(-1, heads, dim), out[1].view(-1, heads, dim)
+
+
+@dataclass(frozen=True)
+class _How:
+    """groups: queries' heads per head of keys. window: how many keys a query sees, itself included."""
+
+    groups: int
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
+def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
+    """q (T, heads, d), k and v (K, kv heads, d) -> (T, heads, d)."""
+    out = None
+    if found.index is not None:
+        b, length = found.index.shape
+        flat = found.index.view(-1)
+        ks, vs = (x.index_select(0, flat).view(b, length, *x.shape[1:]).transpose(1, 2) for x in (k, v))
+        qs = q if found.singles is None else q.index_select(0, found.singles)
+        got = _one(qs.reshape(b, k.shape[1], how.groups, -1), ks, vs, found.mask, how).reshape(b, q.shape[1], -1)
+        if found.singles is None:
+            return got
+        out = q.new_empty(len(q), q.shape[1], got.shape[-1])
+        out.index_copy_(0, found.singles, got)
+    for first, end, start, stop in found.spans:
+        got = _many(q[first:end], k[start:stop], v[start:stop], how)
+        if out is None:
+            out = q.new_empty(len(q), q.shape[1], got.shape[-1])
+        out[first:end] = got
+    assert out is not None
+    return out
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+    """One query a request: q (B, kv heads, groups, d), k and v (B, kv heads, L, d)."""
+    if how.softcap is None and how.sinks is None:
+        return sdpa(q, k, v, attn_mask=mask, scale=how.scaling)
+    sinks = None if how.sinks is None else how.sinks.view(1, k.shape[1], how.groups, 1)
+    return _plain(q, k, v, mask, how, sinks)
+
+
+def _many(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
+    """The queries of one request, the last of its keys: q (n, heads, d), k and v (m, kv heads, d)."""
+    n, m = len(q), len(k)
+    mask = None
+    if n != m or (how.window is not None and how.window < m) or how.softcap or how.sinks is not None:
+        at = torch.arange(m, device=q.device)
+        last = torch.arange(m - n, m, device=q.device)[:, None]
+        mask = at[None] <= last
+        if how.window is not None:
+            mask &= at[None] > last - how.window
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    if how.softcap is None and how.sinks is None:
+        wide = how.groups > 1
+        return sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=wide)[0].transpose(0, 1)
+    k, v = (x.repeat_interleave(how.groups, 1) for x in (k, v))
+    sinks = None if how.sinks is None else how.sinks.view(1, -1, 1, 1)
+    return _plain(q, k, v, mask, how, sinks)[0].transpose(0, 1)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How, sinks: Tensor | None) -> Tensor:
+    """With what no fused kernel has: scores bent by a tanh (Gemma 2), and a score that takes weight for nothing
+    (gpt-oss); softmax in float32 as there."""
+    scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if how.scaling is None else how.scaling)
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is None:
+        return torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype) @ v
+    scores = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
+    scores = scores - scores.amax(-1, keepdim=True)
+    return torch.softmax(scores, -1, dtype=torch.float32)[..., :-1].to(q.dtype) @ v
+
+
+def mask(*args: Any, **kwargs: Any) -> Any:
+    """None in a step of the engine, where `attend` knows who sees what; else the mask that sdpa takes."""
+    if STEP.plans is not None:
+        return None
+    from transformers.masking_utils import sdpa_mask
+
+    return sdpa_mask(*args, **kwargs)
+
+
+def register() -> None:
+    """Makes the name known to transformers. Doing it again changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, mask)

@@ -1,0 +1,293 @@
+"""transformers' continuous batching, in which each request is its tenant's: what is changed of it, and nothing else.
+
+Scheduling, the paged cache and the loop are transformers' own. Ours are: whose token each one is (a route per step),
+attention per request, a cache of prefixes that is salted by tenant, the choice of tokens, and what happens on errors.
+Names that begin with an underscore are looked for at start (`missing`): they are private there and may move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
+from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+from transformers.generation.logits_process import LogitsProcessorList
+
+from . import attention
+from .sampling import choose
+from .ticket import Ticket
+
+_SCHEDULER = "commonweight"
+
+
+@dataclass
+class State(RequestState):
+    """A request as transformers' scheduler has it, with its ticket. suspect: a step with it and others went wrong; it
+    runs alone until a step of its own has gone well."""
+
+    ticket: Any = None
+    suspect: bool = False
+
+    def update_and_check_completion(self, token_id: int, logprob: float | None) -> bool:
+        ticket: Ticket = self.ticket
+        assert ticket.chosen is not None
+        chosen, ticket.chosen = ticket.chosen, None
+        self.suspect = False
+        ended = ticket.take(chosen)
+        if not chosen.bad:
+            self.generated_tokens.append(chosen.token)
+            self.tokens_to_process = [chosen.token]
+        if ended:
+            self.status = RequestStatus.FINISHED
+        return ended
+
+    def create_equivalent_initial_request(self) -> RequestState:
+        """The same from the start, with what it has answered as part of its prompt."""
+        return State(
+            request_id=self.request_id, initial_tokens=self.initial_tokens + self.generated_tokens,
+            max_new_tokens=None, ticket=self.ticket, suspect=self.suspect,
+        )  # fmt: skip
+
+
+class Choice(ContinuousBatchingLogitsProcessorList):
+    """In the place of the processors: chooses a token a row, which the row's ticket takes along."""
+
+    def __init__(self) -> None:
+        super().__init__(LogitsProcessorList())
+        self.do_processing = True
+        self._tickets: list[Ticket] = []
+
+    def check_kwargs(self, kwargs: dict) -> None:
+        """Requests are checked before they are submitted."""
+
+    def fill_defaults(self, int32_tensor: Tensor) -> None:
+        """It keeps nothing in the tensor of arguments."""
+
+    def prepare_tensor_args(self, requests_in_batch: list, arg_storage: Tensor) -> Tensor:
+        self._tickets = [r.state.ticket for r in requests_in_batch if r.has_new_token]
+        return arg_storage
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
+        found = choose(scores[: len(self._tickets)], [t.row for t in self._tickets])
+        for ticket, chosen in zip(self._tickets, found):
+            ticket.chosen = chosen
+        return scores  # each token travels by its ticket; the argmax that follows is not looked at
+
+
+class Salted(list):
+    """Token ids whose first block's hash begins with a tenant's number: no block of one is found by another."""
+
+    def __init__(self, tokens: list[int], salt: int):
+        super().__init__(tokens)
+        self.salt = [salt >> 30, salt & (1 << 30) - 1]
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return [*self.salt, *found] if isinstance(at, slice) and not at.start else found
+
+
+def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
+    """Makes a paged cache look for prefixes, and keep them, by tenant. state_of: the request of an id.
+
+    A tenant's number is never used twice in a process, so that a new version of it begins with an empty cache.
+    """
+    search, allocators = cache.search_prefix_match, cache.cache_allocators
+
+    def found(request_id: str, prompt_ids: list[int]) -> int:
+        state = state_of(request_id)
+        if state is None:
+            return 0
+        n = search(request_id, Salted(prompt_ids, _salt(state)))
+        state.ticket.cached = max(state.ticket.cached, n)
+        return n
+
+    def kept(state: State, complete_blocks: dict[str, int]) -> None:
+        if not cache.allow_block_sharing or not complete_blocks or state.status == RequestStatus.FINISHED:
+            return
+        tokens = Salted(state.initial_tokens + state.generated_tokens, _salt(state))
+        for name, n in complete_blocks.items():
+            allocators[name].mark_complete_blocks(state.request_id, tokens, n)
+
+    cache.search_prefix_match, cache.mark_complete_blocks = found, kept
+
+
+def _salt(state: State) -> int:
+    tenant = state.ticket.tenant
+    return 0 if tenant is None else tenant.number + 1
+
+
+class Scheduler(FIFOScheduler):
+    """First come, first served; requests under suspicion one at a time."""
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
+        suspects = [s for s in (*self.active_requests.values(), *self.waiting_requests.values()) if s.suspect]  # type: ignore[attr-defined]
+        if not suspects:
+            return super().schedule_batch(token_budget, cache_budget)
+        active, waiting, order = self.active_requests, self.waiting_requests, self.waiting_requests_order
+        one = suspects[0]
+        others_a = {k: v for k, v in active.items() if v is not one}
+        others_w = {k: v for k, v in waiting.items() if v is not one}
+        others_o = [k for k in order if k != one.request_id]
+        for k in others_a:
+            del active[k]
+        for k in others_w:
+            del waiting[k]
+        order.clear()
+        if one.request_id in waiting:
+            order.append(one.request_id)
+        try:
+            return super().schedule_batch(token_budget, cache_budget)
+        finally:
+            self.active_requests = {**others_a, **self.active_requests}
+            self.waiting_requests = {**self.waiting_requests, **others_w}
+            self.waiting_requests_order.extend(others_o)
+
+
+SCHEDULER_MAPPING[_SCHEDULER] = Scheduler
+
+
+class Nobody(OutputRouter):
+    """Takes what transformers would queue of each answer: tickets have delivered it already."""
+
+    def deliver(self, output: Any) -> None: ...
+
+    def deliver_batch(self, outputs: list) -> None: ...
+
+
+class Manager(ContinuousBatchingManager):
+    """The loop. step: runs a model's pass within the route of the requests of a step: step(tickets with their numbers
+    of tokens, run). Its thread is the only one that touches cache and scheduler."""
+
+    def __init__(self, model: nn.Module, step: Callable[..., None], config: ContinuousBatchingConfig):
+        self._step = step
+        generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+        super().__init__(model, generation, config)  # type: ignore[arg-type]
+        self.logit_processor, self.output_router = Choice(), Nobody()
+
+    def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
+        attention.register()
+        self._original_attn_impl = model.config._attn_implementation
+        model.set_attn_implementation(attention.NAME)
+
+    def _create_batch_processor(self) -> Any:
+        made = super()._create_batch_processor()
+        scheduler = made.scheduler
+
+        def state_of(request: str) -> Any:
+            return scheduler.active_requests.get(request) or scheduler.waiting_requests.get(request)
+
+        salt_cache(made.cache, state_of)
+        return made
+
+    # -- from any thread -------------------------------------------------------------------------------------------
+
+    def submit(self, ticket: Ticket) -> None:
+        self.input_queue.put(State(ticket.id, list(ticket.prompt), max_new_tokens=None, ticket=ticket))
+        self._wake_up_loop.set()
+
+    # -- in the thread of the loop ---------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        made = self.batch_processor
+        return self.input_queue.qsize() + (0 if made is None else len(made.scheduler.waiting_requests))
+
+    @property
+    def running(self) -> int:
+        return 0 if self.batch_processor is None else len(self.batch_processor.scheduler.active_requests)
+
+    def _generation_loop_body(self, batch_processor: Any, bootstrapping: bool) -> bool:
+        self._sweep(batch_processor)
+        try:
+            return super()._generation_loop_body(batch_processor, bootstrapping)
+        except Exception as error:
+            self._went_wrong(batch_processor, error)
+            return True
+
+    def _sweep(self, made: Any) -> None:
+        """Cancelled and late requests give back what they hold, and are answered."""
+        scheduler = made.scheduler
+        for state in [*scheduler.active_requests.values(), *scheduler.waiting_requests.values()]:
+            reason = "cancelled" if state.ticket.cancelled.is_set() else "timeout" if state.ticket.late else None
+            if reason is not None:
+                scheduler.set_request_cancellation(state.request_id)
+                state.ticket.end(reason)
+
+    def _generation_step(self) -> None:
+        made = self.batch_processor
+        batch = [(f.state.ticket, f.query_length) for f in made.inputs_and_outputs.requests_in_batch]
+        attention.STEP.plans = {}
+        try:
+            self._step(batch, made)
+        finally:
+            attention.STEP.plans = None
+
+    def run(self) -> None:
+        """The model's pass of this step, for `step`."""
+        super()._generation_step()
+
+    def _went_wrong(self, made: Any, error: Exception) -> None:
+        """A step failed. Alone in it, a request is to blame. Of several, each starts again, alone, with what it has
+        answered: those that are well go on, and the one at fault fails by itself."""
+        scheduler = made.scheduler
+        states = [f.state for f in made.inputs_and_outputs.requests_in_batch]
+        states = [s for s in states if s.request_id in scheduler.active_requests]
+        if not states:  # before there was a batch: nobody can be told from the others
+            states = list(scheduler.active_requests.values()) or list(scheduler.waiting_requests.values())[:1]
+        for state in states:
+            scheduler.finish_request(state.request_id)
+            scheduler.waiting_requests.pop(state.request_id, None)
+            if state.request_id in scheduler.waiting_requests_order:
+                scheduler.waiting_requests_order.remove(state.request_id)
+            state.ticket.chosen = None
+            if len(states) == 1:
+                state.ticket.end("error", f"{type(error).__name__}: {error}")
+                continue
+            again = state.create_equivalent_initial_request()
+            again.suspect = True
+            scheduler.add_waiting_request(again)
+        made.inputs_and_outputs.requests_in_batch = []
+
+    def _fail_all_remaining_requests(self, error: Exception, batch_processor: Any) -> None:
+        """The loop ends: everybody who waits is told."""
+        states = []
+        while not self.input_queue.empty():
+            states.append(self.input_queue.get_nowait())
+        if batch_processor is not None:
+            scheduler = batch_processor.scheduler
+            states += [*scheduler.active_requests.values(), *scheduler.waiting_requests.values()]
+            for state in states:
+                scheduler.set_request_cancellation(state.request_id)
+            scheduler.clear_cancelled_requests()
+        for state in states:
+            state.ticket.end("error", f"the engine has stopped: {error}")
+
+
+_PRIVATE = {
+    ContinuousBatchingManager: ("_generation_loop_body", "_generation_step", "_create_batch_processor",
+        "_fail_all_remaining_requests", "switch_to_cb_friendly_attn"),
+    FIFOScheduler: ("schedule_batch", "finish_request", "add_waiting_request", "set_request_cancellation",
+        "clear_cancelled_requests"),
+    RequestState: ("update_and_check_completion", "create_equivalent_initial_request"),
+}  # fmt: skip
+
+
+def missing() -> list[str]:
+    """Names of transformers that this file rests on and that are not there."""
+    return [f"{c.__name__}.{n}" for c, names in _PRIVATE.items() for n in names if not hasattr(c, n)]
+
+
+def configured(device: torch.device, page: int, blocks: int, batch_tokens: int, requests: int, share: bool) -> Any:
+    """The settings of one manager; the cache holds page * blocks tokens."""
+    return ContinuousBatchingConfig(
+        page_size=page, num_blocks=blocks, max_batch_tokens=batch_tokens, max_requests_per_batch=requests,
+        allow_block_sharing=share, use_async_batching=False, use_cuda_graph=False, max_blocks_per_request=0,
+        scheduler_type=_SCHEDULER, auto_switch_to_flash=False,
+    )  # fmt: skip

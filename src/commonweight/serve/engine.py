@@ -1,0 +1,243 @@
+"""The engine: requests of many tenants in one batch of one model, without a server."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..commons import Commons
+from ..core import CommonweightError
+from ..host import Host, Tenant
+from . import check, prompts
+from .request import Answer, Piece, Request
+from .routing import Router
+from .tenants import Tenants
+from .text import Decoder
+from .ticket import Ticket, joined
+
+
+class Stream:
+    """The pieces of a request's answers as they come, from any thread; `answer()` waits for the end.
+
+    Iterating raises nothing: the last piece of an answer says why it ended, and its `error`.
+    """
+
+    def __init__(self, engine: Engine, tickets: Sequence[Ticket], pieces: queue.SimpleQueue[Piece]):
+        self.tickets = tickets
+        self._engine, self._pieces = engine, pieces
+        self._got: list[list[Piece]] = [[] for _ in tickets]
+        self._open = len(tickets)
+
+    def __iter__(self) -> Iterator[Piece]:
+        while self._open:
+            piece = self._pieces.get()
+            self._got[piece.index].append(piece)
+            self._open -= piece.finish_reason is not None
+            yield piece
+
+    def answer(self) -> Answer:
+        """The whole answer, and with n > 1 all of them in its `choices`."""
+        for _ in self:
+            pass
+        found = tuple(joined(t, got) for t, got in zip(self.tickets, self._got))
+        first = found[0]
+        return Answer(**{**vars(first), "choices": found})
+
+    def cancel(self) -> None:
+        """Ends it at the next step, with what it has; its place is free from then on."""
+        self._engine.cancel(self)
+
+
+class Engine:
+    """Many tenants of one language model, answered in one batch (transformers' continuous batching).
+
+    model: a `Host`, a model, or a folder or name that transformers loads. store: a `Commons` or its folder; a tenant
+    that is not on the host is looked for there. tokenizer: for text and messages; None: the one beside the model.
+
+    max_requests: so many answers at once, the rest wait. max_batch_tokens: tokens of one step, prompts included; a
+    longer prompt takes several. cache_tokens: what the paged cache holds, all requests together; None: enough for
+    max_requests of 512 tokens, at least one of the model's own length up to 8,192. page_size: tokens of a block, which
+    are what requests of one tenant share of a common prefix. max_waiting: requests that may wait; more are refused.
+    tenant_memory: bytes of tenants that are kept loaded from the store, the longest unused ones go first; None: all.
+
+    Isolation: a request reads its own keys alone; prefixes are found within a tenant's version alone; a tenant whose
+    numbers are not finite ends its own answers; a step that fails is done again request by request, and the one that
+    fails alone gets the error. At start a few prompts go through engine and plain model: a model where they differ is
+    refused, as is a transformers whose private names have moved.
+    Cost: the cache, 2 * layers * kv heads * head size numbers a token. The model answers other calls meanwhile.
+    Raises: CommonweightError for a model that cannot be served, with the reason.
+    """
+
+    def __init__(
+        self,
+        model: Host | nn.Module | str | Path,
+        *,
+        store: Commons | str | Path | None = None,
+        tokenizer: Any = None,
+        max_requests: int = 64,
+        max_batch_tokens: int = 512,
+        cache_tokens: int | None = None,
+        page_size: int = 32,
+        max_waiting: int = 1024,
+        tenant_memory: int | None = None,
+        prefix_cache: bool = True,
+    ):
+        check.installed()
+        from .batching import Manager, configured
+
+        self.host, mine, name = prompts.hosted(model)
+        self._owns = mine
+        self.model: Any = self.host.model
+        self.tokenizer = tokenizer if tokenizer is not None else prompts.tokenizer_of(self.model, name)
+        self.tenants = Tenants(self.host, store, tenant_memory)
+        self.max_waiting = max_waiting
+        self.length = prompts.length_of(self.model)
+        if cache_tokens is None:
+            cache_tokens = max(512 * max_requests, min(self.length or 8192, 8192))
+        blocks = -(-cache_tokens // page_size) + 1
+        self.cache_tokens = page_size * (blocks - 1)
+        check.servable(self.model)
+        self._router = Router(self.host)
+        config = configured(self.model.device, page_size, blocks, max_batch_tokens, max_requests, prefix_cache)
+        self._manager = Manager(self.model, self._step, config)
+        self._lock, self._closed = threading.Lock(), False
+        self._manager.start()
+        try:
+            check.same(self)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, deliver: Callable[[Piece], None] | None = None) -> Stream:
+        """Puts a request into the queue and returns at once; a tenant that is not loaded is loaded first.
+
+        deliver: takes the pieces in place of the stream, from the engine's thread; it must not wait.
+        Raises: CommonweightError for what is wrong with the request, an unknown tenant, or a full queue.
+        """
+        request.check()
+        tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
+        self._fits(request, len(tokens))
+        tenant = self.tenants.get(request.tenant)
+        pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.ends)
+        tickets = [
+            Ticket(
+                request, tenant, tokens, ends, Decoder(self.tokenizer, request.stops), deliver or pieces.put,
+                seed + i, i,
+            )
+            for i in range(request.n)
+        ]  # fmt: skip
+        with self._lock:
+            if self._closed or not self._manager.is_running():
+                raise CommonweightError("the engine is closed; make a new one")
+            if self._manager.waiting + request.n > self.max_waiting:
+                raise Full(f"{self._manager.waiting} requests wait already, at most {self.max_waiting} may; try later")
+            for ticket in tickets:
+                self.tenants.hold(ticket)
+                self._manager.submit(ticket)
+        return Stream(self, tickets, pieces)
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers in the order of the requests. What is wrong with one of them is its answer's error; the others are
+        answered. They run together, as many at once as there is room for."""
+        streams: list[Stream | Answer] = []
+        for request in requests:
+            try:
+                streams.append(self._patiently(request))
+            except CommonweightError as e:
+                streams.append(Answer([], "", "error", str(e)))
+        return [s if isinstance(s, Answer) else s.answer() for s in streams]
+
+    def _patiently(self, request: Request) -> Stream:
+        while True:
+            try:
+                return self.submit(request)
+            except Full:
+                threading.Event().wait(0.02)
+
+    def stream(self, request: Request) -> Iterator[Piece]:
+        """Its pieces as they come. Leaving the loop early cancels the request. Raises as `submit`, and
+        CommonweightError where the answer ends with an error."""
+        stream = self.submit(request)
+        try:
+            for piece in stream:
+                if piece.error is not None:
+                    raise CommonweightError(piece.error)
+                yield piece
+        finally:
+            stream.cancel()
+
+    def cancel(self, stream: Stream) -> None:
+        """Ends its answers at the next step; those that have ended stay as they are."""
+        for ticket in stream.tickets:
+            ticket.cancelled.set()
+        self._manager._wake_up_loop.set()
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Answers that are being made."""
+        return self._manager.running
+
+    @property
+    def waiting(self) -> int:
+        """Answers that have not begun."""
+        return self._manager.waiting
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.get_input_embeddings().num_embeddings
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer, by the model's generation config."""
+        found = getattr(self.model.generation_config, "eos_token_id", None)
+        found = self.model.config.get_text_config().eos_token_id if found is None else found
+        return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+
+    def close(self) -> None:
+        """Stops it; requests that have not ended get an error. The model is as it was before. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._manager.stop(block=True, hard_stop=True)
+        if self._owns:
+            self.host.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _fits(self, request: Request, prompt: int) -> None:
+        if not prompt:
+            raise CommonweightError("the prompt is empty; wanted at least one token")
+        whole = prompt + request.max_new_tokens
+        for limit, what in ((self.length, "the model reads"), (self.cache_tokens, "the engine's cache holds")):
+            if limit is not None and whole > limit:
+                raise CommonweightError(
+                    f"the prompt has {prompt} tokens and {request.max_new_tokens} new ones are asked for, but {what} "
+                    f"{limit}; shorten the prompt or max_new_tokens"
+                )
+
+    # -- in the engine's thread --------------------------------------------------------------------------------------
+
+    def _step(self, batch: list[tuple[Ticket, int]], processor: Any) -> None:
+        self._router.run([(t.tenant, n) for t, n in batch], processor, self._manager.run)
+
+
+class Full(CommonweightError):
+    """More requests wait than may."""

@@ -1,0 +1,82 @@
+"""What a request says becomes token ids; what a model's folder says about its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..core import CommonweightError
+from ..host import Host
+from .request import Request
+
+
+def hosted(model: Host | nn.Module | str | Path) -> tuple[Host, bool, str]:
+    """(its host, whether that was made here, the model's folder or name)."""
+    if isinstance(model, Host):
+        return model, False, getattr(model.model, "name_or_path", "")
+    if isinstance(model, nn.Module):
+        return Host(model), True, getattr(model, "name_or_path", "")
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto")
+    except (OSError, ValueError) as e:
+        raise CommonweightError(f"{model}: no language model can be loaded there: {str(e).splitlines()[0]}") from e
+    return Host(loaded.eval()), True, str(model)
+
+
+def tokenizer_of(model: Any, name: str) -> Any:
+    """The one beside the model's files, or None where there is none."""
+    if not name:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).exists())
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def length_of(model: Any) -> int | None:
+    """The longest text that the model reads, where its config says."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def tokens(request: Request, tokenizer: Any, vocabulary: int) -> list[int]:
+    """A prompt's token ids. Raises: CommonweightError for ids outside the vocabulary, text without a tokenizer, and
+    messages without a template."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return list(_needed(tokenizer, "text")(prompt)["input_ids"])
+    if not isinstance(prompt, Sequence):
+        raise CommonweightError(f"prompt is a {type(prompt).__name__}; wanted text, token ids or messages")
+    if prompt and isinstance(prompt[0], Mapping):
+        return _chat(prompt, request, _needed(tokenizer, "messages"))  # type: ignore[arg-type]
+    for token in prompt:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
+            raise CommonweightError(f"prompt has the token {token!r}; wanted whole numbers from 0 to {vocabulary - 1}")
+    return list(prompt)  # type: ignore[arg-type]
+
+
+def _needed(tokenizer: Any, what: str) -> Any:
+    if tokenizer is None:
+        raise CommonweightError(f"the prompt is {what}, but no tokenizer lies beside the model; give Engine(tokenizer=)")
+    return tokenizer
+
+
+def _chat(messages: Sequence[Mapping[str, Any]], request: Request, tokenizer: Any) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise CommonweightError("the prompt is messages, but the tokenizer has no chat template; give text instead")
+    for i, m in enumerate(messages):
+        if not isinstance(m, Mapping) or not isinstance(m.get("role"), str):
+            raise CommonweightError(f"message {i} is {m!r}; wanted an object with a role and its content")
+    more = {} if request.tools is None else {"tools": list(request.tools)}
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **more)
+    except Exception as e:  # a template is a program of the model's authors
+        raise CommonweightError(f"the chat template refuses these messages: {e}") from e
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,75 @@
+"""Which tenants are loaded: by name from the host, else from a store, the longest unused ones making room."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from pathlib import Path
+
+from ..commons import Commons
+from ..core import CommonweightError, unknown
+from ..host import Host, Tenant
+from .ticket import Ticket
+
+
+class Tenants:
+    """Tenants by name. Those that the host had stay; those that come from the store are kept within `memory` bytes.
+
+    A request holds its tenant itself, so that one that is removed or replaced meanwhile serves it to its end. Loading
+    happens in the thread that asks, beside the running batch.
+    """
+
+    def __init__(self, host: Host, store: Commons | str | Path | None, memory: int | None):
+        self.host, self.memory = host, memory
+        self.store = Commons(store) if isinstance(store, str | Path) else store
+        self._loaded: dict[str, Tenant] = {}  # from the store, the longest unused one first
+        self._held: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def get(self, name: str | None) -> Tenant | None:
+        """Raises: CommonweightError for a name that neither has, and for a file that cannot be read."""
+        if name is None:
+            return None
+        if not isinstance(name, str):
+            raise CommonweightError(f"tenant is {name!r}; wanted a name, or None for the plain base")
+        with self._lock:
+            if name in self.host:
+                tenant = self.host[name]
+                if name in self._loaded:
+                    self._loaded[name] = self._loaded.pop(name)
+                return tenant
+            if self.store is None:
+                raise unknown("tenant", name, list(self.host))
+            tenant = self.host.load_from(self.store, name, as_=name)
+            self._loaded[name] = tenant
+            self._make_room()
+            return tenant
+
+    def hold(self, ticket: Ticket) -> None:
+        """Its tenant stays while the ticket is open."""
+        self._held.add(ticket)
+
+    def reload(self, name: str) -> Tenant | None:
+        """The store's newest version from now on; requests that have begun keep theirs."""
+        with self._lock:
+            if name in self._loaded and name in self.host:
+                self.host.remove(name)
+                del self._loaded[name]
+        return self.get(name)
+
+    @property
+    def nbytes(self) -> int:
+        """Of what was loaded from the store; a common's pools count once."""
+        pools = {p.data_ptr(): p.nbytes for t in self._loaded.values() for p in t.pools.values()}
+        return sum(pools.values())
+
+    def _make_room(self) -> None:
+        if self.memory is None:
+            return
+        used = {id(t.tenant) for t in self._held if t.reason is None}
+        for name in list(self._loaded)[:-1]:
+            if self.nbytes <= self.memory:
+                return
+            if id(self._loaded[name]) not in used:
+                self.host.remove(name)
+                del self._loaded[name]

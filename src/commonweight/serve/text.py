@@ -1,0 +1,73 @@
+"""Tokens become text as they come: whole characters only, and nothing that may turn out to be a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_HALF = "\ufffd"  # what a decoder answers for a character of which bytes are missing
+_KEEP = 6  # tokens before the new ones that are decoded with them, for what a tokenizer joins
+
+
+class Decoder:
+    """feed(token) -> the text that is certain now; rest() -> what is left at the end. Both together are the answer's
+    text, to the character as `tokenizer.decode` has it.
+
+    stops: strings that end the text; `stopped` is then true, and the text ends before it. tokenizer None: no text.
+    Cost: two decodings of a few tokens each.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()):
+        self.tokenizer, self.stops = tokenizer, stops
+        self.tokens: list[int] = []
+        self.stopped = False
+        self._start = self._done = 0  # tokens: where the decoded window starts; what is text already
+        self._held = ""  # text that may be the first part of a stop string
+
+    def feed(self, token: int) -> str:
+        self.tokens.append(token)
+        if self.tokenizer is None or self.stopped:
+            return ""
+        new = self._decode(len(self.tokens))
+        return "" if new is None else self._safe(new)
+
+    def rest(self) -> str:
+        if self.tokenizer is None or self.stopped:
+            return ""
+        new = self._decode(len(self.tokens), final=True) or ""
+        out = self._safe(new)
+        if self.stopped:
+            return out
+        held, self._held = self._held, ""
+        return out + held
+
+    def _decode(self, end: int, final: bool = False) -> str | None:
+        """The text of the tokens that came since the last certain ones; None while a character is incomplete."""
+        if self._done == end:
+            return None
+        before = self._text(self._start, self._done)
+        whole = self._text(self._start, end)
+        if not final and whole.endswith(_HALF):
+            return None
+        new = whole[len(before) :] if whole.startswith(before) else whole
+        self._start, self._done = max(0, self._done - _KEEP if end - self._done < _KEEP else self._done), end
+        return new
+
+    def _text(self, start: int, end: int) -> str:
+        if start == end:
+            return ""
+        return self.tokenizer.decode(
+            self.tokens[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _safe(self, new: str) -> str:
+        if not self.stops:
+            return new
+        text = self._held + new
+        found = [i for s in self.stops if (i := text.find(s)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max((k for s in self.stops for k in range(1, len(s)) if text.endswith(s[:k])), default=0)
+        self._held = text[len(text) - keep :] if keep else ""
+        return text[: len(text) - keep] if keep else text

@@ -1,0 +1,96 @@
+"""One answer that is being made: whose it is, what it has so far, and to whom its pieces go."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..host import Tenant
+from .request import Answer, Logprob, Piece, Request
+from .sampling import Chosen, Row
+from .text import Decoder
+
+_numbers = itertools.count(1)
+
+
+@dataclass(eq=False)
+class Ticket:
+    """What the engine knows of one answer; the generation thread alone writes to it, but for `cancelled`.
+
+    tenant: the object, not its name: it serves this answer to the end, whatever is loaded or removed meanwhile.
+    prompt: token ids. ends: the tokens that end it. deliver: called with each piece, from the generation thread; it
+    must not wait.
+    """
+
+    request: Request
+    tenant: Tenant | None
+    prompt: list[int]
+    ends: frozenset[int]
+    decoder: Decoder
+    deliver: Callable[[Piece], None]
+    seed: int
+    index: int = 0
+    grammar: Any = None
+    id: str = field(default_factory=lambda: f"cw{next(_numbers)}")
+    started: float = field(default_factory=time.monotonic)
+    first: float | None = None  # when its first token came
+    cached: int = 0  # tokens of the prompt that the cache of prefixes had
+    chosen: Chosen | None = None  # by the step that runs
+    reason: str | None = None
+    error: str | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.decoder.tokens
+
+    @property
+    def row(self) -> Row:
+        allowed = None if self.grammar is None else self.grammar.allowed()
+        return Row(self.request, self.seed, self.prompt, self.tokens, allowed)
+
+    @property
+    def late(self) -> bool:
+        limit = self.request.timeout
+        return limit is not None and time.monotonic() - self.started > limit
+
+    def take(self, chosen: Chosen) -> bool:
+        """One more token; whether the answer has ended with it."""
+        if chosen.bad:
+            who = "the model" if self.tenant is None else f"tenant {self.tenant.name!r}"
+            return self.end("error", f"{who} gave scores that are no finite numbers")
+        if self.first is None:
+            self.first = time.monotonic()
+        if self.grammar is not None:
+            self.grammar.take(chosen.token)
+        text = self.decoder.feed(chosen.token)
+        ended = self.decoder.stopped or chosen.token in self.ends
+        full = len(self.tokens) >= self.request.max_new_tokens
+        logs = () if chosen.logprob is None else (chosen.logprob,)
+        if not ended and not full:
+            self.deliver(Piece((chosen.token,), text, self.index, logs))
+            return False
+        self.reason = "stop" if ended else "length"
+        self.deliver(Piece((chosen.token,), text + self.decoder.rest(), self.index, logs, self.reason))
+        return True
+
+    def end(self, reason: str, error: str | None = None) -> bool:
+        """Ends it without a token, once."""
+        if self.reason is None:
+            self.reason, self.error = reason, error
+            self.deliver(Piece((), self.decoder.rest(), self.index, (), reason, error))
+        return True
+
+
+def joined(ticket: Ticket, pieces: Sequence[Piece]) -> Answer:
+    """The answer that its pieces make."""
+    logs: list[Logprob] = [x for p in pieces for x in p.logprobs]
+    last = pieces[-1]
+    return Answer(
+        [t for p in pieces for t in p.tokens], "".join(p.text for p in pieces), last.finish_reason or "error",
+        last.error, logs if ticket.request.logprobs is not None else None, len(ticket.prompt), ticket.cached, ticket.index,
+    )  # fmt: skip
