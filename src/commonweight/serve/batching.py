@@ -96,7 +96,7 @@ class Salted(list):
 def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
     """Makes a paged cache look for prefixes, and keep them, by tenant. state_of: the request of an id.
 
-    A tenant's number is never used twice in a process, so that a new version of it begins with an empty cache.
+    No two editions have one stamp, so that a new version of a tenant begins with an empty cache.
     """
     search, allocators = cache.search_prefix_match, cache.cache_allocators
 
@@ -119,8 +119,8 @@ def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
 
 
 def _salt(state: State) -> int:
-    tenant = state.ticket.tenant
-    return 0 if tenant is None else tenant.number + 1
+    edition = state.ticket.edition
+    return 0 if edition is None else edition.stamp
 
 
 class Scheduler(FIFOScheduler):

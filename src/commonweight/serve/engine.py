@@ -14,7 +14,7 @@ from torch import nn
 
 from ..commons import Commons
 from ..core import CommonweightError
-from ..host import Host, Tenant
+from ..host import Host
 from . import check, prompts
 from .request import Answer, Piece, Request
 from .routing import Router
@@ -104,7 +104,7 @@ class Engine:
         blocks = -(-cache_tokens // page_size) + 1
         self.cache_tokens = page_size * (blocks - 1)
         check.servable(self.model)
-        self._router = Router(self.host)
+        self._router = Router(self.host, 2 * max_requests + 1)
         config = configured(self.model.device, page_size, blocks, max_batch_tokens, max_requests, prefix_cache)
         self._manager = Manager(self.model, self._step, config)
         self._lock, self._closed = threading.Lock(), False
@@ -126,13 +126,13 @@ class Engine:
         request.check()
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
         self._fits(request, len(tokens))
-        tenant = self.tenants.get(request.tenant)
+        edition = self.tenants.edition(request.tenant)
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         seed = secrets.randbits(63) if request.seed is None else request.seed
         ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.ends)
         tickets = [
             Ticket(
-                request, tenant, tokens, ends, Decoder(self.tokenizer, request.stops), deliver or pieces.put,
+                request, edition, tokens, ends, Decoder(self.tokenizer, request.stops), deliver or pieces.put,
                 seed + i, i,
             )
             for i in range(request.n)
@@ -213,6 +213,7 @@ class Engine:
                 return
             self._closed = True
         self._manager.stop(block=True, hard_stop=True)
+        self._router.lanes.close()
         if self._owns:
             self.host.close()
 
@@ -236,7 +237,7 @@ class Engine:
     # -- in the engine's thread --------------------------------------------------------------------------------------
 
     def _step(self, batch: list[tuple[Ticket, int]], processor: Any) -> None:
-        self._router.run([(t.tenant, n) for t, n in batch], processor, self._manager.run)
+        self._router.run([(t.edition, n) for t, n in batch], processor, self._manager.run)
 
 
 class Full(CommonweightError):

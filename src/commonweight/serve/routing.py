@@ -1,42 +1,63 @@
-"""Whose tokens a step has: the route within which the model's pass of the step runs."""
+"""Whose tokens a step has: lanes for tenants of the common form, the host's route for the rest, in the same step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..host import Host, Tenant
+from ..host import Host
 from ..host.route import Route
+from .edition import Edition
+from .lanes import Lanes, Step
+
+Readers = Sequence[tuple[Edition | None, int]]
+
+
+class Kept(NamedTuple):
+    """What a step of these readers needs; it holds while the same tenants have the same number of tokens."""
+
+    key: Any
+    step: Step | None
+    route: Route | None
 
 
 class Router:
-    """Makes the route of a step, and keeps it while the same requests have one token each."""
+    """Opens what a step reads: the slots of its tenants, and a route for those without one."""
 
-    def __init__(self, host: Host):
+    def __init__(self, host: Host, most: int):
         self.host = host
         head = host.model.get_output_embeddings()  # type: ignore[operator]
-        names = {id(m): n for n, m in host.model.named_modules()}
-        self.head = names.get(id(head), "")
-        self._last: tuple[Any, Route | None] = ((), None)
+        self.head = next((n for n, m in host.model.named_modules() if m is head), "")
+        self.lanes = Lanes(host.base.modules, most)
+        self._kept = Kept(None, None, None)
 
-    def run(self, readers: Sequence[tuple[Tenant | None, int]], processor: Any, run: Callable[[], None]) -> None:
+    def run(self, readers: Readers, processor: Any, run: Callable[[], None]) -> None:
         """readers: (who, how many tokens) of each request, in the order of the packed row."""
-        whole = any(t is not None and self.head in t.table for t, _ in readers)
-        runner = processor.model_runner
-        runner._model_supports_logits_to_keep = False if whole else None
-        with self.host.base.current.within(self.route(readers)):
-            run()
+        whole = any(e is not None and self.head in e.tenant.table for e, _ in readers)
+        processor.model_runner._model_supports_logits_to_keep = False if whole else None
+        kept = self.of(readers)
+        self.lanes.open(kept.step)
+        try:
+            with self.host.base.current.within(kept.route):
+                run()
+        finally:
+            self.lanes.open(None)
 
-    def route(self, readers: Sequence[tuple[Tenant | None, int]]) -> Route | None:
-        key = tuple((None if t is None else t.number, n) for t, n in readers)
-        if self._last[0] == key:
-            return self._last[1]
-        tenants = {id(t): t for t, _ in readers}
-        if len(tenants) == 1:
-            one = readers[0][0]
-            route = None if one is None else Route(single=one)
-        else:
-            flat = [t for t, n in readers for _ in range(n)]
-            route = Route.of(flat, (len(flat),))
-        self._last = key, route
-        return route
+    def of(self, readers: Readers) -> Kept:
+        key = tuple((0 if e is None else e.stamp, n) for e, n in readers)
+        if self._kept.key != key:
+            slots = [self.lanes.slot(e) for e, _ in readers]
+            step = None
+            if any(slots):
+                step = Step([(s or 0, n) for s, (_, n) in zip(slots, readers)], self.host.model.device)
+            rest = [(e if s is None else None, n) for s, (e, n) in zip(slots, readers)]
+            self._kept = Kept(key, step, _route(rest))
+        return self._kept
+
+
+def _route(readers: Readers) -> Route | None:
+    tenants = [None if e is None else e.tenant for e, _ in readers]
+    if all(t is tenants[0] for t in tenants):
+        return None if tenants[0] is None else Route(single=tenants[0])
+    flat = [t for t, (_, n) in zip(tenants, readers) for _ in range(n)]
+    return Route.of(flat, (len(flat),))

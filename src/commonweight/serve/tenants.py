@@ -9,6 +9,7 @@ from pathlib import Path
 from ..commons import Commons
 from ..core import CommonweightError, unknown
 from ..host import Host, Tenant
+from .edition import Edition, Editions
 from .ticket import Ticket
 
 
@@ -23,13 +24,20 @@ class Tenants:
         self.host, self.memory = host, memory
         self.store = Commons(store) if isinstance(store, str | Path) else store
         self._loaded: dict[str, Tenant] = {}  # from the store, the longest unused one first
+        self._editions = Editions()
         self._held: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def get(self, name: str | None) -> Tenant | None:
-        """Raises: CommonweightError for a name that neither has, and for a file that cannot be read."""
+    def edition(self, name: str | None) -> Edition | None:
+        """A tenant as it is now, loaded if need be; None for the plain base."""
         if name is None:
             return None
+        tenant = self.get(name)
+        with self._lock:
+            return self._editions.of(tenant, self.host.base.modules)
+
+    def get(self, name: str) -> Tenant:
+        """Raises: CommonweightError for a name that neither has, and for a file that cannot be read."""
         if not isinstance(name, str):
             raise CommonweightError(f"tenant is {name!r}; wanted a name, or None for the plain base")
         with self._lock:
@@ -49,7 +57,7 @@ class Tenants:
         """Its tenant stays while the ticket is open."""
         self._held.add(ticket)
 
-    def reload(self, name: str) -> Tenant | None:
+    def reload(self, name: str) -> Tenant:
         """The store's newest version from now on; requests that have begun keep theirs."""
         with self._lock:
             if name in self._loaded and name in self.host:
@@ -66,7 +74,7 @@ class Tenants:
     def _make_room(self) -> None:
         if self.memory is None:
             return
-        used = {id(t.tenant) for t in self._held if t.reason is None}
+        used = {id(t.edition.tenant) for t in self._held if t.reason is None and t.edition is not None}
         for name in list(self._loaded)[:-1]:
             if self.nbytes <= self.memory:
                 return

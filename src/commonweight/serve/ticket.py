@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..host import Tenant
+from .edition import Edition
 from .request import Answer, Logprob, Piece, Request
 from .sampling import Chosen, Row
 from .text import Decoder
@@ -21,13 +21,13 @@ _numbers = itertools.count(1)
 class Ticket:
     """What the engine knows of one answer; the generation thread alone writes to it, but for `cancelled`.
 
-    tenant: the object, not its name: it serves this answer to the end, whatever is loaded or removed meanwhile.
+    edition: its tenant as it was when the request came, or None for the plain base.
     prompt: token ids. ends: the tokens that end it. deliver: called with each piece, from the generation thread; it
     must not wait.
     """
 
     request: Request
-    tenant: Tenant | None
+    edition: Edition | None
     prompt: list[int]
     ends: frozenset[int]
     decoder: Decoder
@@ -61,7 +61,7 @@ class Ticket:
     def take(self, chosen: Chosen) -> bool:
         """One more token; whether the answer has ended with it."""
         if chosen.bad:
-            who = "the model" if self.tenant is None else f"tenant {self.tenant.name!r}"
+            who = "the model" if self.edition is None else f"tenant {self.edition.tenant.name!r}"
             return self.end("error", f"{who} gave scores that are no finite numbers")
         if self.first is None:
             self.first = time.monotonic()

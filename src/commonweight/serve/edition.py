@@ -1,0 +1,41 @@
+"""A tenant as it is at one moment: what a request is answered by, to its end."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from ..host import Tenant
+from .frozen import Frozen, finite, frozen
+
+_stamps = itertools.count(1)
+
+
+class Edition:
+    """tenant: the object. stamp: a number that no other edition of this process has; the cache of prefixes is salted
+    with it. form: what it is at each layer, None where it has no common form and is read through the host's route.
+
+    A tenant that is removed, replaced or trained on meanwhile leaves its editions as they were, but for those without
+    a form, whose pools are read as they stand.
+    """
+
+    def __init__(self, tenant: Tenant, form: Mapping[str, Frozen] | None):
+        self.tenant, self.form, self.stamp = tenant, form, next(_stamps)
+
+
+class Editions:
+    """The edition of a tenant as its pools are now; one object for all requests that find them so."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakValueDictionary[Any, Edition] = weakref.WeakValueDictionary()
+
+    def of(self, tenant: Tenant, modules: Mapping[str, Any]) -> Edition:
+        """Cost: the first time as `frozen.frozen`, in the thread that asks; then a look at each pool's version."""
+        key = tenant.number, tuple(p._version for p in tenant.pools.values())
+        found = self._known.get(key)
+        if found is None:
+            form = frozen(tenant, modules) if finite(tenant) else None
+            found = self._known[key] = Edition(tenant, form)
+        return found
