@@ -4,21 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import adapt, compare, merge, methods
+    from . import adapt, compare, merge, methods, serve
     from .adapt import Classifier
     from .commons import Commons
     from .core import CommonweightError, Plan, Pool, Site
     from .host import Host, Tenant
     from .methods import plan
+    from .serve import Answer, Engine, Request
 
 __version__ = "0.1.0"
 __all__ = [
+    "Answer",
     "Classifier",
     "Commons",
     "CommonweightError",
+    "Engine",
     "Host",
     "Plan",
     "Pool",
+    "Request",
     "Site",
     "Tenant",
     "__version__",
@@ -27,20 +31,24 @@ __all__ = [
     "merge",
     "methods",
     "plan",
+    "serve",
 ]
 
 _HOMES = {
+    "Answer": "serve",
     "Classifier": "adapt.classifier",
     "Commons": "commons",
     "CommonweightError": "core",
+    "Engine": "serve",
     "Host": "host",
     "Plan": "core",
     "Pool": "core",
+    "Request": "serve",
     "Site": "core",
     "Tenant": "host",
     "plan": "methods",
 }
-_FOLDERS = {"adapt", "address", "bind", "commons", "compare", "core", "formats", "host", "merge", "methods"}
+_FOLDERS = {"adapt", "address", "bind", "commons", "compare", "core", "formats", "host", "merge", "methods", "serve"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 NAME = "commonweight_paged"
-_KNOWN = {"sliding_window", "softcap", "s_aux", "position_ids", "is_causal", "output_attentions"}
 
 
 class _Step(threading.local):
@@ -71,15 +70,12 @@ def attend(
 ) -> tuple[Tensor, None]:
     """query (1, heads, T, d), key and value (1, kv heads, T, d) -> (1, T, heads, d)."""
     if cache is None or STEP.plans is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        more = {k: v for k, v in kwargs.items() if v is not None or k != "softcap"}
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, cache=cache, **more)
+        return _elsewhere(module, query, key, value, attention_mask, scaling, dropout, kwargs)
     if kwargs.get("position_bias") is not None:
         raise ValueError("attention with a bias by position is not served")
     allocator = cache.layer_to_allocator[module.layer_idx]
     read, write = kwargs["read_index"][allocator.index], kwargs["write_index"][allocator.index]
-    k, v = _keys(allocator, module.layer_idx, key, value, read, write)
+    k, v = _keys(allocator, int(module.layer_idx), key, value, read, write)
     found = STEP.plans.get(allocator.layer_type)
     if found is None:
         lengths = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
@@ -87,6 +83,35 @@ def attend(
     window = getattr(allocator, "sliding_window", None)
     how = _How(query.shape[1] // key.shape[1], scaling, window, kwargs.get("softcap"), kwargs.get("s_aux"))
     return _attended(found, query[0].transpose(0, 1), k, v, how)[None], None
+
+
+def _elsewhere(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """A call of the model beside the engine: transformers' sdpa, and what that lacks in plain products."""
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    if softcap is None and sinks is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, **kwargs)
+    n, m = query.shape[2], key.shape[2]
+    if mask is None:
+        at = torch.arange(m, device=query.device)
+        mask = at[None] <= torch.arange(m - n, m, device=query.device)[:, None]
+    elif mask.dtype != torch.bool:
+        mask = mask == 0
+    groups = query.shape[1] // key.shape[1]
+    how = _How(groups, scaling, None, softcap, sinks)
+    k, v = (x.repeat_interleave(groups, 1) for x in (key, value))
+    wide = None if sinks is None else sinks.view(1, -1, 1, 1)
+    return _plain(query, k, v, mask[..., :m], how, wide).transpose(1, 2).contiguous(), None
 
 
 def _keys(allocator: Any, layer: int, key: Tensor, value: Tensor, read: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +192,9 @@ def _many(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     if how.softcap is None and how.sinks is None:
         wide = how.groups > 1
-        return sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=wide)[0].transpose(0, 1)
+        return sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=wide)[0].transpose(
+            0, 1
+        )
     k, v = (x.repeat_interleave(how.groups, 1) for x in (k, v))
     sinks = None if how.sinks is None else how.sinks.view(1, -1, 1, 1)
     return _plain(q, k, v, mask, how, sinks)[0].transpose(0, 1)

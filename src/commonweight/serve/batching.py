@@ -7,6 +7,7 @@ Names that begin with an underscore are looked for at start (`missing`): they ar
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +168,7 @@ class Manager(ContinuousBatchingManager):
 
     def __init__(self, model: nn.Module, step: Callable[..., None], config: ContinuousBatchingConfig):
         self._step = step
+        self.open: weakref.WeakSet[Ticket] = weakref.WeakSet()  # answers that have not ended
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         super().__init__(model, generation, config)  # type: ignore[arg-type]
         self.logit_processor, self.output_router = Choice(), Nobody()
@@ -189,6 +191,7 @@ class Manager(ContinuousBatchingManager):
     # -- from any thread -------------------------------------------------------------------------------------------
 
     def submit(self, ticket: Ticket) -> None:
+        self.open.add(ticket)
         self.input_queue.put(State(ticket.id, list(ticket.prompt), max_new_tokens=None, ticket=ticket))
         self._wake_up_loop.set()
 
@@ -221,7 +224,7 @@ class Manager(ContinuousBatchingManager):
                 state.ticket.end(reason)
 
     def _generation_step(self) -> None:
-        made = self.batch_processor
+        made: Any = self.batch_processor
         batch = [(f.state.ticket, f.query_length) for f in made.inputs_and_outputs.requests_in_batch]
         attention.STEP.plans = {}
         try:
@@ -256,18 +259,17 @@ class Manager(ContinuousBatchingManager):
         made.inputs_and_outputs.requests_in_batch = []
 
     def _fail_all_remaining_requests(self, error: Exception, batch_processor: Any) -> None:
-        """The loop ends: everybody who waits is told."""
-        states = []
-        while not self.input_queue.empty():
-            states.append(self.input_queue.get_nowait())
+        """The loop ends: everybody who waits is told, wherever their request was."""
         if batch_processor is not None:
             scheduler = batch_processor.scheduler
-            states += [*scheduler.active_requests.values(), *scheduler.waiting_requests.values()]
-            for state in states:
-                scheduler.set_request_cancellation(state.request_id)
+            for request in [*scheduler.active_requests, *scheduler.waiting_requests]:
+                scheduler.set_request_cancellation(request)
             scheduler.clear_cancelled_requests()
-        for state in states:
-            state.ticket.end("error", f"the engine has stopped: {error}")
+        while not self.input_queue.empty():
+            self.input_queue.get_nowait()
+        for ticket in [t for t in self.open if t.reason is None]:
+            ticket.end("error", f"the engine has stopped: {error}")
+        self.open.clear()
 
 
 _PRIVATE = {

@@ -1,4 +1,4 @@
-"""At start: is the installed transformers the one that this was written for, and does the engine answer as the model?"""
+"""At start: is transformers the one that this was written for, and does the engine answer as the model does?"""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def servable(model: Any) -> None:
     if not getattr(model, "can_generate", lambda: False)():
         raise CommonweightError(f"{kind} generates no text; load it with AutoModelForCausalLM")
     if getattr(model.config, "is_encoder_decoder", False):
-        raise CommonweightError(f"{kind} has an encoder and a decoder, which continuous batching does not take; use generate")
+        raise CommonweightError(
+            f"{kind} has an encoder and a decoder, which continuous batching does not take; use generate"
+        )
     if not model._can_set_attn_implementation():
         raise CommonweightError(
             f"the attention of {kind} cannot read the paged cache of continuous batching; use host.route and generate"
@@ -46,7 +48,9 @@ def servable(model: Any) -> None:
     if getattr(model.config.get_text_config(), "layer_types", None) and any(
         t not in ("full_attention", "sliding_attention") for t in model.config.get_text_config().layer_types
     ):
-        raise CommonweightError(f"{kind} has layers that are no attention, which the paged cache does not hold; use generate")
+        raise CommonweightError(
+            f"{kind} has layers that are no attention, which the paged cache does not hold; use generate"
+        )
 
 
 def same(engine: Engine) -> None:
@@ -57,9 +61,7 @@ def same(engine: Engine) -> None:
     size = engine.vocabulary
     prompts = [[(7 * i + 3) % size for i in range(n)] for n in (5, 19)]
     steps = 3
-    asked = [
-        Request(p, max_new_tokens=steps, temperature=0, ignore_eos=True, logprobs=1) for p in prompts
-    ]
+    asked = [Request(p, max_new_tokens=steps, temperature=0, ignore_eos=True, logprobs=1) for p in prompts]
     answers = engine.generate(asked)
     for prompt, answer in zip(prompts, answers):
         if answer.error or answer.logprobs is None:
@@ -73,7 +75,7 @@ def same(engine: Engine) -> None:
         slack = 1e-3 if want.dtype == engine.model.dtype else 0.15
         if not torch.allclose(got, mine, atol=slack) or bool((want.max(1).values - mine > slack).any()):
             raise CommonweightError(
-                f"{type(engine.model).__name__} answers otherwise in the engine than by itself (log probabilities differ "
-                f"by {float((got - mine).abs().max()):.3g}): its attention does not read the paged cache as it should; "
+                f"{type(engine.model).__name__} answers otherwise in the engine than by itself (log probabilities "
+                f"differ by {float((got - mine).abs().max()):.3g}): its attention does not read the paged cache as it should; "
                 "use host.route and generate"
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..host import Tenant
 from .frozen import Frozen, finite, frozen
+from .places import placed
 
 _stamps = itertools.count(1)
 
@@ -18,11 +19,12 @@ class Edition:
     with it. form: what it is at each layer, None where it has no common form and is read through the host's route.
 
     A tenant that is removed, replaced or trained on meanwhile leaves its editions as they were, but for those without
-    a form, whose pools are read as they stand.
+    a form, whose pools are read as they stand. reader, places: the tenant for the host's route, see `places.placed`.
     """
 
     def __init__(self, tenant: Tenant, form: Mapping[str, Frozen] | None):
         self.tenant, self.form, self.stamp = tenant, form, next(_stamps)
+        self.reader, self.places = placed(tenant) if form is None else (tenant, None)
 
 
 class Editions:

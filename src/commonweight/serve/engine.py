@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..commons import Commons
@@ -21,6 +20,8 @@ from .routing import Router
 from .tenants import Tenants
 from .text import Decoder
 from .ticket import Ticket, joined
+
+_NEW = 256  # new tokens where a request does not say
 
 
 class Stream:
@@ -125,7 +126,7 @@ class Engine:
         """
         request.check()
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
-        self._fits(request, len(tokens))
+        most = self._most(request, len(tokens))
         edition = self.tenants.edition(request.tenant)
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         seed = secrets.randbits(63) if request.seed is None else request.seed
@@ -133,7 +134,7 @@ class Engine:
         tickets = [
             Ticket(
                 request, edition, tokens, ends, Decoder(self.tokenizer, request.stops), deliver or pieces.put,
-                seed + i, i,
+                seed + i, most, i,
             )
             for i in range(request.n)
         ]  # fmt: skip
@@ -223,16 +224,20 @@ class Engine:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _fits(self, request: Request, prompt: int) -> None:
+    def _most(self, request: Request, prompt: int) -> int:
+        """How many new tokens there may be. Raises: CommonweightError where prompt and answer have no room."""
         if not prompt:
             raise CommonweightError("the prompt is empty; wanted at least one token")
-        whole = prompt + request.max_new_tokens
+        asked = request.max_new_tokens
         for limit, what in ((self.length, "the model reads"), (self.cache_tokens, "the engine's cache holds")):
-            if limit is not None and whole > limit:
+            if limit is not None and prompt + (asked or 1) > limit:
+                new = "a new one is needed" if asked is None else f"{asked} new ones are asked for"
                 raise CommonweightError(
-                    f"the prompt has {prompt} tokens and {request.max_new_tokens} new ones are asked for, but {what} "
-                    f"{limit}; shorten the prompt or max_new_tokens"
+                    f"the prompt has {prompt} tokens and {new}, but {what} {limit}; shorten the prompt "
+                    "or max_new_tokens"
                 )
+        room = min(x for x in (self.length, self.cache_tokens, prompt + _NEW) if x is not None) - prompt
+        return room if asked is None else asked
 
     # -- in the engine's thread --------------------------------------------------------------------------------------
 

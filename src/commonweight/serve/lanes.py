@@ -8,6 +8,7 @@ kept while the readers of the steps stay the same.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,10 @@ class Step:
             for slot, n in readers:
                 self.runs.append((at, at + n, slot))
                 at += n
+
+
+class _Here(threading.local):
+    step: Step | None = None
 
 
 class Lane:
@@ -96,8 +101,8 @@ class Lane:
         return self.kept[1]
 
     def active(self) -> Step | None:
-        step = self.lanes.step
-        return step if step is not None and self.readers and not self.lanes.used.isdisjoint(self.readers) else None
+        step = self.lanes.here.step
+        return None if step is None or step.used.isdisjoint(self.readers) else step
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if "t" not in self.held or (step := self.active()) is None:
@@ -158,8 +163,7 @@ class Lanes:
         self.modules, self.most, self.size = modules, most, min(16, most)
         self.lanes: dict[str, Lane] = {}
         self.slots: dict[Edition, int] = {}  # the longest unused one first
-        self.step: Step | None = None
-        self.used: frozenset[int] = frozenset()
+        self.here = _Here()
 
     def slot(self, edition: Edition | None) -> int | None:
         """Where it is, put there if it was not; None where it has no common form. The plain base is 0."""
@@ -194,8 +198,8 @@ class Lanes:
         return free
 
     def open(self, step: Step | None) -> None:
-        self.step = step
-        self.used = frozenset() if step is None else step.used
+        """What the passes of this thread read from now on; other threads' passes are not touched."""
+        self.here.step = step
 
     def close(self) -> None:
         for lane in self.lanes.values():

@@ -64,7 +64,9 @@ def tokens(request: Request, tokenizer: Any, vocabulary: int) -> list[int]:
 
 def _needed(tokenizer: Any, what: str) -> Any:
     if tokenizer is None:
-        raise CommonweightError(f"the prompt is {what}, but no tokenizer lies beside the model; give Engine(tokenizer=)")
+        raise CommonweightError(
+            f"the prompt is {what}, but no tokenizer lies beside the model; give Engine(tokenizer=)"
+        )
     return tokenizer
 
 

@@ -19,6 +19,8 @@ class Request:
     prompt: text; token ids, which are taken as they are; or messages (`{"role": ..., "content": ...}`), which go
     through the tokenizer's chat template. tenant: a name, or None for the plain base.
 
+    max_new_tokens: None: as many as the model and the engine's cache have room for, at most 256.
+
     temperature: 0 takes the likeliest token. top_p, top_k (0: all), min_p narrow the choice, in the order top_k,
     top_p, min_p after temperature. repetition_penalty divides (or multiplies, below zero) the logits of tokens that
     stand in the prompt or the answer; presence_penalty and frequency_penalty are taken off the logits of tokens in the
@@ -32,7 +34,7 @@ class Request:
 
     prompt: Prompt
     tenant: str | None = None
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -56,9 +58,10 @@ class Request:
 
     def check(self) -> None:
         """Raises: CommonweightError with the first thing that is wrong in it."""
-        whole = (("max_new_tokens", 1, None), ("top_k", 0, None), ("n", 1, 64))
-        for name, least, most in whole:
-            _whole(name, getattr(self, name), least, most)
+        if self.max_new_tokens is not None:
+            _whole("max_new_tokens", self.max_new_tokens, 1, None)
+        _whole("top_k", self.top_k, 0, None)
+        _whole("n", self.n, 1, 64)
         ranges = (
             ("temperature", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1), ("repetition_penalty", 0, 100),
             ("presence_penalty", -100, 100), ("frequency_penalty", -100, 100),
@@ -92,7 +95,9 @@ def _number(value: Any) -> bool:
 
 def _whole(name: str, value: Any, least: int, most: int | None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        raise CommonweightError(f"{name} is {value!r}; wanted a whole number >= {least}{f' and <= {most}' if most else ''}")
+        raise CommonweightError(
+            f"{name} is {value!r}; wanted a whole number >= {least}{f' and <= {most}' if most else ''}"
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..host import Host
 from ..host.route import Route
 from .edition import Edition
@@ -36,6 +39,7 @@ class Router:
         whole = any(e is not None and self.head in e.tenant.table for e, _ in readers)
         processor.model_runner._model_supports_logits_to_keep = False if whole else None
         kept = self.of(readers)
+        self.place(readers, processor.inputs_and_outputs.position_ids)
         self.lanes.open(kept.step)
         try:
             with self.host.base.current.within(kept.route):
@@ -43,20 +47,28 @@ class Router:
         finally:
             self.lanes.open(None)
 
+    def place(self, readers: Readers, positions: Tensor) -> None:
+        """Tells editions that count positions where their tokens of this step stand."""
+        counting = {e for e, _ in readers if e is not None and e.places is not None}
+        for edition in counting:
+            flat = [e is edition for e, n in readers for _ in range(n)]
+            assert edition.places is not None
+            edition.places.now = positions[: len(flat)][torch.tensor(flat, device=positions.device)]
+
     def of(self, readers: Readers) -> Kept:
         key = tuple((0 if e is None else e.stamp, n) for e, n in readers)
         if self._kept.key != key:
             slots = [self.lanes.slot(e) for e, _ in readers]
-            step = None
+            step, device = None, next(self.host.model.parameters()).device
             if any(slots):
-                step = Step([(s or 0, n) for s, (_, n) in zip(slots, readers)], self.host.model.device)
+                step = Step([(s or 0, n) for s, (_, n) in zip(slots, readers)], device)
             rest = [(e if s is None else None, n) for s, (e, n) in zip(slots, readers)]
             self._kept = Kept(key, step, _route(rest))
         return self._kept
 
 
 def _route(readers: Readers) -> Route | None:
-    tenants = [None if e is None else e.tenant for e, _ in readers]
+    tenants = [None if e is None else e.reader for e, _ in readers]
     if all(t is tenants[0] for t in tenants):
         return None if tenants[0] is None else Route(single=tenants[0])
     flat = [t for t, (_, n) in zip(tenants, readers) for _ in range(n)]

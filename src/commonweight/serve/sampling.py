@@ -118,7 +118,7 @@ def _nucleus(p: Tensor, mass: float) -> float:
 
 
 def draw(p: Tensor, u: float) -> int:
-    """The token whose share of the sum holds u in [0, 1); by token id, so that a last bit in the scores moves little."""
+    """The token whose share of the sum holds u in [0, 1); in the order of ids, so that a last bit moves little."""
     sums = p.double().cumsum(0)
     at = int(torch.searchsorted(sums, sums[-1] * u, right=True))
     return min(at, int(p.nonzero()[-1]))

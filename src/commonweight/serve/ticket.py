@@ -23,7 +23,7 @@ class Ticket:
 
     edition: its tenant as it was when the request came, or None for the plain base.
     prompt: token ids. ends: the tokens that end it. deliver: called with each piece, from the generation thread; it
-    must not wait.
+    must not wait. most: new tokens.
     """
 
     request: Request
@@ -33,6 +33,7 @@ class Ticket:
     decoder: Decoder
     deliver: Callable[[Piece], None]
     seed: int
+    most: int
     index: int = 0
     grammar: Any = None
     id: str = field(default_factory=lambda: f"cw{next(_numbers)}")
@@ -69,7 +70,7 @@ class Ticket:
             self.grammar.take(chosen.token)
         text = self.decoder.feed(chosen.token)
         ended = self.decoder.stopped or chosen.token in self.ends
-        full = len(self.tokens) >= self.request.max_new_tokens
+        full = len(self.tokens) >= self.most
         logs = () if chosen.logprob is None else (chosen.logprob,)
         if not ended and not full:
             self.deliver(Piece((chosen.token,), text, self.index, logs))
@@ -92,5 +93,5 @@ def joined(ticket: Ticket, pieces: Sequence[Piece]) -> Answer:
     last = pieces[-1]
     return Answer(
         [t for p in pieces for t in p.tokens], "".join(p.text for p in pieces), last.finish_reason or "error",
-        last.error, logs if ticket.request.logprobs is not None else None, len(ticket.prompt), ticket.cached, ticket.index,
+        last.error, None if ticket.request.logprobs is None else logs, len(ticket.prompt), ticket.cached, ticket.index,
     )  # fmt: skip
