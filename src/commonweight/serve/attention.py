@@ -58,7 +58,7 @@ def plan(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> P
 
 
 def attend(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -75,7 +75,7 @@ def attend(
         raise ValueError("attention with a bias by position is not served")
     allocator = cache.layer_to_allocator[module.layer_idx]
     read, write = kwargs["read_index"][allocator.index], kwargs["write_index"][allocator.index]
-    k, v = _keys(allocator, int(module.layer_idx), key, value, read, write)
+    k, v = _keys(allocator, module.layer_idx, key, value, read, write)
     found = STEP.plans.get(allocator.layer_type)
     if found is None:
         lengths = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..core import CommonweightError
 from .request import Request
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 WANTED = "5.23"
 
@@ -53,7 +50,7 @@ def servable(model: Any) -> None:
         )
 
 
-def same(engine: Engine) -> None:
+def same(engine: Any) -> None:
     """Two prompts of different lengths together, greedy, against the plain model's own passes.
 
     Compared are log probabilities, so that a tie does not decide. Raises: CommonweightError where they differ.
@@ -75,7 +72,7 @@ def same(engine: Engine) -> None:
         slack = 1e-3 if want.dtype == engine.model.dtype else 0.15
         if not torch.allclose(got, mine, atol=slack) or bool((want.max(1).values - mine > slack).any()):
             raise CommonweightError(
-                f"{type(engine.model).__name__} answers otherwise in the engine than by itself (log probabilities "
-                f"differ by {float((got - mine).abs().max()):.3g}): its attention does not read the paged cache as it should; "
-                "use host.route and generate"
+                f"{type(engine.model).__name__} answers otherwise in the engine than by itself (log "
+                f"probabilities differ by {float((got - mine).abs().max()):.3g}): its attention does not read the paged cache "
+                "as it should; use host.route and generate"
             )
