@@ -71,8 +71,8 @@ def same(engine: Any) -> None:
         mine = want.gather(1, torch.tensor(answer.tokens, device=want.device)[:, None])[:, 0]
         slack = 1e-3 if want.dtype == engine.model.dtype else 0.15
         if not torch.allclose(got, mine, atol=slack) or bool((want.max(1).values - mine > slack).any()):
+            far = float((got - mine).abs().max())
             raise CommonweightError(
-                f"{type(engine.model).__name__} answers otherwise in the engine than by itself (log "
-                f"probabilities differ by {float((got - mine).abs().max()):.3g}): its attention does not read the paged cache "
-                "as it should; use host.route and generate"
+                f"{type(engine.model).__name__} answers otherwise in the engine than by itself (log probabilities differ "
+                f"by {far:.3g}): its attention does not read the paged cache; use host.route and generate"
             )
