@@ -73,6 +73,6 @@ def same(engine: Any) -> None:
         if not torch.allclose(got, mine, atol=slack) or bool((want.max(1).values - mine > slack).any()):
             far = float((got - mine).abs().max())
             raise CommonweightError(
-                f"{type(engine.model).__name__} answers otherwise in the engine than by itself (log probabilities differ "
-                f"by {far:.3g}): its attention does not read the paged cache; use host.route and generate"
+                f"{type(engine.model).__name__} answers otherwise in the engine than by itself: log probabilities "
+                f"differ by {far:.3g}, since its attention does not read the paged cache; use host.route and generate"
             )
