@@ -8,19 +8,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..core import CommonweightError
+from ..core import CommonweightError, unknown
 from ..host import Host
 from .base import limit, prepare, tokenizer_of
+from .names import SIDES
 from .recipe import Recipe
 from .rows import Row
-from .tasks import Example, Seen, Task, check_columns, get
+from .tasks import LM, Example, Seen, Task, check_columns, get, packing
 from .tasks.base import told
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """One tenant's rows (dicts by column). dev: rows, or the share of the training rows that is held out.
-    labels: classes of a classification; None: those of the training rows. sources: what errors call rows and dev."""
+    labels: classes of a classification; None: those of the training rows. truncation_side: left or right. reward: of
+    the task grpo, see `reward`. sources: what errors call rows and dev."""
 
     rows: Sequence[Row]
     dev: Sequence[Row] | float | None = None
@@ -29,6 +31,8 @@ class Data:
     label_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
+    truncation_side: str | None = None
+    reward: Any = None
     sources: tuple[str, str] = ("training rows", "dev rows")
 
 
@@ -38,6 +42,11 @@ COLUMNS = "text_column", "label_column", "prompt_column", "completion_column"
 def columns(of: Any) -> dict[str, str | None]:
     """The columns that somebody named, as a task takes them."""
     return {c: getattr(of, c) for c in COLUMNS}
+
+
+def reading(of: Any) -> dict[str, Any]:
+    """All that was said of how rows are read, as a task takes it."""
+    return {**columns(of), "truncation_side": of.truncation_side, "reward": of.reward}
 
 
 class Understood(NamedTuple):
@@ -66,9 +75,13 @@ def examples(host: Host, name: str, data: Data, task: str, recipe: Recipe, token
     labels = data.labels
     if task == "classify" and labels is None:
         labels = named(sources[0], lambda r: kind.classes(r, data.label_column), rows, whole)  # type: ignore
-    doing = make_task(host, task, labels, tokenizer, recipe.max_length, **columns(data))
+    doing = make_task(host, task, labels, tokenizer, recipe.max_length, **reading(data))
     train = named(sources[0], doing.examples, rows, whole)
     seen = doing.seen
+    if recipe.packing and train:
+        if not isinstance(doing, LM):
+            raise CommonweightError(f"packing: rows of the task {task} cannot be packed; only those of lm can")
+        seen.remark = "; ".join(r for r in (seen.remark, packing.told(doing.pack(train), doing.max_length)) if r)
     dev = named(sources[1], doing.examples, dev_rows, whole) if dev_rows else []
     if not train:
         raise CommonweightError(f"{sources[0]}: no row is long enough to learn from")
@@ -81,14 +94,17 @@ def make_task(
     labels: Sequence[str] | None,
     tokenizer: Any = None,
     max_length: int | None = None,
-    **columns: str | None,
+    **reading: Any,
 ) -> Task:
     """A task on a host's model: its tokenizer, unless another is given, and its room for tokens."""
     kind = get(task)
-    check_columns(task, columns.get("prompt_column"), columns.get("completion_column"))
+    check_columns(task, reading.get("prompt_column"), reading.get("completion_column"))
+    side = reading.get("truncation_side")
+    if side not in (None, *SIDES):
+        raise unknown("truncation side", str(side), SIDES)
     tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
     longest = limit(host.model, tokenizer, max_length, kind.usual_length)
-    return kind(tokenizer, longest, labels, **columns)
+    return kind(tokenizer, longest, labels, **reading)
 
 
 def split(rows: list[Row], dev: Sequence[Row] | float | None, seed: int, of: str = "") -> tuple[list[Row], list[Row]]:

@@ -14,7 +14,7 @@ from ..host import Host, Tenant
 from ..host.files import settle
 from .base import open_host, where
 from .checkpoint import Store
-from .data import Data, Understood, columns, make_task, named, split
+from .data import Data, Understood, make_task, named, reading, split
 from .job import Job, Source, check, read_all
 from .place import out_path
 from .preview import preview, tally
@@ -56,6 +56,8 @@ def run(
     label_column: str | None = None,
     prompt_column: str | None = None,
     completion_column: str | None = None,
+    truncation_side: str | None = None,
+    reward: Any = None,
     no_header: bool = False,
     task: str = "classify",
     method: str = "mos",
@@ -84,7 +86,8 @@ def run(
     out_path(path, overwrite or (resume and resumes(report, checkpoint, str(model), {name: data})))
     source = Source(
         data=data, dev=dev, eval=eval_file, text_column=text_column, label_column=label_column,
-        prompt_column=prompt_column, completion_column=completion_column, no_header=no_header,
+        prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
+        reward=reward, no_header=no_header,
     )  # fmt: skip
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites, dtype=dtype,
@@ -174,7 +177,7 @@ def look(
         say((f"{name}: " if len(given) > 1 else "") + preview(data[name], u))
     for name, rows in evals.items():
         d = data[name]
-        doing = make_task(host, job.task, d.labels, None, numbers.max_length, **columns(d))
+        doing = make_task(host, job.task, d.labels, None, numbers.max_length, **reading(d))
         made = named(str(job.tenants[name].eval), doing.examples, rows)
         say(tally(str(job.tenants[name].eval), doing, made))
     # a codec may not take every pool of this method
@@ -214,7 +217,7 @@ def _measure(host: Host, name: str, rows: list[Row] | None, job: Job, result: Re
     s = job.tenants[name]
     return evaluate(
         host, name, rows, job.task, max_length=result.settings["max_length"],
-        batch_size=build(Recipe, job.recipe).eval_rows, **columns(s),
+        batch_size=build(Recipe, job.recipe).eval_rows, **reading(s),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from ..formats.codecs import get as get_codec
 from ..methods import resolve
 from .base import pick_device, pick_dtype
 from .classifier import POOLS
-from .data import Data, columns, named, split
+from .data import Data, columns, named, reading, split
 from .names import DTYPES
 from .recipe import Recipe
 from .rows import Row, read
@@ -30,6 +30,8 @@ class Source:
     label_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
+    truncation_side: str | None = None
+    reward: Any = None
     no_header: bool = False
 
     @property
@@ -111,7 +113,7 @@ def read_all(job: Job, say: Callable[[str], None]) -> tuple[dict[str, Data], dic
             whole = None if fraction is None else rows
             labels = named(s.data, lambda r, s=s: Classify.classes(r, s.label_column), kept, whole)
         data[name] = Data(
-            rows=rows, dev=dev, labels=labels, **columns(s),
+            rows=rows, dev=dev, labels=labels, **reading(s),
             sources=(s.data, s.data if s.dev is None or fraction is not None else s.dev),
         )  # fmt: skip
     return data, evals

@@ -2,5 +2,9 @@
 
 TASKS = ("classify", "embed", "lm")
 DTYPES = ("auto", "float32", "bfloat16")
+OPTIMIZERS = (
+    "adamw", "adamw-8bit", "adafactor", "lion", "lion-8bit", "muon", "prodigy", "schedule-free", "sgd",
+)  # fmt: skip
+SIDES = ("left", "right")
 CODECS = ("bfloat16", "int8", "int4", "compeft")
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"

@@ -9,7 +9,7 @@ from ..core import config, option
 
 @config
 class Recipe:
-    """How tenants are trained: AdamW with linear warm-up and decay, the same for every method."""
+    """How tenants are trained: an optimizer with linear warm-up and decay, the same for every method."""
 
     epochs: float | None = option(
         None, "passes over the rows; none: 3, for few rows up to 30 (96 steps)", gt=0, le=10_000
@@ -23,11 +23,18 @@ class Recipe:
     lr: float | None = option(None, "learning rate; none: the method's own", gt=0)
     warmup: float = option(0.06, "share of the steps over which the learning rate grows", ge=0, le=1)
     clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", ge=0)
-    weight_decay: float = option(0.0, "AdamW's weight decay", ge=0)
+    weight_decay: float = option(0.0, "the optimizer's weight decay", ge=0)
     max_length: int | None = option(None, "tokens per row; none: 128, for language modelling 512", ge=2)
     patience: int = option(3, "epochs without a better dev score after which training stops", ge=1)
     checkpoint_every: int = option(100, "steps between checkpoints; one more at the end of every epoch", ge=1)
     base_dropout: bool = option(False, "the frozen base's own dropout, in training; off: faster, and as good or better")
+    packing: bool = option(
+        False, "lm: rows side by side in sequences of max_length, none sees another; batch_size counts sequences"
+    )
+    optimizer: str = option(
+        "adamw", "adamw, adamw-8bit, adafactor, lion, lion-8bit, muon, prodigy, schedule-free or sgd"
+    )
+    lora_plus: float | None = option(None, "LoRA+: the rate of B over that of A, 16 say; none: the same", gt=0)
     temperature: float = option(
         1.0, "tenants trained together: rows are shown by (a tenant's number) ** (1 / this); large: all alike", ge=1
     )

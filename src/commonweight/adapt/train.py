@@ -21,7 +21,9 @@ from .recipe import Recipe
 from .recompute import recomputed
 from .rows import Row
 from .settings import settings
+from .tasks import LM
 from .tasks.base import rows_of
+from .tasks.packing import sound
 from .trainer import Part, Progress, Run, quietly
 
 
@@ -57,6 +59,8 @@ def adapt(
     label_column: str | None = None,
     prompt_column: str | None = None,
     completion_column: str | None = None,
+    truncation_side: str | None = None,
+    reward: Any = None,
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -76,7 +80,8 @@ def adapt(
     """
     data = Data(
         rows=train_rows, dev=dev_rows, labels=labels, text_column=text_column, label_column=label_column,
-        prompt_column=prompt_column, completion_column=completion_column, sources=sources,
+        prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
+        reward=reward, sources=sources,
     )  # fmt: skip
     more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
     return adapt_together(
@@ -151,6 +156,8 @@ def train_understood(
             tenant = host.add(
                 name, method, sites=sites, seed=seed, labels=doing.labels, common=common, **(options or {})
             )
+            if plan.packing and isinstance(doing, LM):
+                train = doing.pack(train)
             parts.append(Part(tenant, doing, train, dev))
             if not tenant.count():
                 raise CommonweightError(
@@ -178,6 +185,9 @@ def draws(seed: int, name: str) -> int:
 def _run(
     host: Host, parts: list[Part], recipe: Recipe, checkpoint: str | Path | None, resume: bool, progress: Any
 ) -> Run:
+    if recipe.packing:
+        for part in parts:
+            packs(host, part.tenant)
     told = settings(host, parts, recipe)
     store = None if checkpoint is None else Store(Path(checkpoint))
     found = store.newest() if store is not None else None
@@ -196,6 +206,17 @@ def _run(
                 quietly(lambda: run.train(resume_from_checkpoint=None if found is None else str(found)))
     run.finish()
     return run
+
+
+def packs(host: Host, tenant: Tenant) -> None:
+    """Raises: CommonweightError where packed rows would not be what they are alone."""
+    if not all(getattr(e.bind, "tokenwise", True) for entries in tenant.table.values() for e in entries):
+        raise CommonweightError(
+            f"packing: {tenant.method.name} edits positions of a sequence, and a packed one has many rows; leave it out"
+        )
+    host.model.eval()
+    with host.route(tenant.name):
+        sound(host.model)
 
 
 def _result(run: Run, part: Part, seconds: float, note: str) -> Result:
@@ -221,6 +242,8 @@ def evaluate(
     label_column: str | None = None,
     prompt_column: str | None = None,
     completion_column: str | None = None,
+    truncation_side: str | None = None,
+    reward: Any = None,
     tokenizer: Any = None,
     max_length: int | None = None,
     batch_size: int = 32,
@@ -234,7 +257,8 @@ def evaluate(
         raise CommonweightError(f"{name or 'the plain base'} has no labels; classifying needs a tenant with a head")
     doing = make_task(
         host, task, labels, tokenizer, max_length, text_column=text_column, label_column=label_column,
-        prompt_column=prompt_column, completion_column=completion_column,
+        prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
+        reward=reward,
     )  # fmt: skip
     rows_ = doing.examples(rows)
     was = host.model.training

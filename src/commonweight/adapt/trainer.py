@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.utils.data import Sampler
 from transformers import (
     PrinterCallback,
@@ -20,17 +19,17 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    get_linear_schedule_with_warmup,
 )
 
 from ..core import CommonweightError
 from ..host import Host, Tenant
-from ..host.common import distinct
 from ..host.module import together
+from . import optimizers
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .recipe import Recipe
 from .sampler import Mixed
 from .tasks.base import Example, Task, length
+from .tasks.packing import real
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,7 @@ class Run(Trainer):
         self.bad, self.done, self.loss = 0, False, 0.0
         self.losses: list[float] = []  # of the batches of a step
         self.tokens, self.rate = 0, 0.0
-        groups = distinct(g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr))
-        optimizer = AdamW(groups, weight_decay=recipe.weight_decay)
+        optimizer = optimizers.make(recipe, tenants)
         warm = round(recipe.warmup * self.steps)
         args = TrainingArguments(
             output_dir=unused,
@@ -146,7 +144,7 @@ class Run(Trainer):
             args=args,
             data_collator=self.collate,  # type: ignore[arg-type]
             train_dataset=[(k, e) for k, p in enumerate(parts) for e in p.train],  # type: ignore[arg-type]
-            optimizers=(optimizer, get_linear_schedule_with_warmup(optimizer, warm, self.steps)),
+            optimizers=(optimizer, optimizers.schedule(recipe.optimizer, optimizer, warm, self.steps)),
             callbacks=[Watch(self)],
         )
         self.remove_callback(PrinterCallback)
@@ -182,7 +180,8 @@ class Run(Trainer):
         self.losses.append(loss.item())
         if not math.isfinite(self.losses[-1]):
             raise self.diverged(self.state.global_step + 1, f"the loss is {self.losses[-1]}")
-        self.tokens += int(inputs["attention_mask"].sum())
+        mask = inputs.get("attention_mask")
+        self.tokens += int(real(inputs["position_ids"]) if mask is None else mask.sum())
         return loss
 
     def step_loss(self) -> None:
@@ -210,6 +209,7 @@ class Run(Trainer):
     def score(self) -> dict[str, float]:
         """Measures the dev rows; a better score, the mean over the tenants, is remembered with the pools."""
         self.module.eval()
+        optimizers.averaged(self.optimizer)
         each: dict[str, dict[str, float]] = {}
         for p in self.parts:
             if p.dev:
@@ -228,6 +228,7 @@ class Run(Trainer):
 
     def finish(self) -> None:
         """The best pools that the dev rows saw become the tenants'."""
+        optimizers.averaged(self.optimizer)
         if self.best is not None:
             with torch.no_grad():
                 for n, p in self.pools.items():
@@ -239,12 +240,11 @@ class Run(Trainer):
         assert self.store is not None
         tensors = {f"pool/{n}": p.detach() for n, p in self.pools.items()}
         tensors |= {f"best/{n}": p for n, p in (self.best or {}).items()}
-        moments = self.optimizer.state  # type: ignore[union-attr]
-        for n, p in self.pools.items():
-            tensors |= {f"adam/{k}/{n}": v for k, v in moments.get(p, {}).items()}
+        moments, groups = optimizers.state(self.optimizer, self.pools)
+        tensors |= {f"adam/{k}": v for k, v in moments.items()}
         facts = {
             "settings": self.settings, "done": self.done, "bad": self.bad, "best_score": self.best_score,
-            "curve": self.curve, "rates": [g["lr"] for g in self.optimizer.param_groups],  # type: ignore[union-attr]
+            "curve": self.curve, "groups": groups,
             "schedule": self.lr_scheduler.last_epoch,  # type: ignore[union-attr]
         }  # fmt: skip
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in {**tensors, **random_states()}.items()}
@@ -269,13 +269,8 @@ class Run(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        for n, p in self.pools.items():
-            held = {k: self.found.tensors.get(f"adam/{k}/{n}") for k in ("step", "exp_avg", "exp_avg_sq")}
-            kept = {k: v.clone() if k == "step" else v.to(p.device) for k, v in held.items() if v is not None}
-            inner.state[p] = kept  # type: ignore[union-attr]
-        for group, rate in zip(inner.param_groups, self.found.facts["rates"]):  # type: ignore[union-attr]
-            group["lr"] = rate
+        moments = {k[5:]: v for k, v in self.found.tensors.items() if k.startswith("adam/")}
+        optimizers.restore(self.optimizer, self.pools, moments, self.found.facts["groups"])
         self.lr_scheduler.last_epoch = self.found.facts["schedule"]  # type: ignore[union-attr]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -149,6 +149,26 @@ def command(
     eval_batch_size: Annotated[
         int | None, typer.Option(help="Rows at a time when measuring (as --batch-size).", rich_help_panel=TRAINING)
     ] = None,
+    packing: Annotated[
+        bool,
+        typer.Option(
+            "--packing",
+            help="lm: rows side by side in sequences of --max-length tokens; none sees another. --batch-size counts "
+            "sequences.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="adamw (without it), adamw-8bit, adafactor, lion, lion-8bit, muon, prodigy, schedule-free or sgd.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    lora_plus: Annotated[
+        float | None,
+        typer.Option(metavar="RATIO", help="LoRA+: B's learning rate over A's, 16 say.", rich_help_panel=TRAINING),
+    ] = None,
     gradient_checkpointing: Annotated[
         bool,
         typer.Option(
@@ -206,6 +226,15 @@ def command(
     ] = None,
     completion_column: Annotated[
         str | None, typer.Option(help="lm: column of the completion, which is scored.", rich_help_panel=READING)
+    ] = None,
+    truncation_side: Annotated[
+        str | None,
+        typer.Option(
+            metavar="left|right",
+            help="Where rows longer than --max-length are cut (lm: chats at their end, pairs first at the beginning of "
+            "the prompt).",
+            rich_help_panel=READING,
+        ),
     ] = None,
     no_header: Annotated[
         bool,

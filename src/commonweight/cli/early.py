@@ -46,6 +46,14 @@ def dtype(name: str | None) -> None:
     _one("dtype", name, names.DTYPES)
 
 
+def optimizer(name: str | None) -> None:
+    _one("optimizer", name, names.OPTIMIZERS)
+
+
+def side(name: str | None) -> None:
+    _one("truncation side", name, names.SIDES)
+
+
 def codec(name: str | None) -> None:
     _one("codec", None if name is None else name.partition(":")[0], names.CODECS)
 

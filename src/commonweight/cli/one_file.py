@@ -12,9 +12,10 @@ from . import catalog
 from .said import Said
 
 PATHS = ("out", "store")
-SWITCHES = ("overwrite", "gradient_checkpointing", "resume", "dry_run", "no_header")
+SWITCHES = ("overwrite", "gradient_checkpointing", "resume", "dry_run", "no_header", "packing")
 NUMBERS = (
-    "epochs", "batch_size", "accumulate", "eval_batch_size", "lr", "max_length", "patience", "seed", "checkpoint_every"
+    "epochs", "batch_size", "accumulate", "eval_batch_size", "lr", "max_length", "patience", "seed", "checkpoint_every",
+    "lora_plus",
 )  # fmt: skip
 
 

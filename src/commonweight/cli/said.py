@@ -31,6 +31,9 @@ class Said:
     batch_size: int | None = None
     accumulate: int | None = None
     eval_batch_size: int | None = None
+    packing: bool = False
+    optimizer: str | None = None
+    lora_plus: float | None = None
     gradient_checkpointing: bool = False
     lr: float | None = None
     max_length: int | None = None
@@ -45,6 +48,7 @@ class Said:
     label_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
+    truncation_side: str | None = None
     no_header: bool = False
 
     def given(self, *names: str) -> dict[str, Any]:
@@ -56,12 +60,14 @@ class Said:
     def recipe(self) -> dict[str, Any]:
         return self.given(
             "epochs", "batch_size", "accumulate", "eval_batch_size", "gradient_checkpointing", "lr", "max_length",
-            "patience", "seed", "checkpoint_every",
+            "patience", "seed", "checkpoint_every", "packing", "optimizer", "lora_plus",
         )  # fmt: skip
 
     @property
     def source(self) -> dict[str, Any]:
-        return self.given("dev", "text_column", "label_column", "prompt_column", "completion_column", "no_header")
+        return self.given(
+            "dev", "text_column", "label_column", "prompt_column", "completion_column", "truncation_side", "no_header"
+        )
 
     @property
     def how(self) -> dict[str, Any]:

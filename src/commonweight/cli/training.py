@@ -49,6 +49,8 @@ def run(said: Said, options: dict[str, Any]) -> None:
     early.dtype(said.dtype)
     early.codec(said.codec)
     early.device(said.device)
+    early.optimizer(said.optimizer)
+    early.side(said.truncation_side)
     early.recipe(said.recipe)
     if said.out is not None:
         out_path(said.out, said.overwrite or said.resume)

@@ -148,7 +148,7 @@ class SiteHook:
         """The frozen weight, (out, inp), of which the module's output is x weight^T + bias; None where more is done."""
         parameters = self.at.module._parameters
         w, b = parameters.get("weight"), parameters.get("bias")
-        if not plain(w) or w.requires_grad or (b is not None and b.requires_grad):
+        if w is None or not plain(w) or w.requires_grad or (b is not None and b.requires_grad):
             return None
         if w.dtype is not x.dtype or w.device != x.device:
             return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..address import WHOLE
-from ..core import Plan, Rng, Site
+from ..core import CommonweightError, Plan, Rng, Site
 from ..methods import Method
 from .common import Common
 
@@ -133,19 +133,42 @@ class Tenant:
         """The trainable pools, except those of a frozen common, for any optimiser."""
         return (p for _, p in self.named_parameters())
 
-    def param_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float | None = None, *, lora_plus: float | None = None, one: bool = False
+    ) -> list[dict[str, Any]]:
         """Optimiser groups with a learning rate for each pool: lr * pool.lr / sqrt(readers).
 
         A step of Adam does not depend on the size of the gradient, but the n readers of a pool move together, so the
-        model changes by sqrt(n) to n times as much. lr: None takes the method's own.
+        model changes by sqrt(n) to n times as much. lr: None takes the method's own. lora_plus: pools that are read as
+        B alone get so many times the rate (LoRA+, arXiv 2402.12354). one: one group of one rate, for optimisers that
+        refuse groups of different rates (Prodigy).
+        Raises: CommonweightError for lora_plus of a method that has no B to train.
         """
         lr = self.method.lr if lr is None else lr
+        if one:
+            if lora_plus is not None:
+                raise CommonweightError("param_groups: one rate for all pools, and lora_plus; leave out one of them")
+            return [{"params": list(self.parameters()), "lr": lr}]
+        raised = self._read_as_b() if lora_plus is not None else set()
+        if lora_plus is not None and not raised:
+            raise CommonweightError(f"lora_plus: {self.method.name} trains no B of its own; leave it out")
         readers = self.plan.readers()
         groups: dict[float, list[nn.Parameter]] = {}
         for name, p in self.named_parameters():
             rate = lr * self.plan.pools[name].lr / max(1, readers[name]) ** 0.5
+            if lora_plus is not None and name in raised:
+                rate *= lora_plus
             groups.setdefault(rate, []).append(p)
         return [{"params": ps, "lr": rate} for rate, ps in groups.items()]
+
+    def _read_as_b(self) -> set[str]:
+        """Trained pools that binds read in the slot B, and in no other."""
+        slots: dict[str, set[str]] = {}
+        for use in self.plan.uses:
+            for slot, read in use.reads.items():
+                for pool in read.pools:
+                    slots.setdefault(pool, set()).add(slot)
+        return {n for n, _ in self.named_parameters() if slots.get(n) == {"B"}}
 
     def count(self) -> int:
         """Trainable numbers, counted on the real tensors."""

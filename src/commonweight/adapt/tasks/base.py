@@ -67,6 +67,8 @@ class Task(Protocol):
         label_column: str | None = None,
         prompt_column: str | None = None,
         completion_column: str | None = None,
+        truncation_side: str | None = None,
+        reward: Any = None,
     ): ...
     def examples(self, rows: Sequence[Row]) -> list[Example]: ...
     def tokens(self, example: Example) -> tuple[int, int]: ...
@@ -92,7 +94,10 @@ class Given:
         label_column: str | None = None,
         prompt_column: str | None = None,
         completion_column: str | None = None,
+        truncation_side: str | None = None,
+        reward: Any = None,
     ):
+        self.truncation_side, self.reward = truncation_side, reward
         self.tokenizer, self.max_length = tokenizer, max_length
         self.labels = tuple(labels) if self.labelled and labels is not None else None
         self.text_column, self.label_column = text_column, label_column
@@ -105,7 +110,12 @@ class Given:
 
     def cut(self, texts: Sequence[str], what: str) -> list[list[int]]:
         """Tokens of each text, at most max_length; those that had more are counted."""
-        got = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)
+        was = self.tokenizer.truncation_side
+        self.tokenizer.truncation_side = self.truncation_side or was
+        try:
+            got = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)
+        finally:
+            self.tokenizer.truncation_side, was = was, self.tokenizer.truncation_side
         ids = got["input_ids"]
         if got.encodings is not None:
             long = sum(bool(e.overflowing) for e in got.encodings)
@@ -113,7 +123,8 @@ class Given:
             full = [i for i, one in enumerate(ids) if len(one) >= self.max_length]
             long = sum(len(self.tokenizer(texts[i], verbose=False)["input_ids"]) > self.max_length for i in full)
         if long:
-            self.seen.counted[f"{what} cut off after {self.max_length} tokens"] += long
+            where = "after" if was == "right" else "before the last"
+            self.seen.counted[f"{what} cut off {where} {self.max_length} tokens"] += long
         return ids
 
     def tokens(self, example: Example) -> tuple[int, int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ...core import CommonweightError
 from ..rows import Row, text_of
-from . import scored, turns
+from . import packing, scored, turns
 from .base import Example, Given, Seen, batches, marked, need, pad, padded, rows_of
 from .chats import Conversation, of_messages, of_pair
 from .forms import Chat, Pair, Whole, form
@@ -25,7 +25,8 @@ class LM(Given):
     Rows: whole texts, cut into pieces of max_length; prompts and completions, of which the completion is scored; or
     chats through the tokenizer's template, of which the assistant's turns are scored: see `forms`, `texts`, `chats` and
     `turns`. A sequence's first token is predicted from nothing and not scored, nor are its bytes counted; the end token
-    is scored and has no byte.
+    is scored and has no byte. truncation_side: where a chat, or a pair as one text, loses what is over max_length;
+    None: chats their end, pairs first the beginning of the prompt. Whole texts are cut into pieces, and lose nothing.
     """
 
     usual_length: ClassVar[int] = 512
@@ -53,7 +54,10 @@ class LM(Given):
         self.seen.how = "loss on the completions only"
         if self.tokenizer.chat_template:
             self.seen.remark = "texts are read as they are, without the tokenizer's chat template; for it give messages"
-        return [self._completion(r, found, i) for i, r in enumerate(rows)]
+        made = [self._completion(r, found, i) for i, r in enumerate(rows)]
+        if not any(made):
+            raise CommonweightError(f"no completion begins within {self.max_length} tokens; raise max_length")
+        return [e for e in made if e is not None]
 
     def _pieces(self, text: str) -> list[Example]:
         ids, n = self.texts.whole(text), self.max_length
@@ -69,7 +73,7 @@ class LM(Given):
         ]
         return found[:1] + [{**e, "continued": True} for e in found[1:]]
 
-    def _completion(self, row: Row, columns: Pair, i: int) -> Example:
+    def _completion(self, row: Row, columns: Pair, i: int) -> Example | None:
         prompt, completion = row.get(columns.prompt), text_of(row, columns.completion, i)
         more = row.get(columns.more) if columns.more is not None else None
         for name, value in ((columns.prompt, prompt), (columns.more, more or "")):
@@ -78,6 +82,8 @@ class LM(Given):
         if more and more.strip():
             prompt = f"{prompt}\n\n{more}"
         before, after = self.texts.pair(prompt, completion)  # type: ignore[arg-type]
+        if self.truncation_side is not None:
+            return self._cut_pair(before, after, completion)
         kept = after[: self.max_length - 1]
         if len(kept) < len(after):
             self.seen.counted[f"completions cut at the end, over {self.max_length} tokens"] += 1
@@ -90,6 +96,30 @@ class LM(Given):
         if not before:
             size -= self._bytes(kept[:1])
         return {"input_ids": [*before, *kept], "labels": [IGNORE] * len(before) + kept, "bytes": size}
+
+    def _cut_pair(self, before: list[int], after: list[int], completion: str) -> Example | None:
+        """The pair as one text, cut on the side that was asked for; None where nothing that is scored is left."""
+        n, counted = self.max_length, self.seen.counted
+        ids, labels = self._side([*before, *after]), self._side([IGNORE] * len(before) + after)
+        if len(before) + len(after) > n:
+            counted[f"pairs cut {self._where}"] += 1
+        if all(t == IGNORE for t in labels[1:]):
+            counted[f"pairs left out, of whose completion nothing is within {n} tokens"] += 1
+            return None
+        left = [t for t in labels if t != IGNORE]
+        size = self._size(completion, left) if left == after else self._bytes(left)
+        return {"input_ids": ids, "labels": labels, "bytes": size - self._bytes(labels[:1] if labels[0] >= 0 else [])}
+
+    def _side(self, tokens: list[Any]) -> list[Any]:
+        return tokens[-self.max_length :] if self.truncation_side == "left" else tokens[: self.max_length]
+
+    @property
+    def _where(self) -> str:
+        return (
+            f"off before the last {self.max_length} tokens"
+            if self.truncation_side == "left"
+            else (f"off after {self.max_length} tokens")
+        )
 
     def _chats(self, rows: Sequence[Row], of: Callable[[Row, int], Conversation]) -> list[Example]:
         if not self.tokenizer.chat_template:
@@ -109,14 +139,14 @@ class LM(Given):
             before = len(out)
             of_them = "chats" if len(made) == 1 else "turns"
             for every, on in made:
-                ids, labels = every[:n], [t if m else IGNORE for t, m in zip(every[:n], on)]
+                ids, labels = self._side(every), self._side([t if m else IGNORE for t, m in zip(every, on)])
                 if not any(on[1:]):
                     counted[f"{of_them} left out, in which the assistant says nothing that is scored"] += 1
                 elif all(t == IGNORE for t in labels[1:]):
                     counted[f"{of_them} left out, in which no assistant speaks within {n} tokens"] += 1
                 else:
                     if len(every) > n:
-                        counted[f"{of_them} cut off after {n} tokens"] += 1
+                        counted[f"{of_them} cut {self._where}"] += 1
                     unscored = self._bytes(labels[:1]) if labels[0] != IGNORE else 0
                     size = self._bytes([t for t in labels if t != IGNORE]) - unscored
                     more = {"continued": True} if len(out) > before else {}
@@ -145,7 +175,15 @@ class LM(Given):
             out.append(marked(text) if on else text)
         return "".join(out)
 
+    def pack(self, examples: Sequence[Example]) -> list[Example]:
+        return packing.packed(examples, self.max_length)
+
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Of packed rows without an attention mask: who sees whom follows from the positions."""
+        if "position_ids" in examples[0]:
+            ids = pad([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
+            batch = {"input_ids": ids, "position_ids": pad([e["position_ids"] for e in examples], 0)}
+            return {**batch, "labels": pad([e["labels"] for e in examples], IGNORE)}
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
         return {**batch, "labels": pad([e["labels"] for e in examples], IGNORE)}
 

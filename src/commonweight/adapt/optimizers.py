@@ -1,0 +1,176 @@
+"""Optimizers by the names that people ask for, through the library that has each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from ..core import CommonweightError, unknown
+from ..host import Tenant
+from ..host.common import distinct
+from .names import OPTIMIZERS
+from .recipe import Recipe
+
+Groups = list[dict[str, Any]]
+ONE_RATE = ("prodigy",)  # it finds its rate itself, one for all
+
+
+def make(recipe: Recipe, tenants: Sequence[Tenant]) -> Optimizer:
+    """The optimizer of a run over the tenants' pools, each pool with its own rate.
+
+    Raises: CommonweightError for an unknown name, a library that is not there, and what does not go together.
+    """
+    name = recipe.optimizer
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    if name in ONE_RATE:
+        if recipe.lora_plus is not None:
+            raise CommonweightError(f"lora_plus with {name}: it has one learning rate for all pools; leave one out")
+        groups = distinct(g for t in tenants for g in t.param_groups(recipe.lr or 1.0, one=True))
+        groups = [{"params": [p for g in groups for p in g["params"]], "lr": recipe.lr or 1.0}]
+    else:
+        groups = distinct(
+            g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr, lora_plus=recipe.lora_plus)
+        )
+    return _MAKERS[name](groups, recipe.weight_decay)
+
+
+def schedule(name: str, optimizer: Optimizer, warm: int, steps: int) -> Any:
+    """Linear warm-up and decay; schedule-free optimizers keep their rate after the warm-up."""
+    if name == "schedule-free":
+        return get_constant_schedule_with_warmup(optimizer, warm)
+    return get_linear_schedule_with_warmup(optimizer, warm, steps)
+
+
+def averaged(optimizer: Any) -> None:
+    """Schedule-free optimizers train at one point and answer at another: the latter is put into the pools."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if callable(there := getattr(inner, "eval", None)):
+        there()
+
+
+def state(optimizer: Any, pools: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """(tensors by ``key/pool``, numbers of each group and, in the first, of each pool): what a resumed run needs."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    tensors, numbers = {}, {}
+    for n, p in pools.items():
+        for k, v in inner.state.get(p, {}).items():
+            if isinstance(v, Tensor):
+                tensors[f"{k}/{n}"] = v
+            else:
+                numbers[f"{k}/{n}"] = v
+    groups = [{k: v for k, v in g.items() if _plain(v)} for g in inner.param_groups]
+    groups[0] = {**groups[0], "of pools": numbers}
+    return tensors, groups
+
+
+def restore(optimizer: Any, pools: Mapping[str, Tensor], tensors: Mapping[str, Tensor], groups: Groups) -> None:
+    """What `state` gave."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    numbers = groups[0].pop("of pools")
+    for key, value in {**tensors, **numbers}.items():
+        k, _, n = key.partition("/")
+        held = inner.state.get(pools[n]) or {}
+        if isinstance(value, Tensor):  # AdamW counts its steps on the CPU
+            value = value.clone() if k == "step" else value.to(pools[n].device)
+        inner.state[pools[n]] = {**held, k: value}
+    for group, was in zip(inner.param_groups, groups):
+        group.update(was)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, int | float | bool | str)
+
+
+class Several(Optimizer):
+    """Optimizers side by side, as one: each has its own groups; rates are set in them as in one's own."""
+
+    def __init__(self, parts: Sequence[Optimizer]):
+        self.parts = list(parts)
+        self.defaults = {}
+
+    # looked up each time: loading a state, which accelerate does at the start, puts new ones in
+    @property
+    def param_groups(self) -> Groups:  # type: ignore[override]
+        return [g for p in self.parts for g in p.param_groups]
+
+    @property
+    def state(self) -> _States:  # type: ignore[override]
+        return _States(self.parts)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for p in self.parts:
+            p.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in self.parts:
+            p.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [p.state_dict() for p in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for p, s in zip(self.parts, state_dict["parts"]):
+            p.load_state_dict(s)
+
+
+class _States:
+    """The states of several optimizers, each parameter's in its own."""
+
+    def __init__(self, parts: Sequence[Optimizer]):
+        self.of = {q: p.state for p in parts for g in p.param_groups for q in g["params"]}
+
+    def get(self, key: Tensor, default: Any = None) -> Any:
+        return self.of[key].get(key, default)
+
+    def __setitem__(self, key: Tensor, value: Any) -> None:
+        self.of[key][key] = value
+
+
+def _adamw(groups: Groups, decay: float) -> Optimizer:
+    return torch.optim.AdamW(groups, weight_decay=decay)
+
+
+def _muon(groups: Groups, decay: float) -> Optimizer:
+    """Muon for matrices, at AdamW's rates (Moonlight's scaling); AdamW for all other pools."""
+    matrices = [{**g, "params": [p for p in g["params"] if p.dim() == 2]} for g in groups]
+    rest = [{**g, "params": [p for p in g["params"] if p.dim() != 2]} for g in groups]
+    parts: list[Optimizer] = []
+    if matrices := [g for g in matrices if g["params"]]:
+        parts.append(torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    if rest := [g for g in rest if g["params"]]:
+        parts.append(_adamw(rest, decay))
+    return parts[0] if len(parts) == 1 else Several(parts)
+
+
+def _from(module: str, cls: str, install: str, **fixed: Any) -> Callable[[Groups, float], Optimizer]:
+    def build(groups: Groups, decay: float) -> Optimizer:
+        try:
+            found = getattr(import_module(module), cls)
+        except ImportError as e:
+            raise CommonweightError(f"this optimizer needs {install}: pip install {install}") from e
+        return found(groups, weight_decay=decay, **fixed)
+
+    return build
+
+
+_MAKERS: dict[str, Callable[[Groups, float], Optimizer]] = {
+    "adamw": _adamw,
+    "adamw-8bit": _from("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "adafactor": _from("torch.optim", "Adafactor", "torch"),
+    "lion": _from("bitsandbytes.optim", "Lion", "bitsandbytes"),
+    "lion-8bit": _from("bitsandbytes.optim", "Lion8bit", "bitsandbytes"),
+    "muon": _muon,
+    "prodigy": _from("prodigyopt", "Prodigy", "prodigyopt"),
+    "schedule-free": _from("schedulefree", "AdamWScheduleFree", "schedulefree"),
+    "sgd": _from("torch.optim", "SGD", "torch", momentum=0.9),
+}
