@@ -234,7 +234,9 @@ class Host:
         task: int | None = None,
         check_base: bool = True,
     ) -> Tenant:
-        """Reads an adapter of any tool as a tenant: PEFT, mlx-lm, or a tenant's own file; the content tells which.
+        """Reads an adapter of any tool as a tenant: PEFT, mlx-lm, llama.cpp, or a tenant's own file.
+
+        The content tells which, never a name alone.
 
         path: a file, or the folder that holds it. name: without one, as the file or folder is called.
         format: one of `formats.recognise.FORMATS`, in place of looking. labels, task: as for `import_peft`.
@@ -247,7 +249,7 @@ class Host:
         return adapters.load_adapter(self.roster, Path(path), name, how)
 
     def export(self, name: str, path: str | PathLike[str], format: str = "peft", **options: Any) -> Path:
-        """Writes a tenant as an adapter of another tool: ``"peft"`` or ``"mlx"`` (folders).
+        """Writes a tenant as an adapter of another tool: ``"peft"`` or ``"mlx"`` (folders), ``"gguf"`` (a file).
 
         Options: overwrite; rank and tolerance, for the nearest low rank of what is no product of two factors; of peft
         also those of `export_peft`. Raises: CommonweightError for what the format cannot say.

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from ...core import CommonweightError, unknown
 from ...formats import changes as ways
-from ...formats import mlx
+from ...formats import gguf, mlx
 from ...formats.adapter import Adapter
 from ...formats.changes import Change
-from ...formats.peft.keys import PREFIX
+from ...formats.peft.keys import PREFIX, bare
 from ...formats.recognise import FORMATS, recognise
 from .. import files
 from ..hooked import HookedModel
@@ -21,6 +21,9 @@ from ..peft.base import Frozen
 from ..peft.entering import enter
 from ..roster import Roster
 from ..tenant import Tenant
+from .about import about
+
+LAYERS = "linear", "expert", "router"
 
 
 class How(NamedTuple):
@@ -67,7 +70,12 @@ def _mlx(base: HookedModel, folder: Path, how: How) -> Adapter:
     return placed(base, found, how, dropout)
 
 
-READERS: Mapping[str, Callable[[HookedModel, Path, How], Adapter]] = {"mlx": _mlx}
+def _gguf(base: HookedModel, path: Path, how: How) -> Adapter:
+    mine = [bare(s.name) for s in base.every if s.kind in LAYERS and s.rows is None]
+    return placed(base, gguf.read(path, about(base), mine), how)
+
+
+READERS: Mapping[str, Callable[[HookedModel, Path, How], Adapter]] = {"gguf": _gguf, "mlx": _mlx}
 
 
 def placed(base: HookedModel, found: Mapping[str, Change], how: How, dropout: float = 0.0) -> Adapter:

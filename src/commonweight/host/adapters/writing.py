@@ -8,7 +8,7 @@ from typing import Any
 
 from ...bind import Magnitude
 from ...core import CommonweightError, unknown
-from ...formats import atomic, mlx
+from ...formats import atomic, gguf, mlx
 from ...formats.changes import EXACT, Change
 from ...formats.peft import low_rank, short
 from ..hooked import HookedModel
@@ -17,6 +17,7 @@ from ..peft.names import within
 from ..peft.writing import low_of, opaque
 from ..sites import blocks
 from ..tenant import Tenant
+from .about import about
 
 FORMATS = "peft", "gguf", "mlx"
 
@@ -35,6 +36,8 @@ def export(
             "place; export to peft, which leaves it out and says so"
         )
     found = changes(base, tenant, format, **options)
+    if format == "gguf":
+        return _gguf(base, found, path, overwrite)
     return _mlx(base, found, path, tenant, overwrite)
 
 
@@ -77,6 +80,14 @@ def _dora(tenant: Tenant) -> dict[str, Change] | None:
         slots = {k: v.detach().cpu() for k, v in entries[0].slots(None).items()}
         out[name] = Change(slots["A"], slots["B"], entries[0].bind.scale, slots["m"])
     return out
+
+
+def _gguf(base: HookedModel, found: dict[str, Change], path: Path, overwrite: bool) -> Path:
+    prefix = within(base)
+    data = gguf.write({short(n, prefix): c for n, c in found.items()}, about(base))
+    if path.exists() and (path.is_dir() or not overwrite):
+        raise CommonweightError(f"{path} is there already; choose another file, or give overwrite=True")
+    return atomic.write(path, data)
 
 
 def _mlx(base: HookedModel, found: dict[str, Change], path: Path, tenant: Tenant, overwrite: bool) -> Path:

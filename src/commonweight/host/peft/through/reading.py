@@ -75,7 +75,7 @@ def _measured(
     out: dict[str, Change] = {}
     for name, layer in model.named_modules():
         key = name.removeprefix(PREFIX)
-        if isinstance(layer, BaseTunerLayer) and key in sites:
+        if key in sites and isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module):
             out[sites[key].name] = measure(layer, sites[key], base, **kwargs)
     if not out:
         raise CommonweightError("PEFT adapts no layer of this base with it; made for another model")

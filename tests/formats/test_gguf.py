@@ -1,0 +1,214 @@
+"""llama.cpp's LoRA files: by the layout of convert_lora_to_gguf.py, and by the gguf package where it is installed."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.formats.gguf import About, container, names
+from tests.laws.subjects import stir
+from tests.models import make
+
+SITES = "*.q_proj|*.k_proj|*.down_proj"
+KEYS = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 6.0}
+
+
+@pytest.fixture
+def host():
+    return cw.Host(make("llama")[0])
+
+
+def factors(i=0):
+    """{llama.cpp's name: (A, B)} of a tiny Llama of 4 heads and 2 key heads."""
+    g = torch.Generator().manual_seed(5 + i)
+    return {
+        f"blk.{i}.{n}.weight": (torch.randn(3, inp, generator=g), torch.randn(out, 3, generator=g))
+        for n, out, inp in (("attn_q", 32, 32), ("attn_k", 16, 32), ("ffn_down", 32, 64))
+    }
+
+
+def file(tmp_path, keys=KEYS, change=None):
+    tensors = {}
+    for name, (a, b) in factors().items():
+        tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": b}
+    (change or (lambda t: None))(tensors)
+    path = tmp_path / "a.gguf"
+    path.write_bytes(container.write(keys, tensors))
+    return path
+
+
+def rows(w, heads):
+    """How llama.cpp's converter turns a Llama's query and key rows."""
+    return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def test_rows_of_query_and_key_come_back_into_the_models_order(host, tmp_path):
+    host.load_adapter(file(tmp_path), "t")
+    merged = host.merged("t")
+    assert len(merged) == 3
+    for name, (a, b) in factors().items():
+        leaf = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "ffn_down": "mlp.down_proj"}[
+            name.split(".")[2]
+        ]
+        delta = merged[f"model.layers.0.{leaf}.weight"] - host.weight(f"model.layers.0.{leaf}")
+        heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[2])
+        want = 2 * b @ a
+        torch.testing.assert_close(delta if heads is None else rows(delta, heads), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scale_of_one_where_alpha_is_not_there(host, tmp_path):
+    keys = {k: v for k, v in KEYS.items() if "alpha" not in k}
+    tenant = host.load_adapter(file(tmp_path, keys), "t")
+    assert (tenant.config.rank, tenant.config.alpha) == (3, 3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "bert"])
+@pytest.mark.parametrize("method", ["lora", "lora-xs", "vera"])
+def test_what_is_written_comes_back(tmp_path, kind, method):
+    host = cw.Host(make(kind)[0])
+    stir(host.add("t", method, rank=2))
+    host.load_adapter(host.export("t", tmp_path / "t.gguf", "gguf"), "back")
+    a, b = host.merged("t"), host.merged("back")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=1e-5, atol=1e-6)
+
+
+def test_other_ranks_have_their_scales_in_the_factors(host, tmp_path):
+    stir(host.add("t", "lora", rank=2, ranks=(("*.layers.0.*", 5),), sites=SITES))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    told = container.read(path)
+    assert told.keys["adapter.lora.alpha"] == 0 and told.tensors["blk.0.attn_q.weight.lora_a"].shape == (5, 32)
+    host.load_adapter(path, "back")
+    for name, w in host.merged("t").items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "keys, change, message",
+    [
+        ({**KEYS, "general.architecture": "qwen2"}, None, "its architecture is 'qwen2', this base is 'llama'"),
+        ({**KEYS, "general.type": "model"}, None, "general.type 'model'"),
+        ({**KEYS, "adapter.lora.alpha": "x"}, None, "adapter.lora.alpha is 'x'"),
+        ({**KEYS, "adapter.alora.invocation_tokens": "x"}, None, "an activated LoRA"),
+        (KEYS, lambda t: t.pop("blk.0.attn_q.weight.lora_b"), "attn_q.weight: has one factor of two"),
+        (KEYS, lambda t: t.update({"blk.9.attn_q.weight.lora_a": torch.ones(1, 32), "blk.9.attn_q.weight.lora_b":
+            torch.ones(32, 1)}), "blk.9.attn_q.weight: this base has no such layer"),
+        (KEYS, lambda t: t.update({"blk.0.ffn_down.weight.lora_a": torch.ones(3, 60)}), r"\(32, 60\), this base has"),
+        (KEYS, lambda t: t.update({"blk.0.attn_q.weight.lora_b": torch.ones(12, 3)}), "12 rows are not 4 heads"),
+        (KEYS, lambda t: t.update({"x": torch.ones(2)}), "x is no factor of a LoRA"),
+        (KEYS, lambda t: t["blk.0.attn_q.weight.lora_a"].fill_(float("inf")), "NaN or infinity"),
+        (KEYS, lambda t: t.clear(), "holds no adapter"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told(host, tmp_path, keys, change, message):
+    path = file(tmp_path, keys, change)
+    with pytest.raises(cw.CommonweightError, match=message) as e:
+        host.load_adapter(path, "t")
+    assert str(path) in str(e.value) and "t" not in host
+
+
+def test_damage_is_told_wherever_it_is(host, tmp_path):
+    path = file(tmp_path)
+    data = path.read_bytes()
+    for n in range(0, len(data) - 40, 97):
+        path.write_bytes(data[:n])
+        with pytest.raises(cw.CommonweightError):
+            host.load_adapter(path, "t", format="gguf")
+    for at in (8, 16, 24, 32):  # counts and lengths that go past the end
+        path.write_bytes(data[:at] + struct.pack("<Q", 1 << 62) + data[at + 8 :])
+        with pytest.raises(cw.CommonweightError):
+            host.load_adapter(path, "t")
+
+
+def test_norms_are_left_out_as_llama_cpp_leaves_them_out(host, tmp_path):
+    path = file(tmp_path, change=lambda t: t.update({"blk.0.attn_norm.weight": torch.ones(32)}))
+    with pytest.warns(UserWarning, match=r"1 vectors of norms \(blk.0.attn_norm.weight"):
+        host.load_adapter(path, "t")
+
+
+def test_experts_come_one_by_one(tmp_path):
+    host = cw.Host(make("moe")[0])
+    config = host.model.config
+    about = About(config.model_type, config.num_attention_heads, config.num_key_value_heads)  # type: ignore[union-attr]
+    site = next(s for s in host.base.every if s.name.endswith("experts.down_proj[0]"))
+    n = sum(s.name.startswith(site.name[:-2]) for s in host.base.every)
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(n, 2, site.inp, generator=g), torch.randn(n, site.out, 2, generator=g)
+    path = tmp_path / "e.gguf"
+    tensors = {"blk.0.ffn_down_exps.weight.lora_a": a, "blk.0.ffn_down_exps.weight.lora_b": b}
+    path.write_bytes(container.write({**KEYS, "general.architecture": about.architecture.name}, tensors))
+    host.load_adapter(path, "t")
+    key = site.name[:-3]
+    delta = host.merged("t")[key] - dict(host.model.named_parameters())[key]
+    torch.testing.assert_close(delta, 3 * b @ a, rtol=1e-4, atol=1e-4)
+
+
+def test_what_llama_cpp_cannot_say_is_refused(host, tmp_path):
+    stir(host.add("d", "dora", rank=2, sites="*.q_proj"))
+    with pytest.raises(cw.CommonweightError, match=r"dora is no product of two factors .* gguf"):
+        host.export("d", tmp_path / "d", "gguf")
+    host.export("d", tmp_path / "d", "gguf", tolerance=0.3)
+    with pytest.raises(cw.CommonweightError, match="is there already"):
+        host.export("d", tmp_path / "d", "gguf", tolerance=0.3)
+    with pytest.raises(
+        cw.CommonweightError, match="made for another model: its architecture is 'llama', this base is 'bert'"
+    ):
+        cw.Host(make("bert")[0]).load_adapter(tmp_path / "d")
+    stir(host.add("h", "lora", rank=2, sites="lm_head"))
+    host.model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+    with pytest.raises(cw.CommonweightError, match="lm_head: is tied to the embedding"):
+        host.export("h", tmp_path / "h", "gguf")
+    vit = cw.Host(make("vit")[0])
+    stir(vit.add("t", "lora", rank=2))
+    with pytest.raises(cw.CommonweightError, match=r"model_type 'vit': what llama\.cpp calls its layers is not known"):
+        vit.export("t", tmp_path / "v", "gguf")
+
+
+def test_the_gguf_package_reads_what_is_written(host, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    stir(host.add("t", "lora", rank=2, sites=SITES))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    theirs, mine = gguf.GGUFReader(path), container.read(path)
+    assert {t.name: torch.tensor(t.data).shape for t in theirs.tensors} == {n: t.shape for n, t in mine.tensors.items()}
+    for t in theirs.tensors:
+        assert torch.equal(torch.tensor(t.data), mine.tensors[t.name])
+    assert theirs.fields["general.architecture"].contents() == "llama"
+    assert theirs.fields["adapter.lora.alpha"].contents() == 2.0
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_types_that_the_gguf_package_writes_are_read(host, tmp_path, kind):
+    gguf = pytest.importorskip("gguf")
+    path, to = tmp_path / "t.gguf", getattr(gguf.GGMLQuantizationType, kind)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 32.0)
+    g = torch.Generator().manual_seed(2)
+    a, b = torch.randn(32, 64, generator=g), torch.randn(32, 32, generator=g)
+    for end, t in (("lora_a", a), ("lora_b", b)):
+        raw = gguf.quants.quantize(t.numpy(), to)
+        writer.add_tensor(f"blk.1.ffn_down.weight.{end}", raw, raw_dtype=to)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    host.load_adapter(path, "t")
+    name = "model.layers.1.mlp.down_proj"
+    delta = host.merged("t")[f"{name}.weight"] - host.weight(name)
+    assert (delta - b @ a).norm() < {"F32": 1e-5, "F16": 1e-2, "BF16": 1e-2, "Q8_0": 2e-2}[kind] * (b @ a).norm()
+
+
+def test_every_name_of_the_table_is_one_of_the_gguf_package():
+    gguf = pytest.importorskip("gguf")
+    by_name = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}
+    for kind, arch in names.ARCHITECTURES.items():
+        theirs = gguf.get_tensor_name_map(by_name[arch.name], 4)
+        homes = {"bert": "encoder.layer.2.", "gpt2": "transformer.h.2."}
+        for ours, name in arch.layers.items():
+            if "experts" not in ours:
+                assert theirs.get_name(f"{homes.get(kind, 'model.layers.2.')}{ours}") == f"blk.2.{name}", (kind, ours)
