@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from commonweight.core import CommonweightError
-from commonweight.core.readable import CHARACTERS, DEEPEST, ENTRIES, read_text, read_yaml, within
+from commonweight.core.readable import CHARACTERS, DEEPEST, ENTRIES, read_object, read_text, read_yaml, within
 
 
 def doubled(times: int) -> str:
@@ -26,11 +26,11 @@ def test_values():
     ("text", "message"),
     [
         ("a: [", "f.yaml, line 1: not valid YAML"),
-        ("a: 1\nb: 2026-13-45", "f.yaml, line 2: not valid YAML: month must be in 1..12"),
-        ("a: !!timestamp soon", "line 1: not valid YAML: 'soon' is no timestamp"),
-        ("a: !!int many", "line 1: not valid YAML: invalid literal"),
+        ("a: 1\nb: 2026-13-45", "f.yaml, line 2: not valid YAML: '2026-13-45' cannot be read .month must be in 1..12"),
+        ("a: !!timestamp soon", "line 1: not valid YAML: 'soon' cannot be read .it is no timestamp"),
+        ("a: !!int many", "line 1: not valid YAML: 'many' cannot be read .invalid literal"),
         ("a: {b: [1, 0x" + "f" * 40 + "]}", r"f.yaml: a.b.1 is a whole number of 160 bits; wanted at most 64"),
-        ("a: " + "9" * 5000, "line 1: not valid YAML: Exceeds the limit"),
+        ("a: " + "9" * 5000, "line 1: not valid YAML: '9{59} cannot be read .Exceeds the limit"),
         ("a: *b", "line 1: not valid YAML: found undefined alias"),
         ("a: &x [*x]", "line 1: it contains itself, by an alias"),
         ("a: " + "[" * DEEPEST + "[" + "]" * DEEPEST + "]", f"not valid YAML: nested more than {DEEPEST} deep"),
@@ -52,6 +52,8 @@ def test_lines_of_keys_and_a_key_that_is_twice_there():
     assert lines == {("a",): 1, ("a", "b"): 2, ("c",): 3}
     with pytest.raises(CommonweightError, match=r"f, line 2: a appears twice, first in line 1"):
         read_yaml("a: 1\na: 2\n", "f", lines={})
+    with pytest.raises(CommonweightError, match=r"f, line 3: a.b.c.1 is a whole number of 80 bits"):
+        read_yaml("a:\n  b:\n    c: [1, 0x" + "f" * 20 + "]\n", "f", lines={})
 
 
 def test_values_that_are_given():
@@ -74,3 +76,17 @@ def test_files(tmp_path):
     (tmp_path / "long.yaml").write_bytes(b"#" * (4 * CHARACTERS + 1))
     with pytest.raises(CommonweightError, match=r"long.yaml: has 2,000,001 bytes; wanted at most"):
         read_text(tmp_path / "long.yaml")
+
+
+def test_objects(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"a": [1]}')
+    assert read_object(file, 10) == {"a": [1]}
+    with pytest.raises(CommonweightError, match=r"config.json: 10 bytes; a config has at most 9"):
+        read_object(file, 9)
+    for text, message in (("[1]", "holds a list"), ("{", "not a whole JSON file"), ("[" * 100_000, "not a whole")):
+        file.write_text(text)
+        with pytest.raises(CommonweightError, match=f"config.json: {message}"):
+            read_object(file)
+    with pytest.raises(CommonweightError, match=r"none.json: .*cannot be read"):
+        read_object(tmp_path / "none.json")

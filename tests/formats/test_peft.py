@@ -128,7 +128,7 @@ def test_files_that_are_missing_or_damaged(host, saved, tmp_path):
     refused(host, saved, f"has no {TENSORS}")
     for text in ("{", "[" * 100_000, "[]", "{}", "\udc80".encode("utf-8", "surrogateescape").decode("latin1")):
         (saved / CONFIG).write_text(text)
-        refused(host, saved, "not a whole JSON file|names no peft_type")
+        refused(host, saved, "not a whole JSON file|holds a list|names no peft_type")
     (saved / CONFIG).unlink()
     refused(host, saved, f"has no {CONFIG}")
 

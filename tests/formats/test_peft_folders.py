@@ -16,6 +16,7 @@ from torch import nn
 
 import commonweight as cw
 from commonweight.commons.adapters import adapters
+from commonweight.core.readable import CONFIG_BYTES
 from commonweight.formats.peft import digest, folder, keys, layout
 from tests.formats.test_peft import edit, refused
 from tests.laws.subjects import stir
@@ -231,7 +232,7 @@ def test_counts_that_no_tensor_holds(host, tmp_path, kind, tensors, more, says):
 
 
 def test_a_config_is_bounded_and_numbers_are_numbers(host, saved):
-    edit(saved, {"note": "x" * (digest.LARGEST + 1)})
+    edit(saved, {"note": "x" * (CONFIG_BYTES + 1)})
     refused(host, saved, "bytes; a config has at most 16,777,216")
     edit(saved, {"note": None})
     tensors = load_file(saved / folder.TENSORS)

@@ -1,16 +1,18 @@
-"""YAML that people wrote, read within bounds: what it says may be far larger than its text, by aliases."""
+"""YAML and JSON of others, read within bounds: what a YAML says may be far larger than its text, by aliases."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CommonweightError
+from .errors import CommonweightError, first_line
 
 CHARACTERS = 500_000  # of a file
 DEEPEST = 50  # brackets, or indents, within one another
+CONFIG_BYTES = 1 << 24  # of a config; those of a large model with a rank for every layer have some 100 kB
 ENTRIES = 100_000  # values, when every alias is written out
 _INTEGER = 1 << 63  # as large as whole numbers may be
 
@@ -31,6 +33,25 @@ def read_text(path: Path, what: str = "file") -> str:
         raise CommonweightError(f"{path}: no such {what}") from None
     except (OSError, UnicodeDecodeError) as e:
         raise CommonweightError(f"{path}: cannot be read: {e}") from e
+
+
+def read_object(path: Path, most: int = 1 << 30) -> dict[str, Any]:
+    """What a file with one JSON object says. most: bytes that it may have.
+
+    Raises: CommonweightError for a file that is missing, too large, no JSON, or something else than an object.
+    """
+    try:
+        size = path.stat().st_size
+        found = json.loads(path.read_text(encoding="utf-8")) if size <= most else None
+    except (OSError, ValueError, RecursionError) as e:
+        raise CommonweightError(
+            f"{path}: not a whole JSON file, it cannot be read ({e}); download or copy it again"
+        ) from e
+    if size > most:
+        raise CommonweightError(f"{path}: {size:,} bytes; a config has at most {most:,}")
+    if not isinstance(found, dict):
+        raise CommonweightError(f"{path}: holds a {type(found).__name__}; wanted a JSON object")
+    return found
 
 
 def read_yaml(text: str, where: str | Path, *, lines: Lines | None = None) -> Any:
@@ -57,13 +78,13 @@ def read_yaml(text: str, where: str | Path, *, lines: Lines | None = None) -> An
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise CommonweightError(f"{where}{line}: not valid YAML: {getattr(e, 'problem', None) or e}") from None
-    within(body, where)
+    within(body, where, lines)
     return body
 
 
-def within(body: Any, where: str | Path) -> None:
+def within(body: Any, where: str | Path, lines: Lines | None = None) -> None:
     """Raises: CommonweightError for values, from YAML or given, that contain themselves, are nested too deep, are more
-    than `ENTRIES`, or are whole numbers beyond 64 bits."""
+    than `ENTRIES`, or are whole numbers beyond 64 bits. lines: of the keys, for the error."""
     left = [ENTRIES]
 
     def look(value: Any, at: tuple[str, ...], inside: tuple[int, ...]) -> None:
@@ -76,8 +97,10 @@ def within(body: Any, where: str | Path) -> None:
             for key, v in value.items() if isinstance(value, Mapping) else enumerate(value):
                 look(v, (*at, str(key)), (*inside, id(value)))
         elif isinstance(value, int) and not -_INTEGER <= value < _INTEGER:
+            line = next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), 0) if lines else 0
+            place = f"{where}, line {line}" if line else f"{where}"
             raise CommonweightError(
-                f"{where}: {'.'.join(at)} is a whole number of {value.bit_length()} bits; wanted at most 64"
+                f"{place}: {'.'.join(at)} is a whole number of {value.bit_length()} bits; wanted at most 64"
             )
 
     look(body, (), ())
@@ -125,7 +148,8 @@ def _loader() -> Any:
             except yaml.YAMLError:
                 raise
             except Exception as e:  # a date of no calendar, a tag that does not fit: constructors raise what they like
-                why = str(e) if isinstance(e, ValueError) else f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+                why = first_line(e) if isinstance(e, ValueError) else f"it is no {node.tag.rpartition(':')[2]}"
+                why = f"{repr(node.value)[:60]} cannot be read ({why}); a text stands in quotation marks"
                 raise yaml.MarkedYAMLError(problem=why, problem_mark=node.start_mark) from e
 
     number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")

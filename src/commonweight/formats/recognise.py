@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import CommonweightError
-from . import tensors
+from ..core.readable import CONFIG_BYTES, read_object
 
 FORMATS = {
     "commonweight": "a tenant's own file",
@@ -42,7 +42,7 @@ def recognise(path: Path) -> tuple[str, Path]:
 
 def _folder(folder: Path) -> tuple[str, Path]:
     if (folder / _CONFIG).is_file():
-        kind = _config(tensors.config(folder / _CONFIG))
+        kind = _config(read_object(folder / _CONFIG, CONFIG_BYTES))
         pickled = [p for p in sorted(folder.glob("adapter_*.pt")) if _magic(p) == "zip"]
         if kind == "peft" and pickled and not list(folder.glob("adapter_model.*[!t]")):
             return "torchtune", pickled[-1]
@@ -80,7 +80,7 @@ def _file(path: Path) -> tuple[str, Path] | None:
         return "commonweight", path
     keys = [k for k in header if k != "__metadata__"]
     beside = path.parent / _CONFIG
-    kind = _config(tensors.config(beside)) if beside.is_file() else None
+    kind = _config(read_object(beside, CONFIG_BYTES)) if beside.is_file() else None
     if kind is not None and _ends(keys, ".lora_a", ".lora_b") == (kind == "mlx"):
         return kind, path.parent
     if _ends(keys, ".lora_a.weight", ".lora_b.weight"):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core import CommonweightError
-
-LARGEST = 1 << 24  # bytes of a config
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -39,19 +35,6 @@ def looked_at(where: str, value: Tensor) -> Tensor:
     if not value.isfinite().all():
         raise CommonweightError(f"{where} holds NaN or infinity; it cannot be used")
     return value
-
-
-def config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises: CommonweightError for a file that is none, or too large for one."""
-    try:
-        if (n := path.stat().st_size) > LARGEST:
-            raise CommonweightError(f"{path}: {n:,} bytes; a config has at most {LARGEST:,}")
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise CommonweightError(f"{path}: not a whole JSON file ({e}); copy it again") from e
-    if not isinstance(given, dict):
-        raise CommonweightError(f"{path}: {type(given).__name__}; wanted a JSON object")
-    return given
 
 
 def parts(tensors: Mapping[str, Tensor], slots: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

@@ -220,9 +220,9 @@ def test_float8_with_a_scale_of_its_own_is_refused(scale, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"{", r"config.json: cannot be read \(.*download or copy it again"),
-        (b"\xff\xfe", "config.json: cannot be read"),
-        (b"[" * 100_000, "config.json: cannot be read"),
+        (b"{", r"config.json: not a whole JSON file, it cannot be read \(.*download or copy it again"),
+        (b"\xff\xfe", "config.json: not a whole JSON file, it cannot be read"),
+        (b"[" * 100_000, "config.json: not a whole JSON file, it cannot be read"),
         (b"[1]", "config.json: holds a list; wanted a JSON object"),
         (b'{"quantization_config": "gptq"}', "quantization_config in its config.json is a str; wanted an object"),
     ],

@@ -133,34 +133,30 @@ def _extent(text: str, at: int, where: str) -> int:
     """The end of the value that begins at `at`."""
     if text[at : at + 1] not in ("{", "["):
         return next((m.start() for m in re.compile(r"[,\]]").finditer(text, at)), len(text))
+    for end, depth in _brackets(text, at, where):
+        if end - at > MAX_ROW:
+            raise CommonweightError(f"{where}: more than {MAX_ROW:,} characters, the most that a row may have")
+        if not depth:
+            return end
+    raise CommonweightError(f"{where}: it has no end")
+
+
+def _brackets(text: str, at: int, where: str) -> Iterator[tuple[int, int]]:
+    """(end, depth after it) of every token of JSON that is a text or a bracket. Raises: for what is nested too deep."""
     depth = 0
     for m in TOKEN.finditer(text, at):
-        if m.end() - at > MAX_ROW:
-            break
-        c = m[0]
-        if c in ("[", "{"):
+        if m[0] in ("[", "{"):
             depth += 1
             if depth > MAX_DEPTH:
                 raise CommonweightError(f"{where}: more than {MAX_DEPTH} lists and objects inside each other")
-        elif c in ("]", "}"):
+        elif m[0] in ("]", "}"):
             depth -= 1
-            if not depth:
-                return m.end()
-    else:
-        raise CommonweightError(f"{where}: it has no end")
-    raise CommonweightError(f"{where}: more than {MAX_ROW:,} characters, the most that a row may have")
+        yield m.end(), depth
 
 
 def _shallow(text: str, where: str) -> None:
-    depth = 0
-    for m in TOKEN.finditer(text):
-        c = m[0]
-        if c in ("[", "{"):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise CommonweightError(f"{where}: more than {MAX_DEPTH} lists and objects inside each other")
-        elif c in ("]", "}"):
-            depth -= 1
+    for _ in _brackets(text, 0, where):
+        pass
 
 
 def _parse(text: str, where: str) -> Any:

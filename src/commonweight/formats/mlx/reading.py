@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...core import CommonweightError
+from ...core.readable import CONFIG_BYTES, read_object
 from .. import tensors as given
 from ..changes import Change
 
@@ -23,7 +24,7 @@ def read(folder: Path) -> tuple[dict[str, Change], float]:
     one by one, as ``...experts.3.gate_proj``.
     Raises: CommonweightError naming the file, the key or the option.
     """
-    config = given.config(folder / "adapter_config.json")
+    config = read_object(folder / "adapter_config.json", CONFIG_BYTES)
     path = folder / "adapters.safetensors"
     if not path.is_file():
         raise CommonweightError(f"{folder}: has no adapters.safetensors; copy the folder whole")

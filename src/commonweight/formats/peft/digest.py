@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...core import CommonweightError
+from ...core.readable import CONFIG_BYTES
 
 REPORT, KEY = "report.json", "sha256"
-LARGEST = 1 << 24  # bytes of a report or a config; those of a large model with a rank for every layer have some 100 kB
 
 
 def of(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def _told(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > CONFIG_BYTES:
             return {}
         report = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as e:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...core import CommonweightError
+from ...core.readable import CONFIG_BYTES, read_object
 from .. import atomic
 from . import digest
 
@@ -54,13 +55,8 @@ def config(folder: Path) -> dict[str, Any]:
         names = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
         inside = f"; adapters lie in it: {', '.join(names[:5])}. Name one of them" if names else ""
         raise CommonweightError(f"{folder}: has no {CONFIG}; it is not a PEFT adapter folder{inside}")
-    if path.stat().st_size > digest.LARGEST:
-        raise CommonweightError(f"{path}: {path.stat().st_size:,} bytes; a config has at most {digest.LARGEST:,}")
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise CommonweightError(f"{path}: not a whole JSON file ({e})") from e
-    if not isinstance(given, dict) or not isinstance(given.get("peft_type"), str):
+    given = read_object(path, CONFIG_BYTES)
+    if not isinstance(given.get("peft_type"), str):
         raise CommonweightError(f"{path}: names no peft_type; wanted what PEFT's save_pretrained writes")
     return given
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError
+from ...core.readable import read_object
 from .safefile import File
 
 INDEX = "model.safetensors.index.json"
@@ -147,12 +147,4 @@ def config_of(path: Path) -> dict[str, Any]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where there is no file. Raises: CommonweightError for anything else."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise CommonweightError(f"{file}: cannot be read ({e}); download or copy it again") from e
-    if not isinstance(found, dict):
-        raise CommonweightError(f"{file}: holds a {type(found).__name__}; wanted a JSON object")
-    return found
+    return read_object(file) if file.is_file() else {}
