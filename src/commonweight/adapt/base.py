@@ -15,8 +15,10 @@ from torch import nn
 
 from ..core import CommonweightError, first_line, unknown
 from ..host import Host
+from ..host.origin import quantised
 from .classifier import POOLER, Classifier, pool_of_transformers
 from .names import DEVICES, DTYPES
+from .quantise import configuration
 from .tasks import get
 
 
@@ -59,13 +61,13 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
 
 def open_host(
     model: str | Path, task: str = "classify", *, dtype: str = "auto", sites: Any = None, pool: str | None = None,
-    device: str = "auto",
+    device: str = "auto", quantize: str | None = None,
 ) -> Host:  # fmt: skip
     """A host of a model from a folder or the hub, ready for a task's tenants.
 
     Hosts for classify and embed wrap the encoder in a `Classifier`; a host for lm has the causal model. pool: how
     features are pooled for heads; "transformers" pools like transformers' own classifier, for heads from PEFT.
-    device: see `pick_device`.
+    device: see `pick_device`. quantize: packs the frozen base as it is loaded, ``"nf4"``; see `names.QUANTISED`.
     Raises: CommonweightError if the model cannot be read, or does not suit the task.
     """
     from transformers import AutoModel, AutoModelForCausalLM
@@ -76,7 +78,9 @@ def open_host(
     wanted = pick_dtype(dtype, device)
     # On a CPU in bfloat16 the backward pass of torch's fused attention takes a third of a step over short rows.
     short = device == "cpu" and wanted is torch.bfloat16 and task != "lm"
-    plain = {"attn_implementation": "eager"} if short else {}
+    how: dict[str, Any] = {"attn_implementation": "eager"} if short else {}
+    if quantize is not None:
+        how |= {"quantization_config": configuration(quantize, wanted), "device_map": {"": device}}
     path = Path(model)
     if path.exists() and not (path / "config.json").is_file():
         raise CommonweightError(
@@ -86,20 +90,24 @@ def open_host(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             base: Any
-            base, found = auto.from_pretrained(str(model), dtype=wanted, output_loading_info=True, **plain)  # type: ignore
+            base, found = auto.from_pretrained(str(model), dtype=wanted, output_loading_info=True, **how)  # type: ignore
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
         raise CommonweightError(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
             "with config.json and model.safetensors, or a name on the hub"
         ) from e
     if task == "lm":
-        check_causal(base, str(model), sorted(found["missing_keys"]))
-        return Host(base.to(device).eval(), sites=sites)
+        host = Host((base if quantize else base.to(device)).eval(), sites=sites)
+        check_causal(
+            host.model, str(model), sorted(found["missing_keys"])
+        )  # under a host packed layers stay as they are
+        return host
     if pool == "transformers":
         pool = pool_of_transformers(base.eval())
     if pool == POOLER and (lost := [k for k in found["missing_keys"] if "pooler" in k]):
         raise CommonweightError(f"model {str(model)!r} has no weights for {lost[0]}, which its classifier reads")
-    return Host(Classifier(base, pool).to(device).eval(), sites=sites)
+    whole = Classifier(base, pool)
+    return Host((whole if quantize else whole.to(device)).eval(), sites=sites)
 
 
 def where(host: Host) -> str:
@@ -109,7 +117,8 @@ def where(host: Host) -> str:
         on = f"{p.device}, {torch.cuda.get_device_name(p.device)}"
     else:
         on = f"{p.device}, {torch.get_num_threads()} threads" if p.device.type == "cpu" else str(p.device)
-    return f"device: {on}; the base in {str(p.dtype).removeprefix('torch.')}"
+    packed = f", packed as {form}" if (form := quantised(host.model)) is not None else ""
+    return f"device: {on}; the base in {str(p.dtype).removeprefix('torch.')}{packed}"
 
 
 @torch.no_grad()

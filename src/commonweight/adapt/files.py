@@ -64,6 +64,7 @@ def run(
     options: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: str | None = None,
     sites: str | None = None,
     codec: str | None = None,
     resume: bool = False,
@@ -91,7 +92,7 @@ def run(
     )  # fmt: skip
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites, dtype=dtype,
-        device=device, codec=codec, recipe=recipe,
+        device=device, quantize=quantize, codec=codec, recipe=recipe,
     )  # fmt: skip
     target = InFiles({name: path}, checkpoint, report)
     found = train(model, job, target, resume=resume, say=say, progress=progress)[name]
@@ -168,7 +169,7 @@ def look(
     """
     check(job)
     data, evals = read_all(job, say)
-    host = open_host(model, job.task, dtype=job.dtype, pool=job.pool, device=job.device)
+    host = open_host(model, job.task, dtype=job.dtype, pool=job.pool, device=job.device, quantize=job.quantize)
     say(where(host))
     bring(host)
     numbers = Recipe(**job.recipe)

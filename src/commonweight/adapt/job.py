@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
+
 from ..core import CommonweightError, build, safe, unknown
 from ..formats.codecs import get as get_codec
 from ..methods import resolve
 from .base import pick_device, pick_dtype
 from .classifier import POOLS
 from .data import Data, columns, named, reading, split
-from .names import DTYPES
+from .names import DTYPES, QUANTISED
+from .quantise import configuration
 from .recipe import Recipe
 from .rows import Row, read
 from .tasks import Classify, check_columns, get
@@ -56,6 +59,7 @@ class Job:
     sites: Any = None
     dtype: str = "auto"
     device: str = "auto"
+    quantize: str | None = None
     codec: Any = None
     pool: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -85,6 +89,8 @@ def checks(job: Job) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
         yield ("pool",), partial(_pool, job.pool)
     if job.device != "auto":
         yield ("device",), partial(pick_device, job.device)
+    if job.quantize is not None and job.quantize not in QUANTISED:
+        yield ("quantize",), partial(configuration, job.quantize, torch.float32)
     if job.dtype not in DTYPES:
         yield ("dtype",), partial(pick_dtype, job.dtype, "cpu")
 

@@ -8,3 +8,14 @@ OPTIMIZERS = (
 SIDES = ("left", "right")
 CODECS = ("bfloat16", "int8", "int4", "compeft")
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
+QUANTISED = (
+    "nf4",
+    "nf4-double",
+    "fp4",
+    "int8",
+    "torchao-int8",
+    "torchao-int4",
+    "torchao-float8",
+    "quanto-int8",
+    "quanto-int4",
+)

@@ -11,6 +11,7 @@ import torch
 
 from ..core import dump
 from ..host import Host
+from ..host.origin import quantised
 from .recipe import Recipe
 from .tasks import Example
 from .trainer import Part
@@ -25,6 +26,8 @@ def settings(host: Host, parts: Sequence[Part], recipe: Recipe) -> dict[str, Any
         "task": type(task).__name__.lower(), **numbers, "max_length": task.max_length,
         "dtype": str(next(host.model.parameters()).dtype).removeprefix("torch."), "base": host.fingerprint,
     }  # fmt: skip
+    if (form := quantised(host.model)) is not None:
+        out["quantised"] = form
     for p in parts:
         tenant, config = p.tenant, dump(p.tenant.config)
         config.pop("is")

@@ -42,7 +42,7 @@ def read_tenants(path: str | Path) -> Job:
         except CommonweightError as e:
             raise at.error(here, str(e)) from e
         sources[name] = _source(at, here, entry, path.parent)
-    for key in ("common", "method", "task", "sites", "dtype", "pool"):
+    for key in ("common", "method", "task", "sites", "dtype", "quantize", "pool"):
         at.kind(body, key, str, "a name")
     for key in ("options", "recipe"):
         at.kind(body, key, dict, "keys and values, as in {rank: 16}")

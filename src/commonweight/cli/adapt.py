@@ -201,6 +201,15 @@ def command(
         str | None,
         typer.Option(help="auto, cpu, cuda, cuda:1 or mps. auto: CUDA where there is one.", rich_help_panel=TRAINING),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="Pack the frozen base as it is loaded: nf4, nf4-double, fp4 or int8 (bitsandbytes), torchao-int8, "
+            "torchao-int4, torchao-float8, quanto-int8, quanto-int4.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints (100).", rich_help_panel=TRAINING)
     ] = None,

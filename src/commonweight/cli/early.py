@@ -63,6 +63,10 @@ def device(name: str | None) -> None:
         raise CommonweightError(f"device {name!r}: wanted auto, cpu, cuda, cuda:1 or mps")
 
 
+def quantize(name: str | None) -> None:
+    _one("quantize", name, names.QUANTISED)
+
+
 def recipe(numbers: Mapping[str, Any]) -> None:
     build(Recipe, numbers)
 

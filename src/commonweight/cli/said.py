@@ -41,6 +41,7 @@ class Said:
     seed: int | None = None
     dtype: str | None = None
     device: str | None = None
+    quantize: str | None = None
     checkpoint_every: int | None = None
     resume: bool = False
     dry_run: bool = False
@@ -71,4 +72,4 @@ class Said:
 
     @property
     def how(self) -> dict[str, Any]:
-        return self.given("task", "sites", "dtype", "device", "codec")
+        return self.given("task", "sites", "dtype", "device", "quantize", "codec")

@@ -51,6 +51,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
     early.device(said.device)
     early.optimizer(said.optimizer)
     early.side(said.truncation_side)
+    early.quantize(said.quantize)
     early.recipe(said.recipe)
     if said.out is not None:
         out_path(said.out, said.overwrite or said.resume)

@@ -7,6 +7,7 @@ Layout, versions 1 and 2. Metadata key ``commonweight`` holds a JSON object:
 - ``method``, ``config``, ``seed``: the plan is a pure function of these and of the sites; ``plan`` is its digest.
 - ``sites``: {name with the first layer number as ``{}``: [out, inp, "0-5,7"]}. ``labels``: classes of the head.
 - ``base``: fingerprint of the frozen model. ``metrics``: whatever was measured when it was saved.
+- ``quantised``: how the base was packed, "bitsandbytes nf4"; ``float``: fingerprint of the weights that it was made of.
 - ``common``: of the host, whose pools of scope `shared` the tenant reads; they stand in the file as its own do.
 - ``own``: the tensors that no other tenant has, or true for all of them; see `own`.
 
@@ -288,11 +289,13 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "labels": _names,
     "metrics": _object,
     "common": _text,
+    "quantised": _text,
+    "float": _text,
     "codec": coding.fits_header,
     "own": lambda v: v is True or _names(v),
     "digest": lambda v: _text(v) and re.fullmatch("[0-9a-f]{32}", v) is not None,
 }
-_OPTIONAL = ("version", "labels", "metrics", "common", "codec", "own", "digest")
+_OPTIONAL = ("version", "labels", "metrics", "common", "quantised", "float", "codec", "own", "digest")
 
 
 def decode(path: Path, plan: Plan, header: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor | None]:

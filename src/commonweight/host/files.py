@@ -18,6 +18,7 @@ from ..formats.order import site_fields
 from ..methods import get, head
 from ..methods import plan as make_plan
 from .common import Common
+from .origin import of_float, quantised
 from .roster import Roster
 from .tenant import Tenant
 
@@ -66,6 +67,10 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
         "plan": tenant.plan.digest(),
         "base": base.fingerprint,
     }
+    if (form := quantised(base.model)) is not None:
+        header["quantised"] = form
+        if (origin := of_float(base.model, base.modules, sites)) is not None:
+            header["float"] = origin
     if tenant.labels is not None:
         header["labels"] = tenant.labels
     if metrics:
@@ -78,9 +83,29 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
 
 def weights(base: HookedModel, tenant: Tenant) -> str:
     """The fingerprint of the weights that the tenant's sites read."""
-    return of_weights(
-        _sites(base, tenant), lambda s, places: base.modules[s.name.split("[")[0]].rows(s.rows).steady(places)
-    )
+    return _weights(base, _sites(base, tenant))
+
+
+def _weights(base: HookedModel, sites: list[Site]) -> str:
+    return of_weights(sites, lambda s, places: base.modules[s.name.split("[")[0]].rows(s.rows).steady(places))
+
+
+def _related(base: HookedModel, header: Mapping[str, Any], sites: list[Site]) -> bool:
+    """Whether the tenant's base and this one were made of the same weights, one of them or both quantised since."""
+    here = quantised(base.model)
+    if here is None and "quantised" not in header:
+        return False
+    theirs = header.get("float") if "quantised" in header else header.get("weights")
+    ours = of_float(base.model, base.modules, sites) if here else _weights(base, sites)
+    return theirs is not None and theirs == ours
+
+
+def _other(base: HookedModel, header: Mapping[str, Any]) -> str:
+    here, there = quantised(base.model), header.get("quantised")
+    if here == there:
+        return ""
+    forms = f"the base is {there or 'in floating point'} there, {here or 'in floating point'} here"
+    return f"{forms}, and that both come from the same weights is not on record; "
 
 
 def _sites(base: HookedModel, tenant: Tenant) -> list[Site]:
@@ -154,12 +179,12 @@ def _enter(
         if (every[site].out, every[site].inp) != shape:
             here = (every[site].out, every[site].inp)
             raise CommonweightError(f"{path}: made for another base: {site} is {shape} there, {here} here")
-    if check_base and header["base"] != base.fingerprint:
+    sites = [s for s in base.every if s.name in wanted]
+    if check_base and header["base"] != base.fingerprint and not _related(base, header, sites):
         raise CommonweightError(
             f"{path}: made for another base: same shapes, other weights (fingerprint {header['base'][:8]} there, "
-            f"{base.fingerprint[:8]} here); load(..., check_base=False) takes it all the same"
+            f"{base.fingerprint[:8]} here); {_other(base, header)}load(..., check_base=False) takes it all the same"
         )
-    sites = [s for s in base.every if s.name in wanted]
     labels = header.get("labels")
     with _named(path):
         plan = make_plan(config, sites, seed=header["seed"])

@@ -19,7 +19,7 @@ from .current import Opened
 from .files import Source
 from .follow import served
 from .hooked import HookedModel
-from .merged import merged
+from .merged import in_float, merged
 from .module import tenant_module
 from .roster import Reader, Roster
 from .sites import Pattern
@@ -177,16 +177,27 @@ class Host:
         it."""
         return self.base.fingerprint
 
-    def merged(self, name: str) -> dict[str, Tensor]:
+    def merged(self, name: str, *, requantise: bool = False) -> dict[str, Tensor]:
         """The weights that differ from the base, by parameter name, in the model's own layout and dtype.
 
         For an ordinary model of the same architecture: ``other.load_state_dict(host.merged(n), strict=False)``. For a
-        quantised base these are its dequantised weights plus the change, in floating point.
-        Raises: CommonweightError if the method does not change weights.
+        quantised base these are its dequantised weights plus the change, in floating point; requantise=True packs them
+        again as the layer was, under the keys of its own state dict.
+        Raises: CommonweightError if the method does not change weights, or if a format cannot be packed here.
         """
         base, tenant = self.base, self[name]
         served(tenant)
-        return merged(base, tenant)
+        return merged(base, tenant, requantise)
+
+    def merged_model(self, name: str) -> nn.Module:
+        """The tenant as a model of its own: of transformers, all weights in floating point, whatever the base is packed
+        in, and no word of quantisation in its config; `save_pretrained` writes it.
+
+        Cost: the whole model once more. Raises: as `merged`, and for a model that is not made from a config.
+        """
+        base, tenant = self.base, self[name]
+        served(tenant)
+        return in_float(base, merged(base, tenant))
 
     # -- files -----------------------------------------------------------------------------------------------------
 

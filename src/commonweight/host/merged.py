@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import CommonweightError
 from . import experts
 from .change import changed
 from .hooked import HookedModel
+from .names import named
+from .requantise import requantised
 from .sites import Physical
 from .tenant import Tenant
+from .weights import dense, packed, plain, unpacked
 
 
-def merged(base: HookedModel, tenant: Tenant) -> dict[str, Tensor]:
+def merged(base: HookedModel, tenant: Tenant, requantise: bool = False) -> dict[str, Tensor]:
     """The weights that differ from the base's; see `Host.merged`."""
     out: dict[str, Tensor] = {}
+    dtype = floats(base.inner)
     for site, entries in tenant.table.items():
         at = base.modules[site]
         if at.kind == "head":
@@ -32,10 +39,57 @@ def merged(base: HookedModel, tenant: Tenant) -> dict[str, Tensor]:
                 continue
             w, b = changed(at, entries)
             w = w.T if at.transposed else w
-            out[at.key] = w.to(at.weight.dtype).contiguous()
+            pack = at.kind == "linear" and at.slot == "weight" and (packed(at.module) or unpacked(at.module))
+            if pack and requantise:
+                out |= {f"{at.home}{k}": v for k, v in requantised(at.module, w, site).items()}
+            else:
+                out[at.key] = w.to(dtype if pack else at.weight.dtype).contiguous()
             if b is not None and at.bias is not None and not torch.equal(b, at.bias.float()):
                 out[f"{at.home}{at.bias_slot}"] = b.to(at.bias.dtype)
     return out
+
+
+def floats(model: nn.Module) -> torch.dtype:
+    """The dtype of the base's ordinary weights, which those of packed layers would have."""
+    return next((p.dtype for p in model.parameters() if plain(p)), torch.float32)
+
+
+def in_float(base: HookedModel, changes: dict[str, Tensor]) -> nn.Module:
+    """A new model of the base's class, all weights in floating point, and these in place of the base's own."""
+    model: Any = base.inner
+    kind = vars(type(model)).get("commonweight_plain", type(model))
+    if not callable(getattr(kind, "from_pretrained", None)) or getattr(model, "config", None) is None:
+        raise CommonweightError(
+            f"{type(model).__name__} is no model of transformers that can be made from its config; make the model in "
+            "floating point yourself and load host.merged(name) into it"
+        )
+    config, dtype = deepcopy(model.config), floats(model)
+    for key in ("quantization_config", "_pre_quantization_dtype"):
+        config.__dict__.pop(key, None)
+    new = kind(config).to(dtype)
+    state = {k: v for k, v in _state(model, dtype)} | changes
+    lost = [k for k in new.load_state_dict(state, strict=False).missing_keys if k not in _tied_keys(new)]
+    if lost:
+        raise CommonweightError(f"{lost[0]}: {type(model).__name__} in floating point has it, the base does not")
+    new.tie_weights()
+    return new.eval()
+
+
+def _state(model: nn.Module, dtype: torch.dtype):
+    for name, module in named(model, once=False):
+        start = f"{name}." if name else ""
+        if packed(module) or unpacked(module):
+            yield f"{start}weight", dense(module, "weight", name).to(dtype)
+            if isinstance(module._parameters.get("bias"), Tensor):
+                yield f"{start}bias", dense(module, "bias", name).to(dtype)
+            continue
+        for key, t in {**module._parameters, **module._buffers}.items():
+            if t is not None and key not in module._non_persistent_buffers_set:
+                yield f"{start}{key}", dense(module, key, f"{start}{key}") if key in module._parameters else t
+
+
+def _tied_keys(model: Any) -> set[str]:
+    return set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
 
 
 def _tied(base: HookedModel, at: Physical) -> bool:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..core import CommonweightError
 from .acting import REFUSED, acting, refused
 from .change import changed
-from .merged import merged
+from .merged import in_float, merged
+from .origin import quantised
 from .roster import Roster
 from .tenant import Tenant
 
@@ -32,6 +33,14 @@ def together(tenants: Sequence[Tenant]) -> dict[str, nn.Parameter]:
             shared = t.common is not None and name in t.common.pools
             out[f"common {t.common.name}:{name}" if shared and t.common else f"{t.name}:{name}"] = p
     return out
+
+
+PACKED = {  # what trainers ask a quantised model for, and refuse to train: here the pools are trained, which are not
+    "is_quantized": False,
+    "is_loaded_in_4bit": False,
+    "is_loaded_in_8bit": False,
+    "hf_quantizer": None,
+}
 
 
 class TenantModule(nn.Module):
@@ -63,6 +72,8 @@ class TenantModule(nn.Module):
         except AttributeError:
             if name in ("base", "pools"):
                 raise
+        if name in PACKED:
+            return PACKED[name]
         value = getattr(super().__getattr__("base"), name)
         if callable(value) and name in REFUSED:
             return refused(name)
@@ -139,7 +150,11 @@ class TenantModule(nn.Module):
             )
         if "state_dict" in options:
             raise CommonweightError("save_pretrained: state_dict is made of the base and the tenant; leave it out")
-        save(folder, state_dict={**self.base.state_dict(), **merged(self._roster.base, tenant)}, **options)
+        changes = merged(self._roster.base, tenant)
+        if quantised(self.base) is not None:  # an ordinary folder is in floating point
+            in_float(self._roster.base, changes).save_pretrained(folder, **options)  # type: ignore[operator]
+        else:
+            save(folder, state_dict={**self.base.state_dict(), **changes}, **options)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         full = super().state_dict(*args, **kwargs)

@@ -75,13 +75,24 @@ def compressed(module: nn.Module, w: Any, shape: Shape, steady: bool) -> Tensor 
     scheme = getattr(module, "quantization_scheme", None)
     if scheme is None or not type(scheme).__module__.startswith("compressed_tensors"):
         return None
+    if isinstance(w, Tensor) and w.dtype in _FLOATS:
+        return w.data  # unpacked
+    return compressor(module, scheme).decompress(own_tensors(module), scheme).get("weight")
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the module alone; what holds them need not be a dict (compressed-tensors)."""
+    held = {**module._parameters, **module._buffers}
+    return {n: t.data for n, t in held.items() if t is not None}
+
+
+def compressor(module: nn.Module, scheme: Any) -> Any:
+    """What compressed-tensors packs and unpacks such a layer with."""
     from compressed_tensors.compressors import BaseCompressor  # pyright: ignore[reportMissingImports]
     from compressed_tensors.compressors.format import infer_module_format  # pyright: ignore[reportMissingImports]
 
     kind = scheme.format or infer_module_format(type(module), scheme)
-    held = {n: t.data for n, t in (module._parameters | module._buffers).items() if t is not None}
-    found = BaseCompressor.get_value_from_registry(getattr(kind, "value", kind)).decompress(held, scheme)
-    return found.get("weight")
+    return BaseCompressor.get_value_from_registry(getattr(kind, "value", kind))
 
 
 def float8(module: nn.Module, w: Any, shape: Shape, steady: bool) -> Tensor | None:

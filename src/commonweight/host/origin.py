@@ -1,0 +1,127 @@
+"""How a base was packed, and which floating-point base it was made of: what a file says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..core import Site
+from ..formats.fingerprint import of_weights
+from .names import named
+from .sites import Physical
+from .weights import known, packed, stored, unpacked
+
+
+def quantised(model: nn.Module) -> str | None:
+    """``"bitsandbytes nf4"``: the library and form of the packed layers, of several joined by commas; None of a base in
+    floating point. Cost: a look at each module."""
+    found = {_form(m): None for _, m in named(model) if (packed(m) and _library(m)) or unpacked(m)}
+    return ", ".join(found) or None
+
+
+def _library(module: nn.Module) -> bool:
+    w = stored(module)
+    return known(module) or (isinstance(w, Tensor) and type(w) not in (nn.Parameter, Tensor))
+
+
+def _form(module: nn.Module) -> str:
+    w, kind = stored(module), type(module)
+    state = getattr(w, "quant_state", None)
+    if state is not None:
+        double = " double" if getattr(state, "nested", False) or getattr(state, "original_nested", False) else ""
+        return f"bitsandbytes {state.quant_type}{double}"
+    if kind.__module__.startswith("bitsandbytes"):
+        return "bitsandbytes int8"
+    scheme = getattr(module, "quantization_scheme", None)
+    if scheme is not None:
+        about = scheme.weights
+        return f"compressed-tensors {about.type!s} {about.num_bits}".replace("QuantizationType.", "").lower()
+    if isinstance(w, Tensor) and type(w) not in (nn.Parameter, Tensor):
+        return f"{type(w).__module__.split('.')[0]} {type(w).__name__}"
+    return f"{kind.__module__.split('.')[0]} {kind.__name__}"
+
+
+def of_float(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[Site]) -> str | None:
+    """The fingerprint of the sites' weights in the checkpoint that a quantised model was made of, see `of_weights`.
+
+    None where none lies on this machine: it was packed on disk already, or is gone. Cost: 16 reads for every site."""
+    folder = _folder(model)
+    if folder is None:
+        return None
+    files = _keys(folder)
+    try:
+        return of_weights(sites, lambda s, places: _numbers(files, modules[s.name.split("[")[0]], s, places))
+    except (LookupError, OSError, SafetensorError):
+        return None
+
+
+def _folder(model: nn.Module) -> Path | None:
+    """Where the model was loaded from, if floating-point weights lie there."""
+    config = next((c for m in model.modules() if (c := getattr(m, "config", None)) is not None), None)
+    name = getattr(config, "_name_or_path", "") or ""
+    if not name:
+        return None
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            cached = try_to_load_from_cache(name, "config.json")
+        except ValueError:  # no name of a repository
+            return None
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return folder if isinstance(about, dict) and not about.get("quantization_config") else None
+
+
+def _keys(folder: Path) -> dict[str, Path]:
+    """Tensor -> its file."""
+    out: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as f:
+            out.update(dict.fromkeys(f.keys(), path))
+    return out
+
+
+def _numbers(files: Mapping[str, Path], at: Physical, site: Site, places: Tensor) -> Tensor:
+    """Raises: LookupError where no tensor, or more than one, can be the site's."""
+    key = _key(files, at.key)
+    with safe_open(files[key], "pt") as f:
+        part = f.get_slice(key)
+        shape = tuple(part.get_shape())
+        start = site.rows[0] if site.rows else 0
+        if len(shape) == 1:
+            if shape != (site.out,) or site.inp != 1:
+                raise LookupError(key)
+            return part[:][places]
+        if len(shape) != 2 or (shape[::-1] if at.transposed else shape)[1] != site.inp:
+            raise LookupError(key)
+        rows, columns = (places // site.inp + start).tolist(), (places % site.inp).tolist()
+        pairs: Iterable[tuple[int, int]] = zip(columns, rows) if at.transposed else zip(rows, columns)
+        found = torch.stack([part[i : i + 1, j : j + 1].flatten()[0] for i, j in pairs])
+    if not found.is_floating_point() or found.element_size() < 2:
+        raise LookupError(key)
+    return found
+
+
+def _key(files: Mapping[str, Any], name: str) -> str:
+    """The tensor of this name, whatever stands before it in the model or in the file."""
+    parts = name.split(".")
+    for i in range(len(parts) - 1):
+        tail = ".".join(parts[i:])
+        if tail in files:
+            return tail
+        if len(found := [k for k in files if k.endswith(f".{tail}")]) == 1:
+            return found[0]
+    raise LookupError(name)

@@ -1,0 +1,143 @@
+"""What a tenant's file says of a quantised base, and where it loads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+import commonweight as cw
+from commonweight.formats.native import read_header
+from commonweight.host.origin import quantised as form_of
+from tests.host.quantised import IDS, KINDS, SITE, here, in_float, llama, quantised, there
+from tests.laws.subjects import stir
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries
+needs_bitsandbytes = pytest.mark.skipif(not there("bitsandbytes"), reason="bitsandbytes is not installed")
+
+
+@pytest.mark.parametrize("kind", [here(k) for k in KINDS])
+def test_the_form_of_a_base_is_told(kind):
+    form = form_of(quantised(kind))
+    library = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum", "hqq": "hqq"}
+    first = kind.split("-")[0]
+    assert form is not None and form.startswith(library.get(first, "gptqmodel" if first == "gptq" else "compressed"))
+    assert form_of(llama()) is None
+
+
+@pytest.fixture
+def folder(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def loaded(folder, seed: int | None = None, **how):
+    if seed is not None:
+        llama(seed).save_pretrained(folder)
+    if how:
+        how = {"quantization_config": BitsAndBytesConfig(bnb_4bit_compute_dtype=torch.float32, **how)}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu", **how).eval()
+
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+INT8 = {"load_in_8bit": True}
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("there_", "here_"), [({}, NF4), (NF4, {}), (NF4, INT8), (INT8, {})])
+def test_a_tenant_goes_from_a_base_to_its_quantised_copy_and_back(there_, here_, folder, tmp_path):
+    first = cw.Host(loaded(folder, **there_))
+    stir(first.add("a", "lora", rank=2))
+    path = first.save("a", tmp_path / "a.safetensors")
+    header = read_header(path)
+    assert ("quantised" in header) == ("float" in header) == bool(there_)
+    second = cw.Host(loaded(folder, **here_))
+    second.load("a", path)
+    for n, p in first["a"].named_parameters():
+        assert torch.equal(p, second["a"].pools[n])
+
+
+@needs_bitsandbytes
+def test_a_copy_of_other_weights_is_refused_and_says_how_it_can_be_taken(folder, tmp_path):
+    first = cw.Host(loaded(folder))
+    path = first.save(stir(first.add("a", "lora", rank=2)).name, tmp_path / "a.safetensors")
+    other = cw.Host(loaded(tmp_path / "other", 1, **NF4))
+    with pytest.raises(cw.CommonweightError, match=r"floating point there, bitsandbytes nf4 here.*check_base=False"):
+        other.load("a", path)
+    other.load("a", path, check_base=False)
+
+
+@needs_bitsandbytes
+def test_what_is_packed_on_disk_already_has_no_float_origin(folder, tmp_path):
+    loaded(folder, **NF4).save_pretrained(tmp_path / "packed")
+    host = cw.Host(AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map="cpu"))
+    header = read_header(host.save(host.add("a", "lora").name, tmp_path / "a.safetensors"))
+    assert header["quantised"] == "bitsandbytes nf4" and "float" not in header
+
+
+class TestMerged:
+    @pytest.mark.parametrize("kind", [here(k) for k in KINDS])
+    def test_a_merged_model_is_an_ordinary_one(self, kind, tmp_path):
+        host = cw.Host(quantised(kind))
+        plain = cw.Host(in_float(host.model))
+        for h in (host, plain):
+            stir(h.add("a", "lora", rank=2))
+        model = host.merged_model("a")
+        with torch.no_grad(), plain.route("a"):
+            want = plain.model(IDS).logits
+        model.save_pretrained(tmp_path / "out")
+        assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        with torch.no_grad():
+            torch.testing.assert_close(again(IDS).logits, want, rtol=1e-3, atol=1e-4)
+        assert all(v.is_floating_point() for v in host.merged("a").values())
+
+    @pytest.mark.parametrize("kind", [here(k) for k in KINDS])
+    def test_merged_weights_are_packed_again_or_it_says_why_not(self, kind):
+        host = cw.Host(quantised(kind))
+        host.add("a", "full", sites=SITE)
+        if kind in ("gptq",):
+            with pytest.raises(cw.CommonweightError, match=r"q_proj: .*gptqmodel's TorchLinear.*merged\(name\)"):
+                host.merged("a", requantise=True)
+            return
+        again, own = host.merged("a", requantise=True), quantised(kind).get_submodule(SITE)
+        held = own.state_dict()
+        for k, v in held.items():
+            if (mine := again.get(f"{SITE}.{k}")) is None:  # scales of an input are not the weight's
+                continue
+            if isinstance(v, torch.Tensor) and k in ("weight", "W_q", "weight_packed") and type(mine) is torch.Tensor:
+                assert (mine != v).float().mean() < 0.02, k
+            elif hasattr(v, "dequantize") and type(v) not in (torch.Tensor, torch.nn.Parameter):
+                assert type(mine) is type(v)
+                torch.testing.assert_close(mine.dequantize(), v.dequantize(), rtol=0.1, atol=2e-3)
+
+
+def test_a_model_without_a_config_is_merged_by_its_weights():
+    host = cw.Host(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)))
+    host.add("a", "lora", rank=2)
+    with pytest.raises(cw.CommonweightError, match=r"no model of transformers.*host\.merged\(name\)"):
+        host.merged_model("a")
+
+
+def test_a_merged_model_of_an_ordinary_base():
+    host = cw.Host(llama(tie_word_embeddings=True))
+    stir(host.add("a", "lora", rank=2))
+    with torch.no_grad(), host.route("a"):
+        want = host.model(IDS).logits
+    with torch.no_grad():
+        torch.testing.assert_close(host.merged_model("a")(IDS).logits, want, rtol=1e-4, atol=1e-5)
+
+
+@needs_bitsandbytes
+def test_trainers_see_a_module_that_may_be_trained_and_it_saves_an_ordinary_folder(folder, tmp_path):
+    host = cw.Host(loaded(folder, **NF4))
+    stir(host.add("a", "lora", rank=2))
+    module = host.module("a")
+    assert host.model.is_quantized and not module.is_quantized and module.hf_quantizer is None
+    module.save_pretrained(tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert not getattr(again, "is_quantized", False)
+    with torch.no_grad(), host.route("a"):
+        torch.testing.assert_close(again(IDS).logits, host.model(IDS).logits, rtol=1e-3, atol=1e-4)
