@@ -105,7 +105,7 @@ class Engine:
         blocks = -(-cache_tokens // page_size) + 1
         self.cache_tokens = page_size * (blocks - 1)
         check.servable(self.model)
-        self._router = Router(self.host, 2 * max_requests + 1)
+        self._router = Router(self.host, max_requests + 1)
         config = configured(self.model.device, page_size, blocks, max_batch_tokens, max_requests, prefix_cache)
         self._manager = Manager(self.model, self._step, config)
         self._lock, self._closed = threading.Lock(), False

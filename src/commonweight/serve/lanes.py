@@ -1,38 +1,60 @@
 """Many finished tenants at one layer, in one pair of products for all of them.
 
 A lane holds, for one layer, what every resident tenant is there (`frozen.Frozen`), each in a slot: A (S, R, inp),
-B (S, R, out), s, c (S, out), t (S, inp). Slot 0 is the plain base. A step of one token a request takes each token's
-slot and does one batched product down and one up, whatever methods and ranks; prompts go run by run. What is taken is
-kept while the readers of the steps stay the same.
+B (S, R, out), s, c (S, out), t (S, inp). Slot 0 is the plain base. The tokens of requests that go on are read in one
+batched product down and one up, whatever methods and ranks; prompts go one by one.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core import CommonweightError
 from .edition import Edition
 from .frozen import Frozen
 
 
 class Step:
-    """Who reads in a step: slots (T,), a slot a token; runs: (first, end, slot) of tokens one after the other."""
+    """Who reads in a step. Requests with one token come first, as the scheduler has them; `lead` is about those, spans
+    (first, end, slot) are the tokens of the others. used: all slots."""
 
-    __slots__ = ("runs", "slots", "used")
+    __slots__ = ("lead", "length", "spans", "used")
 
     def __init__(self, readers: Sequence[tuple[int, int]], device: torch.device):
-        flat = [slot for slot, n in readers for _ in range(n)]
-        self.slots, self.used = torch.tensor(flat, device=device), frozenset(flat)
-        self.runs: list[tuple[int, int, int]] | None = None
-        if len(flat) != len(readers):
-            at, self.runs = 0, []
-            for slot, n in readers:
-                self.runs.append((at, at + n, slot))
-                at += n
+        ones = next((i for i, (_, n) in enumerate(readers) if n != 1), len(readers))
+        self.lead = Lead([slot for slot, _ in readers[:ones]], device) if ones else None
+        self.spans: list[tuple[int, int, int]] = []
+        at = ones
+        for slot, n in readers[ones:]:
+            self.spans.append((at, at + n, slot))
+            at += n
+        self.length, self.used = at, frozenset(slot for slot, _ in readers)
+
+
+class Lead:
+    """Tokens of which each is a request: slots (n,) says whose. Where the slots up to the last of them hold few others,
+    the tokens are laid beside the stacks (`width` places a slot, `places` (n,) says where), and no factor is moved;
+    else each token's factors are taken out."""
+
+    __slots__ = ("count", "places", "slots", "top", "width")
+
+    def __init__(self, slots: Sequence[int], device: torch.device):
+        at: Counter[int] = Counter()
+        nth = []
+        for slot in slots:
+            nth.append(at[slot])
+            at[slot] += 1
+        self.count, self.top, self.width = len(slots), max(slots) + 1, max(at.values())
+        self.slots = torch.tensor(slots, device=device)
+        beside = self.top * self.width <= 2 * self.count + 4
+        places = [slot * self.width + i for slot, i in zip(slots, nth)]
+        self.places = torch.tensor(places, device=device) if beside else None
 
 
 class _Here(threading.local):
@@ -43,12 +65,12 @@ class Lane:
     """One layer's. Called after its forward, and before it where a tenant scales its input."""
 
     def __init__(self, lanes: Lanes, at: Any):
-        self.lanes, self.module = lanes, at.module
+        self.lanes, self.name, self.module = lanes, at.name, at.module
         out, inp = at.weight.shape
         self.sizes = {"A": inp, "B": out, "s": out, "t": inp, "c": out}
         self.held: dict[str, Tensor] = {}
         self.readers: set[int] = set()  # slots that are not the base here
-        self.kept: tuple[Step | None, dict[str, Tensor]] = None, {}
+        self.kept: tuple[Lead | None, dict[str, Tensor]] = None, {}
         self.handles = [
             self.module.register_forward_pre_hook(self.before, with_kwargs=True),
             self.module.register_forward_hook(self.after, with_kwargs=True),
@@ -93,62 +115,79 @@ class Lane:
             new[tuple(slice(n) for n in old.shape)] = old
         self.held[name] = new
 
-    def chosen(self, step: Step, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Of each token what it reads here, (T, ...)."""
-        if self.kept[0] is not step:
-            found = {k: v.index_select(0, step.slots).to(dtype) for k, v in self.held.items()}
-            self.kept = step, found
-        return self.kept[1]
-
     def active(self) -> Step | None:
         step = self.lanes.here.step
         return None if step is None or step.used.isdisjoint(self.readers) else step
+
+    def whose(self, step: Step, x: Tensor) -> Tensor:
+        """x with a row a token. Raises: CommonweightError where there are more rows or fewer than the step has."""
+        flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
+        if len(flat) != step.length:
+            raise CommonweightError(
+                f"{self.name}: it has {len(flat)} rows where the step has {step.length} tokens, so that it cannot be "
+                "known whose they are"
+            )
+        return flat
+
+    def rows(self, name: str, lead: Lead) -> Tensor:
+        """Of each leading token its s, t or c, (n, ...), float32."""
+        if self.kept[0] is not lead:
+            self.kept = lead, {}
+        if name not in self.kept[1]:
+            self.kept[1][name] = self.held[name].index_select(0, lead.slots)
+        return self.kept[1][name]
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if "t" not in self.held or (step := self.active()) is None:
             return None
         x = args[0]
-        if x.shape[-2] != len(step.slots):
-            return None
-        if step.runs is None:
-            return (x * self.chosen(step, x.dtype)["t"], *args[1:]), kwargs
-        x = x.clone()
-        for first, end, slot in step.runs:
+        flat, held = self.whose(step, x).clone(), self.held["t"]
+        if step.lead is not None:
+            flat[: step.lead.count].mul_(self.rows("t", step.lead))
+        for first, end, slot in step.spans:
             if slot in self.readers:
-                x[..., first:end, :] *= self.held["t"][slot].to(x.dtype)
-        return (x, *args[1:]), kwargs
+                flat[first:end].mul_(held[slot])
+        return (flat.view(x.shape), *args[1:]), kwargs
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor | None:
         step = self.active()
         if step is None or not self.held.keys() & {"A", "s", "c"}:
             return None
-        x = args[0]
-        rows, flat = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-        if len(rows) != len(step.slots):
-            return None
-        if step.runs is None:
-            self._each(rows, flat, self.chosen(step, y.dtype))
-        else:
-            for first, end, slot in step.runs:
-                if slot in self.readers:
-                    self._run(rows[first:end], flat[first:end], slot)
-        return y
+        flat, rows = self.whose(step, args[0]), self.whose(step, y)
+        if step.lead is not None:
+            self._each(rows[: step.lead.count], flat[: step.lead.count], step.lead)
+        for first, end, slot in step.spans:
+            if slot in self.readers:
+                self._span(rows[first:end], flat[first:end], slot)
+        return rows.view(y.shape)
 
-    def _each(self, y: Tensor, x: Tensor, mine: dict[str, Tensor]) -> None:
-        if "s" in mine:
-            y.mul_(mine["s"])
-        if "c" in mine:
-            y.add_(mine["c"])
-        if "A" in mine:
-            h = torch.bmm(mine["A"], x.unsqueeze(-1))
-            y.unsqueeze(1).baddbmm_(h.mT, mine["B"])
+    def _each(self, y: Tensor, x: Tensor, lead: Lead) -> None:
+        """One token a request: y is written over."""
+        if "s" in self.held:
+            y.mul_(self.rows("s", lead))
+        if "c" in self.held:
+            y.add_(self.rows("c", lead))
+        if "A" not in self.held:
+            return
+        A, B = self.held["A"], self.held["B"]
+        if lead.places is None:
+            if y.dtype != A.dtype:
+                A, B = A.to(y.dtype), B.to(y.dtype)
+            h = torch.bmm(A.index_select(0, lead.slots), x.unsqueeze(-1))
+            y.unsqueeze(1).baddbmm_(h.mT, B.index_select(0, lead.slots))
+            return
+        A, B = A[: lead.top].to(y.dtype), B[: lead.top].to(y.dtype)
+        beside = x.new_zeros(lead.top * lead.width, x.shape[-1]).index_copy_(0, lead.places, x)
+        out = torch.bmm(torch.bmm(beside.view(lead.top, lead.width, -1), A.mT), B)
+        y.add_(out.view(-1, y.shape[-1]).index_select(0, lead.places))
 
-    def _run(self, y: Tensor, x: Tensor, slot: int) -> None:
+    def _span(self, y: Tensor, x: Tensor, slot: int) -> None:
+        """The tokens of one prompt, likewise."""
         held = self.held
         if "s" in held:
-            y.mul_(held["s"][slot].to(y.dtype))
+            y.mul_(held["s"][slot])
         if "c" in held:
-            y.add_(held["c"][slot].to(y.dtype))
+            y.add_(held["c"][slot])
         if "A" in held:
             y.addmm_(x @ held["A"][slot].to(x.dtype).T, held["B"][slot].to(x.dtype))
 
@@ -157,6 +196,7 @@ class Lanes:
     """The lanes of a model's layers and the slots of what is resident in them. One thread alone uses it.
 
     most: slots; above it, what was unused for longest gives its own away. It must be more than the readers of a step.
+    Memory: a slot takes the numbers of the widest resident tenant, so that slots are made as they are needed.
     """
 
     def __init__(self, modules: Mapping[str, Any], most: int):
