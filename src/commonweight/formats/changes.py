@@ -25,7 +25,8 @@ EXACT = 1e-6  # relative error in the Frobenius norm below which factors in floa
 class Change(NamedTuple):
     """w' = w + scale B A, then m w' / |w'| per row where there is an m; or w' = w + delta. b' = b + bias.
 
-    A (r, inp), B (out, r), m (out,), delta (out, inp) or (d,) of a norm, bias (out,).
+    A (r, inp), B (out, r), m (out,), delta (out, inp) or (d,) of a norm, bias (out,). dense: delta has no smaller
+    factors, so that nobody need look for them.
     """
 
     A: Tensor | None = None
@@ -34,6 +35,7 @@ class Change(NamedTuple):
     m: Tensor | None = None
     delta: Tensor | None = None
     bias: Tensor | None = None
+    dense: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,7 +116,7 @@ def adapter(
         return Adapter("lntuning", {}, tuple(plain), _whole(plain, sites, base))
     if all(c.A is None and c.delta is None and c.bias is not None for c in plain.values()):
         return Adapter("bitfit", {}, tuple(plain), {f"{n}.db": c.bias for n, c in plain.items() if c.bias is not None})
-    if kinds <= {*get("lora").kinds}:
+    if kinds <= {*get("lora").kinds} and (tolerance is not None or not all(c.dense for c in plain.values())):
         low = {n: factored(c, sites[n], limit) for n, c in plain.items()}
         if sum(c.A.numel() + c.B.numel() for c in low.values()) < sum(s.out * s.inp for s in map(sites.get, low)):  # type: ignore[union-attr]
             return _low("lora", low, sites, dropout)

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from ...core import CommonweightError, unknown
 from ...formats import changes as ways
-from ...formats import gguf, mlx
+from ...formats import gguf, kohya, mlx
 from ...formats.adapter import Adapter
 from ...formats.changes import Change
 from ...formats.peft.keys import PREFIX, bare
 from ...formats.recognise import FORMATS, recognise
 from .. import files
 from ..hooked import HookedModel
+from ..names import named
 from ..peft import import_peft, names
 from ..peft.base import Frozen
 from ..peft.entering import enter
@@ -33,6 +34,7 @@ class How(NamedTuple):
     labels: tuple[str, ...] | None = None
     tolerance: float | None = None
     task: int | None = None
+    part: str | None = None
     check_base: bool = True
 
 
@@ -43,6 +45,8 @@ def load_adapter(roster: Roster, path: Path, name: str | None, how: How) -> Tena
     kind, at = (how.format, path) if how.format is not None else recognise(path)
     name = title(path) if name is None else name
     roster.free(name)
+    if how.part is not None and kind != "kohya":
+        raise CommonweightError(f"{path}: part is for files of several models; this is {FORMATS[kind]}; leave it out")
     if kind == "peft":
         return import_peft(roster, name, at, how.labels, tolerance=how.tolerance, task=how.task)
     for option, given in (("labels", how.labels), ("task", how.task)):
@@ -75,7 +79,20 @@ def _gguf(base: HookedModel, path: Path, how: How) -> Adapter:
     return placed(base, gguf.read(path, about(base), mine), how)
 
 
-READERS: Mapping[str, Callable[[HookedModel, Path, How], Adapter]] = {"gguf": _gguf, "mlx": _mlx}
+def _kohya(base: HookedModel, path: Path, how: How) -> Adapter:
+    sites = {bare(s.name): s for s in base.every if s.kind in (*LAYERS, "norm", "conv") and s.rows is None}
+    modules = [bare(n) for n, m in named(base.model, once=False) if m._parameters.get("weight") is not None]
+    layers = getattr(getattr(base.inner, "config", None), "layers_per_block", 2)
+    naming = kohya.Naming(
+        {n: (s.out, s.inp) for n, s in sites.items()}, modules, layers if isinstance(layers, int) else 2
+    )
+    frozen = Frozen(base)
+    found = kohya.read(path, naming, lambda n: frozen.weight(sites[n].name).cpu(), how.part)
+    at = ways.place(found, sites)
+    return ways.adapter(at, {s.name: s for s in base.every}, frozen, how.tolerance)
+
+
+READERS: Mapping[str, Callable[[HookedModel, Path, How], Adapter]] = {"gguf": _gguf, "kohya": _kohya, "mlx": _mlx}
 
 
 def placed(base: HookedModel, found: Mapping[str, Change], how: How, dropout: float = 0.0) -> Adapter:

@@ -1,0 +1,141 @@
+"""Such a file on one model of its pipeline."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor
+
+from ...core import CommonweightError
+from .. import tensors as given
+from ..changes import Change
+from . import keys
+from .modules import change
+
+
+class Naming(NamedTuple):
+    """What a base has. sites: (out, inp) of what can be changed; modules: names of all its layers; layers: its
+    layers_per_block."""
+
+    sites: Mapping[str, tuple[int, int]]
+    modules: Collection[str]
+    layers: int = 2
+
+
+def read(path: Path, base: Naming, weight: Callable[[str], Tensor], part: str | None = None) -> dict[str, Change]:
+    """{site: change} of the part of the file that belongs to this base: ``unet``, ``te1``, ``text_encoder_2``, ...
+
+    part: which one, where several fit. Other parts, and layers of this part that are no sites here, are left out with a
+    warning. weight: of a site, (out, inp). Raises: CommonweightError for a file of other models, for keys that are not
+    understood, and for parts that do not fit each other.
+    """
+    groups, rest = keys.grouped(given.read(path))
+    if rest:
+        raise CommonweightError(
+            f"{path}: {rest[0]} is no key of kohya's scripts, LyCORIS or diffusers that is known here"
+        )
+    if part is not None and part not in groups:
+        raise CommonweightError(f"{path}: holds no part {part!r}; it has {', '.join(sorted(groups))}")
+    by_name = {n.replace(".", "_"): n for n in base.modules}
+    found = {g: _named(group, by_name, base.layers) for g, group in groups.items() if part in (None, g)}
+    fits = [g for g, names in found.items() if any(names.values())]
+    if not fits:
+        some = next(iter(next(iter(found.values()))))
+        raise CommonweightError(
+            f"{path}: made for another model: none of its layers is in this base, for example {some}"
+        )
+    if len(fits) > 1:
+        whole = [g for g in fits if all(found[g].values()) and _shaped(groups[g], found[g], base)]
+        if len(whole) != 1:
+            raise CommonweightError(
+                f"{path}: its parts {', '.join(fits)} all have layers of this base; say which with part="
+            )
+        fits = whole
+    return _read(path, fits[0], groups, found[fits[0]], base, weight)
+
+
+def _read(
+    path: Path, part: str, groups: Mapping[str, keys.Group], names: Mapping[str, str | None], base: Naming,
+    weight: Callable[[str], Tensor],
+) -> dict[str, Change]:  # fmt: skip
+    if lost := [n for n, found in names.items() if found is None]:
+        raise CommonweightError(
+            f"{path}: {part}: {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}: this base has no such "
+            "layer; made for another model"
+        )
+    sites, about = set(base.sites), _alphas(path, part)
+    left = [n for n in names.values() if n not in sites]
+    aside = [g for g in groups if g != part]
+    if left or aside:
+        told = [f"{len(left)} layers that are no sites here ({left[0]}, ...)"] if left else []
+        told += [f"the part {g} ({len(groups[g])} layers), for a host on that model" for g in aside]
+        warnings.warn(f"{path}: left out: {'; '.join(told)}", stacklevel=2)
+    out: dict[str, Change] = {}
+    for module, parts in groups[part].items():
+        name = names[module]
+        if name in sites and name is not None:
+            where = f"{path}: {part}.{module}"
+            out[name] = change(where, about(module, parts), lambda name=name: weight(name))
+    if not out:
+        raise CommonweightError(f"{path}: {part}: none of its {len(left)} layers is a site of this host")
+    return out
+
+
+def _shaped(group: keys.Group, names: Mapping[str, str | None], base: Naming) -> bool:
+    """Whether factors of LoRA have the base's shapes: two text encoders may have layers of the same names."""
+    for module, parts in group.items():
+        up, down, want = parts.get("lora_up.weight"), parts.get("lora_down.weight"), base.sites.get(names[module] or "")
+        if up is not None and down is not None and want and (len(up), down[0].numel()) != want:
+            return False
+    return True
+
+
+def _named(group: keys.Group, by_name: Mapping[str, str], layers: int) -> dict[str, str | None]:
+    """{the file's module: the base's, or None}. A prefix before the names, of either side, does not count."""
+    out: dict[str, str | None] = {}
+    for module in group:
+        flat = keys.diffusers_name(module.replace(".", "_"), layers)
+        found = by_name.get(flat)
+        if found is None:
+            near = [n for f, n in by_name.items() if (flat.endswith(f"_{f}") and "." in n) or f.endswith(f"_{flat}")]
+            near = [n for n in near if re.search(r"\d", n)] or near
+            longest = max((n.count(".") for n in near), default=0)
+            near = [n for n in near if n.count(".") == longest]
+            found = near[0] if len(near) == 1 else None
+        out[module] = found
+    return out
+
+
+def _alphas(path: Path, part: str) -> Callable[[str, Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    """Parts with the alpha that diffusers writes in the file's metadata in place of a tensor."""
+    with safe_open(path, "pt") as f:
+        raw = (f.metadata() or {}).get("lora_adapter_metadata")
+    if raw is None:
+        return lambda module, parts: parts
+    try:
+        about: Any = json.loads(raw)
+        config = {k.removeprefix(f"{part}."): v for k, v in about.items() if k.startswith(f"{part}.")}
+    except (ValueError, RecursionError, AttributeError) as e:
+        raise CommonweightError(f"{path}: its lora_adapter_metadata is no JSON object ({e})") from e
+    return lambda module, parts: _with_alpha(path, module, parts, config)
+
+
+def _with_alpha(path: Path, module: str, parts: Mapping[str, Tensor], config: dict[str, Any]) -> Mapping[str, Tensor]:
+    down = parts.get("lora_down.weight")
+    if "alpha" in parts or down is None or not config:
+        return parts
+    alpha = next(
+        (v for k, v in (config.get("alpha_pattern") or {}).items() if module == k or module.endswith(f".{k}")),
+        config.get("lora_alpha"),
+    )
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise CommonweightError(f"{path}: lora_alpha is {alpha!r} in its metadata; wanted a number")
+    factor = math.sqrt(len(down)) if config.get("use_rslora") else 1.0
+    return {**parts, "alpha": down.new_tensor(float(alpha) * factor)}
