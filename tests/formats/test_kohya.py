@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from typing import Any
 
 import pytest
 import torch
 import transformers as tf
 from safetensors.torch import save_file
-from torch import nn
 
 import commonweight as cw
 from commonweight.formats.kohya import keys, modules
@@ -243,12 +243,13 @@ def test_lycoris_itself_gives_the_same(tmp_path, algorithm):
 def test_diffusers_itself_gives_the_same(tmp_path):
     diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
 
-    def unet() -> nn.Module:
+    def unet() -> Any:
         torch.manual_seed(0)
         return diffusers.UNet2DConditionModel(
             sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16, attention_head_dim=4,
+            norm_num_groups=4,
         ).eval()  # fmt: skip
 
     theirs, x, text = unet(), rand(2, 4, 8, 8), rand(2, 5, 16)

@@ -141,7 +141,8 @@ def _turned(where: str, out: Change, m: Tensor, weight: Weight) -> Change:
     if rows and out.A is not None:
         return out._replace(m=m.flatten())
     w = weight()
-    new = (w + (out.scale * (out.B @ out.A) if out.A is not None and out.B is not None else out.delta)).double()
+    delta = out.delta if out.A is None or out.B is None else out.scale * (out.B @ out.A)
+    new = (w if delta is None else w + delta).double()
     if not rows and m.numel() != w.shape[1]:
         raise CommonweightError(f"{where}: dora_scale {tuple(m.shape)} fits no row and no column of {tuple(w.shape)}")
     new = (
@@ -171,6 +172,6 @@ _KINDS: dict[str, Callable[[str, Parts, Weight], Change]] = {
 SLOTS = (
     "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b",
     "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a",
-    "lokr_w2_b", "lokr_t1", "lokr_t2", "diff", "diff_b", "w_norm", "b_norm", "a1.weight", "a2.weight", "b1.weight", "b2.weight",
-    "bm.weight", "on_input", "weight", "oft_blocks", "rescale",
+    "lokr_w2_b", "lokr_t1", "lokr_t2", "diff", "diff_b", "w_norm", "b_norm", "a1.weight", "a2.weight", "b1.weight",
+    "b2.weight", "bm.weight", "on_input", "weight", "oft_blocks", "rescale",
 )  # fmt: skip
