@@ -17,7 +17,7 @@ from ..core import CommonweightError, first_line, unknown
 from ..host import Host
 from ..host.origin import quantised
 from .classifier import POOLER, Classifier, pool_of_transformers
-from .names import DEVICES, DTYPES
+from .names import CAUSAL, DEVICES, DTYPES
 from .quantise import configuration
 from .tasks import get
 
@@ -73,11 +73,11 @@ def open_host(
     from transformers import AutoModel, AutoModelForCausalLM
 
     get(task)
-    auto = AutoModelForCausalLM if task == "lm" else AutoModel
+    auto = AutoModelForCausalLM if task in CAUSAL else AutoModel
     device = pick_device(device)
     wanted = pick_dtype(dtype, device)
     # On a CPU in bfloat16 the backward pass of torch's fused attention takes a third of a step over short rows.
-    short = device == "cpu" and wanted is torch.bfloat16 and task != "lm"
+    short = device == "cpu" and wanted is torch.bfloat16 and task not in CAUSAL
     how: dict[str, Any] = {"attn_implementation": "eager"} if short else {}
     if quantize is not None:
         how |= {"quantization_config": configuration(quantize, wanted), "device_map": {"": device}}
@@ -96,7 +96,7 @@ def open_host(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
             "with config.json and model.safetensors, or a name on the hub"
         ) from e
-    if task == "lm":
+    if task in CAUSAL:
         host = Host((base if quantize else base.to(device)).eval(), sites=sites)
         check_causal(
             host.model, str(model), sorted(found["missing_keys"])

@@ -115,8 +115,8 @@ def train(
     host, data, evals, given = look(model, job, bring=bring, said=said, say=say)
     numbers = Recipe(**job.recipe)
     results = train_understood(
-        host, given, numbers, options=job.options, checkpoint=target.checkpoint, resume=resume, progress=progress,
-        **_how(job),
+        host, given, numbers, task=job.task, options=job.options, checkpoint=target.checkpoint,
+        resume=resume, progress=progress, **_how(job),
     )  # fmt: skip
     codecs = {}
     for name, result in results.items():
@@ -215,10 +215,10 @@ def _told(name: str, model: str, job: Job, out: Outcome) -> dict[str, Any]:
 def _measure(host: Host, name: str, rows: list[Row] | None, job: Job, result: Result) -> dict[str, float]:
     if rows is None:
         return {}
-    s = job.tenants[name]
+    s, recipe = job.tenants[name], build(Recipe, job.recipe)
     return evaluate(
-        host, name, rows, job.task, max_length=result.settings["max_length"],
-        batch_size=build(Recipe, job.recipe).eval_rows, **reading(s),
+        host, name, rows, job.task, max_length=result.settings["max_length"], batch_size=recipe.eval_rows,
+        completion_length=recipe.completion_length, **reading(s),
     )  # fmt: skip
 
 

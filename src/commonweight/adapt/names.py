@@ -1,6 +1,9 @@
 """Words that a run's settings may hold, for who looks at them before torch is loaded."""
 
-TASKS = ("classify", "embed", "lm")
+TASKS = ("classify", "embed", "lm", "dpo", "orpo", "kto", "grpo")
+PREFERENCES = ("dpo", "orpo", "kto", "grpo")  # through TRL
+COMPARED = ("classify", "embed", "lm")
+CAUSAL = ("lm", *PREFERENCES)
 DTYPES = ("auto", "float32", "bfloat16")
 OPTIMIZERS = (
     "adamw", "adamw-8bit", "adafactor", "lion", "lion-8bit", "muon", "prodigy", "schedule-free", "sgd",

@@ -35,6 +35,11 @@ class Recipe:
         "adamw", "adamw, adamw-8bit, adafactor, lion, lion-8bit, muon, prodigy, schedule-free or sgd"
     )
     lora_plus: float | None = option(None, "LoRA+: the rate of B over that of A, 16 say; none: the same", gt=0)
+    beta: float | None = option(
+        None, "dpo, kto, grpo: pull towards the base; orpo: weight of the odds; none: TRL's", ge=0
+    )
+    generations: int = option(8, "grpo: completions of each prompt; batch_size counts completions", ge=2)
+    completion_length: int = option(256, "grpo: tokens of a completion", ge=1)
     temperature: float = option(
         1.0, "tenants trained together: rows are shown by (a tenant's number) ** (1 / this); large: all alike", ge=1
     )

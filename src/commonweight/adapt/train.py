@@ -17,11 +17,13 @@ from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from .checkpoint import Store, read, same_settings
 from .data import Data, Understood, examples, make_task
+from .names import PREFERENCES
+from .preferences import train as train_preference
 from .recipe import Recipe
 from .recompute import recomputed
 from .rows import Row
 from .settings import settings
-from .tasks import LM
+from .tasks import LM, Prompts
 from .tasks.base import rows_of
 from .tasks.packing import sound
 from .trainer import Part, Progress, Run, quietly
@@ -117,7 +119,7 @@ def adapt_together(
     plan = build(Recipe, recipe)
     given = understand(host, tenants, task, plan, tokenizer)
     return train_understood(
-        host, given, plan, method=method, options=options, common=common, sites=sites, checkpoint=checkpoint,
+        host, given, plan, task=task, method=method, options=options, common=common, sites=sites, checkpoint=checkpoint,
         resume=resume, progress=progress,
     )  # fmt: skip
 
@@ -137,6 +139,7 @@ def train_understood(
     given: Mapping[str, Understood],
     plan: Recipe,
     *,
+    task: str = "classify",
     method: str | Any = "lora",
     options: Mapping[str, Any] | None = None,
     common: str | None = None,
@@ -163,7 +166,7 @@ def train_understood(
                 raise CommonweightError(
                     f"{tenant.method.name} has no trainable number for this task; choose another method"
                 )
-        run = _run(host, parts, plan, checkpoint, resume, progress)
+        run = _run(host, task, parts, plan, checkpoint, resume, progress)
     except BaseException:
         for p in parts:
             host.remove(p.tenant.name)
@@ -183,8 +186,11 @@ def draws(seed: int, name: str) -> int:
 
 
 def _run(
-    host: Host, parts: list[Part], recipe: Recipe, checkpoint: str | Path | None, resume: bool, progress: Any
-) -> Run:
+    host: Host, task: str, parts: list[Part], recipe: Recipe, checkpoint: str | Path | None, resume: bool, progress: Any
+) -> Any:
+    """A `Run`, or a preference's `Loop`."""
+    if task in PREFERENCES:
+        return _preference(host, task, parts, recipe, resume, progress)
     if recipe.packing:
         for part in parts:
             packs(host, part.tenant)
@@ -208,6 +214,19 @@ def _run(
     return run
 
 
+def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume: bool, progress: Any) -> Any:
+    if len(parts) > 1:
+        raise CommonweightError(f"the task {task} trains one tenant at a time; run it for each")
+    if resume:
+        raise CommonweightError(f"the task {task} runs in TRL's loop, whose state is not kept; start it without resume")
+    if recipe.gradient_checkpointing:
+        with recomputed(host):
+            return quietly(
+                lambda: train_preference(host, parts[0], task, recipe, settings(host, parts, recipe), progress)
+            )
+    return quietly(lambda: train_preference(host, parts[0], task, recipe, settings(host, parts, recipe), progress))
+
+
 def packs(host: Host, tenant: Tenant) -> None:
     """Raises: CommonweightError where packed rows would not be what they are alone."""
     if not all(getattr(e.bind, "tokenwise", True) for entries in tenant.table.values() for e in entries):
@@ -219,7 +238,7 @@ def packs(host: Host, tenant: Tenant) -> None:
         sound(host.model)
 
 
-def _result(run: Run, part: Part, seconds: float, note: str) -> Result:
+def _result(run: Any, part: Part, seconds: float, note: str) -> Result:
     name, more = run.task.better
     scored = [c for c in run.curve if f"dev_{name}" in c]
     kept = (max if more else min)(scored, key=lambda c: c[f"dev_{name}"], default={})
@@ -246,6 +265,7 @@ def evaluate(
     reward: Any = None,
     tokenizer: Any = None,
     max_length: int | None = None,
+    completion_length: int | None = None,
     batch_size: int = 32,
 ) -> dict[str, float]:
     """Metrics of a tenant (None: the plain base) on rows. The keys depend on the task; `n` is the number of rows.
@@ -260,6 +280,8 @@ def evaluate(
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
         reward=reward,
     )  # fmt: skip
+    if isinstance(doing, Prompts) and completion_length is not None:
+        doing.answer_length = completion_length
     rows_ = doing.examples(rows)
     was = host.model.training
     host.model.eval()

@@ -23,6 +23,10 @@ A language model on prompt and completion, with a tenth of the rows held out:
 
   commonweight adapt ./my-model chats.jsonl --task lm --method lora --dev 0.1 --out tone.safetensors
 
+Preferences (prompt, chosen, rejected), by DPO:
+
+  commonweight adapt ./my-model pairs.jsonl --task dpo --method lora --dev 0.1 --out taste.safetensors
+
 Several tenants that share parameters, trained together into a store; then a late tenant, which adds only its own numbers:
 
   commonweight adapt MODEL --tenants tenants.yaml --store store
@@ -88,6 +92,7 @@ def command(
         str | None,
         typer.Option(
             help="classify: text and label. lm: text, prompt and completion, or a chat. embed: pairs of texts. "
+            "dpo, orpo: prompt, chosen, rejected. kto: prompt, completion, label. grpo: prompt, and --reward. "
             "Without it, classify."
         ),
     ] = None,
@@ -158,6 +163,29 @@ def command(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    beta: Annotated[
+        float | None,
+        typer.Option(
+            help="dpo, kto, grpo: how strongly the base pulls; orpo: weight of the odds ratio (TRL's own).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    generations: Annotated[
+        int | None,
+        typer.Option(help="grpo: completions of each prompt (8); --batch-size counts them.", rich_help_panel=TRAINING),
+    ] = None,
+    completion_length: Annotated[
+        int | None, typer.Option(help="grpo: tokens of a completion (256).", rich_help_panel=TRAINING)
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="grpo: the reward, also FILE.py:FUNCTION. It gets prompts, completions and the other columns, and "
+            "gives one number for each completion.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     optimizer: Annotated[
         str | None,
         typer.Option(

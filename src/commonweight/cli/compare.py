@@ -115,7 +115,7 @@ def command(
 
     for name in [m.strip() for m in methods.split(",")] if methods != "all" else ():
         early.method(name or None)
-    task = early.task(task) or "classify"
+    task = early.task(task, early.names.COMPARED) or "classify"
     early.dtype(dtype)
     early.codec(codec)
     early.model(model)

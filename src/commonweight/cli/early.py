@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,26 @@ def merge_method(name: str | None) -> None:
         raise unknown("merge method", name, there)
 
 
-def task(name: str | None) -> str | None:
+def task(name: str | None, there: Sequence[str] = names.TASKS) -> str | None:
     """By PEFT's names too: SEQ_CLS, CAUSAL_LM."""
     here = TASKS.get(str(name).lower(), name)
-    return _one("task", here, names.TASKS)
+    return _one("task", here, there)
 
 
 def dtype(name: str | None) -> None:
     _one("dtype", name, names.DTYPES)
+
+
+def preference(task: str, reward: str | None, resume: bool) -> None:
+    """What the tasks of TRL want, and what only one of them has."""
+    if task in names.PREFERENCES and find_spec("trl") is None:
+        raise CommonweightError(f"--task {task} needs TRL: pip install commonweight[trl]")
+    if task in names.PREFERENCES and resume:
+        raise CommonweightError(f"--resume: the task {task} runs in TRL's loop, whose state is not kept")
+    if task == "grpo" and reward is None:
+        raise CommonweightError("--task grpo needs a reward: --reward MODULE:FUNCTION")
+    if task != "grpo" and reward is not None:
+        raise CommonweightError(f"--reward {reward}: the task {task} has none; --task grpo is trained by it")
 
 
 def optimizer(name: str | None) -> None:

@@ -32,6 +32,10 @@ class Said:
     accumulate: int | None = None
     eval_batch_size: int | None = None
     packing: bool = False
+    beta: float | None = None
+    generations: int | None = None
+    completion_length: int | None = None
+    reward: str | None = None
     optimizer: str | None = None
     lora_plus: float | None = None
     gradient_checkpointing: bool = False
@@ -62,12 +66,20 @@ class Said:
         return self.given(
             "epochs", "batch_size", "accumulate", "eval_batch_size", "gradient_checkpointing", "lr", "max_length",
             "patience", "seed", "checkpoint_every", "packing", "optimizer", "lora_plus",
+            "beta", "generations", "completion_length",
         )  # fmt: skip
 
     @property
     def source(self) -> dict[str, Any]:
         return self.given(
-            "dev", "text_column", "label_column", "prompt_column", "completion_column", "truncation_side", "no_header"
+            "dev",
+            "text_column",
+            "label_column",
+            "prompt_column",
+            "completion_column",
+            "truncation_side",
+            "no_header",
+            "reward",
         )
 
     @property

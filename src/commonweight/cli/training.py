@@ -50,6 +50,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
     early.codec(said.codec)
     early.device(said.device)
     early.optimizer(said.optimizer)
+    early.preference(said.task or "classify", said.reward, said.resume)
     early.side(said.truncation_side)
     early.quantize(said.quantize)
     early.recipe(said.recipe)
@@ -158,6 +159,10 @@ def line(task: str, metrics: dict[str, float]) -> str:
     tail = f" (n={int(metrics['n'])})" if "n" in metrics else ""
     if task == "lm":
         return f"loss {metrics['loss']:.4f} bits per byte {metrics['bits_per_byte']:.4f}{tail}"
+    if task == "grpo":
+        return f"reward {metrics['reward']:.4f}{tail}"
+    if task in ("dpo", "orpo", "kto"):
+        return f"accuracy {metrics['accuracy']:.4f} margin {metrics['margin']:.4f}{tail}"
     if task == "embed":
         return f"loss {metrics['loss']:.4f} retrieval accuracy {metrics['accuracy']:.4f}{tail}"
     return f"accuracy {metrics['accuracy']:.4f}{tail}"

@@ -151,13 +151,15 @@ class Host:
         encode.install()
         return self.roster.base.current.within(self.roster.route(readers))
 
-    def module(self, name: str | Sequence[str]) -> nn.Module:
+    def module(self, name: str | Sequence[str] | None) -> nn.Module:
         """The model as this tenant, as an nn.Module whose only trainable parameters are the tenant's pools.
 
         For transformers.Trainer, accelerate and DistributedDataParallel. Its state_dict holds only the pools.
         With several names, a batch needs ``tenants``, the number of each row's tenant; a pool of a common is there
-        once.
+        once. None is the plain base, without parameters to train: a reference model on the same weights (TRL).
         """
+        if name is None:
+            return tenant_module(self.roster, [])
         names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
         if not names:
             raise CommonweightError("module([]): wanted a tenant's name, or several")

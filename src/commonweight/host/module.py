@@ -92,9 +92,13 @@ class TenantModule(nn.Module):
         if tenants is None and len(self._tenants) > 1:
             route: Any = Unsaid(len(self._tenants))
         else:
-            route = self._roster.route(self._tenants[0].name if tenants is None else tenants)
+            route = self._roster.route(self._reader if tenants is None else tenants)
         with self._roster.base.current.within(route):
             return function(*args, **kwargs)
+
+    @property
+    def _reader(self) -> str | None:
+        return self._tenants[0].name if self._tenants else None
 
     def _own(self) -> None:
         """Raises: CommonweightError where others stand for the tenants' pools, which a pass does not see."""
@@ -140,6 +144,9 @@ class TenantModule(nn.Module):
             raise CommonweightError(
                 "save_pretrained: the model under this tenant is not a transformers model; see Host.save"
             )
+        if not self._tenants:
+            save(folder, **options)
+            return
         if len(self._tenants) > 1:
             raise CommonweightError("save_pretrained: one model holds one tenant; take host.module(name) of each")
         (tenant,) = self._tenants

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...core import CommonweightError, unknown
 from .base import Example, Seen, Task
 from .classify import Classify
 from .embed import Embed
 from .lm import LM
+from .preferences import Marked, Pairs, Prompts
 
-TASKS: dict[str, type[Task]] = {"classify": Classify, "embed": Embed, "lm": LM}
+TASKS: dict[str, type[Any]] = {
+    "classify": Classify, "embed": Embed, "lm": LM, "dpo": Pairs, "orpo": Pairs, "kto": Marked, "grpo": Prompts,
+}  # fmt: skip
+_PROMPTS, _COMPLETIONS = ("lm", "dpo", "orpo", "kto", "grpo"), ("lm", "kto")
 
 
 def get(task: str) -> type[Task]:
@@ -19,11 +25,11 @@ def get(task: str) -> type[Task]:
 
 def check_columns(task: str, prompt_column: str | None, completion_column: str | None) -> None:
     """Raises: CommonweightError where a prompt or a completion is named for a task that has none."""
-    asked = [("prompt", prompt_column), ("completion", completion_column)]
-    if task != "lm" and (found := next(((what, c) for what, c in asked if c is not None), None)):
-        raise CommonweightError(
-            f"--{found[0]}-column {found[1]}: the task {task} has no {found[0]}; --task lm is trained on pairs of them"
-        )
+    for what, name, tasks in (("prompt", prompt_column, _PROMPTS), ("completion", completion_column, _COMPLETIONS)):
+        if name is not None and task not in tasks:
+            raise CommonweightError(
+                f"--{what}-column {name}: the task {task} has no {what}; --task lm is trained on pairs of them"
+            )
 
 
-__all__ = ["LM", "TASKS", "Classify", "Embed", "Example", "Seen", "Task", "check_columns", "get"]
+__all__ = ["LM", "TASKS", "Classify", "Embed", "Example", "Prompts", "Seen", "Task", "check_columns", "get"]
