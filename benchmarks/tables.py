@@ -56,9 +56,11 @@ def goal(row: Row) -> str:
     target = row["target"]
     if isinstance(target, str):
         return "at most " + target
-    return {"times faster": f"at least {target:g}", "points": f"at least {target:+g}"}.get(
-        row["unit"], f"at most {target:g}"
-    )
+    return {
+        "times faster": f"at least {target:g}",
+        "of its speed": f"at least {target:g}",
+        "points": f"at least {target:+g}",
+    }.get(row["unit"], f"at most {target:g}")
 
 
 def everything(names: Iterable[str]) -> str:
