@@ -282,3 +282,17 @@ def test_models_that_cannot_be_served_are_refused():
     encoder = tf.BertModel(tf.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=VOCAB))
     with pytest.raises(CommonweightError, match="generates no text"):
         Engine(encoder)
+
+
+def test_a_burst_of_one_tenant_does_not_keep_others_waiting(host: cw.Host):
+    order: list[str] = []
+    with Engine(host, max_requests=2, max_batch_tokens=32, page_size=8) as engine:
+        with engine._manager.pause():  # all of them wait before the first is taken
+            burst = [ask("a", i, max_new_tokens=4) for i in range(6)]
+            streams = [(f"a{i}", engine.submit(r)) for i, r in enumerate(burst)]
+            streams += [(t, engine.submit(ask(t, 1, max_new_tokens=4))) for t in ("b", "c")]
+        for _, stream in streams:
+            assert stream.answer().error is None
+        ends = {name: s.tickets[0].first for name, s in streams}
+        order = sorted(ends, key=lambda name: ends[name] or 0)
+    assert order[:4] == ["a0", "b", "a1", "c"]  # two at a time, each in turn

@@ -8,6 +8,7 @@ Names that begin with an underscore are looked for at start (`missing`): they ar
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,17 @@ def _salt(state: State) -> int:
 
 
 class Scheduler(FIFOScheduler):
-    """First come, first served; requests under suspicion one at a time."""
+    """First come, first served, in turn between tenants: of those that wait, a tenant's next one comes after everybody
+    who has fewer in work. Requests under suspicion run one at a time."""
+
+    def _get_waiting_candidates(self) -> list[RequestState]:
+        found = super()._get_waiting_candidates()
+        turns = Counter(_salt(s) for s in self.active_requests.values())  # type: ignore[arg-type]
+        order = []
+        for state in found:
+            order.append(turns[_salt(state)])  # type: ignore[arg-type]
+            turns[_salt(state)] += 1  # type: ignore[arg-type]
+        return [s for _, s in sorted(zip(order, found), key=lambda pair: pair[0])]
 
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         suspects = [s for s in (*self.active_requests.values(), *self.waiting_requests.values()) if s.suspect]  # type: ignore[attr-defined]
@@ -276,7 +287,7 @@ _PRIVATE = {
     ContinuousBatchingManager: ("_generation_loop_body", "_generation_step", "_create_batch_processor",
         "_fail_all_remaining_requests", "switch_to_cb_friendly_attn"),
     FIFOScheduler: ("schedule_batch", "finish_request", "add_waiting_request", "set_request_cancellation",
-        "clear_cancelled_requests"),
+        "clear_cancelled_requests", "_get_waiting_candidates"),
     RequestState: ("update_and_check_completion", "create_equivalent_initial_request"),
 }  # fmt: skip
 
