@@ -246,21 +246,24 @@ class Host:
         tolerance: float | None = None,
         task: int | None = None,
         part: str | None = None,
+        alpha: float | None = None,
         check_base: bool = True,
     ) -> Tenant:
-        """Reads an adapter of any tool as a tenant: PEFT, mlx-lm, llama.cpp, kohya's scripts, LyCORIS, diffusers.
+        """Reads an adapter of any tool as a tenant: PEFT, mlx-lm, llama.cpp, torchtune, kohya's scripts,
+        LyCORIS, diffusers, and a tenant's own file.
 
         The content tells which, never a name alone.
 
         path: a file, or the folder that holds it. name: without one, as the file or folder is called.
         format: one of `formats.recognise.FORMATS`, in place of looking. labels, task: as for `import_peft`.
         part: of a file for several models of a pipeline, such as ``"te1"``, where more than one fits.
+        alpha: of a torchtune checkpoint with no adapter_config.json beside it.
         tolerance: relative error that may remain at a weight (Frobenius norm) where the change has no factors; without
         it all of it is kept, in low rank where that is smaller, else as a whole difference.
         Cost: the file in memory; for changes without factors an SVD of each. Nothing is unpickled.
         Raises: CommonweightError naming the file, the key, what came, what was wanted, and adapters for another base.
         """
-        how = adapters.How(format, _given(labels), tolerance, task, part, check_base)
+        how = adapters.How(format, _given(labels), tolerance, task, part, alpha, check_base)
         return adapters.load_adapter(self.roster, Path(path), name, how)
 
     def export(self, name: str, path: str | PathLike[str], format: str = "peft", **options: Any) -> Path:

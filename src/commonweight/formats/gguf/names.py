@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...core import CommonweightError
+from ..rotary import halves, neighbours
 
 _LLAMA = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -107,7 +107,4 @@ def turn(name: str, B: Tensor, about: About, back: bool = False) -> Tensor:
     heads = {"attn_q": about.heads, "attn_k": about.key_heads}.get(name.split(".")[-2]) if "." in name else None
     if heads is None or not about.architecture.turned:
         return B
-    if B.shape[0] % (2 * heads):
-        raise CommonweightError(f"{name}: {B.shape[0]} rows are not {heads} heads of pairs; made for another model")
-    order = torch.arange(B.shape[0]).view(heads, 2, -1).transpose(1, 2).reshape(-1)
-    return B[order.argsort() if back else order]
+    return halves(B, heads, name) if back else neighbours(B, heads, name)

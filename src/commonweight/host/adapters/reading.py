@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ...core import CommonweightError, unknown
 from ...formats import changes as ways
-from ...formats import gguf, kohya, mlx
+from ...formats import gguf, kohya, mlx, torchtune
 from ...formats.adapter import Adapter
 from ...formats.changes import Change
 from ...formats.peft.keys import PREFIX, bare
@@ -35,6 +35,7 @@ class How(NamedTuple):
     tolerance: float | None = None
     task: int | None = None
     part: str | None = None
+    alpha: float | None = None
     check_base: bool = True
 
 
@@ -47,6 +48,8 @@ def load_adapter(roster: Roster, path: Path, name: str | None, how: How) -> Tena
     roster.free(name)
     if how.part is not None and kind != "kohya":
         raise CommonweightError(f"{path}: part is for files of several models; this is {FORMATS[kind]}; leave it out")
+    if how.alpha is not None and kind != "torchtune":
+        raise CommonweightError(f"{path}: alpha is for checkpoints of torchtune; this is {FORMATS[kind]}; leave it out")
     if kind == "peft":
         return import_peft(roster, name, at, how.labels, tolerance=how.tolerance, task=how.task)
     for option, given in (("labels", how.labels), ("task", how.task)):
@@ -92,7 +95,13 @@ def _kohya(base: HookedModel, path: Path, how: How) -> Adapter:
     return ways.adapter(at, {s.name: s for s in base.every}, frozen, how.tolerance)
 
 
-READERS: Mapping[str, Callable[[HookedModel, Path, How], Adapter]] = {"gguf": _gguf, "kohya": _kohya, "mlx": _mlx}
+def _torchtune(base: HookedModel, path: Path, how: How) -> Adapter:
+    told = about(base)
+    return placed(base, torchtune.read(path, told.model_type, told.heads, told.key_heads, how.alpha), how)
+
+
+Reader = Callable[[HookedModel, Path, How], Adapter]
+READERS: Mapping[str, Reader] = {"gguf": _gguf, "kohya": _kohya, "mlx": _mlx, "torchtune": _torchtune}
 
 
 def placed(base: HookedModel, found: Mapping[str, Change], how: How, dropout: float = 0.0) -> Adapter:
