@@ -145,6 +145,10 @@ def discover(
 ) -> tuple[dict[str, Physical], list[Site], list[Site]]:
     """`sites.discover`, with the experts and routers that are no linear layers."""
     modules, every, default = sites.discover(model, fused)
+    for name, at in modules.items():
+        own = type(at.module).forward is not nn.Linear.forward
+        if own and isinstance(at.module, nn.Linear) and _routes(at.module):  # it gives more than a product: Llama 4
+            modules[name] = Stacked(name, at.module, "weight")
     for at in _stacked(model, modules):
         modules[at.name] = at
         every += at.sites()
@@ -162,10 +166,15 @@ def _stacked(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Stacked]:
             for slot, p in own.items():
                 if p is not None and p.dim() == 3 and p.dtype in _FLOATS:
                     yield Stacked(f"{name}.{slot}", module, slot, _turned(module))
-        elif (
-            re.search(r"Router|Gate$", type(module).__name__) and (w := own.get("weight")) is not None and w.dim() == 2
-        ):
+        elif _routes(module):
             yield Stacked(name, module, "weight")
+
+
+def _routes(module: nn.Module) -> bool:
+    """Whether its class is a router's, with a weight (out, inp)."""
+    w = module._parameters.get("weight")
+    named = re.search(r"Router|Gate$", type(module).__name__)
+    return named is not None and w is not None and w.dim() == 2 and w.dtype in _FLOATS
 
 
 def _turned(module: nn.Module) -> bool:
