@@ -7,12 +7,14 @@ rows are multiplied is ours, as it is in each of transformers' own implementatio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..route import Route
-from .linear import Rows, project
+from .fused import Low, Through, Work, chunks
+from .linear import Rows, alike, factors, project
 from .products import pieces
 from .readers import reader_of, uses
 from .stacked import Stacked
@@ -46,6 +48,9 @@ def run_mixed(
         _readers(route),
         module.num_experts,  # type: ignore[arg-type]
     )
+    fused = torch.is_grad_enabled() and not getattr(module, "has_post_expert_norm", False)
+    if fused and (low := _lows(parts, route, rows, hidden_states.dtype)) is not None:
+        return _fused(module, parts, rows, order // k, order, low, hidden_states, top_k_weights.reshape(-1))
     y = _through(module, parts, route, rows, hidden_states[order // k])
     if getattr(module, "has_post_expert_norm", False):
         y = module.post_expert_norm(y)  # type: ignore[operator]
@@ -84,18 +89,46 @@ def _inverse(order: Tensor) -> Tensor:
     return out
 
 
-def _through(module: nn.Module, parts: Mapping[str, Stacked], route: Route, rows: Rows, x: Tensor) -> Tensor:
-    """Up, gate or activation, down."""
-    gathered = getattr(getattr(module, "config", None), "_experts_implementation", None) == "batched_mm"
-    gate: Callable | None = getattr(module, "_apply_gate", None) if getattr(module, "has_gate", True) else None
+def _projections(module: nn.Module, parts: Mapping[str, Stacked]) -> tuple[Stacked, Callable, Stacked]:
+    """Up, what stands between, down."""
     up = parts["gate_up_proj" if "gate_up_proj" in parts else "up_proj"]
-    x = project(up, uses(route, up), rows, x, gathered)
-    if gate is not None:
-        x = gate(x)
-    elif spread(module):
-        first, second = x.chunk(2, dim=-1)
-        x = second * module.act_fn(first)  # type: ignore[operator]
-    else:
-        x = module.act_fn(x)  # type: ignore[operator]
-    down = parts["down_proj"]
-    return project(down, uses(route, down), rows, x, gathered)
+    if spread(module):
+        return up, partial(_swiglu, module.act_fn), parts["down_proj"]
+    gated = getattr(module, "has_gate", True)
+    return up, module._apply_gate if gated else module.act_fn, parts["down_proj"]  # type: ignore[return-value]
+
+
+def _swiglu(act: Callable, x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return up * act(gate)
+
+
+def _through(module: nn.Module, parts: Mapping[str, Stacked], route: Route, rows: Rows, x: Tensor) -> Tensor:
+    up, gate, down = _projections(module, parts)
+    return project(down, uses(route, down), rows, gate(project(up, uses(route, up), rows, x)))
+
+
+def _lows(parts: Mapping[str, Stacked], route: Route, rows: Rows, dtype: torch.dtype) -> dict[str, Low | None] | None:
+    """The changes of both projections where `fused` takes them, else None."""
+    out: dict[str, Low | None] = {}
+    for slot, part in parts.items():
+        fits, entries = alike(part, uses(route, part), rows)
+        if not fits:
+            return None
+        out[slot] = factors(entries, dtype) if entries else None
+    return out
+
+
+def _fused(
+    module: nn.Module, parts: Mapping[str, Stacked], rows: Rows, token: Tensor, place: Tensor,
+    low: Mapping[str, Low | None], hidden: Tensor, weights: Tensor,
+) -> Tensor:  # fmt: skip
+    up, gate, down = _projections(module, parts)
+    lows = [b for _, _, b in rows.pieces]
+    work = Work(
+        gate, up.each, down.each, *(None if p.bias is None else p.bias.view(p.count, p.out) for p in (up, down)),
+        token, place, rows.expert, rows.ends, torch.tensor(lows, dtype=torch.int32, device=hidden.device),
+        chunks(rows.ends.tolist(), lows, hidden.device),
+    )  # fmt: skip
+    each = [t for p in (up, down) for t in (low[p.slot] or (None, None))]
+    return Through.apply(work, hidden, weights, *each)  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..change import changed
 from ..stacks import stack
 from ..tenant import Entry, takes_input
+from .fused import Low
 from .products import product
 from .readers import Uses
 from .stacked import Expert, Stacked
@@ -29,11 +30,11 @@ class Rows(NamedTuple):
     pieces: list[tuple[int, int, int]]
 
 
-def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor, gathered: bool = False) -> Tensor:
+def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor) -> Tensor:
     """What the projection makes of x (S, inp) -> (S, out), bias included.
 
-    gathered: with a copy of its expert's weight for every row, as ``batched_mm`` does. Cost: that of the base; for
-    changes with factors two grouped products of their rank; of others one call of their own form for every piece.
+    Cost: that of the base; for changes with factors two grouped products of their rank; of others one call of their
+    own form for every piece.
     """
     groups: dict[int, list[tuple[int, int, int, Entry]]] = {}  # alike in bind and shapes, with factors
     alone = []
@@ -48,11 +49,11 @@ def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor, gathered: bool = F
     given = x
     if any(takes_input(es) for _, _, _, es in alone):
         x = _pieces(x, [(a, b, _inward(at, es, x[a:b])) for at, a, b, es in alone if takes_input(es)])
-    y = _base(part, rows, x, gathered)
+    y = _base(part, rows, x)
     if alone:
         y = _pieces(y, [(a, b, _outward(at, es, given[a:b], x[a:b], y[a:b])) for at, a, b, es in alone])
     for members in groups.values():
-        y = _low_rank(part, uses, rows, members, x, y)
+        y = _low_rank(part, members, x, y)
     return y
 
 
@@ -64,12 +65,8 @@ def factored(entry: Entry, part: Stacked) -> bool:
     return not (part.training and getattr(bind, "draws", False))
 
 
-def _base(part: Stacked, rows: Rows, x: Tensor, gathered: bool) -> Tensor:
-    w, b = part.each, part.bias
-    if gathered:
-        y = torch.bmm(w[rows.expert], x.to(w.dtype)[..., None])[..., 0]
-    else:
-        y = product(x, w, rows.ends)
+def _base(part: Stacked, rows: Rows, x: Tensor) -> Tensor:
+    y, b = product(x, part.each, rows.ends), part.bias
     return y if b is None else y + b.view(part.count, part.out)[rows.expert]
 
 
@@ -106,19 +103,32 @@ def _outward(at: Expert, entries: list[Entry], given: Tensor, x: Tensor, y: Tens
     return F.linear(given, w.to(given), None if b is None else b.to(given))
 
 
-def _low_rank(
-    part: Stacked, uses: Uses, rows: Rows, members: list[tuple[int, int, int, Entry]], x: Tensor, y: Tensor
-) -> Tensor:
+def _low_rank(part: Stacked, members: list[tuple[int, int, int, Entry]], x: Tensor, y: Tensor) -> Tensor:
     """y + B A x of every piece, as two grouped products. Only factors of pieces that have rows are read."""
-    bind = members[0][3].bind
-    slots = stack([e for _, _, _, e in members], x.dtype, None)
-    A, B = (f.to(x.dtype) for f in bind.factors(**slots))
+    low = factors([e for _, _, _, e in members], x.dtype)
     whole = sum(b - a for _, a, b, _ in members) == len(x)
     ends = torch.tensor([b - a for _, a, b, _ in members], device=x.device).cumsum(0).to(torch.int32)
     some = None if whole else torch.cat([torch.arange(a, b, device=x.device) for _, a, b, _ in members])
     mine = x if some is None else x.index_select(0, some)
-    dropout = getattr(bind, "dropout", 0.0)
+    dropout = getattr(members[0][3].bind, "dropout", 0.0)
     if dropout and part.training:
         mine = F.dropout(mine, dropout)
-    added = product(product(mine, A, ends), B, ends).to(y.dtype)
+    added = product(product(mine, low.A, ends), low.B, ends).to(y.dtype)
     return y + added if some is None else y.index_add(0, some, added)
+
+
+def factors(entries: list[Entry], dtype: torch.dtype) -> Low:
+    """Those of uses that are alike, one behind the other."""
+    A, B = entries[0].bind.factors(**stack(entries, dtype, None))
+    return Low(A.to(dtype), B.to(dtype))
+
+
+def alike(part: Stacked, uses: Uses, rows: Rows) -> tuple[bool, list[Entry]]:
+    """(whether all rows are changed by uses with factors that are alike, or none is; those uses, piece by piece)."""
+    found = [uses.table[v] for v, _, _ in rows.pieces]
+    if not any(found):
+        return True, []
+    if not all(len(es) == 1 and factored(es[0], part) for es in found):
+        return False, []
+    dropped = getattr(found[0][0].bind, "dropout", 0.0) and part.training
+    return not dropped and len({es[0].signature for es in found}) == 1, [es[0] for es in found]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_GROUPED = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def product(x: Tensor, w: Tensor, ends: Tensor) -> Tensor:
     """Rows of group i times w[i]^T. Shapes: x (S, inp), group after group; w (n, out, inp); ends (n,) int32, where each
@@ -18,25 +20,33 @@ def product(x: Tensor, w: Tensor, ends: Tensor) -> Tensor:
     """
     x = x.to(w.dtype)
     if hasattr(F, "grouped_mm") and _fits(x) and _fits(w) and w.shape[1] * w.element_size() % 16 == 0:
-        return _contiguous(F.grouped_mm(x, w.mT, offs=ends))
+        y = F.grouped_mm(x, w.mT, offs=ends)
+        return Whole.apply(y) if y.requires_grad else y  # type: ignore[no-any-return]
     return ByGroup.apply(x, w, ends)  # type: ignore[no-any-return]
+
+
+def between(g: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """The gradient of w in `product`: g[i]^T x[i] of every group. Shapes: g (S, out), x (S, inp) -> (n, out, inp)."""
+    x = x.to(g.dtype)
+    if hasattr(F, "grouped_mm") and _fits(x) and _fits(g):
+        return F.grouped_mm(g.mT, x, offs=ends)
+    out = g.new_zeros(len(ends), g.shape[1], x.shape[1])
+    for i, a, b in pieces(ends):
+        torch.mm(g[a:b].t(), x[a:b], out=out[i])
+    return out
 
 
 def _fits(t: Tensor) -> bool:
     """Whether the grouped product takes it: one of the last two strides 1, all others multiples of 16 bytes."""
     *rest, a, b = t.stride()
     inner, outer = (b, a) if b == 1 else (a, b)
-    return inner == 1 and all(s * t.element_size() % 16 == 0 for s in (outer, *rest)) and t.data_ptr() % 16 == 0
-
-
-def _contiguous(y: Tensor) -> Tensor:
-    """The same, whose gradient comes as a tensor of its own: one that is expanded, as of a sum, the backward pass of
-    `grouped_mm` does not take (torch 2.13)."""
-    return Whole.apply(y) if y.requires_grad else y  # type: ignore[no-any-return]
+    aligned = all(s * t.element_size() % 16 == 0 for s in (outer, *rest)) and t.data_ptr() % 16 == 0
+    return inner == 1 and aligned and t.dtype in _GROUPED
 
 
 class Whole(torch.autograd.Function):
-    """y, with a gradient that is laid out in full."""
+    """y, with a gradient that is laid out in full: one that is expanded, as of a sum, the backward pass of torch's
+    `grouped_mm` does not take (torch 2.13)."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
@@ -52,23 +62,17 @@ class ByGroup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.pieces = pieces(ends)
+        ctx.save_for_backward(x, w, ends)
         y = x.new_zeros(x.shape[0], w.shape[1])
-        for i, a, b in ctx.pieces:
+        for i, a, b in pieces(ends):
             torch.mm(x[a:b], w[i].t(), out=y[a:b])
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        x, w = ctx.saved_tensors
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        dw = torch.zeros_like(w) if ctx.needs_input_grad[1] else None
-        for i, a, b in ctx.pieces:
-            if dx is not None:
-                torch.mm(g[a:b], w[i], out=dx[a:b])
-            if dw is not None:
-                torch.mm(g[a:b].t(), x[a:b], out=dw[i])
+        x, w, ends = ctx.saved_tensors
+        dx = product(g.contiguous(), w.mT, ends) if ctx.needs_input_grad[0] else None
+        dw = between(g.contiguous(), x, ends) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 
