@@ -113,14 +113,14 @@ def _low_rank(part: Stacked, members: list[tuple[int, int, int, Entry]], x: Tens
     dropout = getattr(members[0][3].bind, "dropout", 0.0)
     if dropout and part.training:
         mine = F.dropout(mine, dropout)
-    added = product(product(mine, low.A, ends), low.B, ends).to(y.dtype)
+    added = product(product(mine, low.A, ends), low.B.mT, ends).to(y.dtype)
     return y + added if some is None else y.index_add(0, some, added)
 
 
 def factors(entries: list[Entry], dtype: torch.dtype) -> Low:
     """Those of uses that are alike, one behind the other."""
     A, B = entries[0].bind.factors(**stack(entries, dtype, None))
-    return Low(A.to(dtype), B.to(dtype))
+    return Low(A.to(dtype), B.mT.to(dtype).contiguous())
 
 
 def alike(part: Stacked, uses: Uses, rows: Rows) -> tuple[bool, list[Entry]]:
