@@ -62,7 +62,9 @@ def peft() -> Callable[[], None]:
     from peft import LoraConfig, get_peft_model
 
     named = ["experts.gate_up_proj", "experts.down_proj"]
-    wrapped = get_peft_model(model(), LoraConfig(r=8, lora_alpha=16, target_modules=[], target_parameters=named)).train()
+    wrapped = get_peft_model(
+        model(), LoraConfig(r=8, lora_alpha=16, target_modules=[], target_parameters=named)
+    ).train()
     optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-4)
     data = batch("qwen3-moe", ROWS, LENGTH)
 
