@@ -1,7 +1,7 @@
 """LoRA of rank 8 on all experts of a small Qwen3-MoE: a training step, its memory, and a batch of 32 tenants.
 
-Against PEFT's `target_parameters`, and against each tenant alone, in turn. Peak memory is that of three steps, model and
-all, each side in processes of its own.
+Against PEFT's `target_parameters`, and against each tenant alone, in turn. Peak memory is that of three steps, model
+and all, each side in processes of its own.
 
     python -m benchmarks.experts             all
     python -m benchmarks.experts SIDE        peak memory of one side, as JSON
@@ -36,8 +36,8 @@ def model() -> nn.Module:
     return Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             hidden_size=512, intermediate_size=1536, moe_intermediate_size=192, num_hidden_layers=4, num_experts=64,
-            num_experts_per_tok=8, num_attention_heads=8, num_key_value_heads=4, head_dim=64, vocab_size=4096,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            num_experts_per_tok=8, num_attention_heads=8, num_key_value_heads=4, vocab_size=4096,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, **{"head_dim": 64},
         )
     )  # fmt: skip
 

@@ -93,7 +93,7 @@ def _projections(module: nn.Module, parts: Mapping[str, Stacked]) -> tuple[Stack
     """Up, what stands between, down."""
     up = parts["gate_up_proj" if "gate_up_proj" in parts else "up_proj"]
     if spread(module):
-        return up, partial(_swiglu, module.act_fn), parts["down_proj"]
+        return up, partial(_swiglu, module.act_fn), parts["down_proj"]  # type: ignore[arg-type]
     gated = getattr(module, "has_gate", True)
     return up, module._apply_gate if gated else module.act_fn, parts["down_proj"]  # type: ignore[return-value]
 
@@ -124,11 +124,12 @@ def _fused(
     low: Mapping[str, Low | None], hidden: Tensor, weights: Tensor,
 ) -> Tensor:  # fmt: skip
     up, gate, down = _projections(module, parts)
-    lows = [b for _, _, b in rows.pieces]
+    up_bias, down_bias = (None if p.bias is None else p.bias.view(p.count, p.out) for p in (up, down))
+    at = [b for _, _, b in rows.pieces]
+    lows = torch.tensor(at, dtype=torch.int32, device=hidden.device)
+    pieces = chunks(rows.ends.tolist(), at, hidden.device)
     work = Work(
-        gate, up.each, down.each, *(None if p.bias is None else p.bias.view(p.count, p.out) for p in (up, down)),
-        token, place, rows.expert, rows.ends, torch.tensor(lows, dtype=torch.int32, device=hidden.device),
-        chunks(rows.ends.tolist(), lows, hidden.device),
+        gate, up.each, down.each, up_bias, down_bias, token, place, rows.expert, rows.ends, lows, pieces
     )  # fmt: skip
     each = [t for p in (up, down) for t in (low[p.slot] or (None, None))]
     return Through.apply(work, hidden, weights, *each)  # type: ignore[no-any-return]
