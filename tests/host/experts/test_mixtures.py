@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import commonweight as cw
 from commonweight.host.experts import forms
@@ -142,17 +144,19 @@ def test_checkpoints_keep_the_route():
         torch.testing.assert_close(grads[0][n], grads[1][n])
 
 
-def test_a_checkpoint_without_its_route_is_refused():
-    host, batch = hosted(methods=())
-    stir(host.add("lora", "lora", rank=4, sites="*.experts.*"))
-    host.model.model.layers[1].register_forward_pre_hook(lambda m, a: (a[0].requires_grad_(),))
-    block = host.model.model.layers[1].mlp
-    plain = block.forward
-    block.forward = lambda x: torch.utils.checkpoint.checkpoint(plain, x, use_reentrant=False)
-    with host.route("lora"):
-        loss = answer(host.model, batch).square().mean()
-    with pytest.raises(cw.CommonweightError, match="a checkpoint recomputes it in backward"):
+def test_a_checkpoint_of_torch_keeps_the_route_of_experts():
+    found = []
+    for on in (False, True):
+        host, batch = hosted(methods=())
+        stir(host.add("lora", "lora", rank=4, sites="*.experts.*"))
+        block = host.model.model.layers[1].mlp
+        if on:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        with host.route("lora"):
+            loss = answer(host.model, batch).square().mean()
         loss.backward()
+        found.append([p.grad for p in host["lora"].parameters()])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_copies_pickles_and_close():
