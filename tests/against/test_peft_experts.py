@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 import transformers as tf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import commonweight as cw
 from commonweight.formats.peft import folder
+from tests.laws.subjects import stir
 from tests.models import VOCAB, answer, make
 
 peft = pytest.importorskip("peft")
@@ -245,10 +246,29 @@ def test_what_fits_no_expert_is_named(tmp_path):
         host.import_peft("x", tmp_path / "b")
 
 
-def test_they_are_kept_but_not_exported(tmp_path):
-    by_peft("mixtral", tmp_path / "a", CONFIGS["down"]())
-    host, _, _ = here("mixtral", tmp_path / "a")
-    for native in (None, False):
-        with pytest.raises(cw.CommonweightError, match=r"read from PEFT's folders, not written to them; keep the"):
-            host.export_peft("x", tmp_path / "b", native=native)
-    assert not (tmp_path / "b").exists() and len(load_file(tmp_path / "a" / folder.TENSORS)) == 4
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_folder_that_is_written_answers_as_in_peft_and_comes_back(kind, tmp_path):
+    host = cw.Host(model(kind))
+    router = "*.router" if kind == "gpt_oss" else "*.mlp.gate"
+    stir(host.add("all", "lora", rank=2, sites=f"*.q_proj|*.experts.*|{router}"))
+    stir(host.add("some", "lora", rank=3, sites="*.layers.1.mlp.experts.down_proj[1]|*.layers.0.*experts.gate_up_proj"))
+    stir(host.add("dora", "dora", rank=2, sites="*.layers.1.*.experts.down_proj"))
+    for name, options in (("all", {}), ("some", {}), ("dora", {"tolerance": 1e-5})):
+        at = host.export_peft(name, tmp_path / name, **options)
+        with torch.no_grad(), host.route(name):
+            want = answer(host.model, IDS)
+        torch.testing.assert_close(there(kind, at), want, rtol=1e-4, atol=1e-5)
+        _, again, _ = here(kind, at)
+        torch.testing.assert_close(again, want, rtol=1e-4, atol=1e-5)
+        known = json.loads((at / folder.CONFIG).read_text())
+        assert known["target_parameters"] and known["lora_dropout"] == 0.0
+
+
+def test_what_peft_cannot_say_of_experts_is_refused(tmp_path):
+    host = cw.Host(model("gpt_oss"))
+    stir(host.add("biases", "bitfit", sites="*.experts.*"))
+    with pytest.raises(cw.CommonweightError, match=r"experts.gate_up_proj: bitfit changes its bias, for which PEFT"):
+        host.export_peft("biases", tmp_path / "a")
+    with pytest.raises(cw.CommonweightError, match=r"is not written for experts and routers"):
+        host.export_peft("biases", tmp_path / "a", native=True)
+    assert not (tmp_path / "a").exists()

@@ -13,8 +13,9 @@ from ...formats.changes import EXACT, Change
 from ...formats.peft import low_rank, short
 from ..hooked import HookedModel
 from ..peft import export_peft
+from ..peft.changes import opaque
 from ..peft.names import within
-from ..peft.writing import low_of, opaque
+from ..peft.writing import low_of
 from ..sites import blocks
 from ..tenant import Tenant
 from .about import about

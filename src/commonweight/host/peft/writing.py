@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...bind import BiasShift
 from ...core import CommonweightError, Plan
 from ...formats import peft
 from ...formats.peft import low_rank
 from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
-from ..change import changed
 from ..experts import Stacked
 from ..hooked import HookedModel
 from ..names import adapters, named
 from ..tenant import Tenant
+from . import mixtures
 from .base import Frozen
+from .changes import low_of_one
 from .names import within
 
 
@@ -87,17 +85,24 @@ def export_peft(
     else:
         if hindrance:
             report["why_not_native"] = hindrance
-        low = low_of(base, tenant, heads, rank, 1e-3 if tolerance is None else tolerance)
-        low_rank.within(low, rank, 1e-3 if tolerance is None else tolerance)
+        most = 1e-3 if tolerance is None else tolerance
+        low = low_of(base, tenant, heads, rank, most, apart=True)
+        more = mixtures.parameters(base, tenant, rank, most)
+        # of a parameter the factors of one expert tell the rank, and the errors of all are known
+        every = {**low, **{k: v.low._replace(A=v.low.A[: v.rank]) for k, v in more.items()}}
+        low_rank.within(every, rank, most)
         dropouts = {getattr(u.bind, "dropout", 0.0) for u in plan.uses}
-        config = low_rank.config({peft.short(k, prefix): v for k, v in low.items()}, min(dropouts))
-        tensors = low_rank.tensors(low)
+        every = {peft.short(k, prefix): v for k, v in every.items()}
+        config = low_rank.config(every, 0.0 if more else min(dropouts))  # PEFT has none for parameters
+        if more:
+            config["target_parameters"] = sorted(peft.short(k, prefix) for k in more)
+        tensors = {**low_rank.tensors(low), **mixtures.tensors(base, more)}
         names = list(low)
-        report["modules"] = {peft.short(k, prefix): {"rank": v.A.shape[0], "error": v.error} for k, v in low.items()}
+        report["modules"] = {k: {"rank": v.A.shape[0], "error": v.error} for k, v in every.items()}
     known = {peft.short(n, prefix) for n, _ in named(base.model)}
     config = {
         "base_model_name_or_path": getattr(getattr(base.inner, "config", None), "_name_or_path", None) or None,
-        "fan_in_fan_out": all(base.modules[n].transposed for n in names),
+        "fan_in_fan_out": bool(names) and all(base.modules[n].transposed for n in names),
         "inference_mode": True,
         "task_type": None,
         "target_modules": targets([peft.short(n, prefix) for n in names], known),
@@ -125,37 +130,24 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     return peft.hindrance(tenant.method.name, next((n for n in used if base.modules[n].transposed), None))
 
 
-def low_of(base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float) -> dict[str, Low]:
-    """What each changed module becomes."""
+def low_of(
+    base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float, apart: bool = False
+) -> dict[str, Low]:
+    """What each changed module becomes. apart: experts and routers are left out, for somebody else to write."""
     out = {}
     for name, entries in tenant.table.items():
         at = base.modules[name]
-        if name in heads:
+        if name in heads or (apart and isinstance(at, Stacked)):
             continue
         if isinstance(at, Stacked):
             raise CommonweightError(
-                f"{name}: experts and routers of a mixture are read from PEFT's folders, not written to them; keep the "
-                "tenant in its own file (host.save), or write the merged weights (host.merged)"
+                f"{name}: experts and routers of a mixture are written to PEFT's folders alone; take export_peft, keep "
+                "the tenant in its own file (host.save), or write the merged weights (host.merged)"
             )
         if at.kind not in ("linear", "expert", "router"):
             raise CommonweightError(
                 f"{name}: {tenant.method.name} changes a {at.kind}, which LoRA cannot express; "
                 "keep the tenant in its own file, or leave native out where PEFT has the method"
             )
-        with torch.no_grad():
-            w, b = changed(at, entries)
-            found = low_rank.truncated(w - at.weight.float(), rank, tolerance) if opaque(entries) else None
-            if found is None:
-                parts = [e for e in entries if not isinstance(e.bind, BiasShift)]
-                found = low_rank.joined([(*e.bind.factors(**e.slots(None)), e.rows) for e in parts], w.shape[0])
-                if rank is not None and found.A.shape[0] > rank:
-                    found = low_rank.truncated(found.B @ found.A, rank, tolerance)
-            gained = None if b is None or at.bias is None else b - at.bias.float()
-            out[name] = found if gained is None or not gained.any() else found._replace(bias=gained)
+        out[name] = low_of_one(at, entries, rank, tolerance)
     return out
-
-
-def opaque(entries: list) -> bool:
-    """Whether the change of the weight is no product of factors at hand."""
-    changing = [e for e in entries if not isinstance(e.bind, BiasShift)]
-    return not changing or any(getattr(e.bind, "factors", None) is None for e in changing)
