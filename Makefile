@@ -37,6 +37,7 @@ lint: $(READY) ## style, format, types, import layers, and whether the generated
 	@$(BIN)/pyright > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --check
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_peft.py --check
 	@OMP_NUM_THREADS=1 $(PY) -m benchmarks --check
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_claims.py --check docs/claims.md
 	@$(PY) docs/gen_house.py --check
@@ -67,6 +68,7 @@ format: $(READY) ## let ruff fix and format
 
 readme: $(READY) ## write the tables of methods and benchmarks into the documentation
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --write
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_peft.py --write
 	@OMP_NUM_THREADS=1 $(PY) -m benchmarks --table
 
 wheel-test: $(READY) ## build the wheel, install it into an empty environment, run the command line there

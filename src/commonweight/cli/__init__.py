@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, compare, extract, merge, methods, plan, statistics, store
+from . import adapt, compare, export, extract, merge, methods, plan, statistics, store
 from .errors import explain
 from .flags import Peers
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("adapt", cls=Peers, epilog=adapt.EXAMPLES)(adapt.command)
 app.command("compare", cls=Peers, epilog=compare.EXAMPLES)(compare.command)
+app.command("export", epilog=export.EXAMPLES)(export.command)
 app.command("extract", epilog=extract.EXAMPLES)(extract.command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import import_peft
+from . import import_any, import_peft
+from .published import published
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -24,12 +25,17 @@ Finished PEFT adapters, as a few numbers each for bases that they have in common
 
   commonweight store import-peft commons adapters/ --model path/to/base
 
+Adapters of other tools, each as it is (PEFT, mlx-lm, llama.cpp, torchtune, kohya's scripts, LyCORIS, diffusers):
+
+  commonweight store import commons legal-lora/ medical.gguf --model path/to/base
+
 A tenant as one file again, for Host.load:
 
   commonweight store export commons legal legal.safetensors
 """
 
 app = typer.Typer(no_args_is_help=True, help="Keep many tenants in one folder; pools that they share are stored once.")
+app.command("import")(import_any.command)
 app.command("import-peft")(import_peft.command)
 
 Store = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
@@ -68,19 +74,7 @@ def publish(
     metrics = dict(map(_metric, metric)) if metric else None
     c = _open(store)
     before = c.newest()
-    _told(c.publish_file(file, name, metrics=metrics, parents=parent or ()), before)
-
-
-@app.command("import")
-def import_(
-    store: Store,
-    files: Annotated[list[Path], typer.Argument(help="Tenants' files; each tenant is named after its file.")],
-) -> None:
-    """Publish many tenants' files at once: all of them, or none if one is wrong."""
-    c = _open(store)
-    before = c.newest()
-    for m in c.publish_files(files):
-        _told(m, before)
+    published(c.publish_file(file, name, metrics=metrics, parents=parent or ()), before)
 
 
 @app.command()
@@ -182,14 +176,6 @@ def diff(store: Store, a: Name, b: Name, as_json: Json = False) -> None:
             typer.echo(f"  {what}: {name}")
     for field, (x, y) in d.about.items():
         typer.echo(f"  {field}: {x} -> {y}")
-
-
-def _told(m: Any, before: dict[str, int]) -> None:
-    from ..commons.again import told
-
-    if notice := told(m.label, m.version, before.get(m.name)):
-        typer.echo(f"notice: {notice}", err=True)
-    typer.echo(f"{m.label}: {len(m.pools)} pools, {sum(r.numbers for r in m.pools.values()):,} bytes")
 
 
 def _metric(text: str) -> tuple[str, float]:

@@ -1,0 +1,69 @@
+"""commonweight export: a tenant as an adapter of another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import bases
+
+EXAMPLES = """[bold]Examples[/bold]
+
+For llama.cpp, `llama-cli -m base.gguf --lora legal.gguf`:
+
+  commonweight export legal.safetensors --format gguf --base ./base --out legal.gguf
+
+For mlx-lm, `mlx_lm.generate --model ./base --adapter-path legal-mlx`:
+
+  commonweight export legal.safetensors --format mlx --base ./base --out legal-mlx
+
+For PEFT, at most rank 16, or an error:
+
+  commonweight export legal.safetensors --format peft --base ./base --rank 16 --tolerance 0.05 --out legal-peft
+"""
+FORMATS = "peft", "gguf", "mlx"
+
+
+def command(
+    tenant: Annotated[Path, typer.Argument(help="A tenant's file, or an adapter of any tool that is read here.")],
+    format: Annotated[str, typer.Option(help="peft or mlx (folders), or gguf (a file).")],
+    base: Annotated[str, typer.Option(help="The tenant's base: a folder, or a name on the hub.")],
+    out: Annotated[Path, typer.Option(help="The folder or file to write.")],
+    rank: Annotated[
+        int | None, typer.Option(help="The highest rank, for what is no product of two factors.", min=1)
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Relative error allowed at each weight, such as 0.01.", min=0)
+    ] = None,
+    task: Annotated[str | None, typer.Option(help=f"How the base is opened: {bases.TASKS}.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file or adapter folder.")] = False,
+) -> None:
+    """Write a tenant as an adapter of PEFT, llama.cpp (GGUF) or mlx-lm."""
+    from ..core import unknown
+    from ..formats import atomic
+    from . import early
+
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    early.files([tenant])
+    early.model(base)
+    early.task(task)
+    atomic.free(out, "--out", overwrite=overwrite)
+
+    host: Any = bases.open_base(base, task, labels=_headed(tenant))
+    name = host.load_adapter(tenant, "tenant").name
+    asked = {k: v for k, v in (("rank", rank), ("tolerance", tolerance)) if v is not None}
+    host.export(name, out, format, overwrite=overwrite, **asked)
+    files = [p for p in out.iterdir() if p.is_file()] if out.is_dir() else [out]
+    typer.echo(f"{out}: {format}, {sum(p.stat().st_size for p in files):,} bytes")
+
+
+def _headed(tenant: Path) -> bool:
+    """Whether a tenant's own file has a classification head, for which the base is opened in another way."""
+    from ..formats import native
+    from ..formats.recognise import recognise
+
+    kind, at = recognise(tenant)
+    return kind == "commonweight" and bool(native.read_header(at).get("labels"))
