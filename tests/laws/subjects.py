@@ -36,7 +36,10 @@ def model_of(method: str) -> str:
 def can(method: str, host: cw.Host) -> bool:
     """Whether the method has something to read: sites of its kinds, and of those such as `READS(site)` takes."""
     about, reads = cw.methods.get(method), _says(method, "READS", lambda site: True)
-    return not about.kinds or any(s.kind in about.kinds and reads(s) for s in host.sites)
+    try:
+        return not about.kinds or any(reads(s) for s in host.sites_for(about))
+    except cw.CommonweightError:
+        return False
 
 
 def stir(tenant: Tenant, seed: int = 0, std: float = 0.1) -> Tenant:

@@ -26,6 +26,7 @@ SITES = [
 SITES += [cw.Site(f"layers.{i}", 32, 32, "block") for i in range(3)] + [
     cw.Site(f"layers.{i}.norm", 32, 1, "norm") for i in range(3)
 ]
+SITES += [cw.Site("embed", 32, 64, "embedding", "", False)]
 
 
 class FakeBase:

@@ -42,6 +42,6 @@ def test_count():
 def test_a_model_without_biases():
     with pytest.raises(
         cw.CommonweightError,
-        match=r"bitfit reads sites of kind linear or norm that have a bias; none of these 18 sites has one; for",
+        match=r"bitfit reads sites of kind linear, conv or norm that have a bias; none of these 18 sites has one; for",
     ):
         cw.Host(make("llama")[0]).add("t", "bitfit")

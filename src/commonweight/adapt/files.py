@@ -171,6 +171,7 @@ def look(
     data, evals = read_all(job, say)
     host = open_host(model, job.task, dtype=job.dtype, pool=job.pool, device=job.device, quantize=job.quantize)
     say(where(host))
+    say(host.coverage(job.method or "mos", job.sites).line)
     bring(host)
     numbers = Recipe(**job.recipe)
     given = understand(host, data, job.task, numbers)

@@ -3,8 +3,9 @@
 from .anchored import Anchored
 from .bottleneck import Bottleneck, Weighed
 from .coded import Coded
+from .entries import Entries, Turned, turned
 from .intervene import Edit
-from .low_rank import LowRank
+from .low_rank import LowRank, active
 from .magnitude import Magnitude
 from .random_bases import RandomBases
 from .rotate import Butterfly, RotateBlocks, RotatePairs
@@ -21,6 +22,7 @@ __all__ = [
     "Coded",
     "Drawn",
     "Edit",
+    "Entries",
     "LowRank",
     "Magnitude",
     "RandomBases",
@@ -30,5 +32,8 @@ __all__ = [
     "ScaleOutput",
     "Shift",
     "Skills",
+    "Turned",
     "Weighed",
+    "active",
+    "turned",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Base, serial
+from .low_rank import active
 
 
 @serial
@@ -23,6 +24,7 @@ class Anchored:
     """
 
     scale: float = 1.0
+    anywhere: ClassVar[str] = "through"
     precise: ClassVar[bool] = True
 
     def factors(
@@ -37,9 +39,9 @@ class Anchored:
         return w + B @ A
 
     def output(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        A, B = (f.to(x.dtype) for f in self.factors(**slots))
-        return y + F.linear(F.linear(x, A), B)
+        A, B = (f.to(active(x, y)) for f in self.factors(**slots))
+        return y + F.linear(base.call(x, A, None), B)
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        A, B = (f.to(x.dtype) for f in self.factors(**slots))
-        return torch.baddbmm(y, torch.bmm(x, A.mT), B.mT)
+        A, B = (f.to(active(x, y)) for f in self.factors(**slots))
+        return torch.baddbmm(y, base.many(x, A), B.mT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class Bottleneck:
     """
 
     act: str = "gelu"
+    anywhere: ClassVar[str] = "output"
 
     def output(
         self, x: Tensor, y: Tensor, base: Base, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
@@ -50,6 +52,7 @@ class Weighed:
     act: str = "gelu"
     dropout: float = 0.0
     alike: bool = False
+    anywhere: ClassVar[str] = "output"
 
     def kept(self, up: Tensor, up_bias: Tensor, draw: bool) -> tuple[Tensor, Tensor]:
         if draw and self.dropout:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ class LowRank:
 
     scale: float = 1.0
     dropout: float = 0.0
+    anywhere: ClassVar[str] = "through"
 
     def factors(
         self, A: Tensor, B: Tensor, M: Tensor | None = None, d: Tensor | None = None, b: Tensor | None = None
@@ -41,15 +44,22 @@ class LowRank:
         return w + B @ A
 
     def _low(
-        self, x: Tensor, base: Base, A: Tensor, M: Tensor | None, d: Tensor | None, product: Callable[..., Tensor]
+        self,
+        x: Tensor,
+        base: Base,
+        A: Tensor,
+        M: Tensor | None,
+        d: Tensor | None,
+        first: Callable[..., Tensor],
+        then: Callable[..., Tensor],
     ) -> Tensor:
-        """M diag(d) A x, by F.linear (`fused.low` in training) for one reader or `_each` for n of them."""
-        if self.dropout and base.training:
+        """M diag(d) A x: `first` is the site's own product with A (`fused.low` in training), `then` that with M."""
+        if self.dropout and base.training and x.is_floating_point():
             x = F.dropout(x, self.dropout)
-        h = product(x, A)
+        h = first(x, A)
         if d is not None:
             h = h * (d if d.dim() == 1 else d[:, None])
-        return h if M is None else product(h, M)
+        return h if M is None else then(h, M)
 
     def output(
         self,
@@ -62,7 +72,7 @@ class LowRank:
         d: Tensor | None = None,
         b: Tensor | None = None,
     ) -> Tensor:
-        h = F.linear(self._low(x, base, A, M, d, F.linear), B)
+        h = F.linear(self._low(x, base, A, M, d, partial(_call, base), F.linear), B)
         return torch.add(y, h if b is None else h * b, alpha=self.scale)
 
     def trained(
@@ -82,7 +92,7 @@ class LowRank:
             return self.output(x, y, base, A, B, M, d, b)
         if M is None and d is None and not (self.dropout and base.training):
             return fused.add(x, y if weight is None else y.detach(), A, B, self.scale, weight)
-        return fused.raised(self._low(x, base, A, M, d, fused.low), y, B, self.scale)
+        return fused.raised(self._low(x, base, A, M, d, fused.low, fused.low), y, B, self.scale)
 
     def grouped(
         self,
@@ -96,7 +106,7 @@ class LowRank:
         b: Tensor | None = None,
     ) -> Tensor:
         """`output` of n readers at once: x (n, T, d_in), A (n, r, d_in), ...; without gradients y is written over."""
-        h = self._low(x, base, A, M, d, _each)
+        h = self._low(x, base, A, M, d, base.many, _each)
         if b is not None:
             return torch.add(y, torch.bmm(h, B.mT) * b[:, None], alpha=self.scale)
         if torch.is_grad_enabled() or not h.dtype == B.dtype == y.dtype:  # autocast does not cast what works in place
@@ -104,6 +114,15 @@ class LowRank:
         return y.baddbmm_(h, B.mT, alpha=self.scale)
 
 
+def _call(base: Base, x: Tensor, A: Tensor) -> Tensor:
+    return base.call(x, A, None)
+
+
 def _each(x: Tensor, w: Tensor) -> Tensor:
     """F.linear of n readers: x (n, T, i), w (n, o, i) -> (n, T, o)."""
     return torch.bmm(x, w.mT)
+
+
+def active(x: Tensor, y: Tensor) -> torch.dtype:
+    """The activations' dtype; entries of a vocabulary are numbered."""
+    return x.dtype if x.is_floating_point() else y.dtype

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Base, serial
+from .low_rank import active
 
 FLOOR = 1e-12  # an all-zero row has no direction; its gain becomes m / FLOOR times zero instead of 0 / 0
 
@@ -30,6 +31,7 @@ class Magnitude:
 
     scale: float = 1.0
     dropout: float = 0.0
+    anywhere: ClassVar[str] = "through"
     precise: ClassVar[bool] = True  # m / |v| - 1 is small: in half precision it would round to nothing
 
     def weight(self, w: Tensor, A: Tensor, B: Tensor, m: Tensor, n: Tensor) -> Tensor:
@@ -46,8 +48,8 @@ class Magnitude:
 
     def output(self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, m: Tensor, n: Tensor) -> Tensor:
         gain = m / self.length(base.weight, A, B, n)
-        if self.dropout and base.training:
+        if self.dropout and base.training and x.is_floating_point():
             x = F.dropout(x, self.dropout)
-        low = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+        low = F.linear(base.call(x, A.to(active(x, y)), None), B.to(active(x, y)))
         plain = y if base.bias is None else y - base.bias
         return y + (gain - 1).to(y.dtype) * plain + (self.scale * gain).to(y.dtype) * low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class RandomBases:
     scale: float = 1.0
     dropout: float = 0.0
     transpose: bool = False
+    anywhere: ClassVar[str] = "through"
 
     def _low_rank(self, A: Tensor, B: Tensor, lam: Tensor, gamma: Tensor) -> dict[str, Tensor]:
         """The same as slots of LowRank of rank r n; leading dimensions stay."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ class RotatePairs:
 
     group: int
     precise = True
+    anywhere: ClassVar[str] = "output"
 
     def factors_of(self, theta: Tensor, alpha: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """What a dimension and what its partner is multiplied by. Shapes: theta (*n, k) -> two of (*n, d_out)."""

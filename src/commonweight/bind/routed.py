@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..address import logistic, mix, routing
 from ..core import Base, serial
-from .low_rank import LowRank
+from .low_rank import LowRank, active
 
 
 @serial
@@ -24,6 +24,7 @@ class Drawn:
 
     scale: float = 1.0
     dropout: float = 0.0
+    anywhere: ClassVar[str] = "through"
     precise: ClassVar[bool] = True  # weights are mixed in float32
     draws: ClassVar[bool] = True
 
@@ -38,11 +39,11 @@ class Drawn:
         return LowRank(self.scale).weight(w, **self.mixed(w.dtype, False, **slots))
 
     def output(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        low = self.mixed(x.dtype, base.training, **slots)
+        low = self.mixed(active(x, y), base.training, **slots)
         return LowRank(self.scale, self.dropout).output(x, y, base, **low)
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        low = self.mixed(x.dtype, base.training, **slots)
+        low = self.mixed(active(x, y), base.training, **slots)
         return LowRank(self.scale, self.dropout).grouped(x, y, base, **low)
 
 
@@ -60,6 +61,7 @@ class Skills:
     dropout: float = 0.0
     routed: bool = False
     noise: bool = False
+    anywhere: ClassVar[str] = "through"
     precise: ClassVar[bool] = True  # the weights are routed in float32
 
     @property
@@ -80,9 +82,9 @@ class Skills:
         return LowRank(self.scale).weight(w, **self.slots(w.dtype, False, **slots))
 
     def output(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        low = self.slots(x.dtype, base.training, **slots)
+        low = self.slots(active(x, y), base.training, **slots)
         return LowRank(self.scale, self.dropout).output(x, y, base, **low)
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        low = self.slots(x.dtype, base.training, **slots)
+        low = self.slots(active(x, y), base.training, **slots)
         return LowRank(self.scale, self.dropout).grouped(x, y, base, **low)

@@ -6,6 +6,7 @@ They stay in float32 when the model is bfloat16, which has no number between 1 a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from ..core import Base, serial
 class ScaleOutput:
     """y' = l * y: the weight's rows and the bias. Shapes: l (d_out,). Cost: T d_out."""
 
+    anywhere: ClassVar[str] = "output"
     precise = True
 
     def weight(self, w: Tensor, l: Tensor) -> Tensor:

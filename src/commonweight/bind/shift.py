@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +29,8 @@ class Shift:
 @dataclass(frozen=True)
 class BiasShift:
     """b' = b + db and nothing else. Shapes: db (d_out,). Cost: T d_out additions."""
+
+    anywhere: ClassVar[str] = "output"
 
     def weight(self, w: Tensor, db: Tensor) -> Tensor:
         return w

@@ -20,8 +20,9 @@ from .serial import dump, load, serial
 class Site(NamedTuple):
     """A logical reader: one weight (out, inp) of the model, or a row range of a fused one.
 
-    kind: "linear" | "expert" and "router" (of a mixture) | "norm" (inp = 1) | "block" (a whole layer's output) |
-    "head" (where a task's classifier reads).
+    kind: "linear" | "expert" and "router" (of a mixture) | "conv" (inp: the numbers of a patch) | "embedding" (the
+    table (inp, out), out its width) | "norm" (inp = 1) | "parameter" (what a module computes with by itself; inp = 1 of
+    a vector) | "block" (a whole layer's output) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells.
     """
 
@@ -84,6 +85,8 @@ class Base(Protocol):
     @property
     def bias(self) -> Tensor | None: ...
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+    def scaled(self, t: Tensor) -> Tensor: ...  # what a table of embeddings multiplies its entries by
+    def many(self, x: Tensor, weight: Tensor) -> Tensor: ...  # call of n at once: weight (n, o, inp) -> (n, T, o)
 
 
 class Bind(Protocol):
@@ -100,6 +103,9 @@ class Bind(Protocol):
                                        are recorded it may write over y
     factors(**slots) -> (A, B)         when w' = w + B A exactly; leading dimensions of the slots stay. Where `draws`
                                        is true, training draws other ones
+
+    anywhere: "output" where the fast forms read y alone, "through" where they read x through `base.call` and
+    `base.many` alone: they hold at convolutions and embeddings too. Else the weight form is used there.
     """
 
 

@@ -291,11 +291,12 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "common": _text,
     "quantised": _text,
     "float": _text,
+    "apart": lambda v: v is True,
     "codec": coding.fits_header,
     "own": lambda v: v is True or _names(v),
     "digest": lambda v: _text(v) and re.fullmatch("[0-9a-f]{32}", v) is not None,
 }
-_OPTIONAL = ("version", "labels", "metrics", "common", "quantised", "float", "codec", "own", "digest")
+_OPTIONAL = ("version", "labels", "metrics", "common", "quantised", "float", "apart", "codec", "own", "digest")
 
 
 def decode(path: Path, plan: Plan, header: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor | None]:

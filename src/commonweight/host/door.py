@@ -133,12 +133,14 @@ class Door:
             raise self.refused(slot, f"tenant {tenant.name!r} ({tenant.method.name}) has no changed weight") from e
         if not weight:
             return value if b is None else b.to(value)
-        return (w.T if hook.at.transposed else w).to(device=value.device, dtype=hook.at.weight.dtype)
+        return hook.at.native(w).to(device=value.device, dtype=hook.at.weight.dtype)
 
     def linear(self, x: Tensor, slot: str, bias: Tensor | None) -> Tensor:
         """F.linear(x, weight, bias) of a mixed batch, by the site's own hook. A bias that is not the module's is added
         after it, as a changed weight would have it."""
         hook, _ = self.ways[slot]
+        if hook.at.kind != "linear":
+            raise self.refused(slot, f"{hook.at.kind} weights are not the rows of a linear layer")
         own = hook.at.bias
         given = own if isinstance(bias, Borrowed) or bias is own else None
         moved = hook.before(self.module, (x,), {})

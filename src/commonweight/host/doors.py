@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .door import Door
 from .hooks import WATCH, SiteHook
+from .sites import Physical
 from .weights import stored
 
 _OPENING = threading.Lock()  # whoever opens and shuts doors, of all hosts
@@ -39,6 +40,7 @@ class Doors:
         self.called: set[str] = set()  # parents whose forward ran under a route
         self.modes: set[Mode] = set()
         self.inside: dict[int, int] = {}  # routed passes that a thread is within
+        self.readers: dict[int, int] = {}  # how many sites read a weight; of tied ones, one may be all that is called
         self.said = self.first = False
         at_home = {id(m): n for n, m in names.items()}
         fed = {id(m.out_proj) for m in names.values() if isinstance(m, nn.MultiheadAttention)}
@@ -46,11 +48,13 @@ class Doors:
         called = {id(c) for m in names.values() if isinstance(m, nn.TransformerEncoderLayer) for c in m.children()}
         for hook in hooks.values():
             at = hook.at
-            if at.kind not in ("linear", "norm") or (at.slot == "weight" and id(at.module) in called):
+            if (weight := at.module._parameters.get(at.slot)) is not None:
+                self.readers[id(weight)] = self.readers.get(id(weight), 0) + 1
+            if at.kind in ("block", "head") or (not by_itself(at) and id(at.module) in called):
                 continue
             home = at_home[id(at.module)]
             if home not in self.doors:
-                self.doors[home] = Door(at.module, fed=at.slot != "weight" or id(at.module) in fed)
+                self.doors[home] = Door(at.module, fed=by_itself(at) or id(at.module) in fed)
             self.doors[home].ways[at.slot] = hook, True
             if at.bias_slot is not None and isinstance(stored(at.module, at.bias_slot), Tensor):
                 self.doors[home].ways[at.bias_slot] = hook, False
@@ -109,7 +113,8 @@ class Doors:
 
     def fed(self, site: str) -> bool:
         """Whether torch's attention computes with this site's weight by itself."""
-        return any(d.fed and any(h.at.name == site for h, _ in d.ways.values()) for d in self.doors.values())
+        found = [h.at for d in self.doors.values() if d.fed for h, _ in d.ways.values()]
+        return any(at.name == site and at.kind == "linear" for at in found)
 
     def route(self) -> Any:
         for door in self.doors.values():
@@ -139,7 +144,7 @@ class Doors:
                 door.close()
             else:
                 if not door.known and self.parents.get(name) in self.called:
-                    passed_over += [h.at.name for h, weight in door.ways.values() if weight]
+                    passed_over += [h.at.name for h, weight in door.ways.values() if weight and self.alone(h)]
                 continue
             door.known = True
             del self.open[name]
@@ -148,6 +153,10 @@ class Doors:
                 h.remove()
             self.marks = []
         return passed_over
+
+    def alone(self, hook: SiteHook) -> bool:
+        """Whether no other site reads this one's weight."""
+        return self.readers.get(id(hook.at.module._parameters.get(hook.at.slot)), 1) == 1
 
     def tell(self, names: list[str]) -> None:
         """Once: sites of a routed tenant that were passed over by the module that holds them."""
@@ -168,6 +177,11 @@ class Doors:
             door.close()
         self.model.__dict__.pop(WATCH, None)
         self.doors, self.open, self.handles, self.marks = {}, {}, [], []
+
+
+def by_itself(at: Physical) -> bool:
+    """Whether it is a parameter that its module reads by itself, so that no hook sees what is made of it."""
+    return at.kind == "parameter" or at.slot != "weight"
 
 
 def around(name: str, names: Mapping[str, nn.Module]) -> str | None:

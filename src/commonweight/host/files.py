@@ -73,6 +73,8 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
             header["float"] = origin
     if tenant.labels is not None:
         header["labels"] = tenant.labels
+    if tenant.apart:
+        header["apart"] = True
     if metrics:
         header["metrics"] = metrics
     if tenant.common is not None:
@@ -206,7 +208,7 @@ def _enter(
         of = roster.join(header.get("common"), method, plan, frozen=True)
         if of is not None:
             _same(of, pools)
-        tenant = roster.attach(name, method, config, plan, labels, pools, common, sites, of)
+        tenant = roster.attach(name, method, config, plan, labels, pools, common, sites, of, "apart" in header)
     here = of_derived(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not close(here, check)):
         roster.remove(name)

@@ -17,7 +17,7 @@ from .follow import Places, fit
 from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage, unpack_at_once
 from .names import named, unwrapped
-from .sites import Pattern, Physical, select, strangers, unknown_kind
+from .sites import Pattern, Physical, input_table, once, select, strangers, ties, unknown_kind
 from .tenant import Tenant
 
 
@@ -35,6 +35,7 @@ class HookedModel:
         self.pattern, self.fused = sites, fused
         unpack_at_once(model)
         self.modules, self.every, self.default = self._found()
+        self.ties = ties(self.modules)
         self.chosen = select(sites, self.every, self.default, model)
         self.current = Current()
         carry.install()
@@ -81,7 +82,7 @@ class HookedModel:
         chosen = select(self.pattern, found[1], found[2], self.model)
         self._unhook()
         self.modules, self.every, self.default = found
-        self.chosen = chosen
+        self.ties, self.chosen = ties(self.modules), chosen
         for tenant in tenants:
             fit(tenant, {s.name: s for s in self.every})
         for module in dict(named(self.model)).values():  # an adapter that came meanwhile may be in training
@@ -106,11 +107,18 @@ class HookedModel:
         give_back(self.kept)
         self.handles, self.closed = [], True
 
+    def sites_of(self, pattern: Pattern) -> list[Site]:
+        """The sites that a pattern names, whatever their kinds."""
+        return select(pattern, self.every, self.default, self.model)
+
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
-        chosen = self.chosen if pattern is None else select(pattern, self.every, self.default, self.model)
+        chosen = self.chosen if pattern is None else self.sites_of(pattern)
         named = pattern is not None or self.pattern is not None
+        if method.at and pattern is None and not (named and any(s.kind == "embedding" for s in chosen)):
+            chosen = [s for s in self.every if s.name == input_table(self.inner, self.modules)]
         mine = [s for s in chosen if s.kind in method.kinds or (named and s.kind in method.named)]
+        mine = once(self.ties, mine)
         if pattern is None and self.pattern is None and method.roles and any(s.role in method.roles for s in mine):
             mine = [s for s in mine if s.role in method.roles]
         strange = [s for s in mine if pattern is None and self.pattern is None and unknown_kind(self.modules, s)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..bind import active
 from ..core import CommonweightError
 from .apart import Unfit
 from .change import changed
@@ -35,10 +36,10 @@ class SiteHook:
         self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
 
     def install(self) -> list[RemovableHandle]:
-        if self.at.slot != "weight":  # a parameter that is no module's: read through its door
+        if self.at.slot != "weight" or self.at.kind == "parameter":  # read through its door
             return []
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
-        if self.at.kind != "linear":
+        if self.at.kind != "linear":  # a change of the input is one of the weight there
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
 
@@ -69,18 +70,22 @@ class SiteHook:
         return x
 
     def layout(self, route: Route, x: Tensor) -> tuple[Tensor, Layout]:
-        folded = None if x.is_nested else route.fold(x)
+        folded = None if x.is_nested or not self.known_rows(route, x) else route.fold(x)
         if folded is None or ".experts." in self.at.name:
             why = (
                 "its tokens are regrouped"
                 if ".experts." in self.at.name
-                else f"its input is {'nested' if x.is_nested else tuple(x.shape)}"
+                else f"its input is {'nested' if x.is_nested else tuple(self.at.given(x).shape)}"
             )
             raise Unfit(
                 f"{self.at.name}: the route names {route.length} readers, {why}; give one reader per row, "
                 "or a LongTensor of one number per token"
             )
-        return folded[0], route.layout(self.at.name, folded[1], x.device)
+        return folded[0], route.layout(self.at.name, folded[1], x.device, self.at)
+
+    def known_rows(self, route: Route, x: Tensor) -> bool:
+        """Whether what a site sees first are the batch's rows. A convolution reads its neighbours: it has no tokens."""
+        return self.at.rows_of(x) and not (self.at.kind == "conv" and route.shape is not None)
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
@@ -92,10 +97,14 @@ class SiteHook:
             self.last = recomputed(self.at.name, self.current, self.last)
         if route is None:
             return None
-        x = self.input(args, kwargs)
+        x = self.at.seen(self.input(args, kwargs))
         if isinstance(y, tuple):
             return (self.after(route, x, self.linked(x, y[0])), *y[1:])
-        return self.after(route, x, self.linked(x, y))
+        return self.at.given(self.after(route, x, self.at.seen(self.linked(x, y))))
+
+    def form(self, entry: Entry) -> Callable | None:
+        """The bind's fast form on the output, where it holds at this kind of site."""
+        return entry.output if self.at.holds(entry.bind) else None
 
     def linked(self, x: Tensor, y: Tensor) -> Tensor:
         """The output of a packed layer that hands no gradient to its input, with the one of its dequantised weight."""
@@ -123,18 +132,18 @@ class SiteHook:
         """All uses of one tenant at this site, in order."""
         if len(entries) == 1 and entries[0].rows is None:
             entry = entries[0]
-            if entry.output is not None:
-                return entry.output(x, y, self.at, **entry.slots(x.dtype))
-            return y if entry.inputs is not None else self.reference(entries, x, y)
-        if any(e.output is None or e.inputs is not None for e in entries):
+            if (form := self.form(entry)) is not None:
+                return form(x, y, self.at, **entry.slots(active(x, y)))
+            return y if entry.inputs is not None and self.at.forms == "all" else self.reference(entries, x, y)
+        if any(self.form(e) is None or e.inputs is not None for e in entries):
             return self.reference(entries, x, y)
         for entry in entries:
             base = self.at.rows(entry.rows)
             if entry.rows is None:
-                y = entry.output(x, y, base, **entry.slots(x.dtype))  # type: ignore[misc]
+                y = entry.output(x, y, base, **entry.slots(active(x, y)))  # type: ignore[misc]
             else:
                 a, b = entry.rows
-                part = entry.output(x, y[..., a:b], base, **entry.slots(x.dtype))  # type: ignore[misc]
+                part = entry.output(x, y[..., a:b], base, **entry.slots(active(x, y)))  # type: ignore[misc]
                 y = torch.slice_scatter(y, part, -1, a, b)
         return y
 
@@ -161,7 +170,8 @@ class SiteHook:
         if not self.at.exact:
             w, b = w - self.at.weight.to(w), None if b is None else b - self.at.bias  # type: ignore[operator]
             return y + self.at.call(x, w.to(x), None if b is None else b.to(x)).to(y.dtype)
-        return self.at.call(x, w.to(x), None if b is None else b.to(x))
+        like = x if x.is_floating_point() else y
+        return self.at.call(x, w.to(like), None if b is None else b.to(like))
 
     def by_bucket(self, layout: Layout, x: Tensor, y: Tensor, run: Callable, like: Tensor) -> Tensor:
         """`run(bucket, x, y)` on every bucket's places, and the results in the order and shape of the batch."""
@@ -202,11 +212,12 @@ class SiteHook:
         if len(bucket.entries) == 1:
             self.tokenwise(bucket, y)
             return self.apply(bucket.entries[0], x, y)
-        stacked = self.stacked(bucket, x.dtype, x[0].numel() // x.shape[-1])
+        stacked = self.stacked(bucket, active(x, y), x[0].numel() // x.shape[-1])
         if bucket.where is None and not (torch.is_grad_enabled() or self.owns_output()):
             y = y.clone()
         n, grouped = x.shape[0], bucket.entries[0][0].grouped
-        out = grouped(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), self.at, **stacked)  # type: ignore[misc]
+        x = x.reshape(n, -1, x.shape[-1]) if self.at.forms == "all" else x
+        out = grouped(x, y.reshape(n, -1, y.shape[-1]), self.at, **stacked)  # type: ignore[misc]
         return out.view(y.shape)
 
     def owns_output(self) -> bool:

@@ -15,6 +15,7 @@ from ..methods import Method, head, resolve
 from ..methods import plan as make_plan
 from . import adapters, encode, files, peft
 from .common import Common
+from .coverage import Coverage, coverage
 from .current import Opened
 from .files import Source
 from .follow import served
@@ -119,6 +120,23 @@ class Host:
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
         """The sites that a method adapts here: of its kinds, and in its default roles unless a pattern is given."""
         return self.base.sites_for(method, pattern)
+
+    def coverage(self, of: str | Method | None = None, sites: Pattern = None) -> Coverage:
+        """How many of the weights are read, which families are left out, and the option that adds each.
+
+        of: a tenant's name, a method's, or None for the host's own default sites. sites: as in `add`.
+        Weights are counted by number, tied ones once; a method that edits outputs reads none.
+        """
+        base = self.base
+        if isinstance(of, str) and of in self.roster.tenants:
+            tenant = self[of]
+            used = {n for n in tenant.table} | {u.site for u in tenant.plan.uses}
+            return coverage(base, of, [s for s in base.every if s.name in used], tenant.method)
+        if of is None:
+            chosen = base.chosen if sites is None else base.sites_of(sites)
+            return coverage(base, "the host", chosen, None)
+        method = of if isinstance(of, Method) else resolve(of, {})[0]
+        return coverage(base, method.name, base.sites_for(method, sites) if method.kinds else [], method)
 
     def head_site(self) -> Site:
         """The site of a tenant's classification head."""

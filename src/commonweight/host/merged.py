@@ -14,7 +14,6 @@ from .change import changed
 from .hooked import HookedModel
 from .names import named
 from .requantise import requantised
-from .sites import Physical
 from .tenant import Tenant
 from .weights import dense, packed, plain, unpacked
 
@@ -27,18 +26,13 @@ def merged(base: HookedModel, tenant: Tenant, requantise: bool = False) -> dict[
         at = base.modules[site]
         if at.kind == "head":
             continue
-        if _tied(base, at):
-            raise CommonweightError(
-                f"{site}: its weight is tied to another module's, which a merged weight would change too; "
-                "untie them first, or leave this site out"
-            )
         with torch.no_grad():
             if isinstance(at, experts.Stacked):
                 for slot, value in at.changed(entries).items():
                     out[at.key if slot == at.slot else f"{at.home}{slot}"] = value.contiguous()
                 continue
             w, b = changed(at, entries)
-            w = w.T if at.transposed else w
+            w = at.native(w)
             pack = at.kind == "linear" and at.slot == "weight" and (packed(at.module) or unpacked(at.module))
             if pack and requantise:
                 out |= {f"{at.home}{k}": v for k, v in requantised(at.module, w, site).items()}
@@ -46,6 +40,8 @@ def merged(base: HookedModel, tenant: Tenant, requantise: bool = False) -> dict[
                 out[at.key] = w.to(dtype if pack else at.weight.dtype).contiguous()
             if b is not None and at.bias is not None and not torch.equal(b, at.bias.float()):
                 out[f"{at.home}{at.bias_slot}"] = b.to(at.bias.dtype)
+    for site in tenant.table:
+        _as_one(base, tenant, site, out)
     return out
 
 
@@ -92,7 +88,18 @@ def _tied_keys(model: Any) -> set[str]:
     return set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
 
 
-def _tied(base: HookedModel, at: Physical) -> bool:
+def _as_one(base: HookedModel, tenant: Tenant, site: str, out: dict[str, Tensor]) -> None:
+    """Refuses a changed weight that other modules read too, unless all of them have the same change."""
+    at = base.modules[site]
     weight = at.module._parameters.get(at.slot)
-    owners = [m for m in base.model.modules() if any(p is weight for p in m._parameters.values())]
-    return weight is not None and len(owners) > 1
+    readers = [m for m in base.model.modules() if any(p is weight for p in m._parameters.values())]
+    if weight is None or at.kind == "head" or len(readers) < 2:
+        return
+    all_changed = [base.modules[n] for n in tenant.table]
+    mine = [a for a in all_changed if a.module._parameters.get(a.slot) is weight]
+    alike = all(torch.allclose(out[a.key].float(), out[at.key].float(), rtol=1e-5, atol=1e-6) for a in mine)
+    if not (alike and {id(a.module) for a in mine} == {id(m) for m in readers}):
+        raise CommonweightError(
+            f"{site}: its weight is tied to another module's, which a merged weight would change too; "
+            "untie them first, or leave this site out"
+        )

@@ -118,11 +118,11 @@ class TenantModule(nn.Module):
         Raises: CommonweightError for several tenants, and for a method that is no change of weights.
         """
         for name, at in self._roster.base.modules.items():
-            if at.module is part and any(name in t.table for t in self._tenants):
+            if at.module is part and at.kind != "parameter" and any(name in t.table for t in self._tenants):
                 if len(self._tenants) > 1:
                     raise CommonweightError(f"{name}: its weight differs from tenant to tenant; call the layer instead")
                 w, b = changed(at, self._tenants[0].table[name])
-                w = (w.T if at.transposed else w).to(at.weight.dtype)
+                w = at.native(w).to(at.weight.dtype)
                 return w, b if b is None or at.bias is None else b.to(at.bias.dtype)
         return None
 

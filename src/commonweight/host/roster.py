@@ -80,10 +80,11 @@ class Roster:
         common: Mapping[str, Any] | None = None,
         sites: Sequence[Site] = (),
         of: Common | None = None,
+        apart: bool = False,
     ) -> Tenant:
         """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
         common: for those among them that exist once per host, the key. sites: those the plan was made for.
-        of: the common it joins."""
+        of: the common it joins. apart: what it changes at a table is no change of what is tied to the table."""
         device = device_of(self.base.model)
         frozen, given = self.frozen, values or {}
         joined = {} if of is None else of.known(plan, given)
@@ -99,7 +100,10 @@ class Roster:
                 frozen[key] = pools[k]
         rows = {s.name: s.rows for s in self.base.every if s.rows is not None}
         pools = {k: pools[k] for k in plan.pools}
-        tenant = Tenant(name, self.next, method, config, plan, pools, rows, labels, sites, of)
+        tenant = Tenant(
+            name, self.next, method, config, plan, pools, rows, labels, sites, of, {} if apart else self.base.ties
+        )
+        tenant.apart = apart
         tenant.base = weakref.ref(self.base)
         if of is not None:
             of.enter(plan, pools)

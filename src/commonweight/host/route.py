@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
+from .sites import Physical
 from .tenant import Entry, Tenant, takes_input
 
 
@@ -131,29 +132,33 @@ class Route:
             return x[0], False
         return (x.reshape(n, self.tokens, d), True) if lead == (n * self.tokens,) else None
 
-    def layout(self, site: str, by_row: bool, device: torch.device) -> Layout:
-        """By row, tenants share a bucket when their binds and shapes agree here and the bind has a grouped form."""
+    def layout(self, site: str, by_row: bool, device: torch.device, at: Physical | None = None) -> Layout:
+        """By row, tenants share a bucket when their binds and shapes agree here and the bind has a grouped form.
+
+        at: which forms hold there; where the output is no linear product, a change of the input is one of the weight.
+        """
         key = (site, by_row, device)
         found = None if torch.compiler.is_compiling() else self._layouts.get(key)
         if found is None:
-            found = self._layouts[key] = self._layout(site, by_row, device)
+            found = self._layouts[key] = self._layout(site, by_row, device, at)
         return found
 
-    def _layout(self, site: str, by_row: bool, device: torch.device) -> Layout:
+    def _layout(self, site: str, by_row: bool, device: torch.device, at: Physical | None) -> Layout:
         entries = [tenant.table.get(site, []) if tenant is not None else [] for tenant, _ in self.groups]
-        keys = [self._key(i, found, by_row) for i, found in enumerate(entries)]
+        keys = [self._key(i, found, by_row, at) for i, found in enumerate(entries)]
         first: dict[Any, int] = {}
         parts, order = self._sorted(tuple(first.setdefault(k, i) for i, k in enumerate(keys)), device)
         buckets = [
             Bucket([self.groups[i][0] for i in members], [entries[i] for i in members], where, reader, {})
             for members, where, reader in parts
         ]
-        return Layout(buckets, order, any(map(takes_input, entries)))
+        return Layout(buckets, order, (at is None or at.forms == "all") and any(map(takes_input, entries)))
 
-    def _key(self, group: int, entries: list[Entry], by_row: bool) -> Any:
+    def _key(self, group: int, entries: list[Entry], by_row: bool, at: Physical | None) -> Any:
         """What groups must agree in to share a bucket at a site."""
         if not entries:
             return "base"
+        by_row = by_row and (at is None or at.holds(entries[0].bind))
         together = by_row and len(entries) == 1 and entries[0].grouped is not None and entries[0].rows is None
         return entries[0].signature if together else ("alone", group)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..address import WHOLE
+from ..bind import turned
 from ..core import CommonweightError, Plan, Rng, Site
 from ..methods import Method
 from .common import Common
@@ -87,6 +88,7 @@ class Tenant:
         labels: tuple[str, ...] | None = None,
         sites: Sequence[Site] = (),
         common: Common | None = None,
+        ties: Mapping[str, Sequence[tuple[str, bool]]] | None = None,
     ):
         self.name, self.number, self.method, self.config = name, number, method, config
         self.plan, self.pools, self.labels = plan, dict(pools), labels
@@ -95,6 +97,8 @@ class Tenant:
         self.base: weakref.ref[Any] | None = None  # the model that it is on, for what only that knows: its weights
         self.misfit: str | None = None  # what the model no longer has of what it reads
         self.rows = rows
+        self.apart = False  # whether a change of a table is none of what is tied to it, as in some files of PEFT
+        self.ties = ties or {}  # a site -> those that read the same weight, and whether they read it transposed
         self.table = self._table()
 
     def _table(self) -> dict[str, list[Entry]]:
@@ -103,6 +107,10 @@ class Tenant:
             reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]
             entry = Entry(use.bind, reads, self.rows.get(use.site))
             table.setdefault(use.site.split("[")[0], []).append(entry)
+        for site in [s for s in table if s in self.ties]:
+            for other, across in self.ties[site]:
+                mine = [Entry(turned(e.bind) if across else e.bind, e.reads, e.rows) for e in table[site]]
+                table.setdefault(other, mine)  # one that has a use of its own there has it in place of this
         return table
 
     def narrow(self, site: str, rows: tuple[int, int] | None) -> None:

@@ -33,6 +33,7 @@ from .share import Share
 from .sharelora import ShareLoRA
 from .slora import SLoRA
 from .svf import SVF
+from .tokens import Tokens
 from .uni_lora import UniLoRA
 from .vb_lora import VBLoRA
 from .vera import VeRA
@@ -69,6 +70,7 @@ __all__ = [
     "ScaLearn",
     "Share",
     "ShareLoRA",
+    "Tokens",
     "UniLoRA",
     "VBLoRA",
     "VeRA",

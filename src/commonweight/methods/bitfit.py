@@ -20,7 +20,8 @@ class BitFit:
     BitFit,
     paper="BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked LMs, arXiv 2106.10199",
     formula="sum of d_out over sites that have a bias",
-    kinds=("linear", "expert", "norm"),
+    kinds=("linear", "expert", "conv", "norm"),
+    named=("router",),
     lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: BitFit) -> Plan:
@@ -38,7 +39,8 @@ def plan(sites: Sequence[Site], config: BitFit) -> Plan:
         uses.append(Use(s.name, bind, {"db": Read(WHOLE, (f"{s.name}.db",))}))
     if not uses:
         raise CommonweightError(
-            f"bitfit reads sites of kind linear or norm that have a bias; none of these {len(sites)} sites has one; "
+            f"bitfit reads sites of kind linear, conv or norm that have a bias; none of these "
+            f"{len(sites)} sites has one; "
             "for a model without biases choose lntuning or ia3"
         )
     return Plan(pools, tuple(uses))

@@ -20,7 +20,7 @@ class Full:
     Full,
     paper="Editing Models with Task Arithmetic, arXiv 2212.04089",
     formula="sum over sites of d_out d_in, and d_out where there is a bias",
-    kinds=("linear", "expert", "norm"),
+    kinds=("linear", "expert", "conv", "norm", "parameter"),
     lr=1e-4,
 )
 def plan(sites: Sequence[Site], config: Full) -> Plan:
@@ -29,7 +29,7 @@ def plan(sites: Sequence[Site], config: Full) -> Plan:
     Shapes: dw (d_out, d_in), of a norm (d,); db (d_out,). Linear in: dw and db. Cost: one addition per weight in every
     forward pass, and in a mixed batch one weight per tenant: for training and for merging, not for serving many.
     Source: arXiv 2212.04089, section 2. Differs: differences instead of copies, so that weight decay pulls towards the
-    base; embeddings stay frozen.
+    base; embeddings and heads by a pattern alone.
     """
     pools, uses = {}, []
     for s in sites:

@@ -21,6 +21,7 @@ class LNTuning:
     paper="Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning, arXiv 2312.11420",
     formula="sum over norms of d, or 2 d where the norm has a bias",
     kinds=("norm",),
+    named=(),
     lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: LNTuning) -> Plan:

@@ -57,6 +57,7 @@ class Still:
     paper="ReFT: Representation Finetuning for Language Models, arXiv 2404.03592",
     formula="sum over blocks of 2 r d + r",
     kinds=("block",),
+    named=(),
     lr=3e-3,
 )
 def plan(sites: Sequence[Site], config: LoReFT) -> Plan:

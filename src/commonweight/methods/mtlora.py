@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class Both:
     scale: float = 1.0
     own: float = 1.0
     dropout: float = 0.0
+    anywhere: ClassVar[str] = "through"
 
     def factors(
         self, A: Tensor, B: Tensor, C: Tensor, D: Tensor, s: Tensor | None = None, t: Tensor | None = None

@@ -19,6 +19,7 @@ class Probe:
     paper="Understanding intermediate layers using linear classifier probes, arXiv 1610.01644",
     formula="0 (the head alone)",
     kinds=(),
+    named=(),
     lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: Probe) -> Plan:

@@ -18,8 +18,9 @@ from ..core.peers import known
 class Method:
     """name, config class, plan function, and what a person wants to know before choosing.
 
-    paper: title and address. formula: trainable parameters. kinds: sites it reads ("linear", "expert", "norm",
-    "block"). named: those that it reads only where a pattern names them.
+    paper: title and address. formula: trainable parameters. kinds: sites it reads, see `Site`. named: those that
+    it reads only where a pattern names them. at: "tokens" where it reads the table of
+    input tokens when nobody says what it reads; "": the host's default sites.
     roles: the projections it takes by default ("" or empty = all). lr: learning rate of the default recipe.
     fresh: "exact" when a fresh tenant leaves the base unchanged, else why it does not.
     common: what the tenants of a common share, and what is each one's own; empty where they cannot.
@@ -33,8 +34,9 @@ class Method:
     plan: Callable[[Sequence[Site], Any], Plan]
     paper: str
     formula: str
-    kinds: tuple[str, ...] = ("linear", "expert")
-    named: tuple[str, ...] = ("router",)
+    kinds: tuple[str, ...] = ("linear", "expert", "conv")
+    named: tuple[str, ...] = ("router", "embedding")
+    at: str = ""
     roles: tuple[str, ...] = ()
     lr: float = 1e-3
     fresh: str = "exact"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..address import WHOLE
-from ..bind import LowRank
+from ..bind import LowRank, active
 from ..core import (
     ZEROS,
     Base,
@@ -60,6 +60,7 @@ class KeptSum:
     Cost: as LowRank. A p of equal numbers is the base.
     """
 
+    anywhere: ClassVar[str] = "through"
     precise: ClassVar[bool] = True  # z is close to 1
 
     def slots(self, A: Tensor, B: Tensor, s: Tensor, p: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -74,10 +75,10 @@ class KeptSum:
         return LowRank().weight(w, **self.slots(**slots, dtype=w.dtype))
 
     def output(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        return LowRank().output(x, y, base, **self.slots(**slots, dtype=x.dtype))
+        return LowRank().output(x, y, base, **self.slots(**slots, dtype=active(x, y)))
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        return LowRank().grouped(x, y, base, **self.slots(**slots, dtype=x.dtype))
+        return LowRank().grouped(x, y, base, **self.slots(**slots, dtype=active(x, y)))
 
 
 @method(

@@ -6,8 +6,10 @@ One file for each kind of site; `discover.KINDS` lists them.
 from .block import blocks
 from .choose import Pattern, select, strangers, unknown_kind
 from .discover import discover
+from .families import families
 from .physical import Physical, Rows, numbers
 from .roles import role
+from .tied import input_table, once, ties
 
 __all__ = [
     "Pattern",
@@ -15,9 +17,13 @@ __all__ = [
     "Rows",
     "blocks",
     "discover",
+    "families",
+    "input_table",
     "numbers",
+    "once",
     "role",
     "select",
     "strangers",
+    "ties",
     "unknown_kind",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -32,8 +32,9 @@ def blocks(model: nn.Module) -> list[str]:
     return blocks_of(dict(named(model)))
 
 
-def blocks_of(names: Mapping[str, nn.Module]) -> list[str]:
-    linears = [n for n, m in names.items() if linear.shape(m) is not None]
+def blocks_of(names: Mapping[str, nn.Module], *kinds: Callable[[nn.Module], object]) -> list[str]:
+    """kinds: what counts beside linear layers; each gives None for a module that is not of it."""
+    linears = [n for n, m in names.items() if any(k(m) is not None for k in (linear.shape, *kinds))]
     found: list[str] = []
     for name, module in names.items():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or any(name.startswith(b + ".") for b in found):

@@ -11,6 +11,7 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import known
+from .families import FAMILIES, families
 from .physical import Physical
 
 Pattern = str | Callable[[str, nn.Module], bool] | None
@@ -26,7 +27,8 @@ def experts(model: nn.Module) -> list[str]:
 
 
 def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.Module) -> list[Site]:
-    """The sites a pattern names: None is the default set; globs joined by ``|``; or a callable(name, module)."""
+    """The sites a pattern names: None is the default set; globs and words of `families` joined by ``|``; or a
+    callable(name, module)."""
     if pattern is None:
         return default
     if callable(pattern):
@@ -35,7 +37,13 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
     if not isinstance(pattern, str):
         raise CommonweightError(f"sites={pattern!r}: wanted None, a pattern such as '*.q_proj|*.v_proj', or a callable")
     globs = [p.strip() for p in pattern.split("|")]
-    chosen = [s for s in every if s.kind == "head" or any(_match(s.name, g) for g in globs)]
+    words = families(model, every, default) if any(g in FAMILIES for g in globs) else {}
+    named_so = {s.name for g in globs for s in words.get(g, ())}
+    empty = [g for g in globs if g in words and not words[g] and not any(_match(s.name, g) for s in every)]
+    if empty:
+        there = ", ".join(w for w, found in words.items() if found)
+        raise CommonweightError(f"sites={pattern!r}: this model has no {empty[0]} sites; it has {there}")
+    chosen = [s for s in every if s.kind == "head" or s.name in named_so or any(_match(s.name, g) for g in globs)]
     if not any(s.kind != "head" for s in chosen):
         for name in experts(model):
             if any(

@@ -10,11 +10,13 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import packed_whole
-from . import attention, block, linear, norm
+from . import attention, block, conv, embedding, linear, norm, parameter
 from .found import Found, Whole
 from .physical import Physical
 
-KINDS = linear.find, attention.find, norm.find, block.find, block.find_head  # the first that knows a module wins
+KINDS = (  # the first that knows a module wins
+    linear.find, attention.find, norm.find, conv.find, embedding.find, block.find, block.find_head, parameter.find,
+)  # fmt: skip
 
 
 def discover(
@@ -22,14 +24,16 @@ def discover(
 ) -> tuple[dict[str, Physical], list[Site], list[Site]]:
     """(modules by name, every site, the default ones).
 
-    Default: linear projections, norms and outputs of the transformer blocks; all linear layers of a model that
-    has no blocks; with experts and routers of a mixture. fused: {pattern: parts} splits a fused weight's rows evenly.
+    Default: linear projections, convolutions, norms, parameters and outputs of the blocks, all but embeddings of a
+    model that has no blocks; with experts and routers of a mixture. fused: {pattern: parts} splits a fused weight's
+    rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
     names = dict(named(model))
     inner = {id(m) for at in names.values() if packed_whole(at) for m in at.modules() if m is not at}
     names = {n: m for n, m in names.items() if id(m) not in inner}  # what a packed layer keeps beside its codes
-    whole = Whole(model, names, tuple(block.blocks_of(names)))
+    layers = block.blocks_of(names)
+    whole = Whole(model, names, tuple(layers), tuple(dict.fromkeys([*layers, *block.blocks_of(names, conv.shape)])))
     modules: dict[str, Physical] = {}
     every: list[Site] = []
     default: list[Site] = []

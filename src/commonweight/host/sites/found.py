@@ -22,12 +22,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Whole:
-    """What a kind may know beside a module: the model, its modules by name, and the names of its blocks."""
+    """What a kind may know beside a module: the model, its modules by name, the names of its transformer blocks, and of
+    all blocks, those of convolutions too."""
 
     model: nn.Module
     names: Mapping[str, nn.Module]
     blocks: tuple[str, ...]
+    parts: tuple[str, ...]
 
     def inside(self, name: str) -> bool:
         """Whether it is part of a block; of a model without blocks everything is."""
-        return not self.blocks or any(name.startswith(b + ".") for b in self.blocks)
+        return not self.parts or any(name.startswith(b + ".") for b in self.parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,15 @@ class Physical:
     slot, bias_slot: the attributes that hold them; None for a bias that is not the site's own. Cost: `weight` is a view
     where the storage is plain, else see `weights.dense`. `call` runs the module's own mathematics with other numbers,
     hooks left aside.
+
+    What a kind may say otherwise: `seen` and `given` lay a tensor out with its features last, as binds want it, and
+    back; `native` lays a weight out as the module does; `rows_of`: whether the first dimension of x is the batch's
+    rows, where that can be known. forms: which fast forms of a bind say what its weight form says. "all": the output
+    is F.linear of the input; "through": those that read x through `call` and `many`, or not at all; "output": those
+    that read y alone; "none".
     """
+
+    forms: Literal["all", "through", "output", "none"] = "all"
 
     def __init__(
         self,
@@ -72,7 +82,7 @@ class Physical:
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.kind == "linear":
             return torch.nn.functional.linear(x, weight, bias)
-        plain = getattr(type(self.module), "commonweight_plain", type(self.module))  # without a door before its weight
+        plain = plain_class(self.module)
         bare = object.__new__(plain)
         bare.__dict__ = {**self.module.__dict__, "_forward_hooks": {}, "_forward_pre_hooks": {}}
         bare._parameters = {**self.module._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
@@ -80,12 +90,42 @@ class Physical:
             del bare._parameters["bias"]
         return plain.forward(bare, x)
 
+    def seen(self, t: Tensor) -> Tensor:
+        """An input or output of the module with its features last. Cost: a view."""
+        return t
+
+    def given(self, t: Tensor) -> Tensor:
+        """What `seen` made of it, as the module has it."""
+        return t
+
+    def native(self, weight: Tensor) -> Tensor:
+        """A weight (out, inp) in the module's own layout."""
+        return weight.T if self.transposed else weight
+
+    def holds(self, bind: Any) -> bool:
+        """Whether the fast forms of a bind hold here. One without a weight form is what its output form says."""
+        reads = getattr(bind, "anywhere", "")
+        if self.forms == "none":
+            return reads == "output" and getattr(bind, "weight", None) is None
+        return self.forms == "all" or reads == "output" or (self.forms == "through" and reads == "through")
+
+    def rows_of(self, x: Tensor) -> bool:
+        return True
+
+    def scaled(self, t: Tensor) -> Tensor:
+        """Entries of a table as its module gives them out."""
+        return t
+
+    def many(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`call` of n readers at once, without a bias: x (n, ..., inp), weight (n, o, inp) -> (n, T, o)."""
+        return torch.bmm(x, weight.mT)
+
     def rows(self, rows: tuple[int, int] | None) -> Physical:
         return self if rows is None else Rows(self, rows)
 
 
 class Rows(Physical):
-    """A row range of a fused weight."""
+    """A row range of a weight."""
 
     def __init__(self, whole: Physical, rows: tuple[int, int]):
         super().__init__(whole.name, whole.module, whole.kind, whole.transposed, whole.slot, whole.bias_slot)
@@ -103,6 +143,11 @@ class Rows(Physical):
     def steady(self, places: Tensor) -> Tensor:
         w = dense(self.module, self.slot, self.name, steady=True)
         return numbers((w.T if self.transposed else w)[self.range], places)
+
+
+def plain_class(module: nn.Module) -> type:
+    """The module's class without a door before its weight."""
+    return getattr(type(module), "commonweight_plain", type(module))
 
 
 def numbers(weight: Tensor, places: Tensor) -> Tensor:

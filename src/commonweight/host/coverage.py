@@ -1,0 +1,151 @@
+"""How much of a model a tenant reads, and how to read the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..core import Site
+from ..methods import Method, available
+from .hooked import HookedModel
+from .sites import families
+from .sites.families import towers
+from .weights import packed
+
+_WORDS = {
+    "embedding": "embeddings", "expert": "experts", "router": "routers", "conv": "convolutions", "norm": "norms",
+    "parameter": "parameters", "linear": "layers",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Left:
+    """A family that is not read. numbers: its weights. sites: what `sites=` adds it, or "". methods: those that read
+    it, where this one cannot."""
+
+    family: str
+    numbers: int
+    sites: str = ""
+    methods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """read, total: weights by number. left: families that are not read, the largest first. of: whose sites they are."""
+
+    of: str
+    read: int
+    total: int
+    left: tuple[Left, ...]
+
+    @property
+    def share(self) -> float:
+        return self.read / max(1, self.total)
+
+    @property
+    def line(self) -> str:
+        """In one line: the share, and the families that make a hundredth of the model or more."""
+        parts = [f"{x.family} {x.numbers / self.total:.0%}" for x in self.left if x.numbers >= 0.01 * self.total]
+        named = [x.sites for x in self.left if x.sites and x.numbers >= 0.01 * self.total]
+        add = f" (add them: sites='...|{'|'.join(named)}')" if named else ""
+        out = f"{self.of} reads {self.share:.1%} of the weights"
+        return out + (f"; left out: {', '.join(parts)}{add}" if parts else "")
+
+    def __str__(self) -> str:
+        lines = [f"{self.of} reads {self.share:.1%} of the weights: {self.read:,} of {self.total:,}"]
+        for x in self.left:
+            how = f"add them with sites='...|{x.sites}'" if x.sites else ""
+            how = how or (f"read by {', '.join(x.methods)}" if x.methods else "no method reads them")
+            lines.append(f"  left out: {x.family}, {x.numbers / max(1, self.total):.1%} ({x.numbers:,}); {how}")
+        return "\n".join(lines)
+
+
+def coverage(base: HookedModel, of: str, sites: Iterable[Site], method: Method | None) -> Coverage:
+    """sites: those that are read. method: whose kinds they are of; None for all kinds."""
+    owned = _owned(base)
+    taken = {s.name for s in sites}
+    covered: set[int] = set()
+    read = 0
+    for s in base.every:
+        if s.name in taken:
+            read += _count(base, s, owned, covered)
+    total = sum(owned.values())
+    left: dict[str, int] = {}
+    tower = towers(base.inner)
+    several = len({tower(s.name) for s in base.every}) > 1
+    words = {s.name: w for w, found in families(base.inner, base.every, base.default).items() for s in found}
+    kinds: dict[str, tuple[str, dict[str, None]]] = {}
+    for s in base.every:
+        n = 0 if s.name in taken else _count(base, s, owned, covered)
+        if not n:
+            continue
+        word = words.get(s.name, "")
+        home = f" ({tower(s.name)})" if several and s.kind not in ("embedding",) else ""
+        label = ("heads" if word == "heads" else _WORDS.get(s.kind, s.kind)) + home
+        left[label] = left.get(label, 0) + n
+        kinds.setdefault(label, (s.kind, {}))[1][word or _glob(s)] = None
+    found = [_left(label, n, *kinds[label], method) for label, n in left.items()]
+    rest = total - read - sum(left.values())
+    if rest > 0:
+        found.append(Left(f"what is no site ({_unknown(base, covered)})", rest))
+    return Coverage(of, read, total, tuple(sorted(found, key=lambda x: -x.numbers)))
+
+
+def _left(label: str, numbers: int, kind: str, words: dict[str, None], method: Method | None) -> Left:
+    if method is None or kind in (*method.kinds, *method.named):
+        return Left(label, numbers, "|".join(words))
+    return Left(label, numbers, "", tuple(m.name for m in available().values() if kind in (*m.kinds, *m.named))[:3])
+
+
+def _glob(site: Site) -> str:
+    """A pattern for a site and its like in other layers."""
+    parts = site.name.split("[")[0].split(".")
+    return "*" + ".".join(parts[-2:] if site.kind == "parameter" else parts[-1:])
+
+
+def _owned(base: HookedModel) -> dict[int, int]:
+    """Weights of the base, each once: id -> how many numbers; of a packed layer those that it stands for."""
+    out: dict[int, int] = {}
+    for at in base.modules.values():
+        if at.kind == "linear" and at.slot == "weight" and packed(at.module):
+            site = next(s for s in base.every if s.name.split("[")[0] == at.name)
+            out[id(at.module)] = site.inp * sum(s.out for s in base.every if s.name.split("[")[0] == at.name)
+    skip = {id(p) for at in base.modules.values() if id(at.module) in out for p in at.module._parameters.values()}
+    for p in base.model.parameters():
+        if id(p) not in skip:
+            out[id(p)] = p.numel()
+    return out
+
+
+def _count(base: HookedModel, site: Site, owned: dict[int, int], covered: set[int]) -> int:
+    """Numbers of a site that nobody counted yet. Sites that are rows of one weight count by their rows."""
+    at = base.modules[site.name.split("[")[0]]
+    if at.kind in ("block", "head"):
+        return 0
+    out = 0
+    for slot in (at.slot, at.bias_slot):
+        p = at.module._parameters.get(slot) if slot else None
+        key = id(at.module) if slot == at.slot and id(at.module) in owned else id(p)
+        if key not in owned:
+            continue
+        if site.rows is not None:
+            out += (site.out * site.inp) if slot == at.slot else site.out
+        elif key not in covered:
+            out += owned[key]
+        covered.add(key)
+    return out
+
+
+def _unknown(base: HookedModel, covered: set[int]) -> str:
+    """Classes of the modules whose parameters no site reads."""
+    kinds: dict[str, None] = {}
+    for m in base.model.modules():
+        if any(p is not None and id(p) not in covered for p in m._parameters.values()) and id(m) not in covered:
+            kinds[_name(m)] = None
+    return ", ".join([*kinds][:4]) + (", ..." if len(kinds) > 4 else "")
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__

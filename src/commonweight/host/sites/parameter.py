@@ -1,0 +1,53 @@
+"""Parameters that a module computes with by itself: A and D of state-space models, gains of layers, tables of places.
+
+They are read through doors: the module gets the tenant's numbers whenever it asks for its own.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+from ...core import Site
+from ..weights import plain
+from .found import Found, Whole
+from .physical import Physical, numbers
+
+
+class Parameter(Physical):
+    """weight: (out, inp), where inp is the last dimension of a tensor of two or more, and 1 of a vector."""
+
+    forms = "none"
+
+    def __init__(self, name: str, module: nn.Module, slot: str):
+        super().__init__(name, module, "parameter", False, slot, None)
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    @property
+    def weight(self) -> Tensor:
+        w = super().weight
+        return w.reshape(-1, 1 if w.dim() == 1 else w.shape[-1])
+
+    def steady(self, places: Tensor) -> Tensor:
+        return numbers(self.weight, places)
+
+    def native(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.module._parameters[self.slot].shape)  # type: ignore[union-attr]
+
+
+def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
+    """Those of a module that is no site of another kind; of the model itself, of experts and of routers none."""
+    if not name or "expert" in name.rpartition(".")[2].lower() or re.search(r"Router|Gate$", type(module).__name__):
+        return []
+    out: list[Found] = []
+    for slot, p in module._parameters.items():
+        if p is None or not plain(p) or p.dim() == 0 or p.numel() == 0:
+            continue
+        at = Parameter(f"{name}.{slot}", module, slot)
+        rows, columns = at.weight.shape
+        out.append(Found(at, Site(at.name, rows, columns, "parameter", "", False), whole.inside(name)))
+    return out

@@ -1,0 +1,46 @@
+"""Weights that several modules read: tables of embeddings, and the heads that are tied to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from ...core import Site
+from .physical import Physical
+
+Ties = dict[str, list[tuple[str, bool]]]
+
+
+def ties(modules: Mapping[str, Physical]) -> Ties:
+    """For each table: the other sites that read its weight, and whether they read it transposed, as heads do."""
+    groups: dict[int, list[str]] = {}
+    for name, at in modules.items():
+        weight = at.module._parameters.get(at.slot)
+        if weight is not None and at.kind in ("embedding", "linear"):
+            groups.setdefault(id(weight), []).append(name)
+    out: Ties = {}
+    for group in (g for g in groups.values() if len(g) > 1):
+        for name in (n for n in group if modules[n].kind == "embedding"):
+            out[name] = [(o, modules[o].kind != "embedding") for o in group if o != name]
+    return out
+
+
+def once(found: Ties, sites: list[Site]) -> list[Site]:
+    """Without sites whose weight is read at a table before them: the change there is theirs too."""
+    names = {s.name for s in sites}
+    follow: set[str] = set()
+    for name in (s.name for s in sites if s.name in found):
+        if name not in follow:
+            follow.update(other for other, _ in found[name] if other in names)
+    return [s for s in sites if s.name not in follow]
+
+
+def input_table(model: nn.Module, modules: Mapping[str, Physical]) -> str | None:
+    """The site that turns numbers of tokens into vectors; None for a model that says none."""
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        table = get() if callable(get) else None
+    except (NotImplementedError, AttributeError):
+        table = None
+    return next((n for n, at in modules.items() if at.module is table and at.kind == "embedding"), None)
