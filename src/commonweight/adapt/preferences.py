@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 from ..core import CommonweightError
 from ..host import Host
 from . import optimizers
+from .memory import peak
 from .recipe import Recipe
 from .trainer import Part, Progress, without_dropout
 
@@ -86,6 +87,7 @@ class Loop(TrainerCallback):
                     state.global_step / self.per_epoch,
                     float(logs.get("learning_rate", 0.0)),
                     int(logs.get("num_tokens", 0)),
+                    peak(next(iter(self.pools.values())).device),
                 )
             )
 

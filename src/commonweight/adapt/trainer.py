@@ -26,6 +26,7 @@ from ..host import Host, Tenant
 from ..host.module import together
 from . import optimizers
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
+from .memory import peak
 from .recipe import Recipe
 from .sampler import Mixed
 from .tasks.base import Example, Task, length
@@ -36,7 +37,8 @@ from .tasks.packing import real
 class Progress:
     """What a progress callback is given after every step. dev: metrics, right after they were measured; of several
     tenants their means, and those of each as ``tenant/metric``. epoch: passes done. rate: the learning rate of the
-    step (of several, the largest). tokens: read in all steps so far, padding aside, those before a resume left out."""
+    step (of several, the largest). tokens: read in all steps so far, padding aside, those before a resume left out.
+    memory: bytes at most so far, see `memory.peak`."""
 
     tenant: str
     step: int
@@ -46,6 +48,7 @@ class Progress:
     epoch: float = 0.0
     rate: float = 0.0
     tokens: int = 0
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Watch(TrainerCallback):
         if run.progress is not None:
             names = ", ".join(p.tenant.name for p in run.parts)
             epoch = step / run.per_epoch
-            run.progress(Progress(names, step, run.steps, run.loss, dev, epoch, run.rate, run.tokens))
+            device = next(iter(run.pools.values())).device
+            run.progress(Progress(names, step, run.steps, run.loss, dev, epoch, run.rate, run.tokens, peak(device)))
 
 
 class Run(Trainer):

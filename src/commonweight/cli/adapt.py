@@ -252,6 +252,20 @@ def command(
             rich_help_panel=READING,
         ),
     ] = False,
+    log_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tensorboard|trackio[:FOLDER]", help="Write the curves there too.", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Upload the tenant's file and its report to the Hugging Face hub, into a private repository or one "
+            "that is there; needs `hf auth login`, and --out.",
+        ),
+    ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Column of the text (embed: of the anchor).", rich_help_panel=READING)
     ] = None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapt import names
+from ..adapt.hub import check as check_hub
 from ..adapt.recipe import Recipe
 from ..adapt.rows import kind_of
 from ..adapt.yaml_file import Place, path_from
@@ -65,6 +66,23 @@ def optimizer(name: str | None) -> None:
 
 def side(name: str | None) -> None:
     _one("truncation side", name, names.SIDES)
+
+
+def log(to: str | None) -> None:
+    if to is None:
+        return
+    name = to.partition(":")[0]
+    _one("log", name, names.LOGS)
+    if find_spec(name) is None:
+        raise CommonweightError(f"--log-to {name} needs it: pip install {name}")
+
+
+def hub(repo: str | None, out: object) -> None:
+    if repo is None:
+        return
+    check_hub(repo)
+    if out is None:
+        raise CommonweightError(f"--push-to-hub {repo}: the tenant's file is uploaded; name it with --out")
 
 
 def codec(name: str | None) -> None:

@@ -19,7 +19,7 @@ class Pace:
     def __init__(self) -> None:
         self.started = self.before = time.monotonic()
         self.first: int | None = None
-        self.tokens, self.seconds, self.seen = 0, 0.0, 0
+        self.tokens, self.seconds, self.seen, self.memory = 0, 0.0, 0, 0
 
     def add(self, p: Progress) -> None:
         now = time.monotonic()
@@ -27,11 +27,17 @@ class Pace:
             self.first, self.started = p.step, now
         elif p.dev is None:  # else the time is not the step's alone
             self.tokens, self.seconds = self.tokens + p.tokens - self.seen, self.seconds + now - self.before
-        self.before, self.seen = now, p.tokens
+        self.before, self.seen, self.memory = now, p.tokens, p.memory
 
     @property
     def rate(self) -> float | None:
         return self.tokens / self.seconds if self.seconds > 0 else None
+
+    @property
+    def told(self) -> str:
+        """``1,234 tokens/s, at most 1.2 GB of memory``; what was not measured is left out."""
+        parts = [] if self.rate is None else [f"{self.rate:,.0f} tokens/s"]
+        return ", ".join([*parts, *([f"at most {size(self.memory)} of memory"] if self.memory else [])])
 
     def left(self, p: Progress) -> float | None:
         done = p.step - (self.first or p.step)
@@ -89,7 +95,12 @@ def facts(p: Progress, pace: Pace) -> str:
     """``loss 1.234, lr 9.5e-04, 1,234 tokens/s, 2 min 5 s left``."""
     rate, left = pace.rate, pace.left(p)
     more = ("" if rate is None else f", {rate:,.0f} tokens/s") + ("" if left is None else f", {clock(left)} left")
-    return f"loss {p.loss:.3f}, lr {p.rate:.1e}{more}"
+    return f"loss {p.loss:.3f}, lr {p.rate:.1e}{more}" + (f", {size(p.memory)}" if p.memory else "")
+
+
+def size(n: int) -> str:
+    """850 MB, 1.2 GB."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def clock(seconds: float) -> str:

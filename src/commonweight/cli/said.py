@@ -49,6 +49,8 @@ class Said:
     checkpoint_every: int | None = None
     resume: bool = False
     dry_run: bool = False
+    log_to: str | None = None
+    push_to_hub: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     prompt_column: str | None = None

@@ -36,6 +36,9 @@ def run(said: Said, options: dict[str, Any]) -> None:
     if said.store is not None:
         Commons(said.store, make="late" if said.common is None else False)
     if said.tenants is not None:
+        if said.push_to_hub is not None:
+            raise CommonweightError("--push-to-hub uploads one tenant; leave it out beside --tenants")
+        early.log(said.log_to)
         early.tenants(said.tenants)
         return _together(said)
     usual = "mos" if said.common is None else None  # else that of the common
@@ -46,6 +49,8 @@ def run(said: Said, options: dict[str, Any]) -> None:
         raise CommonweightError(f"--common {said.common}: which store has it? name it with --store")
     if said.store is not None and said.tenant is None:
         raise CommonweightError("--store: the tenant needs a name, --tenant NAME")
+    early.log(said.log_to)
+    early.hub(said.push_to_hub, said.out)
     early.dtype(said.dtype)
     early.codec(said.codec)
     early.device(said.device)
@@ -75,13 +80,13 @@ def _one(said: Said, name: str, options: dict[str, Any]) -> None:
     if said.out is None or said.dry_run:
         files = {name: Source(data=said.data, eval=said.eval_file, **said.source)}
         job = Job(tenants=files, method=method, options=options, recipe=said.recipe, **said.how)
-        with _training() as bar:
+        with _training(said, name) as (bar, _):
             look(said.model, job, dry_run=True, say=bar.say)
         return
-    with _training() as bar:
+    with _training(said, name) as (bar, progress):
         files = run(
             said.model, said.data, said.out, method=method, options=options, tenant=name, eval_file=said.eval_file,
-            resume=said.resume, overwrite=said.overwrite, say=bar.say, progress=bar, **said.how, **said.source,
+            resume=said.resume, overwrite=said.overwrite, say=bar.say, progress=progress, **said.how, **said.source,
             **said.recipe,
         )  # fmt: skip
     if files.evaluated:
@@ -89,7 +94,12 @@ def _one(said: Said, name: str, options: dict[str, Any]) -> None:
     elif files.result.metrics:
         typer.echo(f"dev: {line(said.task or 'classify', files.result.metrics)}")
     t = files.result.tenant
+    bar.say(bar.pace.told)
     typer.echo(f"{files.tenant}: {t.method.name}, {t.count():,} parameters, {files.tenant.stat().st_size:,} bytes")
+    if said.push_to_hub is not None:
+        from ..adapt.hub import push
+
+        typer.echo(push(said.push_to_hub, [files.tenant, files.report], str(said.model)))
 
 
 def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
@@ -105,9 +115,9 @@ def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
     job = Job(
         tenants={name: source}, method=method, options=options, common=said.common, recipe=said.recipe, **said.how
     )
-    with _training() as bar:
+    with _training(said, name) as (bar, progress):
         made = run_late(
-            said.model, job, said.store, resume=said.resume, dry_run=said.dry_run, say=bar.say, progress=bar
+            said.model, job, said.store, resume=said.resume, dry_run=said.dry_run, say=bar.say, progress=progress
         )
     if said.dry_run:
         return
@@ -125,10 +135,10 @@ def _together(said: Said) -> None:
 
     assert said.model is not None and said.tenants is not None
     job = read_tenants(said.tenants)
-    with _training() as bar:
+    with _training(said, said.tenants.stem) as (bar, progress):
         found = run_together(
             said.model, job, out=said.out, store=said.store, resume=said.resume, overwrite=said.overwrite,
-            dry_run=said.dry_run, say=bar.say, progress=bar,
+            dry_run=said.dry_run, say=bar.say, progress=progress,
         )  # fmt: skip
     if said.dry_run:
         return
@@ -142,13 +152,14 @@ def _together(said: Said) -> None:
 
 
 @contextmanager
-def _training() -> Iterator[Bar]:
-    """A progress bar; and what to do after Ctrl-C."""
+def _training(said: Said, name: str) -> Iterator[tuple[Bar, Any]]:
+    """A progress bar, and the callback for it and the log; and what to do after Ctrl-C."""
+    from ..adapt.logs import logged
     from .progress import Bar
 
     try:
-        with Bar() as bar:
-            yield bar
+        with Bar() as bar, logged(None if said.dry_run else said.log_to, name, bar) as progress:
+            yield bar, progress
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command with --resume goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
