@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, compare, export, extract, merge, methods, plan, statistics, store
+from . import adapt, compare, export, extract, keys, merge, methods, plan, serve, statistics, store
 from .errors import explain
 from .flags import Peers
 
@@ -29,7 +29,9 @@ app.command("extract", epilog=extract.EXAMPLES)(extract.command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)
+app.command("serve", epilog=serve.EXAMPLES)(serve.command)
 app.command("statistics", epilog=statistics.EXAMPLES)(statistics.command)
+app.add_typer(keys.app, name="keys", epilog=keys.EXAMPLES)
 app.add_typer(store.app, name="store", epilog=store.EXAMPLES)
 
 

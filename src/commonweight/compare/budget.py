@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from ..core import CommonweightError, Site
+from ..core import CommonweightError, Site, parse_bytes
 from ..methods import Method, get, plan, resolve
 from .size import nbytes, stored
 
-UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MB": 1 << 20, "MIB": 1 << 20,
-         "G": 1 << 30, "GB": 1 << 30, "GIB": 1 << 30}  # fmt: skip
 LARGEST = 1 << 24  # of a whole-number option
 GAP = 64  # so many values in a row may be impossible, such as widths that do not divide a site's
 
@@ -21,10 +18,7 @@ Options = Mapping[str, Any]
 
 def parse_budget(text: str) -> int:
     """Bytes of "4KB", "1.5 MB" or "4096"; a KB has 1,024 bytes. Raises: CommonweightError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2].upper() not in UNITS or not float(found[1]) > 0:
-        raise CommonweightError(f"budget {text!r}: wanted a size above zero, such as 4KB, 1.5MB or 4096")
-    return max(1, int(float(found[1]) * UNITS[found[2].upper()]))
+    return parse_bytes(text, "budget")
 
 
 class Fit(NamedTuple):

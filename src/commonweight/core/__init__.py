@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .amount import parse_bytes
 from .config import build, config, option, parse, table
 from .errors import CommonweightError, first_line, unknown
 from .names import natural, safe
@@ -59,6 +60,7 @@ __all__ = [
     "natural",
     "option",
     "parse",
+    "parse_bytes",
     "safe",
     "serial",
     "table",

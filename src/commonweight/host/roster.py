@@ -123,6 +123,14 @@ class Roster:
             if not common.tenants:  # whoever still holds a tenant of it: the next one of this name is another
                 del self.commons[common.name]
 
+    def rename(self, old: str, new: str) -> None:
+        """Gives a tenant a name that is free."""
+        self.free(new)
+        tenant = self[old]
+        del self.tenants[old]
+        tenant.name = new
+        self.tenants[new] = tenant
+
     def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route | None:
         """The route of these readers, on the model as it is now; see `Host.route`."""
         if readers is None:

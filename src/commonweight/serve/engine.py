@@ -139,7 +139,7 @@ class Engine:
             for i in range(request.n)
         ]  # fmt: skip
         with self._lock:
-            if self._closed or not self._manager.is_running():
+            if self.closed:
                 raise CommonweightError("the engine is closed; make a new one")
             if self._manager.waiting + request.n > self.max_waiting:
                 raise Full(f"{self._manager.waiting} requests wait already, at most {self.max_waiting} may; try later")
@@ -195,6 +195,11 @@ class Engine:
     def waiting(self) -> int:
         """Answers that have not begun."""
         return self._manager.waiting
+
+    @property
+    def closed(self) -> bool:
+        """Whether it answers no more: it was closed, or its thread has ended."""
+        return self._closed or not self._manager.is_running()
 
     @property
     def vocabulary(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core import CommonweightError
@@ -19,13 +20,19 @@ def hosted(model: Host | nn.Module | str | Path) -> tuple[Host, bool, str]:
         return model, False, getattr(model.model, "name_or_path", "")
     if isinstance(model, nn.Module):
         return Host(model), True, getattr(model, "name_or_path", "")
+    return Host(loaded(str(model))), True, str(model)
+
+
+def loaded(model: str, dtype: str = "auto", device: str = "cpu") -> nn.Module:
+    """A language model from its folder or the hub. dtype: "auto" is the one that its files have."""
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto")
+        found = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     except (OSError, ValueError) as e:
         raise CommonweightError(f"{model}: no language model can be loaded there: {str(e).splitlines()[0]}") from e
-    return Host(loaded.eval()), True, str(model)
+    found.eval().to(torch.device(device))  # type: ignore[arg-type]
+    return found
 
 
 def tokenizer_of(model: Any, name: str) -> Any:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import threading
 import weakref
 from pathlib import Path
+from typing import NamedTuple
 
 from ..commons import Commons
 from ..core import CommonweightError, unknown
 from ..host import Host, Tenant
 from .edition import Edition, Editions
 from .ticket import Ticket
+
+
+class Resident(NamedTuple):
+    """A tenant in memory. level: "store" for one that was loaded from the store and may make room, else "host"."""
+
+    name: str
+    level: str
+    nbytes: int
 
 
 class Tenants:
@@ -65,10 +74,36 @@ class Tenants:
                 del self._loaded[name]
         return self.get(name)
 
+    def drop(self, name: str) -> bool:
+        """Takes a tenant out of memory; requests that have begun keep it. Whether it was there. One that stands in the
+        store is loaded again when it is asked for."""
+        with self._lock:
+            if name not in self.host:
+                return False
+            self.host.remove(name)
+            self._loaded.pop(name, None)
+            return True
+
+    def rename(self, old: str, new: str) -> None:
+        """A tenant of the host under another name, in the place of the one that has it: nobody finds none."""
+        with self._lock:
+            if new in self.host:
+                self.host.remove(new)
+                self._loaded.pop(new, None)
+            self.host.roster.rename(old, new)
+
+    def resident(self) -> list[Resident]:
+        """Those in memory; those from the store last, the longest unused one of them first."""
+        with self._lock:
+            loaded = dict(self._loaded)
+            mine = [n for n in self.host if n not in loaded]
+            found = [*((n, "host", self.host[n]) for n in mine), *((n, "store", t) for n, t in loaded.items())]
+        return [Resident(n, level, t.nbytes) for n, level, t in found]
+
     @property
     def nbytes(self) -> int:
         """Of what was loaded from the store; a common's pools count once."""
-        pools = {p.data_ptr(): p.nbytes for t in self._loaded.values() for p in t.pools.values()}
+        pools = {p.data_ptr(): p.nbytes for t in [*self._loaded.values()] for p in t.pools.values()}
         return sum(pools.values())
 
     def _make_room(self) -> None:

@@ -1,0 +1,71 @@
+"""What serve, chat and generate have in common: a model, its tenants, and how they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..serve import Engine
+
+LOADING, BATCH = "Loading", "Batch"
+
+Model = Annotated[str, typer.Argument(help="Folder or hub name of the language model; it is never written.")]
+Store = Annotated[
+    Path | None, typer.Option(help="Folder of the store whose tenants answer. Without it, the plain model alone.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Dtype of the model: auto, float32 or bfloat16. auto: as its files have it.", rich_help_panel=LOADING
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where it runs: auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=LOADING)]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant-memory",
+        help="Bytes of tenants that are kept loaded, as in 512MB; the longest unused ones go first. Without it, all.",
+        rich_help_panel=BATCH,
+    ),
+]
+Requests = Annotated[
+    int,
+    typer.Option("--max-requests", min=1, help="Answers at once; other requests wait.", rich_help_panel=BATCH),
+]
+Cache = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-tokens", min=64, help="Tokens that the cache holds, all requests together.", rich_help_panel=BATCH
+    ),
+]
+
+
+def looked_at(model: str, store: Path | None, dtype: str, device: str, memory: str | None = None) -> int | None:
+    """Before torch is loaded: what is wrong with these. The bytes of the memory."""
+    from ..commons import Commons
+    from ..core import parse_bytes
+    from . import early
+
+    early.model(model)
+    early.dtype(dtype)
+    early.device(device)
+    if store is not None:
+        Commons(store, make=False)
+    return None if memory is None else parse_bytes(memory, "--tenant-memory")
+
+
+def opened(model: str, store: Path | None, dtype: str, device: str, **settings: Any) -> Engine:
+    """An engine of the model."""
+    from transformers.utils import logging
+
+    from ..adapt.base import pick_device
+    from ..serve import Engine
+    from ..serve.prompts import loaded
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    found = loaded(model, dtype, pick_device(device))
+    return Engine(found, store=store, **settings)

@@ -1,0 +1,98 @@
+"""The application: routes, errors, and the door before them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as Call
+from starlette.responses import Response
+
+from ...core import library
+from ..engine import Engine
+from . import openai, operations
+from .asking import Gone
+from .door import Door
+from .errors import Refused, of_body
+from .logs import say
+from .service import Service
+from .settings import Settings
+
+_ERROR = {
+    "description": "The error, in OpenAI's form.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error"],
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "required": ["message", "type", "param", "code"],
+                        "properties": {
+                            "message": {"type": "string"},
+                            "type": {"type": "string"},
+                            "param": {"type": ["string", "null"]},
+                            "code": {"type": "integer"},
+                        },
+                    }
+                },
+            }
+        }
+    },
+}
+_CODES = (400, 401, 403, 404, 413, 422, 429, 500, 503)
+
+
+def make(engine: Engine, settings: Settings | None = None) -> FastAPI:
+    """The server before an engine, which it closes at its end. `app.state.service` is what it stands on."""
+    service = Service(engine, settings or Settings())
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.stop()
+        service.pool.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="commonweight", version=library(), lifespan=life, docs_url=None, redoc_url=None,
+        responses={c: _ERROR for c in _CODES if c != 422}, dependencies=[Security(HTTPBearer(auto_error=False))],
+    )  # fmt: skip
+    app.state.service = service
+    for part in (openai, operations):
+        app.include_router(part.routes(service))
+    for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
+        app.add_exception_handler(kind, _answer)
+    app.add_middleware(Door, settings=service.settings, keys=service.keys, metrics=service.metrics)
+    return app
+
+
+async def _answer(call: Call, e: Exception) -> Response:
+    """Every error in one form."""
+    if isinstance(e, Gone):
+        return Response(status_code=499)  # nobody reads it
+    told = _refused(call, e)
+    return Response(told.content, told.status, told.headers, "application/json")
+
+
+def _refused(call: Call, e: Exception) -> Refused:
+    if isinstance(e, Refused):
+        return e
+    if isinstance(e, RequestValidationError):
+        return of_body(e.errors())
+    if isinstance(e, HTTPException):
+        if isinstance(e.__cause__, Refused):
+            return e.__cause__
+        if e.status_code == 404:
+            return Refused(404, f"{call.url.path}: there is no such path here")
+        if e.status_code == 405:
+            return Refused(405, f"{call.method} {call.url.path}: not this method")
+        return Refused(e.status_code, str(e.detail))
+    told: dict[str, Any] = {"id": call.state.told["id"]} if hasattr(call.state, "told") else {}
+    say("failed", 40, exc_info=e, **told)
+    return Refused(500, "the server failed at this request; its log says why")

@@ -1,0 +1,106 @@
+"""Completions and chats of OpenAI's interface, and the list of models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request as Call
+from starlette.responses import Response
+
+from ..request import Request
+from . import read
+from .asking import Asked, while_there
+from .bodies import ChatBody, CompletionBody, StreamOptions
+from .events import Events
+from .json import Json
+from .service import Service
+from .settings import BASE
+from .write import DONE, Kind, Writer, event
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+    engine, settings = service.engine, service.settings
+
+    @router.get("/v1/models")
+    async def models(call: Call) -> Any:
+        """The plain model, and every tenant that the key may ask."""
+        key = call.state.key
+        plain = [_card(service, n) for n in settings.names[:2] if key.may(BASE)]
+        return Json({"object": "list", "data": [*plain, *(_card(service, n) for n in await names(call))]})
+
+    @router.get("/v1/models/{model:path}")
+    async def model(call: Call, model: str) -> Any:
+        """One of them."""
+        await service.tenant(call, model)
+        return Json(_card(service, model))
+
+    async def names(call: Call) -> list[str]:
+        return await service.run(service.names, call.state.key)
+
+    @router.post("/v1/completions")
+    async def completions(call: Call, body: CompletionBody) -> Any:
+        """Goes on from a prompt, or from each of several: text or token ids."""
+        tenant = await service.tenant(call, body.model)
+        requests = read.completion(body, tenant, settings, engine.vocabulary)
+        return await answered(service, call, "completion", body.model, requests, read.streams(body))
+
+    @router.post("/v1/chat/completions")
+    async def chats(call: Call, body: ChatBody) -> Any:
+        """The next message of a conversation, by the model's chat template."""
+        tenant = await service.tenant(call, body.model)
+        requests = read.chat(body, tenant, settings, engine.vocabulary)
+        return await answered(service, call, "chat", body.model, requests, read.streams(body))
+
+    return router
+
+
+def _card(service: Service, name: str) -> dict[str, Any]:
+    plain = name in service.settings.names
+    return {
+        "id": name, "object": "model", "created": service.created, "owned_by": "commonweight",
+        "root": service.settings.name if plain else name, "parent": None if plain else service.settings.name,
+        "max_model_len": service.engine.length, "permission": [],
+    }  # fmt: skip
+
+
+async def answered(
+    service: Service, call: Call, kind: Kind, model: str | None, requests: Sequence[Request],
+    options: StreamOptions | None,
+) -> Response:  # fmt: skip
+    """The answer to a call: whole, or as it comes."""
+    writer = Writer(kind, model or BASE, service.tokens, requests[0].n)
+    async with AsyncExitStack() as stack:
+        asked = await while_there(call, stack.enter_async_context(service.running(call, requests)))
+        if options is not None:
+            return Events(chunks(service, asked, writer, options), stack.pop_all())
+        answers = await while_there(call, asked.answers())
+        for answer in (a for found in answers for a in found):
+            if (error := service.failed(answer)) is not None:
+                raise error
+        return Json(writer.whole(answers, asked.usage))
+
+
+async def chunks(service: Service, asked: Asked, writer: Writer, options: StreamOptions) -> AsyncIterator[bytes]:
+    """The events of a stream. An error is its last one but [DONE]."""
+    always = bool(options.continuous_usage_stats)
+    if writer.kind == "chat":
+        for i in range(len(asked.tickets)):
+            yield event(_used(writer.first(i), asked, always))
+    async for i, piece in asked:
+        if piece.finish_reason is not None and (error := service.failed(piece)) is not None:
+            yield event(error.body)
+            yield DONE
+            return
+        if (chunk := writer.piece(i, piece)) is not None:
+            yield event(_used(chunk, asked, always))
+    if options.include_usage:
+        yield event(writer.last(asked.usage))
+    yield DONE
+
+
+def _used(chunk: dict[str, Any], asked: Asked, always: bool) -> dict[str, Any]:
+    return {**chunk, "usage": asked.usage.told} if always else chunk

@@ -1,0 +1,169 @@
+"""What a body asks for, as requests of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..request import Request
+from .bodies import ChatBody, CompletionBody, ResponseBody, Sampled, StreamOptions, neutral
+from .errors import Refused
+from .settings import Settings
+
+COMPLETION = 16  # new tokens of a completion that does not say, as OpenAI and vLLM have it
+MANY = 1024  # prompts of one completion
+
+
+def completion(body: CompletionBody, tenant: str | None, settings: Settings, vocabulary: int) -> list[Request]:
+    """One request a prompt."""
+    most = min(COMPLETION, settings.max_tokens or COMPLETION) if body.max_tokens is None else body.max_tokens
+    shared = _sampled(body, settings, most, vocabulary)
+    prompts = _prompts(body.prompt)
+    if len(prompts) * (body.n or 1) > MANY:
+        raise Refused(400, f"prompt: {len(prompts)} prompts with n {body.n or 1}; at most {MANY} answers", "prompt")
+    return [Request(p, tenant, logprobs=body.logprobs, **shared) for p in prompts]
+
+
+def chat(body: ChatBody, tenant: str | None, settings: Settings, vocabulary: int) -> list[Request]:
+    """One request."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise Refused(400, "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
+    most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    shared = _sampled(body, settings, most, vocabulary)
+    return [Request(messages(body.messages), tenant, logprobs=logprobs, **shared)]
+
+
+def response(body: ResponseBody, tenant: str | None, settings: Settings) -> list[Request]:
+    _served(body)
+    if isinstance(body.input, str):
+        said: list[dict[str, Any]] = [{"role": "user", "content": body.input}]
+    else:
+        said = [_item(i, m) for i, m in enumerate(body.input)]
+    if not said:
+        raise Refused(400, "input: empty; wanted text, or messages", "input")
+    if body.instructions:
+        said.insert(0, {"role": "system", "content": body.instructions})
+    return [
+        Request(
+            messages(said, "input"), tenant, max_new_tokens=_most(body.max_output_tokens, settings),
+            temperature=_or(body.temperature, 1.0), top_p=_or(body.top_p, 1.0), timeout=settings.timeout,
+        )
+    ]  # fmt: skip
+
+
+def streams(body: Sampled | ResponseBody) -> StreamOptions | None:
+    """The options of a stream; None where the answer is to come whole."""
+    if body.stream:
+        return body.stream_options or StreamOptions()
+    if body.stream_options is not None:
+        raise Refused(400, "Stream options can only be defined when `stream=True`.", "stream_options")
+    return None
+
+
+def messages(said: Sequence[Mapping[str, Any]], where: str = "messages") -> list[dict[str, Any]]:
+    """With their content as text: parts of type text are joined; other parts are refused."""
+    out = []
+    for i, m in enumerate(said):
+        at = f"{where}.{i}"
+        if not isinstance(m.get("role"), str) or not m["role"]:
+            raise Refused(400, f"{at}.role: missing; wanted system, user or assistant", where)
+        for name, value in m.items():
+            if name not in ("role", "content", "name") and value not in (None, [], {}, ""):
+                raise Refused(400, f"{at}.{name}: not served here; wanted messages of text", where)
+        role = "system" if m["role"] == "developer" else m["role"]
+        more = {"name": m["name"]} if isinstance(m.get("name"), str) else {}
+        out.append({"role": role, "content": _text(m.get("content"), f"{at}.content", where), **more})
+    for m in out:
+        unicode(m["role"] + m["content"] + m.get("name", ""), where)
+    return out
+
+
+def unicode(text: str, where: str) -> str:
+    """JSON can say halves of characters, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise Refused(400, f"{where}: character {e.start} is half a surrogate pair; wanted text", where) from e
+    return text
+
+
+def _text(content: Any, at: str, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise Refused(400, f"{at}: wanted text, or parts of type text", where)
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
+            raise Refused(400, f"{at}.{i}: a part of type {kind!r}; wanted text alone", where)
+    return "\n".join(p["text"] for p in content)
+
+
+def _item(i: int, item: Mapping[str, Any]) -> dict[str, Any]:
+    """An input of /v1/responses: a message, perhaps one that was an output."""
+    if item.get("type", "message") != "message":
+        raise Refused(400, f"input.{i}: an item of type {item.get('type')!r}; wanted messages", "input")
+    return {k: v for k, v in item.items() if k not in ("type", "id", "status")}
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    if isinstance(prompt, str):
+        return [unicode(prompt, "prompt")]
+    if not prompt:
+        raise Refused(400, "prompt: empty; wanted text, token ids, or a list of them", "prompt")
+    if isinstance(prompt[0], int):
+        return [prompt]
+    return [unicode(p, "prompt") if isinstance(p, str) else p for p in prompt]
+
+
+def _sampled(body: Sampled, settings: Settings, most: int | None, vocabulary: int) -> dict[str, Any]:
+    _served(body)
+    return {
+        "max_new_tokens": _most(most, settings),
+        "temperature": _or(body.temperature, 1.0),
+        "top_p": _or(body.top_p, 1.0),
+        "top_k": max(0, body.top_k or 0),
+        "min_p": _or(body.min_p, 0.0),
+        "repetition_penalty": _or(body.repetition_penalty, 1.0),
+        "presence_penalty": _or(body.presence_penalty, 0.0),
+        "frequency_penalty": _or(body.frequency_penalty, 0.0),
+        "logit_bias": _bias(body.logit_bias or {}, vocabulary),
+        "seed": None if body.seed is None else body.seed % (1 << 63),
+        "stop": () if body.stop is None else _stop(body.stop),
+        "stop_token_ids": tuple(body.stop_token_ids or ()),
+        "ignore_eos": bool(body.ignore_eos),
+        "n": body.n or 1,
+        "timeout": settings.timeout,
+    }
+
+
+def _served(body: Sampled | ResponseBody) -> None:
+    if refused := neutral(body):
+        raise Refused(400, f"{refused[0]}: {refused[1]}", refused[0])
+
+
+def _most(asked: int | None, settings: Settings) -> int | None:
+    limit = settings.max_tokens
+    if asked is not None and limit is not None and asked > limit:
+        raise Refused(400, f"max_tokens: {asked}; this server gives at most {limit} an answer", "max_tokens")
+    return limit if asked is None and limit is not None and limit < 256 else asked
+
+
+def _stop(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(unicode(s, "stop") for s in ([stop] if isinstance(stop, str) else stop))
+
+
+def _bias(given: Mapping[str, float], vocabulary: int) -> dict[int, float]:
+    out = {}
+    for name, by in given.items():
+        if not name.isascii() or not name.isdigit() or len(name) > 12 or int(name) >= vocabulary:
+            raise Refused(
+                400, f"logit_bias: {name!r} is no token; wanted whole numbers from 0 to {vocabulary - 1}", "logit_bias"
+            )
+        out[int(name)] = by
+    return out
+
+
+def _or(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value

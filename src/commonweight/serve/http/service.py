@@ -1,0 +1,180 @@
+"""What all routes of a server stand on: who may ask which tenant, calls as they run, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.requests import Request as Call
+
+from ...core import CommonweightError
+from ..engine import Engine, Full
+from ..request import Answer, Piece, Request
+from ..ticket import Ticket
+from .asking import Asked, ask
+from .errors import Refused, of_request
+from .keys import Key, Keys
+from .metrics import Metrics
+from .settings import BASE, Settings
+from .tokens import Tokens
+
+WORKERS = 8  # threads that make texts tokens and load tenants
+
+
+class Service:
+    """An engine with its server's settings. draining: told to stop; calls that run may end."""
+
+    def __init__(self, engine: Engine, settings: Settings):
+        self.engine, self.settings = engine, settings
+        self.keys = Keys(settings.keys, settings.admin)
+        self.metrics = Metrics(engine, settings.name)
+        self.tokens = Tokens(engine.tokenizer)
+        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask")
+        self.open: set[Asked] = set()
+        self.created = int(time.time())
+        self.draining = self.stopped = False
+
+    # -- who ---------------------------------------------------------------------------------------------------------
+
+    async def tenant(self, call: Call, model: str | None) -> str | None:
+        """The tenant that a model's name means, None for the plain base.
+
+        Raises: Refused (404) for a name that is not there, or that the caller's key may not ask.
+        """
+        key: Key = call.state.key
+        plain = not model or model in self.settings.names
+        name = BASE if plain else str(model)
+        call.state.told["tenant"] = name if name.isprintable() else None
+        if not key.may(name) or not (plain or await self.run(self._there, name)):
+            whose = " or this key may not ask it" if key.tenants is not None else ""
+            raise Refused(404, f"The model `{model}` does not exist{whose}.", "model")
+        return None if plain else name
+
+    def _there(self, name: str) -> bool:
+        store = self.engine.tenants.store
+        return name in self.engine.host or (store is not None and name in store)
+
+    def names(self, key: Key) -> list[str]:
+        """Of all tenants that a key may ask."""
+        store = self.engine.tenants.store
+        found = {*self.engine.host, *(() if store is None else store)} - {*self.settings.names}
+        return sorted(n for n in found if key.may(n))
+
+    async def run(self, work: Callable[..., Any], *args: Any) -> Any:
+        """In a thread of the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, call: Call, requests: Sequence[Request]) -> AsyncIterator[Asked]:
+        """The requests of one call, while it lasts. They end with it. Raises: Refused."""
+        key: Key = call.state.key
+        self._within(key, sum(r.n for r in requests))
+        tenant = requests[0].tenant
+        try:
+            asked = await ask(self.engine, requests, self.pool, lambda: self._loaded(tenant))
+        except Full as e:
+            raise Refused(429, str(e), retry=1.0) from e
+        except CommonweightError as e:
+            if self.engine.closed:
+                raise Refused(503, str(e)) from e
+            raise of_request(str(e)) from e
+        account = _Account(self.metrics, asked)
+        asked.watch = account.piece
+        self.open.add(asked)
+        try:
+            yield asked
+        finally:
+            self.open.discard(asked)
+            asked.cancel()
+            usage = asked.usage
+            if (tokens := self.keys.buckets(key)[1]) is not None:
+                tokens.charge(usage.prompt + usage.new)
+            told = account.end()
+            call.state.told.update(told, prompt_tokens=usage.prompt, new_tokens=usage.new, cached_tokens=usage.cached)
+            if self.settings.log_prompts:
+                texts = ["".join(p.text for p in pieces) for found in asked.got for pieces in found]
+                call.state.told.update(prompts=[r.prompt for r in requests], answers=texts)
+
+    def _within(self, key: Key, answers: int) -> None:
+        """A key's limits. Raises: Refused (429)."""
+        if self.draining:
+            raise Refused(503, "the server is stopping")
+        for bucket, what in zip(self.keys.buckets(key), ("requests", "tokens")):
+            if bucket is not None and (wait := bucket.wait()):
+                raise Refused(429, f"this key's limit of {what}, {bucket.limit.text}, is reached", retry=wait)
+        if (requests := self.keys.buckets(key)[0]) is not None:
+            requests.charge(answers)
+
+    def _loaded(self, tenant: str | None) -> Any:
+        """Raises: Refused, with what is wrong with the tenant."""
+        try:
+            return self.engine.tenants.edition(tenant)
+        except (CommonweightError, OSError) as e:
+            raise Refused(400, f"tenant {tenant!r} cannot be loaded: {self.inside(str(e))}", "model") from e
+
+    def inside(self, text: str) -> str:
+        """A message without the path of the store, which is nobody's business."""
+        store = self.engine.tenants.store
+        return text if store is None else text.replace(f"{store.folder}/", "").replace(str(store.folder), "the store")
+
+    def failed(self, ended: Piece | Answer) -> Refused | None:
+        """The error that an answer ended with."""
+        if ended.finish_reason == "cancelled":
+            return Refused(503, "the server is stopping; this answer was not finished")
+        if ended.error is None:
+            return None
+        return Refused(503 if self.engine.closed else 500, ended.error)
+
+    # -- its end -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ends every call that runs."""
+        self.stopped = True
+        for asked in list(self.open):
+            asked.cancel()
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining and not self.engine.closed
+
+
+class _Account:
+    """Measures one call."""
+
+    def __init__(self, metrics: Metrics, asked: Asked):
+        self.metrics, self.asked = metrics, asked
+        self._last: dict[Ticket, float] = {}
+        self._over: set[Ticket] = set()
+        self._ends: list[str] = []
+        for ticket in asked.tickets:
+            metrics.begun(ticket)
+
+    def piece(self, ticket: Ticket, piece: Piece, at: float) -> None:
+        before = self._last.get(ticket)
+        self._last[ticket] = at
+        self.metrics.token(len(piece.tokens), None if before is None else at - before)
+        if piece.finish_reason is not None:
+            self._end(ticket, piece.finish_reason, at)
+
+    def _end(self, ticket: Ticket, reason: str, at: float) -> None:
+        self._over.add(ticket)
+        self._ends.append(reason)
+        self.metrics.over(ticket, reason, at)
+
+    def end(self) -> dict[str, Any]:
+        """Those that have not ended are cancelled by now. What the log says of the call."""
+        for ticket in self.asked.tickets:
+            if ticket not in self._over:
+                self._end(ticket, "cancelled", time.monotonic())
+        firsts = [t.first - t.started for t in self.asked.tickets if t.first is not None]
+        return {
+            "finish": ",".join(dict.fromkeys(self._ends)),
+            "first_token_seconds": round(min(firsts), 4) if firsts else None,
+            "answers": len(self._ends),
+        }

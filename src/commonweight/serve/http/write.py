@@ -1,0 +1,116 @@
+"""Answers and their pieces in the JSON of OpenAI's completions and chats."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..request import Answer, Logprob, Piece
+from .tokens import Tokens
+
+Kind = Literal["chat", "completion"]
+_OBJECTS = {
+    "chat": ("chatcmpl-", "chat.completion", "chat.completion.chunk"),
+    "completion": ("cmpl-", "text_completion", "text_completion"),
+}
+
+
+def reason(finish: str | None) -> str | None:
+    """As the interface has it: what the limit of time ended is cut short as by the limit of length."""
+    return "length" if finish == "timeout" else finish
+
+
+@dataclass
+class Usage:
+    """Tokens of one call."""
+
+    prompt: int = 0
+    new: int = 0
+    cached: int = 0
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt, "completion_tokens": self.new, "total_tokens": self.prompt + self.new,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }  # fmt: skip
+
+
+@dataclass
+class Writer:
+    """The JSON of one call. n: answers to each prompt."""
+
+    kind: Kind
+    model: str
+    tokens: Tokens
+    n: int = 1
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+    _offsets: dict[int, int] = field(default_factory=dict)
+
+    def whole(self, answers: Sequence[Sequence[Answer]], usage: Usage) -> dict[str, Any]:
+        """answers: of each prompt its n."""
+        choices = [self._choice(i * self.n + a.index, a) for i, found in enumerate(answers) for a in found]
+        return {**self._head(_OBJECTS[self.kind][1]), "choices": choices, "usage": usage.told}
+
+    def first(self, index: int) -> dict[str, Any]:
+        """A chat's first chunk: who speaks."""
+        return self._chunk([self._delta(index, {"role": "assistant", "content": ""}, None, None, None)])
+
+    def piece(self, prompt: int, piece: Piece) -> dict[str, Any] | None:
+        """Its chunk, or None where there is nothing to tell yet."""
+        if not (piece.text or piece.logprobs or piece.finish_reason):
+            return None
+        index = prompt * self.n + piece.index
+        delta = {"content": piece.text} if piece.text or not piece.finish_reason else {}
+        logs = self._logs(index, piece.logprobs) if piece.logprobs else None
+        return self._chunk([self._delta(index, delta, logs, reason(piece.finish_reason), _stopped(piece))])
+
+    def last(self, usage: Usage) -> dict[str, Any]:
+        return {**self._chunk([]), "usage": usage.told}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": _OBJECTS[self.kind][0] + self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head(_OBJECTS[self.kind][2]), "choices": choices}
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        logs = None if answer.logprobs is None else self._logs(index, answer.logprobs)
+        tail = {"logprobs": logs, "finish_reason": reason(answer.finish_reason), "stop_reason": _stopped(answer)}
+        if self.kind == "completion":
+            return {"index": index, "text": answer.text, **tail}
+        return {"index": index, "message": {"role": "assistant", "content": answer.text, "refusal": None}, **tail}
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], logs: Any, finish: str | None, stopped: str | None
+    ) -> dict[str, Any]:
+        tail = {"logprobs": logs, "finish_reason": finish, "stop_reason": stopped}
+        if self.kind == "completion":
+            return {"index": index, "text": delta.get("content", ""), **tail}
+        return {"index": index, "delta": delta, **tail}
+
+    def _logs(self, index: int, logs: Sequence[Logprob]) -> dict[str, Any]:
+        if self.kind == "chat":
+            return self.tokens.chat(logs)
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + sum(len(self.tokens.text(x.token)) for x in logs)
+        return self.tokens.completion(logs, offset)
+
+
+def _stopped(ended: Piece | Answer) -> str | None:
+    return "timeout" if ended.finish_reason == "timeout" else None
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One server-sent event."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {text}\n\n".encode("utf-8", "replace")
+
+
+DONE = b"data: [DONE]\n\n"
