@@ -140,6 +140,28 @@ def test_gpt2s_transposed_layers_and_berts_biases(tmp_path, kind):
             torch.testing.assert_close(answer(host.model, batch), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["BOFT", "HRA", "IA3", "LOHA", "LOKR", "LORA"])
+def test_convolutions(tmp_path, kind):
+    """A ViT's patches."""
+    inward = {"feedforward_modules": ["query"]} if kind == "IA3" else {}
+    want, batch = made(kind, tmp_path, "vit", target_modules=["projection", "query"], **inward)
+    host = cw.Host(make("vit")[0])
+    host.load_adapter(tmp_path, "t")
+    with torch.no_grad():
+        base = answer(host.model, batch)
+        with host.route("t"):
+            got = answer(host.model, batch)
+    assert (got - base).abs().max() > 1e-3
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_an_oft_that_turns_patches_with_one_another_is_refused(tmp_path):
+    """PEFT's OFT of a convolution does not compute with one weight; what it merges is another model."""
+    made("OFT", tmp_path, "vit", target_modules=["projection"])
+    with pytest.raises(cw.CommonweightError, match="projection: the adapter's answer is not that of one weight"):
+        cw.Host(make("vit")[0]).load_adapter(tmp_path, "t")
+
+
 def test_an_error_may_remain_where_it_is_asked_for(tmp_path):
     made("HIRA", tmp_path)
     host = cw.Host(make("llama")[0])

@@ -147,6 +147,15 @@ def test_experts_come_one_by_one(tmp_path):
     torch.testing.assert_close(delta, 3 * b @ a, rtol=1e-4, atol=1e-4)
 
 
+def test_an_embedding_has_its_first_factor_the_other_way_round(host, tmp_path):
+    g, old = torch.Generator().manual_seed(3), dict(host.model.named_parameters())["model.embed_tokens.weight"]
+    a, b = torch.randn(len(old), 3, generator=g), torch.randn(32, 3, generator=g)
+    path = tmp_path / "e.gguf"
+    path.write_bytes(container.write(KEYS, {"token_embd.weight.lora_a": a, "token_embd.weight.lora_b": b}))
+    host.load_adapter(path, "t")
+    torch.testing.assert_close(host.merged("t")["model.embed_tokens.weight"], old + 2 * a @ b.T)
+
+
 def test_what_llama_cpp_cannot_say_is_refused(host, tmp_path):
     stir(host.add("d", "dora", rank=2, sites="*.q_proj"))
     with pytest.raises(cw.CommonweightError, match=r"dora is no product of two factors .* gguf"):

@@ -253,7 +253,9 @@ def test_diffusers_itself_gives_the_same(tmp_path):
         ).eval()  # fmt: skip
 
     theirs, x, text = unet(), rand(2, 4, 8, 8), rand(2, 5, 16)
-    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "to_v", "to_out.0", "ff.net.2"])
+    config = peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules=["to_q", "to_v", "to_out.0", "ff.net.2", "conv1", "conv_in"]
+    )
     theirs.add_adapter(config)
     g = torch.Generator().manual_seed(4)
     with torch.no_grad():

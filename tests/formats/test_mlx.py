@@ -73,6 +73,16 @@ def test_an_adapter_of_the_body_fits_the_model_with_a_head(host, tmp_path):
     assert len(host.load_adapter(at, "m").plan.uses) == 4
 
 
+def test_an_embedding(host, tmp_path):
+    g = torch.Generator().manual_seed(3)
+    a, b = torch.randn(host.model.config.vocab_size, 3, generator=g), torch.randn(3, 32, generator=g)  # type: ignore
+    at, *_ = folder(tmp_path)
+    save_file({"model.embed_tokens.lora_a": a, "model.embed_tokens.lora_b": b}, at / mlx.TENSORS)
+    host.load_adapter(at, "m")
+    old = dict(host.model.named_parameters())["model.embed_tokens.weight"]
+    torch.testing.assert_close(host.merged("m")["model.embed_tokens.weight"], old + 4 * a @ b)
+
+
 @pytest.mark.parametrize(
     "change, options, message",
     [

@@ -26,6 +26,10 @@ class Frozen(Source, Protocol):
 
     def transposed(self, site: str) -> bool: ...
 
+    def kernel(self, site: str) -> tuple[int, ...]:
+        """Of a convolution; () of any other layer."""
+        ...
+
 
 def fits(adapter: Adapter, plan: Plan) -> None:
     """Every pool that is trained or kept in files has a value of its shape, and every value a pool."""

@@ -109,18 +109,24 @@ def adapter(
             )
     changes = {n: c if sites[n].bias else c._replace(bias=None) for n, c in changes.items()}
     kinds = {sites[n].kind for n in changes}
-    if kinds <= {*get("dora").kinds} and all(c.m is not None and c.bias is None for c in changes.values()):
+    if kinds <= _read("dora") and all(c.m is not None and c.bias is None for c in changes.values()):
         return _low("dora", changes, sites, dropout)
     plain = {n: whole(n, c, base) if c.m is not None else c for n, c in changes.items()}
     if kinds == {"norm"}:
         return Adapter("lntuning", {}, tuple(plain), _whole(plain, sites, base))
     if all(c.A is None and c.delta is None and c.bias is not None for c in plain.values()):
         return Adapter("bitfit", {}, tuple(plain), {f"{n}.db": c.bias for n, c in plain.items() if c.bias is not None})
-    if kinds <= {*get("lora").kinds} and (tolerance is not None or not all(c.dense for c in plain.values())):
+    if kinds <= _read("lora") and (tolerance is not None or not all(c.dense for c in plain.values())):
         low = {n: factored(c, sites[n], limit) for n, c in plain.items()}
         if sum(c.A.numel() + c.B.numel() for c in low.values()) < sum(s.out * s.inp for s in map(sites.get, low)):  # type: ignore[union-attr]
             return _low("lora", low, sites, dropout)
     return Adapter("full", {}, tuple(plain), _whole(plain, sites, base))
+
+
+def _read(method: str) -> set[str]:
+    """Kinds of sites that a method reads, by a pattern at least."""
+    found = get(method)
+    return {*found.kinds, *found.named}
 
 
 def whole(name: str, change: Change, base: Frozen) -> Change:

@@ -95,6 +95,8 @@ def name_of(module: str, about: About) -> str | None:
     """llama.cpp's name of a layer's weight, None where it has none. module: by the name in transformers."""
     if module in ("lm_head", "output") or module.endswith(".lm_head"):
         return "output.weight"
+    if module.rpartition(".")[2] in ("embed_tokens", "wte", "word_embeddings"):
+        return "token_embd.weight"
     found = _BLOCK.fullmatch(module)
     if found is None or found[2] not in about.architecture.layers:
         return None

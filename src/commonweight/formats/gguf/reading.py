@@ -60,6 +60,8 @@ def read(path: Path, about: About, modules: Iterable[str]) -> dict[str, Change]:
             pairs = [given.pair(f"{path}: {name}", x, y) for x, y in zip(a, b)]
             out |= {f"{home}.{i}.{leaf}": Change(x, y, _scale(alpha, len(x))) for i, (x, y) in enumerate(pairs)}
             continue
+        if name == "token_embd.weight" and a is not None and a.dim() == 2:
+            a = a.T  # (vocabulary, r), for llama.cpp takes rows of it
         A, B = given.pair(f"{path}: {name}", a, b)
         if name not in known:
             raise CommonweightError(

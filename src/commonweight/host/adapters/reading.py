@@ -24,7 +24,7 @@ from ..roster import Roster
 from ..tenant import Tenant
 from .about import about
 
-LAYERS = "linear", "expert", "router"
+LAYERS = "linear", "expert", "router", "embedding"
 
 
 class How(NamedTuple):

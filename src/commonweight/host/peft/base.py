@@ -30,6 +30,9 @@ class Frozen(Derive):
     def transposed(self, site: str) -> bool:
         return self._at(site).transposed
 
+    def kernel(self, site: str) -> tuple[int, ...]:
+        return tuple(getattr(self._at(site).module, "kernel_size", ()))
+
     def _at(self, site: str) -> Physical:
         return self._base.modules[site.split("[")[0]]
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError, Plan
+from ...core import CommonweightError, Plan, Site
 from ...formats import peft
 from ...formats.changes import adapter as settled
 from ...formats.peft import keys
+from ...formats.peft.keys import is_slot
 from ...methods import head
 from ..hooked import HookedModel
 from ..names import named
@@ -58,7 +59,7 @@ def import_peft(
         view = names.view_of(base, tensors)
         config, tensors = without_copies(config, tensors, names.parameters(base, view))
         sites, frozen = names.sites(base, view), Frozen(base)
-        if peft.through(config):
+        if peft.through(config) or _convolved(tensors, sites):
             about = getattr(base.inner, "config", None)
             found = through.read(config, tensors, sites, frozen, about, task)
             adapter = settled(found, {s.name: s for s in base.every}, frozen, tolerance)
@@ -70,6 +71,12 @@ def import_peft(
         return enter(roster, name, adapter, tuple(labels) if labels else None, extra, values)
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
+
+
+def _convolved(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> bool:
+    """Whether some of an adapter lies on convolutions, which the readers of our own methods do not know."""
+    convs = [n for n, s in sites.items() if s.kind == "conv"]
+    return any(is_slot(k) and k.startswith(f"{peft.PREFIX}{n}.") for k in tensors for n in convs)
 
 
 def _head(

@@ -1,7 +1,8 @@
-"""Just enough of a model for PEFT to put an adapter on: its linear layers, by name."""
+"""Just enough of a model for PEFT to put an adapter on: its linear layers and convolutions, by name."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,10 @@ from ....formats.adapter import Frozen
 
 
 def skeleton(sites: Mapping[str, Site], base: Frozen, wanted: Callable[[str], bool], config: Any) -> nn.Module:
-    """A tree of linear layers (and GPT-2's Conv1D) with copies of the base's weights in float32, in the model's order.
+    """A tree of linear layers (and GPT-2's Conv1D) and convolutions with copies of the base's weights in float32.
+
+    In the model's order, for PEFT may draw layer after layer. A convolution has neither padding nor strides nor groups,
+    on which its weight does not depend.
 
     sites: by the names that PEFT knows. wanted: whether PEFT adapts a layer; others are left out. Cost: the wanted
     weights once more.
@@ -21,7 +25,7 @@ def skeleton(sites: Mapping[str, Site], base: Frozen, wanted: Callable[[str], bo
     root = nn.Module()
     root.config = config
     for name, site in sites.items():
-        if site.kind != "linear" or site.rows is not None or not wanted(name):
+        if site.kind not in ("linear", "conv") or site.rows is not None or not wanted(name):
             continue
         at = root
         *path, last = name.split(".")
@@ -37,6 +41,14 @@ def skeleton(sites: Mapping[str, Site], base: Frozen, wanted: Callable[[str], bo
 def _layer(site: Site, base: Frozen) -> nn.Module:
     weight = base.weight(site.name).detach().cpu().float()
     bias = base.bias(site.name).detach().cpu().float() if site.bias else None
+    if site.kind == "conv":
+        kernel = base.kernel(site.name)
+        inp = site.inp // math.prod(kernel)
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel) - 1](inp, site.out, kernel, bias=bias is not None)  # type: ignore[arg-type]
+        conv.weight = nn.Parameter(weight.clone().view(site.out, inp, *kernel), requires_grad=False)
+        if bias is not None:
+            conv.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        return conv
     if base.transposed(site.name):
         from transformers.pytorch_utils import Conv1D  # PEFT looks for this very class
 
