@@ -33,8 +33,8 @@ def measure(layer: nn.Module, site: Site, base: Frozen, **kwargs: Any) -> Change
             continue
         if not bent < _LINEAR:
             raise CommonweightError(
-                f"{site.name}: the adapter's answer is not that of one weight (off by {bent:.1g}), so it is no change of "
-                "weights; serve it with PEFT"
+                f"{site.name}: the adapter's answer is not that of one weight (off by {bent:.1g}), so it is no change "
+                "of weights; serve it with PEFT"
             )
         delta = (w - base.weight(site.name).cpu().to(dtype)).float()
         old = base.bias(site.name).cpu().to(dtype) if site.bias else torch.zeros(site.out, dtype=dtype)
