@@ -180,6 +180,7 @@ class Manager(ContinuousBatchingManager):
     def __init__(self, model: nn.Module, step: Callable[..., None], config: ContinuousBatchingConfig):
         self._step = step
         self.open: weakref.WeakSet[Ticket] = weakref.WeakSet()  # answers that have not ended
+        self.between: Callable[[], None] = lambda: None  # called in the loop's thread, between two steps
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         super().__init__(model, generation, config)  # type: ignore[arg-type]
         self.logit_processor, self.output_router = Choice(), Nobody()
@@ -220,6 +221,7 @@ class Manager(ContinuousBatchingManager):
     def _generation_loop_body(self, batch_processor: Any, bootstrapping: bool) -> bool:
         self._sweep(batch_processor)
         try:
+            self.between()
             return super()._generation_loop_body(batch_processor, bootstrapping)
         except Exception as error:
             self._went_wrong(batch_processor, error)

@@ -108,6 +108,7 @@ class Engine:
         self._router = Router(self.host, max_requests + 1)
         config = configured(self.model.device, page_size, blocks, max_batch_tokens, max_requests, prefix_cache)
         self._manager = Manager(self.model, self._step, config)
+        self._manager.between = self._between
         self._lock, self._closed = threading.Lock(), False
         self._manager.start()
         try:
@@ -184,6 +185,13 @@ class Engine:
             ticket.cancelled.set()
         self._manager._wake_up_loop.set()
 
+    def unload(self, name: str) -> bool:
+        """Takes a tenant out of memory, also what the batch holds of it; answers that have begun are finished as it.
+        Whether it was there. A tenant of the store is loaded again when it is asked for."""
+        there = self.tenants.drop(name)
+        self._manager._wake_up_loop.set()
+        return there
+
     # -- what it is ------------------------------------------------------------------------------------------------
 
     @property
@@ -245,6 +253,14 @@ class Engine:
         return room if asked is None else asked
 
     # -- in the engine's thread --------------------------------------------------------------------------------------
+
+    def _between(self) -> None:
+        """Tenants that have left give back what the batch holds of them, when nobody reads them any more."""
+        if self.tenants.left.is_set():
+            self.tenants.left.clear()
+            self._router.forget(self.tenants.gone)
+            if any(self.tenants.leaving(e) for e in self._router.lanes.slots):
+                self.tenants.left.set()  # somebody still reads it: looked at again after the next step
 
     def _step(self, batch: list[tuple[Ticket, int]], processor: Any) -> None:
         self._router.run([(t.edition, n) for t, n in batch], processor, self._manager.run)

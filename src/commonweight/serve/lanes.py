@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -228,14 +228,20 @@ class Lanes:
             return free
         if self.size >= self.most:
             oldest = next(iter(self.slots))
-            free = self.slots.pop(oldest)
-            for lane in self.lanes.values():
-                lane.drop(free)
+            free = self.slots[oldest]
+            self.forget(lambda e: e is oldest)
             return free
         free, self.size = self.size, min(2 * self.size, self.most)
         for lane in self.lanes.values():
             lane.grow()
         return free
+
+    def forget(self, gone: Callable[[Edition], bool]) -> None:
+        """Frees the slots of editions that are gone; what they held is zeroed, and the next one takes the place."""
+        for edition in [e for e in self.slots if gone(e)]:
+            slot = self.slots.pop(edition)
+            for lane in self.lanes.values():
+                lane.drop(slot)
 
     def open(self, step: Step | None) -> None:
         """What the passes of this thread read from now on; other threads' passes are not touched."""

@@ -55,6 +55,11 @@ class Router:
             assert edition.places is not None
             edition.places.now = positions[: len(flat)][torch.tensor(flat, device=positions.device)]
 
+    def forget(self, gone: Callable[[Edition], bool]) -> None:
+        """Keeps nothing of editions that are gone."""
+        self.lanes.forget(gone)
+        self._kept = Kept(None, None, None)
+
     def of(self, readers: Readers) -> Kept:
         key = tuple((0 if e is None else e.stamp, n) for e, n in readers)
         if self._kept.key != key:

@@ -34,6 +34,7 @@ class Tenants:
         self.store = Commons(store) if isinstance(store, str | Path) else store
         self._loaded: dict[str, Tenant] = {}  # from the store, the longest unused one first
         self._editions = Editions()
+        self.left = threading.Event()  # a tenant was removed: what the batch holds of it may go
         self._held: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self._lock = threading.Lock()
 
@@ -70,8 +71,7 @@ class Tenants:
         """The store's newest version from now on; requests that have begun keep theirs."""
         with self._lock:
             if name in self._loaded and name in self.host:
-                self.host.remove(name)
-                del self._loaded[name]
+                self._remove(name)
         return self.get(name)
 
     def drop(self, name: str) -> bool:
@@ -80,16 +80,31 @@ class Tenants:
         with self._lock:
             if name not in self.host:
                 return False
-            self.host.remove(name)
-            self._loaded.pop(name, None)
+            self._remove(name)
             return True
+
+    def _remove(self, name: str) -> None:
+        self.host.remove(name)
+        self._loaded.pop(name, None)
+        self.left.set()
+
+    def leaving(self, edition: Edition) -> bool:
+        """Whether its tenant is the host's no more."""
+        name = edition.tenant.name
+        return name not in self.host or self.host[name] is not edition.tenant
+
+    def gone(self, edition: Edition) -> bool:
+        """Whether no open answer reads it either."""
+        return self.leaving(edition) and id(edition.tenant) not in self._used()
+
+    def _used(self) -> set[int]:
+        return {id(t.edition.tenant) for t in list(self._held) if t.reason is None and t.edition is not None}
 
     def rename(self, old: str, new: str) -> None:
         """A tenant of the host under another name, in the place of the one that has it: nobody finds none."""
         with self._lock:
             if new in self.host:
-                self.host.remove(new)
-                self._loaded.pop(new, None)
+                self._remove(new)
             self.host.roster.rename(old, new)
 
     def resident(self) -> list[Resident]:
@@ -109,10 +124,9 @@ class Tenants:
     def _make_room(self) -> None:
         if self.memory is None:
             return
-        used = {id(t.edition.tenant) for t in self._held if t.reason is None and t.edition is not None}
+        used = self._used()
         for name in list(self._loaded)[:-1]:
             if self.nbytes <= self.memory:
                 return
             if id(self._loaded[name]) not in used:
-                self.host.remove(name)
-                del self._loaded[name]
+                self._remove(name)

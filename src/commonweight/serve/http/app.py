@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from ...core import library
 from ..engine import Engine
-from . import openai, operations
+from . import openai, operations, responses, tenants, texts
 from .asking import Gone
 from .door import Door
 from .errors import Refused, of_body
@@ -55,7 +56,9 @@ def make(engine: Engine, settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.ensure_future(service.watch())
         yield
+        watch.cancel()
         service.stop()
         service.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -64,7 +67,7 @@ def make(engine: Engine, settings: Settings | None = None) -> FastAPI:
         responses={c: _ERROR for c in _CODES if c != 422}, dependencies=[Security(HTTPBearer(auto_error=False))],
     )  # fmt: skip
     app.state.service = service
-    for part in (openai, operations):
+    for part in (openai, responses, texts, tenants, operations):
         app.include_router(part.routes(service))
     for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
         app.add_exception_handler(kind, _answer)

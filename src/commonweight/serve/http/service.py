@@ -18,7 +18,9 @@ from ..ticket import Ticket
 from .asking import Asked, ask
 from .errors import Refused, of_request
 from .keys import Key, Keys
+from .logs import say
 from .metrics import Metrics
+from .roster import Roster
 from .settings import BASE, Settings
 from .tokens import Tokens
 
@@ -34,6 +36,7 @@ class Service:
         self.metrics = Metrics(engine, settings.name)
         self.tokens = Tokens(engine.tokenizer)
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask")
+        self.roster = Roster(engine, settings)
         self.open: set[Asked] = set()
         self.created = int(time.time())
         self.draining = self.stopped = False
@@ -130,6 +133,16 @@ class Service:
         if ended.error is None:
             return None
         return Refused(503 if self.engine.closed else 500, ended.error)
+
+    async def watch(self) -> None:
+        """Looks whether the store has other versions, as long as the server runs."""
+        while self.engine.tenants.store is not None:
+            try:
+                for name in await self.run(self.roster.look):
+                    say("newer", tenant=name)
+            except (CommonweightError, OSError) as e:
+                say("store", 30, error=str(e))
+            await asyncio.sleep(self.settings.watch)
 
     # -- its end -----------------------------------------------------------------------------------------------------
 

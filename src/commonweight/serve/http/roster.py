@@ -1,0 +1,120 @@
+"""Tenants that come and go while a server runs; nobody finds half of one."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from ...commons import Manifest
+from ...core import CommonweightError, safe
+from ..engine import Engine
+from .errors import Refused
+from .settings import Settings
+
+_COMING = "_coming"  # what a tenant is called until it is known to be whole
+
+
+class Roster:
+    """Changes to an engine's tenants, one at a time."""
+
+    def __init__(self, engine: Engine, settings: Settings):
+        self.engine, self.settings = engine, settings
+        self._lock = threading.Lock()
+        self._versions: dict[str, int] | None = None
+
+    def load(self, name: str, path: str, inplace: bool) -> None:
+        """An adapter's folder or a tenant's file, kept in memory until it is unloaded. vLLM's texts and codes."""
+        if not name or not path:
+            raise Refused(400, "Both 'lora_name' and 'lora_path' must be provided.", kind="InvalidUserInput")
+        self._named(name, "InvalidUserInput")
+        with self._lock:
+            tenants = self.engine.tenants
+            if not inplace and (name in self.engine.host or (tenants.store is not None and name in tenants.store)):
+                raise Refused(
+                    400,
+                    f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
+                    "'load_inplace' to True.",
+                    kind="InvalidUserInput",
+                )
+            if not Path(path).exists():
+                raise Refused(404, f"Loading lora {name} failed: No adapter found for {path}", kind="NotFoundError")
+            self._enter(name, lambda: self.engine.host.load_adapter(path, _COMING))
+
+    def unload(self, name: str) -> None:
+        """Its memory is free when the answers that it has begun have ended."""
+        if not name:
+            told = "'lora_name' needs to be provided to unload a LoRA adapter."
+            raise Refused(400, told, kind="InvalidUserInput")
+        with self._lock:
+            if not self.engine.unload(name):
+                raise Refused(404, f"The lora adapter '{name}' cannot be found.")
+
+    def put(self, name: str, path: Path) -> tuple[Manifest | None, bool]:
+        """A tenant's file: published in the store where there is one, else kept in memory. (what the store has of it,
+        whether the name is new). Requests that have begun keep the one before."""
+        self._named(name, None)
+        with self._lock:
+            store = self.engine.tenants.store
+            new = name not in self.engine.host and (store is None or name not in store)
+            if store is None:
+                self._enter(name, lambda: self.engine.host.load(_COMING, path))
+                return None, new
+            try:
+                self.engine.host.load(_COMING, path)  # before it is published: is it of this model, and whole?
+                self.engine.unload(_COMING)
+                made = store.publish_file(path, name)
+            except (CommonweightError, OSError) as e:
+                raise Refused(400, f"this is no tenant for this model: {_plain(e, path)}") from e
+            self.engine.tenants.drop(name)
+            if self._versions is not None:
+                self._versions[name] = made.version
+            return made, new
+
+    def delete(self, name: str) -> None:
+        """From memory and from the store, with all its versions."""
+        with self._lock:
+            there = self.engine.unload(name)
+            store = self.engine.tenants.store
+            if store is not None and name in store:
+                store.remove(name)
+            elif not there:
+                raise Refused(404, f"The model `{name}` does not exist.", "model")
+
+    def look(self) -> list[str]:
+        """Loaded tenants that the store has in another version by now, or no more: the next request of each loads what
+        is there. Cost: a listing of one folder."""
+        store = self.engine.tenants.store
+        if store is None:
+            return []
+        with self._lock:
+            now = store.newest()
+            before, self._versions = self._versions, now
+            if before is None:
+                return []
+            stale = [
+                r.name
+                for r in self.engine.tenants.resident()
+                if r.level == "store" and now.get(r.name) != before.get(r.name)
+            ]
+            return [n for n in stale if self.engine.unload(n)]
+
+    def _named(self, name: str, kind: str | None) -> None:
+        try:
+            safe(name)
+        except CommonweightError as e:
+            raise Refused(400, str(e), kind=kind) from e
+        if name in self.settings.names or name == _COMING:
+            raise Refused(400, f"The lora adapter name '{name}' is the base model's; choose another.", kind=kind)
+
+    def _enter(self, name: str, load: Any) -> None:
+        try:
+            load()
+        except (CommonweightError, OSError) as e:
+            raise Refused(400, f"this is no tenant for this model: {e}") from e
+        self.engine.tenants.rename(_COMING, name)
+
+
+def _plain(e: Exception, path: Path) -> str:
+    """Without the name that the file has here."""
+    return str(e).replace(str(path), "the file")

@@ -1,0 +1,187 @@
+"""Tenants that come and go: vLLM's load and unload, put and delete, a store that changes, files that are none."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from commonweight.commons import Commons
+from commonweight.host import Host
+
+from ..served import add, alone, ask, make, prompt
+from . import shop
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Of tenants c and d a file and a folder of PEFT each; a host that has them."""
+    folder = tmp_path_factory.mktemp("files")
+    host = Host(make())
+    for name, method in (("c", "lora"), ("d", "lora")):
+        add(host, name, method)
+        host.save(name, folder / f"{name}.safetensors")
+        host.export_peft(name, folder / name)
+    return folder, host
+
+
+@pytest.fixture
+def server(tmp_path, files):
+    """A server whose store has c as tenant s."""
+    store = Commons(tmp_path / "store")
+    store.publish_file(files[0] / "c.safetensors", "s")
+    host = shop.host()
+    with shop.client(host, store=tmp_path / "store", watch=0.05) as client:
+        yield client, host, store
+
+
+def answer(client, model):
+    body = {"model": model, "prompt": prompt(1), "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    return client.post("/v1/completions", json=body)
+
+
+def said(client, model):
+    got = answer(client, model)
+    assert got.status_code == 200, got.text
+    return got.json()["choices"][0]["text"]
+
+
+def words(host, tenant):
+    return shop.tokenizer().decode(alone(host, ask(tenant, 1)), skip_special_tokens=True)
+
+
+def load(client, name, path, **more):
+    return client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path), **more})
+
+
+@pytest.mark.parametrize("kind", ["c", "c.safetensors"])
+def test_load_and_unload_as_vllm_has_them(server, files, kind):
+    client, host, _ = server
+    got = load(client, "x", files[0] / kind)
+    assert got.status_code == 200 and got.text == "Success: LoRA adapter 'x' added successfully."
+    assert said(client, "x") == words(files[1], "c")
+    again = load(client, "x", files[0] / kind)
+    assert again.status_code == 400 and again.json()["error"]["type"] == "InvalidUserInput"
+    assert "has already been loaded. If you want to load the adapter in place" in again.json()["error"]["message"]
+    assert load(client, "x", files[0] / "d", load_inplace=True).status_code == 200
+    assert said(client, "x") == words(files[1], "d")
+    got = client.post("/v1/unload_lora_adapter", json={"lora_name": "x"})
+    assert got.status_code == 200 and got.text == "Success: LoRA adapter 'x' removed successfully."
+    assert answer(client, "x").status_code == 404 and "x" not in host
+    got = client.post("/v1/unload_lora_adapter", json={"lora_name": "x"})
+    assert got.status_code == 404 and got.json()["error"]["message"] == "The lora adapter 'x' cannot be found."
+
+
+def test_what_cannot_be_loaded(server, files, tmp_path):
+    client, host, _ = server
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    for name, path, status, told in (
+        ("", "y", 400, "Both 'lora_name' and 'lora_path' must be provided."),
+        ("y", tmp_path / "none", 404, "No adapter found"),
+        ("y", tmp_path / "bad.safetensors", 400, "bad.safetensors"),
+        ("base", files[0] / "c", 400, "base model's"),
+        ("../y", files[0] / "c", 400, "cannot be a tenant's name"),
+        ("s", files[0] / "c", 400, "has already been loaded"),
+        ("a", tmp_path / "bad.safetensors", 400, "has already been loaded"),
+    ):
+        got = load(client, name, path)
+        assert got.status_code == status and told in got.json()["error"]["message"], got.text
+    before = said(client, "a")
+    assert load(client, "a", tmp_path / "bad.safetensors", load_inplace=True).status_code == 400
+    assert said(client, "a") == before and sorted(host) == ["a", "b"]
+
+
+def test_unloading_frees_what_the_batch_holds(server, files):
+    client, host, _ = server
+    engine = client.app.state.service.engine
+    load(client, "x", files[0] / "c")
+    said(client, "x")
+    assert any(e.tenant.name == "x" for e in engine._router.lanes.slots)
+    client.post("/v1/unload_lora_adapter", json={"lora_name": "x"})
+    for _ in range(100):
+        if not any(e.tenant.name == "x" for e in engine._router.lanes.slots):
+            break
+        time.sleep(0.02)
+    assert not any(e.tenant.name == "x" for e in engine._router.lanes.slots)
+    assert said(client, "a") == words(host, "a")
+
+
+def test_put_and_delete(server, files):
+    client, host, store = server
+    raw = {n: (files[0] / f"{n}.safetensors").read_bytes() for n in "cd"}
+    got = client.put("/v1/tenants/x", content=raw["c"])
+    assert got.status_code == 201 and got.json()["version"] == 1 and said(client, "x") == words(files[1], "c")
+    got = client.put("/v1/tenants/x", content=raw["d"])
+    assert got.status_code == 200 and got.json()["version"] == 2 and said(client, "x") == words(files[1], "d")
+    assert "x" in store and "x" in [m["id"] for m in client.get("/v1/models").json()["data"]]
+    assert client.delete("/v1/tenants/x").json()["deleted"] is True
+    assert answer(client, "x").status_code == 404 and "x" not in store
+    assert client.delete("/v1/tenants/x").status_code == 404
+    for content, told in ((b"", "empty"), (b"nothing", "the file"), (raw["c"][:200], "the file")):
+        got = client.put("/v1/tenants/y", content=content)
+        assert got.status_code == 400 and told in got.json()["error"]["message"], got.text
+    assert client.put("/v1/tenants/base", content=raw["c"]).status_code == 400
+    assert "y" not in store and sorted(host) == ["a", "b"]
+
+
+def test_without_a_store(files):
+    with shop.client(shop.host()) as client:
+        raw = (files[0] / "c.safetensors").read_bytes()
+        assert client.put("/v1/tenants/x", content=raw).status_code == 201
+        assert said(client, "x") == words(files[1], "c")
+        assert client.delete("/v1/tenants/x").status_code == 200 and answer(client, "x").status_code == 404
+
+
+def test_a_version_that_another_process_publishes_is_served(server, files):
+    client, _, store = server
+    assert said(client, "s") == words(files[1], "c")
+    time.sleep(0.1)
+    store.publish_file(files[0] / "d.safetensors", "s")
+    for _ in range(100):
+        if said(client, "s") == words(files[1], "d"):
+            break
+        time.sleep(0.02)
+    assert said(client, "s") == words(files[1], "d")
+
+
+def test_a_damaged_tenant_is_its_own_requests_trouble(server, files):
+    client, host, store = server
+    for pool in store.folder.glob("pools/??/*.safetensors"):
+        pool.write_bytes(pool.read_bytes()[:-8])
+    got = answer(client, "s")
+    error = got.json()["error"]
+    assert got.status_code == 400 and error["param"] == "model" and "tenant 's' cannot be loaded" in error["message"]
+    assert str(store.folder) not in error["message"]
+    assert said(client, "a") == words(host, "a")
+
+
+def test_numbers_that_are_not_finite(server):
+    client, host, _ = server
+    add(host, "ill", "lora")
+    with torch.no_grad():
+        list(host["ill"].parameters())[-1].fill_(float("nan"))
+    got = answer(client, "ill")
+    assert got.status_code == 500 and "no finite numbers" in got.json()["error"]["message"]
+    assert got.headers["x-should-retry"] == "false"
+    body = {"model": "ill", "prompt": prompt(1), "stream": True}
+    *_, error, done = shop.events(client.post("/v1/completions", json=body).text)
+    assert done == "[DONE]" and error["error"]["code"] == 500
+    assert said(client, "a") == words(host, "a")
+
+
+def test_who_may_change_tenants(files, tmp_path):
+    secret = "the key of an admin"
+    body = {"lora_name": "x", "lora_path": str(files[0] / "c")}
+    with shop.client(shop.host(), admin=secret) as client:
+        assert client.post("/v1/load_lora_adapter", json=body).status_code == 403
+        assert (
+            client.delete("/v1/tenants/a").status_code == client.put("/v1/tenants/a", content=b"x").status_code == 403
+        )
+        headers = {"authorization": f"Bearer {secret}"}
+        assert client.post("/v1/load_lora_adapter", json=body, headers=headers).status_code == 200
+    with shop.client(shop.host(), loopback=False) as client:
+        assert client.post("/v1/load_lora_adapter", json=body).status_code == 403
+    with shop.client(shop.host()) as client:
+        got = client.post("/v1/load_lora_adapter", json=body, headers={"host": "evil.example"})
+        assert got.status_code == 403 and "localhost" in got.json()["error"]["message"]
