@@ -16,6 +16,7 @@ from torch import nn
 from ..core import CommonweightError, first_line, unknown
 from ..host import Host
 from ..host.origin import quantised
+from . import processes
 from .classifier import POOLER, Classifier, pool_of_transformers
 from .names import CAUSAL, DEVICES, DTYPES
 from .quantise import configuration
@@ -37,6 +38,8 @@ def pick_device(device: str = "auto") -> str:
     """
     if not re.fullmatch(DEVICES, str(device)):
         raise CommonweightError(f"device {device!r}: wanted auto, cpu, cuda, cuda:1 or mps")
+    if processes.world() > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{processes.local()}"
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")

@@ -12,6 +12,7 @@ from ..core import build, safe
 from ..formats import atomic, coding, native
 from ..host import Host, Tenant
 from ..host.files import settle
+from . import processes
 from .base import open_host, where
 from .checkpoint import Store
 from .data import Data, Understood, make_task, named, reading, split
@@ -118,6 +119,9 @@ def train(
         host, given, numbers, task=job.task, options=job.options, checkpoint=target.checkpoint,
         resume=resume, progress=progress, **_how(job),
     )  # fmt: skip
+    if not processes.first():
+        processes.wait()
+        return {n: Outcome(r, {}, NOWHERE) for n, r in results.items()}
     codecs = {}
     for name, result in results.items():
         codecs[name] = codec_of(result.tenant, job.codec, said)
@@ -143,7 +147,11 @@ def train(
             target.report, json.dumps(told[0] if len(told) == 1 else several, indent=2, ensure_ascii=False).encode()
         )
     Store(target.checkpoint).clear()
+    processes.wait()
     return out
+
+
+NOWHERE = Written("", 0, 0, 0, 0)  # of a process that is not the first
 
 
 class Looked(NamedTuple):

@@ -15,6 +15,7 @@ import torch
 
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
+from . import processes
 from .checkpoint import Store, read, same_settings
 from .data import Data, Understood, examples, make_task
 from .names import PREFERENCES
@@ -189,6 +190,9 @@ def _run(
     host: Host, task: str, parts: list[Part], recipe: Recipe, checkpoint: str | Path | None, resume: bool, progress: Any
 ) -> Any:
     """A `Run`, or a preference's `Loop`."""
+    if processes.world() > 1 and (task == "embed" or task in PREFERENCES):
+        why = "the other rows of a batch are its negatives" if task == "embed" else "TRL's loop is run in one"
+        raise CommonweightError(f"the task {task} in {processes.world()} processes: {why}; start it in one process")
     if task in PREFERENCES:
         return _preference(host, task, parts, recipe, resume, progress)
     if recipe.packing:

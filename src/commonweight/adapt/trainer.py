@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -24,7 +24,7 @@ from transformers import (
 from ..core import CommonweightError
 from ..host import Host, Tenant
 from ..host.module import together
-from . import optimizers
+from . import optimizers, processes
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
 from .recipe import Recipe
@@ -84,7 +84,7 @@ class Watch(TrainerCallback):
         run.done = last or stop
         control.should_training_stop = run.done
         control.should_save = run.store is not None and (epoch_ends or step % run.recipe.checkpoint_every == 0)
-        if run.progress is not None:
+        if run.progress is not None and processes.first():
             names = ", ".join(p.tenant.name for p in run.parts)
             epoch = step / run.per_epoch
             device = next(iter(run.pools.values())).device
@@ -124,7 +124,7 @@ class Run(Trainer):
         self.best_score: float | None = None
         self.bad, self.done, self.loss = 0, False, 0.0
         self.losses: list[float] = []  # of the batches of a step
-        self.tokens, self.rate = 0, 0.0
+        self.tokens, self.read, self.rate = 0, 0, 0.0  # read: tokens of the step, of this process
         optimizer = optimizers.make(recipe, tenants)
         warm = round(recipe.warmup * self.steps)
         args = TrainingArguments(
@@ -152,6 +152,8 @@ class Run(Trainer):
             callbacks=[Watch(self)],
         )
         self.remove_callback(PrinterCallback)
+        if processes.world() > 1:  # nothing is wrapped: gradients are summed in `training_step`
+            self.accelerator.prepare_model = lambda model, *_, **__: model  # type: ignore[method-assign]
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the step's items
 
     # -- what transformers.Trainer asks -----------------------------------------------------------------------------
@@ -159,8 +161,22 @@ class Run(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self.sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Of several processes each reads all batches, and takes its rows of them in `collate`."""
+        if processes.world() == 1:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        return DataLoader(rows, self.recipe.batch_size, sampler=self.sampler, collate_fn=self.collate)
+
     def collate(self, rows: Sequence[tuple[int, Example]]) -> dict[str, Tensor]:
         """Of several tenants, a batch says who reads each row; a task may make several rows of one example."""
+        if processes.world() > 1:
+            mine = rows[processes.rank() :: processes.world()]
+            batch = self._collate(mine or rows[:1])
+            return batch if mine else {**batch, "idle": torch.tensor(1)}  # it takes part, and counts for nothing
+        return self._collate(rows)
+
+    def _collate(self, rows: Sequence[tuple[int, Example]]) -> dict[str, Tensor]:
         batch = self.task.collate([e for _, e in rows])
         if len(self.parts) > 1:
             numbers = torch.tensor([self.parts[k].tenant.number for k, _ in rows])
@@ -170,7 +186,8 @@ class Run(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int]:
         """(the batches of one step, over how many rows or tokens its loss is the mean)."""
         found = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
-        return found, sum(map(self.task.items, found))
+        items = sum(self.task.items(b) for b in found if "idle" not in b)
+        return found, items if processes.world() == 1 else int(processes.total(items)[0])
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **_: Any
@@ -178,18 +195,32 @@ class Run(Trainer):
         """A batch's part in the loss of its step: batches with more tokens weigh more."""
         for part in self.still:  # the loop has just put the whole model into training mode
             part.training = False
+        idle = inputs.pop("idle", None) is not None
         loss = self.task.loss(model, inputs)
-        if self.recipe.accumulate > 1:
-            loss = loss * (self.task.items(inputs) / max(1, int(num_items_in_batch)))
+        if self.recipe.accumulate > 1 or processes.world() > 1:
+            loss = loss * (0 if idle else self.task.items(inputs) / max(1, int(num_items_in_batch)))
         self.losses.append(loss.item())
-        if not math.isfinite(self.losses[-1]):
-            raise self.diverged(self.state.global_step + 1, f"the loss is {self.losses[-1]}")
+        if processes.world() == 1:
+            self.finite(self.losses[-1])
         mask = inputs.get("attention_mask")
-        self.tokens += int(real(inputs["position_ids"]) if mask is None else mask.sum())
+        if not idle:
+            self.read += int(real(inputs["position_ids"]) if mask is None else mask.sum())
         return loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if processes.world() > 1 and self.accelerator.sync_gradients:
+            processes.sum_gradients(self.pools.values())
+        return loss
+
+    def finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise self.diverged(self.state.global_step + 1, f"the loss is {loss}")
+
     def step_loss(self) -> None:
-        self.loss, self.losses = sum(self.losses), []
+        self.loss, read = processes.total(sum(self.losses), self.read)
+        self.losses, self.read, self.tokens = [], 0, self.tokens + int(read)
+        self.finite(self.loss)
         self.rate = max(g["lr"] for g in self.optimizer.param_groups)  # type: ignore[union-attr]
         self.curve.append({"step": self.state.global_step + 1, "loss": self.loss})
 
@@ -199,7 +230,7 @@ class Run(Trainer):
             raise self.diverged(step, f"its update left NaN or infinity in pool {bad}")
 
     def diverged(self, step: int, what: str) -> CommonweightError:
-        if self.store is not None:
+        if self.store is not None and processes.first():
             self.store.clear()  # what lies there leads here again
         rates = sorted({self.recipe.lr or p.tenant.method.lr for p in self.parts})
         return CommonweightError(
@@ -242,6 +273,8 @@ class Run(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         assert self.store is not None
+        if not processes.first():
+            return processes.wait()
         tensors = {f"pool/{n}": p.detach() for n, p in self.pools.items()}
         tensors |= {f"best/{n}": p for n, p in (self.best or {}).items()}
         moments, groups = optimizers.state(self.optimizer, self.pools)
@@ -253,6 +286,7 @@ class Run(Trainer):
         }  # fmt: skip
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in {**tensors, **random_states()}.items()}
         self.store.write(self.state.global_step, self.state, Checkpoint(tensors, facts))
+        processes.wait()
 
     def restore(self, folder: Path) -> None:
         """Pools, scores and curve of a checkpoint; moments and random states follow when the loop asks."""

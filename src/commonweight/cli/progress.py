@@ -48,6 +48,9 @@ class Bar:
     """Progress on stderr: a bar where that is a terminal; elsewhere a line every half minute, at the end of an epoch
     and after each measurement of the dev rows. Both have loss, learning rate, tokens a second and time left."""
 
+    def __init__(self, shown: bool = True):
+        self.shown = shown  # of several processes, by the first alone
+
     def __enter__(self) -> Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -71,6 +74,8 @@ class Bar:
         self.bar.stop()
 
     def say(self, text: str) -> None:
+        if not self.shown:
+            return
         self.console.print(text, markup=False, soft_wrap=True)
 
     def __call__(self, p: Progress) -> None:

@@ -69,7 +69,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
 
 
 def _one(said: Said, name: str, options: dict[str, Any]) -> None:
-    from ..adapt import Job, Source
+    from ..adapt import Job, Source, processes
     from ..adapt.files import look, run
     from ..core import parse
     from ..methods import get
@@ -89,6 +89,9 @@ def _one(said: Said, name: str, options: dict[str, Any]) -> None:
             resume=said.resume, overwrite=said.overwrite, say=bar.say, progress=progress, **said.how, **said.source,
             **said.recipe,
         )  # fmt: skip
+    if not processes.first():
+        return processes.leave()
+    processes.leave()
     if files.evaluated:
         typer.echo(line(said.task or "classify", files.evaluated))
     elif files.result.metrics:
@@ -103,7 +106,7 @@ def _one(said: Said, name: str, options: dict[str, Any]) -> None:
 
 
 def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
-    from ..adapt import Job, Source, run_late
+    from ..adapt import Job, Source, processes, run_late
     from ..adapt.together import method_of
     from ..core import parse
     from ..methods import get
@@ -119,7 +122,8 @@ def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
         made = run_late(
             said.model, job, said.store, resume=said.resume, dry_run=said.dry_run, say=bar.say, progress=progress
         )
-    if said.dry_run:
+    processes.leave()
+    if said.dry_run or not processes.first():
         return
     found = made[name]
     if metrics := found.evaluated or found.result.metrics:
@@ -131,7 +135,7 @@ def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
 
 
 def _together(said: Said) -> None:
-    from ..adapt import read_tenants, run_together
+    from ..adapt import processes, read_tenants, run_together
 
     assert said.model is not None and said.tenants is not None
     job = read_tenants(said.tenants)
@@ -140,7 +144,8 @@ def _together(said: Said) -> None:
             said.model, job, out=said.out, store=said.store, resume=said.resume, overwrite=said.overwrite,
             dry_run=said.dry_run, say=bar.say, progress=progress,
         )  # fmt: skip
-    if said.dry_run:
+    processes.leave()
+    if said.dry_run or not processes.first():
         return
     rows = [("tenant", "metrics", "own bytes", "common bytes", "written to")]
     for name, o in found.items():
@@ -155,10 +160,12 @@ def _together(said: Said) -> None:
 def _training(said: Said, name: str) -> Iterator[tuple[Bar, Any]]:
     """A progress bar, and the callback for it and the log; and what to do after Ctrl-C."""
     from ..adapt.logs import logged
+    from ..adapt.processes import first
     from .progress import Bar
 
+    writes = first() and not said.dry_run
     try:
-        with Bar() as bar, logged(None if said.dry_run else said.log_to, name, bar) as progress:
+        with Bar(first()) as bar, logged(said.log_to if writes else None, name, bar) as progress:
             yield bar, progress
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command with --resume goes on from the last checkpoint", err=True)

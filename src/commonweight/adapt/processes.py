@@ -1,0 +1,64 @@
+"""Several processes that train one tenant together, as torchrun and `accelerate launch` start them.
+
+Each has the whole base and a share of the rows of every batch; pools, order and settings are the same everywhere. Their
+gradients are summed before each step, so that the step is that of one process with all rows. The first one alone
+writes and tells.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def world() -> int:
+    """How many there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0")) if world() > 1 else 0
+
+
+def first() -> bool:
+    return rank() == 0
+
+
+def local() -> int:
+    """Its number on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
+
+
+def total(*numbers: float) -> list[float]:
+    """The sums over all processes. Every process must ask."""
+    if world() == 1:
+        return [*numbers]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    out = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(out)
+    return out.tolist()
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Every parameter's gradient becomes the sum of those of all processes. Every process must ask."""
+    mine = list(parameters)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in mine])
+    dist.all_reduce(flat)
+    for p, g in zip(mine, flat.split([p.numel() for p in mine])):
+        p.grad = g.view_as(p).clone()
+
+
+def wait() -> None:
+    if world() > 1 and dist.is_initialized():
+        dist.barrier()
+
+
+def leave() -> None:
+    """The end of a command: a process group that is left open warns."""
+    if world() > 1 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
