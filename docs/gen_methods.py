@@ -35,7 +35,7 @@ SAMPLE = [
         cw.Site(f"layers.{i}.norm", 768, 1, "norm"),
         cw.Site(f"layers.{i}", 768, 768, "block", "", False),
     )
-]
+] + [cw.Site("embed", 768, 30522, "embedding", "", False)]
 
 
 def sample_plan(method: Method) -> cw.Plan:

@@ -79,8 +79,28 @@ def _leaf(found: list[Any], order: Tensor, rows: list[int]) -> Any:
         if len({t.shape[1:] for t in found}) > 1:
             raise Unfit(f"its results differ in shape from reader to reader: {[tuple(t.shape) for t in found]}")
         return torch.cat(found).index_select(0, order.to(first.device))
+    each = {t.shape[0] / n if isinstance(t, Tensor) and t.dim() > 1 else 0 for t, n in zip(found, rows)}
+    if len(each) == 1 and (k := each.pop()) > 1 and k == int(k):  # so many a row, one row's after another's
+        whole = torch.cat([t.unflatten(0, (n, int(k))) for t, n in zip(found, rows)])
+        return whole.index_select(0, order.to(first.device)).flatten(0, 1)
     if all(f is first or (not isinstance(f, Tensor) and f == first) for f in found):
         return first
     if all(isinstance(t, Tensor) and t.shape == first.shape and torch.equal(t, first) for t in found):
         return first  # a table that no row changes
     raise Unfit(f"a result of type {type(first).__name__} has no rows to put together")
+
+
+def images_by_row(model: Any, kwargs: dict, rows: int) -> bool:
+    """Whether the images beside a batch of texts are one for each row, in the rows' order.
+
+    Not so where they are cut into patches of one list (Qwen2-VL), and where rows show several images or none.
+    """
+    ids, images = kwargs.get("input_ids"), kwargs.get("pixel_values")
+    if not isinstance(images, Tensor) or not isinstance(ids, Tensor):
+        return True
+    if images.shape[0] != rows or images.dim() < 4:
+        return False
+    config = getattr(model, "config", None)
+    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    shown = (ids == token).sum(1) if token is not None else torch.zeros(1)
+    return bool((shown == shown[0]).all())

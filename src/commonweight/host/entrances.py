@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..core import CommonweightError
-from .apart import Unfit, by_reader
+from .apart import Unfit, by_reader, images_by_row
 from .current import Current
 from .hooks import arrive
 from .route import Route, size
@@ -108,9 +108,20 @@ class Forward(Entrance):
             self.apart = True
             return found
 
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps a cache unless it is told not to; some models hand the option on without naming it."""
+        known = inspect.signature(self).parameters
+        passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+        config: Any = getattr(self.model, "config", None)
+        own = [config, *([config.get_text_config()] if hasattr(config, "get_text_config") else [])]
+        return "use_cache" in known or (passed_on and any(hasattr(c, "use_cache") for c in own))
+
     def by_reader(self, route: Route, args: tuple, kwargs: dict) -> Any:
-        if "use_cache" in inspect.signature(self).parameters and kwargs.get("use_cache") is None:
+        if self.caches and kwargs.get("use_cache") is None:
             kwargs = {**kwargs, "use_cache": False}
+        if not images_by_row(self.model, kwargs, route.length):
+            raise Unfit("the images of all rows lie in one list, of which it cannot be known which row each is of")
         run = partial(_as, self.current, self.model)
         return by_reader(run, route.groups, args, kwargs, route.length)
 

@@ -17,7 +17,7 @@ from .follow import Places, fit
 from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage, unpack_at_once
 from .names import named, unwrapped
-from .sites import Pattern, Physical, input_table, once, select, strangers, ties, unknown_kind
+from .sites import Pattern, Physical, input_table, once, select, strangers, ties, towers, unknown_kind
 from .tenant import Tenant
 
 
@@ -52,8 +52,9 @@ class HookedModel:
         return experts.discover(self.model, self.fused)
 
     def _hook(self) -> None:
+        tower = towers(self.inner)
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked)}
-        hooks = {n: SiteHook(at, self.current) for n, at in alone.items()}
+        hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
         self.hooks = [h for hook in hooks.values() for h in hook.install()]
         self.hooks += experts.hooks(self.modules, self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)

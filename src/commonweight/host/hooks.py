@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..bind import active
 from ..core import CommonweightError
-from .apart import Unfit
+from .apart import Unfit, images_by_row
 from .change import changed
 from .current import Current
 from .route import Bucket, Layout, Route, size
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class SiteHook:
     """Before and after one module's forward. Base only: one attribute read and a comparison each."""
 
-    def __init__(self, physical: Physical, current: Current):
-        self.at, self.current = physical, current
+    def __init__(self, physical: Physical, current: Current, of_images: bool = False):
+        self.at, self.current, self.of_images = physical, current, of_images
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
 
@@ -85,7 +85,8 @@ class SiteHook:
 
     def known_rows(self, route: Route, x: Tensor) -> bool:
         """Whether what a site sees first are the batch's rows. A convolution reads its neighbours: it has no tokens."""
-        return self.at.rows_of(x) and not (self.at.kind == "conv" and route.shape is not None)
+        seen = route.images or not self.of_images
+        return seen and self.at.rows_of(x) and not (self.at.kind == "conv" and route.shape is not None)
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]
@@ -335,6 +336,7 @@ class ModelHook:
         if route is None or route.single is not None or found is None:
             return
         rows, route.tokens = found
+        route.images = images_by_row(module, kwargs, rows)
         shape = (route.length,) if route.shape is None else route.shape
         fits = shape == found if len(shape) == 2 else shape in ((rows,), *([found[1:]] if rows == 1 else []))
         if not fits:

@@ -45,8 +45,8 @@ class Route:
     """
 
     __slots__ = (
-        "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "kept", "length", "root", "shape",
-        "single", "tokens",
+        "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "root",
+        "shape", "single", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,7 @@ class Route:
         shape: tuple[int, ...] | None = None,
     ):
         self.single, self.shape = single, shape
+        self.images = True  # whether each row brings its own images, as far as can be known
         self.tokens = 0  # per row, of the model's input in the forward that runs
         self.groups = list(groups)
         self.length = sum(len(p) for _, p in self.groups)

@@ -14,10 +14,14 @@ from ..bind import Entries
 from ..core import CommonweightError, Plan, Pool, Read, Rng, Site, Source, Use, Values, config, option, serial
 from .registry import method
 
+LAST = 8  # entries that are trained where none are named
+
 
 @config
 class Tokens:
-    tokens: tuple[int, ...] = option((), "numbers of the entries that are trained, as a tokenizer gives them")
+    tokens: tuple[int, ...] = option(
+        (), "numbers of the entries that are trained; none: the last 8, where added tokens stand"
+    )
 
     def check(self) -> str | None:
         return wrong_tokens(self.tokens)
@@ -49,10 +53,11 @@ def entries(s: Site, tokens: Sequence[int]) -> tuple[dict[str, Pool], Use]:
     """The pools and the use of trained entries at one site: a table of embeddings, or a head."""
     head = s.kind != "embedding"
     size, width = (s.out, s.inp) if head else (s.inp, s.out)
-    if not tokens or max(tokens) >= size:
+    tokens = tokens or range(max(0, size - LAST), size)
+    if max(tokens) >= size:
         raise CommonweightError(
-            f"tokens: {s.name} has the entries 0 to {size - 1}; tokens={tuple(tokens)[:8]} names "
-            f"{'one beyond them: resize the model first (resize_token_embeddings)' if tokens else 'none: name some'}"
+            f"tokens: {s.name} has the entries 0 to {size - 1}; tokens={tuple(tokens)[:8]} names one beyond them: "
+            "resize the model first (resize_token_embeddings)"
         )
     pools = {
         f"{s.name}.rows": Pool((len(tokens), width), OfBase(s.name, tuple(tokens), head)),

@@ -6,7 +6,7 @@ One file for each kind of site; `discover.KINDS` lists them.
 from .block import blocks
 from .choose import Pattern, select, strangers, unknown_kind
 from .discover import discover
-from .families import families
+from .families import families, towers
 from .physical import Physical, Rows, numbers
 from .roles import role
 from .tied import input_table, once, ties
@@ -25,5 +25,6 @@ __all__ = [
     "select",
     "strangers",
     "ties",
+    "towers",
     "unknown_kind",
 ]

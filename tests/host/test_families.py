@@ -1,0 +1,194 @@
+"""Models of several senses, of convolutions and of states: every tenant's forward is that of its merged weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import make
+
+V = 61
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+IDS = {"input_ids": torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(1))}
+
+
+def image(size: int) -> dict:
+    return {"pixel_values": torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))}
+
+
+def resnet():
+    config = tf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], num_labels=3)
+    return tf.ResNetForImageClassification(config), image(32)
+
+
+def whisper():
+    config = tf.WhisperConfig(
+        vocab_size=V, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=16,
+        max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    sound = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(2))
+    return tf.WhisperForConditionalGeneration(config), {"input_features": sound, "decoder_input_ids": IDS["input_ids"]}
+
+
+def clip():
+    text = {**TOWER, "vocab_size": V, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2}
+    config = tf.CLIPConfig(text_config=text, vision_config={**TOWER, "image_size": 8, "patch_size": 4})
+    return tf.CLIPModel(config), {**IDS, **image(8)}
+
+
+def llava():
+    text = tf.LlamaConfig(**TOWER, vocab_size=V, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    vision = tf.CLIPVisionConfig(**TOWER, image_size=8, patch_size=4)
+    config = tf.LlavaConfig(text_config=text, vision_config=vision, image_token_id=60, vision_feature_layer=-1)
+    ids = torch.cat([torch.full((3, 4), 60), IDS["input_ids"]], 1)
+    return tf.LlavaForConditionalGeneration(config), {"input_ids": ids, **image(8)}
+
+
+def mamba():
+    config = tf.MambaConfig(vocab_size=V, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=0)
+    return tf.MambaForCausalLM(config), IDS
+
+
+def mamba2():
+    config = tf.Mamba2Config(
+        vocab_size=V, hidden_size=32, state_size=8, num_hidden_layers=2, num_heads=8, head_dim=8, n_groups=2,
+        chunk_size=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return tf.Mamba2ForCausalLM(config), IDS
+
+
+def zamba2():
+    config = tf.Zamba2Config(
+        vocab_size=V, hidden_size=32, mamba_d_state=8, mamba_headdim=8, mamba_ngroups=1, num_hidden_layers=3,
+        layers_block_type=["mamba", "hybrid", "mamba"], num_attention_heads=4, intermediate_size=64,
+        num_mem_blocks=1, adapter_rank=4, chunk_size=4, n_mamba_heads=8, pad_token_id=0,
+    )  # fmt: skip
+    return tf.Zamba2ForCausalLM(config), IDS
+
+
+def jamba():
+    config = tf.JambaConfig(
+        vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1,
+        num_experts=2, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False, pad_token_id=0,
+    )  # fmt: skip
+    return tf.JambaForCausalLM(config), IDS
+
+
+def granite():
+    config = tf.GraniteMoeHybridConfig(
+        vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["mamba", "attention"], num_local_experts=4, num_experts_per_tok=2,
+        shared_intermediate_size=32, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
+        mamba_chunk_size=4, pad_token_id=0,
+    )  # fmt: skip
+    return tf.GraniteMoeHybridForCausalLM(config), IDS
+
+
+MODELS = {
+    f.__name__: f for f in (resnet, whisper, clip, llava, mamba, mamba2, zamba2, jamba, granite)
+}  # fmt: skip
+
+
+def made(name: str):
+    torch.manual_seed(0)
+    model, batch = MODELS[name]()
+    return model.eval(), batch
+
+
+def answer(model, batch):
+    out = model(**batch)
+    return out.logits if "logits" in out else torch.cat([out.text_embeds, out.image_embeds], -1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("method, sites", [("full", "*"), ("lora", None)])
+@pytest.mark.parametrize("name", MODELS)
+def test_routed_is_merged_and_a_row_is_that_row_alone(name, method, sites):
+    model, batch = made(name)
+    host = cw.Host(model)
+    stir(host.add("t", method, sites=sites), std=0.05)
+    stir(host.add("u", "lora", rank=2))
+    with torch.no_grad():
+        alone = {}
+        for n in ("t", "u", None):
+            with host.route(n):
+                alone[n] = answer(model, batch)
+        assert (alone["t"] - alone[None]).abs().max() > 1e-3
+        plain, _ = made(name)
+        plain.load_state_dict(host.merged("t"), strict=False)
+        torch.testing.assert_close(answer(plain, batch), alone["t"], rtol=1e-4, atol=1e-5)
+        with host.route(["t", None, "u"]):
+            mixed = answer(model, batch)
+    for i, n in enumerate(("t", None, "u")):
+        torch.testing.assert_close(mixed[i], alone[n][i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("clip", {"language": "text_model.", "vision": "vision_model.", "projector": "_projection"}),
+    ("llava", {"language": "language_model.", "vision": "vision_tower.", "projector": "multi_modal_projector."}),
+    ("whisper", {"language": "decoder.", "audio": "encoder."}),
+])  # fmt: skip
+def test_a_word_names_a_tower(name, words):
+    host = cw.Host(made(name)[0])
+    for word, part in words.items():
+        found = host.base.sites_of(word)
+        assert found and all(part in s.name for s in found), word
+        assert {s.name for s in found} < {s.name for s in host.base.sites_of(f"{word}|embeddings")}
+    lacks = next(w for w in ("audio", "vision") if w not in words)
+    with pytest.raises(cw.CommonweightError, match=rf"no {lacks} sites; it has language"):
+        host.add("t", "lora", sites=lacks)
+
+
+def test_a_text_alone_goes_through_a_tenant_of_all_towers():
+    model, batch = made("llava")
+    host = cw.Host(model)
+    stir(host.add("t", "lora", sites="language|vision|projector", rank=2))
+    texts = {"input_ids": batch["input_ids"][:, 4:]}
+    plain, _ = made("llava")
+    plain.load_state_dict(host.merged("t"), strict=False)
+    with torch.no_grad(), host.route("t"):
+        torch.testing.assert_close(answer(model, texts), answer(plain, texts), rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_which_the_rows_are_not_known_are_refused():
+    """As many images as rows, but two in the first row and none in the second."""
+    model, batch = made("llava")
+    host = cw.Host(model)
+    stir(host.add("t", "lora", sites="vision", rank=2))
+    ids = batch["input_ids"].clone()
+    ids[1, :4], ids[0, 4:8] = 5, 60
+    texts = {"input_ids": ids, "pixel_values": batch["pixel_values"]}
+    with torch.no_grad(), host.route("t"):
+        model(**texts)
+    with pytest.raises(cw.CommonweightError, match="which row each is of"), host.route(["t", None, "t"]):
+        model(**texts)
+
+
+def test_coverage_counts_every_weight_once_and_says_how_to_read_the_rest():
+    model, _ = make("llama")
+    host = cw.Host(model)
+    found = host.coverage("lora")
+    assert found.total == sum(p.numel() for p in model.parameters())
+    assert found.read + sum(x.numbers for x in found.left) == found.total
+    assert [x.family for x in found.left] == ["embeddings", "heads", "norms"]
+    assert found.left[0].sites == "embeddings" and "full" in found.left[2].methods
+    assert "add them: sites='...|embeddings|heads'" in found.line and "lora reads 8" in str(found)
+    host.add("t", "full", sites="*")
+    assert host.coverage("t").share == 1.0 and not host.coverage("t").left
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_a_tied_weight_is_counted_once(kind):
+    model, _ = make(kind)
+    host = cw.Host(model)
+    host.add("t", "full", sites="*")
+    for of in (None, "lora", "t"):
+        found = host.coverage(of)
+        assert found.total == sum(p.numel() for p in model.parameters())
+        assert found.read + sum(x.numbers for x in found.left) == found.total
+    assert host.coverage("t").share == 1.0
