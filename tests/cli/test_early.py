@@ -31,6 +31,8 @@ MISTAKES = {
     "statistics": (["statistics", "MODEL", "no.jsonl", "--out", "s.safetensors"], "no.jsonl: no such file"),
     "serve": (["serve", "MODEL", "--host", "0.0.0.0"], "no --api-keys guard the server"),
     "served": (["serve", "MODEL", "--store", "no"], "no is not a store"),
+    "chat": (["chat", "./no"], "model './no' cannot be read"),
+    "generate": (["generate", "MODEL", "--device", "gpu"], "wanted auto, cpu, cuda"),
     "keys": (["keys", "add", "team", "--file", "k.json", "--limit", "60"], "wanted a number and a time, as in 60/min"),
     "store": (["store", "list", "no"], "no is not a store"),
     "import-peft": (["store", "import-peft", "s", "no", "--model", "MODEL"], "no: no such folder"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, compare, export, extract, keys, merge, methods, plan, serve, statistics, store
+from . import adapt, chat, compare, export, extract, generate, keys, merge, methods, plan, serve, statistics, store
 from .errors import explain
 from .flags import Peers
 
@@ -23,9 +23,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("adapt", cls=Peers, epilog=adapt.EXAMPLES)(adapt.command)
+app.command("chat", epilog=chat.EXAMPLES)(chat.command)
 app.command("compare", cls=Peers, epilog=compare.EXAMPLES)(compare.command)
 app.command("export", epilog=export.EXAMPLES)(export.command)
 app.command("extract", epilog=extract.EXAMPLES)(extract.command)
+app.command("generate", epilog=generate.EXAMPLES)(generate.command)
 app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)

@@ -63,6 +63,10 @@ class Tenants:
             self._make_room()
             return tenant
 
+    def names(self) -> list[str]:
+        """Of all that can be asked. Cost: a listing of the store's folder."""
+        return sorted({*self.host, *(() if self.store is None else self.store)})
+
     def hold(self, ticket: Ticket) -> None:
         """Its tenant stays while the ticket is open."""
         self._held.add(ticket)

@@ -63,9 +63,7 @@ class Service:
 
     def names(self, key: Key) -> list[str]:
         """Of all tenants that a key may ask."""
-        store = self.engine.tenants.store
-        found = {*self.engine.host, *(() if store is None else store)} - {*self.settings.names}
-        return sorted(n for n in found if key.may(n))
+        return [n for n in self.engine.tenants.names() if key.may(n) and n not in self.settings.names]
 
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
         """In a thread of the pool."""

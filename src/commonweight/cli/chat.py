@@ -1,0 +1,128 @@
+"""commonweight chat: a conversation with a tenant, in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import serving
+
+if TYPE_CHECKING:
+    from ..serve import Engine, Stream
+
+EXAMPLES = """[bold]Examples[/bold]
+
+With a tenant of a store:
+
+  commonweight chat ./my-model --store shop --tenant legal
+
+With the plain model, once, from a pipe:
+
+  echo "Who signs the contract?" | commonweight chat ./my-model
+
+While it runs: `/tenant NAME` goes on as another tenant, `/base` as the plain model, `/new` forgets what was said,
+`/quit` or Ctrl-D ends. Ctrl-C ends an answer.
+"""
+
+
+def command(
+    model: serving.Model,
+    tenant: Annotated[str | None, typer.Option(help="Who answers. Without it, the plain model.")] = None,
+    store: serving.Store = None,
+    system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer, at most.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0001, max=1, help="Draw from this much of the likeliest.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answers.")] = None,
+    dtype: serving.Dtype = "auto",
+    device: serving.Device = "auto",
+) -> None:
+    """Talk to a tenant. Answers stand on stdout, all else on stderr."""
+    from ..core import unknown
+
+    serving.looked_at(model, store, dtype, device)
+    with serving.opened(model, store, dtype, device, max_requests=1) as engine:
+        if tenant is not None and not _there(engine, tenant):
+            raise unknown("tenant", tenant, engine.tenants.names())
+        how = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        talk(engine, tenant, [] if system is None else [{"role": "system", "content": system}], how)
+
+
+def talk(engine: Engine, tenant: str | None, start: list[dict[str, str]], how: dict[str, Any]) -> None:
+    """Until the lines end."""
+    from ..core import CommonweightError
+    from ..serve import Request
+
+    said, person = list(start), sys.stdin.isatty()
+    while (line := _line(person, tenant or "base")) is not None:
+        word, _, rest = line.partition(" ")
+        if word in ("/quit", "/exit"):
+            return
+        if word == "/new":
+            said = list(start)
+        elif word == "/base":
+            tenant = None
+        elif word == "/tenant":
+            if _there(engine, rest.strip()):
+                tenant = rest.strip()
+            else:
+                _aside(f"no tenant {rest.strip()!r}; there are {', '.join(engine.tenants.names()) or 'none'}")
+        elif word.startswith("/") and person:
+            _aside("/tenant NAME, /base, /new, /quit")
+        elif line.strip():
+            try:
+                stream = engine.submit(Request([*said, {"role": "user", "content": line}], tenant, **how))
+                answer = _shown(stream)
+            except CommonweightError as e:
+                if not person:
+                    raise
+                _aside(str(e))
+                continue
+            said += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
+
+
+def _there(engine: Engine, tenant: str) -> bool:
+    return tenant in engine.tenants.names()
+
+
+def _shown(stream: Stream) -> str:
+    """Prints an answer as it comes. Ctrl-C ends it there; what has come stays."""
+    from ..core import CommonweightError
+
+    text, error = "", None
+    pieces = iter(stream)
+    while True:
+        try:
+            piece = next(pieces, None)
+        except KeyboardInterrupt:
+            stream.cancel()
+            continue
+        if piece is None:
+            break
+        text, error = text + piece.text, piece.error
+        typer.echo(piece.text, nl=False)
+        sys.stdout.flush()
+    typer.echo()
+    if error is not None:
+        raise CommonweightError(error)
+    return text
+
+
+def _line(person: bool, who: str) -> str | None:
+    """What is said next; None where nothing is."""
+    while True:
+        try:
+            if person:
+                return input(f"{who}> ")
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            _aside("\nCtrl-D or /quit ends")
+
+
+def _aside(text: str) -> None:
+    typer.echo(text, err=True)
