@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -172,6 +173,17 @@ def test_an_error_may_remain_where_it_is_asked_for(tmp_path):
     assert 0.05 < max(errors) <= 0.7
     with pytest.raises(cw.CommonweightError, match=r"tolerance is -1; it must be 0 or more"):
         host.load_adapter(tmp_path, "t", tolerance=-1)
+
+
+@pytest.mark.parametrize(
+    "kind, option", [("LOHA", "r"), ("FOURIERFT", "n_frequency"), ("TINYLORA", "u"), ("PVERA", "r")]
+)
+def test_counts_are_bounded_before_anything_is_made(tmp_path, kind, option):
+    made(kind, tmp_path)
+    at = tmp_path / "adapter_config.json"
+    at.write_text(json.dumps({**json.loads(at.read_text()), option: 10**9}))
+    with pytest.raises(cw.CommonweightError, match=rf"{option}=1,000,000,000 is more than any side"):
+        cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
 
 
 def test_a_task_of_poly_must_be_named(tmp_path):

@@ -38,11 +38,11 @@ class Change(NamedTuple):
     dense: bool = False
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the weight that it changes; () where it changes a bias alone."""
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the weight that it changes; None where it changes a bias alone."""
         if self.A is not None and self.B is not None:
             return self.B.shape[0], self.A.shape[1]
-        return () if self.delta is None else tuple(self.delta.shape)
+        return None if self.delta is None else tuple(self.delta.shape)
 
 
 def place(changes: Mapping[str, Change], sites: Mapping[str, Site]) -> dict[str, Change]:
@@ -69,10 +69,10 @@ def place(changes: Mapping[str, Change], sites: Mapping[str, Site]) -> dict[str,
         want = (site.out,) if site.kind == "norm" else (site.out, site.inp)
         for what, came, wanted in (
             ("changes a weight of", change.shape, want),
-            ("its magnitudes are", () if change.m is None else tuple(change.m.shape), (site.out,)),
-            ("its bias is", () if change.bias is None else tuple(change.bias.shape), (site.out,)),
+            ("its magnitudes are", None if change.m is None else tuple(change.m.shape), (site.out,)),
+            ("its bias is", None if change.bias is None else tuple(change.bias.shape), (site.out,)),
         ):
-            if came and came != wanted:
+            if came is not None and came != wanted:
                 raise CommonweightError(f"{name}: {what} {came}, this base has {wanted}; made for another model")
         out[site.name] = change
     return out

@@ -36,7 +36,10 @@ class _Bytes:
     """A file's bytes, read from the front; no count is believed beyond them."""
 
     def __init__(self, path: Path):
-        self.path, self.data, self.at = path, path.read_bytes(), 0
+        try:
+            self.path, self.data, self.at = path, path.read_bytes(), 0
+        except OSError as e:
+            raise CommonweightError(f"{path}: cannot be read ({e.strerror}); wanted a GGUF file") from e
 
     def bad(self, why: str) -> CommonweightError:
         return CommonweightError(f"{self.path}: not a whole GGUF file ({why}); copy it again")

@@ -25,10 +25,16 @@ def change(where: str, parts: Parts, weight: Weight) -> Change:
         raise CommonweightError(f"{where}: {', '.join(sorted(parts))} are the parts of no adapter that is known here")
     try:
         out = found(where, parts, weight)
-    except (RuntimeError, IndexError, ZeroDivisionError) as e:  # of torch: shapes that cannot be multiplied
+        return out if (m := parts.get("dora_scale")) is None else _turned(where, out, m, weight)
+    except (
+        RuntimeError,
+        IndexError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as e:  # of torch: shapes that cannot be multiplied
         shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in parts.items())
         raise CommonweightError(f"{where}: its parts do not fit each other ({shapes})") from e
-    return out if (m := parts.get("dora_scale")) is None else _turned(where, out, m, weight)
 
 
 def scale(where: str, parts: Parts, rank: int) -> float:

@@ -41,6 +41,8 @@ def read(path: Path, base: Naming, weight: Callable[[str], Tensor], part: str | 
         raise CommonweightError(
             f"{path}: {rest[0]} is no key of kohya's scripts, LyCORIS or diffusers that is known here"
         )
+    if not groups:
+        raise CommonweightError(f"{path}: holds no adapter")
     if part is not None and part not in groups:
         raise CommonweightError(f"{path}: holds no part {part!r}; it has {', '.join(sorted(groups))}")
     by_name = {n.replace(".", "_"): n for n in base.modules}
@@ -92,7 +94,9 @@ def _shaped(group: keys.Group, names: Mapping[str, str | None], base: Naming) ->
     """Whether factors of LoRA have the base's shapes: two text encoders may have layers of the same names."""
     for module, parts in group.items():
         up, down, want = parts.get("lora_up.weight"), parts.get("lora_down.weight"), base.sites.get(names[module] or "")
-        if up is not None and down is not None and want and (len(up), down[0].numel()) != want:
+        if up is None or down is None or not want or not up.dim() or not down.dim() or not len(down):
+            continue
+        if (len(up), down[0].numel()) != want:
             return False
     return True
 

@@ -64,8 +64,8 @@ def _module(path: Path, module: str, parts: Mapping[str, Tensor], scale: float, 
         home = root.rpartition(".")[0] if root.endswith(".switch_mlp") else root
         pairs = (given.pair(module, x, y) for x, y in zip(a, b))
         return {f"{home}.experts.{i}.{name}": Change(x, y, scale) for i, (x, y) in enumerate(pairs)}
-    A, B = given.pair(f"{path}: {module}", None if a is None else a.mT, None if b is None else b.mT)
-    return {module: Change(A.contiguous(), B.contiguous(), scale, m)}
+    bT, aT = given.pair(f"{path}: {module}", b, a)  # (r, out) and (inp, r): what fits as they lie fits turned
+    return {module: Change(aT.mT.contiguous(), bT.mT.contiguous(), scale, m)}
 
 
 def _number(folder: Path, options: Mapping[str, Any], key: str, default: float | None = None) -> float:

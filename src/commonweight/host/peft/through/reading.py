@@ -34,6 +34,7 @@ def read(
     for key in _ASIDE:
         if config.get(key):
             raise refusals.option(key, config[key])
+    _bounded(config, tensors, sites)
     peft = _peft()
     kind = str(config["peft_type"])
     given = {k: v for k, v in config.items() if k not in ("task_type", "auto_mapping", "runtime_config")}
@@ -65,6 +66,19 @@ def read(
             raise CommonweightError(f"adapter_model.safetensors: has no {lost[0].replace('.default', '')}")
         model.eval()
         return _measured(peft, model, sites, base, _tasks(kind, task, theirs))
+
+
+def _bounded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
+    """No count of a config goes beyond the sides of its tensors and of the base: PEFT makes tensors of that size."""
+    sides = [n for t in tensors.values() for n in t.shape] + [n for s in sites.values() for n in (s.out, s.inp)]
+    most = max([4096, *sides])
+    for key, value in config.items():
+        given = value.values() if isinstance(value, dict) else [value]
+        for n in () if re.search(r"seed|_key$|alpha|step", key) else given:
+            if isinstance(n, int) and n > most:
+                raise CommonweightError(
+                    f"adapter_config.json: {key}={n:,} is more than any side of its tensors or of the base ({most:,})"
+                )
 
 
 def _measured(
