@@ -26,6 +26,8 @@ def change(where: str, parts: Parts, weight: Weight) -> Change:
     try:
         out = found(where, parts, weight)
         return out if (m := parts.get("dora_scale")) is None else _turned(where, out, m, weight)
+    except CommonweightError:
+        raise
     except (
         RuntimeError,
         IndexError,
