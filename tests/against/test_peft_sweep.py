@@ -154,10 +154,8 @@ def test_whole_modules_that_were_not_trained_say_nothing(tmp_path):
 
 
 REFUSED = {
-    "embedding": (lambda k: lora(k, target_modules=[EMBEDDING[k]]), "LoRA on an embedding; .* are not supported"),
     "whole-embedding": (lambda k: lora(k, modules_to_save=[EMBEDDING[k]]), "are whole modules of the base"),
     "tokens": (lambda k: lora(k, trainable_token_indices=[5]), "rows of the embedding were trained"),
-    "tokens-alone": (lambda k: peft.TrainableTokensConfig(token_indices=[5]), "trains rows of the embedding"),
     "qalora": (lambda k: lora(k, use_qalora=True), "QA-LoRA averages groups"),
     "pissa-niter": (lambda k: lora(k, init_lora_weights="pissa_niter_4"), "moved the base weights"),
 }  # fmt: skip

@@ -53,7 +53,7 @@ OPTIONS = {
     "SHIRA": {"r": 2},
     "SUPERTUNING": {"sparsity": 0.9},
     "TINYLORA": {"u": 8},
-    "TRAINABLE_TOKENS": {"token_indices": [1, 3], "target_modules": None},
+    "TRAINABLE_TOKENS": {"token_indices": [*range(3, 61)], "target_modules": None},
     "UNILORA": {"theta_d_length": 64},
     "VBLORA": {"r": 2, "num_vectors": 16, "vector_length": 8},
     "VERA": {"r": 8},

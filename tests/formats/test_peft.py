@@ -100,12 +100,15 @@ def test_a_config_that_is_not_understood(host, saved, config, says):
         ({f"{Q}.lora_B.bias": torch.zeros(32)}, "lora_B.bias: adapter_config.json does not say lora_bias=true"),
         ({f"{Q}.lora_C.weight": torch.zeros(2)}, "lora_C.weight: a parameter of the base or of a head"),
         ({f"{Q}.lora_E": torch.zeros(2)}, "lora_E: no tensor that this kind of adapter has"),
-        ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2)}, "embeddings are not supported"),
+        (
+            {"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 61)},
+            "embed_tokens has no lora_B.weight",
+        ),
         ({"base_model.model.model.embed_tokens.token_adapter.base_layer": torch.zeros(2)}, "not supported"),
         ({"base_model.model.score.weight": torch.zeros(2)}, "score.weight: a parameter of the base or of a head"),
         (
             {"base_model.model.model.embed_tokens.lora_A.weight": torch.zeros(2, 32)},
-            "this base has no linear layer model.embed_tokens; made for another model, or for an embedding",
+            "this base has no linear layer model.embed_tokens; made for another model, or for another kind",
         ),
         ({"base_model.model.other.lora_A.weight": torch.zeros(2, 32)}, "this base has no linear layer other"),
     ],

@@ -9,7 +9,22 @@ from torch import Tensor
 
 from ...core import Site
 from ..adapter import Adapter, Frozen, fits
-from . import folder, heads, keys, kinds, layout, lora, low_rank, randlora, refusals, rotations, scales, vb_lora, vera
+from . import (
+    folder,
+    heads,
+    keys,
+    kinds,
+    layout,
+    lora,
+    low_rank,
+    randlora,
+    refusals,
+    rotations,
+    scales,
+    tokens,
+    vb_lora,
+    vera,
+)
 from .common import PREFIX, Native, Subject, short
 
 
@@ -31,6 +46,7 @@ FAMILIES: dict[str, Family] = {
     "RANDLORA": Family(randlora.read, randlora.write, ("randlora",)),
     "ROAD": Family(scales.read_road, scales.write_road, ("road",), conv1d=False),
     "VBLORA": Family(vb_lora.read, vb_lora.write, ("vb-lora",)),
+    "TRAINABLE_TOKENS": Family(tokens.read, tokens.write, ("tokens",)),
     "VERA": Family(vera.read, vera.write, ("vera",)),
 }
 

@@ -21,7 +21,7 @@ _SILENT = {
     "inference_mode", "init_weights", "layers_pattern", "layers_to_transform", "megatron_core", "peft_type",
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
-WHERE = "; made for another model, or for an embedding or a convolution, which are not supported"
+WHERE = "; made for another model, or for another kind of layer than this method reads in such files"
 _OFF = (None, False, {}, [], "none")
 _AS = {"expert": "linear", "router": "linear"}  # to PEFT they are linear layers
 
@@ -72,8 +72,10 @@ def split(
     sites: Mapping[str, Site],
     also: Collection[str] = (),
     kind: str = "linear",
+    more: Collection[str] = (),
 ) -> dict[str, dict[str, Tensor]]:
-    """{PEFT's name of a site: {slot: tensor}}; `also`: keys of no site. Any other key is refused by name."""
+    """{PEFT's name of a site: {slot: tensor}}; `also`: keys of no site. more: other kinds of sites. Any other
+    key is refused by name."""
     out: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key in also:
@@ -82,7 +84,7 @@ def split(
         if slot is None:
             raise refusals.tensor(key, refusals.why(key))
         site = key[len(PREFIX) : -len(slot) - 1]
-        if site not in sites or _AS.get(sites[site].kind, sites[site].kind) != kind:
+        if site not in sites or _AS.get(sites[site].kind, sites[site].kind) not in (kind, *more):
             fused = ": the host splits it (fused=...), PEFT does not" if f"{site}[0]" in sites else ""
             raise CommonweightError(
                 f"adapter_model.safetensors: {key}: this base has no {kind} layer {site}{fused or WHERE}"

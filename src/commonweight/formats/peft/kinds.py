@@ -60,7 +60,7 @@ KINDS: dict[str, Kind] = {
     "SHIRA": Kind("whole", "sparse"),
     "SUPERTUNING": Kind("whole", "sparse"),
     "TINYLORA": Kind("low rank", "of rank r"),
-    "TRAINABLE_TOKENS": Kind("refused", "trains rows of the embedding, which are not read from such a folder yet"),
+    "TRAINABLE_TOKENS": Kind("native", "`tokens`"),
     "UNILORA": Kind("low rank", "of rank r"),
     "VBLORA": Kind("native", "`vb-lora`"),
     "VERA": Kind("native", "`vera`"),

@@ -13,9 +13,10 @@ from ...bind import BiasShift
 from ...core import CommonweightError, Site
 from ..adapter import Adapter, Frozen
 from ..pairs import commonest, others
-from . import experts, moved, refusals
+from . import experts, moved, refusals, shaped
 from .common import (
     PREFIX,
+    WHERE,
     Native,
     Subject,
     by_pattern,
@@ -68,7 +69,13 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
             "adapter_config.json: experts of a mixture with DoRA, trained biases, PiSSA or OLoRA are not supported. "
             f"{refusals.MERGE}"
         )
-    found = split(tensors, (*slots, *_OWN), sites) if tensors or not in_experts else {}
+    for key in (k for k in tensors if k.endswith((_A, _B))):
+        name = key.removeprefix(PREFIX).rpartition(".lora_")[0]
+        if name in sites and sites[name].kind == "embedding":
+            raise refusals.tensor(key, f"this base has no linear layer {name}{WHERE}")
+    tensors = shaped.flat(tensors, PREFIX, sites)
+    there = () if dora or how else ("conv", "embedding")
+    found = split(tensors, (*slots, *_OWN), sites, more=there) if tensors or not in_experts else {}
     trained = any(n in given for given in found.values() for n in _OWN)
     if (biased or trained) and dora:
         raise CommonweightError(

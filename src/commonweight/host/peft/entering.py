@@ -21,8 +21,9 @@ def enter(
     labels: tuple[str, ...] | None = None,
     extra: Plan | None = None,
     values: Mapping[str, Tensor] | None = None,
+    apart: bool = False,
 ) -> Tenant:
-    """The tenant, whole or not at all. extra, values: the plan of a head and its numbers."""
+    """The tenant, whole or not at all. extra, values: a head's plan and numbers. apart: see `Roster.attach`."""
     method, cfg = resolve(adapter.method, adapter.options)
     wanted = set(adapter.sites)
     given = [s for s in roster.base.every if s.name in wanted]
@@ -30,4 +31,5 @@ def enter(
     fits(adapter, plan)
     if extra is not None:
         plan += extra
-    return roster.attach(name, method, cfg, plan, labels, {**adapter.values, **(values or {})}, sites=given)
+    found = {**adapter.values, **(values or {})}
+    return roster.attach(name, method, cfg, plan, labels, found, sites=given, apart=apart)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ...methods import head
 from ..hooked import HookedModel
 from ..names import named
 from ..roster import Roster
+from ..sites import once
 from ..tenant import Tenant
 from . import names, through
 from .base import Frozen, without_copies
@@ -59,7 +61,7 @@ def import_peft(
         view = names.view_of(base, tensors)
         config, tensors = without_copies(config, tensors, names.parameters(base, view))
         sites, frozen = names.sites(base, view), Frozen(base)
-        if peft.through(config) or _convolved(tensors, sites):
+        if peft.through(config) or _convolved(config, tensors, sites):
             about = getattr(base.inner, "config", None)
             found = through.read(config, tensors, sites, frozen, about, task)
             adapter = settled(found, {s.name: s for s in base.every}, frozen, tolerance)
@@ -68,14 +70,28 @@ def import_peft(
             raise CommonweightError(f"{what}: this adapter is read as it is ({config['peft_type']}); leave it out")
         else:
             adapter = peft.read(config, tensors, sites, frozen)
-        return enter(roster, name, adapter, tuple(labels) if labels else None, extra, values)
+        if adapter.method == "tokens":  # whose rows PEFT writes once more for a head that is tied to the table
+            mine = {s.name for s in once(base.ties, [s for s in base.every if s.name in adapter.sites])}
+            values_of = {k: v for k, v in adapter.values.items() if k.removesuffix(".rows") in mine}
+            adapter = adapter._replace(sites=tuple(n for n in adapter.sites if n in mine), values=values_of)
+        # to PEFT a LoRA on a table is none on the head that is tied to it, unless it was told so
+        apart = adapter.method != "tokens" and any(n in base.ties for n in adapter.sites)
+        apart = apart and not config.get("ensure_weight_tying")
+        return enter(roster, name, adapter, tuple(labels) if labels else None, extra, values, apart)
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
 
 
-def _convolved(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> bool:
-    """Whether some of an adapter lies on convolutions, which the readers of our own methods do not know."""
+def _convolved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> bool:
+    """Whether some of an adapter lies on convolutions that the readers of our own methods do not know."""
     convs = [n for n, s in sites.items() if s.kind == "conv"]
+    plain = config["peft_type"] == "LORA" and not config.get("use_dora")
+    if plain and all(
+        tensors[k].flatten(1).shape[1] == sites[n].inp
+        for n in convs
+        if (k := f"{peft.PREFIX}{n}.lora_A.weight") in tensors
+    ):
+        return False
     return any(is_slot(k) and k.startswith(f"{peft.PREFIX}{n}.") for k in tensors for n in convs)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...core import CommonweightError, Plan
 from ...formats import peft
-from ...formats.peft import low_rank
+from ...formats.peft import low_rank, shaped
 from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
 from ..experts import Stacked
@@ -80,6 +80,7 @@ def export_peft(
         pools = {k: v.detach().cpu() for k, v in tenant.pools.items()}
         subject = peft.Subject(tenant.method.name, tenant.config, plan, sites, pools, Frozen(base), prefix)
         config, tensors = peft.write(subject)
+        tensors = shaped.kept(tensors, sites, {n: Frozen(base).kernel(n) for n in sites})
         names = list(sites)
         report["modules"] = {peft.short(n, prefix): {**_rank(subject, n), "error": 0.0} for n in names}
     else:
@@ -102,7 +103,9 @@ def export_peft(
     known = {peft.short(n, prefix) for n, _ in named(base.model)}
     config = {
         "base_model_name_or_path": getattr(getattr(base.inner, "config", None), "_name_or_path", None) or None,
-        "fan_in_fan_out": bool(names) and all(base.modules[n].transposed for n in names),
+        "fan_in_fan_out": bool(names)
+        and all(base.modules[n].transposed for n in names if base.modules[n].kind == "linear")
+        and any(base.modules[n].kind == "linear" for n in names),
         "inference_mode": True,
         "task_type": None,
         "target_modules": targets([peft.short(n, prefix) for n in names], known),
@@ -123,11 +126,27 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     used = {u.site for u in plan.uses}
     if any(isinstance(base.modules[n.split("[")[0]], Stacked) for n in used):
         return f"PEFT's own format of {tenant.method.name} is not written for experts and routers of a mixture"
+    if (
+        not tenant.apart
+        and tenant.method.name != "tokens"
+        and (table := next((n for n in used if n in base.ties), None))
+    ):
+        return f"{table}: the head is tied to it, and an adapter of PEFT's changes the table alone"
+    others = [n for n in used if base.modules[n.split("[")[0]].kind in ("conv", "embedding")]
+    if others and tenant.method.name not in ("lora", "tokens"):
+        return f"{others[0]}: PEFT's own format of {tenant.method.name} is written for linear layers alone"
+    if grouped := next((n for n in others if getattr(base.modules[n].module, "groups", 1) > 1), None):
+        return f"{grouped}: a convolution in groups, whose factors PEFT lays out over all channels"
     if fused := next((s.name for s in base.every if s.name in used and s.rows is not None), None):
         return f"{fused}: PEFT adapts no part of a fused layer; leave native out to export it as plain LoRA"
     if more := next((n for n, es in tenant.table.items() if n in used and any(e.rows for e in es)), None):
         return f"{more}: it has more rows than the tenant was made for; leave native out to export it as plain LoRA"
-    return peft.hindrance(tenant.method.name, next((n for n in used if base.modules[n].transposed), None))
+    return peft.hindrance(tenant.method.name, next((n for n in used if _turned(base, n)), None))
+
+
+def _turned(base: HookedModel, site: str) -> bool:
+    at = base.modules[site]
+    return at.transposed and at.kind == "linear"
 
 
 def low_of(
