@@ -48,7 +48,7 @@ def words(given: list[str]) -> list[str]:
     model = os.path.relpath(minilm_folder(), ROOT)
     data = [f"demo/data/{task}.train.tsv" for task in TASKS]
     usual = [word for flag, value in USUAL.items() if flag not in given for word in (flag, value)]
-    return ["compare", model, *data, *usual, *given]
+    return ["compare", model, *data, *usual, "--overwrite", *given]
 
 
 def main(given: list[str]) -> None:

@@ -29,6 +29,10 @@ def test_compare(capsys, args, tmp_path):
     told = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [p["name"] for p in told["points"]] == ["lora rank=1", "probe", "mos rank=4 private=0 budget=1"]
     assert told["points"][1]["budgets"] == ["1KB", "4KB"] and len(told["points"][0]["runs"]) == 2
+    code, _, err = call(capsys, *args, "--report", tmp_path / "out")
+    assert code == 2 and "results.json: a file already exists; --overwrite replaces it" in err
+    code, _, err = call(capsys, *args, "--report", tmp_path / "out", "--overwrite")
+    assert code == 0 and json.loads((tmp_path / "out" / "results.json").read_text())["points"] == told["points"], err
     code, again, err = call(capsys, *args)
     assert code == 0 and "runs " not in err and again.splitlines()[:8] == out.splitlines()[:8]
 

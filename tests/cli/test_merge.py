@@ -91,6 +91,45 @@ def test_resume_of_a_merge_that_had_ended(two, capsys):
     assert run(*args, "--resume") == 2 and "a already exists" in capsys.readouterr().err
 
 
+def test_overwrite_replaces_a_model_whole(two, capsys):
+    args = ["m1", "m2", "--method", "linear", "--out", "a"]
+    assert run(*args) == 0
+    old = Path("a/model.safetensors").read_bytes()
+    Path("a/note.txt").write_text("of before")
+    assert run(*args, "-w", "3", "-w", "1") == 2 and "replace it with --overwrite" in capsys.readouterr().err
+    assert Path("a/model.safetensors").read_bytes() == old
+    assert run("m1", "m9", "--method", "linear", "--out", "a", "--overwrite") == 2
+    assert Path("a/model.safetensors").read_bytes() == old, "a merge that ends in an error replaces nothing"
+    assert run(*args, "-w", "3", "-w", "1", "--overwrite") == 0
+    assert Path("a/model.safetensors").read_bytes() != old and not Path("a/note.txt").exists()
+    assert not list(Path().glob(".a*")), "neither the old folder nor the unfinished one stays"
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("m1", "m1: holds m1/model.safetensors, which is read for the merge"),
+        ("notes", "notes: not empty and no model's folder; it is not replaced"),
+        ("file", "file is a file; wanted the name of a folder"),
+        (".", "which is read for the merge"),
+    ],
+)
+def test_what_overwrite_does_not_replace(out, message, two, capsys):
+    Path("notes").mkdir()
+    Path("notes/a.txt").touch()
+    Path("file").touch()
+    Path("config.json").write_text("{}")
+    assert run("m1", "m2", "--method", "linear", "--out", out, "--overwrite") == 2
+    assert message in capsys.readouterr().err and Path("m1/model.safetensors").is_file()
+
+
+def test_a_recipe_is_not_replaced_by_its_result(two, capsys):
+    assert run("m1", "m2", "--method", "linear", "--out", "a") == 0
+    Path("a/r.yaml").write_text("method: linear\nmodels: [../m1, ../m2]\n")
+    assert run("a/r.yaml", "--out", "a", "--overwrite") == 2
+    assert "a: holds a, which is read for the merge" in capsys.readouterr().err and Path("a/r.yaml").is_file()
+
+
 def test_extract_into_a_folder_that_is_there(two, capsys):
     """The advice is one that the command line has."""
     Path("there").mkdir()
@@ -98,4 +137,8 @@ def test_extract_into_a_folder_that_is_there(two, capsys):
     with pytest.raises(SystemExit) as e:
         main(["extract", "m1", "--base", "m0", "--out", "there"])
     err = capsys.readouterr().err
-    assert e.value.code == 2 and "there already exists; choose another name, or remove it" in err
+    assert e.value.code == 2 and "there already exists; choose another name, or replace it with --overwrite" in err
+    with pytest.raises(SystemExit) as e:
+        main(["extract", "m1", "--base", "m0", "--out", "there", "--overwrite"])
+    assert e.value.code == 2 and "there: not empty and no adapter folder" in capsys.readouterr().err
+    assert Path("there/x").is_file()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.adapt import Classifier
+from commonweight.formats import atomic
 from commonweight.formats.peft import FAMILIES, common, folder, low_rank
 from tests.laws.subjects import stir
 from tests.models import answer, make
@@ -208,7 +209,7 @@ def test_a_folder_appears_whole_or_not_at_all(host, saved, monkeypatch):
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(cw.CommonweightError, match="No space left on device; nothing was written"):
         host.export_peft("t", saved, overwrite=True)
     with pytest.raises(cw.CommonweightError, match="nothing was written"):

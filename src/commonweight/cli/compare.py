@@ -105,6 +105,9 @@ def command(
         typer.Option(metavar="DIR", help="Write index.html (one page that needs no network), table.md, results.json.",
                      rich_help_panel=RUNNING),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing --report.", rich_help_panel=RUNNING)
+    ] = False,
 ) -> None:  # fmt: skip
     """Compare methods at equal bytes: accuracy with its interval, bytes, memory, time, and the Pareto front.
 
@@ -136,7 +139,7 @@ def command(
     if budgets is not None and not wanted.budgets:
         raise typer.BadParameter("no budget in it; wanted sizes such as 4KB,64KB", param_hint="--budgets")
     if report is not None:
-        ready(report)
+        ready(report, overwrite)
     held = Cache(cache)
     try:
         with Bars() as bars, workers(jobs, ray, "commonweight.compare") as run:
@@ -155,7 +158,9 @@ def command(
         for message in p.failed:
             typer.echo(f"{p.name}: {message}", err=True)
     if report is not None:
-        typer.echo(f"{write(report, outcome, found)}: {len(found)} configs, {len(outcome.runs)} runs")
+        typer.echo(
+            f"{write(report, outcome, found, overwrite=overwrite)}: {len(found)} configs, {len(outcome.runs)} runs"
+        )
 
 
 class Bars:

@@ -22,7 +22,7 @@ The lowest rank that keeps 95 % of each change, at most 64; attention at most 8:
 def command(
     model: Annotated[Path, typer.Argument(help="Folder or safetensors file of the full model.")],
     base: Annotated[Path, typer.Option(help="The base that it was trained from.")],
-    out: Annotated[Path, typer.Option(help="Folder of the adapter; it must not exist yet.")],
+    out: Annotated[Path, typer.Option(help="Folder of the adapter.")],
     rank: Annotated[
         int | None, typer.Option(help="Rank of every matrix (16); with --energy, the highest rank.")
     ] = None,
@@ -35,9 +35,11 @@ def command(
     ] = None,
     sites: Annotated[str, typer.Option(help="Which modules: globs over their names, joined by |.")] = "*",
     seed: Annotated[int, typer.Option(help="Seed of the random projections.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing adapter folder.")] = False,
 ) -> None:
     """Extract a LoRA adapter from a fine-tuned model: its difference from the base."""
     from ..core import CommonweightError
+    from ..formats import atomic
 
     ranks = {}
     for text in rank_at or []:
@@ -48,11 +50,14 @@ def command(
     for path in (model, base):
         if not path.exists():
             raise CommonweightError(f"{path}: no such file or folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
+    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
+        raise atomic.taken(out)
+    atomic.folder_for(out, ["adapter_config.json"], "adapter folder", overwrite=overwrite)
     from ..merge import extract
 
-    found = extract(model, base, out, rank=rank, energy=energy, ranks=ranks, sites=sites, seed=seed)
+    found = extract(
+        model, base, out, rank=rank, energy=energy, ranks=ranks, sites=sites, seed=seed, overwrite=overwrite
+    )
     for notice in found.notices:
         typer.echo(f"notice: {notice}", err=True)
     worst = max(found.errors, key=found.errors.__getitem__)

@@ -44,7 +44,8 @@ Continue a merge that was killed; the result has the same bytes:
 
 def command(
     inputs: Annotated[list[str], typer.Argument(help="A recipe (.yaml), or with --method the models to merge.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the merged model; it must not exist yet.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the merged model; with --tenants, a "
+                     "file, or a folder of PEFT.")] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="The merge method, in place of a "
                      "recipe.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that the others were trained from.")] = None,
@@ -66,7 +67,7 @@ def command(
                            "PEFT LoRA folders into one folder.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="With --tenants: replace an existing file.")
+        bool, typer.Option("--overwrite", help="Replace an existing result.")
     ] = False,
     space: Annotated[
         str | None, typer.Option(help="With --tenants: merge pools, or weights (gives a LoRA tenant). "
@@ -127,8 +128,8 @@ def command(
     early.models([*inputs, *([base] if base else [])])
     if tenants and out is not None and not out.is_dir():
         atomic.free(out, "--out", overwrite=overwrite)
-    elif out is not None and out.exists() and not (resume or find):
-        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
+    elif out is not None and out.exists() and not (resume or overwrite):
+        raise atomic.taken(out)
 
     from ..merge.learning import evaluation
     from ..merge.output.finished import finished
@@ -147,7 +148,7 @@ def command(
             raise CommonweightError("--head is for models; merged tenants have a head of their own")
         wanted = evaluation.prepare(evals, tenant=True, limit=eval_limit, include=eval_tasks) if evals else None
         given = dict(map(_option, option or []))
-        _tenants(inputs, out, method or "linear", weight, given, space, rank, wanted, base)
+        _tenants(inputs, out, method or "linear", weight, given, space, rank, wanted, base, overwrite)
         return
     if space or rank:
         raise CommonweightError("--space and --rank go with --tenants")
@@ -166,7 +167,7 @@ def command(
         assert out is not None
         if wanted is None:
             raise CommonweightError("--search needs --eval, which scores the trials")
-        how = {"budget": budget, "engine": engine, "seed": seed}
+        how = {"budget": budget, "engine": engine, "seed": seed, "overwrite": overwrite}
         _search(recipe, dict(map(_range, find)), wanted, out, jobs, ray, **how)
         return
     built = build(loaded)
@@ -175,7 +176,7 @@ def command(
         return
     assert out is not None
     done = finished(built, out) if resume and out.exists() else None
-    found = done or _written(built, out, resume, threads, most)
+    found = done or _written(built, out, threads, most, resume=resume, overwrite=overwrite)
     if done is not None:
         typer.echo(f"{out}: is finished; nothing is left to do", err=True)
     reused = f", {found.reused} of them from before" if found.reused else ""
@@ -186,7 +187,7 @@ def command(
         _table(scores)
 
 
-def _written(built: Any, out: Path, resume: bool, threads: int | None, most: int) -> Any:
+def _written(built: Any, out: Path, threads: int | None, most: int, **how: bool) -> Any:
     from ..merge.output import folder
 
     for notice in built.notices:
@@ -194,7 +195,7 @@ def _written(built: Any, out: Path, resume: bool, threads: int | None, most: int
     say: Any = partial(typer.echo, err=True)
     try:
         with Bar(sum(t.numel for t in built.tasks)) as bar:
-            return folder.write(built, out, resume=resume, threads=threads, shard_bytes=most, watch=bar, say=say)
+            return folder.write(built, out, threads=threads, shard_bytes=most, watch=bar, say=say, **how)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command with --resume goes on where it stopped", err=True)
         raise typer.Exit(130) from None
@@ -263,7 +264,7 @@ def _head(text: str) -> tuple[str, str]:
 
 def _tenants(
     inputs: list[str], out: Path, method: str, weights: Any, options: dict[str, Any], space: Any, rank: int | None,
-    wanted: Any, base: str | None,
+    wanted: Any, base: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     from ..core import CommonweightError
     from ..merge import tenants
@@ -281,7 +282,7 @@ def _tenants(
                 f"{odd} is a PEFT adapter's folder, and so is the result: --out must name a folder, and --space pools "
                 "and --eval are for tenants (to evaluate, merge models: MODEL+ADAPTER)"
             )
-        return _folders(inputs, out, method=method, weights=weights, rank=rank, **options)
+        return _folders(inputs, out, method=method, weights=weights, rank=rank, overwrite=overwrite, **options)
     found = tenants(inputs, method=method, weights=weights, space=space, rank=rank, **options)
     path = found.save(out)
     if found.space == "weights":

@@ -20,17 +20,24 @@ from .table import caption, headline, heads, markdown, to_json
 TITLE = "Methods at equal bytes"
 
 
-def ready(folder: Path) -> None:
-    """Raises: CommonweightError when no page can be written there; better known before the first run."""
+FILES = ("results.json", "table.md", "index.html")
+
+
+def ready(folder: Path, overwrite: bool = False) -> None:
+    """Raises: CommonweightError when no page can be written there, or one is there and not to be overwritten; better
+    known before the first run."""
     if folder.exists() and not folder.is_dir():
         raise CommonweightError(f"--report {folder} is a file; wanted a folder")
     if find_spec("plotly") is None:
         raise CommonweightError("--report needs plotly: pip install 'commonweight[compare]'")
+    for name in FILES:
+        atomic.free(folder / name, "--report", overwrite=overwrite)
 
 
-def write(folder: Path, o: Outcome, points: Sequence[Point]) -> Path:
-    """index.html, table.md and results.json in `folder`, each whole or not at all. Size: 5 MB, most of it plotly.js."""
-    ready(folder)
+def write(folder: Path, o: Outcome, points: Sequence[Point], *, overwrite: bool = False) -> Path:
+    """index.html, table.md and results.json in `folder`, each whole or not at all. Size: 5 MB, most of it plotly.js.
+    Raises: as `ready`."""
+    ready(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     results = to_json(o, points)
     atomic.write(folder / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..core import CommonweightError
@@ -48,7 +48,6 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, replace: bool = Fals
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as e:
         raise CommonweightError(f"{path}: cannot write in {path.parent}: {e.strerror}") from e
-    aside = None
     try:
         for name, data in files.items():
             with open(temporary / name, "wb") as f:
@@ -57,21 +56,61 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, replace: bool = Fals
                 os.fsync(f.fileno())
         sync(temporary)
         os.chmod(temporary, 0o755)
-        if replace and path.is_dir():  # one that is not empty cannot be replaced in one step: it is moved first
-            aside = temporary.with_name(f"{temporary.name}.old")
-            os.rename(path, aside)
-        os.rename(temporary, path)
+        if replace:
+            replace_folder(temporary, path)
+        else:
+            os.rename(temporary, path)
     except BaseException as e:
-        if aside is not None and not path.exists():
-            os.rename(aside, path)
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(e, OSError):
             raise CommonweightError(f"{path}: {e.strerror}; nothing was written") from e
         raise
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
     sync(path.parent)
     return path
+
+
+def replace_folder(made: Path, path: Path) -> None:
+    """Renames the folder `made`, all of whose files are on the disk, to `path`, where another folder may be.
+
+    One that is not empty cannot be replaced in one step: it is moved aside, to `made` with .old behind its name, and
+    removed when the new one is there. A kill between the two renames leaves both, whole. Raises: OSError.
+    """
+    aside = made.with_name(f"{made.name}.old")
+    if path.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        os.rename(path, aside)
+    try:
+        os.rename(made, path)
+    except BaseException:
+        if aside.is_dir() and not path.exists():
+            os.rename(aside, path)
+        raise
+    sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def folder_for(folder: Path, marks: Collection[str], what: str, *, overwrite: bool = False) -> Path:
+    """The real path of a folder that is to be written whole, looked at before. marks: files of which one is in every
+    such folder; what: how errors call it, as in an adapter folder.
+
+    Raises: CommonweightError where a file is, or a folder that is not empty, unless `overwrite`; and even then one that
+    holds something else.
+    """
+    real = Path(os.path.realpath(folder))
+    if real.exists() and not real.is_dir():
+        raise CommonweightError(f"{folder} is a file; wanted the name of a folder")
+    if real.is_dir() and any(real.iterdir()):
+        if not overwrite:
+            raise CommonweightError(f"{folder} is not empty; choose another folder, or give overwrite=True")
+        if not any((real / m).is_file() for m in marks):
+            raise CommonweightError(f"{folder}: not empty and no {what}; it is not replaced, choose another")
+    return real
+
+
+def taken(path: Path) -> CommonweightError:
+    return CommonweightError(
+        f"{path} already exists; choose another name, or replace it with --overwrite (overwrite=True)"
+    )
 
 
 def make_folder(folder: Path) -> None:

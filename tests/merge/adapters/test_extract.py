@@ -245,6 +245,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as done:
         main(["extract", "full", "--base", "base", "--rank", "4", "--rank-at", "*.q_proj=3", "--out", "lora"])
     assert not done.value.code and "14 modules, rank 3 to 4" in capsys.readouterr().out
+    again = ["extract", "full", "--base", "base", "--rank", "2", "--out", "lora"]
+    with pytest.raises(SystemExit) as done:
+        main(again)
+    assert done.value.code == 2 and "lora already exists; choose another name, or replace" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main([*again, "--overwrite"])
+    assert not done.value.code and "14 modules, rank 2" in capsys.readouterr().out
     for args, what in [(["full", "--rank-at", "x"], "wanted a glob"), (["none"], "none: no such file")]:
         with pytest.raises(SystemExit) as done:
             main(["extract", *args, "--base", "base", "--out", "other"])

@@ -146,6 +146,19 @@ def test_what_is_refused(change, args, message, two, capsys):
     assert message in capsys.readouterr().err and not list(Path().glob("out/*"))
 
 
+def test_overwrite(two, capsys):
+    args = ["--tenants", "a", "b", "--out", "out"]
+    assert run(*args) == 0 and run(*args) == 2
+    assert "out already exists; choose another name, or replace it with --overwrite" in capsys.readouterr().err
+    with pytest.raises(cw.CommonweightError, match="out already exists"):
+        cw.merge.adapter_folders(["a", "b"], "out")
+    before = Path("out/adapter_model.safetensors").read_bytes()
+    assert run(*args, "--overwrite", "--rank", "1") == 0
+    assert Path("out/adapter_model.safetensors").read_bytes() != before
+    cw.merge.adapter_folders(["a", "b"], "out", overwrite=True)
+    assert Path("out/adapter_model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("method", ["ties", "linear"])
 @pytest.mark.parametrize("given", [torch.tensor([0.5, 0.25]), np.array([0.5, 0.25]), [np.float32(0.5), 0.25]])
 def test_weights_of_torch_and_numpy(method, given, two):

@@ -176,3 +176,5 @@ def test_places_that_cannot_be(place, message, two):
     assert filled(RECIPE, {"options.t": 0.5})["options"] == {"normalize": False, "t": 0.5}
     with pytest.raises(cw.CommonweightError, match="a already exists"):
         tune_recipe(RECIPE, SPACE, near, "a")
+    with pytest.raises(cw.CommonweightError, match="a: holds a, which is read for the merge"):
+        tune_recipe(RECIPE, SPACE, near, "a", overwrite=True)

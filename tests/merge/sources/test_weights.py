@@ -62,5 +62,7 @@ def test_weights_that_the_config_names(write, tmp_path):
     (tmp_path / "config.json").write_text('{"transformers_weights": "mine.safetensors"}')
     assert names(tmp_path) == ["mine.safetensors"]
     (tmp_path / "config.json").write_text('{"transformers_weights": "../mine.safetensors"}')
-    with pytest.raises(cw.CommonweightError, match=r"names its weights '\.\./mine.safetensors', which is no file"):
+    with pytest.raises(
+        cw.CommonweightError, match=r"names its weights '\.\./mine.safetensors', which is not a file of this folder"
+    ):
         names(tmp_path)

@@ -233,7 +233,7 @@ def test_a_file_cut_short_names_tensor_and_file(three):
     file = three / "m1" / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(
-        cw.CommonweightError, match=r"00002.safetensors is damaged .*: layers.1.w ends 6 bytes after the"
+        cw.CommonweightError, match=r"00002.safetensors is damaged, .*: layers.1.w ends 6 bytes after the"
     ):
         build(load(recipe("linear")))
 
@@ -298,7 +298,7 @@ def test_a_header_that_does_not_fit(tmp_path, header, message):
     text = (header if isinstance(header, str) else json.dumps(header)).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
-    with pytest.raises(cw.CommonweightError, match=rf"model 0 .*model.safetensors is damaged .*{message}"):
+    with pytest.raises(cw.CommonweightError, match=rf"model 0 .*model.safetensors is damaged, .*{message}"):
         cw.merge.linear([path])
 
 
@@ -332,7 +332,7 @@ def test_a_file_that_shrinks_while_it_is_read(three):
     built = build(load(recipe("linear")))
     file = three / "m1" / "model-00001-of-00002.safetensors"
     os.truncate(file, file.stat().st_size - 8)
-    with pytest.raises(cw.CommonweightError, match=r"model-00001-of-00002.safetensors is damaged .* it ends within"):
+    with pytest.raises(cw.CommonweightError, match=r"model-00001-of-00002.safetensors is damaged, .* it ends within"):
         folder.write(built, three / "out")
     assert not (three / "out").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,14 +81,7 @@ def write(
 
     Raises: CommonweightError when the target exists and is not empty, unless `overwrite`.
     """
-    given, folder = folder, Path(os.path.realpath(folder))
-    if folder.exists() and not folder.is_dir():
-        raise CommonweightError(f"{folder} is a file; wanted the name of a folder")
-    full = folder.is_dir() and any(folder.iterdir())
-    if full and not overwrite:
-        raise CommonweightError(f"{folder} is not empty; choose another folder, or give overwrite=True")
-    if full and not (folder / CONFIG).is_file():
-        raise CommonweightError(f"{folder}: not empty and no adapter folder; it is not replaced, choose another")
+    given, folder = folder, atomic.folder_for(folder, [CONFIG], "adapter folder", overwrite=overwrite)
     atomic.make_folder(folder.parent)
     plain = {k: v.detach().cpu().to(copy=True, memory_format=torch.contiguous_format) for k, v in tensors.items()}
     files = {

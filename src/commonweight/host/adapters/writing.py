@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +100,7 @@ def _mlx(base: HookedModel, found: dict[str, Change], path: Path, tenant: Tenant
     dropout = min(getattr(u.bind, "dropout", 0.0) for u in tenant.plan.uses)
     prefix = within(base)
     whole = {short(n, prefix): c for n, c in found.items()}
-    folder = Path(os.path.realpath(path))
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-        raise CommonweightError(f"{path} is there and not empty; choose another folder, or give overwrite=True")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mlx.CONFIG).is_file():
-        raise CommonweightError(f"{path}: not empty and no adapter folder; it is not replaced, choose another")
+    folder = atomic.folder_for(path, [mlx.CONFIG], "adapter folder", overwrite=overwrite)
     files = mlx.write(whole, layers, dropout)
     atomic.make_folder(folder.parent)
     atomic.write_folder(folder, files, replace=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...core import CommonweightError
-from ...formats import peft
+from ...formats import atomic, peft
 from ...formats.peft import low_rank
 from ...formats.peft.folder import CONFIG, TENSORS
 from ...formats.peft.low_rank import Low
@@ -41,6 +41,7 @@ def adapter_folders(
     method: str = "linear",
     weights: Any = None,
     rank: int | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> MergedFolder:
     """Writes the folder of one LoRA adapter, the merge of others. method, weights, options: as of models (linear
@@ -48,11 +49,12 @@ def adapter_folders(
 
     linear is exact, of the sum of the ranks. The scales (lora_alpha, with patterns and rslora) are in the result's B.
     The base, task and targets that the config names are the first adapter's. Raises: CommonweightError for what is no
-    plain LoRA, for other modules than the first one's, and for a folder that is there already.
+    plain LoRA, for other modules than the first one's, and for a folder that is there already, unless `overwrite`: then
+    an adapter's folder is replaced.
     """
     out = Path(out)
-    if out.exists():
-        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
+    if out.exists() and not overwrite:
+        raise atomic.taken(out)
     if len(inputs) < 2:
         raise CommonweightError(f"adapters: {len(inputs)} given; give at least two")
     configs, states = zip(*(_read(Path(x).expanduser()) for x in inputs))
@@ -83,7 +85,7 @@ def adapter_folders(
         "notices": list(notices),
     }
     keyed = {peft.PREFIX + k: t for k, t in low_rank.tensors(found).items()}
-    return MergedFolder(peft.folder.write(out, config, keyed, report, False), done.error, notices)
+    return MergedFolder(peft.folder.write(out, config, keyed, report, overwrite), done.error, notices)
 
 
 _BASE = "base_model_name_or_path"

@@ -16,6 +16,7 @@ from ...commons import Commons
 from ...core import CommonweightError
 from ..inputs.models import FILES, from_hub
 from ..output.folder import Result, write
+from ..output.place import model_folder
 from ..recipe import load, parse
 from ..recipe.build import build
 from ..sources.opened import stored
@@ -45,32 +46,35 @@ def tune_recipe(
     space: search.Space,
     evaluate: Callable[[Path], float],
     out: str | Path,
+    *,
+    overwrite: bool = False,
     **how: Any,
 ) -> Tuned:
     """The recipe with the highest evaluate(folder of its merge), merged into `out`.
 
     space: a place in the recipe -> (low, high), or words with engine="optuna": {"options.density": (0.1, 0.9),
-    "models.1.weight": (0, 1), "method": ("ties", "dare_ties")}. A place may be new. how: as in `search.tune` (budget,
+    "models.1.weight": (0, 1), "method": ("ties", "dare_ties")}. A place may be new.
+    overwrite: a model that is at `out` is replaced, when the search has ended. how: as in `search.tune` (budget,
     engine, seed, run, start, about); the log is ``.OUT.search.json`` beside the output if not given, so a search that
-    was killed goes on with the same call; it goes when the result is there. It goes on where the recipe, the content of
+    was killed goes on with the same call; it goes when the result is there.
+    It goes on where the recipe, the content of
     every file that it names, and the name of `evaluate` are what they were; say in `about` what else a score depends on
     (``{"rows": digest}``).
     Over processes or machines `evaluate` is a function by name, and paths are the same everywhere.
     Cost: budget + 1 merges, and the bytes of one at a time for each that runs; budget evaluations; every input is read
     once more for its digest.
     """
-    out = Path(out)
-    if out.exists():
-        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
+    out = model_folder(Path(out), overwrite)
     search.check(space, **{k: how[k] for k in ("budget", "engine") if k in how})
     body, folder = (recipe, ".") if isinstance(recipe, Mapping) else _read(Path(recipe))
     filled(body, {n: v[0] for n, v in space.items()})  # a place that cannot be is told before any work
+    model_folder(out, overwrite, [Path(folder), *(Path(folder) / name for name in _models(body, folder, space))])
     trial = partial(_trial, body, folder, out, evaluate)
     own = out.absolute().parent / f".{out.name}.search.json"
     about = {"evaluation": _name(evaluate), **depends(body, folder, space), **(how.pop("about", None) or {})}
     found = search.tune(trial, space, log=(log := how.pop("log", own)), about=about, **how)
     best = filled(body, found.best)
-    result = write(build(_loaded(best, folder)), out)
+    result = write(build(_loaded(best, folder)), out, overwrite=overwrite)
     if log == own:
         own.unlink(missing_ok=True)
     return Tuned(result, best, found)

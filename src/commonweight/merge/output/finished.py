@@ -8,7 +8,8 @@ from pathlib import Path
 from ...core import CommonweightError
 from ..plan.built import Built
 from ..sources.model import open_source
-from .folder import RECORD, Result, key, stamps
+from .folder import Result, key, stamps
+from .place import RECORD
 
 
 def finished(built: Built, out: Path) -> Result | None:

@@ -23,8 +23,8 @@ from ..stream.work import Job, Task
 from . import card, shards
 from . import writing as room
 from .journal import Journal
+from .place import RECORD, model_folder
 
-RECORD = "merge.json"
 _FORMAT = 1  # of the grid and the digests: another one reuses nothing
 
 
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 def make(recipe: str | Path | Mapping[str, Any], out: str | Path, **how: Any) -> Result:
     """A merge from disk to disk by a recipe: a YAML file (ours or mergekit's), or its content as a mapping.
 
-    `how`: as `write` takes it: resume, threads, shard_bytes, watch, say.
+    `how`: as `write` takes it: resume, overwrite, threads, shard_bytes, watch, say.
     """
     return write(build(load(recipe)), out, **how)
 
@@ -50,6 +50,7 @@ def write(
     out: str | Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     threads: int | None = None,
     shard_bytes: int = SHARD,
     watch: Watch | None = None,
@@ -59,18 +60,19 @@ def write(
 
     Work goes on in `.OUT.merging` beside it, which is renamed at the end. An error of the input removes it; a kill or
     a full disk leaves it, and resume=True then redoes no tensor whose recipe, inputs and output are, by their digests,
-    what they were. Raises: CommonweightError when `out` is there already, or another process is making it.
+    what they were. overwrite: a model that is at `out` is replaced, once the new one is whole; nothing that is read.
+    Raises: CommonweightError when `out` is there already, or another process is making it.
     """
     out, say = Path(out), say or (lambda text: None)
-    if out.exists() or out.is_symlink():
-        raise CommonweightError(f"{out} already exists; choose another name, or remove it")
+    read = (f for s in built.sources.values() for f in s.files)
+    out = model_folder(out, overwrite, [Path(built.recipe.folder), *read])
     atomic.make_folder(out.absolute().parent)
     part = out.absolute().parent / f".{out.name}.merging"
     lock = _lock(part, keep=resume)
     try:
         plan = files(built, shard_bytes, mark := key(built))
         record, reused = _weights(built, mark, part, plan, resume, Engine(threads or cores(), watch), say)
-        _finish(built, part, out, plan, record)
+        _finish(built, part, out, plan, record, overwrite)
     except CommonweightError as e:
         if not (room.full(e) or isinstance(e, _Kept)):
             shutil.rmtree(part, ignore_errors=True)
@@ -135,20 +137,21 @@ def _weights(
     return record, len(built.tasks) - redone
 
 
-def _finish(built: Built, part: Path, out: Path, plan: Sequence[Shard], record: Mapping[str, Any]) -> None:
+def _finish(
+    built: Built, part: Path, out: Path, plan: Sequence[Shard], record: Mapping[str, Any], overwrite: bool
+) -> None:
     try:
         if len(plan) > 1:
             atomic.write(part / INDEX, index(plan))
         atomic.write(part / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         card.beside(built, part)
-        if out.exists():
+        if out.exists() and not overwrite:
             raise CommonweightError(f"{out}: appeared while it was being made; move it")
     except CommonweightError as e:
         raise _Kept(f"{e}; all weights are written: the same command with --resume finishes the merge") from e
     (part / "journal.jsonl").unlink()
     atomic.sync(part)
-    os.replace(part, out)
-    atomic.sync(out.absolute().parent)
+    atomic.replace_folder(part, out.absolute())
 
 
 def _resumed(journal: Journal, known: int) -> str:
