@@ -32,7 +32,8 @@ class Anchored:
     ) -> tuple[Tensor, Tensor]:
         if M is not None and M0 is not None:
             A, A0 = M @ A, M0 @ A0
-        return torch.cat([A, A - A0], -2), torch.cat([B - B0, B0], -1) * self.scale
+        A, B = torch.cat([A, A - A0], -2), torch.cat([B - B0, B0], -1)
+        return A, B if self.scale == 1.0 else B * self.scale
 
     def weight(self, w: Tensor, **slots: Tensor) -> Tensor:
         A, B = self.factors(**slots)

@@ -37,7 +37,7 @@ class LowRank:
             A = M @ A
         if b is not None:
             B = B * b[..., None]
-        return A, B * self.scale
+        return A, B if self.scale == 1.0 else B * self.scale
 
     def weight(self, w: Tensor, **slots: Tensor) -> Tensor:
         A, B = self.factors(**slots)

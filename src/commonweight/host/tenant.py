@@ -111,6 +111,7 @@ class Tenant:
             for other, across in self.ties[site]:
                 mine = [Entry(turned(e.bind) if across else e.bind, e.reads, e.rows) for e in table[site]]
                 table.setdefault(other, mine)  # one that has a use of its own there has it in place of this
+        self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
         return table
 
     def narrow(self, site: str, rows: tuple[int, int] | None) -> None:
@@ -122,7 +123,7 @@ class Tenant:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, whose entries are numbered by the process: it is made anew. The host links itself."""
-        return {**self.__dict__, "base": None, "table": None}
+        return {**self.__dict__, "base": None, "table": None, "by_expert": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

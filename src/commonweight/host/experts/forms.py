@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..route import Route
+from ..stacks import Room
 from .fused import Low, Through, Work, chunks
 from .linear import Rows, alike, factors, project
 from .products import pieces
@@ -35,6 +36,7 @@ def run_mixed(
     module: nn.Module,
     parts: Mapping[str, Stacked],
     route: Route,
+    room: Room,
     hidden_states: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,
@@ -51,7 +53,7 @@ def run_mixed(
     fused = torch.is_grad_enabled() and not getattr(module, "has_post_expert_norm", False)
     if fused and (low := _lows(parts, route, rows, hidden_states.dtype)) is not None:
         return _fused(module, parts, rows, order // k, order, low, hidden_states, top_k_weights.reshape(-1))
-    y = _through(module, parts, route, rows, hidden_states[order // k])
+    y = _through(module, parts, route, room, rows, hidden_states[order // k])
     if getattr(module, "has_post_expert_norm", False):
         y = module.post_expert_norm(y)  # type: ignore[operator]
     y = y * top_k_weights.reshape(-1)[order][:, None]
@@ -59,14 +61,16 @@ def run_mixed(
     return y.to(hidden_states.dtype)
 
 
-def run_spread(module: nn.Module, parts: Mapping[str, Stacked], route: Route, hidden_states: Tensor) -> Tensor:
+def run_spread(
+    module: nn.Module, parts: Mapping[str, Stacked], route: Route, room: Room, hidden_states: Tensor
+) -> Tensor:
     """Experts that are given (E N, d), the tokens as often as there are experts."""
     E = next(iter(parts.values())).count
     n = len(hidden_states) // E
     expert = torch.arange(E, device=hidden_states.device).repeat_interleave(n)
     who = reader_of(route, hidden_states[:n], next(iter(parts.values())).name)
     rows, order = arranged(expert, None if who is None else who.repeat(E), _readers(route), E)
-    y = _through(module, parts, route, rows, hidden_states if who is None else hidden_states[order])
+    y = _through(module, parts, route, room, rows, hidden_states if who is None else hidden_states[order])
     return y if who is None else y.index_select(0, _inverse(order))
 
 
@@ -103,9 +107,11 @@ def _swiglu(act: Callable, x: Tensor) -> Tensor:
     return up * act(gate)
 
 
-def _through(module: nn.Module, parts: Mapping[str, Stacked], route: Route, rows: Rows, x: Tensor) -> Tensor:
+def _through(
+    module: nn.Module, parts: Mapping[str, Stacked], route: Route, room: Room, rows: Rows, x: Tensor
+) -> Tensor:
     up, gate, down = _projections(module, parts)
-    return project(down, uses(route, down), rows, gate(project(up, uses(route, up), rows, x)))
+    return project(down, uses(route, down), rows, gate(project(up, uses(route, up), rows, x, room)), room)
 
 
 def _lows(parts: Mapping[str, Stacked], route: Route, rows: Rows, dtype: torch.dtype) -> dict[str, Low | None] | None:

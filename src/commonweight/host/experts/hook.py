@@ -51,9 +51,9 @@ class Mixture(Entrance):
         module, parts = self.model, list(self.parts.values())
         if parts[0].kind == "expert" and "down_proj" in self.parts:
             if forms.mixed(module):
-                return forms.run_mixed(module, self.parts, route, *args, **kwargs)
+                return forms.run_mixed(module, self.parts, route, self.current.room, *args, **kwargs)
             if forms.spread(module):
-                return forms.run_spread(module, self.parts, route, *args, **kwargs)
+                return forms.run_spread(module, self.parts, route, self.current.room, *args, **kwargs)
         if route.single is not None:
             return whole.run(self.own, module, parts, route.single, args, kwargs)
         return whole.run_mixed(self.own, module, parts, route, args, kwargs)

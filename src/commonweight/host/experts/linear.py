@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..change import changed
-from ..stacks import stack
+from ..stacks import Room, stack
 from ..tenant import Entry, takes_input
 from .fused import Low
 from .products import product
@@ -30,7 +31,7 @@ class Rows(NamedTuple):
     pieces: list[tuple[int, int, int]]
 
 
-def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor) -> Tensor:
+def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor, room: Room) -> Tensor:
     """What the projection makes of x (S, inp) -> (S, out), bias included.
 
     Cost: that of the base; for changes with factors two grouped products of their rank; of others one call of their
@@ -53,7 +54,7 @@ def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor) -> Tensor:
     if alone:
         y = _pieces(y, [(a, b, _outward(at, es, given[a:b], x[a:b], y[a:b])) for at, a, b, es in alone])
     for members in groups.values():
-        y = _low_rank(part, members, x, y)
+        y = _low_rank(part, members, x, y, room)
     return y
 
 
@@ -103,9 +104,10 @@ def _outward(at: Expert, entries: list[Entry], given: Tensor, x: Tensor, y: Tens
     return F.linear(given, w.to(given), None if b is None else b.to(given))
 
 
-def _low_rank(part: Stacked, members: list[tuple[int, int, int, Entry]], x: Tensor, y: Tensor) -> Tensor:
+def _low_rank(part: Stacked, members: list[tuple[int, int, int, Entry]], x: Tensor, y: Tensor, room: Room) -> Tensor:
     """y + B A x of every piece, as two grouped products. Only factors of pieces that have rows are read."""
-    low = factors([e for _, _, _, e in members], x.dtype)
+    entries = [e for _, _, _, e in members]
+    scale, low = (1.0, factors(entries, x.dtype)) if torch.is_grad_enabled() else unscaled(entries, x.dtype, room)
     whole = sum(b - a for _, a, b, _ in members) == len(x)
     ends = torch.tensor([b - a for _, a, b, _ in members], device=x.device).cumsum(0).to(torch.int32)
     some = None if whole else torch.cat([torch.arange(a, b, device=x.device) for _, a, b, _ in members])
@@ -113,14 +115,28 @@ def _low_rank(part: Stacked, members: list[tuple[int, int, int, Entry]], x: Tens
     dropout = getattr(members[0][3].bind, "dropout", 0.0)
     if dropout and part.training:
         mine = F.dropout(mine, dropout)
-    added = product(product(mine, low.A, ends), low.B.mT, ends).to(y.dtype)
-    return y + added if some is None else y.index_add(0, some, added)
+    middle = product(mine, low.A, ends)
+    added = product(middle if scale == 1.0 else middle * scale, low.B.mT, ends).to(y.dtype)
+    if torch.is_grad_enabled():
+        return y + added if some is None else y.index_add(0, some, added)
+    return y.add_(added) if some is None else y.index_add_(0, some, added)
 
 
 def factors(entries: list[Entry], dtype: torch.dtype) -> Low:
     """Those of uses that are alike, one behind the other."""
     A, B = entries[0].bind.factors(**stack(entries, dtype, None))
     return Low(A.to(dtype), B.mT.to(dtype).contiguous())
+
+
+def unscaled(entries: list[Entry], dtype: torch.dtype, room: Room) -> tuple[float, Low]:
+    """(s, factors of which the change is s times the product), in memory that the next stacks are laid into. A pass
+    over the factors and new pages for them cost more than the products that they are for."""
+    bind = entries[0].bind
+    scale = getattr(bind, "scale", 1.0)
+    if scale != 1.0:
+        bind = replace(bind, scale=1.0)
+    A, B = bind.factors(**stack(entries, dtype, None, room))
+    return scale, Low(A.to(dtype), B.to(dtype).mT)
 
 
 def alike(part: Stacked, uses: Uses, rows: Rows) -> tuple[bool, list[Entry]]:

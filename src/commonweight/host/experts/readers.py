@@ -36,7 +36,11 @@ def uses(route: Route, part: Stacked) -> Uses:
         who = tenants(route)
         table: list[list[Entry]] = [[] for _ in range(part.count * len(who))]
         for g, tenant in enumerate(who):
-            for e, entries in part.by_expert(tenant.table.get(part.name, ()) if tenant is not None else ()).items():
+            if tenant is None or part.name not in tenant.table:
+                continue
+            if part.name not in tenant.by_expert:
+                tenant.by_expert[part.name] = part.by_expert(tenant.table[part.name])
+            for e, entries in tenant.by_expert[part.name].items():
                 table[e * len(who) + g] = entries
         found = route.kept[key] = Uses(len(who), table)
     return found
