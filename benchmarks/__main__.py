@@ -21,6 +21,7 @@ ALL = (
     "training_memory",
     "adding_tenants",
     "mixed_batch",
+    "experts",
     "road_batching",
     "file_size",
     "accuracy",

@@ -39,7 +39,8 @@ class Entrance:
 
     @property
     def own(self) -> Callable:
-        return self.before or getattr(type(self.model), self.name).__get__(self.model)
+        # no bound method: after a break of the graph torch.compile makes it anew as `model.forward`, which is this one
+        return self.before or partial(getattr(type(self.model), self.name), self.model)
 
     def install(self) -> None:
         self.model.__dict__[self.name] = self

@@ -192,3 +192,40 @@ def test_what_is_shared_is_shared_across_experts():
         tenant = host.add(method, method, sites="*.experts.*", **small(method))
         readers = tenant.plan.readers()
         assert max(n for p, n in readers.items() if p in tenant.pools) >= 8
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+def test_a_compiled_model_answers_as_the_tenants(implementation):
+    host, batch = hosted("qwen3_moe", implementation)
+    routes = ("lora", ["dora", None, "lora", "dora"], None)
+    want = [routed(host, r, batch) for r in routes]
+    torch._dynamo.reset()
+    compiled = torch.compile(host.model, backend="eager")
+    for route, expected in zip(routes, want):
+        with torch.no_grad(), host.route(route):
+            torch.testing.assert_close(compiled(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_files_a_store_fingerprints_and_a_module(kind, tmp_path):
+    host, batch = hosted(kind, methods=("lora",))
+    stir(host.add("mos", "mos", **small("mos")))
+    before = host.fingerprint
+    store = cw.Commons(tmp_path / "store")
+    for name in ("lora", "mos"):
+        want = routed(host, name, batch)
+        other = cw.Host(mixture(kind)[0])
+        assert other.fingerprint == before
+        other.load("a", host.save(name, tmp_path / "t.safetensors"))
+        store.publish(host, name)
+        other.load_from(store, name, as_="b")
+        for again in ("a", "b"):
+            torch.testing.assert_close(routed(other, again, batch), want)
+        module = other.module("a")
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+        module(**batch, labels=batch["input_ids"]).loss.backward()
+        optimiser.step()
+        assert (routed(other, "a", batch) - want).abs().max() > 1e-4
+        torch.testing.assert_close(routed(other, "b", batch), want)
+    assert host.fingerprint == before

@@ -13,7 +13,7 @@ from ..change import changed
 from ..stacks import Room, stack
 from ..tenant import Entry, takes_input
 from .fused import Low
-from .products import product
+from .products import by_size, product
 from .readers import Uses
 from .stacked import Expert, Stacked
 
@@ -38,12 +38,14 @@ def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor, room: Room) -> Ten
     own form for every piece.
     """
     groups: dict[int, list[tuple[int, int, int, Entry]]] = {}  # alike in bind and shapes, with factors
-    alone = []
+    alone, known = [], {}
     for v, a, b in rows.pieces:
         entries = uses.table[v]
         if not entries:
             continue
-        if len(entries) == 1 and factored(entries[0], part):
+        if len(entries) == 1 and (s := entries[0].signature) not in known:
+            known[s] = factored(entries[0], part)
+        if len(entries) == 1 and known[entries[0].signature]:
             groups.setdefault(entries[0].signature, []).append((v, a, b, entries[0]))
         else:
             alone.append((Expert(part, v // uses.readers), a, b, entries))
@@ -106,20 +108,31 @@ def _outward(at: Expert, entries: list[Entry], given: Tensor, x: Tensor, y: Tens
 
 def _low_rank(part: Stacked, members: list[tuple[int, int, int, Entry]], x: Tensor, y: Tensor, room: Room) -> Tensor:
     """y + B A x of every piece, as two grouped products. Only factors of pieces that have rows are read."""
+    plain = not torch.is_grad_enabled()
+    if plain:
+        members = sorted(members, key=lambda m: m[2] - m[1])  # those of few rows are one batched product a size
     entries = [e for _, _, _, e in members]
-    scale, low = (1.0, factors(entries, x.dtype)) if torch.is_grad_enabled() else unscaled(entries, x.dtype, room)
-    whole = sum(b - a for _, a, b, _ in members) == len(x)
-    ends = torch.tensor([b - a for _, a, b, _ in members], device=x.device).cumsum(0).to(torch.int32)
-    some = None if whole else torch.cat([torch.arange(a, b, device=x.device) for _, a, b, _ in members])
+    scale, low = unscaled(entries, x.dtype, room) if plain else (1.0, factors(entries, x.dtype))
+    sizes = torch.tensor([b - a for _, a, b, _ in members])
+    ends = sizes.cumsum(0)
+    whole = not plain and int(ends[-1]) == len(x)
+    some = None if whole else rows_of(torch.tensor([a for _, a, _, _ in members]), sizes, ends).to(x.device)
     mine = x if some is None else x.index_select(0, some)
     dropout = getattr(members[0][3].bind, "dropout", 0.0)
     if dropout and part.training:
         mine = F.dropout(mine, dropout)
-    middle = product(mine, low.A, ends)
-    added = product(middle if scale == 1.0 else middle * scale, low.B.mT, ends).to(y.dtype)
-    if torch.is_grad_enabled():
-        return y + added if some is None else y.index_add(0, some, added)
-    return y.add_(added) if some is None else y.index_add_(0, some, added)
+    product_of = by_size if plain and x.device.type == "cpu" else product
+    at = ends.to(x.device, torch.int32)
+    middle = product_of(mine, low.A, at)
+    added = product_of(middle if scale == 1.0 else middle * scale, low.B.mT, at).to(y.dtype)
+    if plain and some is not None:
+        return y.index_add_(0, some, added)
+    return y + added if some is None else y.index_add(0, some, added)
+
+
+def rows_of(starts: Tensor, sizes: Tensor, ends: Tensor) -> Tensor:
+    """The rows of pieces that begin at `starts`, one piece behind the other. ends: of `sizes`, summed up."""
+    return torch.arange(int(ends[-1])) + (starts - ends + sizes).repeat_interleave(sizes)
 
 
 def factors(entries: list[Entry], dtype: torch.dtype) -> Low:
