@@ -78,7 +78,7 @@ def test_only_the_completion_is_scored(llama):
     assert e["input_ids"] == [2, 6, 3] and e["labels"] == [-100, 6, 3]
     with pytest.raises(CommonweightError, match="row 1: 'prompt' is 3"):
         task.examples([{"prompt": 3, "completion": "w2"}])
-    with pytest.raises(CommonweightError, match="the columns are prompt; there is no completion beside it"):
+    with pytest.raises(CommonweightError, match="and there is no completion; name the other half"):
         task.examples([{"prompt": "w0"}])
 
 

@@ -75,7 +75,7 @@ def test_a_damaged_pool_is_mended_by_publishing_again(c, tmp_path):
 def test_what_is_told():
     assert told("legal@1", 1, None) is None
     assert told("legal@2", 2, 2) == "legal@2 has this content already: no new version was made"
-    assert "legal@3 is now its newest version, legal@2 stays" in (told("legal@3", 3, 2) or "")
+    assert "legal@3 is now its newest version, and legal@2 stays" in (told("legal@3", 3, 2) or "")
 
 
 def test_a_lost_manifest_is_told(c, tmp_path):

@@ -16,7 +16,7 @@ SITES = [
         cw.Site(f"layers.{i}.norm", 64, 1, "norm"),
         cw.Site(f"layers.{i}", 64, 64, "block", "", False),
     )
-]
+] + [cw.Site("embed", 64, 512, "embedding", "", False)]
 
 
 def sites(method):
