@@ -205,7 +205,7 @@ OWN = "method: ties\nbase: m0\nmodels: [m1, m2]\n"
         ("method: linear\nslices: [{models: [{model: m1, layers: 0-1}, {model: m2, layers: 0}]}]", "different numbers"),
         ("method: linear\nmodels: [m1, m2]\nweights: [1, -1]", "sum to zero"),
         ("merge_method: tiess\nmodels: [{model: m1}]", "unknown merge_method 'tiess'; did you mean 'ties'"),
-        ("merge_method: linear\nmodules: {}\n", "modules: this is not read"),
+        ("merge_method: linear\nmodules: {}\n", "modules: this is not read.* for each module a rule over its tensors"),
         ("merge_method: linear\nmodels: [{model: m1, parameters: {wieght: 1}}]", "did you mean 'weight'"),
         ("merge_method: linear\nmodels: [{model: m1}, {model: m2, parameters: {weight: 1}}]", "of m1 is missing"),
         ("merge_method: slerp\nslices: [{sources: [{model: m1, layer_range: [0]}]}]", "layer_range is"),

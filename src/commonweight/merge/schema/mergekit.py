@@ -70,7 +70,12 @@ def read(body: Mapping[str, Any]) -> Recipe:
     if not isinstance(method, str) or method not in METHODS:
         raise unknown("merge_method", str(method), METHODS)
     if "modules" in body:
-        raise CommonweightError("modules: this is not read; merge each module by a recipe of its own")
+        raise CommonweightError(
+            "modules: this is not read: which tensors a module has is told by mergekit's own tables. Write a recipe of "
+            "ours: method and models for the whole model, and for each module a rule over its tensors' names, as in "
+            'rules: [{tensors: "vision_tower.*", method: linear, weights: [0.5, 0.5]}, '
+            '{tensors: "model.audio.*", take: ./a}]'
+        )
     if ("models" in body) == ("slices" in body):
         raise CommonweightError("recipe: give either models or slices")
     notices = [f"{k} is not used: {NOTICED[k]}" for k in NOTICED if k in body]
