@@ -102,7 +102,7 @@ class Bind(Protocol):
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y
     factors(**slots) -> (A, B)         when w' = w + B A exactly; leading dimensions of the slots stay. Where `draws`
-                                       is true, training draws other ones; B is proportional to `scale`, if there is one
+                                       is true, training draws other ones
 
     anywhere: "output" where the fast forms read y alone, "through" where they read x through `base.call` and
     `base.many` alone: they hold at convolutions and embeddings too. Else the weight form is used there.

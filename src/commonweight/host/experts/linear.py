@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...bind import LowRank
 from ..change import changed
 from ..stacks import Room, stack
 from ..tenant import Entry, takes_input
@@ -145,7 +146,7 @@ def unscaled(entries: list[Entry], dtype: torch.dtype, room: Room) -> tuple[floa
     """(s, factors of which the change is s times the product), in memory that the next stacks are laid into. A pass
     over the factors and new pages for them cost more than the products that they are for."""
     bind = entries[0].bind
-    scale = getattr(bind, "scale", 1.0)
+    scale = bind.scale if type(bind) is LowRank else 1.0  # in others it need not be of the whole change
     if scale != 1.0:
         bind = replace(bind, scale=1.0)
     A, B = bind.factors(**stack(entries, dtype, None, room))
