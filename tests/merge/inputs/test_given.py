@@ -212,7 +212,7 @@ def test_an_extracted_adapter_goes_back_onto_its_base(kind, tmp_path):
         with pytest.raises(cw.CommonweightError, match=message):
             cw.merge.linear([folder], base=base)
     (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(cw.CommonweightError, match="names no peft_type"):
+    with pytest.raises(cw.CommonweightError, match="holds a list; wanted a JSON object"):
         cw.merge.linear([folder], base=base)
 
 
