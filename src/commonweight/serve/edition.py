@@ -18,11 +18,15 @@ class Edition:
     """tenant: the object. stamp: a number that no other edition of this process has; the cache of prefixes is salted
     with it. form: what it is at each layer, None where it has no common form and is read through the host's route.
 
+    sound: whether all its numbers are finite. An attention that meets a NaN may answer with zeros, which nothing in the
+    scores would show, so that an edition that is not sound answers nothing.
+
     A tenant that is removed, replaced or trained on meanwhile leaves its editions as they were, but for those without
     a form, whose pools are read as they stand. reader, places: the tenant for the host's route, see `places.placed`.
     """
 
-    def __init__(self, tenant: Tenant, form: Mapping[str, Frozen] | None):
+    def __init__(self, tenant: Tenant, form: Mapping[str, Frozen] | None, sound: bool):
+        self.sound = sound
         self.tenant, self.form, self.stamp = tenant, form, next(_stamps)
         self.reader, self.places = placed(tenant) if form is None else (tenant, None)
 
@@ -38,6 +42,6 @@ class Editions:
         key = tenant.number, tuple(p._version for p in tenant.pools.values())
         found = self._known.get(key)
         if found is None:
-            form = frozen(tenant, modules) if finite(tenant) else None
-            found = self._known[key] = Edition(tenant, form)
+            sound = finite(tenant)
+            found = self._known[key] = Edition(tenant, frozen(tenant, modules) if sound else None, sound)
         return found

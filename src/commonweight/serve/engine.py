@@ -146,7 +146,10 @@ class Engine:
                 raise Full(f"{self._manager.waiting} requests wait already, at most {self.max_waiting} may; try later")
             for ticket in tickets:
                 self.tenants.hold(ticket)
-                self._manager.submit(ticket)
+                if edition is None or edition.sound:
+                    self._manager.submit(ticket)
+                else:
+                    ticket.end("error", f"tenant {request.tenant!r} has parameters that are no finite numbers")
         return Stream(self, tickets, pieces)
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
