@@ -82,7 +82,7 @@ def main(folder: str = "random") -> list[dict]:
                 "what": f"memory of measuring / {other}, {ROWS}x{LENGTH} tokens, SmolLM2-135M's shape",
                 "unit": "memory",
                 "target": target,
-                "model": folder,
+                "model": Path(folder).name,
                 "ours_mb": found[0]["eval"],
                 "theirs_mb": found[0][other],
                 "ratio": round(ratios[ROUNDS // 2], 3),

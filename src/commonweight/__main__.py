@@ -1,4 +1,4 @@
-"""`python -m commonweight`, which torchrun and accelerate launch by name."""
+"""`python -m commonweight`, which torchrun launches by name."""
 
 from .cli import main
 

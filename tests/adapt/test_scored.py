@@ -52,13 +52,16 @@ def test_the_same_number(kind, piece, monkeypatch):
     inputs, labels = batch()
     wanted = plainly(model, inputs, labels)
     assert scored.loss(model, inputs, labels).item() == pytest.approx(wanted, rel=1e-5)
-    assert scored.measure(model, inputs, labels) == pytest.approx(wanted, rel=1e-5)
+    assert scored.measure(model, inputs, labels).nll == pytest.approx(wanted, rel=1e-5)
     assert not scored.output_layer(model)._forward_pre_hooks
+    with torch.no_grad():
+        likeliest = model(**inputs).logits[:, :-1].argmax(-1)
+    assert scored.measure(model, inputs, labels).right == int((likeliest == labels[:, 1:]).sum())
 
 
 def test_nothing_scored():
     inputs, labels = batch()
-    assert scored.measure(causal().eval(), inputs, torch.full_like(labels, scored.IGNORE)) == 0
+    assert scored.measure(causal().eval(), inputs, torch.full_like(labels, scored.IGNORE)) == (0, 0)
 
 
 def test_a_model_that_does_not_say_where_its_head_is(monkeypatch):
@@ -67,7 +70,7 @@ def test_a_model_that_does_not_say_where_its_head_is(monkeypatch):
     wanted = plainly(model, inputs, labels)
     monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
     assert scored.loss(model, inputs, labels).item() == pytest.approx(wanted, rel=1e-5)
-    assert scored.measure(model, inputs, labels) == pytest.approx(wanted, rel=1e-5)
+    assert scored.measure(model, inputs, labels).nll == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
@@ -84,7 +87,7 @@ def test_a_tenant_at_the_head_itself(method):
     inputs, labels = batch()
     with host.route("a"):
         wanted = plainly(host.model, inputs, labels)
-        assert scored.measure(host.model, inputs, labels) == pytest.approx(wanted, rel=1e-5)
+        assert scored.measure(host.model, inputs, labels).nll == pytest.approx(wanted, rel=1e-5)
     with host.route("b"):
         assert plainly(host.model, inputs, labels) != pytest.approx(wanted, rel=1e-3)
     with host.route(["a", "b", "a", None, "b"]):

@@ -204,6 +204,7 @@ def test_nats_and_bits(llama):
         metrics = task.measure(model, examples, 4)
     assert metrics["loss"] == pytest.approx(want.item(), rel=1e-5)
     assert metrics["bits_per_byte"] == pytest.approx(want.item() * 4 / math.log(2) / 9, rel=1e-5)
+    assert 0 <= metrics["token_accuracy"] <= 1
 
 
 def test_bytes_are_those_of_the_scored_tokens(llama):

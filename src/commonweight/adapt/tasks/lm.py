@@ -196,10 +196,14 @@ class LM(Given):
 
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
         device = next(model.parameters()).device
-        nll, tokens = 0.0, 0
+        nll, right, tokens = 0.0, 0, 0
         for _, batch in batches(self, examples, batch_size, device):
             tokens += self.items(batch)
-            nll += scored.measure(model, batch, batch.pop("labels"))
+            found = scored.measure(model, batch, batch.pop("labels"))
+            nll, right = nll + found.nll, right + found.right
         size = sum(e["bytes"] for e in examples)
         bits = nll / math.log(2) / max(1, size)
-        return {"loss": nll / max(1, tokens), "bits_per_byte": bits, "tokens": tokens, "n": rows_of(examples)}
+        loss, accuracy = nll / max(1, tokens), right / max(1, tokens)
+        return {
+            "loss": loss, "bits_per_byte": bits, "token_accuracy": accuracy, "tokens": tokens, "n": rows_of(examples)
+        }  # fmt: skip

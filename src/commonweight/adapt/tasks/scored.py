@@ -5,9 +5,9 @@ A head of 50,000 words makes 200 kB of every token; most of it is never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +35,42 @@ def loss(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
 
     Rows stay rows, so that a mixed route finds its readers at the head too.
     """
+    logits, what = _scored(model, inputs, labels)
+    return F.cross_entropy(logits.flatten(0, 1).float(), what.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def _scored(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits where they are scored, (B, S, V); the tokens that they predict, (B, S))."""
     where, what = places(labels)
     length = labels.shape[1]
     with _reading(model, length, lambda x: _at(x, where)) as seen:
         logits = model(**inputs, use_cache=False).logits
-    if not seen:
-        logits = _at(logits[:, -length:], where)
-    return F.cross_entropy(logits.flatten(0, 1).float(), what.flatten(), ignore_index=IGNORE, reduction="sum")
+    return logits if seen else _at(logits[:, -length:], where), what
+
+
+class Measured(NamedTuple):
+    """Of scored tokens: the summed cross entropy, and how many were the likeliest."""
+
+    nll: float
+    right: int
+
+    @classmethod
+    def of(cls, logits: Tensor, what: Tensor) -> Measured:
+        flat = logits.flatten(0, 1).float()
+        nll = F.cross_entropy(flat, what.flatten(), ignore_index=IGNORE, reduction="sum").item()
+        return cls(nll, int((logits.argmax(-1) == what).sum()))  # IGNORE is no token
+
+    @classmethod
+    def sum(cls, parts: Iterable[Measured]) -> Measured:
+        found = list(parts)
+        return cls(sum(p.nll for p in found), sum(p.right for p in found))
 
 
 @torch.no_grad()
-def measure(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> float:
-    """The same number. Memory: `PIECE` logits; of a model that does more to logits than its head does (scales or caps
+def measure(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Measured:
+    """The same number, and how many tokens were right.
+
+    Memory: `PIECE` logits; of a model that does more to logits than its head does (scales or caps
     them), those of one row at least, and as many more forward passes.
 
     Whether it does is seen from the logits of each row's last position, which are made both ways.
@@ -59,17 +83,15 @@ def measure(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> floa
     if len(seen) == 1 and head is not None:
         hidden = seen[0]
         if torch.equal(head(hidden[:, -1:]).to(last.dtype), last):
-            step, total = max(1, PIECE // (last.shape[0] * last.shape[-1])), 0.0
+            step = max(1, PIECE // (last.shape[0] * last.shape[-1]))
             hidden = hidden[:, -length:]
-            for start in range(0, where.shape[1], step):
-                some = slice(start, start + step)
-                total += _summed(head(_at(hidden, where[:, some])), what[:, some])
-            return total
+            some = [slice(start, start + step) for start in range(0, where.shape[1], step)]
+            return Measured.sum(Measured.of(head(_at(hidden, where[:, s])), what[:, s]) for s in some)
     elif not seen:  # no head that could be fed less: these are all logits
-        return _summed(_at(last[:, -length:], where), what)
+        return Measured.of(_at(last[:, -length:], where), what)
     rows = max(1, PIECE // (where.shape[1] * last.shape[-1]))
     parts = [slice(i, i + rows) for i in range(0, len(labels), rows)]
-    return sum(loss(model, {k: v[p] for k, v in inputs.items()}, labels[p]).item() for p in parts)
+    return Measured.sum(Measured.of(*_scored(model, {k: v[p] for k, v in inputs.items()}, labels[p])) for p in parts)
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
@@ -107,8 +129,3 @@ def _reading(model: nn.Module, length: int, pick: Callable[[Tensor], Tensor]) ->
 def _at(x: Tensor, where: Tensor) -> Tensor:
     """(B, S, d) of (B, T, d)."""
     return x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _summed(logits: Tensor, what: Tensor) -> float:
-    flat = logits.flatten(0, 1).float()
-    return F.cross_entropy(flat, what.flatten(), ignore_index=IGNORE, reduction="sum").item()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...host import Host
 
 METRICS = ("accuracy", "macro_f1")
-TEXTS = ("perplexity", "loss", "bits_per_byte")  # of a language model
+TEXTS = ("perplexity", "loss", "bits_per_byte", "token_accuracy")  # of a language model
 _AT_ONCE = 8  # rows of a language model, whose logits are large
 FILE = "evaluation.json"
 
