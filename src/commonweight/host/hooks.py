@@ -34,6 +34,7 @@ class SiteHook:
         self.at, self.current, self.of_images = physical, current, of_images
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
+        self.packed = type(physical.module).__module__ == "bitsandbytes.nn.modules"
 
     def install(self) -> list[RemovableHandle]:
         if self.at.slot != "weight" or self.at.kind == "parameter":  # read through its door
@@ -119,8 +120,11 @@ class SiteHook:
             if entries is None:
                 return y
             try:
-                if torch.is_grad_enabled() and len(entries) == 1 and self.owns_output():
-                    return self.trained(entries[0], x, y)
+                if torch.is_grad_enabled() and len(entries) == 1:
+                    if self.owns_output():
+                        return self.trained(entries[0], x, y)
+                    if self.packed:  # what these answer is a view of a function's output, not to be written over
+                        return self.trained(entries[0], x, y.clone())
                 return self.apply(entries, x, y)
             except LinAlgError as e:
                 return self.ill(route.single, y, e)

@@ -21,7 +21,8 @@ class Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, at: Base) -> Tensor:
         ctx.at, ctx.dtype = at, x.dtype
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # itself: a view could not be written over
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
