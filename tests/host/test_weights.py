@@ -46,6 +46,60 @@ def test_blocks_of_a_gguf_file():
     assert [s.name for s in hosted(model)["a"].sites] == ["0", "2"]
 
 
+def test_blocks_whose_layer_reads_its_input_in_another_order():
+    utils = pytest.importorskip("transformers.integrations.gguf.utils")
+    layer = utils.GgufLinear(64, 8, 8)
+    codes = torch.randint(-99, 99, (8, 2, 32)).to(torch.int8)
+    scale = torch.full((8, 2, 1), 0.5).half()
+    layer.weight.data = torch.cat([scale.view(torch.uint8), codes.view(torch.uint8)], -1).reshape(8, -1)
+    layer.input_permutation = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(100, 64)
+    torch.testing.assert_close(x @ weights.dense(layer).T, layer(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(16, 24), None])
+def test_fine_grained_fp8(size):
+    fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    layer = fp8.FP8Linear(40, 24, size)  # blocks that do not divide the sides
+    layer.weight.data = torch.randn(24, 40).to(torch.float8_e4m3fn)
+    layer.weight_scale_inv.data = torch.rand_like(layer.weight_scale_inv) + 0.5
+    want = layer.weight.float()
+    for i in range(24):
+        for j in range(40):
+            want[i, j] *= layer.weight_scale_inv[i // size[0], j // size[1]] if size else layer.weight_scale_inv
+    torch.testing.assert_close(weights.dense(layer), want)
+
+
+def test_awq():
+    """Eight codes a number of 32 bits, in the order in which AWQ's kernels unpack them; written out once more here."""
+
+    class WQLinear_GEMM(nn.Module):
+        def __init__(self, codes, zeros, scales):
+            super().__init__()
+            self.in_features, self.out_features = codes.shape
+            pack = lambda t: sum(t[:, o::8].int() << 4 * i for i, o in enumerate((0, 2, 4, 6, 1, 3, 5, 7)))  # noqa: E731
+            self.register_buffer("qweight", pack(codes))
+            self.register_buffer("qzeros", pack(zeros))
+            self.register_buffer("scales", scales)
+
+    codes, zeros = torch.randint(0, 16, (64, 24)), torch.randint(0, 16, (2, 24))
+    scales = torch.rand(2, 24).half()
+    want = torch.stack([(codes[i] - zeros[i // 32]) * scales[i // 32].float() for i in range(64)]).T
+    torch.testing.assert_close(weights.dense(WQLinear_GEMM(codes, zeros, scales)), want)
+
+
+def test_packed_experts_are_refused_by_name():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up_proj = nn.Parameter(torch.zeros(4, 8, 4, dtype=torch.uint8), requires_grad=False)
+
+    model = blocks()
+    model.layers[1].experts = Experts()
+    with pytest.raises(cw.CommonweightError, match=r"layers\.1\.experts: .*packed \(Experts\).*dequantize=True"):
+        cw.Host(model, sites="*.experts.gate_up_proj")
+
+
 def test_a_layer_that_dequantises_itself():
     layer = Packed(linear())
     layer.dequantize = lambda: layer.numbers() + 0.0

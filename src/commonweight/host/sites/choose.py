@@ -10,7 +10,7 @@ from torch import nn
 
 from ...core import CommonweightError, Site
 from ..names import named
-from ..weights import known
+from ..weights import known, plain
 from .families import FAMILIES, families
 from .physical import Physical
 
@@ -49,6 +49,11 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             if any(
                 _match(name, g) or _match(f"{name}.gate_up_proj", g) or _match(f"{name}.down_proj", g) for g in globs
             ):
+                if kind := _packed_experts(model, name):
+                    raise CommonweightError(
+                        f"{name}: its weights are packed ({kind}), and packed experts are no sites; load the model with "
+                        "its quantisation config's dequantize=True, or adapt other layers, such as '*.q_proj|*.v_proj'"
+                    )
                 raise CommonweightError(
                     f"{name}: fused expert weights (three-dimensional) are sites by their parameters, for example "
                     "sites='*.experts.gate_up_proj|*.experts.down_proj'; attention has '*.q_proj|*.v_proj'"
@@ -58,6 +63,13 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}"
         )
     return chosen
+
+
+def _packed_experts(model: nn.Module, name: str) -> str | None:
+    """The class of a module whose fused experts are no plain numbers."""
+    module = dict(named(model))[name]
+    held = [p for p in module.parameters(recurse=False) if p.dim() == 3]
+    return None if all(plain(p) for p in held) else type(module).__name__
 
 
 def unknown_kind(modules: Mapping[str, Physical], site: Site) -> bool:
