@@ -51,7 +51,7 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             ):
                 if kind := _packed_experts(model, name):
                     raise CommonweightError(
-                        f"{name}: its weights are packed ({kind}), and packed experts are no sites; load the model with "
+                        f"{name}: its weights are packed ({kind}), and packed experts are no sites; load it with "
                         "its quantisation config's dequantize=True, or adapt other layers, such as '*.q_proj|*.v_proj'"
                     )
                 raise CommonweightError(
