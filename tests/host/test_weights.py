@@ -306,3 +306,28 @@ def test_shards_are_gathered(tmp_path):
         torch.testing.assert_close(routed(host, ["a", None, "b"], X), routed(plain, ["a", None, "b"], X))
     finally:
         dist.destroy_process_group()
+
+
+class Rounding(Packed):
+    """As torchao's layers that round their input: no graph, and a view of what was made."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = super().forward((x * 1024).round() / 1024)
+            return torch.cat([y.flatten(0, -2), y.flatten(0, -2)])[: y.flatten(0, -2).shape[0]].view(y.shape)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "mos"])
+def test_a_layer_without_gradients_gets_those_of_its_weight(method):
+    found = []
+    for kind in (Rounding, Packed):
+        model = blocks()
+        for mlp in (model.layers[1], model.layers[3]):
+            mlp.up, mlp.down = kind(mlp.up), kind(mlp.down)
+        host = cw.Host(model)
+        stir(host.add("a", method, sites=SITES))
+        with host.route("a"):
+            model(X).square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in host["a"].parameters()]))
+    assert found[1].norm() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.01 * found[1].abs().max().item())
