@@ -22,6 +22,8 @@ ALL = (
     "adding_tenants",
     "mixed_batch",
     "experts",
+    "qlora",
+    "serving",
     "road_batching",
     "file_size",
     "accuracy",

@@ -109,7 +109,7 @@ def test_what_transformers_packs_on_a_device_alone(config, tmp_path):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path, quantization_config=getattr(transformers, config)(), device_map=DEVICE, dtype=torch.bfloat16
         )
-    except (ImportError, NotImplementedError, RuntimeError, ValueError) as e:
+    except (ImportError, NotImplementedError) as e:  # a kernel that is not installed
         pytest.skip(str(e).splitlines()[0])
     host = cw.Host(model)
     stir(host.add("a", "lora", rank=2))

@@ -284,6 +284,25 @@ def test_models_that_cannot_be_served_are_refused():
         Engine(encoder)
 
 
+def test_a_model_in_half_precision_answers_as_its_tenants_do():
+    host = cw.Host(make().to(torch.bfloat16))
+    for name, method in {"a": "lora", "b": "ia3", "c": "dora"}.items():
+        add(host, name, method)
+    asked = [ask(t, i, logprobs=0) for i, t in enumerate(["a", "b", "c", None, "a"])]
+    with Engine(host, max_requests=4, max_batch_tokens=32, page_size=8) as engine:
+        answers = engine.generate(asked)
+        assert {lane.held["A"].dtype for lane in engine._router.lanes.lanes.values() if "A" in lane.held} == {
+            torch.bfloat16
+        }
+    for request, answer in zip(asked, answers, strict=True):
+        assert answer.error is None and answer.logprobs is not None
+        ids = torch.tensor([[*request.prompt, *answer.tokens[:-1]]])
+        with torch.no_grad(), host.route(request.tenant):
+            logits = host.model(input_ids=ids, use_cache=False).logits[0, len(request.prompt) - 1 :].float()
+        want = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor([x.logprob for x in answer.logprobs]), want, atol=0.2)
+
+
 def test_a_burst_of_one_tenant_does_not_keep_others_waiting(host: cw.Host):
     order: list[str] = []
     with Engine(host, max_requests=2, max_batch_tokens=32, page_size=8) as engine:

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 from ..core import CommonweightError
 from ..host import Host
 from . import optimizers
+from .best import Best
 from .memory import peak
 from .recipe import Recipe
 from .trainer import Part, Progress, without_dropout
@@ -56,9 +57,8 @@ class Loop(TrainerCallback):
         self.task, self.parts, self.settings = part.task, [part], settings
         self.pools = dict(part.tenant.named_parameters())
         self.curve: list[dict[str, float]] = []
-        self.best: dict[str, torch.Tensor] | None = None
-        self.best_score: float | None = None
-        self.bad, self.optimizer = 0, None
+        self.best = Best(self.pools)
+        self.optimizer = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Once a step, after `on_step_end`."""
@@ -75,7 +75,7 @@ class Loop(TrainerCallback):
         self.curve.append({"step": state.global_step, "loss": loss})
         last = state.global_step >= self.steps
         dev = self.score(part) if part.dev and (last or state.global_step % self.per_epoch == 0) else None
-        control.should_training_stop = last or self.bad >= self.recipe.patience
+        control.should_training_stop = last or self.best.bad >= self.recipe.patience
         if self.progress is not None:
             self.progress(
                 Progress(
@@ -100,22 +100,13 @@ class Loop(TrainerCallback):
         self.host.model.train(was)
         if callable(back := getattr(self.optimizer, "train", None)):
             back()
-        name, more = part.task.better
-        score = metrics[name] if more else -metrics[name]
         self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k != "n"})
-        if self.best_score is None or score > self.best_score:
-            self.best_score, self.bad = score, 0
-            self.best = {n: p.detach().clone() for n, p in self.pools.items()}
-        else:
-            self.bad += 1
+        self.best.see(metrics, part.task.better)
         return metrics
 
     def finish(self) -> None:
         optimizers.averaged(self.optimizer)
-        if self.best is not None:
-            with torch.no_grad():
-                for n, p in self.pools.items():
-                    p.copy_(self.best[n])
+        self.best.put_back()
 
 
 def train(

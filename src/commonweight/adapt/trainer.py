@@ -25,6 +25,7 @@ from ..core import CommonweightError
 from ..host import Host, Tenant
 from ..host.module import together
 from . import optimizers, processes
+from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
 from .recipe import Recipe
@@ -80,7 +81,7 @@ class Watch(TrainerCallback):
         if epoch_ends:
             run.check_pools(step)
         dev = run.score() if epoch_ends and any(p.dev for p in run.parts) else None
-        stop = dev is not None and run.bad >= run.recipe.patience
+        stop = dev is not None and run.best.bad >= run.recipe.patience
         run.done = last or stop
         control.should_training_stop = run.done
         control.should_save = run.store is not None and (epoch_ends or step % run.recipe.checkpoint_every == 0)
@@ -120,9 +121,8 @@ class Run(Trainer):
         self.per_epoch = recipe.per_epoch(len(self.sampler))
         self.steps = recipe.steps(len(self.sampler))
         self.curve: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] | None = None
-        self.best_score: float | None = None
-        self.bad, self.done, self.loss = 0, False, 0.0
+        self.best = Best(self.pools)
+        self.done, self.loss = False, 0.0
         self.losses: list[float] = []  # of the batches of a step
         self.tokens, self.read, self.rate = 0, 0, 0.0  # read: tokens of the step, of this process
         optimizer = optimizers.make(recipe, tenants)
@@ -251,23 +251,14 @@ class Run(Trainer):
                 with torch.no_grad(), self.host.route(p.tenant.name):
                     each[p.tenant.name] = p.task.measure(self.host.model, p.dev, self.recipe.eval_rows)
         metrics = combined(each, len(self.parts) > 1)
-        name, more = self.task.better
-        score = metrics[name] if more else -metrics[name]
         self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k.rpartition("/")[2] != "n"})
-        if self.best_score is None or score > self.best_score:
-            self.best_score, self.bad = score, 0
-            self.best = {n: p.detach().clone() for n, p in self.pools.items()}
-        else:
-            self.bad += 1
+        self.best.see(metrics, self.task.better)
         return metrics
 
     def finish(self) -> None:
         """The best pools that the dev rows saw become the tenants'."""
         optimizers.averaged(self.optimizer)
-        if self.best is not None:
-            with torch.no_grad():
-                for n, p in self.pools.items():
-                    p.copy_(self.best[n])
+        self.best.put_back()
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -276,11 +267,11 @@ class Run(Trainer):
         if not processes.first():
             return processes.wait()
         tensors = {f"pool/{n}": p.detach() for n, p in self.pools.items()}
-        tensors |= {f"best/{n}": p for n, p in (self.best or {}).items()}
+        tensors |= {f"best/{n}": p for n, p in (self.best.found or {}).items()}
         moments, groups = optimizers.state(self.optimizer, self.pools)
         tensors |= {f"adam/{k}": v for k, v in moments.items()}
         facts = {
-            "settings": self.settings, "done": self.done, "bad": self.bad, "best_score": self.best_score,
+            "settings": self.settings, "done": self.done, "bad": self.best.bad, "best_score": self.best.score,
             "curve": self.curve, "groups": groups,
             "schedule": self.lr_scheduler.last_epoch,  # type: ignore[union-attr]
         }  # fmt: skip
@@ -292,14 +283,14 @@ class Run(Trainer):
         """Pools, scores and curve of a checkpoint; moments and random states follow when the loop asks."""
         self.found = read(folder)
         facts = self.found.facts
-        self.done, self.bad, self.best_score = facts["done"], facts["bad"], facts["best_score"]
+        self.done, self.best.bad, self.best.score = facts["done"], facts["bad"], facts["best_score"]
         self.curve = facts["curve"]
         device = next(iter(self.pools.values())).device
         with torch.no_grad():
             for n, p in self.pools.items():
                 p.copy_(self.found.tensors[f"pool/{n}"])
         best = {k[5:]: v.to(device) for k, v in self.found.tensors.items() if k.startswith("best/")}
-        self.best = best or None
+        self.best.found = best or None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done by `restore`."""

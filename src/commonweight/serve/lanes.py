@@ -110,7 +110,8 @@ class Lane:
         shape = (self.lanes.size, rank, self.sizes[name]) if low else (self.lanes.size, self.sizes[name])
         if old is not None and tuple(old.shape) == shape:
             return
-        new = torch.full(shape, 1.0 if name in "st" else 0.0, device=value.device)
+        dtype = torch.float32 if old is None else old.dtype
+        new = torch.full(shape, 1.0 if name in "st" else 0.0, device=value.device, dtype=dtype)
         if old is not None:
             new[tuple(slice(n) for n in old.shape)] = old
         self.held[name] = new
@@ -169,14 +170,12 @@ class Lane:
             y.add_(self.rows("c", lead))
         if "A" not in self.held:
             return
-        A, B = self.held["A"], self.held["B"]
+        A, B = self._factors(y.dtype)
         if lead.places is None:
-            if y.dtype != A.dtype:
-                A, B = A.to(y.dtype), B.to(y.dtype)
             h = torch.bmm(A.index_select(0, lead.slots), x.unsqueeze(-1))
             y.unsqueeze(1).baddbmm_(h.mT, B.index_select(0, lead.slots))
             return
-        A, B = A[: lead.top].to(y.dtype), B[: lead.top].to(y.dtype)
+        A, B = A[: lead.top], B[: lead.top]
         beside = x.new_zeros(lead.top * lead.width, x.shape[-1]).index_copy_(0, lead.places, x)
         out = torch.bmm(torch.bmm(beside.view(lead.top, lead.width, -1), A.mT), B)
         y.add_(out.view(-1, y.shape[-1]).index_select(0, lead.places))
@@ -189,7 +188,14 @@ class Lane:
         if "c" in held:
             y.add_(held["c"][slot])
         if "A" in held:
-            y.addmm_(x @ held["A"][slot].to(x.dtype).T, held["B"][slot].to(x.dtype))
+            A, B = self._factors(y.dtype)
+            y.addmm_(x @ A[slot].T, B[slot])
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B as the layer computes: they are kept in that format from the first read on."""
+        if self.held["A"].dtype is not dtype:
+            self.held |= {k: self.held[k].to(dtype) for k in "AB"}
+        return self.held["A"], self.held["B"]
 
 
 class Lanes:
