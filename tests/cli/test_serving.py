@@ -74,7 +74,7 @@ def test_a_wrong_row_is_an_answer_with_an_error(capsys, shop, given):
     found = [json.loads(x) for x in out.splitlines()]
     assert code == 2 and "12 rows have an error" in err
     assert ["error" in r for r in found] == [False, *[True] * 12, False] and [r["row"] for r in found] == [*range(14)]
-    for i, told in ((1, "no JSON"), (2, "a list"), (3, "no prompt"), (4, "did you mean 'temperature'"),
+    for i, told in ((1, "not JSON"), (2, "a list"), (3, "no prompt"), (4, "did you mean 'temperature'"),
                     (5, "temperature is 'hot'"), (6, "nobody"), (11, "4000"), (12, "another name")):  # fmt: skip
         assert told in found[i]["error"]
 

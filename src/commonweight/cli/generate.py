@@ -108,7 +108,7 @@ def _object(line: str | bytes) -> dict[str, Any]:
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as e:
-        raise CommonweightError(f"this row is no JSON: {e}") from e
+        raise CommonweightError(f"this row is not JSON: {e}") from e
     if not isinstance(raw, dict):
         raise CommonweightError(f"this row is a {type(raw).__name__}; wanted an object with a prompt or messages")
     return raw

@@ -234,7 +234,7 @@ def look(where: str, header: Any, data: Bytes | None = None) -> dict[str, Any]:
     """A header with every field looked at. data: the bytes of its file, beyond which no count in it may go: a number
     takes a 64th of a byte at least, a site a byte."""
     if not isinstance(header, dict):
-        raise damaged(where, "it is no JSON object")
+        raise damaged(where, "it is not a JSON object")
     version = header.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise CommonweightError(f"{where}: format {version}; this version reads up to {FORMAT}: upgrade commonweight")

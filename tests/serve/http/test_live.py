@@ -110,6 +110,17 @@ def test_what_does_not_end_is_ended_with_an_error(host, slow, ask, stream):
         assert told.endswith("data: [DONE]\n\n") if stream else got.status == 503
 
 
+def test_a_second_signal_ends_at_once_and_closes_the_engine(host, slow, ask, caplog):
+    with live(host, drain=60) as (address, server, engine):
+        ask(address)
+        until(lambda: engine.running == 1)
+        server.handle_exit(signal.SIGTERM, None)
+        server.handle_exit(signal.SIGTERM, None)
+        until(lambda: engine.running == 0)
+        until(lambda: refused(address))
+    assert "in lifespan" not in caplog.text  # the app has ended by itself, and closed what it stands on
+
+
 def test_a_time_limit_ends_an_answer_with_what_it_has(host, slow, ask):
     with live(host, timeout=0.3) as (address, _, _):
         got = json.loads(ask(address).response().read())

@@ -127,7 +127,7 @@ def _alphas(path: Path, part: str) -> Callable[[str, Mapping[str, Tensor]], Mapp
         about: Any = json.loads(raw)
         config = {k.removeprefix(f"{part}."): v for k, v in about.items() if k.startswith(f"{part}.")}
     except (ValueError, RecursionError, AttributeError) as e:
-        raise CommonweightError(f"{path}: its lora_adapter_metadata is no JSON object ({e})") from e
+        raise CommonweightError(f"{path}: its lora_adapter_metadata is not a JSON object ({e})") from e
     return lambda module, parts: _with_alpha(path, module, parts, config)
 
 

@@ -73,7 +73,7 @@ def of_body(errors: Sequence[Mapping[str, Any]]) -> Refused:
     """The first thing that is wrong with a body, of what pydantic found."""
     first = errors[0]
     if first.get("type") == "json_invalid":
-        return Refused(400, f"the body is no JSON: {first.get('ctx', {}).get('error', '')}")
+        return Refused(400, f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
     at = [str(p) for p in first.get("loc", ()) if p != "body" and not _internal(p)]
     if not at:
         return Refused(400, "the body is missing or no JSON object; wanted one, with content-type application/json")

@@ -50,6 +50,8 @@ class Server(uvicorn.Server):
         end = asyncio.get_running_loop().call_later(self.service.settings.drain, self.service.stop)
         try:
             await super().shutdown(sockets)
+            if self.force_exit:  # uvicorn leaves the app's own end out then, and it would be cut off where it waits
+                await self.lifespan.shutdown()
         finally:
             end.cancel()
 
