@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..bind.magnitude import Magnitude
-from ..bind.rotate import RotatePairs
 from ..bind.scale import ScaleInput, ScaleOutput
 from ..bind.shift import BiasShift
 from ..host import Tenant
@@ -37,7 +36,7 @@ def frozen(tenant: Tenant, modules: Mapping[str, Any]) -> dict[str, Frozen] | No
     out = {}
     for name, entries in tenant.table.items():
         at = modules.get(name)
-        if at is None or at.kind != "linear" or at.slot != "weight" or ".experts." in name or hasattr(at, "parameter"):
+        if at is None or at.kind != "linear" or at.slot != "weight" or ".experts." in name:
             return None
         found = _joined(entries, at)
         if found is None or (found.A is not None and len(found.A) > WIDEST):
@@ -105,11 +104,6 @@ def _(bind: Magnitude, slots: Mapping[str, Tensor], at: Any) -> Frozen:
     bias = at.bias
     c = None if bias is None else (1 - gain) * bias.float()
     return Frozen(slots["A"], bind.scale * gain[:, None] * slots["B"], gain, c=c)
-
-
-@of.register
-def _(bind: RotatePairs, slots: Mapping[str, Tensor], at: Any) -> None:
-    return None  # its change is y rotated, which is neither
 
 
 def finite(tenant: Tenant) -> bool:

@@ -50,7 +50,7 @@ class Decoder:
         if not final and whole.endswith(_HALF):
             return None
         new = whole[len(before) :] if whole.startswith(before) else whole
-        self._start, self._done = max(0, self._done - _KEEP if end - self._done < _KEEP else self._done), end
+        self._start, self._done = max(0, self._done - _KEEP), end
         return new
 
     def _text(self, start: int, end: int) -> str:
