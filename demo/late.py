@@ -2,7 +2,7 @@
 
 The factors of LoRA-XS are trained in common on four tasks and frozen; the fifth task then trains a core of 16 x 16
 numbers per layer and its head, stored in int8. `python -m benchmarks.commons` does the same with each of the five tasks
-in turn, with three seeds, and with two epochs for the common where one must do here: the demo has six minutes.
+in turn, with three seeds, and with two epochs for the common, of which one must do here.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import commonweight as cw
-from commonweight.commons import pool
+from commonweight.commons import index, pool
 from tests.commons.small import contents, die_at, ended, start, tenant
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -152,6 +152,16 @@ def test_gc_takes_nothing_from_publishers_and_readers(tmp_path):
 
     assert ended(*map(start, (publish, collect, read, read, check))) == [0] * 5
     assert c.verify() == [] and contents(c, "hot")
+
+
+def test_a_gc_between_two_looks_makes_nothing_lost(tmp_path, monkeypatch):
+    """Whoever writes may be between index and manifest: what looks lost counts only where nobody writes."""
+    c = cw.Commons(tmp_path / "store")
+    c.publish_file(tenant(tmp_path / "hot.safetensors", 0))
+    for looks, want in (([{}, {"hot@1.0.json": b""}], []), ([{"hot@1.0.json": b""}, {}], [])):
+        left = iter(looks)
+        monkeypatch.setattr(index, "lost", lambda *_, left=left: next(left))
+        assert c.verify() == want
 
 
 def test_a_reader_between_manifest_and_pools(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -370,8 +370,10 @@ class Commons:
     def _lost(self) -> list[str]:
         """The keys of manifests that the index has and the folder has not; looked at again while nobody writes."""
         found = index.lost(self.folder, self._files([]))
+        if not found:
+            return []
         try:
-            with self._locked() if found else nullcontext():
+            with self._locked():
                 return sorted(index.lost(self.folder, self._files([])))
         except CommonweightError:  # a store that only can be read has no writers
             return sorted(found)
