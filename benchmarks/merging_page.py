@@ -133,21 +133,25 @@ def page() -> str:
     parts = [
         "# Merging five tasks",
         "",
-        "Five classification tasks (trec, sst2, sst5, mr, cr; 1,000 training rows each, shipped in `demo/data`), base",
-        "MiniLM of 6 layers. Every task keeps its own head. *Accuracy*: the merged model as the method's defaults make",
-        "it. *With a factor from dev*: one factor on the whole change, from "
+        "Five classification tasks (trec, sst2, sst5, mr, cr; 1,000 training rows each, shipped in `demo/data`) of one",
+        "MiniLM of 6 layers. Every task keeps its own head.",
+        "",
+        "- *accuracy*: the merged model with the method's defaults.",
+        "- *with a factor from dev*: the whole change is multiplied by one factor of "
         + ", ".join(f"{f:g}" for f in FACTORS)
-        + ", the same list for every",
-        f"method, chosen on {MEASURED['dev']} dev rows a task. Measured on {MEASURED['test']} test rows a task. Rows",
-        "that stand in the training rows of any of the tasks are left out of both: sst2, sst5 and mr share some.",
+        + f", chosen on {MEASURED['dev']} dev",
+        "  rows a task. Every method has the same list.",
+        "",
+        f"Accuracies are those of {MEASURED['test']} test rows a task. sst2, sst5 and mr share some rows: a dev or",
+        "test row that is a training row of any task is left out.",
         "",
         f"Methods that learn do so on {merging_learn.BATCH * merging_learn.BATCHES} dev rows a task of at most "
-        f"{merging_learn.LENGTH} tokens, in a budget far below their authors'",
-        "(" + "; ".join(f"`{n}`: {_told(b)}" for n, b in merging_learn.BUDGET.items()) + "), so their",
-        f"places are a lower bound. `bayesian` corrects `{ANCHOR}`; `twin_merging` and `skillpack` have an ideal",
-        "router, one model a task.",
+        f"{merging_learn.LENGTH} tokens. Their budget here is far smaller than",
+        "their authors' (" + "; ".join(f"`{n}`: {_told(b)}" for n, b in merging_learn.BUDGET.items()) + "),",
+        f"so they can do better than this. `bayesian` corrects `{ANCHOR}`. `twin_merging` and `skillpack` are measured",
+        "with an ideal router, one model a task.",
         "",
-        "Not in the table, because five tasks are no input of theirs: "
+        "These methods do not merge five tasks, and are not in the table: "
         + "; ".join(f"`{n}` {why}" for n, why in NOT_HERE.items())
         + ".",
         "",
@@ -160,11 +164,11 @@ def page() -> str:
     parts += [
         "## The papers' order",
         "",
-        "Where the papers' own tables of several merged tasks (other models and tasks than these) put one method",
-        "above another, and what it is here: the difference in % of the single models, with a factor from dev for",
-        "both, and its 95 % interval over the seeds. *Open*: the interval has zero in it. `lines` is LiNeS on task",
-        "arithmetic; `linear` (averaging) is task arithmetic at a fifth of its factor, so that pair says how coarse",
-        "the list of factors is.",
+        "The papers compare methods on other models and tasks. Each row is a pair of methods of which a paper puts",
+        "the first above the second. The figure is our difference between the two, in % of the single models, both",
+        "with a factor from dev, and its 95 % interval over the seeds. *Open*: the interval includes zero. `lines` is",
+        "LiNeS on task arithmetic. `linear` (averaging) is task arithmetic with a fifth of its factor: the difference",
+        "of that pair comes from how coarse the list of factors is.",
         "",
         *claims(),
         "",

@@ -24,18 +24,20 @@ BENCHMARKS = ROOT / "benchmarks" / "results"
 RESULTS = ROOT / "docs" / "results"
 ALL = "mean of tasks"
 
-HOLDS, FAILS, OPEN = "**holds**", "**does not hold**", "open: the spread has room for both"
+HOLDS, FAILS, OPEN = "**holds**", "**does not hold**", "open: the bound lies inside the spread"
 CANNOT, NOT_YET = "cannot be tested here", "not measured yet"
 
 INTRODUCTION = """\
 # Claims
 
-What the papers say of their methods, a counterpart that can be had on a small machine, and what was measured. This page
-is made by `make claims`: counts of parameters are those of the plans on the paper's shapes; accuracies come from
-`make compare` (`docs/results/compare`) and `make bench` (`benchmarks/results`), whose encoder has 23 M parameters. A
-verdict speaks of the counterpart, not of the paper's own experiment.
+Each row has a claim of a method's paper, a test of it that runs on a small machine, and what we measured. A verdict is
+about our test, not about the paper's own experiment. `make claims` writes this page.
 
-With a spread (95 % over seeds, or the range of the seeds) a bound that lies inside it leaves the claim open."""
+- Parameters are counted from our plans on the shapes of the paper's models.
+- Accuracies come from `make compare` (`docs/results/compare`) and `make bench` (`benchmarks/results`). Their encoder
+  has 23 M parameters.
+- Brackets hold the spread: 95 % over seeds, or the range of the seeds. If the bound lies inside the spread, the claim
+  is open."""
 
 
 class Verdict(NamedTuple):
@@ -144,7 +146,8 @@ def benchmark(claim: dict[str, Any]) -> Verdict:
     if row is None:
         return Verdict("-", NOT_YET)
     low, high = row["spread"]
-    return Verdict(f"{row[m['field']]:+g} ({low:+g} to {high:+g})", _judge(low, high, m))
+    sign = "+" if "at_least" in m else ""  # a difference in points; else a ratio
+    return Verdict(f"{row[m['field']]:{sign}g} ({low:{sign}g} to {high:{sign}g})", _judge(low, high, m))
 
 
 def tenants(claim: dict[str, Any]) -> Verdict:

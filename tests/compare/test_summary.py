@@ -90,7 +90,7 @@ def test_the_table_in_its_forms():
     assert heads(o)[4] == "accuracy %" and heads(o)[7] == "- lora"
     text = markdown(o, found)
     assert "| `lora rank=0` | 4,000 | 2,000 | 9 | 75.00 | 63.53 |" in text and "`mos rank=1`" in text
-    assert "none tuned" in text and "1KB: `lora` starts at 4,000 bytes" in text
+    assert "not tuned" in text and "1KB: `lora` starts at 4,000 bytes" in text
     assert "- `road`: no" in text
     told = to_json(o, found)
     assert told["points"][1]["difference"]["mean"] == pytest.approx(-0.1) and told["metric"] == "accuracy"

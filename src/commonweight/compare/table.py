@@ -122,15 +122,15 @@ def caption(o: Outcome) -> str:
         f"learning rates: the best of {c.trials} trials per config and task (the method's own, then between 1/{SPAN:g} "
         f"and {SPAN:g} times it; successive halving on the dev rows, seed {TUNING_SEED}), the same for every method"
         if c.trials
-        else "learning rates: each method's own, none tuned"
+        else "learning rates: each method's default, not tuned"
     )
-    by = f" by the codec {c.codec}, as they were measured" if c.codec else ""
+    by = f" with the codec {c.codec}, in which they were also measured" if c.codec else ""
     seeds = "± seeds: 95 % interval over seeds (Student's t)" if c.seeds > 1 else "one seed: no interval over seeds"
     return (
-        f"{rates}. bytes: saved pools{by}, without the head; marginal: those that a further tenant brings when the "
-        "shared pools are there; 0: all its pools are shared, so that it costs its seed, which says what it reads of "
-        f"them, and its head. {seeds}; ± rows: 95 % interval over test rows. - {c.reference}: paired, seed by "
-        "seed, with its largest config. front: nothing is as good with fewer bytes."
+        f"{rates}. bytes: saved pools{by}, without the head. marginal: bytes of one more tenant when the shared pools "
+        "are there already; 0: all pools are shared, and one more tenant costs a seed (what it reads) and a head. "
+        f"{seeds}; ± rows: 95 % interval over test rows. - {c.reference}: difference to its largest config, seed by "
+        "seed. front: no other config is as good with fewer bytes."
     )
 
 
