@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .core import CommonweightError, Plan, Pool, Site
     from .host import Host, Tenant
     from .methods import plan
-    from .serve import Answer, Engine, Request
+    from .serve import Answer, Encoder, Engine, Request
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Classifier",
     "Commons",
     "CommonweightError",
+    "Encoder",
     "Engine",
     "Host",
     "Plan",
@@ -39,6 +40,7 @@ _HOMES = {
     "Classifier": "adapt.classifier",
     "Commons": "commons",
     "CommonweightError": "core",
+    "Encoder": "serve",
     "Engine": "serve",
     "Host": "host",
     "Plan": "core",

@@ -14,7 +14,7 @@ from transformers.models.auto import modeling_auto
 from ..core import CommonweightError, unknown
 
 POOLER = "pooler"
-POOLS = "mean", "last", POOLER
+POOLS = "mean", "last", "cls", POOLER
 
 
 class HeadSite(nn.Module):
@@ -34,9 +34,9 @@ class Classifier(nn.Module):
     """Pooled features of an encoder, and logits where a tenant has a head.
 
     encoder: a model of ``AutoModel``. Of an encoder-decoder only the encoder is kept.
-    pool: "mean" over the attention mask, "last" for the last token that is no padding, "pooler" for the encoder's own
-    pooler; None chooses "last" for decoder-only models and "mean" for the others. Heads on a pooler have a place of
-    another name, so that no head reads features on which it was not trained.
+    pool: "mean" over the attention mask, "last" for the last token that is no padding, "cls" for the first one,
+    "pooler" for the encoder's own pooler; None chooses "last" for decoder-only models and "mean" for the others. Heads
+    on "cls" or a pooler have a place of another name, so that no head reads features on which it was not trained.
     Shapes: input_ids (B, T), attention_mask (B, T) -> logits (B, labels); without a head (B, d). Features are
     pooled in float32, whatever the encoder runs in. Cost: the encoder, and B T d additions.
     """
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
         if pool is not None and pool not in POOLS:
             raise unknown("pool", str(pool), POOLS)
         self.pool = pool or ("last" if decoder_only(config) else "mean")
-        self.place = f"{POOLER}_head" if self.pool == POOLER else "head"
+        self.place = f"{self.pool}_head" if self.pool in ("cls", POOLER) else "head"
         self.add_module(self.place, HeadSite(width(config)))
 
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor) -> Tensor:
@@ -66,12 +66,7 @@ class Classifier(nn.Module):
         hidden = out.last_hidden_state
         # Methods that put tokens in front lengthen the sequence; the mask belongs to its end.
         hidden = hidden[:, -attention_mask.shape[1] :].float()
-        if self.pool == "last":
-            place = torch.arange(hidden.shape[1], device=hidden.device)
-            last = (attention_mask * place).argmax(1)
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        return pooled(hidden, attention_mask, self.pool)
 
     def forward(
         self,
@@ -79,13 +74,26 @@ class Classifier(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        output_features: bool = False,
     ) -> SequenceClassifierOutput:
         """labels: class numbers (B,); the loss is the mean cross entropy. Logits of -inf (a mixed batch pads narrower
-        heads with them) take no part in it."""
+        heads with them) take no part in it. output_features: `hidden_states` are the pooled features, (B, d)."""
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits = self.get_submodule(self.place)(self.features(input_ids, attention_mask, **extra))
+        features = self.features(input_ids, attention_mask, **extra)
+        logits = self.get_submodule(self.place)(features)
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        shown = (features,) if output_features else None
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=shown)  # type: ignore[arg-type]
+
+
+def pooled(hidden: Tensor, mask: Tensor, pool: str) -> Tensor:
+    """One vector a row, (B, d), of hidden states (B, T, d) under a mask (B, T): "mean", "last" or "cls" (the first)."""
+    if pool == "mean":
+        weight = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    place = torch.arange(hidden.shape[1], device=hidden.device)
+    at = (mask * place).argmax(1) if pool == "last" else mask.argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), at]
 
 
 def pool_of_transformers(encoder: nn.Module) -> str:

@@ -41,11 +41,11 @@ def merge_method(name: str | None) -> None:
 def task(name: str | None, there: Sequence[str] = names.TASKS) -> str | None:
     """By PEFT's names too: SEQ_CLS, CAUSAL_LM."""
     here = TASKS.get(str(name).lower(), name)
-    return _one("task", here, there)
+    return one_of("task", here, there)
 
 
 def dtype(name: str | None) -> None:
-    _one("dtype", name, names.DTYPES)
+    one_of("dtype", name, names.DTYPES)
 
 
 def preference(task: str, reward: str | None, resume: bool) -> None:
@@ -61,18 +61,18 @@ def preference(task: str, reward: str | None, resume: bool) -> None:
 
 
 def optimizer(name: str | None) -> None:
-    _one("optimizer", name, names.OPTIMIZERS)
+    one_of("optimizer", name, names.OPTIMIZERS)
 
 
 def side(name: str | None) -> None:
-    _one("truncation side", name, names.SIDES)
+    one_of("truncation side", name, names.SIDES)
 
 
 def log(to: str | None) -> None:
     if to is None:
         return
     name = to.partition(":")[0]
-    _one("log", name, names.LOGS)
+    one_of("log", name, names.LOGS)
     if find_spec(name) is None:
         raise CommonweightError(f"--log-to {name} needs it: pip install {name}")
 
@@ -86,7 +86,7 @@ def hub(repo: str | None, out: object) -> None:
 
 
 def codec(name: str | None) -> None:
-    _one("codec", None if name is None else name.partition(":")[0], names.CODECS)
+    one_of("codec", None if name is None else name.partition(":")[0], names.CODECS)
 
 
 def device(name: str | None) -> None:
@@ -95,7 +95,7 @@ def device(name: str | None) -> None:
 
 
 def quantize(name: str | None) -> None:
-    _one("quantize", name, names.QUANTISED)
+    one_of("quantize", name, names.QUANTISED)
 
 
 def recipe(numbers: Mapping[str, Any]) -> None:
@@ -163,7 +163,7 @@ def files(paths: Iterable[str | Path], what: str = "file or folder") -> None:
             raise CommonweightError(f"{path}: no such {what}")
 
 
-def _one(what: str, name: str | None, there: Sequence[str]) -> str | None:
+def one_of(what: str, name: str | None, there: Sequence[str]) -> str | None:
     if name is not None and name not in there:
         raise unknown(what, name, there)
     return name

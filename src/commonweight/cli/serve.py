@@ -11,7 +11,7 @@ import typer
 from . import serving
 
 if TYPE_CHECKING:
-    from ..serve import Engine
+    from ..serve import Encoder, Engine
     from ..serve.http import Settings
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -29,6 +29,8 @@ For other machines, with keys:
   commonweight serve ./my-model --store shop --host 0.0.0.0 --api-keys keys.json --tenant-memory 2GB
 """
 
+TASKS = ("auto", "generate", "embed", "classify", "rerank")
+POOLS = ("mean", "last", "cls", "pooler")
 LISTEN, GUARD, LIMITS = "Listening", "Who may ask", "Limits of a request"
 
 
@@ -77,6 +79,22 @@ def command(
     ] = 1024,
     cache_tokens: serving.Cache = None,
     tenant_memory: serving.Memory = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What the model is for: generate (text), embed, classify or rerank. auto: what its folder says. "
+            "Tenants of `adapt --task classify` and `--task embed` want the same task here.",
+            rich_help_panel=serving.LOADING,
+        ),
+    ] = "auto",
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            help="How an encoder makes one vector of a text: mean, last, cls or pooler. Without it, what the model's "
+            "folder says, as sentence-transformers writes it, else mean (last for decoders).",
+            rich_help_panel=serving.LOADING,
+        ),
+    ] = None,
     dtype: serving.Dtype = "auto",
     device: serving.Device = "auto",
     drain: Annotated[
@@ -93,8 +111,11 @@ def command(
     from ..core import CommonweightError, parse_bytes
     from ..serve.http.keys import read
     from ..serve.http.settings import Settings, guarded, loopback
+    from . import early
 
     memory = serving.looked_at(model, store, dtype, device, tenant_memory)
+    early.one_of("task", task, TASKS)
+    early.one_of("pool", pool, POOLS)
     guarded(host, api_keys, insecure)
     if api_keys is not None:
         read(api_keys)
@@ -106,13 +127,12 @@ def command(
         name or model, api_keys, admin_key, loopback(host), parse_bytes(max_body, "--max-body"), max_tokens=max_tokens,
         timeout=timeout, drain=drain, log_prompts=log_prompts,
     )  # fmt: skip
-    batch = {
-        "max_requests": max_requests, "max_waiting": max_waiting, "cache_tokens": cache_tokens, "tenant_memory": memory,
-    }  # fmt: skip
-    _run(host, port, settings, lambda: serving.opened(model, store, dtype, device, **batch))
+    batch = {"max_requests": max_requests, "max_waiting": max_waiting, "tenant_memory": memory}
+    opened = lambda: serving.answering(model, task, pool, store, dtype, device, cache_tokens, **batch)  # noqa: E731
+    _run(host, port, settings, opened)
 
 
-def _run(host: str, port: int, settings: Settings, opened: Callable[[], Engine]) -> None:
+def _run(host: str, port: int, settings: Settings, opened: Callable[[], Engine | Encoder]) -> None:
     """Listens first: a port that is taken is told before a model is loaded."""
     from ..core import CommonweightError
 

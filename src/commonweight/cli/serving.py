@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..serve import Engine
+    from ..serve import Encoder, Engine
 
 LOADING, BATCH = "Loading", "Batch"
 
@@ -57,15 +57,40 @@ def looked_at(model: str, store: Path | None, dtype: str, device: str, memory: s
     return None if memory is None else parse_bytes(memory, "--tenant-memory")
 
 
+def answering(
+    model: str, task: str, pool: str | None, store: Path | None, dtype: str, device: str, cache: int | None,
+    **settings: Any,
+) -> Engine | Encoder:  # fmt: skip
+    """An engine of a language model, or of an encoder. task: "auto" goes by what the model's folder says it is."""
+    from ..adapt.base import pick_device
+    from ..core import CommonweightError
+    from ..serve.outputs import generates
+
+    if task == "generate" or (task == "auto" and generates(model)):
+        if pool is not None:
+            raise CommonweightError(f"--pool {pool}: {model} is served as a language model, which pools nothing")
+        return opened(model, store, dtype, device, cache_tokens=cache, **settings)
+    if cache is not None:
+        raise CommonweightError(f"--cache-tokens {cache}: {model} is served as an encoder, which has no cache")
+    from ..serve import Encoder
+
+    _quiet()
+    return Encoder(model, store=store, task=task, dtype=dtype, device=pick_device(device), pool=pool, **settings)
+
+
 def opened(model: str, store: Path | None, dtype: str, device: str, **settings: Any) -> Engine:
     """An engine of the model."""
-    from transformers.utils import logging
-
     from ..adapt.base import pick_device
     from ..serve import Engine
     from ..serve.prompts import loaded
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    _quiet()
     found = loaded(model, dtype, pick_device(device))
     return Engine(found, store=store, **settings)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

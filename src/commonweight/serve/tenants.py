@@ -5,13 +5,21 @@ from __future__ import annotations
 import threading
 import weakref
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..commons import Commons
 from ..core import CommonweightError, unknown
 from ..host import Host, Tenant
 from .edition import Edition, Editions
-from .ticket import Ticket
+
+
+class Held(Protocol):
+    """What is answered, or is to be: tenant: by whom, None for the plain base. reason: why it is over, else None."""
+
+    @property
+    def tenant(self) -> Tenant | None: ...
+    @property
+    def reason(self) -> str | None: ...
 
 
 class Resident(NamedTuple):
@@ -35,7 +43,7 @@ class Tenants:
         self._loaded: dict[str, Tenant] = {}  # from the store, the longest unused one first
         self._editions = Editions()
         self.left = threading.Event()  # a tenant was removed: what the batch holds of it may go
-        self._held: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        self._held: weakref.WeakSet[Held] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def edition(self, name: str | None) -> Edition | None:
@@ -67,9 +75,9 @@ class Tenants:
         """Of all that can be asked. Cost: a listing of the store's folder."""
         return sorted({*self.host, *(() if self.store is None else self.store)})
 
-    def hold(self, ticket: Ticket) -> None:
-        """Its tenant stays while the ticket is open."""
-        self._held.add(ticket)
+    def hold(self, asked: Held) -> None:
+        """Its tenant stays while it is open."""
+        self._held.add(asked)
 
     def reload(self, name: str) -> Tenant:
         """The store's newest version from now on; requests that have begun keep theirs."""
@@ -102,7 +110,7 @@ class Tenants:
         return self.leaving(edition) and id(edition.tenant) not in self._used()
 
     def _used(self) -> set[int]:
-        return {id(t.edition.tenant) for t in list(self._held) if t.reason is None and t.edition is not None}
+        return {id(t.tenant) for t in list(self._held) if t.reason is None and t.tenant is not None}
 
     def rename(self, old: str, new: str) -> None:
         """A tenant of the host under another name, in the place of the one that has it: nobody finds none."""

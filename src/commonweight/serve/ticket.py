@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..host import Tenant
 from .edition import Edition
 from .request import Answer, Logprob, Piece, Request
 from .sampling import Chosen, Row
@@ -44,6 +45,10 @@ class Ticket:
     reason: str | None = None
     error: str | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def tenant(self) -> Tenant | None:
+        return None if self.edition is None else self.edition.tenant
 
     @property
     def tokens(self) -> list[int]:

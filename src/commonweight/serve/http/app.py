@@ -15,8 +15,9 @@ from starlette.requests import Request as Call
 from starlette.responses import Response
 
 from ...core import library
+from ..encoder import Encoder
 from ..engine import Engine
-from . import openai, operations, responses, tenants, texts
+from . import elsewhere, models, openai, operations, reading, responses, tenants, texts
 from .asking import Gone
 from .door import Door
 from .errors import Refused, of_body
@@ -50,8 +51,8 @@ _ERROR = {
 _CODES = (400, 401, 403, 404, 413, 422, 429, 500, 503)
 
 
-def make(engine: Engine, settings: Settings | None = None) -> FastAPI:
-    """The server before an engine, which it closes at its end. `app.state.service` is what it stands on."""
+def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
+    """The server before an engine of a language model, or of an encoder. `app.state.service` is what it stands on."""
     service = Service(engine, settings or Settings())
 
     @asynccontextmanager
@@ -67,8 +68,14 @@ def make(engine: Engine, settings: Settings | None = None) -> FastAPI:
         responses={c: _ERROR for c in _CODES if c != 422}, dependencies=[Security(HTTPBearer(auto_error=False))],
     )  # fmt: skip
     app.state.service = service
-    for part in (openai, responses, texts, tenants, operations):
+    for part in (models, texts, tenants, operations):
         app.include_router(part.routes(service))
+    if isinstance(engine, Encoder):
+        app.include_router(reading.routes(service, engine))
+    else:
+        for part in (openai, responses):
+            app.include_router(part.routes(service))
+    app.include_router(elsewhere.routes("read" if isinstance(engine, Encoder) else "generate"))
     for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
         app.add_exception_handler(kind, _answer)
     app.add_middleware(Door, settings=service.settings, keys=service.keys, metrics=service.metrics)

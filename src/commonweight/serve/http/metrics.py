@@ -6,14 +6,14 @@ by level, and by name for the last few that were used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from ..engine import Engine
 from ..ticket import Ticket
+from .served import Served
 
 NAMED = 32  # tenants that are told by name
 _LABELS = ["model_name", "engine"]
@@ -26,7 +26,7 @@ _REASONS = ("stop", "length", "cancelled", "timeout", "error")
 class Metrics:
     """One server's. model: the label that all series have."""
 
-    def __init__(self, engine: Engine, model: str):
+    def __init__(self, engine: Served, model: str):
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model, "engine": "0"}
         self.prompt = self._counter("vllm:prompt_tokens", "Tokens of prompts.")
@@ -84,6 +84,14 @@ class Metrics:
             if new > 1:
                 self.per.observe((now - ticket.first) / (new - 1))
 
+    def read(self, tokens: Sequence[int], reason: str, seconds: float) -> None:
+        """Texts that an encoder has read, of one call."""
+        for n in tokens:
+            self.prompt.inc(n)
+            self.prompts.observe(n)
+            self.ended[reason].inc()
+        self.whole.observe(seconds)
+
     @property
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -92,7 +100,7 @@ class Metrics:
 class _Now:
     """What is so at the moment that it is asked."""
 
-    def __init__(self, engine: Engine, labels: dict[str, str]):
+    def __init__(self, engine: Served, labels: dict[str, str]):
         self.engine, self.labels = engine, labels
 
     def collect(self) -> Iterator[Metric]:

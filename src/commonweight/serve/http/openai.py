@@ -1,4 +1,4 @@
-"""Completions and chats of OpenAI's interface, and the list of models."""
+"""Completions and chats of OpenAI's interface."""
 
 from __future__ import annotations
 
@@ -23,23 +23,7 @@ from .write import DONE, Kind, Writer, event
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
-    engine, settings = service.engine, service.settings
-
-    @router.get("/v1/models")
-    async def models(call: Call) -> Any:
-        """The plain model, and every tenant that the key may ask."""
-        key = call.state.key
-        plain = [_card(service, n) for n in settings.names[:2] if key.may(BASE)]
-        return Json({"object": "list", "data": [*plain, *(_card(service, n) for n in await names(call))]})
-
-    @router.get("/v1/models/{model:path}")
-    async def model(call: Call, model: str) -> Any:
-        """One of them."""
-        await service.tenant(call, model)
-        return Json(_card(service, model))
-
-    async def names(call: Call) -> list[str]:
-        return await service.run(service.names, call.state.key)
+    engine, settings = service.generator, service.settings
 
     @router.post("/v1/completions")
     async def completions(call: Call, body: CompletionBody) -> Any:
@@ -56,15 +40,6 @@ def routes(service: Service) -> APIRouter:
         return await answered(service, call, "chat", body.model, requests, read.streams(body))
 
     return router
-
-
-def _card(service: Service, name: str) -> dict[str, Any]:
-    plain = name in service.settings.names
-    return {
-        "id": name, "object": "model", "created": service.created, "owned_by": "commonweight",
-        "root": service.settings.name if plain else name, "parent": None if plain else service.settings.name,
-        "max_model_len": service.engine.length, "permission": [],
-    }  # fmt: skip
 
 
 async def answered(

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...commons import Manifest
 from ...core import CommonweightError, safe
-from ..engine import Engine
 from .errors import Refused
+from .served import Served
 from .settings import Settings
 
 _COMING = "_coming"  # what a tenant is called until it is known to be whole
@@ -18,7 +18,7 @@ _COMING = "_coming"  # what a tenant is called until it is known to be whole
 class Roster:
     """Changes to an engine's tenants, one at a time."""
 
-    def __init__(self, engine: Engine, settings: Settings):
+    def __init__(self, engine: Served, settings: Settings):
         self.engine, self.settings = engine, settings
         self._lock = threading.Lock()
         self._versions: dict[str, int] | None = None

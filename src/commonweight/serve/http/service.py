@@ -21,6 +21,7 @@ from .keys import Key, Keys
 from .logs import say
 from .metrics import Metrics
 from .roster import Roster
+from .served import Served
 from .settings import BASE, Settings
 from .tokens import Tokens
 
@@ -30,7 +31,7 @@ WORKERS = 8  # threads that make texts tokens and load tenants
 class Service:
     """An engine with its server's settings. draining: told to stop; calls that run may end."""
 
-    def __init__(self, engine: Engine, settings: Settings):
+    def __init__(self, engine: Served, settings: Settings):
         self.engine, self.settings = engine, settings
         self.keys = Keys(settings.keys, settings.admin)
         self.metrics = Metrics(engine, settings.name)
@@ -40,6 +41,12 @@ class Service:
         self.open: set[Asked] = set()
         self.created = int(time.time())
         self.draining = self.stopped = False
+
+    @property
+    def generator(self) -> Engine:
+        """The engine of a language model, for routes that only such a server has."""
+        assert isinstance(self.engine, Engine)
+        return self.engine
 
     # -- who ---------------------------------------------------------------------------------------------------------
 
@@ -75,10 +82,10 @@ class Service:
     async def running(self, call: Call, requests: Sequence[Request]) -> AsyncIterator[Asked]:
         """The requests of one call, while it lasts. They end with it. Raises: Refused."""
         key: Key = call.state.key
-        self._within(key, sum(r.n for r in requests))
+        self.within(key, sum(r.n for r in requests))
         tenant = requests[0].tenant
         try:
-            asked = await ask(self.engine, requests, self.pool, lambda: self._loaded(tenant))
+            asked = await ask(self.generator, requests, self.pool, lambda: self._loaded(tenant))
         except Full as e:
             raise Refused(429, str(e), retry=1.0) from e
         except CommonweightError as e:
@@ -94,15 +101,14 @@ class Service:
             self.open.discard(asked)
             asked.cancel()
             usage = asked.usage
-            if (tokens := self.keys.buckets(key)[1]) is not None:
-                tokens.charge(usage.prompt + usage.new)
+            self.charge(key, usage.prompt + usage.new)
             told = account.end()
             call.state.told.update(told, prompt_tokens=usage.prompt, new_tokens=usage.new, cached_tokens=usage.cached)
             if self.settings.log_prompts:
                 texts = ["".join(p.text for p in pieces) for found in asked.got for pieces in found]
                 call.state.told.update(prompts=[r.prompt for r in requests], answers=texts)
 
-    def _within(self, key: Key, answers: int) -> None:
+    def within(self, key: Key, answers: int) -> None:
         """A key's limits. Raises: Refused (429)."""
         if self.draining:
             raise Refused(503, "the server is stopping")
@@ -112,10 +118,18 @@ class Service:
         if (requests := self.keys.buckets(key)[0]) is not None:
             requests.charge(answers)
 
+    def charge(self, key: Key, tokens: int) -> None:
+        """Tokens that a call has taken."""
+        if (bucket := self.keys.buckets(key)[1]) is not None:
+            bucket.charge(tokens)
+
     def _loaded(self, tenant: str | None) -> Any:
-        """Raises: Refused, with what is wrong with the tenant."""
+        return self.loading(tenant, self.engine.tenants.edition)
+
+    def loading(self, tenant: str | None, load: Callable[[Any], Any]) -> Any:
+        """What `load` makes of a tenant. Raises: Refused, with what is wrong with it."""
         try:
-            return self.engine.tenants.edition(tenant)
+            return load(tenant)
         except (CommonweightError, OSError) as e:
             raise Refused(400, f"tenant {tenant!r} cannot be loaded: {self.inside(str(e))}", "model") from e
 
