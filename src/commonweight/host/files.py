@@ -172,7 +172,7 @@ def _enter(
         method = get(header["method"])
         config = build(method.config, header["config"])
     base = roster.base
-    base.follow(roster.tenants.values())
+    base.follow([*roster.tenants.values()])
     every = {s.name: s for s in base.every}
     wanted = native.unpack_sites(path, header["sites"])
     for site, shape in wanted.items():
@@ -211,8 +211,10 @@ def _enter(
         tenant = roster.attach(name, method, config, plan, labels, pools, common, sites, of, "apart" in header)
     here = of_derived(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not close(here, check)):
-        roster.remove(name)
-        roster.next -= 1  # nobody has seen its number
+        with roster.lock:
+            roster.remove(name)
+            if roster.next == tenant.number + 1:  # nobody has seen its number
+                roster.next -= 1
         raise CommonweightError(
             f"{path}: what {method.name} derives from the base differs here; load it on the base in the precision "
             "in which it was trained"

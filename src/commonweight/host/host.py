@@ -46,7 +46,7 @@ class Host:
     @property
     def base(self) -> HookedModel:
         """The model with its sites, as it is now: layers that were replaced since are followed."""
-        self.roster.base.follow(self.roster.tenants.values())
+        self.roster.base.follow([*self.roster.tenants.values()])
         return self.roster.base
 
     # -- tenants ---------------------------------------------------------------------------------------------------

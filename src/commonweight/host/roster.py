@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,10 @@ Reader = str | None
 
 
 class Roster:
-    """The tenants of one hooked model. Each is entered whole or not at all; O(1) in how many there are."""
+    """The tenants of one hooked model. Each is entered whole or not at all; O(1) in how many there are.
+
+    Threads may load and remove tenants at the same time: `lock` is held while names change, never while pools are read
+    or made."""
 
     def __init__(self, base: HookedModel):
         self.base = base
@@ -32,10 +36,15 @@ class Roster:
         self.frozen: MutableMapping[Any, Tensor] = Held()
         self.commons: MutableMapping[str, Common] = Held()
         self.next = 0  # number of the next tenant
+        self.lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy, or what a pickle brings to another process: its tenants know the model of the copy."""
         self.__dict__.update(state)
+        self.lock = threading.RLock()
         for tenant in self.tenants.values():
             tenant.base = weakref.ref(self.base)
 
@@ -89,53 +98,62 @@ class Roster:
         frozen, given = self.frozen, values or {}
         joined = {} if of is None else of.known(plan, given)
         rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given and k not in joined})
-        pools = joined | materialise(rest, Derive(self.base.weight), device, frozen)
-        for k, v in given.items():
-            spec, key = plan.pools[k], (common or {}).get(k)
-            if k in joined:
-                continue
-            v = frozen[key] if key in frozen else v.to(device=device, dtype=getattr(torch, spec.dtype))
-            pools[k] = v if isinstance(v, nn.Parameter) or not spec.train else nn.Parameter(v)
-            if key is not None:
-                frozen[key] = pools[k]
+        made = materialise(rest, Derive(self.base.weight), device, frozen)
         rows = {s.name: s.rows for s in self.base.every if s.rows is not None}
-        pools = {k: pools[k] for k in plan.pools}
-        tenant = Tenant(
-            name, self.next, method, config, plan, pools, rows, labels, sites, of, {} if apart else self.base.ties
-        )
-        tenant.apart = apart
-        tenant.base = weakref.ref(self.base)
-        if of is not None:
-            of.enter(plan, pools)
-            self.commons[of.name] = of
-        self.tenants[name] = tenant
-        self.next += 1
+        with self.lock:
+            self.free(name)
+            if of is not None:  # another thread may have made this common meanwhile, or filled it
+                of = self.join(of.name, method, plan, of.frozen)
+                assert of is not None
+                joined = of.known(plan, given)
+            pools = made | joined
+            for k, v in given.items():
+                spec, key = plan.pools[k], (common or {}).get(k)
+                if k in joined:
+                    continue
+                v = frozen[key] if key in frozen else v.to(device=device, dtype=getattr(torch, spec.dtype))
+                pools[k] = v if isinstance(v, nn.Parameter) or not spec.train else nn.Parameter(v)
+                if key is not None:
+                    frozen[key] = pools[k]
+            pools = {k: pools[k] for k in plan.pools}
+            tenant = Tenant(
+                name, self.next, method, config, plan, pools, rows, labels, sites, of, {} if apart else self.base.ties
+            )
+            tenant.apart = apart
+            tenant.base = weakref.ref(self.base)
+            if of is not None:
+                of.enter(plan, pools)
+                self.commons[of.name] = of
+            self.tenants[name] = tenant
+            self.next += 1
         return tenant
 
     def remove(self, name: str) -> None:
         """Forgets a tenant; common frozen pools that nobody else reads go with it. O(1) in the number of tenants.
 
         A route that is open keeps serving it until it closes. With its last tenant a common ends."""
-        tenant = self[name]
-        del self.tenants[name]
-        if (common := tenant.common) is not None:
-            common.tenants -= 1
-            if not common.tenants:  # whoever still holds a tenant of it: the next one of this name is another
-                del self.commons[common.name]
+        with self.lock:
+            tenant = self[name]
+            del self.tenants[name]
+            if (common := tenant.common) is not None:
+                common.tenants -= 1
+                if not common.tenants:  # whoever still holds a tenant of it: the next one of this name is another
+                    del self.commons[common.name]
 
     def rename(self, old: str, new: str) -> None:
         """Gives a tenant a name that is free."""
-        self.free(new)
-        tenant = self[old]
-        del self.tenants[old]
-        tenant.name = new
-        self.tenants[new] = tenant
+        with self.lock:
+            self.free(new)
+            tenant = self[old]
+            del self.tenants[old]
+            tenant.name = new
+            self.tenants[new] = tenant
 
     def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Route | None:
         """The route of these readers, on the model as it is now; see `Host.route`."""
         if readers is None:
             return None
-        self.base.follow(self.tenants.values())
+        self.base.follow([*self.tenants.values()])
         self.base.doors.begin()
         route = self._route(readers)
         for tenant in [route.single] if route.single is not None else [t for t, _ in route.groups]:

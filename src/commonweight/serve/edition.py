@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..host import Tenant
+from .blend import Part, total
+from .flight import Flights
 from .frozen import Frozen, finite, frozen
 from .places import placed
 
@@ -15,8 +17,9 @@ _stamps = itertools.count(1)
 
 
 class Edition:
-    """tenant: the object. stamp: a number that no other edition of this process has; the cache of prefixes is salted
-    with it. form: what it is at each layer, None where it has no common form and is read through the host's route.
+    """name: for messages. tenants: the object, or those that it is a weighted sum of. stamp: a number that no other
+    edition of this process has; the cache of prefixes is salted with it. form: what it is at each layer, None where it
+    has no common form and is read through the host's route.
 
     sound: whether all its numbers are finite. An attention that meets a NaN may answer with zeros, which nothing in the
     scores would show, so that an edition that is not sound answers nothing.
@@ -25,10 +28,10 @@ class Edition:
     a form, whose pools are read as they stand. reader, places: the tenant for the host's route, see `places.placed`.
     """
 
-    def __init__(self, tenant: Tenant, form: Mapping[str, Frozen] | None, sound: bool):
-        self.sound = sound
-        self.tenant, self.form, self.stamp = tenant, form, next(_stamps)
-        self.reader, self.places = placed(tenant) if form is None else (tenant, None)
+    def __init__(self, name: str, tenants: tuple[Tenant, ...], form: Mapping[str, Frozen] | None, sound: bool):
+        self.name, self.tenants, self.sound = name, tenants, sound
+        self.form, self.stamp = form, next(_stamps)
+        self.reader, self.places = placed(tenants[0]) if form is None and len(tenants) == 1 else (tenants[0], None)
 
 
 class Editions:
@@ -36,12 +39,39 @@ class Editions:
 
     def __init__(self) -> None:
         self._known: weakref.WeakValueDictionary[Any, Edition] = weakref.WeakValueDictionary()
+        self._flights = Flights()
 
     def of(self, tenant: Tenant, modules: Mapping[str, Any]) -> Edition:
         """Cost: the first time as `frozen.frozen`, in the thread that asks; then a look at each pool's version."""
-        key = tenant.number, tuple(p._version for p in tenant.pools.values())
-        found = self._known.get(key)
-        if found is None:
+
+        def made() -> Edition:
             sound = finite(tenant)
-            found = self._known[key] = Edition(tenant, frozen(tenant, modules) if sound else None, sound)
-        return found
+            return Edition(tenant.name, (tenant,), frozen(tenant, modules) if sound else None, sound)
+
+        return self._once(_key(tenant), made)
+
+    def sum(self, name: str, parts: Sequence[tuple[float, Tenant]], modules: Mapping[str, Any]) -> Edition:
+        """The weighted sum of tenants. Raises: CommonweightError, with the reason, where they have none."""
+
+        def made() -> Edition:
+            editions = [(w, self.of(t, modules)) for w, t in parts]
+            tenants = tuple(t for _, t in parts)
+            if bad := next((e for _, e in editions if not e.sound), None):
+                return Edition(bad.name, tenants, None, False)
+            of = [Part(w, e.name, e.tenants[0].method.name, e.form) for w, e in editions]
+            return Edition(name, tenants, total(of), True)
+
+        return self._once(tuple((w, _key(t)) for w, t in parts), made)
+
+    def _once(self, key: Any, made: Callable[[], Edition]) -> Edition:
+        def work() -> Edition:
+            found = self._known.get(key)  # another thread may have been here first
+            if found is None:
+                found = self._known[key] = made()
+            return found
+
+        return self._known.get(key) or self._flights(key, work)
+
+
+def _key(tenant: Tenant) -> Any:
+    return tenant.number, tuple(p._version for p in tenant.pools.values())

@@ -34,6 +34,10 @@ class Reading:
         self.found: Future[Tensor] = Future()
 
     @property
+    def readers(self) -> tuple[Tenant, ...]:
+        return () if self.tenant is None else (self.tenant,)
+
+    @property
     def reason(self) -> str | None:
         """Why it is over, None while it is not."""
         return "stop" if self.found.done() else None

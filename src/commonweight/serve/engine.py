@@ -15,6 +15,7 @@ from ..commons import Commons
 from ..core import CommonweightError
 from ..host import Host
 from . import check, prompts
+from .edition import Edition
 from .request import Answer, Piece, Request
 from .routing import Router
 from .tenants import Tenants
@@ -119,16 +120,19 @@ class Engine:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, deliver: Callable[[Piece], None] | None = None) -> Stream:
+    def submit(
+        self, request: Request, deliver: Callable[[Piece], None] | None = None, edition: Edition | None = None
+    ) -> Stream:
         """Puts a request into the queue and returns at once; a tenant that is not loaded is loaded first.
 
-        deliver: takes the pieces in place of the stream, from the engine's thread; it must not wait.
+        deliver: takes the pieces in place of the stream, from the engine's thread; it must not wait. edition: of the
+        request's tenant, where that has been looked up already (`tenants.edition`).
         Raises: CommonweightError for what is wrong with the request, an unknown tenant, or a full queue.
         """
         request.check()
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
         most = self._most(request, len(tokens))
-        edition = self.tenants.edition(request.tenant)
+        edition = edition or self.tenants.edition(request.tenant)
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         seed = secrets.randbits(63) if request.seed is None else request.seed
         ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.ends)
@@ -149,7 +153,7 @@ class Engine:
                 if edition is None or edition.sound:
                     self._manager.submit(ticket)
                 else:
-                    ticket.end("error", f"tenant {request.tenant!r} has parameters that are no finite numbers")
+                    ticket.end("error", f"tenant {edition.name!r} has parameters that are no finite numbers")
         return Stream(self, tickets, pieces)
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:

@@ -17,7 +17,7 @@ class Request:
     """One question to one tenant.
 
     prompt: text; token ids, which are taken as they are; or messages (`{"role": ..., "content": ...}`), which go
-    through the tokenizer's chat template. tenant: a name, or None for the plain base.
+    through the tokenizer's chat template. tenant: a name, None for the plain base, or a weighted sum as `a+0.5*b`.
 
     max_new_tokens: None: as many as the model and the engine's cache have room for, at most 256.
 

@@ -10,14 +10,16 @@ from typing import NamedTuple, Protocol
 from ..commons import Commons
 from ..core import CommonweightError, unknown
 from ..host import Host, Tenant
+from .blend import several, terms
 from .edition import Edition, Editions
+from .flight import Flights
 
 
 class Held(Protocol):
-    """What is answered, or is to be: tenant: by whom, None for the plain base. reason: why it is over, else None."""
+    """What is answered, or is to be: readers: by whom, none for the plain base. reason: why it is over, else None."""
 
     @property
-    def tenant(self) -> Tenant | None: ...
+    def readers(self) -> tuple[Tenant, ...]: ...
     @property
     def reason(self) -> str | None: ...
 
@@ -34,7 +36,8 @@ class Tenants:
     """Tenants by name. Those that the host had stay; those that come from the store are kept within `memory` bytes.
 
     A request holds its tenant itself, so that one that is removed or replaced meanwhile serves it to its end. Loading
-    happens in the thread that asks, beside the running batch.
+    happens in the thread that asks, beside the running batch and beside other loads: a tenant that several threads ask
+    for is loaded once, and who asks for a tenant that is in memory waits for nobody.
     """
 
     def __init__(self, host: Host, store: Commons | str | Path | None, memory: int | None):
@@ -44,32 +47,66 @@ class Tenants:
         self._editions = Editions()
         self.left = threading.Event()  # a tenant was removed: what the batch holds of it may go
         self._held: weakref.WeakSet[Held] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for a look, never while something is read
+        self._loads = Flights()
+        self._outdated: set[str] = set()  # names whose load began before they were dropped
 
     def edition(self, name: str | None) -> Edition | None:
-        """A tenant as it is now, loaded if need be; None for the plain base."""
+        """A tenant as it is now, loaded if need be; None for the plain base. A sum as `a+0.5*b`: of these tenants.
+
+        Raises: as `get`, and as `blend.terms` and `blend.total`.
+        """
         if name is None:
             return None
-        tenant = self.get(name)
-        with self._lock:
-            return self._editions.of(tenant, self.host.base.modules)
+        if not several(name):
+            return self._editions.of(self.get(name), self.host.base.modules)
+        parts = [(w, self.get(n)) for n, w in sorted(terms(name).items())]
+        if [w for w, _ in parts] == [1.0]:
+            return self._editions.of(parts[0][1], self.host.base.modules)
+        return self._editions.sum(name, parts, self.host.base.modules)
 
     def get(self, name: str) -> Tenant:
         """Raises: CommonweightError for a name that neither has, and for a file that cannot be read."""
         if not isinstance(name, str):
             raise CommonweightError(f"tenant is {name!r}; wanted a name, or None for the plain base")
+        return self._there(name) or self._loads(name, lambda: self._load(name))
+
+    def ready(self, name: str | None) -> bool:
+        """Whether it is in memory, so that nobody waits for it."""
+        names = () if name is None else terms(name) if several(name) else (name,)
+        return all(n in self.host and n not in self._loads for n in names)
+
+    def _there(self, name: str) -> Tenant | None:
         with self._lock:
-            if name in self.host:
-                tenant = self.host[name]
-                if name in self._loaded:
-                    self._loaded[name] = self._loaded.pop(name)
-                return tenant
+            if not self.ready(name):
+                return None
+            if name in self._loaded:
+                self._loaded[name] = self._loaded.pop(name)
+            return self.host.roster.tenants.get(name)
+
+    def _load(self, name: str) -> Tenant:
+        """From the store. What was published or put in its place while it was read is read instead."""
+        while True:
+            with self._lock:
+                self._outdated.discard(name)
+                if (there := self.host.roster.tenants.get(name)) is not None:
+                    return there
             if self.store is None:
                 raise unknown("tenant", name, list(self.host))
-            tenant = self.host.load_from(self.store, name, as_=name)
-            self._loaded[name] = tenant
-            self._make_room()
-            return tenant
+            try:
+                tenant = self.host.load_from(self.store, name, as_=name)
+            except CommonweightError:
+                if name in self.host:
+                    continue
+                raise
+            with self._lock:
+                if self.host.roster.tenants.get(name) is not tenant:
+                    continue
+                self._loaded[name] = tenant
+                if name not in self._outdated:
+                    self._make_room()
+                    return tenant
+                self._remove(name)
 
     def names(self) -> list[str]:
         """Of all that can be asked. Cost: a listing of the store's folder."""
@@ -79,17 +116,12 @@ class Tenants:
         """Its tenant stays while it is open."""
         self._held.add(asked)
 
-    def reload(self, name: str) -> Tenant:
-        """The store's newest version from now on; requests that have begun keep theirs."""
-        with self._lock:
-            if name in self._loaded and name in self.host:
-                self._remove(name)
-        return self.get(name)
-
     def drop(self, name: str) -> bool:
         """Takes a tenant out of memory; requests that have begun keep it. Whether it was there. One that stands in the
         store is loaded again when it is asked for."""
         with self._lock:
+            if name in self._loads:
+                self._outdated.add(name)
             if name not in self.host:
                 return False
             self._remove(name)
@@ -101,20 +133,19 @@ class Tenants:
         self.left.set()
 
     def leaving(self, edition: Edition) -> bool:
-        """Whether its tenant is the host's no more."""
-        name = edition.tenant.name
-        return name not in self.host or self.host[name] is not edition.tenant
+        """Whether one of its tenants is the host's no more."""
+        return any(self.host.roster.tenants.get(t.name) is not t for t in edition.tenants)
 
     def gone(self, edition: Edition) -> bool:
         """Whether no open answer reads it either."""
-        return self.leaving(edition) and id(edition.tenant) not in self._used()
+        return self.leaving(edition) and self._used().isdisjoint(map(id, edition.tenants))
 
     def _used(self) -> set[int]:
-        return {id(t.tenant) for t in list(self._held) if t.reason is None and t.tenant is not None}
+        return {id(t) for held in list(self._held) if held.reason is None for t in held.readers}
 
     def rename(self, old: str, new: str) -> None:
         """A tenant of the host under another name, in the place of the one that has it: nobody finds none."""
-        with self._lock:
+        with self._lock, self.host.roster.lock:
             if new in self.host:
                 self._remove(new)
             self.host.roster.rename(old, new)
@@ -122,9 +153,10 @@ class Tenants:
     def resident(self) -> list[Resident]:
         """Those in memory; those from the store last, the longest unused one of them first."""
         with self._lock:
-            loaded = dict(self._loaded)
-            mine = [n for n in self.host if n not in loaded]
-            found = [*((n, "host", self.host[n]) for n in mine), *((n, "store", t) for n, t in loaded.items())]
+            there = [*self.host.roster.tenants.items()]
+            loaded = {n: t for n, t in self._loaded.items() if self._mine(n)}
+            mine = [(n, t) for n, t in there if n not in loaded]
+        found = [*((n, "host", t) for n, t in mine), *((n, "store", t) for n, t in loaded.items())]
         return [Resident(n, level, t.nbytes) for n, level, t in found]
 
     @property
@@ -140,5 +172,11 @@ class Tenants:
         for name in list(self._loaded)[:-1]:
             if self.nbytes <= self.memory:
                 return
-            if id(self._loaded[name]) not in used:
+            if not self._mine(name):
+                del self._loaded[name]
+            elif id(self._loaded[name]) not in used:
                 self._remove(name)
+
+    def _mine(self, name: str) -> bool:
+        """Whether the host has it as it was loaded here: a program may have removed it, or put another in its place."""
+        return self.host.roster.tenants.get(name) is self._loaded[name]

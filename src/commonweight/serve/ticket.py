@@ -47,8 +47,8 @@ class Ticket:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def tenant(self) -> Tenant | None:
-        return None if self.edition is None else self.edition.tenant
+    def readers(self) -> tuple[Tenant, ...]:
+        return () if self.edition is None else self.edition.tenants
 
     @property
     def tokens(self) -> list[int]:
@@ -67,7 +67,7 @@ class Ticket:
     def take(self, chosen: Chosen) -> bool:
         """One more token; whether the answer has ended with it."""
         if chosen.bad:
-            who = "the model" if self.edition is None else f"tenant {self.edition.tenant.name!r}"
+            who = "the model" if self.edition is None else f"tenant {self.edition.name!r}"
             return self.end("error", f"{who} gave scores that are no finite numbers")
         if self.first is None:
             self.first = time.monotonic()

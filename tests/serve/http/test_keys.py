@@ -116,6 +116,9 @@ def test_who_may_ask(guard):
         got = ask(client, secrets["one"], model)
         assert got.status_code == 404 and "or this key may not ask it" in got.json()["error"]["message"]
     assert ask(client, secrets["all"], "b").status_code == ask(client, "the key of an admin", "base").status_code == 200
+    got = ask(client, secrets["one"], "a+0.5*b")
+    assert got.status_code == 404 and "`b` does not exist or this key may not ask it" in got.json()["error"]["message"]
+    assert ask(client, secrets["one"], "0.5*a").status_code == ask(client, secrets["all"], "a+0.5*b").status_code == 200
     models = client.get("/v1/models", headers={"authorization": f"Bearer {secrets['one']}"}).json()["data"]
     assert [m["id"] for m in models] == ["a"]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from commonweight.commons import Commons
 from commonweight.host import Host
+from commonweight.serve.http.service import WORKERS
 
 from ..served import add, alone, ask, make, prompt
 from . import shop
@@ -97,13 +100,13 @@ def test_unloading_frees_what_the_batch_holds(server, files):
     engine = client.app.state.service.engine
     load(client, "x", files[0] / "c")
     said(client, "x")
-    assert any(e.tenant.name == "x" for e in engine._router.lanes.slots)
+    assert any(e.name == "x" for e in engine._router.lanes.slots)
     client.post("/v1/unload_lora_adapter", json={"lora_name": "x"})
     for _ in range(100):
-        if not any(e.tenant.name == "x" for e in engine._router.lanes.slots):
+        if not any(e.name == "x" for e in engine._router.lanes.slots):
             break
         time.sleep(0.02)
-    assert not any(e.tenant.name == "x" for e in engine._router.lanes.slots)
+    assert not any(e.name == "x" for e in engine._router.lanes.slots)
     assert said(client, "a") == words(host, "a")
 
 
@@ -185,3 +188,41 @@ def test_who_may_change_tenants(files, tmp_path):
     with shop.client(shop.host()) as client:
         got = client.post("/v1/load_lora_adapter", json=body, headers={"host": "evil.example"})
         assert got.status_code == 403 and "localhost" in got.json()["error"]["message"]
+
+
+def test_loads_that_take_long_hold_back_their_own_requests_alone(server, files, monkeypatch):
+    """As many as the server has threads, and more."""
+    client, host, store = server
+    for i in range(WORKERS + 1):
+        store.publish_file(files[0] / "c.safetensors", f"slow{i}")
+    began, go, fetch = threading.Semaphore(0), threading.Event(), Commons.fetch
+
+    def slow(self, name):
+        if name.startswith("slow"):
+            began.release()
+            assert go.wait(60)
+        return fetch(self, name)
+
+    monkeypatch.setattr(Commons, "fetch", slow)
+    with ThreadPoolExecutor(2 * WORKERS) as pool:
+        cold = [pool.submit(said, client, f"slow{i % (WORKERS + 1)}") for i in range(2 * WORKERS)]
+        assert all(began.acquire(timeout=60) for _ in range(WORKERS))
+        assert said(client, "a") == words(host, "a") and said(client, "base") == words(host, None)
+        assert not any(f.done() for f in cold)
+        go.set()
+        assert {f.result(60) for f in cold} == {words(files[1], "c")}
+
+
+def test_a_sum_of_tenants(server):
+    client, host, _ = server
+    with torch.no_grad():
+        one = said(client, "0.5*a+0.5*a")
+    assert one == said(client, "a") == words(host, "a")
+    assert client.get("/v1/models/a+0.5*b").json()["id"] == "a+0.5*b"
+    got = answer(client, "a+0.5*nobody")
+    assert got.status_code == 404 and "`nobody` does not exist" in got.json()["error"]["message"]
+    add(host, "plug", "bottleneck")
+    for model, told in (("a+plug", "(bottleneck) cannot be added"), ("a+x*b", "no weight"), ("a+base", "no change")):
+        got = answer(client, model)
+        assert got.status_code == 400 and told in got.json()["error"]["message"], got.text
+        assert got.json()["error"]["param"] == "model"

@@ -57,7 +57,7 @@ def load_adapter(roster: Roster, path: Path, name: str | None, how: How) -> Tena
             raise CommonweightError(f"{path}: {option} is for folders of PEFT; this is {FORMATS[kind]}; leave it out")
     if kind == "commonweight":
         return files.load(roster, name, at, how.check_base)
-    roster.base.follow(roster.tenants.values())
+    roster.base.follow([*roster.tenants.values()])
     try:
         return enter(roster, name, READERS[kind](roster.base, at, how))
     except CommonweightError as e:

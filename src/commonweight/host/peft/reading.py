@@ -47,7 +47,7 @@ def import_peft(
     Raises: CommonweightError naming the file, the key or the option that is missing, damaged or not supported.
     """
     base = roster.base
-    base.follow(roster.tenants.values())
+    base.follow([*roster.tenants.values()])
     folder = peft.layout.snapshot(folder.parent if folder.is_file() else folder)
     config, tensors = peft.folder.read(folder)
     try:

@@ -61,7 +61,8 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
         yield
         watch.cancel()
         service.stop()
-        service.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (service.pool, service.loaders):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="commonweight", version=library(), lifespan=life, docs_url=None, redoc_url=None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.requests import Request as Call
 
+from ..edition import Edition
 from ..engine import Engine, Stream
 from ..request import Answer, Piece, Request
 from ..ticket import Ticket, joined
@@ -61,11 +62,10 @@ class Asked:
         )
 
 
-async def ask(engine: Engine, requests: Sequence[Request], pool: Executor, before: Callable[[], Any]) -> Asked:
-    """Submits them in the pool: a text is made tokens there, and a tenant that is not loaded is loaded by `before`,
-    whose result is held meanwhile.
+async def ask(engine: Engine, requests: Sequence[Request], pool: Executor, edition: Edition | None) -> Asked:
+    """Submits them in the pool, where texts are made tokens. edition: of their tenant.
 
-    Raises: as `before` and `Engine.submit`, and then none of them runs.
+    Raises: as `Engine.submit`, and then none of them runs.
     """
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[Came] = asyncio.Queue()
@@ -78,14 +78,12 @@ async def ask(engine: Engine, requests: Sequence[Request], pool: Executor, befor
 
     def submit() -> list[Stream]:
         streams: list[Stream] = []
-        held = before()
         try:
             for i, request in enumerate(requests):
-                streams.append(engine.submit(request, partial(deliver, i)))
+                streams.append(engine.submit(request, partial(deliver, i), edition))
         except BaseException:
             _cancel(streams)
             raise
-        del held
         return streams
 
     work = loop.run_in_executor(pool, submit)

@@ -122,7 +122,9 @@ async def _read(
     service.within(key, texts)
     asked = Asked([])
     try:
-        asked = Asked(await service.run(_submitted, service, tenant, submit))
+        held = await service.loaded(tenant, service.engine.tenants.get)
+        asked = Asked(await service.run(_submitted, service, submit))
+        del held
         limit = service.settings.timeout
         await while_there(call, _finished(asked.readings, limit))
         yield asked
@@ -141,10 +143,9 @@ async def _read(
             call.state.told.update(prompts=[service.engine.tokenizer.decode(r.ids) for r in asked.readings])
 
 
-def _submitted(service: Service, tenant: str | None, submit: Callable[[], list[list[Reading]]]) -> list[list[Reading]]:
-    """In a thread: a text is made tokens, and a tenant that is not loaded is loaded. Raises: Refused."""
+def _submitted(service: Service, submit: Callable[[], list[list[Reading]]]) -> list[list[Reading]]:
+    """In a thread: a text is made tokens. Raises: Refused."""
     engine = service.engine
-    held = None if tenant is None else service.loading(tenant, engine.tenants.get)
     try:
         return submit()
     except Full as e:
@@ -153,8 +154,6 @@ def _submitted(service: Service, tenant: str | None, submit: Callable[[], list[l
         if engine.closed:
             raise Refused(503, str(e)) from e
         raise of_request(str(e)) from e
-    finally:
-        del held
 
 
 async def _finished(readings: Sequence[Reading], limit: float) -> None:

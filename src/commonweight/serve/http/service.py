@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request as Call
 
 from ...core import CommonweightError
+from ..blend import several, terms
 from ..engine import Engine, Full
 from ..request import Answer, Piece, Request
 from ..ticket import Ticket
@@ -25,7 +26,7 @@ from .served import Served
 from .settings import BASE, Settings
 from .tokens import Tokens
 
-WORKERS = 8  # threads that make texts tokens and load tenants
+WORKERS = 8  # threads that make texts tokens, and as many that load tenants
 
 
 class Service:
@@ -37,6 +38,8 @@ class Service:
         self.metrics = Metrics(engine, settings.name)
         self.tokens = Tokens(engine.tokenizer)
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask")
+        self.loaders = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-load")
+        self._loading: dict[str, asyncio.Future] = {}  # tenants that are being loaded
         self.roster = Roster(engine, settings)
         self.open: set[Asked] = set()
         self.created = int(time.time())
@@ -51,7 +54,7 @@ class Service:
     # -- who ---------------------------------------------------------------------------------------------------------
 
     async def tenant(self, call: Call, model: str | None) -> str | None:
-        """The tenant that a model's name means, None for the plain base.
+        """The tenant that a model's name means, None for the plain base. A sum as `a+0.5*b` is one too.
 
         Raises: Refused (404) for a name that is not there, or that the caller's key may not ask.
         """
@@ -59,9 +62,18 @@ class Service:
         plain = not model or model in self.settings.names
         name = BASE if plain else str(model)
         call.state.told["tenant"] = name if name.isprintable() else None
-        if not key.may(name) or not (plain or await self.run(self._there, name)):
-            whose = " or this key may not ask it" if key.tenants is not None else ""
-            raise Refused(404, f"The model `{model}` does not exist{whose}.", "model")
+        try:
+            asked = [name] if plain or not several(name) else list(terms(name))
+        except CommonweightError as e:
+            raise Refused(400, str(e), "model") from e
+        if not plain and several(name) and not isinstance(self.engine, Engine):
+            raise Refused(400, f"model {name!r}: sums of tenants are for language models; ask one tenant", "model")
+        if not plain and (base := next((n for n in asked if n in self.settings.names), None)):
+            raise Refused(400, f"model {name!r}: {base} is the plain model, which has no change to add", "model")
+        for one in asked:
+            if not key.may(one) or not (plain or await self.run(self._there, one)):
+                whose = " or this key may not ask it" if key.tenants is not None else ""
+                raise Refused(404, f"The model `{one if several(name) else model}` does not exist{whose}.", "model")
         return None if plain else name
 
     def _there(self, name: str) -> bool:
@@ -84,8 +96,9 @@ class Service:
         key: Key = call.state.key
         self.within(key, sum(r.n for r in requests))
         tenant = requests[0].tenant
+        edition = await self.loaded(tenant, self.engine.tenants.edition)
         try:
-            asked = await ask(self.generator, requests, self.pool, lambda: self._loaded(tenant))
+            asked = await ask(self.generator, requests, self.pool, edition)
         except Full as e:
             raise Refused(429, str(e), retry=1.0) from e
         except CommonweightError as e:
@@ -123,15 +136,25 @@ class Service:
         if (bucket := self.keys.buckets(key)[1]) is not None:
             bucket.charge(tokens)
 
-    def _loaded(self, tenant: str | None) -> Any:
-        return self.loading(tenant, self.engine.tenants.edition)
-
-    def loading(self, tenant: str | None, load: Callable[[Any], Any]) -> Any:
-        """What `load` makes of a tenant. Raises: Refused, with what is wrong with it."""
+    async def loaded(self, tenant: str | None, load: Callable[[Any], Any]) -> Any:
+        """What `load` makes of a tenant: by threads of their own where it is not in memory, one load for all who wait
+        for it, so that the threads of other requests are not held back. Raises: Refused, with what is wrong with it."""
+        if tenant is None:
+            return None
         try:
-            return load(tenant)
+            if self.engine.tenants.ready(tenant):
+                return await self.run(load, tenant)
+            loading = self._loading.get(tenant)
+            if loading is None:
+                loading = asyncio.get_running_loop().run_in_executor(self.loaders, load, tenant)
+                loading.add_done_callback(
+                    lambda done: (self._loading.pop(tenant), done.cancelled() or done.exception())
+                )
+                self._loading[tenant] = loading
+            return await asyncio.shield(loading)
         except (CommonweightError, OSError) as e:
-            raise Refused(400, f"tenant {tenant!r} cannot be loaded: {self.inside(str(e))}", "model") from e
+            which = "" if several(tenant) else f"tenant {tenant!r} cannot be loaded: "
+            raise Refused(400, f"{which}{self.inside(str(e))}", "model") from e
 
     def inside(self, text: str) -> str:
         """A message without the path of the store, which is nobody's business."""

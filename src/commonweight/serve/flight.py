@@ -1,0 +1,42 @@
+"""Work that is done once, whoever asks for it meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Flights:
+    """flights(key, work): what `work()` gives. While it runs, others who ask for the same key wait for it and get the
+    same, an error too; other keys are not held back."""
+
+    def __init__(self) -> None:
+        self._open: dict[Hashable, Future] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._open
+
+    def __call__(self, key: Hashable, work: Callable[[], Any]) -> Any:
+        with self._lock:
+            flight = self._open.get(key)
+            mine = flight is None
+            if flight is None:
+                flight = self._open[key] = Future()
+        if not mine:
+            return flight.result()
+        try:
+            found = work()
+        except BaseException as e:
+            self._land(key)
+            flight.set_exception(e)
+            raise
+        self._land(key)
+        flight.set_result(found)
+        return found
+
+    def _land(self, key: Hashable) -> None:
+        with self._lock:
+            del self._open[key]
