@@ -147,14 +147,17 @@ class Service:
             loading = self._loading.get(tenant)
             if loading is None:
                 loading = asyncio.get_running_loop().run_in_executor(self.loaders, load, tenant)
-                loading.add_done_callback(
-                    lambda done: (self._loading.pop(tenant), done.cancelled() or done.exception())
-                )
+                loading.add_done_callback(lambda done: self._landed(tenant, done))
                 self._loading[tenant] = loading
             return await asyncio.shield(loading)
         except (CommonweightError, OSError) as e:
             which = "" if several(tenant) else f"tenant {tenant!r} cannot be loaded: "
             raise Refused(400, f"{which}{self.inside(str(e))}", "model") from e
+
+    def _landed(self, tenant: str, loading: asyncio.Future) -> None:
+        del self._loading[tenant]
+        if not loading.cancelled():
+            loading.exception()  # whoever asked for it may have hung up: asyncio would say that nobody took it
 
     def inside(self, text: str) -> str:
         """A message without the path of the store, which is nobody's business."""
