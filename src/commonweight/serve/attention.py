@@ -31,30 +31,30 @@ STEP = _Step()
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the requests of a step lie. spans: (first query, end, first key, end) of each request with more than one
-    query; singles: the queries of the others, None for all in order; index (B, L): the places of their keys in what is
-    read, padded with the request's own last key; mask (B, 1, 1, L): which of these count."""
+    """Where the requests of a step lie. spans: (first query, end, rows of its keys) of each request with more than one
+    query; singles: the queries of the others, None for all in order; index (B * L,): the rows of their keys, each
+    request's padded with its own last one; mask (B, 1, 1, L): which of these count."""
 
-    spans: Sequence[tuple[int, int, int, int]]
+    spans: Sequence[tuple[int, int, Tensor | slice]]
     singles: Tensor | None
     index: Tensor | None
     mask: Tensor | None
 
 
-def plan(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Plan:
-    """queries, keys: cumulative lengths (requests + 1)."""
+def plan(queries: Sequence[int], keys: Sequence[int], device: torch.device, read: Tensor | None = None) -> Plan:
+    """queries, keys: cumulative lengths (requests + 1). read: the row of each key; None: they lie in order."""
     rows = list(zip(queries, queries[1:], keys, keys[1:]))
     ones = [r for r in rows if r[1] - r[0] == 1]
-    spans = [r for r in rows if r[1] - r[0] > 1]
+    spans = [(q, e, slice(k, m) if read is None else read[k:m]) for q, e, k, m in rows if e - q > 1]
     if not ones:
         return Plan(spans, None, None, None)
     lengths = torch.tensor([r[3] - r[2] for r in ones])
     starts = torch.tensor([r[2] for r in ones])
     at = torch.arange(int(lengths.max()))
-    index = starts[:, None] + torch.minimum(at[None], lengths[:, None] - 1)
+    index = (starts[:, None] + torch.minimum(at[None], lengths[:, None] - 1)).view(-1).to(device)
     mask = None if bool((lengths == lengths[0]).all()) else (at[None] < lengths[:, None])[:, None, None].to(device)
     singles = torch.tensor([r[0] for r in ones], device=device) if spans else None
-    return Plan(spans, singles, index.to(device), mask)
+    return Plan(spans, singles, index if read is None else read.index_select(0, index), mask)
 
 
 def attend(
@@ -75,13 +75,13 @@ def attend(
         raise ValueError("attention with a bias by position is not served")
     allocator = cache.layer_to_allocator[module.layer_idx]
     read, write = kwargs["read_index"][allocator.index], kwargs["write_index"][allocator.index]
-    k, v = _keys(allocator, module.layer_idx, key, value, read, write)
+    k, v, direct = _rows(allocator, module.layer_idx, key, value, read, write)
     found = STEP.plans.get(allocator.layer_type)
     if found is None:
         lengths = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
-        found = STEP.plans[allocator.layer_type] = plan(*lengths, query.device)
+        found = STEP.plans[allocator.layer_type] = plan(*lengths, query.device, None if direct else read)
     window = getattr(allocator, "sliding_window", None)
-    how = _How(query.shape[1] // key.shape[1], scaling, window, kwargs.get("softcap"), kwargs.get("s_aux"))
+    how = _How(key.shape[1], scaling, window, kwargs.get("softcap"), kwargs.get("s_aux"))
     return _attended(found, query[0].transpose(0, 1), k, v, how)[None], None
 
 
@@ -108,41 +108,41 @@ def _elsewhere(
     elif mask.dtype != torch.bool:
         mask = mask == 0
     groups = query.shape[1] // key.shape[1]
-    how = _How(groups, scaling, None, softcap, sinks)
+    how = _How(key.shape[1], scaling, None, softcap, sinks)
     k, v = (x.repeat_interleave(groups, 1) for x in (key, value))
     wide = None if sinks is None else sinks.view(1, -1, 1, 1)
     return _plain(query, k, v, mask[..., :m], how, wide).transpose(1, 2).contiguous(), None
 
 
-def _keys(allocator: Any, layer: int, key: Tensor, value: Tensor, read: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
-    """(keys, values) of all requests one after the other, (K, kv heads, d); the new ones are in the cache from now on.
+def _rows(
+    allocator: Any, layer: int, key: Tensor, value: Tensor, read: Tensor, write: Tensor
+) -> tuple[Tensor, Tensor, bool]:
+    """(keys, values, whether they lie in order), a row of kv heads * d numbers a token; the new ones are in the cache
+    from now on.
 
-    Rows of heads * d numbers are read at once: five times as quick as heads of d numbers.
+    In order: all requests' one after the other. Else the rows are the cache's own, which are taken out where they are
+    used, once. Rows of heads * d numbers are read five times as quick as heads of d numbers.
     """
-    heads, dim = key.shape[1], key.shape[3]
-    stores = [s.view(-1, heads * dim) for s in allocator._kv_token_views[layer]]
-    new = [x[0].transpose(0, 1).reshape(-1, heads * dim).to(s.dtype) for x, s in zip((key, value), stores)]
-    sliding = getattr(allocator, "sliding_window", None) is not None
-    if not sliding or not read.numel():
+    width = key.shape[1] * key.shape[3]
+    stores = [s.view(-1, width) for s in allocator._kv_token_views[layer]]
+    new = [x[0].transpose(0, 1).reshape(-1, width).to(s.dtype) for x, s in zip((key, value), stores)]
+    if getattr(allocator, "sliding_window", None) is None or not read.numel():
         for store, x in zip(stores, new):
             store.index_copy_(0, write, x)
-    if not read.numel():
-        out = new
-    else:
-        out = [s.index_select(0, read) for s in stores]
-    if sliding and read.numel():  # the ring may take the place of what is still to be read
-        fresh = (read == allocator.sentinel_index).nonzero()[:, 0]
-        for found, store, x in zip(out, stores, new):
-            found.index_copy_(0, fresh, x)
-            store.index_copy_(0, write, x)
-    return out[0].view(-1, heads, dim), out[1].view(-1, heads, dim)
+        return (*stores, False) if read.numel() else (*new, True)  # type: ignore[return-value]
+    out = [s.index_select(0, read) for s in stores]
+    fresh = (read == allocator.sentinel_index).nonzero()[:, 0]  # the ring may take the place of what is still read
+    for found, store, x in zip(out, stores, new):
+        found.index_copy_(0, fresh, x)
+        store.index_copy_(0, write, x)
+    return out[0], out[1], True
 
 
 @dataclass(frozen=True)
 class _How:
-    """groups: queries' heads per head of keys. window: how many keys a query sees, itself included."""
+    """heads: of keys. window: how many keys a query sees, itself included."""
 
-    groups: int
+    heads: int
     scaling: float | None
     window: int | None
     softcap: float | None
@@ -150,20 +150,23 @@ class _How:
 
 
 def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
-    """q (T, heads, d), k and v (K, kv heads, d) -> (T, heads, d)."""
-    out = None
+    """q (T, heads, d), k and v rows of kv heads * d -> (T, heads, d)."""
+    out, heads = None, how.heads
     if found.index is not None:
-        b, length = found.index.shape
-        flat = found.index.view(-1)
-        ks, vs = (x.index_select(0, flat).view(b, length, *x.shape[1:]).transpose(1, 2) for x in (k, v))
         qs = q if found.singles is None else q.index_select(0, found.singles)
-        got = _one(qs.reshape(b, k.shape[1], how.groups, -1), ks, vs, found.mask, how).reshape(b, q.shape[1], -1)
+        b = len(qs)
+        ks, vs = (x.index_select(0, found.index).view(b, -1, heads, x.shape[1] // heads).transpose(1, 2) for x in (k, v))
+        got = _one(qs.reshape(b, heads, q.shape[1] // heads, -1), ks, vs, found.mask, how).reshape(b, q.shape[1], -1)
         if found.singles is None:
             return got
         out = q.new_empty(len(q), q.shape[1], got.shape[-1])
         out.index_copy_(0, found.singles, got)
-    for first, end, start, stop in found.spans:
-        got = _many(q[first:end], k[start:stop], v[start:stop], how)
+    for first, end, at in found.spans:
+        kx, vx = (
+            (x[at] if isinstance(at, slice) else x.index_select(0, at)).view(-1, heads, x.shape[1] // heads)
+            for x in (k, v)
+        )
+        got = _many(q[first:end], kx, vx, how)
         if out is None:
             out = q.new_empty(len(q), q.shape[1], got.shape[-1])
         out[first:end] = got
@@ -175,7 +178,7 @@ def _one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How) -> Ten
     """One query a request: q (B, kv heads, groups, d), k and v (B, kv heads, L, d)."""
     if how.softcap is None and how.sinks is None:
         return sdpa(q, k, v, attn_mask=mask, scale=how.scaling)
-    sinks = None if how.sinks is None else how.sinks.view(1, k.shape[1], how.groups, 1)
+    sinks = None if how.sinks is None else how.sinks.view(1, how.heads, -1, 1)
     return _plain(q, k, v, mask, how, sinks)
 
 
@@ -191,11 +194,11 @@ def _many(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
             mask &= at[None] > last - how.window
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     if how.softcap is None and how.sinks is None:
-        wide = how.groups > 1
+        wide = q.shape[1] > how.heads
         return sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=wide)[0].transpose(
             0, 1
         )
-    k, v = (x.repeat_interleave(how.groups, 1) for x in (k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // how.heads, 1) for x in (k, v))
     sinks = None if how.sinks is None else how.sinks.view(1, -1, 1, 1)
     return _plain(q, k, v, mask, how, sinks)[0].transpose(0, 1)
 
