@@ -155,8 +155,10 @@ def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor
     if found.index is not None:
         qs = q if found.singles is None else q.index_select(0, found.singles)
         b = len(qs)
-        ks, vs = (x.index_select(0, found.index).view(b, -1, heads, x.shape[1] // heads).transpose(1, 2) for x in (k, v))
-        got = _one(qs.reshape(b, heads, q.shape[1] // heads, -1), ks, vs, found.mask, how).reshape(b, q.shape[1], -1)
+        ks, vs = (x.index_select(0, found.index).view(b, -1, heads, x.shape[1] // heads) for x in (k, v))
+        got = _one(
+            qs.reshape(b, heads, q.shape[1] // heads, -1), ks.transpose(1, 2), vs.transpose(1, 2), found.mask, how
+        ).reshape(b, q.shape[1], -1)
         if found.singles is None:
             return got
         out = q.new_empty(len(q), q.shape[1], got.shape[-1])
