@@ -16,6 +16,7 @@ from ..core import CommonweightError
 from ..host import Host
 from . import check, prompts
 from .edition import Edition
+from .grammar import Grammars
 from .request import Answer, Piece, Request
 from .routing import Router
 from .tenants import Tenants
@@ -99,6 +100,7 @@ class Engine:
         self.model: Any = self.host.model
         self.tokenizer = tokenizer if tokenizer is not None else prompts.tokenizer_of(self.model, name)
         self.tenants = Tenants(self.host, store, tenant_memory)
+        self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
         self.max_waiting = max_waiting
         self.length = prompts.length_of(self.model)
         if cache_tokens is None:
@@ -132,14 +134,15 @@ class Engine:
         request.check()
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
         most = self._most(request, len(tokens))
+        grammar = None if request.structured is None else self._grammars.of(request.structured)
         edition = edition or self.tenants.edition(request.tenant)
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         seed = secrets.randbits(63) if request.seed is None else request.seed
         ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.ends)
         tickets = [
             Ticket(
-                request, edition, tokens, ends, Decoder(self.tokenizer, request.stops), deliver or pieces.put,
-                seed + i, most, i,
+                request, edition, tokens, ends, Decoder(self.tokenizer, request.stops, request.special),
+                deliver or pieces.put, seed + i, most, i, None if grammar is None else grammar.copy(),
             )
             for i in range(request.n)
         ]  # fmt: skip

@@ -29,7 +29,10 @@ class Request:
     of its text. stop_token_ids: tokens that end it beside the model's own; ignore_eos: those of the model do not.
     logprobs: how many of the likeliest tokens to report at each position beside the chosen one (0 to 20), with log
     probabilities of the model itself (before temperature and penalties); None: none. n: so many answers.
-    tools: for the chat template. timeout: seconds after which it ends, with what it has.
+    structured: what the answer must be, one of {"json": schema}, {"json_object": True}, {"regex": text}, {"choice":
+    [texts]} and {"grammar": text of Lark}; a schema with a word that cannot be kept to is refused. special: special
+    tokens that stay in the answer's text, where others are left out. tools: for the chat template. timeout: seconds
+    after which it ends, with what it has.
     """
 
     prompt: Prompt
@@ -49,6 +52,8 @@ class Request:
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    structured: Mapping[str, Any] | None = None
+    special: Sequence[str] = ()
     tools: Sequence[Mapping[str, Any]] | None = None
     timeout: float | None = None
 

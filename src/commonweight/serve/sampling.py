@@ -89,7 +89,9 @@ def adjusted(scores: Tensor, row: Row) -> Tensor:
         if token < len(scores):
             scores[token] += by
     if row.allowed is not None:
-        scores[~row.allowed.to(scores.device)] = float("-inf")
+        some = len(row.allowed)  # a head may be wider than the vocabulary
+        scores[:some].masked_fill_(~row.allowed[: len(scores)].to(scores.device), float("-inf"))
+        scores[some:] = float("-inf")
     return scores
 
 

@@ -13,12 +13,13 @@ class Decoder:
     """feed(token) -> the text that is certain now; rest() -> what is left at the end. Both together are the answer's
     text, to the character as `tokenizer.decode` has it.
 
-    stops: strings that end the text; `stopped` is then true, and the text ends before it. tokenizer None: no text.
-    Cost: two decodings of a few tokens each.
+    stops: strings that end the text; `stopped` is then true, and the text ends before it. special: special tokens that
+    are text here, others are left out. tokenizer None: no text. Cost: two decodings of a few tokens each.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()):
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), special: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer, stops
+        self._mute = _others(tokenizer, special) if special and tokenizer is not None else None
         self.tokens: list[int] = []
         self.stopped = False
         self._start = self._done = 0  # tokens: where the decoded window starts; what is text already
@@ -56,9 +57,10 @@ class Decoder:
     def _text(self, start: int, end: int) -> str:
         if start == end:
             return ""
-        return self.tokenizer.decode(
-            self.tokens[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        tokens, mute = self.tokens[start:end], self._mute
+        if mute is not None:
+            tokens = [t for t in tokens if t not in mute]
+        return self.tokenizer.decode(tokens, skip_special_tokens=mute is None, clean_up_tokenization_spaces=False)
 
     def _safe(self, new: str) -> str:
         if not self.stops:
@@ -71,3 +73,8 @@ class Decoder:
         keep = max((k for s in self.stops for k in range(1, len(s)) if text.endswith(s[:k])), default=0)
         self._held = text[len(text) - keep :] if keep else ""
         return text[: len(text) - keep] if keep else text
+
+
+def _others(tokenizer: Any, special: Sequence[str]) -> frozenset[int]:
+    """The special tokens that are not these."""
+    return frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content not in special)

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..core import CommonweightError
 from ..host import Tenant
 from .edition import Edition
+from .grammar import Grammar
 from .request import Answer, Logprob, Piece, Request
 from .sampling import Chosen, Row
 from .text import Decoder
@@ -36,7 +37,7 @@ class Ticket:
     seed: int
     most: int
     index: int = 0
-    grammar: Any = None
+    grammar: Grammar | None = None
     id: str = field(default_factory=lambda: f"cw{next(_numbers)}")
     started: float = field(default_factory=time.monotonic)
     first: float | None = None  # when its first token came
@@ -71,10 +72,15 @@ class Ticket:
             return self.end("error", f"{who} gave scores that are no finite numbers")
         if self.first is None:
             self.first = time.monotonic()
+        ended = chosen.token in self.ends
         if self.grammar is not None:
-            self.grammar.take(chosen.token)
+            try:
+                self.grammar.take(chosen.token)
+            except CommonweightError as e:
+                return self.end("error", str(e))
+            ended |= self.grammar.over
         text = self.decoder.feed(chosen.token)
-        ended = self.decoder.stopped or chosen.token in self.ends
+        ended |= self.decoder.stopped
         full = len(self.tokens) >= self.most
         logs = () if chosen.logprob is None else (chosen.logprob,)
         if not ended and not full:

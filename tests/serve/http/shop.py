@@ -44,9 +44,11 @@ def host() -> Host:
 
 
 @contextmanager
-def client(host: Host, store: Path | None = None, secret: str | None = None, **settings: Any) -> Iterator[TestClient]:
-    """A client of a server of this host; `app.state.service` is what it stands on."""
-    with Engine(host, store=store, tokenizer=tokenizer(), max_requests=8, page_size=8) as engine:
+def client(
+    host: Host, store: Path | None = None, secret: str | None = None, words: Any = None, **settings: Any
+) -> Iterator[TestClient]:
+    """A client of a server of this host; `app.state.service` is what it stands on. words: another tokenizer."""
+    with Engine(host, store=store, tokenizer=words or tokenizer(), max_requests=8, page_size=8) as engine:
         app = make(engine, Settings(name="org/tiny", **settings))
         headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
         with TestClient(app, "http://localhost", raise_server_exceptions=False, headers=headers) as found:

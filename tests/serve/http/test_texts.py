@@ -69,7 +69,7 @@ def test_a_response(client, host):
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"verbosity": "high"}}, "text"),
         ({"input": []}, "input"),
         ({"input": [{"type": "function_call_output"}]}, "input"),
         ({"background": True}, "background"),

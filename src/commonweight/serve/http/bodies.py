@@ -46,6 +46,15 @@ class Sampled(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="vLLM's.")
     ignore_eos: bool | None = Field(None, description="vLLM's.")
     stop_token_ids: list[Token] | None = Field(None, description="vLLM's.")
+    response_format: dict[str, Any] | None = Field(None, description="text, json_object or json_schema.")
+    structured_outputs: dict[str, Any] | None = Field(
+        None, description="vLLM's: one of json, json_object, regex, choice, grammar (Lark)."
+    )
+    guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's, like the next four.")
+    guided_json_object: bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
     # taken, and nothing here depends on them
     user: Any = None
@@ -68,7 +77,8 @@ class Sampled(Body):
     prompt_logprobs: Any = None
     truncate_prompt_tokens: Any = None
     add_special_tokens: Any = None
-    response_format: Any = None
+    guided_decoding_backend: Any = None
+    guided_whitespace_pattern: Any = None
 
 
 class CompletionBody(Sampled):
@@ -118,7 +128,7 @@ class ResponseBody(Body):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     truncation: Any = None
-    text: Any = None
+    text: dict[str, Any] | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None
@@ -176,7 +186,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
     "add_special_tokens": (),  # by the kind of body
-    "response_format": ({"type": "text"},),
+    "guided_decoding_backend": ("auto", "guidance"),
+    "guided_whitespace_pattern": (),
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
@@ -194,7 +205,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": ({},),
     # of /v1/responses
-    "text": ({}, {"format": {"type": "text"}}),
     "truncation": ("disabled",),
     "include": ([],),
     "background": (False,),
@@ -208,7 +218,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 WHY = {
     "echo": "log probabilities and text of the prompt are not given back; ask for the answer alone",
     "best_of": "an answer is drawn once; ask for n and choose",
-    "response_format": "answers are plain text",
     "previous_response_id": "no answers are kept here; send the whole conversation as input",
     "conversation": "no answers are kept here; send the whole conversation as input",
     "store": "no answers are kept here",

@@ -58,6 +58,8 @@ def of_request(message: str) -> Refused:
     """What the engine says is wrong with a request, by the field's name here."""
     for ours, theirs in _OTHERS.items():
         message = message.replace(ours, theirs)
+    if message.startswith("structured output"):
+        return Refused(400, message, "response_format")
     found = re.match(r"(?:a token in )?(\w+) (?:is|has|of)\b", message)
     known = found and found[1] in FIELDS
     return Refused(400, message, found[1] if found and known else None)

@@ -9,6 +9,7 @@ from ..request import Request
 from .bodies import ChatBody, CompletionBody, ResponseBody, Sampled, StreamOptions, neutral
 from .errors import Refused
 from .settings import Settings
+from .structure import response_format, structured
 
 COMPLETION = 16  # new tokens of a completion that does not say, as OpenAI and vLLM have it
 MANY = 1024  # prompts of one completion
@@ -48,8 +49,20 @@ def response(body: ResponseBody, tenant: str | None, settings: Settings) -> list
         Request(
             messages(said, "input"), tenant, max_new_tokens=_most(body.max_output_tokens, settings),
             temperature=_or(body.temperature, 1.0), top_p=_or(body.top_p, 1.0), timeout=settings.timeout,
+            structured=_format(body),
         )
     ]  # fmt: skip
+
+
+def _format(body: ResponseBody) -> Mapping[str, Any] | None:
+    """Of /v1/responses: text.format."""
+    for name, value in (body.text or {}).items():
+        if name != "format" and not (name == "verbosity" and value in (None, "medium")):
+            raise Refused(400, f"text.{name}: not served here; wanted format", "text")
+    form = (body.text or {}).get("format") or {"type": "text"}
+    if not isinstance(form, Mapping):
+        raise Refused(400, f"text.format: {form!r}; wanted an object", "text")
+    return response_format(form, "text.format")
 
 
 def streams(body: Sampled | ResponseBody) -> StreamOptions | None:
@@ -135,6 +148,7 @@ def _sampled(body: Sampled, settings: Settings, most: int | None, vocabulary: in
         "ignore_eos": bool(body.ignore_eos),
         "n": body.n or 1,
         "timeout": settings.timeout,
+        "structured": structured(body),
     }
 
 

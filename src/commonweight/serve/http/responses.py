@@ -62,7 +62,8 @@ class Told:
             "incomplete_details": None if why is None else {"reason": why}, "instructions": b.instructions,
             "max_output_tokens": b.max_output_tokens, "metadata": b.metadata or {}, "model": b.model or BASE,
             "output": output, "parallel_tool_calls": False, "previous_response_id": None, "store": False,
-            "temperature": 1.0 if b.temperature is None else b.temperature, "text": {"format": {"type": "text"}},
+            "temperature": 1.0 if b.temperature is None else b.temperature,
+            "text": b.text or {"format": {"type": "text"}},
             "tool_choice": "none", "tools": [], "top_p": 1.0 if b.top_p is None else b.top_p, "truncation": "disabled",
             "usage": used,
         }  # fmt: skip
