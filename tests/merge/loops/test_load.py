@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from commonweight.merge.loops import load
+from commonweight.merge.loops.calls import whole
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_they_are_made_once_and_then_read(apart, tmp_path):
     first, second = again(), again()
     assert len(apart) == 1
     assert first is not None and second is not None
-    said = [[found[n](np.zeros(1, np.int64)) for n in load.NAMES] for found in (first, second)]
+    said = [[found[n](whole([0])) for n in load.NAMES] for found in (first, second)]
     assert said[0] == said[1] == [40 + i for i in range(len(load.NAMES))]
     assert len(list((tmp_path / "commonweight").iterdir())) == len(load.NAMES)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,23 +13,29 @@ from torch import Tensor
 
 BLOCK = 2048  # as in kernel/numbers.py
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+WINDOW = 17  # numbers that a search has, as in kernel/counting.py
 ROW = 4096  # bytes of a digest's row
 _spare = threading.local()
 
 
-class Arrays(NamedTuple):
-    """kinds, places: int64, of tensors, which must live as long."""
+def whole(numbers: Iterable[int]) -> array[int]:
+    """int64, addresses among them; NumPy takes several times as long to make an array of a few."""
+    return array("q", numbers)
 
-    kinds: np.ndarray
-    places: np.ndarray
+
+class Arrays(NamedTuple):
+    """kinds, places: of tensors, which must live as long."""
+
+    kinds: array[int]
+    places: array[int]
 
     @property
     def told(self) -> tuple[int, int]:
-        return self.kinds.ctypes.data, self.places.ctypes.data
+        return self.kinds.buffer_info()[0], self.places.buffer_info()[0]
 
 
 def arrays(tensors: Sequence[Tensor]) -> Arrays:
-    return Arrays(np.array([KINDS[x.dtype] for x in tensors]), np.array([x.data_ptr() for x in tensors]))
+    return Arrays(whole([KINDS[x.dtype] for x in tensors]), whole([x.data_ptr() for x in tensors]))
 
 
 def scratch(models: int) -> int:
@@ -56,7 +63,7 @@ class Digests:
     """Room for the sums of some tensors (n,). told: its address and what one tensor takes of it, or zeros."""
 
     def __init__(self, tensors: Sequence[Tensor], wanted: bool):
-        stride = BLOCK // 4 + len(tensors[0]) * 4 // ROW
+        stride = BLOCK // 4 + tensors[0].numel() * 4 // ROW
         self._bytes = [x.nbytes for x in tensors] if wanted else []
         self._sums = np.zeros((len(self._bytes), stride), np.int64)
         self.told = (self._sums.ctypes.data, stride) if wanted else (0, 0)

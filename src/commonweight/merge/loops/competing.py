@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..maths import parts
 from ..registry.steps import Compete
-from .calls import Digests, arrays, room, scratch
+from .calls import Digests, arrays, room, scratch, whole
 from .load import Loop
 
 Bounds = Sequence[Sequence[float]]
@@ -26,7 +26,7 @@ _PART = 1 << 15  # numbers of each model whose scores are made at a time: they s
 def scores(loops: Mapping[str, Loop], raw: Sequence[Tensor], bounds: Bounds) -> Tensor | None:
     """float32 (T, n), in room that the next ones take again; None where an input is not finite. For any numbers: its
     tanh is NumPy's and its powers of 2 are torch's."""
-    n, models = len(raw[0]), len(raw) - 1
+    n, models = raw[0].numel(), len(raw) - 1
     part = min(n, _PART)
     out, powers = (room(k, models * m)[: models * m] for k, m in (("scores", n), ("powers", part)))
     made = torch.from_numpy(out).view(models, n)
@@ -45,8 +45,8 @@ def _score(
     score: Loop, raw: Sequence[Tensor], bounds: Bounds, out: np.ndarray, at: tuple[int, int], powers: np.ndarray | None
 ) -> int:
     own, given, models = numbers(bounds), arrays(raw), len(raw) - 1
-    head = np.array([
-        *at, len(raw[0]), models, *given.told, 0, 0, 0, 0, own.ctypes.data, out.ctypes.data,
+    head = whole([
+        *at, raw[0].numel(), models, *given.told, 0, 0, 0, 0, own.ctypes.data, out.ctypes.data,
         0 if powers is None else powers.ctypes.data, has_lows(bounds), scratch(2 * models),
     ])  # fmt: skip
     return score(head)
@@ -70,8 +70,8 @@ def alike(score: Loop) -> bool:
 def compete(loops: Mapping[str, Loop], steps: Compete, raw: Sequence[Tensor], out: Tensor, digests: Digests) -> bool:
     """Fills a piece of the result; whether all numbers fit."""
     own, given, result = numbers(steps.bounds, steps), arrays(raw), arrays([out])
-    head = np.array([
-        0, len(out), len(out), len(raw) - 1, *given.told, result.kinds[0], result.places[0], *digests.told,
+    head = whole([
+        0, out.numel(), out.numel(), len(raw) - 1, *given.told, result.kinds[0], result.places[0], *digests.told,
         own.ctypes.data, 0, 0, has_lows(steps.bounds), scratch(2 * len(raw)),
     ])  # fmt: skip
     failed = loops["compete"](head) if alike(loops["score"]) else _LARGE

@@ -10,15 +10,14 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from array import array
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-Loop = Callable[[np.ndarray], int]  # takes its whole numbers (int64)
+Loop = Callable[["array[int]"], int]  # takes its whole numbers, as calls.whole makes them
 SWITCH = "COMMONWEIGHT_LOOPS"  # an environment variable: "off", or "on" for merges of any size
 # those of kernel, which is not imported
 NAMES = ["merge", "count", "square", "size", "rank", "score", "compete", "runs", "choose"]
@@ -110,4 +109,4 @@ def _function(llvm: Any, name: str, code: bytes) -> Loop:
     engine.finalize_object()
     _kept.append(engine)
     call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(engine.get_function_address(name))
-    return lambda head: call(head.ctypes.data)  # which keeps `head` as long
+    return lambda head: call(head.buffer_info()[0])  # which keeps `head` as long

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from ...core.rng import key
 from ..maths import parts, select
 from ..registry.steps import Compete, Cut, Drop, Merge, Piece
 from ..sources.at import At
-from .calls import KINDS, Digests, Sums, arrays, room, scratch
+from .calls import KINDS, Digests, Sums, arrays, room, scratch, whole
 from .competing import compete
 from .load import Loop
 
@@ -47,7 +49,7 @@ def merge(
 ) -> Made | None:
     """A piece of the result, of raw (n,) of the models and the base, and if `marked` what a digest adds up of each and
     of the result. None where a number is not finite, or a result does not fit."""
-    out = torch.empty(len(raw[0]), dtype=dtype)
+    out = torch.empty(raw[0].numel(), dtype=dtype)
     digests = Digests([*raw, out], marked)
     if isinstance(steps, Compete):
         done = compete(loops, steps, raw, out, digests)
@@ -70,9 +72,9 @@ def _merge(
     left = _left(loops, steps.left, raw, at, shape)
     if left is None:
         return False
-    head = np.array([
-        len(out), at.start, models, len(raw) - models, *given.told, result.kinds[0], result.places[0], *digests.told,
-        left.kind, left.whole.ctypes.data, left.whole.ctypes.data, left.real.ctypes.data, _HOW[steps.how],
+    head = whole([
+        out.numel(), at.start, models, len(raw) - models, *given.told, result.kinds[0], result.places[0], *digests.told,
+        left.kind, left.whole.buffer_info()[0], left.whole.buffer_info()[0], left.real.ctypes.data, _HOW[steps.how],
         factors.ctypes.data, steps.divide != "one", steps.rounded == 1, scratch(models),
     ])  # fmt: skip
     return not loops["merge"](head)
@@ -95,12 +97,12 @@ class _Left(NamedTuple):
     """What stays of the task vectors: whole numbers and others, of each model; kept: what they have addresses of."""
 
     kind: int
-    whole: np.ndarray
+    whole: array[int]
     real: np.ndarray
     kept: object = None
 
 
-_EVERYTHING = _Left(0, np.zeros(1, np.int64), np.zeros(1, np.float32))
+_EVERYTHING = _Left(0, whole([0]), np.zeros(1, np.float32))
 
 
 def _left(
@@ -108,8 +110,8 @@ def _left(
 ) -> _Left | None:
     if isinstance(left, Cut):
         first = parts.place(at, left.scope)
-        cuts = [_edge(row[w].cut, first, len(raw[0])) for w in left.which for row in left.finds]
-        return _Left(len(left.which), np.array(cuts), _EVERYTHING.real)
+        cuts = [_edge(row[w].cut, first, raw[0].numel()) for w in left.which for row in left.finds]
+        return _Left(len(left.which), whole(chain(*cuts)), _EVERYTHING.real)
     return _EVERYTHING if left is None else _drop(loops, left, raw, at, shape)
 
 
@@ -125,31 +127,31 @@ def _edge(cut: select.Cut, first: int, n: int) -> tuple[int, int, int]:
 
 
 def _drop(loops: Mapping[str, Loop], left: Drop, raw: Sequence[Tensor], at: At, shape: Sequence[int]) -> _Left | None:
-    n, width, ranks = len(raw[0]), shape[-1], 0
+    n, width, ranks = raw[0].numel(), shape[-1], 0
     if left.epsilon is not None:
         ranks = _ranks(loops, raw, width, left.rising)
         if not ranks:
             return None
-    keys, whole, real = [], [], []
+    keys, told, real = [], [], []
     for t, density in enumerate(left.density):
         own = [key(left.seed, parts.sequence(at, t, kind)) for kind in (np.uint16, np.uint8)]
         d, e = np.float32(density), np.float32(left.epsilon or 0)
         edge = math.ceil(float(d) * 2**24) if left.epsilon is None else -1
         steps = max(1, width - 1) if left.rising else width
-        whole.append([*(k.ctypes.data for k in own), edge, ranks + 4 * t * n, steps, left.rising])
+        told += [*(k.ctypes.data for k in own), edge, ranks + 4 * t * n, steps, left.rising]
         after = 1 if left.scaled else 2 if left.factors else 0
         first = d - e if left.rising else np.float32(1) - d
         real.append([d, first, (left.epsilon or 0) / 2, e, density >= 1, after, left.factors[t] if left.factors else 1])
         keys.append(own)
-    return _Left(3, np.array(whole), np.array(real, np.float32), keys)
+    return _Left(3, whole(told), np.array(real, np.float32), keys)
 
 
 def _ranks(loops: Mapping[str, Loop], raw: Sequence[Tensor], width: int, rising: bool) -> int:
     """The address of each entry's rank in its row by magnitude; 0 where an input is not finite."""
-    n, models = len(raw[0]), len(raw) - 1
+    n, models = raw[0].numel(), len(raw) - 1
     given, ranks = arrays(raw), room("ranks", models * n)
     spare = room("sorting", 5 * width + 4)
-    head = np.array([
+    head = whole([
         n // width, width, models, *given.told, rising, ranks.ctypes.data, spare.ctypes.data, scratch(models),
     ])  # fmt: skip
     return 0 if loops["rank"](head) else ranks.ctypes.data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..maths import parts, select
 from ..registry.steps import Count, Norms, Round, Squares
 from ..sources.at import At
-from .calls import KINDS, arrays, room, scratch
+from .calls import KINDS, WINDOW, arrays, room, scratch, whole
 from .competing import alike, has_lows, numbers, scores
 from .load import Loop
 
@@ -42,16 +43,16 @@ def look(
 
 
 def _squares(loops: Mapping[str, Loop], raw: Sequence[Tensor], models: int) -> Tensor | None:
-    given, out = arrays(raw), torch.from_numpy(room("squares", models * len(raw[0])))
-    out = out[: models * len(raw[0])].view(models, -1)
-    head = np.array([len(raw[0]), models, *given.told, out.data_ptr(), scratch(models)])
+    given, out = arrays(raw), torch.from_numpy(room("squares", models * raw[0].numel()))
+    out = out[: models * raw[0].numel()].view(models, -1)
+    head = whole([raw[0].numel(), models, *given.told, out.data_ptr(), scratch(models)])
     return None if loops["square"](head) else out.sum(1).double()
 
 
 def _norms(loops: Mapping[str, Loop], steps: Norms, raw: Sequence[Tensor], models: int) -> Tensor | None:
-    n, rows = len(raw[0]), len(steps.weights)
+    n, rows = raw[0].numel(), len(steps.weights)
     given, weights, out = arrays(raw), np.array(steps.weights, np.float32), room("squares", rows * n)[: rows * n]
-    head = np.array([n, models, *given.told, out.ctypes.data, scratch(models), rows, weights.ctypes.data])
+    head = whole([n, models, *given.told, out.ctypes.data, scratch(models), rows, weights.ctypes.data])
     if loops["size"](head):
         return None
     return torch.stack([x.sum().double() for x in torch.from_numpy(out).view(rows, n)])
@@ -62,28 +63,28 @@ def _count(
 ) -> select.Counts | None:
     if steps.values == "scores" and not alike(loops["score"]):
         return None
-    n, first, bounds = len(raw[0]), parts.place(at, steps.scope), steps.bounds
+    n, first, bounds = raw[0].numel(), parts.place(at, steps.scope), steps.bounds
     own = numbers(bounds) if steps.values == "scores" else np.zeros(1, np.float32)
     given, rows = arrays(raw), select.asked(steps.finds)
     wanted = [(t, f) for t, row in enumerate(rows) for f in row if f.cut is None]
-    windows = [_Window(j, t, f, n, first, numel) for j, (t, f) in enumerate(wanted)]
-    told = np.array([w.told for w in windows])
-    head = np.array([
-        n, models, len(raw) - models, *given.told, _VALUES[steps.values], told.ctypes.data, len(windows),
+    rooms = room("found", 2 * len(wanted) * n).view(np.uint32)
+    windows = [_Window(rooms[2 * j * n :], t, f, n, first, numel) for j, (t, f) in enumerate(wanted)]
+    told = whole(chain.from_iterable(w.told for w in windows))
+    head = whole([
+        n, models, len(raw) - models, *given.told, _VALUES[steps.values], told.buffer_info()[0], len(windows),
         scratch(models), own.ctypes.data, has_lows(bounds),
     ])  # fmt: skip
     if loops["count"](head):
         return None
-    found = iter([w.tally(loops, *row[-4:].tolist()) for w, row in zip(windows, told)])
+    found = iter([w.tally(loops, *told[(j + 1) * WINDOW - 4 : (j + 1) * WINDOW]) for j, w in enumerate(windows)])
     return select.Counts([[next(found) if f.cut is None else select.Tally() for f in row] for row in rows])
 
 
 class _Window:
-    """A search of one model, the j-th of all: what the loop is told, and what it found."""
+    """A search of one model: what the loop is told, and what it found. room: uint32, for twice n numbers."""
 
-    def __init__(self, j: int, model: int, f: select.Find, n: int, first: int, numel: int):
-        self.find = f
-        self.bins, self.places = (room(f"{k} {j}", n).view(np.uint32) for k in ("bins", "places"))
+    def __init__(self, room: np.ndarray, model: int, f: select.Find, n: int, first: int, numel: int):
+        self.find, self.bins, self.places, where = f, room, room[n:], room.ctypes.data
         low, high, shift = f.low, f.high, f.shift
         same, equal, start, end, width = 0, 0, 0, 0, 0
         self.last = f.key is None and f.exact and f.rank == numel
@@ -96,8 +97,8 @@ class _Window:
         if high == 0:
             high = 1  # a float32 of minus zero, the last before this window's end, equals zero
         self.told = [
-            model, low, high, shift, self.bins.ctypes.data, equal, same, first, start, end, width,
-            self.places.ctypes.data, int(self.last), 0, 0, 0, -(1 << 31),
+            model, low, high, shift, where, equal, same, first, start, end, width,
+            where + 4 * n, int(self.last), 0, 0, 0, -(1 << 31),
         ]  # fmt: skip
         self.count = n
 
@@ -123,15 +124,15 @@ def runs(loops: Mapping[str, Loop], numbers: np.ndarray) -> select.Bins:
     n, digits = len(numbers), 2048
     times = np.empty(n, np.int64)
     spare = room("sorting", n + 2 * digits)
-    head = np.array([n, numbers.ctypes.data, spare[2 * digits :].ctypes.data, times.ctypes.data, spare.ctypes.data])
+    head = whole([n, numbers.ctypes.data, spare.ctypes.data + 4 * 2 * digits, times.ctypes.data, spare.ctypes.data])
     found = loops["runs"](head)
     return numbers[:found].copy(), times[:found].copy()
 
 
 def chosen(loops: Mapping[str, Loop], given: Sequence[np.ndarray], ranks: np.ndarray) -> np.ndarray:
     """What select.chosen does; the ranks are lost."""
-    out, places = np.empty(len(ranks), np.uint32), np.array([[x.ctypes.data, len(x)] for x in given])
+    out, places = np.empty(len(ranks), np.uint32), whole(chain(*([x.ctypes.data, len(x)] for x in given)))
     spare = np.empty((1 << 16) + 4098 + 2 * sum(map(len, given)), np.uint32)  # of which little is touched
-    told = places.ctypes.data, len(ranks), ranks.ctypes.data, out.ctypes.data, spare.ctypes.data
-    loops["choose"](np.array([len(given), *told]))
+    told = places.buffer_info()[0], len(ranks), ranks.ctypes.data, out.ctypes.data, spare.ctypes.data
+    loops["choose"](whole([len(given), *told]))
     return out

@@ -25,7 +25,7 @@ from . import writing as room
 from .journal import Journal
 from .place import RECORD, model_folder
 
-_FORMAT = 1  # of the grid and the digests: another one reuses nothing
+_FORMAT = 2  # of the grid and the digests: another one reuses nothing
 
 
 class Result(NamedTuple):

@@ -22,26 +22,31 @@ SIZE = 16
 
 
 class Running:
-    """A digest of pieces, in their order."""
+    """A digest of pieces, in their order. Columns are added up over all of them."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=SIZE)
+        self._columns = np.zeros(ROW // 8, np.int64)
 
     def add(self, values: Tensor, sums: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """values: one dimension, contiguous. sums: by row and by column, if they are known."""
-        data = values.view(torch.uint8)
-        whole = data.numel() // ROW * ROW
-        if whole and sums is not None:
-            self._hash.update(sums[0].data)
-            self._hash.update(sums[1].data)
-        elif whole:
-            words = data[:whole].view(torch.int64).view(-1, ROW // 8)
-            self._hash.update(words.sum(1).numpy().data)
-            self._hash.update(words.sum(0).numpy().data)
-        self._hash.update(data[whole:].numpy().tobytes())
+        rest = values.nbytes % ROW
+        if values.nbytes > rest:
+            rows, columns = sums or _sums(values)
+            self._hash.update(rows.data)
+            self._columns += columns
+        if rest:
+            self._hash.update(values.view(torch.uint8)[-rest:].numpy().data)
 
     def value(self) -> bytes:
+        self._hash.update(self._columns.data)
         return self._hash.digest()
+
+
+def _sums(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    data = values.view(torch.uint8)
+    words = data[: len(data) // ROW * ROW].view(torch.int64).view(-1, ROW // 8)
+    return words.sum(1).numpy(), words.sum(0).numpy()
 
 
 def of(parts: Any) -> str:

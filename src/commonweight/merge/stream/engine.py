@@ -79,7 +79,7 @@ class Engine:
 
     def _map(self, pool: Pool, job: Job | None, f: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Whole tensors one at a time, so that no more than one is held; torch's own threads work on it."""
-        return map(f, items) if job is not None and job.by == "tensor" else pool.map(f, items)
+        return pool.alone(f, items) if job is not None and job.by == "tensor" else pool.map(f, items)
 
     def _survey(self, pool: Pool, groups: Sequence[Sequence[Task]], scope: str, ready: work.Loops) -> list[Any]:
         """What each group's survey saw, or None where it has none of this scope."""

@@ -31,11 +31,22 @@ class Pool:
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=_start)
 
     def __enter__(self) -> Pool:
+        torch.set_num_threads(1)  # torch's own would wait by turning, each on a processor, while the workers work
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._workers.shutdown(cancel_futures=True)
         torch.set_num_threads(self._before)  # a worker's setting is also the default of threads to come
+
+    def alone(self, f: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        """One item at a time, in this thread; torch's own threads work on it."""
+        for item in items:
+            torch.set_num_threads(self._before)
+            try:
+                found = f(item)
+            finally:
+                torch.set_num_threads(1)
+            yield found
 
     def map(self, f: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         ahead: deque = deque()

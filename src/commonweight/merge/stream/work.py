@@ -129,25 +129,26 @@ def merge(task: Task, span: Sequence[Piece], seen: Any, sink: Sink, marked: bool
     """Merges a span into the sink. Returns, if `marked`, digests: of each input's part, then of the result's."""
     found = [digest.Running() for _ in range(len(task.reads) + 1)] if marked else []
     with torch.no_grad():
+        steps = task.job.steps(task.at, seen) if loops and task.job else None
         for piece in span:
             raw = _raw(task, piece)
-            out, sums = _looped(task, piece, raw, seen, marked, loops) or (_plain(task, piece, raw, seen), [])
+            out, sums = _looped(task, piece, raw, steps, marked, loops) or (_plain(task, piece, raw, seen), [])
             sink.write(task.at.name, piece.start, out)
             for mark, part, known in zip_longest(found, [*raw, out] if marked else [], sums):
                 mark.add(part, known)
     return [m.value() for m in found]
 
 
-def _looped(task: Task, piece: Piece, raw: list[Tensor], seen: Any, marked: bool, loops: Loops) -> merging.Made | None:
+def _looped(
+    task: Task, piece: Piece, raw: list[Tensor], steps: kinds.Piece | None, marked: bool, loops: Loops
+) -> merging.Made | None:
     """By a compiled loop, where there is one; a number that does not fit is left to the method's own form, which
     tells of it."""
-    if not loops or task.job is None:
+    if not loops or steps is None:
         return None
-    at = task.at._replace(start=piece.start)
-    steps = task.job.steps(at, seen)
-    if steps is None or not merging.serves(steps, piece.shape, [task.dtype, *(x.dtype for x in raw)]):
+    if not merging.serves(steps, piece.shape, [task.dtype, *(x.dtype for x in raw)]):
         return None
-    return merging.merge(loops, steps, raw, at, piece.shape, task.dtype, marked)
+    return merging.merge(loops, steps, raw, task.at._replace(start=piece.start), piece.shape, task.dtype, marked)
 
 
 def _plain(task: Task, piece: Piece, raw: list[Tensor], seen: Any) -> Tensor:
