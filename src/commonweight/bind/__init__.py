@@ -2,12 +2,14 @@
 
 from .anchored import Anchored
 from .bottleneck import Bottleneck, Weighed
+from .branch import Before, Mapped, Step, Times
 from .coded import Coded
 from .entries import Entries, Turned, turned
 from .intervene import Edit
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
 from .random_bases import RandomBases
+from .replace import Replace
 from .rotate import Butterfly, RotateBlocks, RotatePairs
 from .routed import Drawn, Skills
 from .scale import ScaleInput, ScaleOutput
@@ -15,6 +17,7 @@ from .shift import BiasShift, Classify, Shift
 
 __all__ = [
     "Anchored",
+    "Before",
     "BiasShift",
     "Bottleneck",
     "Butterfly",
@@ -25,13 +28,17 @@ __all__ = [
     "Entries",
     "LowRank",
     "Magnitude",
+    "Mapped",
     "RandomBases",
+    "Replace",
     "RotateBlocks",
     "RotatePairs",
     "ScaleInput",
     "ScaleOutput",
     "Shift",
     "Skills",
+    "Step",
+    "Times",
     "Turned",
     "Weighed",
     "active",

@@ -1,0 +1,8 @@
+"""Models made of a layout: blocks repeated, dropped, tied; weights read from pools."""
+
+from .anatomy import Anatomy, Weight, anatomy
+from .inits import Mean, Originals, Residual
+from .layout import Layout, Unit, relaxed, tied
+from .tree import build
+
+__all__ = ["Anatomy", "Layout", "Mean", "Originals", "Residual", "Unit", "Weight", "anatomy", "build", "relaxed", "tied"]

@@ -1,0 +1,133 @@
+"""What share reads of a model: its blocks and their weights by name and shape, no tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..core import CommonweightError
+from ..host.names import unwrapped
+from ..host.sites import blocks as block_names
+from ..host.sites import role
+from ..host.sites.linear import shape as linear_shape
+from ..host.sites.norm import is_norm
+
+
+class Weight(NamedTuple):
+    """One parameter of a block. name: within the block, as ``self_attn.q_proj.weight``.
+
+    kind: "linear" (a matrix of a linear layer) | "bias" (of one) | "norm" | "parameter" (anything else).
+    role: of a linear layer, see `core.Site`. out, inp: of a linear layer's matrix, whichever way it is stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    role: str = ""
+    dtype: str = "float32"
+    transposed: bool = False
+
+    @property
+    def out(self) -> int:
+        return self.shape[1] if self.transposed else self.shape[0]
+
+    @property
+    def inp(self) -> int:
+        return self.shape[0] if self.transposed else self.shape[1]
+
+    @property
+    def module(self) -> str:
+        """The name of the module that holds it, within the block."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def part(self) -> str:
+        """"attention" | "ffn" | "" of what is neither, by the role or the name."""
+        if self.role in ("query", "key", "value", "qkv", "attn_out") or "attn" in self.name:
+            return "attention"
+        return "ffn" if self.kind != "norm" and (self.role or "mlp" in self.name) else ""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """blocks: the weights of each, in the order of depth. rest: every parameter outside of the blocks, tied ones once.
+    path: the name of the list of blocks. width: of the hidden states."""
+
+    blocks: tuple[tuple[Weight, ...], ...]
+    rest: tuple[Weight, ...]
+    path: str
+    width: int
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Of a model, on the meta device too.
+
+    Raises: CommonweightError for a model without a list of blocks, with several of them (an encoder and a decoder), and
+    for blocks whose weights are packed.
+    """
+    inner = unwrapped(model)
+    path = stack(inner)
+    list_ = inner.get_submodule(path)
+    found = tuple(tuple(_weights(b, f"{path}.{i}")) for i, b in enumerate(list_))  # type: ignore[arg-type,misc]
+    inside = {id(p) for p in list_.parameters()}
+    rest = {id(p): _weight(n, p, inner) for n, p in inner.named_parameters() if id(p) not in inside}
+    config: Any = getattr(inner, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    width = getattr(text, "hidden_size", None) or max((w.shape[0] for w in found[0] if w.kind == "norm"), default=0)
+    return Anatomy(found, tuple(rest.values()), path, int(width))
+
+
+def stack(model: nn.Module) -> str:
+    """The name of the list of blocks."""
+    lists = Counter(n.rpartition(".")[0] for n in block_names(model))
+    kind = type(model).__name__
+    if not lists:
+        raise CommonweightError(f"{kind} has no list of blocks that could be shared")
+    if len(lists) > 1:
+        told = ", ".join(f"{n} ({k} blocks)" for n, k in lists.items())
+        raise CommonweightError(f"{kind} has {len(lists)} lists of blocks, {told}; share reads models with one")
+    (path,) = lists
+    here = model.get_submodule(path)
+    if len(here._modules) != lists[path]:
+        raise CommonweightError(
+            f"{kind}: {path} has {len(here._modules)} members, of which {lists[path]} are blocks; all of them must be"
+        )
+    return path
+
+
+def _weights(block: nn.Module, where: str) -> Iterator[Weight]:
+    seen: set[int] = set()
+    for name, module in block.named_modules():
+        for key, p in module._parameters.items():
+            if p is None or id(p) in seen:
+                continue
+            seen.add(id(p))
+            if not p.is_floating_point():
+                raise CommonweightError(
+                    f"{where}.{name}: its {key} is packed ({p.dtype}); share reads models in floating point"
+                )
+            yield _one(f"{name}.{key}" if name else key, p, module, name)
+
+
+def _one(full: str, p: nn.Parameter, module: nn.Module, name: str) -> Weight:
+    dtype, form = str(p.dtype).removeprefix("torch."), linear_shape(module)
+    key = full.rpartition(".")[2]
+    if form is not None and key == "weight" and p.dim() == 2:
+        return Weight(full, tuple(p.shape), "linear", role(f".{name}"), dtype, form[2])
+    if form is not None and key == "bias":
+        return Weight(full, tuple(p.shape), "bias", role(f".{name}"), dtype)
+    return Weight(full, tuple(p.shape), "norm" if is_norm(module) else "parameter", "", dtype)
+
+
+def _weight(name: str, p: torch.Tensor, model: nn.Module) -> Weight:
+    home = model.get_submodule(name.rpartition(".")[0])
+    return Weight(name, tuple(p.shape), "norm" if is_norm(home) else "parameter", "", str(p.dtype).split(".")[1])

@@ -1,0 +1,80 @@
+"""First values of shared pools: functions of several weights of the original, by name as ``3.self_attn.q_proj.weight``.
+
+What they are given as `base` is the original's weights: `Originals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Rng, kaiming, serial
+
+
+class Weights(Protocol):
+    def stored(self, name: str) -> Tensor: ...
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any: ...
+
+
+class Originals:
+    """The weights of a list of blocks by depth and name, and a memory of what was computed of them."""
+
+    def __init__(self, blocks: nn.Module):
+        self.blocks, self._made = blocks, {}
+
+    def stored(self, name: str) -> Tensor:
+        """As the module holds it, in its own layout and dtype."""
+        return self.blocks.get_parameter(name).detach()
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+@serial
+@dataclass(frozen=True)
+class Mean:
+    """The mean of weights, of one alone the weight itself; in their dtype, computed in float32."""
+
+    derived = True
+    of: tuple[str, ...]
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Weights) -> Tensor:
+        first = base.stored(self.of[0])
+        if len(self.of) == 1:
+            return first.clone()
+        return (sum(base.stored(n).float() for n in self.of) / len(self.of)).to(first.dtype)  # type: ignore[union-attr]
+
+
+@serial
+@dataclass(frozen=True)
+class Residual:
+    """A factor of the best approximation of rank r to W - W', W' a mean: part "A", V_r^T (r, in), or "B", U_r S_r (out, r).
+
+    Where W = W' the directions of an SVD would be noise: A is drawn as LoRA's and B is zero. Cost: one thin SVD for
+    both parts. Source: arXiv 2410.20672, section 3.2 and appendix C. Signs: the largest entry of each row of A is > 0.
+    """
+
+    derived = True
+    of: str
+    minus: tuple[str, ...]
+    part: str
+    transposed: bool = False
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Weights) -> Tensor:
+        u, s, v = base.once((self.of, self.minus, self.transposed), lambda: self._factors(base))
+        r = shape[0] if self.part == "A" else shape[1]
+        if float(s[0]) == 0:
+            return kaiming(shape[1])(shape, rng, None) if self.part == "A" else torch.zeros(shape)  # type: ignore
+        return v[:r].contiguous() if self.part == "A" else u[:, :r] * s[:r]
+
+    def _factors(self, base: Weights) -> tuple[Tensor, Tensor, Tensor]:
+        w = base.stored(self.of).float() - Mean(self.minus)((), None, base).float()  # type: ignore[arg-type]
+        u, s, v = torch.linalg.svd(w.mT if self.transposed else w, full_matrices=False)
+        sign = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
+        return u * sign.T, s, v * sign

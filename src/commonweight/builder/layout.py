@@ -1,0 +1,97 @@
+"""What a shared model is made of: which block each depth is like, and which pool each of its weights reads.
+
+A site is a weight of a depth, ``3.self_attn.q_proj.weight``, or a whole block, ``3``. Every weight has one use that
+gives it its value (`Replace`); what is added to it follows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from ..address import WHOLE
+from ..bind import LowRank, Replace
+from ..core import ZEROS, Init, Plan, Pool, Read, Use, kaiming
+from .anatomy import Anatomy, Weight
+from .inits import Mean, Residual
+
+
+@dataclass(frozen=True)
+class Layout:
+    """like: for each depth of the new model, the block of the original whose structure it has: blocks may be repeated,
+    dropped, reordered. plan: pools and uses."""
+
+    like: tuple[int, ...]
+    plan: Plan
+
+    @property
+    def nbytes(self) -> int:
+        """Of everything that the blocks hold, each pool once."""
+        return self.plan.nbytes
+
+    def count(self) -> int:
+        return sum(p.numel for p in self.plan.pools.values())
+
+    def digest(self) -> str:
+        return self.plan.digest()
+
+    def to_json(self) -> str:
+        return json.dumps({"like": self.like, "plan": json.loads(self.plan.to_json())})
+
+    def plus(self, pools: Mapping[str, Pool], uses: Sequence[Use]) -> Layout:
+        """With more pools and uses."""
+        return replace(self, plan=self.plan + Plan(pools, tuple(uses)))
+
+
+class Unit(NamedTuple):
+    """A pool that several depths read. name: what tells it from others of the same weight. layers: the blocks of the
+    original whose mean it begins with."""
+
+    name: str
+    layers: tuple[int, ...]
+
+
+def tied(anatomy: Anatomy, like: Sequence[int], unit: Callable[[int, Weight], Unit | None], seed: int = 0) -> Layout:
+    """The layout in which each weight of each depth reads the unit that is named for it; None: its own, which begins as
+    that of the block it is like."""
+    pools: dict[str, Pool] = {}
+    uses = []
+    for depth, layer in enumerate(like):
+        for w in anatomy.blocks[layer]:
+            found = unit(depth, w) or Unit(f"depth{depth}", (layer,))
+            pool = f"{found.name}.{w.name}"
+            init = Mean(tuple(f"{i}.{w.name}" for i in found.layers))
+            pools.setdefault(pool, Pool(w.shape, init, dtype=w.dtype))
+            uses.append(Use(f"{depth}.{w.name}", Replace(), {"weight": Read(WHOLE, (pool,))}))
+    return Layout(tuple(like), Plan(pools, tuple(uses), seed))
+
+
+def relaxed(
+    layout: Layout, anatomy: Anatomy, rank: int, init: str = "svd", takes: Callable[[int, Weight], bool] | None = None
+) -> Layout:
+    """With an update B A, of rank `rank` or as much as a matrix has, of its own for each linear layer at each depth.
+
+    init: "svd", what the weight of the block that the depth is like differs from what the depth reads; "zero", as
+    LoRA's. takes: which weights; None: every linear layer whose pool several depths read.
+    """
+    reads = {u.site: u.reads["weight"].pools[0] for u in layout.plan.uses if isinstance(u.bind, Replace)}
+    readers = layout.plan.readers()
+    pools: dict[str, Pool] = {}
+    uses = []
+    for depth, layer in enumerate(layout.like):
+        for w in anatomy.blocks[layer]:
+            site = f"{depth}.{w.name}"
+            if w.kind != "linear" or not (takes(depth, w) if takes else readers[reads[site]] > 1):
+                continue
+            r, start = min(rank, *w.shape), layout.plan.pools[reads[site]].init
+            for part, shape in (("A", (r, w.inp)), ("B", (w.out, r))):
+                first: Init = kaiming(w.inp) if part == "A" else ZEROS
+                if init == "svd" and isinstance(start, Mean):
+                    first = Residual(f"{layer}.{w.name}", start.of, part, w.transposed)
+                pools[f"{site}.{part}"] = Pool(shape, first, dtype=w.dtype)
+            uses.append(Use(site, LowRank(1.0), {p: Read(WHOLE, (f"{site}.{p}",)) for p in "AB"}))
+    return layout.plus(pools, uses)
+
+

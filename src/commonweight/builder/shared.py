@@ -1,0 +1,80 @@
+"""Models whose depths read each other's parameters, as classes of transformers.
+
+The functions and the class here, and the forms, are what a folder saved as remote code carries: they need torch alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+Record = dict[str, Any]
+
+
+def stack_of(model: nn.Module, path: str) -> tuple[str, nn.Module]:
+    """(name, list of blocks). path: as the base model has it; a model with a head has the base model inside."""
+    inner = getattr(model, "base_model_prefix", "")
+    full = f"{inner}.{path}" if inner and hasattr(model, inner) else path
+    return full, model.get_submodule(full)
+
+
+def form(module: nn.Module, kind: type, parameters: dict[str, list[int]], without: tuple[str, ...] = ()) -> None:
+    """Puts the class of a form before the module's own, and makes its parameters. without: those it has no more."""
+    like = next(module.parameters())
+    own = type(module)
+    module.__class__ = type(f"{kind.__name__}{own.__name__}", (kind, own), {"__module__": kind.__module__})
+    for name in without:
+        delattr(module, name)
+    for name, shape in parameters.items():
+        made = torch.empty(shape, dtype=like.dtype, device=like.device)
+        setattr(module, name, nn.Parameter(nn.init.normal_(made, std=0.02)))
+
+
+def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
+    """Gives the layers of a model their forms. kinds: the classes by name."""
+    _, blocks = stack_of(model, sharing["path"])
+    for told in sharing["forms"]:
+        for depth in told["depths"]:
+            module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
+            form(module, kinds[told["form"]], told["parameters"], tuple(told.get("without", ())))
+
+
+def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
+    """{name: the name it is another one of} for every parameter that an earlier depth has."""
+    path, _ = stack_of(model, sharing["path"])
+    out = {}
+    for name, owners in sharing["tied"].items():
+        for depth, owner in enumerate(owners):
+            if owner not in (depth, None):
+                out[f"{path}.{depth}.{name}"] = f"{path}.{owner}.{name}"
+    return out
+
+
+class Shared:
+    """A model of transformers whose depths share parameters as ``config.sharing`` says: path of the blocks; tied,
+    {parameter: the depth that has it, for each depth}; forms of layers."""
+
+    kinds: dict[str, type] = {}  # noqa: RUF012
+    arranged = False
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        arrange(self, config.sharing, self.kinds)  # type: ignore[arg-type]
+        self.know()
+        self.tie_weights()  # type: ignore[attr-defined]
+
+    def know(self) -> None:
+        """Tells transformers what is tied: when it loads, and when it saves."""
+        self.arranged = True
+        found = ties(self, self.config.sharing)  # type: ignore[arg-type,attr-defined]
+        self._tied_weights_keys = {**(type(self)._tied_weights_keys or {}), **found}  # type: ignore[attr-defined]
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Ours hold whatever the config says of embeddings."""
+        others = super().get_expanded_tied_weights_keys(all_submodels=all_submodels)  # type: ignore[misc]
+        if not self.arranged:  # transformers asks before the forms are there
+            return others
+        return {**others, **ties(self, self.config.sharing)}  # type: ignore[arg-type,attr-defined]

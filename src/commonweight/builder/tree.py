@@ -1,0 +1,142 @@
+"""The model of a layout: one module for each depth, whose parameters are the same tensors where they read one pool."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import CommonweightError, Rng
+from ..host.names import unwrapped
+from .anatomy import stack
+from .inits import Originals
+from .kinds import KINDS, form_of
+from .layout import Layout
+from .shared import Record, Shared, arrange
+
+
+def build(model: nn.Module, layout: Layout) -> Any:
+    """A new model; the given one stays as it is. What lies outside of the blocks is copied, the blocks are made anew.
+
+    Each depth has a module of its own: its number (which is its place in a cache), its name, its hooks. The class is
+    the model's, with `Shared` before it, so that transformers knows what is tied. Cost: the unique parameters.
+    """
+    inner = unwrapped(model)
+    path = stack(inner)
+    originals: Any = inner.get_submodule(path)
+    same = {id(p): p for p in originals.parameters()}
+    copied: dict[int, Any] = dict(same)
+    small = deepcopy(inner, copied)
+    configs = {id(c): copied[id(c)] for m in inner.modules() if id(c := getattr(m, "config", None)) in copied}
+    blocks = [deepcopy(originals[i], {**same, **configs}) for i in layout.like]
+    for depth, block in enumerate(blocks):
+        _number(block, depth)
+    parent, _, name = path.rpartition(".")
+    setattr(small.get_submodule(parent), name, type(originals)(blocks))
+    _count(small, layout, len(originals))
+    record = record_of(layout, small, path)
+    arrange(small, {**record, "path": _below(small, path)}, KINDS)
+    _fill(small.get_submodule(path), layout, Originals(originals))
+    if hasattr(small, "config"):
+        small.config.sharing = record
+    known(small)
+    return small.train(model.training)
+
+
+def known(small: Any) -> None:
+    """The model's class becomes one that tells transformers what is tied."""
+    if hasattr(small, "get_expanded_tied_weights_keys"):
+        small.__class__ = shared_class(type(small))
+        small.know()
+
+
+@lru_cache(maxsize=64)
+def shared_class(kind: type) -> type:
+    """`Shared` before a class of transformers."""
+    return type(f"Shared{kind.__name__}", (Shared, kind), {"kinds": KINDS, "__module__": __name__})
+
+
+def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
+    """What a config says of a shared model, see `Shared`."""
+    owners: dict[str, int] = {}
+    tied: dict[str, list[int | None]] = {}
+    forms: dict[str, dict[str, Any]] = {}
+    depths = len(layout.like)
+    for use in layout.plan.uses:
+        depth, _, name = use.site.partition(".")
+        found = form_of(use)
+        at = name.rpartition(".")[0]
+        shapes = {}
+        for key, pool in _parameters(use, found):
+            full = f"{at}.{key}" if at else key
+            owner = owners.setdefault(pool, int(depth))
+            tied.setdefault(full, [None] * depths)[int(depth)] = owner
+            shapes[key] = list(layout.plan.pools[pool].shape)
+        if found is not None:
+            told = {"at": at, "form": found.kind.__name__, "parameters": shapes, "without": list(found.without)}
+            forms.setdefault(repr(told), {**told, "depths": []})["depths"].append(int(depth))
+    shared = {n: o for n, o in tied.items() if any(own not in (None, d) for d, own in enumerate(o))}
+    return {"path": _below(model, path), "tied": shared, "forms": list(forms.values())}
+
+
+def _parameters(use: Any, found: Any) -> list[tuple[str, str]]:
+    """(the parameter of the module, the pool that it is)."""
+    if found is None:
+        return [(use.site.rpartition(".")[2], use.reads["weight"].pools[0])]
+    return [pair for slot, read in use.reads.items() for pair in zip(found.names[slot], read.pools)]
+
+
+def _below(model: nn.Module, path: str) -> str:
+    """The path as the base model has it."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return path.removeprefix(f"{prefix}.") if prefix and hasattr(model, prefix) else path
+
+
+def _number(block: nn.Module, depth: int) -> None:
+    for module in block.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.layer_idx = depth  # type: ignore[assignment]
+
+
+def _count(model: Any, layout: Layout, before: int) -> None:
+    """The number of layers in the config, and its lists of one entry a layer."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    per_layer = {
+        k: [v[i] for i in layout.like] for k, v in vars(text).items() if isinstance(v, list) and len(v) == before
+    }
+    attribute = getattr(text, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+    if getattr(text, attribute, None) != before:
+        raise CommonweightError(
+            f"{type(model).__name__}: its config says {getattr(text, attribute, None)} layers, it has {before} blocks"
+        )
+    vars(text)[attribute] = len(layout.like)
+    vars(text).update(per_layer)
+
+
+@torch.no_grad()
+def _fill(blocks: Any, layout: Layout, base: Originals) -> None:
+    """Every pool becomes one parameter, wherever it is read."""
+    made: dict[str, nn.Parameter] = {}
+    for use in layout.plan.uses:
+        module = blocks.get_submodule(use.site.rpartition(".")[0] if "." in use.site else use.site)
+        for key, pool in _parameters(use, form_of(use)):
+            if pool not in made:
+                made[pool] = _made(layout, pool, base, getattr(module, key))
+            setattr(module, key, made[pool])
+
+
+def _made(layout: Layout, name: str, base: Any, like: torch.Tensor) -> nn.Parameter:
+    pool = layout.plan.pools[name]
+    values = pool.init(pool.shape, Rng(layout.plan.seed, name), base)
+    if tuple(values.shape) != pool.shape:
+        raise CommonweightError(f"pool {name}: its first values are {tuple(values.shape)}, the plan says {pool.shape}")
+    values = values.to(device=like.device, dtype=like.dtype)
+    return nn.Parameter(values, requires_grad=pool.train)
+
+
