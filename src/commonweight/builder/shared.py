@@ -78,3 +78,8 @@ class Shared:
         if not self.arranged:  # transformers asks before the forms are there
             return others
         return {**others, **ties(self, self.config.sharing)}  # type: ignore[arg-type,attr-defined]
+
+    def _adjust_bias(self, output_embeddings: Any, input_embeddings: Any) -> None:
+        """Of the head alone: transformers would cut the bias of a tied Conv1D, whose weight is (in, out)."""
+        if output_embeddings is self.get_output_embeddings():  # type: ignore[attr-defined]
+            super()._adjust_bias(output_embeddings, input_embeddings)  # type: ignore[misc]

@@ -19,3 +19,7 @@ class Relaxed:
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.linear(F.linear(x, self.A), self.B)  # type: ignore[misc]
+
+    def update(self) -> Tensor:
+        """What is added to the weight, (out, in)."""
+        return self.B @ self.A

@@ -1,0 +1,67 @@
+"""The file of Python that a folder of remote code carries: short, readable, without commonweight."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from ...builder import shared
+from ...builder.kinds import KINDS
+from ...core.version import library
+
+_HEAD = '''"""{kind} whose depths share parameters: {told}.
+
+Written by commonweight {by}. Needs torch and transformers. config.json says under "sharing" which depth owns each
+parameter; the file of weights holds it once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import {imports}
+
+Record = dict[str, Any]
+'''
+
+
+def of(model: Any, config_class: str, base: str, head: str | None, prefix: str) -> str:
+    """The source. base, head: classes of transformers; the head's is None where the model has none."""
+    sharing = model.config.sharing
+    used = sorted({f["form"] for f in sharing["forms"]})
+    parts = [
+        _HEAD.format(
+            kind=head or base, told=told(sharing), by=library(),
+            imports=", ".join(sorted({config_class, base, *([head] if head else [])})),
+        )
+    ]  # fmt: skip
+    parts += [_source(KINDS[name]) for name in used]
+    parts += [_source(f) for f in (shared.stack_of, shared.form, shared.arrange, shared.ties, shared.Shared)]
+    parts.append(f'class {prefix}{config_class}({config_class}):\n    model_type = "{shared_type(model)}"\n')
+    kinds = ", ".join(f'"{n}": {n}' for n in used)
+    for kind in (base, head):
+        if kind is not None:
+            parts.append(
+                f"class {prefix}{kind}(Shared, {kind}):\n    config_class = {prefix}{config_class}\n"
+                f"    kinds = {{{kinds}}}  # noqa: RUF012\n"
+            )
+    return "\n\n".join(parts)
+
+
+def told(sharing: dict[str, Any]) -> str:
+    """``recursive, loops=2``: the method and its options."""
+    options = [f"{k}={v}" for k, v in sharing.get("options", {}).items()]
+    return ", ".join([sharing.get("method", "a layout of its own"), *options])
+
+
+def shared_type(model: Any) -> str:
+    """A name of its own, so that nothing loads the folder as an ordinary model and fills what lacks at random."""
+    return f"shared_{model.config.model_type.removeprefix('shared_')}"
+
+
+def _source(thing: Any) -> str:
+    return re.sub(r"  # type: ignore[^\n]*", "", inspect.getsource(thing))

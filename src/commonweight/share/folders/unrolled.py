@@ -1,0 +1,61 @@
+"""An ordinary folder with every depth written out: it loads anywhere, and is as large as the model was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...builder.forms import Relaxed
+from ...builder.shared import stack_of
+from ...core import CommonweightError
+from .remote import plain_class
+
+
+def write(model: Any, folder: Path, final: Path) -> None:
+    """Low-rank updates are added to their weights. Raises: CommonweightError where a depth does what no stock block does.
+
+    Cost: every depth's weights in memory."""
+    plain(model).save_pretrained(folder)
+
+
+def plain(model: Any) -> Any:
+    """The same model of the stock class, nothing shared and no forms left."""
+    from copy import deepcopy
+
+    config = deepcopy(model.config)
+    del config.sharing
+    stock: Any = plain_class(model)
+    with torch.device("meta"):
+        out = stock(config)
+    out = out.to_empty(device=next(model.parameters()).device)
+    tensors = dense(model)
+    out.load_state_dict({k: v.clone() for k, v in tensors.items()}, assign=True)
+    for name, buffer in model.named_buffers():  # those that no state dict holds
+        parent, _, key = name.rpartition(".")
+        out.get_submodule(parent)._buffers[key] = buffer.clone()
+    out.tie_weights()
+    return out.train(model.training)
+
+
+def dense(model: Any) -> dict[str, Tensor]:
+    """The state dict of the stock model."""
+    tensors = {k: v.detach() for k, v in model.state_dict().items()}
+    path, blocks = stack_of(model, model.config.sharing["path"])
+    for told in model.config.sharing["forms"]:
+        if told["form"] != Relaxed.__name__:
+            raise CommonweightError(
+                f"form=unrolled: {told['form']} at {told['at'] or 'the blocks'} is nothing that a stock "
+                f"{plain_class(model).__name__} does; save it with form=remote-code"
+            )
+        for depth in told["depths"]:
+            name = f"{path}.{depth}.{told['at']}"
+            module: Any = blocks.get_submodule(f"{depth}.{told['at']}")
+            update = module.update().detach()
+            w = tensors[f"{name}.weight"]
+            turned = tuple(update.shape) != tuple(w.shape) or type(module).__name__.endswith("Conv1D")
+            tensors[f"{name}.weight"] = (w.float() + (update.T if turned else update).float()).to(w.dtype)
+            del tensors[f"{name}.A"], tensors[f"{name}.B"]
+    return tensors

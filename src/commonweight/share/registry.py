@@ -1,0 +1,78 @@
+"""The list of sharing methods: name -> what it is. A method is one pure function ``plan(anatomy, config) -> Layout``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..builder import Anatomy, Layout
+from ..core import CommonweightError, build, unknown
+
+
+@dataclass(frozen=True)
+class Method:
+    """name, config class, plan function, and what a person wants to know before choosing.
+
+    paper: title and address. shares: what is shared, in words. survey: (model, token rows, config) -> numbers by name
+    that the plan is made of, for a method that chooses by what the model does with text; such a plan function has a
+    third argument, `seen`. sizes: options that make the model smaller, the settings to show for it: {name: values}.
+    loss: with which it is healed, see `heal`.
+    """
+
+    name: str
+    config: type
+    plan: Callable[..., Layout]
+    paper: str
+    shares: str
+    survey: Callable[..., dict[str, tuple[float, ...]]] | None = None
+    sizes: Mapping[str, tuple[Any, ...]] | None = None
+    loss: str = "forward-kl"
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(name: str, config: type, **about: Any) -> Callable[[Callable[..., Layout]], Callable[..., Layout]]:
+    """Registers a plan function under `name`; a name or a config used twice raises."""
+
+    def register(plan: Callable[..., Layout]) -> Callable[..., Layout]:
+        if name in _METHODS or any(m.config is config for m in _METHODS.values()):
+            raise TypeError(f"the method {name!r} or its config is registered twice")
+        _METHODS[name] = Method(name=name, config=config, plan=plan, **about)
+        return plan
+
+    return register
+
+
+def available() -> Mapping[str, Method]:
+    """Every sharing method by name."""
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str) -> Method:
+    if name not in _METHODS:
+        raise unknown("sharing method", str(name), _METHODS)
+    return _METHODS[name]
+
+
+def resolve(method: str | Any, options: Mapping[str, Any]) -> tuple[Method, Any]:
+    """(method, config) from a name with options, or from a config object."""
+    if isinstance(method, str):
+        found = get(method)
+        return found, build(found.config, options)
+    for found in _METHODS.values():
+        if type(method) is found.config:
+            if options:
+                raise CommonweightError(f"{found.name}: give the options {sorted(options)} in the config, not beside it")
+            return found, method
+    raise CommonweightError(f"{method!r} is neither a sharing method's name nor its config; wanted e.g. 'recursive'")
+
+
+def layout_of(method: Method, anatomy: Anatomy, config: Any, seen: Mapping[str, tuple[float, ...]] | None) -> Layout:
+    """The method's plan. Raises: CommonweightError where it reads what the model does with text, and none was read."""
+    if method.survey is None:
+        return method.plan(anatomy, config)
+    if seen is None:
+        raise CommonweightError(f"{method.name} chooses by what the model does with text; give it some: rows=...")
+    return method.plan(anatomy, config, seen)
