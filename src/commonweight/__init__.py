@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import adapt, compare, merge, methods, serve
+    from . import adapt, compare, merge, methods, serve, share
     from .adapt import Classifier
     from .commons import Commons
     from .core import CommonweightError, Plan, Pool, Site
@@ -33,6 +33,7 @@ __all__ = [
     "methods",
     "plan",
     "serve",
+    "share",
 ]
 
 _HOMES = {
@@ -50,7 +51,21 @@ _HOMES = {
     "Tenant": "host",
     "plan": "methods",
 }
-_FOLDERS = {"adapt", "address", "bind", "commons", "compare", "core", "formats", "host", "merge", "methods", "serve"}
+_FOLDERS = {
+    "adapt",
+    "builder",
+    "address",
+    "bind",
+    "commons",
+    "compare",
+    "core",
+    "formats",
+    "host",
+    "merge",
+    "methods",
+    "serve",
+    "share",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..core import dump
 from ..host import Host
@@ -19,13 +20,7 @@ from .trainer import Part
 
 def settings(host: Host, parts: Sequence[Part], recipe: Recipe) -> dict[str, Any]:
     """Of several tenants, what differs among them is called ``tenant: setting``."""
-    numbers = _fields(recipe)
-    numbers.pop("checkpoint_every")
-    task = parts[0].task
-    out = {
-        "task": type(task).__name__.lower(), **numbers, "max_length": task.max_length,
-        "dtype": str(next(host.model.parameters()).dtype).removeprefix("torch."), "base": host.fingerprint,
-    }  # fmt: skip
+    out = of_all(host.model, host.fingerprint, parts[0], recipe)
     if (form := quantised(host.model)) is not None:
         out["quantised"] = form
     for p in parts:
@@ -33,7 +28,7 @@ def settings(host: Host, parts: Sequence[Part], recipe: Recipe) -> dict[str, Any
         config.pop("is")
         own = {
             "method": tenant.method.name, "options": config, "plan": tenant.plan.digest(),
-            "train rows": _digest(p.train), "dev rows": _digest(p.dev), "labels": p.task.labels,
+            **of_rows(p),
         }  # fmt: skip
         if tenant.common is not None:
             own["common"] = tenant.common.name
@@ -41,6 +36,20 @@ def settings(host: Host, parts: Sequence[Part], recipe: Recipe) -> dict[str, Any
                 own["common"] += f" {_bits(tenant.common.pools)}"
         out |= own if len(parts) == 1 else {f"{tenant.name}: {k}": v for k, v in own.items()}
     return out
+
+
+def of_all(model: nn.Module, base: str, part: Part, recipe: Recipe) -> dict[str, Any]:
+    """What is the same for all tenants. base: the fingerprint of what the run begins with."""
+    numbers = _fields(recipe)
+    numbers.pop("checkpoint_every")
+    return {
+        "task": type(part.task).__name__.lower(), **numbers, "max_length": part.task.max_length,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "base": base,
+    }  # fmt: skip
+
+
+def of_rows(part: Part) -> dict[str, Any]:
+    return {"train rows": _digest(part.train), "dev rows": _digest(part.dev), "labels": part.task.labels}
 
 
 def _bits(pools: Mapping[str, torch.Tensor]) -> str:

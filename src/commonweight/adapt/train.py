@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,18 +15,18 @@ import torch
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from . import processes
-from .checkpoint import Store, read, same_settings
 from .data import Data, Understood, examples, make_task
+from .loop import loop
 from .names import PREFERENCES
 from .preferences import train as train_preference
 from .recipe import Recipe
 from .recompute import recomputed
 from .rows import Row
 from .settings import settings
-from .tasks import LM, Prompts
+from .tasks import Prompts
 from .tasks.base import rows_of
 from .tasks.packing import sound
-from .trainer import Part, Progress, Run, quietly
+from .trainer import Part, Progress, quietly
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,8 @@ def train_understood(
             tenant = host.add(
                 name, method, sites=sites, seed=seed, labels=doing.labels, common=common, **(options or {})
             )
-            if plan.packing and isinstance(doing, LM):
-                train = doing.pack(train)
+            if plan.packing and (pack := getattr(doing, "pack", None)) is not None:
+                train = pack(train)
             parts.append(Part(tenant, doing, train, dev))
             if not tenant.count():
                 raise CommonweightError(
@@ -198,24 +197,8 @@ def _run(
     if recipe.packing:
         for part in parts:
             packs(host, part.tenant)
-    told = settings(host, parts, recipe)
-    store = None if checkpoint is None else Store(Path(checkpoint))
-    found = store.newest() if store is not None else None
-    if found is not None:
-        if not resume:
-            raise CommonweightError(
-                f"{found.parent}: an unfinished run lies there; --resume continues it; or delete the folder"
-            )
-        same_settings(told, read(found).facts.get("settings", {}), found.parent)
-    with tempfile.TemporaryDirectory() as unused:
-        run = quietly(lambda: Run(host, parts, recipe, told, store, progress, unused))
-        if found is not None:
-            run.restore(found)
-        if not run.done:
-            with recomputed(host) if recipe.gradient_checkpointing else nullcontext():
-                quietly(lambda: run.train(resume_from_checkpoint=None if found is None else str(found)))
-    run.finish()
-    return run
+    around = recomputed(host) if recipe.gradient_checkpointing else nullcontext()
+    return loop(host, parts, recipe, settings(host, parts, recipe), checkpoint, resume, progress, around)
 
 
 def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume: bool, progress: Any) -> Any:

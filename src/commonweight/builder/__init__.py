@@ -5,4 +5,16 @@ from .inits import Mean, Originals, Residual
 from .layout import Layout, Unit, relaxed, tied
 from .tree import build
 
-__all__ = ["Anatomy", "Layout", "Mean", "Originals", "Residual", "Unit", "Weight", "anatomy", "build", "relaxed", "tied"]
+__all__ = [
+    "Anatomy",
+    "Layout",
+    "Mean",
+    "Originals",
+    "Residual",
+    "Unit",
+    "Weight",
+    "anatomy",
+    "build",
+    "relaxed",
+    "tied",
+]

@@ -47,7 +47,7 @@ class Weight(NamedTuple):
 
     @property
     def part(self) -> str:
-        """"attention" | "ffn" | "" of what is neither, by the role or the name."""
+        """ "attention" | "ffn" | "" of what is neither, by the role or the name."""
         if self.role in ("query", "key", "value", "qkv", "attn_out") or "attn" in self.name:
             return "attention"
         return "ffn" if self.kind != "norm" and (self.role or "mlp" in self.name) else ""

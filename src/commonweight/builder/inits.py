@@ -16,6 +16,8 @@ from ..core import Rng, kaiming, serial
 
 
 class Weights(Protocol):
+    """What inits here ask of an original; names have a depth in front."""
+
     def stored(self, name: str) -> Tensor: ...
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any: ...
 
@@ -44,7 +46,7 @@ class Mean:
     derived = True
     of: tuple[str, ...]
 
-    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Weights) -> Tensor:
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Any) -> Tensor:
         first = base.stored(self.of[0])
         if len(self.of) == 1:
             return first.clone()
@@ -54,7 +56,7 @@ class Mean:
 @serial
 @dataclass(frozen=True)
 class Residual:
-    """A factor of the best approximation of rank r to W - W', W' a mean: part "A", V_r^T (r, in), or "B", U_r S_r (out, r).
+    """A factor of the best approximation of rank r to W - W', W' a mean: part "A" is V_r^T (r, in), "B" is U_r S_r.
 
     Where W = W' the directions of an SVD would be noise: A is drawn as LoRA's and B is zero. Cost: one thin SVD for
     both parts. Source: arXiv 2410.20672, section 3.2 and appendix C. Signs: the largest entry of each row of A is > 0.
@@ -66,7 +68,7 @@ class Residual:
     part: str
     transposed: bool = False
 
-    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Weights) -> Tensor:
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Any) -> Tensor:
         u, s, v = base.once((self.of, self.minus, self.transposed), lambda: self._factors(base))
         r = shape[0] if self.part == "A" else shape[1]
         if float(s[0]) == 0:
@@ -74,7 +76,7 @@ class Residual:
         return v[:r].contiguous() if self.part == "A" else u[:, :r] * s[:r]
 
     def _factors(self, base: Weights) -> tuple[Tensor, Tensor, Tensor]:
-        w = base.stored(self.of).float() - Mean(self.minus)((), None, base).float()  # type: ignore[arg-type]
+        w = base.stored(self.of).float() - Mean(self.minus)((), Rng(0, ""), base).float()
         u, s, v = torch.linalg.svd(w.mT if self.transposed else w, full_matrices=False)
         sign = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
         return u * sign.T, s, v * sign

@@ -11,7 +11,7 @@ from . import forms
 
 
 class Form(NamedTuple):
-    """names: slot -> the parameters that hold its pools, values first. without: parameters that the layer has no more."""
+    """names: slot -> the parameters that hold its pools, values first. without: those that it has no more."""
 
     kind: type
     names: dict[str, tuple[str, ...]]

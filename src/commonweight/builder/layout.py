@@ -93,5 +93,3 @@ def relaxed(
                 pools[f"{site}.{part}"] = Pool(shape, first, dtype=w.dtype)
             uses.append(Use(site, LowRank(1.0), {p: Read(WHOLE, (f"{site}.{p}",)) for p in "AB"}))
     return layout.plus(pools, uses)
-
-

@@ -60,7 +60,7 @@ class Shared:
     arranged = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         arrange(self, config.sharing, self.kinds)  # type: ignore[arg-type]
         self.know()
         self.tie_weights()  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from .anatomy import stack
 from .inits import Originals
 from .kinds import KINDS, form_of
 from .layout import Layout
-from .shared import Record, Shared, arrange
+from .remote import shared_class
+from .shared import Record, arrange
 
 
 def build(model: nn.Module, layout: Layout) -> Any:
@@ -29,7 +29,7 @@ def build(model: nn.Module, layout: Layout) -> Any:
     originals: Any = inner.get_submodule(path)
     same = {id(p): p for p in originals.parameters()}
     copied: dict[int, Any] = dict(same)
-    small = deepcopy(inner, copied)
+    small: Any = deepcopy(inner, copied)
     configs = {id(c): copied[id(c)] for m in inner.modules() if id(c := getattr(m, "config", None)) in copied}
     blocks = [deepcopy(originals[i], {**same, **configs}) for i in layout.like]
     for depth, block in enumerate(blocks):
@@ -51,12 +51,6 @@ def known(small: Any) -> None:
     if hasattr(small, "get_expanded_tied_weights_keys"):
         small.__class__ = shared_class(type(small))
         small.know()
-
-
-@lru_cache(maxsize=64)
-def shared_class(kind: type) -> type:
-    """`Shared` before a class of transformers."""
-    return type(f"Shared{kind.__name__}", (Shared, kind), {"kinds": KINDS, "__module__": __name__})
 
 
 def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
@@ -138,5 +132,3 @@ def _made(layout: Layout, name: str, base: Any, like: torch.Tensor) -> nn.Parame
         raise CommonweightError(f"pool {name}: its first values are {tuple(values.shape)}, the plan says {pool.shape}")
     values = values.to(device=like.device, dtype=like.dtype)
     return nn.Parameter(values, requires_grad=pool.train)
-
-

@@ -4,19 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..builder import anatomy
+    from ..builder.load import load
     from . import methods
-    from .make import share
+    from .healing import Healed, heal
+    from .make import layout, share
     from .methods import available
-    from .save import save
+    from .saving import save
 
-__all__ = ["available", "methods", "save", "share"]
+__all__ = ["Healed", "anatomy", "available", "heal", "layout", "load", "methods", "save", "share"]
 
-_HOMES = {"available": "methods", "save": "save", "share": "make"}
+_HOMES = {
+    "Healed": ".healing", "anatomy": "..builder", "available": ".methods", "heal": ".healing", "layout": ".make",
+    "load": "..builder.load", "save": ".saving", "share": ".make",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)
     return value

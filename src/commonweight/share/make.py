@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from ..builder import anatomy, build
+from ..builder import Layout, anatomy, build
 from ..core import dump
 from ..core.version import library
-from .methods import layout_of, resolve
+from .methods import Method, layout_of, resolve
 
 
-def share(model: nn.Module, method: str | Any = "recursive", *, rows: Sequence[Any] | None = None, **options: Any) -> Any:
+def share(
+    model: nn.Module, method: str | Any = "recursive", *, rows: Sequence[Any] | None = None, **options: Any
+) -> Any:
     """A smaller model whose layers, matrices or positions read common pools; `model` stays as it is.
 
     method: a name of `available()` with options, or a config. rows: token numbers (lists, or rows as `adapt` reads
@@ -23,12 +25,22 @@ def share(model: nn.Module, method: str | Any = "recursive", *, rows: Sequence[A
     Raises: CommonweightError for an unknown method or option, and for a model without one list of blocks.
     """
     found, config = resolve(method, options)
-    seen = None if found.survey is None or rows is None else found.survey(model, rows, config)
-    layout = layout_of(found, anatomy(model), config, seen)
-    small = build(model, layout)
+    small = build(model, _layout(model, found, config, rows))
     if hasattr(small, "config"):
         told = dump(config)
         told.pop("is")
         small.config.sharing = {**small.config.sharing, "method": found.name, "options": told, "by": library()}
-    small.__dict__["_cw_layout"] = layout
     return small
+
+
+def layout(
+    model: nn.Module, method: str | Any = "recursive", *, rows: Sequence[Any] | None = None, **options: Any
+) -> Layout:
+    """What `share` would build, as data: it can be counted, and `model` may be on the meta device."""
+    found, config = resolve(method, options)
+    return _layout(model, found, config, rows)
+
+
+def _layout(model: nn.Module, method: Method, config: Any, rows: Sequence[Any] | None) -> Layout:
+    seen = None if method.survey is None or rows is None else method.survey(model, rows, config)
+    return layout_of(method, anatomy(model), config, seen)

@@ -50,5 +50,3 @@ def fillers(unit: int, units: int, loops: int, order: str, init: str, seed: int 
     if init == "random":
         return (sorted(Rng(seed, "share/units").permutation(n)[:units].tolist())[unit],)
     return (unit if init == "lower" else n - units + unit,)
-
-

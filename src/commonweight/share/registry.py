@@ -1,4 +1,4 @@
-"""The list of sharing methods: name -> what it is. A method is one pure function ``plan(anatomy, config) -> Layout``."""
+"""The list of sharing methods: name -> what it is. A method is a pure ``plan(anatomy, config) -> Layout``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def resolve(method: str | Any, options: Mapping[str, Any]) -> tuple[Method, Any]
     for found in _METHODS.values():
         if type(method) is found.config:
             if options:
-                raise CommonweightError(f"{found.name}: give the options {sorted(options)} in the config, not beside it")
+                raise CommonweightError(
+                    f"{found.name}: give the options {sorted(options)} in the config, not beside it"
+                )
             return found, method
     raise CommonweightError(f"{method!r} is neither a sharing method's name nor its config; wanted e.g. 'recursive'")
 

@@ -35,17 +35,17 @@ def loss(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
 
     Rows stay rows, so that a mixed route finds its readers at the head too.
     """
-    logits, what = _scored(model, inputs, labels)
-    return F.cross_entropy(logits.flatten(0, 1).float(), what.flatten(), ignore_index=IGNORE, reduction="sum")
+    found, what = logits(model, inputs, labels)
+    return F.cross_entropy(found.flatten(0, 1).float(), what.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def _scored(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+def logits(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
     """(logits where they are scored, (B, S, V); the tokens that they predict, (B, S))."""
     where, what = places(labels)
     length = labels.shape[1]
     with _reading(model, length, lambda x: _at(x, where)) as seen:
-        logits = model(**inputs, use_cache=False).logits
-    return logits if seen else _at(logits[:, -length:], where), what
+        found = model(**inputs, use_cache=False).logits
+    return found if seen else _at(found[:, -length:], where), what
 
 
 class Measured(NamedTuple):
@@ -91,7 +91,7 @@ def measure(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Meas
         return Measured.of(_at(last[:, -length:], where), what)
     rows = max(1, PIECE // (where.shape[1] * last.shape[-1]))
     parts = [slice(i, i + rows) for i in range(0, len(labels), rows)]
-    return Measured.sum(Measured.of(*_scored(model, {k: v[p] for k, v in inputs.items()}, labels[p])) for p in parts)
+    return Measured.sum(Measured.of(*logits(model, {k: v[p] for k, v in inputs.items()}, labels[p])) for p in parts)
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:

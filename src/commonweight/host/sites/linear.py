@@ -33,7 +33,7 @@ def shape(module: Any) -> tuple[int, int, bool] | None:
     """(out, inp, transposed) of a layer that says its widths as linear ones do, packed ones too, else None."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features, False
-    if type(module).__name__ == "Conv1D" and isinstance(w := stored(module), Tensor):
+    if any(k.__name__ == "Conv1D" for k in type(module).__mro__) and isinstance(w := stored(module), Tensor):
         return w.shape[1], w.shape[0], True
     if packed_whole(module):
         return (*widths(module), False)  # type: ignore[misc]

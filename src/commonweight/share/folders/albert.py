@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ...builder.remote import plain_class
 from ...builder.shared import stack_of
 from ...core import CommonweightError
-from .remote import plain_class
 
 _NAMES = {  # of a BERT layer -> of an ALBERT layer
     "attention.self.query": "attention.query", "attention.self.key": "attention.key",
@@ -20,7 +20,7 @@ _NAMES = {  # of a BERT layer -> of an ALBERT layer
 
 
 def write(model: Any, folder: Path, final: Path) -> None:
-    """Raises: CommonweightError where the model is no BERT whose depths repeat whole layers in a cycle or a sequence."""
+    """Raises: CommonweightError where it is no BERT whose depths repeat whole layers in a cycle or a sequence."""
     convert(model).save_pretrained(folder)
 
 
@@ -36,8 +36,9 @@ def convert(model: Any) -> Any:
     groups, inner = _loops(model)
     config = AlbertConfig(
         vocab_size=c.vocab_size, embedding_size=c.hidden_size, hidden_size=c.hidden_size,
-        num_hidden_layers=len(groups) if inner == 1 else len(groups) // inner, num_hidden_groups=1 if inner > 1 else max(groups) + 1,
-        inner_group_num=inner, num_attention_heads=c.num_attention_heads, intermediate_size=c.intermediate_size,
+        num_hidden_layers=len(groups) // inner, inner_group_num=inner,
+        num_hidden_groups=1 if inner > 1 else max(groups) + 1, num_attention_heads=c.num_attention_heads,
+        intermediate_size=c.intermediate_size,
         hidden_act=c.hidden_act, hidden_dropout_prob=c.hidden_dropout_prob,
         attention_probs_dropout_prob=c.attention_probs_dropout_prob, max_position_embeddings=c.max_position_embeddings,
         type_vocab_size=c.type_vocab_size, layer_norm_eps=c.layer_norm_eps, pad_token_id=c.pad_token_id,

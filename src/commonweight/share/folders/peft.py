@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...builder.forms import Relaxed
+from ...builder.remote import plain_class
 from ...builder.shared import stack_of
 from ...core import CommonweightError
-from .remote import plain_class
 
 LAYOUTS = ("llama", "mistral", "bert")
 
@@ -71,7 +71,9 @@ def copies(model: Any) -> tuple[list[int], bool]:
     owners = next(iter(maps), tuple(depths))
     strange = [n for n in private if owners != tuple(depths) and "norm" not in n.lower()]
     if strange:
-        raise CommonweightError(f"form=peft: {strange[0]} is each depth's own, in a repeated layer; save it as remote-code")
+        raise CommonweightError(
+            f"form=peft: {strange[0]} is each depth's own, in a repeated layer; save it as remote-code"
+        )
     for told in sharing["forms"]:
         if told["form"] != Relaxed.__name__:
             raise CommonweightError(f"form=peft: PEFT has nothing for {told['form']}; save it as remote-code")

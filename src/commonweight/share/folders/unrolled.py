@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ...builder.forms import Relaxed
+from ...builder.remote import plain_class
 from ...builder.shared import stack_of
 from ...core import CommonweightError
-from .remote import plain_class
 
 
 def write(model: Any, folder: Path, final: Path) -> None:
-    """Low-rank updates are added to their weights. Raises: CommonweightError where a depth does what no stock block does.
+    """Low-rank updates are added to their weights. Raises: CommonweightError where a depth does what no stock
+    block does.
 
     Cost: every depth's weights in memory."""
     plain(model).save_pretrained(folder)

@@ -22,6 +22,7 @@ class Recursive:
     relax: int = option(0, "rank of the update of each linear layer at each depth; 0: none (strictly recursive)", ge=0)
     relax_init: Literal["svd", "zero"] = option("svd", "svd: of what a layer loses to its unit; zero: as LoRA begins")
     share_norms: bool = option(True, "norms are the unit's too; else each depth has its own")
+    share_biases: bool = option(True, "biases are the unit's too; else each depth has its own")
     seed: int = option(0, "of init=random", ge=0)
 
 
@@ -36,8 +37,9 @@ def plan(anatomy: Anatomy, config: Recursive) -> Layout:
     """h_l = f(h_(l-1); unit(l) + B_l A_l), unit(l) = l mod K for the cycle.
 
     Parameters: K layers, and r (in + out) for each relaxed matrix at each depth. With the full rank it is the original.
-    Source: arXiv 2410.20672, eq. (2) to (5); maps and init as in the authors' code (L layers, B loops, K = floor(L / B)).
-    Differs: biases are tied as well, which that code forgets; the scale of the update is 1, as its SVD init needs.
+    Source: arXiv 2410.20672, eq. (2) to (5); maps and init as in the authors' code; K = floor(L / loops).
+    Differs: biases are tied as well, which that code forgets, unless share_biases=False; the scale of the update is 1,
+    as its SVD init needs.
     """
     depth, loops, order = anatomy.depth, config.loops, config.order
     middle = order.startswith("middle")
@@ -47,7 +49,7 @@ def plan(anatomy: Anatomy, config: Recursive) -> Layout:
 
     def unit(at: int, weight: Weight) -> Unit | None:
         place = at - 1 if middle else at
-        if not 0 <= place < len(looped) or (weight.kind == "norm" and not config.share_norms):
+        if not 0 <= place < len(looped) or _private(weight, config):
             return None
         k = maps.unit_at(place, units, loops, order)
         layers = maps.fillers(k, units, loops, order, config.init, config.seed)
@@ -55,3 +57,8 @@ def plan(anatomy: Anatomy, config: Recursive) -> Layout:
 
     layout = tied(anatomy, like, unit, config.seed)
     return relaxed(layout, anatomy, config.relax, config.relax_init) if config.relax else layout
+
+
+def _private(weight: Weight, config: Recursive) -> bool:
+    """What low rank does not reach, and costs little."""
+    return (weight.kind == "norm" and not config.share_norms) or (weight.kind == "bias" and not config.share_biases)

@@ -6,9 +6,9 @@ import inspect
 import re
 from typing import Any
 
-from ...builder import shared
-from ...builder.kinds import KINDS
-from ...core.version import library
+from ..core.version import library
+from . import shared
+from .kinds import KINDS
 
 _HEAD = '''"""{kind} whose depths share parameters: {told}.
 

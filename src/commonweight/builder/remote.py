@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...core import CommonweightError
+from ..core import CommonweightError
 from . import code
+from .kinds import KINDS
+from .shared import Shared
 
 
-def write(model: Any, folder: Path, final: Path) -> None:
+class Built(Shared):
+    """A shared model in memory: transformers' own class, with `Shared` before it."""
+
+    kinds = KINDS
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """As a folder of remote code, every tensor once: also where a Trainer saves."""
+        write(self, Path(folder), **options)
+
+
+@lru_cache(maxsize=64)
+def shared_class(kind: type) -> type:
+    """`Built` before a class of transformers."""
+    return type(f"Shared{kind.__name__}", (Built, kind), {"__module__": __name__})
+
+
+def write(model: Any, folder: Path, **options: Any) -> None:
     """Loads with ``AutoModel...from_pretrained(folder, trust_remote_code=True)``; without the flag it is refused."""
     config_class, base, head, autos = classes(model)
     name = f"modeling_{code.shared_type(model)}"
-    super(type(model), model).save_pretrained(folder)
+    super(Built, model).save_pretrained(folder, **options)  # type: ignore[misc]
     (folder / f"{name}.py").write_text(code.of(model, config_class, base, head, "Shared"), encoding="utf-8")
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -58,8 +78,10 @@ def _autos(head: type | None) -> list[str]:
     for name in dir(modeling_auto):
         mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
         names = getattr(mapping, "_model_mapping", {})
-        if head is not None and name.startswith("AutoModelFor") and any(
-            head.__name__ == n or (isinstance(n, tuple) and head.__name__ in n) for n in names.values()
+        if (
+            head is not None
+            and name.startswith("AutoModelFor")
+            and any(head.__name__ == n or (isinstance(n, tuple) and head.__name__ in n) for n in names.values())
         ):
             out.append(name)
     return out

@@ -9,11 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..builder import remote
 from ..core import CommonweightError, unknown
-from .folders import albert, peft, remote, unrolled
+from .folders import albert, peft, unrolled
+
+
+def _remote(model: Any, folder: Path, final: Path) -> None:
+    remote.write(model, folder)
+
 
 FORMS: dict[str, Callable[[Any, Path, Path], None]] = {
-    "peft": peft.write, "remote-code": remote.write, "albert": albert.write, "unrolled": unrolled.write,
+    "peft": peft.write, "remote-code": _remote, "albert": albert.write, "unrolled": unrolled.write,
 }  # fmt: skip
 
 

@@ -1,0 +1,137 @@
+"""Folders that other people's tools load: in a process that has no commonweight."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from commonweight import CommonweightError, share
+from tests.share.deep import IDS, KINDS, answer, bert, far, llama, qwen
+
+CHILD = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "commonweight":
+            raise ImportError("there is no commonweight here")
+sys.meta_path.insert(0, Without())
+import json, torch, transformers as tf
+tf.utils.logging.disable_progress_bar()
+ids, jobs = torch.load(sys.argv[1]), json.load(open(sys.argv[2]))
+out = {}
+for name, (auto, folder, trust, dtype) in jobs.items():
+    model = getattr(tf, auto).from_pretrained(folder, trust_remote_code=trust, dtype=dtype).eval()
+    with torch.no_grad():
+        got = model(ids)
+    tensors = len({p.data_ptr() for p in model.parameters()})
+    out[name] = [got.logits if "logits" in got else got.last_hidden_state, tensors]
+    if "logits" in got:
+        how = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+        assert torch.equal(model.generate(ids[:1], **how), model.generate(ids[:1], use_cache=False, **how))
+torch.save(out, sys.argv[3])
+"""
+OPTIONS = {"strict": {}, "relaxed": {"relax": 4, "share_norms": False, "order": "sequence"}}
+FORMS = {
+    "llama": ("remote-code", "peft", "unrolled"), "qwen": ("remote-code", "unrolled"),
+    "gpt2": ("remote-code", "unrolled"), "bert": ("remote-code", "peft", "albert", "unrolled"),
+}  # fmt: skip
+
+
+def size(folder):
+    return sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+
+
+def names(folder):
+    with safe_open(next(folder.rglob("model.safetensors")), "pt") as f:
+        return list(f.keys())
+
+
+def test_every_form_loads_without_commonweight(tmp_path):
+    jobs, want, unique = {}, {}, {}
+    for kind, forms in FORMS.items():
+        auto = "AutoModel" if kind == "bert" else "AutoModelForCausalLM"
+        for label, options in OPTIONS.items():
+            small = share.share(KINDS[kind](), "recursive", loops=2, **options)
+            for form in forms:
+                name = f"{kind} {label} {form}"
+                folder = tmp_path / name.replace(" ", "-")
+                if form == "albert" and options:
+                    with pytest.raises(CommonweightError, match="form=albert repeats whole layers"):
+                        share.save(small, folder, form)
+                    assert not folder.exists()
+                    continue
+                share.save(small, folder, form)
+                numbers = sum(p.numel() for p in small.parameters())
+                if form == "remote-code":
+                    assert size(folder) < 4 * numbers + 160 * len(names(folder))
+                jobs[name] = (
+                    auto,
+                    str(folder / "adapter" if form == "peft" else folder),
+                    form == "remote-code",
+                    "float32",
+                )
+                want[name], unique[name] = answer(small), len(list(small.parameters()))
+    torch.save(IDS, tmp_path / "ids.pt")
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        CHILD,
+        *(str(tmp_path / n) for n in ("ids.pt", "jobs.json", "out.pt")),
+    ]
+    env = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    got = torch.load(tmp_path / "out.pt")
+    for name, (found, tensors) in got.items():
+        assert far(found, want[name]) < (1e-5 if "unrolled" in name else 1e-7), name
+        if "remote" in name:
+            assert tensors == unique[name], name
+    assert len(got) == 21
+
+
+def test_remote_code_is_refused_without_the_flag(tmp_path, monkeypatch):
+    """With model_type llama it would load as an ordinary model, what lacks filled at random."""
+    from transformers import AutoModelForCausalLM
+
+    share.save(share.share(llama(), "recursive"), tmp_path / "s")
+    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "s", trust_remote_code=False)
+    config = json.loads((tmp_path / "s" / "config.json").read_text())
+    assert config["model_type"] == "shared_llama" and config["sharing"]["method"] == "recursive"
+    code = (tmp_path / "s" / "modeling_shared_llama.py").read_text()
+    assert "commonweight" not in [line.split()[1] for line in code.splitlines() if line.startswith(("import", "from"))]
+    assert len(code.splitlines()) < 130
+
+
+def test_save_pretrained_writes_the_same_folder(tmp_path):
+    small = share.share(llama(), "recursive")
+    small.save_pretrained(tmp_path / "a")
+    share.save(small, tmp_path / "b")
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {p.name for p in (tmp_path / "b").iterdir()}
+    assert names(tmp_path / "a") == names(tmp_path / "b")
+
+
+def test_refusals(tmp_path):
+    small = share.share(qwen(), "recursive")
+    with pytest.raises(CommonweightError, match="layer_replication reads llama, mistral and bert layouts, not qwen3"):
+        share.save(small, tmp_path / "s", "peft")
+    with pytest.raises(CommonweightError, match="form=albert holds a BertModel, this is a Qwen3ForCausalLM"):
+        share.save(small, tmp_path / "s", "albert")
+    with pytest.raises(CommonweightError, match="unknown form 'pft'; did you mean 'peft'"):
+        share.save(small, tmp_path / "s", "pft")
+    with pytest.raises(CommonweightError, match="LlamaForCausalLM is no shared model; make one with"):
+        share.save(llama(), tmp_path / "s")
+    with pytest.raises(CommonweightError, match="form=albert runs layers in a cycle or a sequence, not as"):
+        share.save(share.share(bert(), "recursive", order="middle_cycle"), tmp_path / "s", "albert")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "mine").write_text("")
+    with pytest.raises(CommonweightError, match="it is there already; choose another folder"):
+        share.save(small, tmp_path / "s")
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
