@@ -11,6 +11,7 @@ B, T, VOCAB = 4, 6, 64
 SITES = {
     "conv": "blocks.*.conv",
     "grouped conv": "blocks.*.deep",
+    "depthwise conv": "blocks.*.each",
     "patches": "patch",
     "volume": "volume",
     "embedding": "table",
@@ -38,11 +39,12 @@ class Block(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(d, d, 3, padding=2, padding_mode="circular", dilation=2)
         self.deep = nn.Conv1d(d, d, 3, padding="same", groups=2, bias=False)
+        self.each = nn.Conv1d(d, d, 8, padding=4, groups=d)
         self.A_log = nn.Parameter(torch.randn(d, 4))
         self.gain = nn.Parameter(torch.ones(d) + 0.1 * torch.randn(d))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.deep(self.conv(x.mT).relu()).mT
+        y = self.each(self.deep(self.conv(x.mT).relu()))[..., :-1].mT
         return x + y * self.A_log.exp().sum(1).tanh() * self.gain
 
 

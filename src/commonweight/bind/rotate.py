@@ -63,7 +63,7 @@ class RotatePairs:
 
     group: int
     precise = True
-    anywhere: ClassVar[str] = "output"
+    anywhere: ClassVar[str] = "through"  # it mixes outputs, which in a convolution of groups read other inputs
 
     def factors_of(self, theta: Tensor, alpha: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """What a dimension and what its partner is multiplied by. Shapes: theta (*n, k) -> two of (*n, d_out)."""

@@ -7,7 +7,7 @@ runs once per reader, on that reader's rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -30,34 +30,51 @@ def by_reader(
     dimension, where it is as long as the batch and as nothing else. Cost: one pass a reader.
     Raises: Unfit where a call cannot be cut: it brings a cache, or labels (a mean over rows is not a mean of means).
     """
-    lengths = {d for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) for d in t.shape[1:2]}
     for name, value in kwargs.items():
-        if value is None or isinstance(value, bool | int | float | str | Tensor):
-            continue
-        if "past_key_values" in name or "cache" in name:
+        if is_cache(name, value):
             raise Unfit(f"{name} holds all rows at once")
     positions = kwargs.get("position_ids")
     if isinstance(positions, Tensor) and positions.dim() > 2:
         raise Unfit(f"position_ids of shape {tuple(positions.shape)} do not begin with the rows")
     if any(kwargs.get(k) is not None for k in ("labels", "start_positions", "end_positions")):
         raise Unfit("labels were given, and the loss is one number over all rows; leave them out and use the logits")
-
-    def cut(where: Tensor) -> Callable[[Any], Any]:
-        def part(v: Any) -> Any:
-            if not isinstance(v, Tensor) or v.dim() == 0 or v.shape[0] != rows:
-                return v
-            if v.dim() == 1 and rows in lengths:
-                raise Unfit(f"a tensor of {rows} numbers may be one per row or one per token")
-            return v[where.to(v.device)]
-
-        return part
-
     places = [torch.tensor(p) for _, p in groups]
     parts = []
     for (reader, _), where in zip(groups, places):
-        mine = pytree.tree_map(cut(where), (args, kwargs))
-        parts.append(run(reader, *mine[0], **mine[1]))
+        mine = cut((args, kwargs), where, rows)
+        parts.append(crossed(run(reader, *mine[0], **mine[1]), where, rows))
     return join(parts, torch.cat(places).argsort(), [len(p) for p in places])
+
+
+def is_cache(name: str, value: Any) -> bool:
+    """Whether an argument of a call is a cache of what went before."""
+    simple = value is None or isinstance(value, bool | int | float | str | Tensor)
+    return not simple and ("past_key_values" in name or "cache" in name)
+
+
+def cut(given: tuple[tuple, dict], where: Tensor, rows: int) -> tuple[tuple, dict]:
+    """Some rows of a call of so many. Raises: Unfit for a tensor of which it cannot be known whether it has rows."""
+    lengths = {d for t in pytree.tree_leaves(given) if isinstance(t, Tensor) for d in t.shape[1:2]}
+
+    def part(v: Any) -> Any:
+        if not isinstance(v, Tensor) or v.dim() == 0 or v.shape[0] != rows:
+            return v
+        if v.dim() == 1 and rows in lengths:
+            raise Unfit(f"a tensor of {rows} numbers may be one per row or one per token")
+        return v[where.to(v.device)]
+
+    return pytree.tree_map(part, given)
+
+
+def crossed(found: Any, where: Tensor, rows: int) -> Any:
+    """What compares each row with all (``logits_per_image`` of CLIP and its like) is known within a reader's rows; NaN
+    stands where the other row is another reader's."""
+    for name in [k for k in found if k.startswith("logits_per_")] if isinstance(found, MutableMapping) else ():
+        v = found[name]
+        if isinstance(v, Tensor) and v.shape == (len(where), len(where)):
+            wide = v.new_full((len(where), rows), float("nan"))
+            found[name] = wide.index_copy(1, where.to(v.device), v)
+    return found
 
 
 def join(parts: list[Any], order: Tensor, rows: list[int]) -> Any:

@@ -102,7 +102,8 @@ def _left(label: str, numbers: int, kind: str, words: dict[str, None], method: M
 def _glob(site: Site) -> str:
     """A pattern for a site and its like in other layers."""
     parts = site.name.split("[")[0].split(".")
-    return "*" + ".".join(parts[-2:] if site.kind == "parameter" else parts[-1:])
+    kept = parts[-2:] if site.kind == "parameter" and not parts[-2:][0].isdigit() else parts[-1:]
+    return ("*." if len(parts) > 1 else "*") + ".".join(kept)
 
 
 def _owned(base: HookedModel) -> dict[int, int]:

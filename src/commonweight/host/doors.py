@@ -132,7 +132,7 @@ class Doors:
             if self.inside[me] <= 0:
                 del self.inside[me]
             passed_over = self.settled() if self.open else []
-        self.tell([n for n in passed_over if reads(route, n)])
+        self.tell([n for n in passed_over if route.touches(n)])
 
     def settled(self) -> list[str]:
         """What the pass has shown of the open doors; the sites that it should have run, and did not."""
@@ -191,7 +191,3 @@ def around(name: str, names: Mapping[str, nn.Module]) -> str | None:
         if name in names and not isinstance(names[name], nn.ModuleList | nn.ModuleDict | nn.Sequential):
             return name
     return None
-
-
-def reads(route: Any, site: str) -> bool:
-    return site in route.single.table if route.single is not None else route.touches(site)

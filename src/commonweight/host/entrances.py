@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..core import CommonweightError
-from .apart import Unfit, by_reader, images_by_row
+from .apart import Unfit, by_reader, cut, images_by_row, is_cache
 from .current import Current
 from .hooks import arrive
 from .route import Route, size
@@ -92,22 +92,53 @@ class Forward(Entrance):
     def __init__(self, model: nn.Module, current: Current):
         super().__init__(model, current)
         self.apart = False
+        self.rows_first = False  # whether it has been seen that layers are given rows before tokens
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         route = None if torch.compiler.is_compiling() else self.current.route
-        if route is None or route.single is not None or not route.by_row(size(args, kwargs)):
+        if route is None or route.single is not None:
             return self.own(*args, **kwargs)
-        if self.apart:
+        found = size(args, kwargs)
+        by_row = route.by_row(found)
+        if self.apart and by_row:
             return self.by_reader(route, args, kwargs)
         try:
-            return self.own(*args, **kwargs)
+            square = found is not None and found[0] == found[1] > 1
+            if square and not self.rows_first:
+                self.look(route, found[0], args, kwargs)  # type: ignore[index]
+            out = self.own(*args, **kwargs)
         except Unfit as why:
+            if not by_row:
+                raise
             try:
-                found = self.by_reader(route, args, kwargs)
+                out = self.by_reader(route, args, kwargs)
             except Unfit as e:
                 raise CommonweightError(f"{why} (and the batch cannot be run reader by reader: {e})") from None
             self.apart = True
-            return found
+            return out
+        self.rows_first = self.rows_first or not square
+        return out
+
+    def look(self, route: Route, rows: int, args: tuple, kwargs: dict) -> None:
+        """Of as many rows as tokens no shape tells which come first, and some models turn them (XLNet, FSMT). So one
+        row less is run first, once a model: a site that finds its tokens in the rows' place raises Unfit there.
+
+        Cost: a pass without gradients, where no pass of another shape went before.
+        """
+        kept = {k: v for k, v in kwargs.items() if not is_cache(k, v)} | ({"use_cache": False} if self.caches else {})
+        try:
+            args, kwargs = cut((args, kept), torch.arange(rows - 1), rows)
+        except Unfit:
+            return
+        with torch.no_grad(), torch.random.fork_rng(enabled=self.model.training):
+            with self.current.within(route.first(rows - 1)):
+                try:
+                    self.own(*args, **kwargs)
+                except Unfit:
+                    raise
+                except Exception:  # the model wants its batch whole
+                    return
+        self.rows_first = True
 
     @property
     def caches(self) -> bool:
@@ -119,11 +150,15 @@ class Forward(Entrance):
         return "use_cache" in known or (passed_on and any(hasattr(c, "use_cache") for c in own))
 
     def by_reader(self, route: Route, args: tuple, kwargs: dict) -> Any:
-        if self.caches and kwargs.get("use_cache") is None:
-            kwargs = {**kwargs, "use_cache": False}
         if not images_by_row(self.model, kwargs, route.length):
             raise Unfit("the images of all rows lie in one list, of which it cannot be known which row each is of")
         run = partial(_as, self.current, self.model)
+        if self.caches and kwargs.get("use_cache") is None:
+            try:
+                return by_reader(run, route.groups, args, {**kwargs, "use_cache": False}, route.length)
+            except (TypeError, KeyError) as e:  # its config knows the option, its forward does not
+                if "use_cache" not in str(e):
+                    raise
         return by_reader(run, route.groups, args, kwargs, route.length)
 
 

@@ -15,7 +15,7 @@ from .apart import Unfit, images_by_row
 from .change import changed
 from .current import Current
 from .route import Bucket, Layout, Route, size
-from .sites import Physical
+from .sites import Block, Physical
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
@@ -40,7 +40,7 @@ class SiteHook:
         if self.at.slot != "weight" or self.at.kind == "parameter":  # read through its door
             return []
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
-        if self.at.kind != "linear":  # a change of the input is one of the weight there
+        if self.at.kind != "linear" or self.at.forms != "all":  # a change of the input is one of the weight there
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
 
@@ -99,10 +99,14 @@ class SiteHook:
             self.last = recomputed(self.at.name, self.current, self.last)
         if route is None:
             return None
+        if isinstance(self.at, Block) and not route.touches(self.at.name):
+            return None
         x = self.at.seen(self.input(args, kwargs))
-        if isinstance(y, tuple):
-            return (self.after(route, x, self.linked(x, y[0])), *y[1:])
-        return self.at.given(self.after(route, x, self.at.seen(self.linked(x, y))))
+        at = self.at.main(x, y) if isinstance(self.at, Block) else 0 if isinstance(y, tuple) else None
+        if at is not None:
+            parts = *y[:at], self.after(route, x, self.linked(x, y[at])), *y[at + 1 :]
+            return type(y)(*parts) if hasattr(y, "_fields") else type(y)(parts)
+        return self.at.given(self.after(route, x, self.at.seen(self.linked(x, y))))  # type: ignore[arg-type]
 
     def form(self, entry: Entry) -> Callable | None:
         """The bind's fast form on the output, where it holds at this kind of site."""

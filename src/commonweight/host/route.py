@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,15 @@ class Route:
         """The same readers, for other work: nothing that a forward pass leaves on a route is shared."""
         return Route(self.groups, self.single, self.shape)
 
+    def first(self, rows: int) -> Route:
+        """The readers of the first rows alone."""
+        shape = None if self.shape is None else (rows, *self.shape[1:])
+        places = rows if shape is None else math.prod(shape)
+        groups = [(t, [p for p in where if p < places]) for t, where in self.groups]
+        out = Route([g for g in groups if g[1]], shape=shape)
+        out.images, out.tokens = self.images, self.tokens
+        return out
+
     def by_row(self, found: tuple[int, int] | None) -> bool:
         """Whether a reader is a row of a batch of this size, and no token."""
         return self.shape is None or (len(self.shape) == 1 and found is not None and found[0] == self.length)
@@ -116,6 +126,8 @@ class Route:
 
     def touches(self, site: str) -> bool:
         """Whether any reader has a use at the site."""
+        if self.single is not None:
+            return site in self.single.table
         return any(t is not None and site in t.table for t, _ in self.groups)
 
     def fold(self, x: Tensor) -> tuple[Tensor, bool] | None:

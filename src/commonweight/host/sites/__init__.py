@@ -3,7 +3,7 @@
 One file for each kind of site; `discover.KINDS` lists them.
 """
 
-from .block import blocks
+from .block import Block, blocks
 from .choose import Pattern, select, strangers, unknown_kind
 from .discover import discover
 from .families import families, towers
@@ -12,6 +12,7 @@ from .roles import role
 from .tied import input_table, once, ties
 
 __all__ = [
+    "Block",
     "Pattern",
     "Physical",
     "Rows",

@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ...core import Site
+from ...core import CommonweightError, Site
 from ..names import named, unwrapped
-from . import linear
+from . import linear, parameter
 from .found import Found, Whole
 from .norm import is_norm
 from .physical import Physical
 
 
+class Block(Physical):
+    """The output of a block: of several, the one that is shaped as the block's input is."""
+
+    def __init__(self, name: str, module: nn.Module, width: int):
+        super().__init__(name, module, "block", False)
+        self.width = width
+
+    def main(self, x: Tensor, y: Any) -> int | None:
+        """Which of the outputs holds the states (None: y itself does). Blocks of two streams give the text's first.
+
+        Raises: CommonweightError where none of them has features of the block's width last.
+        """
+        outputs = y if isinstance(y, tuple | list) else [y]
+        fits = [i for i, t in enumerate(outputs) if isinstance(t, Tensor) and t.dim() > 1 and t.shape[-1] == self.width]
+        if not fits:
+            shapes = ", ".join(str(tuple(t.shape)) if isinstance(t, Tensor) else type(t).__name__ for t in outputs)
+            raise CommonweightError(
+                f"{self.name}: this block gives {shapes}; wanted states with {self.width} features last. Leave blocks "
+                "out, or take a method that changes weights, such as lora"
+            )
+        if outputs is not y:
+            return None
+        return next((i for i in fits if y[i].shape == x.shape), fits[0])
+
+
 def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
-    if name in whole.blocks and (width := _width(whole.model, module)):
-        return [Found(Physical(name, module, "block", False), Site(name, width, width, "block", "", False), True)]
-    return []
+    """The output of a block, and what parameters the block has of its own."""
+    if name not in whole.blocks or not (width := _width(whole.model, module)):
+        return []
+    block = Found(Block(name, module, width), Site(name, width, width, "block", "", False), True)
+    return [block, *parameter.find(name, module, whole)]
 
 
 def find_head(name: str, module: nn.Module, whole: Whole) -> list[Found]:
@@ -47,9 +75,15 @@ def blocks_of(names: Mapping[str, nn.Module], *kinds: Callable[[nn.Module], obje
 
 
 def _width(model: nn.Module, block: nn.Module) -> int:
-    """Hidden width of a block's output: the norms inside it, else the configuration's hidden_size."""
-    config = getattr(unwrapped(model), "config", None)
-    size = getattr(config, "hidden_size", None) or getattr(config, "d_model", None)
-    if size:
-        return int(size)
-    return next((m.weight.shape[0] for m in block.modules() if is_norm(m)), 0)  # type: ignore[union-attr,index,misc]
+    """Hidden width of a block's output: as the model says it, else by a norm inside that is as wide as what some layer
+    gives. 0 for blocks of images, which have their channels first."""
+    inner = unwrapped(model)
+    config = getattr(inner, "config", None)
+    said = [getattr(config, n, None) for n in ("hidden_size", "d_model")] + [getattr(inner, "inner_dim", None)]
+    if size := next((s for s in said if isinstance(s, int) and s), 0):
+        return size
+    if any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in block.modules()):
+        return 0
+    norms: list[int] = [m.weight.shape[0] for m in block.modules() if is_norm(m)]  # type: ignore[union-attr,index,misc]
+    given = {found[0] for m in block.modules() if (found := linear.shape(m)) is not None}
+    return next((w for w in norms if w in given), next(iter(norms), 0))

@@ -43,7 +43,17 @@ def discover(
             sites = _split(found, fused or {})
             every += sites
             default += sites if found.default else []
-    return modules, every, default
+    twice = _biases(modules)
+    modules = {n: at for n, at in modules.items() if n not in twice}
+    return modules, [s for s in every if s.name not in twice], [s for s in default if s.name not in twice]
+
+
+def _biases(modules: Mapping[str, Physical]) -> set[str]:
+    """Parameters that are the bias of a site too: BERT's head keeps its layer's once more, beside it."""
+    others = [at for at in modules.values() if at.kind != "parameter" and at.bias_slot is not None]
+    biases = {id(b) for at in others if (b := at.module._parameters.get(at.bias_slot)) is not None}  # type: ignore[arg-type]
+    alone = [(n, at) for n, at in modules.items() if at.kind == "parameter"]
+    return {n for n, at in alone if id(at.module._parameters.get(at.slot)) in biases}
 
 
 def _split(found: Found, fused: Mapping[str, int]) -> list[Site]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...core import Site
-from ..weights import packed_whole, stored, widths
+from ..weights import packed_whole, plain, stored, widths
 from .found import Found, Whole
-from .physical import Physical
+from .physical import Physical, by_module, plain_class
 from .roles import role
 
 
@@ -19,7 +22,36 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
         return []
     out, inp, transposed = found
     site = Site(name, out, inp, _kind(name), role(name), isinstance(stored(module, "bias"), Tensor))
-    return [Found(Physical(name, module, "linear", transposed), site, whole.inside(name))]
+    at = Physical(name, module, "linear", transposed)
+    if isinstance(module, nn.Linear) and _otherwise(module):
+        at.forms = "none"
+    return [Found(at, site, whole.inside(name))]
+
+
+_OTHERWISE: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+
+def _otherwise(module: nn.Linear) -> bool:
+    """Whether a layer with a forward of its own gives something else than its weight's product with the input, as
+    layers in groups do (DeepSeek V4), or those that round. Tried once for each class, in float32."""
+    kind, w = plain_class(module), module._parameters.get("weight")
+    if kind.forward is nn.Linear.forward or packed_whole(module):
+        return False
+    if w is None or not plain(w) or tuple(w.shape) != widths(module):
+        return False
+    if kind not in _OTHERWISE:
+        with torch.no_grad():
+            x = torch.linspace(-1, 1, 2 * w.shape[1], device=w.device).view(1, 2, -1)
+            b: Tensor | None = module._parameters.get("bias")
+            each = w.float(), None if b is None else b.float()
+            want = F.linear(x, *each)
+            try:
+                y = by_module(module, x, *each)
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # it wants another input
+                y = None
+            same = isinstance(y, Tensor) and y.shape == want.shape
+            _OTHERWISE[kind] = not (same and torch.allclose(y.float(), want, rtol=1e-3, atol=1e-4))
+    return _OTHERWISE[kind]
 
 
 def _kind(name: str) -> str:

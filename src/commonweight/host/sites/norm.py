@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import inspect
+
+from torch import nn
 
 from ...core import Site
 from .found import Found, Whole
@@ -18,5 +20,9 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    w = getattr(module, "weight", None)
-    return isinstance(w, Tensor) and w.dim() == 1 and type(module).__name__.endswith("Norm")
+    """One that reads its input alone: those with a gate, a condition or a scale beside it are sites of parameters."""
+    w = module._parameters.get("weight")
+    if w is None or w.dim() != 1 or not type(module).__name__.endswith("Norm"):
+        return False
+    given = [p for p in inspect.signature(type(module).forward).parameters.values()][1:]
+    return len(given) == 1

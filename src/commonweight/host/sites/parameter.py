@@ -40,14 +40,14 @@ class Parameter(Physical):
 
 
 def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
-    """Those of a module that is no site of another kind; of the model itself, of experts and of routers none."""
-    if not name or "expert" in name.rpartition(".")[2].lower() or re.search(r"Router|Gate$", type(module).__name__):
+    """Those of a module that is no site of another kind; of experts and of routers none."""
+    if "expert" in name.rpartition(".")[2].lower() or re.search(r"Router|Gate$", type(module).__name__):
         return []
     out: list[Found] = []
     for slot, p in module._parameters.items():
         if p is None or not plain(p) or p.dim() == 0 or p.numel() == 0:
             continue
-        at = Parameter(f"{name}.{slot}", module, slot)
+        at = Parameter(f"{name}.{slot}" if name else slot, module, slot)
         rows, columns = at.weight.shape
-        out.append(Found(at, Site(at.name, rows, columns, "parameter", "", False), whole.inside(name)))
+        out.append(Found(at, Site(at.name, rows, columns, "parameter", "", False), whole.inside(at.name)))
     return out

@@ -80,15 +80,10 @@ class Physical:
         return self.kind != "linear" or self.slot != "weight" or not (packed(self.module) or rounds(self.module))
 
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.kind == "linear":
+        if self.kind == "linear" and self.forms == "all":
             return torch.nn.functional.linear(x, weight, bias)
-        plain = plain_class(self.module)
-        bare = object.__new__(plain)
-        bare.__dict__ = {**self.module.__dict__, "_forward_hooks": {}, "_forward_pre_hooks": {}}
-        bare._parameters = {**self.module._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
-        if "bias" not in self.module._parameters:
-            del bare._parameters["bias"]
-        return plain.forward(bare, x)
+        y = by_module(self.module, x, weight, bias)
+        return y[0] if isinstance(y, tuple) else y
 
     def seen(self, t: Tensor) -> Tensor:
         """An input or output of the module with its features last. Cost: a view."""
@@ -148,6 +143,17 @@ class Rows(Physical):
 def plain_class(module: nn.Module) -> type:
     """The module's class without a door before its weight."""
     return getattr(type(module), "commonweight_plain", type(module))
+
+
+def by_module(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    """What the module makes of x with another weight and bias, without hooks."""
+    plain = plain_class(module)
+    bare = object.__new__(plain)
+    bare.__dict__ = {**module.__dict__, "_forward_hooks": {}, "_forward_pre_hooks": {}}
+    bare._parameters = {**module._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
+    if "bias" not in module._parameters:
+        del bare._parameters["bias"]
+    return plain.forward(bare, x)
 
 
 def numbers(weight: Tensor, places: Tensor) -> Tensor:
