@@ -10,12 +10,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from .served import VOCAB
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "[TOOL_CALLS]")
-LETTERS = [c for c in map(chr, range(33, 127)) if c not in "`|"]  # 92, and the space
+LETTERS = [c for c in map(chr, range(33, 127)) if c not in "`|~"]  # 91
 
 
 def letters(template: str | None = None) -> Any:
-    """Of 97 tokens: four special ones, the space, and letters; <eos> is 2, as the models of `served` have it."""
-    words = [*SPECIAL, "Ġ", *LETTERS]
+    """Of 97 tokens: four special ones, space, line end, and letters; <eos> is 2, as the models of `served` have it."""
+    words = [*SPECIAL, "Ġ", "Ċ", *LETTERS]
     assert len(words) == VOCAB
     raw = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -97,6 +97,13 @@ def command(
     ] = None,
     dtype: serving.Dtype = "auto",
     device: serving.Device = "auto",
+    tool_parser: Annotated[
+        str,
+        typer.Option(
+            help="How the model writes calls of tools: hermes, llama3, mistral, or auto, as its chat template says.",
+            rich_help_panel=LISTEN,
+        ),
+    ] = "auto",
     drain: Annotated[
         float,
         typer.Option(
@@ -109,6 +116,7 @@ def command(
 ) -> None:
     """Serve a model and its tenants over HTTP: `model` in a request names the tenant, `base` the plain model."""
     from ..core import CommonweightError, parse_bytes
+    from ..serve.http.calls import FORMS
     from ..serve.http.keys import read
     from ..serve.http.settings import Settings, guarded, loopback
     from . import early
@@ -116,6 +124,7 @@ def command(
     memory = serving.looked_at(model, store, dtype, device, tenant_memory)
     early.one_of("task", task, TASKS)
     early.one_of("pool", pool, POOLS)
+    early.one_of("tool-parser", tool_parser, ("auto", *FORMS))
     guarded(host, api_keys, insecure)
     if api_keys is not None:
         read(api_keys)
@@ -125,7 +134,7 @@ def command(
         )
     settings = Settings(
         name or model, api_keys, admin_key, loopback(host), parse_bytes(max_body, "--max-body"), max_tokens=max_tokens,
-        timeout=timeout, drain=drain, log_prompts=log_prompts,
+        timeout=timeout, drain=drain, log_prompts=log_prompts, tool_parser=tool_parser,
     )  # fmt: skip
     batch = {"max_requests": max_requests, "max_waiting": max_waiting, "tenant_memory": memory}
     opened = lambda: serving.answering(model, task, pool, store, dtype, device, cache_tokens, **batch)  # noqa: E731

@@ -17,9 +17,9 @@ from . import shop
 
 
 @contextmanager
-def live(host: Host, **settings: Any) -> Iterator[tuple[str, Server, Engine]]:
-    """(its address, the server, its engine)."""
-    with Engine(host, tokenizer=shop.tokenizer(), max_requests=8, page_size=8) as engine:
+def live(host: Host, words: Any = None, **settings: Any) -> Iterator[tuple[str, Server, Engine]]:
+    """(its address, the server, its engine). words: another tokenizer."""
+    with Engine(host, tokenizer=words or shop.tokenizer(), max_requests=8, page_size=8) as engine:
         app = make(engine, Settings(name="org/tiny", **settings))
         with bound("127.0.0.1", 0) as sock:
             one = server(app, app.state.service.settings.drain)

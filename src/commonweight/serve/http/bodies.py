@@ -93,9 +93,9 @@ class ChatBody(Sampled):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = Field(None, description="none, auto, required, or a function.")
+    parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -224,7 +224,10 @@ WHY = {
 }
 
 
-_MEANT = {CompletionBody: {"prompt"}, ChatBody: {"top_logprobs"}}  # fields that are served in these
+_MEANT = {
+    CompletionBody: {"prompt"},
+    ChatBody: {"top_logprobs", "tools", "tool_choice"},
+}  # fields that are served in these
 _SPECIAL = {CompletionBody: True, ChatBody: False}  # whether special tokens are added to the text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..request import Request
 from . import read
 from .asking import Asked, while_there
 from .bodies import ChatBody, CompletionBody, StreamOptions
+from .calls import Calls
 from .events import Events
 from .json import Json
 from .service import Service
@@ -36,18 +37,19 @@ def routes(service: Service) -> APIRouter:
     async def chats(call: Call, body: ChatBody) -> Any:
         """The next message of a conversation, by the model's chat template."""
         tenant = await service.tenant(call, body.model)
-        requests = read.chat(body, tenant, settings, engine.vocabulary)
-        return await answered(service, call, "chat", body.model, requests, read.streams(body))
+        requests, tools = read.chat(body, tenant, settings, engine.vocabulary, engine.tokenizer)
+        calls = None if tools is None else tools.calls
+        return await answered(service, call, "chat", body.model, requests, read.streams(body), calls)
 
     return router
 
 
 async def answered(
     service: Service, call: Call, kind: Kind, model: str | None, requests: Sequence[Request],
-    options: StreamOptions | None,
+    options: StreamOptions | None, calls: Callable[[], Calls] | None = None,
 ) -> Response:  # fmt: skip
-    """The answer to a call: whole, or as it comes."""
-    writer = Writer(kind, model or BASE, service.tokens, requests[0].n)
+    """The answer to a call: whole, or as it comes. calls: makes what finds calls of tools in an answer."""
+    writer = Writer(kind, model or BASE, service.tokens, requests[0].n, calls)
     async with AsyncExitStack() as stack:
         asked = await while_there(call, stack.enter_async_context(service.running(call, requests)))
         if options is not None:

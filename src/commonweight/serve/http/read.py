@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..request import Request
+from . import tools
 from .bodies import ChatBody, CompletionBody, ResponseBody, Sampled, StreamOptions, neutral
 from .errors import Refused
+from .messages import messages, unicode
 from .settings import Settings
 from .structure import response_format, structured
+from .tools import Tools
 
 COMPLETION = 16  # new tokens of a completion that does not say, as OpenAI and vLLM have it
 MANY = 1024  # prompts of one completion
@@ -25,14 +28,22 @@ def completion(body: CompletionBody, tenant: str | None, settings: Settings, voc
     return [Request(p, tenant, logprobs=body.logprobs, **shared) for p in prompts]
 
 
-def chat(body: ChatBody, tenant: str | None, settings: Settings, vocabulary: int) -> list[Request]:
-    """One request."""
+def chat(
+    body: ChatBody, tenant: str | None, settings: Settings, vocabulary: int, tokenizer: Any = None
+) -> tuple[list[Request], Tools | None]:
+    """(one request, its tools)."""
     if body.top_logprobs is not None and not body.logprobs:
         raise Refused(400, "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     shared = _sampled(body, settings, most, vocabulary)
-    return [Request(messages(body.messages), tenant, logprobs=logprobs, **shared)]
+    used, said = tools.asked(body, tokenizer, settings.tool_parser), messages(body.messages)
+    said = tools.fitting(used, body.tools or [], said, tokenizer, settings.tool_parser)
+    if used is not None:
+        shared |= {"tools": used.told, "special": used.form.special}
+        if used.structured is not None:
+            shared["structured"] = used.structured
+    return [Request(said, tenant, logprobs=logprobs, **shared)], used
 
 
 def response(body: ResponseBody, tenant: str | None, settings: Settings) -> list[Request]:
@@ -72,45 +83,6 @@ def streams(body: Sampled | ResponseBody) -> StreamOptions | None:
     if body.stream_options is not None:
         raise Refused(400, "Stream options can only be defined when `stream=True`.", "stream_options")
     return None
-
-
-def messages(said: Sequence[Mapping[str, Any]], where: str = "messages") -> list[dict[str, Any]]:
-    """With their content as text: parts of type text are joined; other parts are refused."""
-    out = []
-    for i, m in enumerate(said):
-        at = f"{where}.{i}"
-        if not isinstance(m.get("role"), str) or not m["role"]:
-            raise Refused(400, f"{at}.role: missing; wanted system, user or assistant", where)
-        for name, value in m.items():
-            if name not in ("role", "content", "name") and value not in (None, [], {}, ""):
-                raise Refused(400, f"{at}.{name}: not served here; wanted messages of text", where)
-        role = "system" if m["role"] == "developer" else m["role"]
-        more = {"name": m["name"]} if isinstance(m.get("name"), str) else {}
-        out.append({"role": role, "content": _text(m.get("content"), f"{at}.content", where), **more})
-    for m in out:
-        unicode(m["role"] + m["content"] + m.get("name", ""), where)
-    return out
-
-
-def unicode(text: str, where: str) -> str:
-    """JSON can say halves of characters, which no tokenizer takes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        raise Refused(400, f"{where}: character {e.start} is half a surrogate pair; wanted text", where) from e
-    return text
-
-
-def _text(content: Any, at: str, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise Refused(400, f"{at}: wanted text, or parts of type text", where)
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
-            raise Refused(400, f"{at}.{i}: a part of type {kind!r}; wanted text alone", where)
-    return "\n".join(p["text"] for p in content)
 
 
 def _item(i: int, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..readings import Classified, Embedding, Input, Ranked
 from .asking import while_there
 from .errors import Refused, of_request
 from .json import Json
-from .read import unicode
+from .messages import unicode
 from .reading_bodies import ClassifyBody, EmbeddingBody, Read, RerankBody, ScoreBody
 from .service import Service
 from .settings import BASE

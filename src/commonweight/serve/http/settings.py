@@ -23,7 +23,8 @@ class Settings:
     max_body: bytes of a request, max_upload: of a tenant's file. max_tokens: new tokens of one answer, at most; None:
     as many as the model has room for. timeout: seconds after which an answer ends with what it has. drain: seconds that
     running answers have when the server is told to stop. log_prompts: prompts and answers stand in the log.
-    watch: seconds between two looks at the store for new versions.
+    watch: seconds between two looks at the store for new versions. tool_parser: how the model writes calls of tools:
+    "hermes", "llama3", "mistral", or "auto", as its chat template says.
     """
 
     name: str = "model"
@@ -37,6 +38,7 @@ class Settings:
     drain: float = 30.0
     log_prompts: bool = False
     watch: float = 2.0
+    tool_parser: str = "auto"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ..request import Request
 from .bodies import DetokenizeBody, TokenizeBody
 from .errors import Refused, of_request
 from .json import Json
-from .read import messages, unicode
+from .messages import messages, unicode
 from .service import Service
 
 

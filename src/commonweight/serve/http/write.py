@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..request import Answer, Logprob, Piece
+from .calls import Calls
 from .tokens import Tokens
 
 Kind = Literal["chat", "completion"]
@@ -42,15 +43,17 @@ class Usage:
 
 @dataclass
 class Writer:
-    """The JSON of one call. n: answers to each prompt."""
+    """The JSON of one call. n: answers to each prompt. calls: makes what finds calls of tools in an answer."""
 
     kind: Kind
     model: str
     tokens: Tokens
     n: int = 1
+    calls: Callable[[], Calls] | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     _offsets: dict[int, int] = field(default_factory=dict)
+    _calls: dict[int, Calls] = field(default_factory=dict)
 
     def whole(self, answers: Sequence[Sequence[Answer]], usage: Usage) -> dict[str, Any]:
         """answers: of each prompt its n."""
@@ -66,9 +69,26 @@ class Writer:
         if not (piece.text or piece.logprobs or piece.finish_reason):
             return None
         index = prompt * self.n + piece.index
-        delta = {"content": piece.text} if piece.text or not piece.finish_reason else {}
+        delta, finish = self._said(index, piece)
+        if not (delta or piece.logprobs or finish):
+            return None
         logs = self._logs(index, piece.logprobs) if piece.logprobs else None
-        return self._chunk([self._delta(index, delta, logs, reason(piece.finish_reason), _stopped(piece))])
+        return self._chunk([self._delta(index, delta, logs, finish, _stopped(piece))])
+
+    def _said(self, index: int, piece: Piece) -> tuple[dict[str, Any], str | None]:
+        """(what a piece adds to its message, why the answer ended). Calls of tools are no content."""
+        finish = reason(piece.finish_reason)
+        if self.calls is None:
+            return {"content": piece.text} if piece.text or not finish else {}, finish
+        if index not in self._calls:
+            self._calls[index] = self.calls()
+        calls = self._calls[index]
+        content, deltas = calls.feed(piece.text)
+        if finish is not None:
+            rest, more = calls.end()
+            content, deltas = content + rest, deltas + more
+        finish = "tool_calls" if finish == "stop" and calls.found else finish
+        return ({"content": content} if content else {}) | ({"tool_calls": deltas} if deltas else {}), finish
 
     def last(self, usage: Usage) -> dict[str, Any]:
         return {**self._chunk([]), "usage": usage.told}
@@ -84,7 +104,14 @@ class Writer:
         tail = {"logprobs": logs, "finish_reason": reason(answer.finish_reason), "stop_reason": _stopped(answer)}
         if self.kind == "completion":
             return {"index": index, "text": answer.text, **tail}
-        return {"index": index, "message": {"role": "assistant", "content": answer.text, "refusal": None}, **tail}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if self.calls is not None:
+            calls = self.calls()
+            content = calls.feed(answer.text)[0] + calls.end()[0]
+            if calls.found:
+                message |= {"content": content.strip() or None, "tool_calls": [c.told for c in calls.found]}
+                tail["finish_reason"] = "tool_calls" if answer.finish_reason == "stop" else tail["finish_reason"]
+        return {"index": index, "message": message, **tail}
 
     def _delta(
         self, index: int, delta: dict[str, Any], logs: Any, finish: str | None, stopped: str | None
