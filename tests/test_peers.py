@@ -48,7 +48,8 @@ def test_options():
         ("use_dora", "--method dora"),
         ("learning_rate", "it is a number of the training: --lr"),
         ("per_device_train_batch_size", "it is a number of the training: --batch-size"),
-        ("modules_to_save", "a tenant's own head comes with labels"),
+        ("modules_to_save", "--modules-to-save embed_tokens,lm_head, .* own head comes with labels"),
+        ("trainable_token_indices", "--token-rows 5,7"),
         ("rnk", "unknown option of LoRA 'rnk'; did you mean 'rank'"),
     ],
 )
@@ -61,7 +62,8 @@ def test_what_is_no_option_of_a_method(name, told):
 
 def test_every_alias_leads_somewhere():
     known = {f for m in available().values() for f in m.config.__dataclass_fields__}
-    flags = {"sites", "resume", "out", "dtype", "task", "method", "model", "data", "dev", "eval", "text_column"}
+    flags = {"sites", "resume", "out", "dtype", "task", "method", "model", "data", "dev", "eval", "text_column",
+             "token_rows"}  # fmt: skip
     assert {*peers.OPTIONS.values()} <= known | flags | {*Recipe.__dataclass_fields__}
     assert {*peers.TRAINING} - {"dtype"} <= {*Recipe.__dataclass_fields__}
 

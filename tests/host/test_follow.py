@@ -50,7 +50,7 @@ def test_it_is_merged_saved_and_exported_as_it_was_made(grown, tmp_path):
     like.load_state_dict(host.model.state_dict())
     like.load_state_dict(host.merged("a"), strict=False)
     with torch.no_grad():
-        torch.testing.assert_close(answer(like, batch), ask(host, batch, "a"))
+        torch.testing.assert_close(answer(like, batch)[..., :VOCAB], ask(host, batch, "a")[..., :VOCAB])
     host.export_peft("a", tmp_path / "out")
     old = cw.Host(make("llama")[0])
     old.load("a", host.save("a", tmp_path / "a"), check_base=False)

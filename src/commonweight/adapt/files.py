@@ -12,7 +12,7 @@ from ..core import build, safe
 from ..formats import atomic, coding, native
 from ..host import Host, Tenant
 from ..host.files import settle
-from . import processes
+from . import beside, processes
 from .base import open_host, where
 from .checkpoint import Store
 from .data import Data, Understood, make_task, named, reading, split
@@ -67,6 +67,8 @@ def run(
     device: str = "auto",
     quantize: str | None = None,
     sites: str | None = None,
+    modules_to_save: Any = None,
+    token_rows: Any = None,
     codec: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -92,8 +94,9 @@ def run(
         reward=reward, no_header=no_header,
     )  # fmt: skip
     job = Job(
-        tenants={name: source}, task=task, method=method, options=options or {}, sites=sites, dtype=dtype,
-        device=device, quantize=quantize, codec=codec, recipe=recipe,
+        tenants={name: source}, task=task, method=method, options=options or {}, sites=sites,
+        modules_to_save=modules_to_save, token_rows=token_rows, dtype=dtype, device=device, quantize=quantize,
+        codec=codec, recipe=recipe,
     )  # fmt: skip
     target = InFiles({name: path}, checkpoint, report)
     found = train(model, job, target, resume=resume, say=say, progress=progress)[name]
@@ -200,7 +203,10 @@ def look(
 
 
 def _how(job: Job) -> dict[str, Any]:
-    return {"method": job.method or "mos", "sites": job.sites, "common": job.common}
+    return {
+        "method": job.method or "mos", "sites": job.sites, "common": job.common,
+        "modules_to_save": beside.modules(job.modules_to_save), "token_rows": beside.rows(job.token_rows),
+    }  # fmt: skip
 
 
 def codec_of(tenant: Tenant, codec: Any, said: Any = None) -> Any:
@@ -215,6 +221,7 @@ def _told(name: str, model: str, job: Job, out: Outcome) -> dict[str, Any]:
     return {
         "tenant": name, "model": str(model), "data": s.data, "task": job.task,
         "sites": job.sites if isinstance(job.sites, str) else None, "codec": job.codec,
+        "modules_to_save": beside.modules(job.modules_to_save), "token_rows": beside.rows(job.token_rows),
         "parameters": r.tenant.count(), "bytes": out.written.nbytes, "steps": r.steps,
         "seconds": round(r.seconds, 2), "metrics": {"dev": r.metrics, "eval": out.evaluated},
         "eval": s.eval, "note": r.note, "settings": r.settings, "curve": thin(r.curve),

@@ -12,6 +12,7 @@ import torch
 from ..core import CommonweightError, build, safe, unknown
 from ..formats.codecs import get as get_codec
 from ..methods import resolve
+from . import beside
 from .base import pick_device, pick_dtype
 from .classifier import POOLS
 from .data import Data, columns, named, reading, split
@@ -49,7 +50,8 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What is trained: tenants by name, and how. method: None is mos, or that of the common that is there. sites: a
-    pattern, or callable(name, module). pool: of a classifier, see `open_host`; None is that of the common's heads."""
+    pattern, or callable(name, module). modules_to_save, token_rows: as in `Host.add`, also as texts.
+    pool: of a classifier, see `open_host`; None is that of the common's heads."""
 
     tenants: Mapping[str, Source]
     task: str = "classify"
@@ -57,6 +59,8 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     common: str | None = None
     sites: Any = None
+    modules_to_save: Any = None
+    token_rows: Any = None
     dtype: str = "auto"
     device: str = "auto"
     quantize: str | None = None
@@ -79,6 +83,8 @@ def checks(job: Job) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
     for name, s in job.tenants.items():
         yield ("tenants", name), partial(check_columns, job.task, s.prompt_column, s.completion_column)
     yield ("options",), partial(resolve, job.method or "mos", job.options)
+    yield ("modules_to_save",), partial(beside.modules, job.modules_to_save)
+    yield ("token_rows",), partial(beside.rows, job.token_rows)
     yield ("recipe",), partial(build, Recipe, job.recipe)
     if job.common is not None:
         yield ("common",), partial(safe, job.common)

@@ -46,6 +46,8 @@ def read_tenants(path: str | Path) -> Job:
         at.kind(body, key, str, "a name")
     for key in ("options", "recipe"):
         at.kind(body, key, dict, "keys and values, as in {rank: 16}")
+    at.kind(body, "modules_to_save", (str, list), "names of modules, as in [embed_tokens, lm_head]")
+    at.kind(body, "token_rows", (str, int, list, dict), "numbers of entries, as in [5, 7]")
     at.kind(body, "codec", (str, dict), "a codec's name, or patterns over pool names with one each")
     method, recipe = body.get("method", "mos"), body.get("recipe", {})
     options_of(at.told(("recipe",)), Recipe, recipe)

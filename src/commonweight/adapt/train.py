@@ -57,6 +57,8 @@ def adapt(
     labels: Sequence[str] | None = None,
     dev_rows: Sequence[Row] | float | None = None,
     sites: Any = None,
+    modules_to_save: Any = None,
+    token_rows: Any = None,
     text_column: str | None = None,
     label_column: str | None = None,
     prompt_column: str | None = None,
@@ -74,7 +76,8 @@ def adapt(
 
     train_rows, dev_rows: dicts by column; a fraction as dev_rows holds out that share of the training rows. With dev
     rows, the best state is kept and training stops early. labels: the classes (None: those of the training rows).
-    common: as in `Host.add`; with a frozen one, only the tenant's own pools are trained.
+    common: as in `Host.add`; with a frozen one, only the tenant's own pools are trained. modules_to_save, token_rows:
+    as in `Host.add`.
     recipe: fields of `Recipe`. checkpoint: a folder from which a killed run can be resumed; it is not deleted.
     sources: names of the training and dev rows in error messages.
     The same rows, settings and number of threads give the same result, bit for bit, also after a kill and a resume.
@@ -86,6 +89,7 @@ def adapt(
         reward=reward, sources=sources,
     )  # fmt: skip
     more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
+    more |= {"modules_to_save": modules_to_save, "token_rows": token_rows}
     return adapt_together(
         host, {name: data}, task=task, method=method, options=options, common=common, sites=sites,
         tokenizer=tokenizer, **more,
@@ -101,6 +105,8 @@ def adapt_together(
     options: Mapping[str, Any] | None = None,
     common: str | None = None,
     sites: Any = None,
+    modules_to_save: Any = None,
+    token_rows: Any = None,
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -119,8 +125,8 @@ def adapt_together(
     plan = build(Recipe, recipe)
     given = understand(host, tenants, task, plan, tokenizer)
     return train_understood(
-        host, given, plan, task=task, method=method, options=options, common=common, sites=sites, checkpoint=checkpoint,
-        resume=resume, progress=progress,
+        host, given, plan, task=task, method=method, options=options, common=common, sites=sites,
+        modules_to_save=modules_to_save, token_rows=token_rows, checkpoint=checkpoint, resume=resume, progress=progress,
     )  # fmt: skip
 
 
@@ -144,6 +150,8 @@ def train_understood(
     options: Mapping[str, Any] | None = None,
     common: str | None = None,
     sites: Any = None,
+    modules_to_save: Any = None,
+    token_rows: Any = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -157,8 +165,9 @@ def train_understood(
         for name, (doing, train, dev, *_) in given.items():
             seed = plan.seed if common is None else draws(plan.seed, name)
             tenant = host.add(
-                name, method, sites=sites, seed=seed, labels=doing.labels, common=common, **(options or {})
-            )
+                name, method, sites=sites, seed=seed, labels=doing.labels, common=common,
+                modules_to_save=modules_to_save, token_rows=token_rows, **(options or {}),
+            )  # fmt: skip
             if plan.packing and (pack := getattr(doing, "pack", None)) is not None:
                 train = pack(train)
             parts.append(Part(tenant, doing, train, dev))

@@ -4,7 +4,9 @@ from .anchored import Anchored
 from .bottleneck import Bottleneck, Weighed
 from .branch import Before, Mapped, Step, Times
 from .coded import Coded
+from .copied import Copy
 from .entries import Entries, Turned, turned
+from .first import First
 from .intervene import Edit
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
@@ -23,9 +25,11 @@ __all__ = [
     "Butterfly",
     "Classify",
     "Coded",
+    "Copy",
     "Drawn",
     "Edit",
     "Entries",
+    "First",
     "LowRank",
     "Magnitude",
     "Mapped",

@@ -119,6 +119,22 @@ def command(
             help="Which layers, as a pattern: '*.query|*.value'. Without it, the method's own.", rich_help_panel=METHOD
         ),
     ] = None,
+    modules_to_save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Modules whose weights are trained and stored whole, beside the method: embed_tokens,lm_head.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    token_rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Entries of the table of tokens that are trained beside the method: 5,7,32000-32003.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     codec: Annotated[
         str | None,
         typer.Option(

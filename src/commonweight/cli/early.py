@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..adapt import beside as held
 from ..adapt import names
 from ..adapt.hub import check as check_hub
 from ..adapt.recipe import Recipe
@@ -87,6 +88,12 @@ def hub(repo: str | None, out: object) -> None:
 
 def codec(name: str | None) -> None:
     one_of("codec", None if name is None else name.partition(":")[0], names.CODECS)
+
+
+def beside(modules: str | None, rows: str | None) -> None:
+    """What a tenant holds beside its method."""
+    held.modules(modules)
+    held.rows(rows)
 
 
 def device(name: str | None) -> None:

@@ -67,6 +67,8 @@ def _value(name: str, key: str, value: Any, folder: Path) -> Any:
         return "|".join(v if "*" in v else f"*.{v}" for v in value)  # names of modules, as PEFT takes them
     if name == "sites" and value == "all-linear":
         return None
+    if name in ("modules_to_save", "token_rows") and isinstance(value, list | int) and not isinstance(value, bool):
+        return ",".join(map(str, value if isinstance(value, list) else [value]))
     if name in SWITCHES:
         good, wanted = isinstance(value, bool), "true or false"
     elif name in NUMBERS:

@@ -24,6 +24,8 @@ class Said:
     method: str | None = None
     option: Sequence[str] = ()
     sites: str | None = None
+    modules_to_save: str | None = None
+    token_rows: str | None = None
     codec: str | None = None
     eval_file: str | None = None
     dev: str | None = None
@@ -86,4 +88,4 @@ class Said:
 
     @property
     def how(self) -> dict[str, Any]:
-        return self.given("task", "sites", "dtype", "device", "quantize", "codec")
+        return self.given("task", "sites", "modules_to_save", "token_rows", "dtype", "device", "quantize", "codec")

@@ -54,6 +54,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
     early.dtype(said.dtype)
     early.codec(said.codec)
     early.device(said.device)
+    early.beside(said.modules_to_save, said.token_rows)
     early.optimizer(said.optimizer)
     early.preference(said.task or "classify", said.reward, said.resume)
     early.side(said.truncation_side)

@@ -1,7 +1,8 @@
 """How a pool's first values are made: data, so that a plan can be written down and read back.
 
 An Init is a frozen dataclass with ``__call__(shape, rng, base) -> Tensor``. ``base`` gives what is derived
-from the frozen model: ``base.weight(site)`` is its weight (out, inp) in float32, ``base.svd(site)`` its thin SVD.
+from the frozen model: ``base.weight(site)`` is its weight (out, inp) in float32, ``base.bias(site)`` its bias,
+``base.svd(site)`` its thin SVD.
 Such an Init has ``derived = True``: its values do not depend on the seed, so a host holds a frozen pool of it once; and
 a file that does not carry the pool carries a check number of it, but for an Init with ``checked = False``.
 """
@@ -21,6 +22,7 @@ from .serial import serial
 
 class Source(Protocol):
     def weight(self, site: str) -> Tensor: ...
+    def bias(self, site: str) -> Tensor: ...
     def svd(self, site: str, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]: ...
 
 

@@ -10,7 +10,8 @@ from .errors import CommonweightError, unknown
 OPTIONS: Mapping[str, str] = {
     # peft.LoraConfig and its kin
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "use_rslora": "rslora",
-    "target_modules": "sites", "vera_dropout": "dropout", "vblora_dropout": "dropout", "randlora_dropout": "dropout",
+    "target_modules": "sites", "trainable_token_indices": "token_rows",
+    "vera_dropout": "dropout", "vblora_dropout": "dropout", "randlora_dropout": "dropout",
     "randlora_alpha": "alpha", "module_dropout": "dropout", "reduction_factor": "reduction",
     "oft_block_size": "block_size", "boft_block_size": "block_size",
     # transformers.TrainingArguments
@@ -46,7 +47,7 @@ NEAREST: Mapping[str, str] = {
     "delora": "'dora', which separates direction and magnitude too",
     "gralora": "'lora', or 'mos' for parts that are shared",
     "xlora": "'scalearn' or 'cpoly', which mix trained tenants",
-    "trainable-tokens": "'full' with sites='*embed*', which trains whole embeddings",
+    "trainable-tokens": "'tokens', or token_rows beside another method",
     "qlora": "'lora', on a base that is loaded in 4 bits",
     "rslora": "'lora' with rslora=true",
     "lora-fa": "'lori' with sparsity=0, whose A is frozen",
@@ -94,7 +95,10 @@ def elsewhere(name: str) -> str | None:
         "host.add(..., sites=...)",
         "task": "a task is --task classify, lm or embed",
         "method": "a method is --method, and host.add's second argument",
-        "modules_to_save": "a tenant's own head comes with labels; nothing else of the base is trained",
+        "modules_to_save": "whole modules are held beside the method: --modules-to-save embed_tokens,lm_head, "
+        "host.add(..., modules_to_save=...); a classifier's own head comes with labels",
+        "token_rows": "entries of the vocabulary are trained beside the method: --token-rows 5,7, "
+        "host.add(..., token_rows=...)",
         "layers_to_transform": "layers are chosen by sites, globs over their names: --sites '*.layers.[0-9].*'",
         "exclude_modules": "layers are chosen by sites, globs over their names: --sites '*.q_proj|*.v_proj'",
         "init_lora_weights": "another start is a method of its own: 'pissa'",

@@ -9,6 +9,9 @@ Layout, versions 1 and 2. Metadata key ``commonweight`` holds a JSON object:
 - ``base``: fingerprint of the frozen model. ``metrics``: whatever was measured when it was saved.
 - ``quantised``: how the base was packed, "bitsandbytes nf4"; ``float``: fingerprint of the weights that it was made of.
 - ``common``: of the host, whose pools of scope `shared` the tenant reads; they stand in the file as its own do.
+- ``beside``: what is held beside the method: ``sites`` as above, and of those held by entries, which (``rows``).
+- ``vocabulary``: entries of the base's table; ``rows``: those of them that the tenant reads from the base, where it
+  holds the others itself. ``base`` is the fingerprint of the base with so many.
 - ``own``: the tensors that no other tenant has, or true for all of them; see `own`.
 
 Tensors: pools of one shape whose names differ in the first number alone lie stacked in one tensor, so that the
@@ -277,6 +280,13 @@ def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _beside(value: Any) -> bool:
+    """What a tenant holds beside its method: its sites, and of those that it holds by entries, which."""
+    if not isinstance(value, dict) or value.keys() != {"sites", "rows"} or not all(map(_object, value.values())):
+        return False
+    return all(isinstance(v, list) and 0 < len(v) <= MOST and all(map(whole, v)) for v in value["rows"].values())
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "format": lambda v: whole(v) and v >= 1,
     "method": _text,
@@ -292,11 +302,17 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "quantised": _text,
     "float": _text,
     "apart": lambda v: v is True,
+    "beside": lambda v: _beside(v),
+    "vocabulary": whole,
+    "rows": whole,
     "codec": coding.fits_header,
     "own": lambda v: v is True or _names(v),
     "digest": lambda v: _text(v) and re.fullmatch("[0-9a-f]{32}", v) is not None,
 }
-_OPTIONAL = ("version", "labels", "metrics", "common", "quantised", "float", "apart", "codec", "own", "digest")
+_OPTIONAL = (
+    "version", "labels", "metrics", "common", "quantised", "float", "apart", "beside", "vocabulary", "rows", "codec",
+    "own", "digest",
+)  # fmt: skip
 
 
 def decode(path: Path, plan: Plan, header: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -15,12 +15,14 @@ from ..formats import atomic, coding, native
 from ..formats.coding import Choice
 from ..formats.fingerprint import close, of_derived, of_weights
 from ..formats.order import site_fields
-from ..methods import get, head
+from ..methods import Beside, beside, get, head
 from ..methods import plan as make_plan
 from .common import Common
+from .follow import fit
 from .origin import of_float, quantised
 from .roster import Roster
 from .tenant import Tenant
+from .vocabulary import brings, fingerprint, placed, ready, relied
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -65,8 +67,12 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
         **site_fields(sites),
         "weights": weights(base, tenant),
         "plan": tenant.plan.digest(),
-        "base": base.fingerprint,
+        "base": fingerprint(base, (rows := relied(base, tenant))),
     }
+    if tenant.vocabulary is not None:
+        header["vocabulary"] = tenant.vocabulary
+        if rows != tenant.vocabulary:
+            header["rows"] = rows
     if (form := quantised(base.model)) is not None:
         header["quantised"] = form
         if (origin := of_float(base.model, base.modules, sites)) is not None:
@@ -75,6 +81,8 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
         header["labels"] = tenant.labels
     if tenant.apart:
         header["apart"] = True
+    if tenant.held:
+        header["beside"] = {"sites": native.pack_sites(list(tenant.held)), "rows": dict(tenant.beside.rows)}
     if metrics:
         header["metrics"] = metrics
     if tenant.common is not None:
@@ -113,7 +121,7 @@ def _other(base: HookedModel, header: Mapping[str, Any]) -> str:
 def _sites(base: HookedModel, tenant: Tenant) -> list[Site]:
     """Those the plan was made for, where the tenant knows: a plan may pass over some of them, and count them all."""
     mine = {s.name: s for s in tenant.sites}  # a layer may have more rows by now than the tenant knew
-    given = mine.keys() or {u.site for u in tenant.plan.uses}
+    given = mine.keys() or {u.site for u in tenant.plan.uses} - {*tenant.beside.sites}
     return [mine.get(s.name, s) for s in base.every if s.name in given and s.kind != "head"]
 
 
@@ -173,23 +181,19 @@ def _enter(
         config = build(method.config, header["config"])
     base = roster.base
     base.follow([*roster.tenants.values()])
-    every = {s.name: s for s in base.every}
-    wanted = native.unpack_sites(path, header["sites"])
-    for site, shape in wanted.items():
-        if site not in every:
-            raise CommonweightError(f"{path}: made for another base: this one has no site {site}")
-        if (every[site].out, every[site].inp) != shape:
-            here = (every[site].out, every[site].inp)
-            raise CommonweightError(f"{path}: made for another base: {site} is {shape} there, {here} here")
-    sites = [s for s in base.every if s.name in wanted]
-    if check_base and header["base"] != base.fingerprint and not _related(base, header, sites):
+    sites = placed(base, path, native.unpack_sites(path, header["sites"]))
+    beside_, held = _beside(base, path, header.get("beside"))
+    size = header.get("vocabulary")
+    brings(base, path, size, rows := header.get("rows", size))
+    here = fingerprint(base, rows)
+    if check_base and header["base"] != here and not _related(base, header, sites):
         raise CommonweightError(
             f"{path}: made for another base: same shapes, other weights (fingerprint {header['base'][:8]} there, "
-            f"{base.fingerprint[:8]} here); {_other(base, header)}load(..., check_base=False) takes it all the same"
+            f"{here[:8]} here); {_other(base, header)}load(..., check_base=False) takes it all the same"
         )
     labels = header.get("labels")
     with _named(path):
-        plan = make_plan(config, sites, seed=header["seed"])
+        plan = beside(beside_, held, header["seed"]) + make_plan(config, sites, seed=header["seed"])
         if labels is not None:
             labels = tuple(labels)
             plan += head(base.head_site(), len(labels))
@@ -208,7 +212,12 @@ def _enter(
         of = roster.join(header.get("common"), method, plan, frozen=True)
         if of is not None:
             _same(of, pools)
-        tenant = roster.attach(name, method, config, plan, labels, pools, common, sites, of, "apart" in header)
+        ready(base, size, [*roster.tenants.values()])
+        tenant = roster.attach(
+            name, method, config, plan, labels, pools, common, sites, of, "apart" in header, beside_, held
+        )
+        tenant.vocabulary = size
+        fit(tenant, {s.name: s for s in base.every})
     here = of_derived(plan, tenant.pools)
     if check_base and check is not None and (here.shape != check.shape or not close(here, check)):
         with roster.lock:
@@ -220,6 +229,17 @@ def _enter(
             "in which it was trained"
         )
     return tenant
+
+
+def _beside(base: HookedModel, path: str, said: Mapping[str, Any] | None) -> tuple[Beside, list[Site]]:
+    """What a header says that the tenant holds beside its method, and the sites of it in the order of the plan."""
+    if said is None:
+        return Beside(), []
+    sites = placed(base, path, native.unpack_sites(path, said["sites"]))
+    copies, rows = [s for s in sites if s.name not in said["rows"]], [s for s in sites if s.name in said["rows"]]
+    return Beside(
+        tuple(s.name for s in copies), tuple((s.name, tuple(said["rows"][s.name])) for s in rows)
+    ), copies + rows
 
 
 PLACES = "head", "pooler_head"  # where heads stand in a classifier, by what they read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,16 @@ from .weights import dense, packed, unpacked, widths
 _SPREAD = torch.arange(1, 65, dtype=torch.int64) * 2654435761  # places: a large odd step apart
 
 
-def of_base(model: nn.Module, heads: Collection[str] = ()) -> str:
+def of_base(model: nn.Module, heads: Collection[str] = (), rows: Mapping[int, int] | None = None) -> str:
     """32 hex digits of 64 values of every parameter but those of `heads`, rounded to bfloat16.
+
+    rows: of parameters that have grown, by id, how many rows count.
 
     A packed layer counts by the numbers that its codes stand for, under the name and shape of the weight that was
     packed; one that cannot be read, by its codes. Adapters that the model carries count too.
     """
     h = hashlib.blake2b(digest_size=16)
-    for name, shape, values in _parameters(model, heads):
+    for name, shape, values in _parameters(model, heads, rows or {}):
         h.update(f"{name}{shape}".encode())
         if values.numel():
             sample = values.detach().reshape(-1)[(_SPREAD % values.numel()).to(values.device)]
@@ -30,7 +32,9 @@ def of_base(model: nn.Module, heads: Collection[str] = ()) -> str:
     return h.hexdigest()
 
 
-def _parameters(model: nn.Module, heads: Collection[str]) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+def _parameters(
+    model: nn.Module, heads: Collection[str], rows: Mapping[int, int]
+) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
     """(name, shape, values), each once, in torch's order."""
     seen: set[int] = set()
     for name, module in named(model):
@@ -46,7 +50,8 @@ def _parameters(model: nn.Module, heads: Collection[str]) -> Iterator[tuple[str,
             seen.add(id(p))
             if name not in heads:
                 values = dense(module, key, f"{start}{key}", steady=True)
-                yield f"{start}{key}", tuple(p.shape), values
+                n = rows.get(id(p), len(p) if p.dim() else 1)
+                yield f"{start}{key}", (n, *p.shape[1:]) if p.dim() else (), values[:n] if p.dim() else values
     for name, p in model.named_parameters():  # of adapters
         if id(p) not in seen:
             seen.add(id(p))

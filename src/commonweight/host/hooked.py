@@ -16,8 +16,20 @@ from .fingerprint import of_base
 from .follow import Places, fit
 from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage, unpack_at_once
+from .limit import Limit
 from .names import named, unwrapped
-from .sites import Pattern, Physical, input_table, once, select, strangers, ties, towers, unknown_kind
+from .sites import (
+    Pattern,
+    Physical,
+    input_table,
+    once,
+    output_head,
+    select,
+    strangers,
+    ties,
+    towers,
+    unknown_kind,
+)
 from .tenant import Tenant
 
 
@@ -38,6 +50,7 @@ class HookedModel:
         self.ties = ties(self.modules)
         self.chosen = select(sites, self.every, self.default, model)
         self.current = Current()
+        self.limit = Limit(self.vocabulary)
         carry.install()
         checkpoints.install()
         self.kept = keep_storage(model.modules())
@@ -55,6 +68,9 @@ class HookedModel:
         tower = towers(self.inner)
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
+        if (head := output_head(self.inner, self.modules)) in hooks:
+            hooks[head].limit = self.limit
+        self.limit.size = self.vocabulary
         self.hooks = [h for hook in hooks.values() for h in hook.install()]
         self.hooks += experts.hooks(self.modules, self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)
@@ -146,10 +162,34 @@ class HookedModel:
         name, rows = site.split("[")[0], next(s.rows for s in self.every if s.name == site)
         return self.modules[name].rows(rows).weight
 
+    def bias(self, site: str) -> Tensor:
+        """The frozen bias of a site that has one, (out,)."""
+        name, rows = site.split("[")[0], next(s.rows for s in self.every if s.name == site)
+        if name not in self.modules or (b := self.modules[name].rows(rows).bias) is None:
+            raise CommonweightError(f"{site}: it has no bias")
+        return b
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Entries of the table of input tokens; None for a model that has none."""
+        table = input_table(self.inner, self.modules)
+        return None if table is None else self.modules[table].module.weight.shape[0]  # type: ignore[union-attr]
+
     @property
     def fingerprint(self) -> str:
         """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
         a float32 and a bfloat16 copy are the same base; see `fingerprint.of_base`. Cost: milliseconds, of a packed base
         one reading of every weight; made anew at every look. On a sharded base every process must ask."""
+        return of_base(self.model, self.heads)
+
+    @property
+    def speaking(self) -> set[str]:
+        """The sites that have a row for each entry of the vocabulary: the table of input tokens, and the head."""
+        found = input_table(self.inner, self.modules), output_head(self.inner, self.modules)
+        return {n for n in found if n is not None}
+
+    @property
+    def heads(self) -> set[str]:
+        """Linear layers outside of the blocks."""
         linear = {n for n, at in self.modules.items() if at.kind == "linear"}
-        return of_base(self.model, linear - {s.name.split("[")[0] for s in self.default})
+        return linear - {s.name.split("[")[0] for s in self.default}

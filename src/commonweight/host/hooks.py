@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..bind import active
+from ..bind import Copy, Entries, active
 from ..core import CommonweightError
 from .apart import Unfit, images_by_row
 from .change import changed
 from .current import Current
+from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .sites import Block, Physical
 from .stacks import stack
@@ -32,6 +33,7 @@ class SiteHook:
 
     def __init__(self, physical: Physical, current: Current, of_images: bool = False):
         self.at, self.current, self.of_images = physical, current, of_images
+        self.limit: Limit | None = None  # of the head that scores the vocabulary
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
         self.packed = type(physical.module).__module__ == "bitsandbytes.nn.modules"
@@ -98,10 +100,12 @@ class SiteHook:
         if not torch.compiler.is_compiling():
             self.last = recomputed(self.at.name, self.current, self.last)
         if route is None:
-            return None
+            return None if self.limit is None or self.limit.own is None else self.limit(None, y)
         if isinstance(self.at, Block) and not route.touches(self.at.name):
             return None
         x = self.at.seen(self.input(args, kwargs))
+        if self.limit is not None and isinstance(y, Tensor):
+            return self.limit(route, self.after(route, x, self.linked(x, y)))
         at = self.at.main(x, y) if isinstance(self.at, Block) else 0 if isinstance(y, tuple) else None
         if at is not None:
             parts = *y[:at], self.after(route, x, self.linked(x, y[at])), *y[at + 1 :]
@@ -144,7 +148,7 @@ class SiteHook:
             if (form := self.form(entry)) is not None:
                 return form(x, y, self.at, **entry.slots(active(x, y)))
             return y if entry.inputs is not None and self.at.forms == "all" else self.reference(entries, x, y)
-        if any(self.form(e) is None or e.inputs is not None for e in entries):
+        if any(self.form(e) is None or e.inputs is not None for e in entries) or reads_own(entries):
             return self.reference(entries, x, y)
         for entry in entries:
             base = self.at.rows(entry.rows)
@@ -273,6 +277,11 @@ class SiteHook:
                 raise CommonweightError(f"{self.at.name}: the readers' outputs differ in width")
             parts = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in parts]
         return torch.cat(parts)
+
+
+def reads_own(entries: list[Entry]) -> bool:
+    """Whether a fast form would read the base's weight where the tenant has one of its own."""
+    return isinstance(entries[0].bind, Copy | Entries) and any(not getattr(e.bind, "anywhere", "") for e in entries)
 
 
 def recomputed(name: str, current: Current, last: Any) -> Any:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
-from ..methods import Method, head, resolve
+from ..methods import Method, beside, head, resolve
 from ..methods import plan as make_plan
 from . import adapters, encode, files, peft
+from .beside import Names, Rows, chosen, others
 from .common import Common
 from .coverage import Coverage, coverage
 from .current import Opened
@@ -77,6 +78,8 @@ class Host:
         seed: int = 0,
         labels: Sequence[str] | int | None = None,
         common: str | None = None,
+        modules_to_save: Names = None,
+        token_rows: Rows = None,
         **options: Any,
     ) -> Tenant:
         """Adds a tenant, by a method's name and options or by its config. If an error is raised, nothing has changed.
@@ -84,6 +87,10 @@ class Host:
         sites: replaces the host's sites for this tenant. labels: the classes of a classification head, or their
         number; the head becomes part of the tenant. common: the name of a common, which is made if it does not exist;
         its tenants share the pools of scope `shared`, and the pools of a frozen common do not change.
+        Beside the method: modules_to_save, names of modules, by their last parts or as globs, whose weights are the
+        tenant's own, whole (``["embed_tokens", "lm_head"]``); token_rows, trained entries of the table of input tokens
+        (``[128256, 128257]``), or {name of a table or head: entries}. Where the head is tied to the table, a change of
+        the table is one of the head.
         Cost: the tenant's own pools. No module is touched, however many tenants there are.
         Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
         """
@@ -91,14 +98,16 @@ class Host:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise CommonweightError(f"seed is {seed!r}; wanted a whole number >= 0")
         found, config = resolve(method, options)
-        chosen = self.sites_for(found, sites)
-        plan = make_plan(config, chosen, seed=seed)
+        held, more = chosen(self.base, modules_to_save, token_rows)
+        mine = others(self.base, self.sites_for(found, sites), held)
+        plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
         if labels is not None:
             labels = _classes(labels)
             plan += head(self.head_site(), len(labels))
         return self.roster.attach(
-            name, found, config, plan, labels, sites=chosen, of=self.roster.join(common, found, plan)
-        )
+            name, found, config, plan, labels, sites=mine, of=self.roster.join(common, found, plan), beside=held,
+            held=more,
+        )  # fmt: skip
 
     def common(self, name: str) -> Common:
         """The pools that the tenants of a common share."""
@@ -133,8 +142,8 @@ class Host:
             used = {n for n in tenant.table} | {u.site for u in tenant.plan.uses}
             return coverage(base, of, [s for s in base.every if s.name in used], tenant.method)
         if of is None:
-            chosen = base.chosen if sites is None else base.sites_of(sites)
-            return coverage(base, "the host", chosen, None)
+            read = base.chosen if sites is None else base.sites_of(sites)
+            return coverage(base, "the host", read, None)
         method = of if isinstance(of, Method) else resolve(of, {})[0]
         return coverage(base, method.name, base.sites_for(method, sites) if method.kinds else [], method)
 

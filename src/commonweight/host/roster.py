@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Plan, Site, safe, unknown
-from ..methods import Method, available
+from ..methods import Beside, Method, available
 from .common import Common, Held, shared
 from .follow import served
 from .route import Route
@@ -90,15 +90,18 @@ class Roster:
         sites: Sequence[Site] = (),
         of: Common | None = None,
         apart: bool = False,
+        beside: Beside = Beside(),  # noqa: B008
+        held: Sequence[Site] = (),
     ) -> Tenant:
         """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
         common: for those among them that exist once per host, the key. sites: those the plan was made for.
-        of: the common it joins. apart: what it changes at a table is no change of what is tied to the table."""
+        of: the common it joins. apart: what it changes at a table is no change of what is tied to the table. beside,
+        held: what it holds beside its method, and the sites of that."""
         device = device_of(self.base.model)
         frozen, given = self.frozen, values or {}
         joined = {} if of is None else of.known(plan, given)
         rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given and k not in joined})
-        made = materialise(rest, Derive(self.base.weight), device, frozen)
+        made = materialise(rest, Derive(self.base.weight, self.base.bias), device, frozen)
         rows = {s.name: s.rows for s in self.base.every if s.rows is not None}
         with self.lock:
             self.free(name)
@@ -117,9 +120,12 @@ class Roster:
                     frozen[key] = pools[k]
             pools = {k: pools[k] for k in plan.pools}
             tenant = Tenant(
-                name, self.next, method, config, plan, pools, rows, labels, sites, of, {} if apart else self.base.ties
-            )
-            tenant.apart = apart
+                name, self.next, method, config, plan, pools, rows, labels, sites, of, {} if apart else self.base.ties,
+                beside, held,
+            )  # fmt: skip
+            tenant.apart, tenant.vocabulary = apart, self.base.vocabulary
+            if self.base.limit.own is not None and not self.base.speaking & tenant.table.keys():
+                tenant.vocabulary = self.base.limit.own  # nobody has trained what was added since
             tenant.base = weakref.ref(self.base)
             if of is not None:
                 of.enter(plan, pools)

@@ -10,20 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from ..address import WHOLE
-from ..bind import turned
+from ..bind import First, turned
 from ..core import CommonweightError, Plan, Rng, Site
-from ..methods import Method
+from ..methods import Beside, Method
+from ..methods.beside import without
 from .common import Common
 
 
 class Derive:
-    """What pools may be derived from: weights of the frozen base, each SVD computed once."""
+    """What pools may be derived from: weights and biases of the frozen base, each SVD computed once."""
 
-    def __init__(self, weight: Callable[[str], Tensor]):
-        self._weight, self._svd = weight, {}
+    def __init__(self, weight: Callable[[str], Tensor], bias: Callable[[str], Tensor] | None = None):
+        self._weight, self._bias, self._svd = weight, bias, {}
 
     def weight(self, site: str) -> Tensor:
         return self._weight(site).detach().float()
+
+    def bias(self, site: str) -> Tensor:
+        if self._bias is None:
+            raise CommonweightError(f"{site}: its bias is wanted, and no base is at hand")
+        return self._bias(site).detach().float()
 
     def svd(self, site: str, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         if (site, rounded) not in self._svd:
@@ -89,10 +95,15 @@ class Tenant:
         sites: Sequence[Site] = (),
         common: Common | None = None,
         ties: Mapping[str, Sequence[tuple[str, bool]]] | None = None,
+        beside: Beside = Beside(),  # noqa: B008
+        held: Sequence[Site] = (),
     ):
         self.name, self.number, self.method, self.config = name, number, method, config
         self.plan, self.pools, self.labels = plan, dict(pools), labels
-        self.sites = tuple(sites)  # those the plan was made for; it may use fewer
+        self.sites = tuple(sites)  # those the method's plan was made for; it may use fewer
+        self.beside, self.held = beside, tuple(held)  # what it holds beside the method, and the sites of that
+        self.vocabulary: int | None = None  # entries of the base's table when it was made: it says no others
+        self.known: dict[str, int] = {}  # tables that have grown since -> the entries that it knows
         self.common = common
         self.base: weakref.ref[Any] | None = None  # the model that it is on, for what only that knows: its weights
         self.misfit: str | None = None  # what the model no longer has of what it reads
@@ -105,14 +116,36 @@ class Tenant:
         table: dict[str, list[Entry]] = {}
         for use in self.plan.uses:
             reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]
-            entry = Entry(use.bind, reads, self.rows.get(use.site))
-            table.setdefault(use.site.split("[")[0], []).append(entry)
+            table.setdefault(use.site.split("[")[0], []).append(Entry(use.bind, reads, self.rows.get(use.site)))
         for site in [s for s in table if s in self.ties]:
             for other, across in self.ties[site]:
-                mine = [Entry(turned(e.bind) if across else e.bind, e.reads, e.rows) for e in table[site]]
+                rows = (0, self.known[site]) if across and site in self.known else None
+                mine = [Entry(turned(e.bind) if across else e.bind, e.reads, rows or e.rows) for e in table[site]]
+                if not across and site in self.known:
+                    mine = [Entry(First(e.bind, self.known[site]), e.reads, e.rows) for e in mine]
                 table.setdefault(other, mine)  # one that has a use of its own there has it in place of this
+        for site, n in self.known.items():
+            table[site] = [Entry(First(e.bind, n), e.reads, e.rows) for e in table[site]]
         self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
         return table
+
+    def bare(self) -> Tenant:
+        """The same without what it holds beside its method."""
+        if not self.held:
+            return self
+        out = Tenant(
+            self.name, self.number, self.method, self.config, without(self.plan, self.beside), self.pools, self.rows,
+            self.labels, self.sites, self.common, self.ties,
+        )  # fmt: skip
+        out.apart, out.base, out.vocabulary = self.apart, self.base, self.vocabulary
+        out.keep({n: k for n, k in self.known.items() if n in out.table})
+        return out
+
+    def keep(self, known: Mapping[str, int]) -> None:
+        """Tables that have grown, and the entries of them that it knows: its changes are of these."""
+        if known != self.known:
+            self.known = dict(known)
+            self.table = self._table()
 
     def narrow(self, site: str, rows: tuple[int, int] | None) -> None:
         """The rows of a site's weight that it reads from now on."""

@@ -2,6 +2,7 @@
 
 from . import bottleneck, compacter, lora, loreft, lori, mos, poly, probe, scalearn, share, svf
 from .alphatuning import AlphaTuning
+from .beside import Beside, beside
 from .bitfit import BitFit
 from .boft import BOFT
 from .bottleneck import Bottleneck
@@ -44,6 +45,7 @@ __all__ = [
     "OFT",
     "SVF",
     "AlphaTuning",
+    "Beside",
     "BitFit",
     "Bottleneck",
     "CPoly",
@@ -75,6 +77,7 @@ __all__ = [
     "VBLoRA",
     "VeRA",
     "available",
+    "beside",
     "bottleneck",
     "compacter",
     "families",

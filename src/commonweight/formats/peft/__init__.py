@@ -83,6 +83,11 @@ def hindrance(method: str, transposed: str | None) -> str | None:
     return None
 
 
+def kind_of(method: str) -> str:
+    """The peft_type of our method's own format; "LORA" for one that has none."""
+    return next((kind for kind, f in FAMILIES.items() if method in f.methods), "LORA")
+
+
 def write(subject: Subject) -> Native:
     """A tenant in PEFT's own format for its method, which must have one."""
     return next(f for f in FAMILIES.values() if subject.method in f.methods).write(subject)
@@ -101,6 +106,7 @@ __all__ = [
     "heads",
     "hindrance",
     "keys",
+    "kind_of",
     "kinds",
     "layout",
     "low_rank",

@@ -26,7 +26,7 @@ _OPTIONS = {
         "PEFT can merge it (merge_and_unload, then save_pretrained) into that deeper model, which can be a base here",
     ),
     "megatron_config": ("it was trained on Megatron's parallel layers", f"{MERGE}; or {_AGAIN}"),
-    "trainable_token_indices": ("rows of the embedding were trained beside the adapter", f"{MERGE}; or {_AGAIN}"),
+    "trainable_token_indices": ("the file has no such rows", "Save the adapter again with PEFT"),
     "use_qalora": ("QA-LoRA averages groups of a quantised layer's inputs", f"Serve it with PEFT; or {_AGAIN}"),
 }
 _HEAD = (
@@ -55,8 +55,12 @@ def option(key: str, value: Any) -> CommonweightError:
     if key == "modules_to_save":
         head = isinstance(value, list) and any(n in ("classifier", "score") for n in value)
         return CommonweightError(
-            f"adapter_config.json: modules_to_save={said} are whole modules of the base, trained and saved; only an "
-            "adapter without them is read. " + (_HEAD if head else f"{MERGE}; or {_AGAIN}")
+            f"adapter_config.json: modules_to_save={said} are whole modules of the base; "
+            + (
+                f"this base has no such head. {_HEAD}"
+                if head
+                else f"this base has none of these names, or the file no weights of them. {MERGE}; or {_AGAIN}"
+            )
         )
     what, works = _OPTIONS.get(key, ("this reader does not know it", f"{MERGE}; or {_AGAIN}"))
     return CommonweightError(f"adapter_config.json: {key}={said} is not supported: {what}. {works}")
@@ -90,11 +94,11 @@ def why(key: str, config: Mapping[str, Any] | None = None) -> str:
             f"LoRA on an embedding; adapters of embeddings are not supported. {MERGE}; or train on linear layers alone"
         )
     if "token_adapter" in key or "trainable_tokens" in key:
-        return f"trained rows of an embedding (trainable tokens), which are not supported. {MERGE}"
+        return f"trained rows of an embedding (trainable tokens) of another kind of layer than is read. {MERGE}"
     if "embed" in key or ".wte." in key or ".shared." in key:
         return (
-            "trained or resized embeddings, which are not supported: they differ from this base's. "
-            f"{MERGE}; or save with save_embedding_layers=False if they were not trained"
+            f"embeddings for which this base has no table of that name. {MERGE}; or save with "
+            "save_embedding_layers=False if they were not trained"
         )
     if key.endswith((".weight", ".bias")):
         return (

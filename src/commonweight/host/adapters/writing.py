@@ -35,6 +35,11 @@ def export(
             f"{tenant.name}: has a classification head of {len(tenant.labels)} labels, for which {format} has no "
             "place; export to peft, which leaves it out and says so"
         )
+    if tenant.held:
+        raise CommonweightError(
+            f"{tenant.name}: holds {tenant.held[0].name} beside its method, for which {format} has no place; export to "
+            "peft, or write the merged weights (host.merged)"
+        )
     found = changes(base, tenant, format, **options)
     if format == "gguf":
         return _gguf(base, found, path, overwrite)

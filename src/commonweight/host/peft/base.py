@@ -20,12 +20,8 @@ class Frozen(Derive):
     """The base's weights and biases, for the methods whose files need them."""
 
     def __init__(self, base: HookedModel):
-        super().__init__(base.weight)
+        super().__init__(base.weight, base.bias)
         self._base = base
-
-    def bias(self, site: str) -> Tensor:
-        rows = next(s.rows for s in self._base.every if s.name == site)
-        return self._at(site).rows(rows).bias.detach().float()  # type: ignore[union-attr]
 
     def transposed(self, site: str) -> bool:
         return self._at(site).transposed
@@ -46,13 +42,13 @@ def without_copies(
     parameters: the base's, by the names of the file. ``modules_to_save`` and ``bias`` go when nothing of theirs is
     left.
     """
-    for key, value in tensors.items():
-        _placed(key, value, parameters.get(_own(key)))
-    out = {k: v for k, v in tensors.items() if (p := parameters.get(_own(k))) is None or not _equal(v, p)}
-    rest = [f".{_own(k)}" for k in out if not is_slot(k)]
+    for key in tensors:
+        _placed(key, parameters.get(own(key)))
+    out = {k: v for k, v in tensors.items() if (p := parameters.get(own(k))) is None or not _equal(v, p)}
+    rest = [f".{own(k)}" for k in out if not is_slot(k)]
     config, named = dict(config), config.get("modules_to_save")
     if isinstance(named, list | tuple) and named:
-        copied = [f".{_own(k)}" for k in tensors if k not in out]
+        copied = [f".{own(k)}" for k in tensors if k not in out]
         said = [n for n in named if any(f".{n}." in k for k in rest) or not any(f".{n}." in k for k in copied)]
         config["modules_to_save"] = said or None
     if not any(key.endswith(".bias") for key in rest):
@@ -60,26 +56,18 @@ def without_copies(
     return config, out
 
 
-def _placed(key: str, value: Tensor, mine: Tensor | None) -> None:
-    """Refuses a copy of what this base lacks, or has for another vocabulary, with the real reason."""
+def _placed(key: str, mine: Tensor | None) -> None:
+    """Refuses a copy of what this base lacks, with the real reason."""
     if mine is None and key.endswith((".base_layer.weight", ".base_layer.bias")):
-        name = _own(key).rpartition(".")[0]
+        name = own(key).rpartition(".")[0]
         raise refusals.tensor(
             key, f"this base has no {name}, on which the adapter lies; open the host on the whole model, with its head"
         )
-    if mine is None or value.dim() != 2 or mine.dim() != 2 or value.shape[1] != mine.shape[1]:
-        return
-    if len(value) != len(mine):
-        raise refusals.tensor(
-            key,
-            f"{len(value)} rows, this base has {len(mine)}: the vocabulary was resized, and its new rows are not read. "
-            f"{refusals.MERGE}",
-        )
 
 
-def _own(key: str) -> str:
+def own(key: str) -> str:
     """The base's parameter that a key copies, if it copies one."""
-    return key.removeprefix(peft.PREFIX).replace(".base_layer.", ".")
+    return key.removeprefix(peft.PREFIX).replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
 
 
 def _equal(value: Tensor, mine: Tensor) -> bool:

@@ -15,12 +15,14 @@ from ...formats.changes import adapter as settled
 from ...formats.peft import keys
 from ...formats.peft.keys import is_slot
 from ...methods import head
+from ..follow import fit
 from ..hooked import HookedModel
 from ..names import named
 from ..roster import Roster
 from ..sites import once
 from ..tenant import Tenant
-from . import names, through
+from ..vocabulary import brings, ready
+from . import beside, names, through
 from .base import Frozen, without_copies
 from .entering import enter
 
@@ -52,19 +54,21 @@ def import_peft(
     config, tensors = peft.folder.read(folder)
     try:
         tensors = keys.plain(tensors, names.tops(n for n, _ in named(base.model)))
-        beside: dict[str, Tensor] = {}
+        of_head: dict[str, Tensor] = {}
         if labels:
             peft.heads.of_texts(config)
         if labels is not None:
-            config, tensors, beside = peft.heads.part(config, tensors)
-        values, extra = _head(base, peft.heads.read(beside), labels) if labels else ({}, None)
+            config, tensors, of_head = peft.heads.part(config, tensors)
+        values, extra = _head(base, peft.heads.read(of_head), labels) if labels else ({}, None)
         view = names.view_of(base, tensors)
         config, tensors = without_copies(config, tensors, names.parameters(base, view))
         sites, frozen = names.sites(base, view), Frozen(base)
+        config, tensors, found = beside.part(base, config, tensors, sites)
+        sites = {**sites, **found.sites}
         if peft.through(config) or _convolved(config, tensors, sites):
             about = getattr(base.inner, "config", None)
-            found = through.read(config, tensors, sites, frozen, about, task)
-            adapter = settled(found, {s.name: s for s in base.every}, frozen, tolerance)
+            changes = through.read(config, tensors, sites, frozen, about, task)
+            adapter = settled(changes, {s.name: s for s in base.every}, frozen, tolerance)
         elif tolerance is not None or task is not None:
             what = "tolerance" if task is None else "task"
             raise CommonweightError(f"{what}: this adapter is read as it is ({config['peft_type']}); leave it out")
@@ -77,7 +81,18 @@ def import_peft(
         # to PEFT a LoRA on a table is none on the head that is tied to it, unless it was told so
         apart = adapter.method != "tokens" and any(n in base.ties for n in adapter.sites)
         apart = apart and not config.get("ensure_weight_tying")
-        return enter(roster, name, adapter, tuple(labels) if labels else None, extra, values, apart)
+        apart = apart or any(n in base.ties and n not in found.tied for n in found.held.sites)
+        found = beside.spread(base, found) if apart else found
+        brings(base, "", found.size, beside.relied(base, found))
+        ready(base, found.size, [*roster.tenants.values()])
+        tenant = enter(
+            roster, name, adapter, tuple(labels) if labels else None, extra, {**values, **found.values}, apart,
+            found.held,
+        )  # fmt: skip
+        if found.size is not None:
+            tenant.vocabulary = found.size
+        fit(tenant, {s.name: s for s in base.every})
+        return tenant
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
 

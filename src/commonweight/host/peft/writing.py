@@ -14,7 +14,7 @@ from ..experts import Stacked
 from ..hooked import HookedModel
 from ..names import adapters, named
 from ..tenant import Tenant
-from . import mixtures
+from . import beside, mixtures
 from .base import Frozen
 from .changes import low_of_one
 from .names import within
@@ -56,6 +56,7 @@ def export_peft(
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
+    whole, tenant = tenant, tenant.bare()
     heads = {s.name for s in base.every if s.kind == "head"}
     plan = tenant.plan._replace(uses=tuple(u for u in tenant.plan.uses if u.site not in heads))
     if not plan.uses:
@@ -73,6 +74,11 @@ def export_peft(
     hindrance = _hindrance(base, tenant, plan) if native or not (asked or native is False) else None
     if native and hindrance:
         raise CommonweightError(hindrance)
+    kind = peft.kind_of(tenant.method.name)
+    if hindrance is None and whole.held and not (asked or native is False):
+        hindrance = beside.unsaid(base, whole, kind)
+        if native and hindrance:
+            raise CommonweightError(hindrance)
     report["native"] = bool(native) or not (asked or hindrance or native is False)
     prefix = within(base)
     if report["native"]:
@@ -111,6 +117,8 @@ def export_peft(
         "target_modules": targets([peft.short(n, prefix) for n in names], known),
         **config,
     }
+    config_, more_ = beside.write(base, whole, prefix, config["peft_type"])
+    config, tensors = {**config, **config_}, {**tensors, **more_}
     keyed = {k if k.startswith("base_model.") else peft.PREFIX + peft.short(k, prefix): v for k, v in tensors.items()}
     return peft.folder.write(folder, config, keyed, report, overwrite)
 

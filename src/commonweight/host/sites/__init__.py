@@ -9,7 +9,7 @@ from .discover import discover
 from .families import families, towers
 from .physical import Physical, Rows, numbers
 from .roles import role
-from .tied import input_table, once, ties
+from .tied import input_table, once, output_head, said, ties
 
 __all__ = [
     "Block",
@@ -22,7 +22,9 @@ __all__ = [
     "input_table",
     "numbers",
     "once",
+    "output_head",
     "role",
+    "said",
     "select",
     "strangers",
     "ties",

@@ -35,6 +35,9 @@ class Conv(Physical):
         m = self.module
         return weight.reshape(len(weight), m.in_channels // m.groups, *m.kernel_size)  # type: ignore[operator,misc]
 
+    def laid(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
     def seen(self, t: Tensor) -> Tensor:
         return t.movedim(-1 - self.places, -1)
 

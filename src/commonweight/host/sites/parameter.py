@@ -29,8 +29,10 @@ class Parameter(Physical):
 
     @property
     def weight(self) -> Tensor:
-        w = super().weight
-        return w.reshape(-1, 1 if w.dim() == 1 else w.shape[-1])
+        return self.laid(super().weight)
+
+    def laid(self, weight: Tensor) -> Tensor:
+        return weight.reshape(-1, 1 if weight.dim() == 1 else weight.shape[-1])
 
     def steady(self, places: Tensor) -> Tensor:
         return numbers(self.weight, places)

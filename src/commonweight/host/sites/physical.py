@@ -97,6 +97,10 @@ class Physical:
         """A weight (out, inp) in the module's own layout."""
         return weight.T if self.transposed else weight
 
+    def laid(self, weight: Tensor) -> Tensor:
+        """A weight in the module's own layout as (out, inp)."""
+        return weight.T if self.transposed else weight
+
     def holds(self, bind: Any) -> bool:
         """Whether the fast forms of a bind hold here. One without a weight form is what its output form says."""
         reads = getattr(bind, "anywhere", "")

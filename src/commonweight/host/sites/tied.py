@@ -38,9 +38,28 @@ def once(found: Ties, sites: list[Site]) -> list[Site]:
 
 def input_table(model: nn.Module, modules: Mapping[str, Physical]) -> str | None:
     """The site that turns numbers of tokens into vectors; None for a model that says none."""
-    get = getattr(model, "get_input_embeddings", None)
-    try:
-        table = get() if callable(get) else None
-    except (NotImplementedError, AttributeError):
-        table = None
-    return next((n for n, at in modules.items() if at.module is table and at.kind == "embedding"), None)
+    return _of(said(model, "get_input_embeddings"), modules, "embedding")
+
+
+def output_head(model: nn.Module, modules: Mapping[str, Physical]) -> str | None:
+    """The site that turns vectors into scores of the vocabulary; None for a model that says none."""
+    return _of(said(model, "get_output_embeddings"), modules, "linear")
+
+
+def said(model: nn.Module, ask: str) -> nn.Module | None:
+    """What the model says of itself, or the first of its parts that does where something was put around it."""
+    for m in model.modules():
+        get = getattr(m, ask, None)
+        try:
+            found = get() if callable(get) else None
+        except (NotImplementedError, AttributeError):
+            continue
+        if isinstance(found, nn.Module):
+            return found
+        if callable(get) and hasattr(m, "config"):
+            return None
+    return None
+
+
+def _of(module: nn.Module | None, modules: Mapping[str, Physical], kind: str) -> str | None:
+    return next((n for n, at in modules.items() if at.module is module and at.kind == kind), None)

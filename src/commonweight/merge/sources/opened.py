@@ -62,6 +62,11 @@ def open_tenant(name: str | Path) -> Opened:
     """A tenant's file, or "STORE:TENANT". Raises: CommonweightError for files that are damaged, and for tenants whose
     sites cannot be told from their header (rows of fused layers in another order, modules of unusual kinds)."""
     label, header, read, shapes = _parts(name)
+    if "beside" in header:
+        raise CommonweightError(
+            f"{label}: holds whole modules or rows of the vocabulary beside its method, which are not merged as an "
+            "adapter; load it on a host of its base and give cw.merge the state dict with host.merged(name) over it"
+        )
     try:
         config = build(get(header["method"]).config, header["config"])
         known = _known(label, header)
