@@ -58,7 +58,7 @@ def train_late(host: cw.Host, rows: Rows, commons: cw.Commons, seed: int, **reci
     for n in [n for n in host if host[n].common is not None]:
         host.remove(n)
     tenant = host.load_from(commons, name)
-    body, head = own_bytes(commons.export(name, commons.folder.with_suffix(".tmp")), tenant)
+    body, head = own_bytes(commons.export(name, commons.folder.with_suffix(".tmp"), overwrite=True), tenant)
     commons.folder.with_suffix(".tmp").unlink()
     return {
         "found": adapt.evaluate(host, name, rows["test"]), "dev": result.metrics["accuracy"],

@@ -36,7 +36,7 @@ def test_a_recipe_and_its_options_give_the_same(two, capsys):
     assert run("r.yaml", "--plan") == 0
     assert "ties (density=0.5" in capsys.readouterr().out and not Path("a").exists()
     assert run("r.yaml", "--out", "a") == 0
-    assert "a: 1 tensors" in capsys.readouterr().out
+    assert "a: 1 tensor" in capsys.readouterr().out
     options = ["--method", "ties", "--base", "m0", "m1", "m2", "-w", "1", "-w", "0.5", "-o", "density=0.5"]
     assert run(*options, "--out", "b", "--threads", "1", "--resume") == 0
     assert "nothing to resume" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_resume_of_a_merge_that_had_ended(two, capsys):
     before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in Path("a").iterdir()}
     assert run(*args, "--resume") == 0
     said = capsys.readouterr()
-    assert "a: is finished; nothing is left to do" in said.err and "a: 1 tensors, 1 of them from before" in said.out
+    assert "a: is finished; nothing is left to do" in said.err and "a: 1 tensor, 1 of them from before" in said.out
     assert before == {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in Path("a").iterdir()}
     path = Path("m2/model.safetensors")
     was, size = path.stat(), path.stat().st_size

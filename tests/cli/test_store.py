@@ -52,7 +52,7 @@ def test_show_and_diff(at, capsys):
     assert json.loads(call(capsys, "store", "show", at, "legal@1", "--json")[1])["tenant"]["method"] == "lora"
     code, out, _ = call(capsys, "store", "diff", at, "legal", "tax")
     assert code == 0 and out.splitlines() == [
-        "legal@1 and tax@1: 1 tensors the same, 192 bytes in common",
+        "legal@1 and tax@1: 1 tensor the same, 192 bytes in common",
         "  changed: half",
         "  changed: own",
         "  metrics.accuracy: 0.01 -> 0.02",
@@ -73,9 +73,9 @@ def test_export_import_remove_gc(at, tmp_path, capsys):
     assert call(capsys, "store", "remove", at, "legal")[:2] == (0, "removed legal\n")
     assert call(capsys, "store", "remove", at, "out")[0] == 0
     code, said, _ = call(capsys, "store", "gc", at, "--keep", "1")
-    assert code == 0 and "2 pools, 1 versions, 0 torn files" in said
+    assert code == 0 and "2 pools, 1 version, 0 torn files" in said
     code, said, _ = call(capsys, "store", "verify", at)
-    assert code == 0 and said.startswith(f"{at}: sound, 1 tenants")
+    assert code == 0 and said.startswith(f"{at}: sound, 1 tenant")
 
 
 def test_import_takes_all_or_none(at, tmp_path, capsys):

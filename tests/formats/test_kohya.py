@@ -72,7 +72,7 @@ def test_the_part_of_this_model_is_taken_and_the_other_told(host, tmp_path):
     unet = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": rand(2, 8)}
     unet |= {"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": rand(8, 2)}
     path = put(tmp_path, lora() | unet)
-    with pytest.warns(UserWarning, match=r"left out: the part unet \(1 layers\), for a host on that model"):
+    with pytest.warns(UserWarning, match=r"left out: the part unet \(1 layer\), for a host on that model"):
         assert len(host.load_adapter(path, "t").plan.uses) == 2
 
 

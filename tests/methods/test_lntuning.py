@@ -54,5 +54,5 @@ def test_count():
 
 
 def test_no_norm():
-    with pytest.raises(cw.CommonweightError, match="lntuning: no site of kind norm among 1 sites"):
+    with pytest.raises(cw.CommonweightError, match="lntuning: no site of kind norm among 1 site"):
         cw.plan("lntuning", [cw.Site("q", 8, 8)])

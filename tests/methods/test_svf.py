@@ -97,7 +97,7 @@ def test_mix_is_the_sum_of_the_expert_vectors():
     ("experts", "alpha", "message"),
     [
         ([], [], "0 experts and 0 alphas"),
-        ([{"q.z": torch.zeros(2)}], [0.5, 0.5], "1 experts and 2 alphas; give one alpha to each"),
+        ([{"q.z": torch.zeros(2)}], [0.5, 0.5], "1 expert and 2 alphas; give one alpha to each"),
         ([{"q.z": torch.zeros(2)}, {"q.z": torch.zeros(3)}], [0.5, 0.5], "different sites or ranks"),
         ([{"q.B": torch.zeros(2)}], [1.0], "different sites or ranks"),
     ],

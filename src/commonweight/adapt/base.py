@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..core import CommonweightError, first_line, unknown
+from ..core import CommonweightError, counted, first_line, unknown
 from ..host import Host
 from ..host.origin import quantised
 from . import processes
@@ -119,7 +119,7 @@ def where(host: Host) -> str:
     if p.device.type == "cuda":
         on = f"{p.device}, {torch.cuda.get_device_name(p.device)}"
     else:
-        on = f"{p.device}, {torch.get_num_threads()} threads" if p.device.type == "cpu" else str(p.device)
+        on = f"{p.device}, {counted(torch.get_num_threads(), 'thread')}" if p.device.type == "cpu" else str(p.device)
     packed = f", packed as {form}" if (form := quantised(host.model)) is not None else ""
     return f"device: {on}; the base in {str(p.dtype).removeprefix('torch.')}{packed}"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..core import CommonweightError, unknown
+from ..core import CommonweightError, counted, unknown
 from ..host import Host
 from .base import limit, prepare, tokenizer_of
 from .names import SIDES
@@ -117,7 +117,7 @@ def split(rows: list[Row], dev: Sequence[Row] | float | None, seed: int, of: str
         raise CommonweightError(f"{of}dev={dev}: wanted a fraction of the training rows between 0 and 1, or rows")
     n = max(1, round(dev * len(rows)))
     if n >= len(rows):
-        raise CommonweightError(f"{of}dev={dev} of {len(rows)} rows leaves nothing to train on")
+        raise CommonweightError(f"{of}dev={dev} of {counted(len(rows), 'row')} leaves nothing to train on")
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = set(drawn[:n])
     return [r for i, r in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(chosen)]

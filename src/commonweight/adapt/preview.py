@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core import counted
 from .data import Data, Understood
 from .rows import there
 from .tasks import Example, Seen, Task
@@ -37,7 +38,9 @@ def tally(name: str, task: Task, examples: Sequence[Example], seen: Seen | None 
     tokens, scored = map(sum, zip(*(task.tokens(e) for e in examples)))
     longest = max(map(length, examples))
     parts.append(
-        f"{tokens:,} tokens" + (f", {scored:,} of them scored" if scored else "") + f", {longest} in the longest"
+        f"{counted(tokens, 'token')}"
+        + (f", {scored:,} of them scored" if scored else "")
+        + f", {longest} in the longest"
     )
     return f"{name}: " + "; ".join([*parts, *([seen.note] if seen.note else [])])
 
@@ -46,7 +49,7 @@ def shorter(text: str) -> str:
     """The middle left out of what is too long for a screen."""
     over = len(text) - LONGEST
     half = LONGEST // 2
-    return text if over <= 0 else f"{text[:half]} [... {over:,} characters ...] {text[-half:]}"
+    return text if over <= 0 else f"{text[:half]} [... {counted(over, 'character')} ...] {text[-half:]}"
 
 
 def indented(text: str) -> str:

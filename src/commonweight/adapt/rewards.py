@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import CommonweightError, first_line
+from ..core import CommonweightError, counted, first_line
 
 Reward = Callable[..., Any]  # a sequence of numbers
 
@@ -46,5 +46,7 @@ def rewards(reward: Reward, rows: Sequence[dict[str, Any]], answers: Sequence[st
     others = {k: [r.get(k) for r in rows] for k in dict.fromkeys(k for r in rows for k in r) if k != "prompt"}
     got = list(reward(prompts=[r["prompt"] for r in rows], completions=completions, **others))
     if len(got) != len(rows):
-        raise CommonweightError(f"the reward gave {len(got)} numbers for {len(rows)} completions; wanted one each")
+        raise CommonweightError(
+            f"the reward gave {counted(len(got), 'number')} for {counted(len(rows), 'completion')}; wanted one each"
+        )
     return [float(g) for g in got]

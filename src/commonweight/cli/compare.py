@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core import counted
+
 if TYPE_CHECKING:
     from ..compare import Progress
 
@@ -159,7 +161,8 @@ def command(
             typer.echo(f"{p.name}: {message}", err=True)
     if report is not None:
         typer.echo(
-            f"{write(report, outcome, found, overwrite=overwrite)}: {len(found)} configs, {len(outcome.runs)} runs"
+            f"{write(report, outcome, found, overwrite=overwrite)}: {counted(len(found), 'config')}, "
+            f"{counted(len(outcome.runs), 'run')}"
         )
 
 

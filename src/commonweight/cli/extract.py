@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..core import counted
+
 EXAMPLES = """[bold]Examples[/bold]
 
 Write a PEFT LoRA folder of rank 32:
@@ -64,7 +66,7 @@ def command(
     low, high = min(found.ranks.values()), max(found.ranks.values())
     span = low if low == high else f"{low} to {high}"
     typer.echo(
-        f"{found.folder}: {len(found.ranks)} modules, rank {span}; relative error "
+        f"{found.folder}: {counted(len(found.ranks), 'module')}, rank {span}; relative error "
         f"{found.total:.3g} in total, at most {found.errors[worst]:.3g} ({worst}); all of them in report.json"
     )
     for name, share in sorted(found.left_out.items(), key=lambda x: -x[1])[:5]:

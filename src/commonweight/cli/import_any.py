@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core import counted
 from . import bases
 from .published import published
 
@@ -75,6 +76,7 @@ def _loaded(host: Any, path: Path, own: bool, options: dict[str, Any]) -> str:
     tenant = host.load_adapter(path) if own else host.load_adapter(path, **options)
     pools = sum(p.numel() for p in tenant.pools.values())
     typer.echo(
-        f"{path}: {tenant.method.name} at {len({u.site for u in tenant.plan.uses})} sites, {pools:,} numbers", err=True
+        f"{path}: {tenant.method.name} at {len({u.site for u in tenant.plan.uses})} sites, {counted(pools, 'number')}",
+        err=True,
     )
     return tenant.name

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core import counted
+
 EXAMPLES = """[bold]Examples[/bold]
 
 What a recipe would read, compute and write; then the merge itself:
@@ -180,7 +182,7 @@ def command(
     if done is not None:
         typer.echo(f"{out}: is finished; nothing is left to do", err=True)
     reused = f", {found.reused} of them from before" if found.reused else ""
-    typer.echo(f"{found.folder}: {found.tensors} tensors{reused}, {found.nbytes:,} bytes")
+    typer.echo(f"{found.folder}: {counted(found.tensors, 'tensor')}{reused}, {found.nbytes:,} bytes")
     if wanted is not None:
         scores = evaluation.run(found.folder, wanted)
         evaluation.write(found.folder, scores)
@@ -284,7 +286,7 @@ def _tenants(
             )
         return _folders(inputs, out, method=method, weights=weights, rank=rank, overwrite=overwrite, **options)
     found = tenants(inputs, method=method, weights=weights, space=space, rank=rank, **options)
-    path = found.save(out)
+    path = found.save(out, overwrite=overwrite)
     if found.space == "weights":
         typer.echo(f"notice: merged in weight space, into LoRA: {found.why}", err=True)
     worst = max(found.error.items(), key=lambda e: e[1], default=None)
@@ -293,7 +295,7 @@ def _tenants(
     if wanted is not None:
         scores = evaluation.run(path, wanted, base)
         told = {**found.header["metrics"], "evaluated": evaluation.metrics(scores)}
-        found._replace(header={**found.header, "metrics": told}).save(out)
+        found._replace(header={**found.header, "metrics": told}).save(out, overwrite=True)
         _table(scores)
 
 
@@ -304,7 +306,9 @@ def _folders(inputs: list[str], out: Path, **how: Any) -> None:
     for notice in found.notices:
         typer.echo(f"notice: {notice}", err=True)
     worst = max(found.error.items(), key=lambda e: e[1])
-    typer.echo(f"{found.folder}: {len(found.error)} modules, largest relative error {worst[1]:.2g} at {worst[0]}")
+    typer.echo(
+        f"{found.folder}: {counted(len(found.error), 'module')}, largest relative error {worst[1]:.2g} at {worst[0]}"
+    )
 
 
 def _option(text: str) -> tuple[str, Any]:

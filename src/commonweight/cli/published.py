@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from ..core import counted
+
 
 def published(m: Any, before: dict[str, int]) -> None:
     """m: its manifest; before: the newest versions as they were."""
@@ -13,4 +15,4 @@ def published(m: Any, before: dict[str, int]) -> None:
 
     if notice := told(m.label, m.version, before.get(m.name)):
         typer.echo(f"notice: {notice}", err=True)
-    typer.echo(f"{m.label}: {len(m.pools)} pools, {sum(r.numbers for r in m.pools.values()):,} bytes")
+    typer.echo(f"{m.label}: {counted(len(m.pools), 'pool')}, {sum(r.numbers for r in m.pools.values()):,} bytes")

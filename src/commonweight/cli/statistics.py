@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core import counted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -96,8 +98,9 @@ def command(
     where = {"text_column": text_column, "label_column": label_column}
     batches = _batches(net, tokenizer, task, found, how, max_length, batch_size, where)
     header = {"model": model, "task": task, "data": data, "rows": _digest(batches)}
-    file = collect(net, batches, asked, labels=how, tokens=tokens, seed=seed, header=header).save(out)  # type: ignore
-    typer.echo(f"{out}: {', '.join(asked)} of {len(found)} rows, {file.stat().st_size:,} bytes")
+    collected = collect(net, batches, asked, labels=how, tokens=tokens, seed=seed, header=header)  # type: ignore
+    file = collected.save(out, overwrite=overwrite)
+    typer.echo(f"{out}: {', '.join(asked)} of {counted(len(found), 'row')}, {file.stat().st_size:,} bytes")
 
 
 def _drawn(found: list[Any], n: int | None, seed: int) -> list[Any]:
@@ -167,7 +170,8 @@ def _classes(net: Any, rows: Sequence[Any], label_column: str | None) -> tuple[s
     found = Classify.classes(rows, label_column)
     if len(found) != len(told):
         raise CommonweightError(
-            f"the rows have {len(found)} labels, the model {len(told)} classes without names; name them in its config"
+            f"the rows have {counted(len(found), 'label')}, the model {len(told)} classes without names; name them "
+            "in its config"
         )
     return found
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core import counted
 from . import import_any, import_peft
 from .published import published
 
@@ -54,7 +55,7 @@ def _open(store: Path, make: bool = False) -> Any:
 def init(store: Store) -> None:
     """Make an empty store."""
     c = _open(store, make=True)
-    typer.echo(f"{c.folder}: a store of {len(c)} tenants")
+    typer.echo(f"{c.folder}: a store of {counted(len(c), 'tenant')}")
 
 
 @app.command()
@@ -88,7 +89,7 @@ def export(
     from ..formats import atomic
 
     atomic.free(file, "FILE", overwrite=overwrite)
-    at = _open(store).export(name, file)
+    at = _open(store).export(name, file, overwrite=overwrite)
     typer.echo(f"{at}: {at.stat().st_size:,} bytes")
 
 
@@ -141,7 +142,7 @@ def verify(store: Store) -> None:
         typer.echo(str(p))
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{c.folder}: sound, {len(c)} tenants, {c.nbytes:,} bytes")
+    typer.echo(f"{c.folder}: sound, {counted(len(c), 'tenant')}, {c.nbytes:,} bytes")
 
 
 @app.command()
@@ -160,7 +161,10 @@ def gc(
 ) -> None:
     """Delete pools that no tenant reads, and files that killed writers left."""
     freed = _open(store).gc(keep)
-    typer.echo(f"freed {freed.nbytes:,} bytes: {freed.pools} pools, {freed.versions} versions, {freed.torn} torn files")
+    typer.echo(
+        f"freed {freed.nbytes:,} bytes: {counted(freed.pools, 'pool')}, {counted(freed.versions, 'version')}, "
+        f"{freed.torn} torn files"
+    )
 
 
 @app.command()
@@ -170,7 +174,7 @@ def diff(store: Store, a: Name, b: Name, as_json: Json = False) -> None:
     if as_json:
         _json(d._asdict())
         return
-    typer.echo(f"{d.a} and {d.b}: {len(d.same)} tensors the same, {d.common_bytes:,} bytes in common")
+    typer.echo(f"{d.a} and {d.b}: {counted(len(d.same), 'tensor')} the same, {d.common_bytes:,} bytes in common")
     for what, names in (("changed", d.changed), (f"only {d.a}", d.only_a), (f"only {d.b}", d.only_b)):
         for name in names:
             typer.echo(f"  {what}: {name}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..core import counted
 from . import early
 from .said import Said
 
@@ -99,7 +100,9 @@ def _one(said: Said, name: str, options: dict[str, Any]) -> None:
         typer.echo(f"dev: {line(said.task or 'classify', files.result.metrics)}")
     t = files.result.tenant
     bar.say(bar.pace.told)
-    typer.echo(f"{files.tenant}: {t.method.name}, {t.count():,} parameters, {files.tenant.stat().st_size:,} bytes")
+    typer.echo(
+        f"{files.tenant}: {t.method.name}, {counted(t.count(), 'parameter')}, {files.tenant.stat().st_size:,} bytes"
+    )
     if said.push_to_hub is not None:
         from ..adapt.hub import push
 
@@ -131,7 +134,8 @@ def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
         typer.echo(("" if found.evaluated else "dev: ") + line(job.task, metrics))
     t, w = found.result.tenant, found.written
     typer.echo(
-        f"{w.where}: {t.method.name}, {t.count():,} parameters, {w.nbytes:,} bytes, {w.marginal:,} of them marginal"
+        f"{w.where}: {t.method.name}, {counted(t.count(), 'parameter')}, {w.nbytes:,} bytes, {w.marginal:,} of "
+        "them marginal"
     )
 
 

@@ -353,12 +353,14 @@ class Commons:
         """A tenant with all its pools open; nothing is read yet. Raises: CommonweightError naming a missing pool."""
         return self._again(lambda: Fetched(self.folder, self._manifest(self._entry(name))))
 
-    def export(self, name: str, path: str | os.PathLike[str]) -> Path:
-        """Writes a tenant as the one file that `Host.load` reads: the bytes that `Host.save` would have written."""
+    def export(self, name: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Writes a tenant as the one file that `Host.load` reads: the bytes that `Host.save` would have written.
+        Raises: CommonweightError where another file is there already, unless `overwrite`."""
         from ..formats import native
 
         got = self.fetch(name)
-        return atomic.write(Path(path), native.sealed(got.header, {k: got.read(k) for k in got.hashes}))
+        data = native.sealed(got.header, {k: got.read(k) for k in got.hashes})
+        return atomic.write_new(Path(path), data, overwrite=overwrite)
 
     def verify(self) -> list[Problem]:
         """Checks every bit; returns an empty list if nothing is damaged. Cost: reads every file once."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from .amount import parse_bytes
 from .config import build, config, option, parse, table
+from .counts import counted
 from .errors import CommonweightError, first_line, unknown
 from .names import natural, safe
 from .serial import dump, load, serial
@@ -52,6 +53,7 @@ __all__ = [
     "Values",
     "build",
     "config",
+    "counted",
     "dump",
     "first_line",
     "kaiming",

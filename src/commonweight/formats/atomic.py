@@ -39,6 +39,18 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
+def write_new(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
+    """As `write`, but no file is replaced that holds something else, unless `overwrite`; one that holds the same stays.
+
+    Raises: as `write`; and where another file is there already. Cost: reads a file that is there, if it is as long.
+    """
+    if overwrite or not path.is_file():
+        return write(path, data)
+    if path.stat().st_size != len(data) or path.read_bytes() != data:
+        raise taken(path)
+    return path
+
+
 def write_folder(path: Path, files: Mapping[str, bytes], *, replace: bool = False) -> Path:
     """Writes a folder with files in it, all of them in one step. replace: in place of a folder that is there.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 from ..core.readable import CONFIG_BYTES, read_object
 
 FORMATS = {
@@ -53,9 +53,9 @@ def _folder(folder: Path) -> tuple[str, Path]:
         return "peft", folder
     found = {p: f for p in sorted(folder.iterdir()) if p.is_file() and (f := _file(p)) is not None}
     if len(found) != 1:
-        what = f"holds {len(found)} adapters ({', '.join(p.name for p in [*found][:5])}); name one" if found else (
-            f"no {_CONFIG} and no adapter's file in it; wanted an adapter"
-        )  # fmt: skip
+        what = f"no {_CONFIG} and no adapter's file in it; wanted an adapter"
+        if found:
+            what = f"holds {counted(len(found), 'adapter')} ({', '.join(p.name for p in [*found][:5])}); name one"
         raise CommonweightError(f"{folder}: {what}")
     return next(iter(found.values()))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 
 
 def neighbours(rows: Tensor, heads: int, where: str) -> Tensor:
@@ -21,5 +21,7 @@ def halves(rows: Tensor, heads: int, where: str) -> Tensor:
 
 def _order(rows: Tensor, heads: int, where: str) -> Tensor:
     if heads < 1 or rows.shape[0] % (2 * heads):
-        raise CommonweightError(f"{where}: {rows.shape[0]} rows are not {heads} heads of pairs; made for another model")
+        raise CommonweightError(
+            f"{where}: {rows.shape[0]} rows are not {counted(heads, 'head')} of pairs; made for another model"
+        )
     return torch.arange(rows.shape[0]).view(heads, 2, -1).transpose(1, 2).reshape(-1)

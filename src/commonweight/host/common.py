@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
-from ..core import CommonweightError, Plan, Pool
+from ..core import CommonweightError, Plan, Pool, counted
 
 
 class Held(WeakValueDictionary):
@@ -88,7 +88,7 @@ class Common:
 
     def __repr__(self) -> str:
         state = "frozen" if self.frozen else "trained"
-        return f"Common({self.name!r}, {len(self.pools)} pools, {self.nbytes:,} bytes, {state})"
+        return f"Common({self.name!r}, {counted(len(self.pools), 'pool')}, {self.nbytes:,} bytes, {state})"
 
 
 def shared(pools: Mapping[str, Pool]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 from .current import ROUTES, Current
 from .route import Route
 
@@ -50,8 +50,9 @@ def _following(function: Callable) -> Callable:
         rows = list(given)
         if (route.shape is not None and len(route.shape) > 1) or len(rows) != route.length:
             raise CommonweightError(
-                f"{type(self).__name__}.{function.__name__}: the route names {route.length} readers, there are "
-                f"{len(rows)} rows; give one reader per row (None for the plain base)"
+                f"{type(self).__name__}.{function.__name__}: the route names {counted(route.length, 'reader')}, "
+                "there are "
+                f"{counted(len(rows), 'row')}; give one reader per row (None for the plain base)"
             )
         if kwargs.get("precision") in ("int8", "uint8"):
             raise CommonweightError(

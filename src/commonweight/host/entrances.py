@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 from .apart import Unfit, by_reader, cut, images_by_row, is_cache
 from .current import Current
 from .hooks import arrive
@@ -204,7 +204,7 @@ class GenerateBatch(Entrance):
         route = route.root
         if (route.shape is not None and len(route.shape) > 1) or route.length != len(inputs):
             raise CommonweightError(
-                f"generate_batch: the route names {route.length} readers, there are {len(inputs)} prompts; "
+                f"generate_batch: the route names {counted(route.length, 'reader')}, there are {len(inputs)} prompts; "
                 "give one reader per prompt (None for the plain base)"
             )
         if kwargs.get("persistent_manager"):

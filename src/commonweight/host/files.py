@@ -46,9 +46,14 @@ class Source(Protocol):
 
 
 def save(
-    base: HookedModel, tenant: Tenant, path: Path, metrics: Mapping[str, Any] | None, codec: Choice = None
+    base: HookedModel,
+    tenant: Tenant,
+    path: Path,
+    metrics: Mapping[str, Any] | None,
+    codec: Choice = None,
+    overwrite: bool = False,
 ) -> Path:
-    return atomic.write(path, encode(base, tenant, metrics, codec))
+    return atomic.write_new(path, encode(base, tenant, metrics, codec), overwrite=overwrite)
 
 
 def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None, codec: Choice = None) -> bytes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bind import Copy, Entries, active
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 from .apart import Unfit, images_by_row
 from .change import changed
 from .current import Current
@@ -81,7 +81,7 @@ class SiteHook:
                 else f"its input is {'nested' if x.is_nested else tuple(self.at.given(x).shape)}"
             )
             raise Unfit(
-                f"{self.at.name}: the route names {route.length} readers, {why}; give one reader per row, "
+                f"{self.at.name}: the route names {counted(route.length, 'reader')}, {why}; give one reader per row, "
                 "or a LongTensor of one number per token"
             )
         return folded[0], route.layout(self.at.name, folded[1], x.device, self.at)
@@ -358,7 +358,7 @@ class ModelHook:
         fits = shape == found if len(shape) == 2 else shape in ((rows,), *([found[1:]] if rows == 1 else []))
         if not fits:
             raise CommonweightError(
-                f"the route names {' x '.join(map(str, shape))} readers, the batch has {rows} rows; "
+                f"the route names {' x '.join(map(str, shape))} readers, the batch has {counted(rows, 'row')}; "
                 "give one reader per row (None for the plain base), or a LongTensor with one number per token"
             )
 

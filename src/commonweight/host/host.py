@@ -237,14 +237,18 @@ class Host:
         metrics: Mapping[str, Any] | None = None,
         *,
         codec: Choice = None,
+        overwrite: bool = False,
     ) -> Path:
         """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header.
 
         codec: stores the pools in fewer bytes, with a small error: ``"bfloat16"``, ``"int8"``, ``"int4"`` or
         ``"compeft"`` for all trainable pools, or a mapping from patterns of pool names, ``{"*.A|*.B": "int4"}``. The
         tenant in memory does not change. Loading needs no option and gives float32 pools again.
+
+        overwrite: replaces a file that is there. Raises: CommonweightError where another file is there, unless
+        `overwrite`; one with the same bytes stays.
         """
-        return files.save(self.base, self[name], Path(path), metrics, codec)
+        return files.save(self.base, self[name], Path(path), metrics, codec, overwrite)
 
     def load(self, name: str, path: str | PathLike[str], *, check_base: bool = True) -> Tenant:
         """Loads a tenant's file under a name. check_base=False accepts a base with other weights."""

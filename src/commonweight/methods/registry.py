@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Site, build
+from ..core import CommonweightError, Plan, Site, build, counted
 from ..core.peers import known
 
 
@@ -107,7 +107,9 @@ def plan(method: str | Any, sites: Sequence[Site], *, seed: int = 0, **options: 
     found, cfg = resolve(method, options)
     mine = tuple(s for s in sites if s.kind in (*found.kinds, *found.named))
     if found.kinds and not mine:
-        raise CommonweightError(f"{found.name}: no site of kind {' or '.join(found.kinds)} among {len(sites)} sites")
+        raise CommonweightError(
+            f"{found.name}: no site of kind {' or '.join(found.kinds)} among {counted(len(sites), 'site')}"
+        )
     return _plan(found, mine, cfg, seed)
 
 

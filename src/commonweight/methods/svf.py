@@ -24,6 +24,7 @@ from ..core import (
     Source,
     Use,
     config,
+    counted,
     option,
     serial,
 )
@@ -130,7 +131,9 @@ def mix(experts: Sequence[Mapping[str, Tensor]], alpha: Sequence[float]) -> dict
     Raises: CommonweightError when there is not one alpha for each expert, or they have different sites or ranks.
     """
     if not experts or len(experts) != len(alpha):
-        raise CommonweightError(f"svf.mix: {len(experts)} experts and {len(alpha)} alphas; give one alpha to each")
+        raise CommonweightError(
+            f"svf.mix: {counted(len(experts), 'expert')} and {len(alpha)} alphas; give one alpha to each"
+        )
     each = [{n: t.detach() for n, t in pools.items() if n.endswith(".z")} for pools in experts]
     shapes = [{n: tuple(t.shape) for n, t in pools.items()} for pools in each]
     if not shapes[0] or any(s != shapes[0] for s in shapes):

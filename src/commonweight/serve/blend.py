@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, safe
+from ..core import CommonweightError, counted, safe
 from .frozen import WIDEST, Frozen
 
 MOST = 8  # tenants of one sum
@@ -60,7 +60,7 @@ def terms(name: str) -> dict[str, float]:
             raise CommonweightError(f"model {name!r}: {e}") from e
         out[tenant] = out.get(tenant, 0.0) + weight
     if len(out) > MOST:
-        raise CommonweightError(f"model {name!r}: a sum of {len(out)} tenants; at most {MOST} are served")
+        raise CommonweightError(f"model {name!r}: a sum of {counted(len(out), 'tenant')}; at most {MOST} are served")
     return out
 
 

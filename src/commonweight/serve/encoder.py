@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..commons import Commons
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 from ..host import Host, Tenant
 from ..host.route import Route
 from . import outputs, prompts
@@ -335,7 +335,9 @@ class Encoder:
         if not ids:
             raise CommonweightError(f"text {i} is empty; wanted at least one token")
         if self.length is not None and len(ids) > self.length:
-            raise CommonweightError(f"text {i} has {len(ids)} tokens, and the model reads {self.length}; shorten it")
+            raise CommonweightError(
+                f"text {i} has {counted(len(ids), 'token')}, and the model reads {self.length}; shorten it"
+            )
         return ids, None if types is None else list(types)
 
     def _is_sound(self, tenant: Tenant) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..commons import Commons
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 from ..host import Host
 from . import check, prompts
 from .edition import Edition
@@ -256,7 +256,7 @@ class Engine:
             if limit is not None and prompt + (asked or 1) > limit:
                 new = "a new one is needed" if asked is None else f"{asked} new ones are asked for"
                 raise CommonweightError(
-                    f"the prompt has {prompt} tokens and {new}, but {what} {limit}; shorten the prompt "
+                    f"the prompt has {counted(prompt, 'token')} and {new}, but {what} {limit}; shorten the prompt "
                     "or max_new_tokens"
                 )
         room = min(x for x in (self.length, self.cache_tokens, prompt + _NEW) if x is not None) - prompt

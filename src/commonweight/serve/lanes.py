@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import CommonweightError
+from ..core import CommonweightError, counted
 from .edition import Edition
 from .frozen import Frozen
 
@@ -125,7 +125,8 @@ class Lane:
         flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
         if len(flat) != step.length:
             raise CommonweightError(
-                f"{self.name}: it has {len(flat)} rows where the step has {step.length} tokens, so that it cannot be "
+                f"{self.name}: it has {counted(len(flat), 'row')} where the step has "
+                f"{counted(step.length, 'token')}, so that it cannot be "
                 "known whose they are"
             )
         return flat

@@ -136,7 +136,7 @@ def _other():
         (lambda: None, ["a", "b.safetensors"], "a is a PEFT adapter's folder and b.safetensors is not"),
         (lambda: None, ["a", "b", "--space", "pools"], "--space pools and --eval are for tenants"),
         (lambda: None, ["a", "b", "-o", "density=0.5"], "unknown option of linear 'density'"),
-        (lambda: None, ["a", "b", "-w", "1"], "linear: 1 weights for 2 models"),
+        (lambda: None, ["a", "b", "-w", "1"], "linear: 1 weight for 2 models"),
         (lambda: Path("out").mkdir(), ["a", "b"], "out already exists"),
     ],
 )

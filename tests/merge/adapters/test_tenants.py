@@ -25,7 +25,7 @@ def host(tmp_path, monkeypatch):
 def two(host, method, **options):
     for i, name in enumerate("ab"):
         stir(host.add(name, method, **{**small(method), **options}), seed=i)
-        host.save(name, f"{name}.safetensors")
+        host.save(name, f"{name}.safetensors", overwrite=True)
     return ["a.safetensors", "b.safetensors"]
 
 
@@ -61,6 +61,28 @@ def test_pools_of_lora_can_be_averaged_and_the_cross_terms_are_stated(host):
     for site, error in merged.error.items():
         there = (ours[f"{site}.weight"] - sums[f"{site}.weight"]).norm() / sums[f"{site}.weight"].norm()
         assert error == pytest.approx(there.item(), rel=1e-2) and error > 0.1
+
+
+def test_another_file_is_replaced_only_if_asked(host):
+    """Also that of a tenant that was saved, or taken out of a store."""
+    files, store = two(host, "lora"), cw.Commons("store")
+    merged = cw.merge.tenants(files, space="pools")
+    for name in ("a", "b"):
+        store.publish(host, name)
+    writers = [
+        lambda **how: merged.save("x.safetensors", **how),
+        lambda **how: host.save("a", "x.safetensors", **how),
+        lambda **how: store.export("b", "x.safetensors", **how),
+    ]
+    for write in writers:
+        path = write(overwrite=True)
+        before = path.read_bytes()
+        assert write().read_bytes() == before
+        for other in writers:
+            if other is not write:
+                with pytest.raises(cw.CommonweightError, match=r"x\.safetensors already exists; .*overwrite=True"):
+                    other()
+        assert path.read_bytes() == before
 
 
 def test_other_methods_merge_pools_from_where_they_started(host):
@@ -102,7 +124,7 @@ def test_in_weight_space_all_sites_are_one_model(host):
         for t in "ab":
             for n, p in host[t].named_parameters():
                 p.mul_(3 if ".1." in n else 1)  # the second block changes more than the first
-            host.save(t, f"{t}.safetensors")
+            host.save(t, f"{t}.safetensors", overwrite=True)
     zero = {n: torch.zeros_like(t) for n, t in changes(host, "a").items()}
     for method, options in [("ties", {"density": 0.3}), ("lines", {})]:
         whole = cw.merge.merge(method, [changes(host, t) for t in "ab"], zero, **options)

@@ -57,7 +57,7 @@ NAN[0, 0, :2] = float("nan")
         (lambda: cw.merge.linear(SOURCES, weights=[1, 2, None]), r"weights\[2\] is None; wanted a finite number"),
         (lambda: cw.merge.sce(SOURCES, BASE, weights=1.0), "sce takes no weights"),
         (lambda: cw.merge.slerp(SOURCES), "slerp: 3 models given; it takes 2"),
-        (lambda: cw.merge.model_stock(SOURCES[:1], BASE), "1 models given; it takes at least 2"),
+        (lambda: cw.merge.model_stock(SOURCES[:1], BASE), "1 model given; it takes at least 2"),
         (lambda: cw.merge.ties(SOURCES), "ties: base is missing"),
         (lambda: cw.merge.linear(SOURCES, BASE), "linear takes no base"),
         (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from .columns import KNOWN, Row
 from .lines import MAX_ROW
 
@@ -74,7 +74,7 @@ def guessed(body: Sequence[tuple[int, list[str]]]) -> list[str]:
         return ["text"]
     if len(first) > 2:
         raise CommonweightError(
-            f"{len(first)} columns and no header line of usual names ({', '.join(first[:4])} ...); "
+            f"{counted(len(first), 'column')} and no header line of usual names ({', '.join(first[:4])} ...); "
             "name its columns with --text-column and --label-column"
         )
     some = [cells for _, cells in body[:200]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ..rows import LABEL, TEXT, Row, column, text_of
 from .base import Example, Given, Seen, batches, marked, need, padded
 
@@ -30,7 +30,9 @@ class Classify(Given):
         if len(found) < 2:
             raise CommonweightError(f"column {name!r}: only the label {min(found)!r} occurs; wanted at least two")
         if len(found) > 1000 and len(found) > len(rows) // 2:
-            raise CommonweightError(f"column {name!r}: {len(found)} labels in {len(rows)} rows; is that the label?")
+            raise CommonweightError(
+                f"column {name!r}: {counted(len(found), 'label')} in {counted(len(rows), 'row')}; is that the label?"
+            )
         return tuple(sorted(found, key=lambda s: (0, int(s), s) if s.lstrip("-").isdecimal() else (1, 0, s)))
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:

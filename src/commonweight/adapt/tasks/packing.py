@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from .base import Example
 from .scored import IGNORE
 
@@ -51,7 +51,7 @@ def _joined(rows: Sequence[Example]) -> Example:
 def told(sequences: Sequence[Example], room: int) -> str:
     tokens = sum(len(s["input_ids"]) for s in sequences)
     full = round(100 * tokens / (room * len(sequences)))
-    return f"packed into {len(sequences):,} sequences of at most {room} tokens, {full} % full"
+    return f"packed into {counted(len(sequences), 'sequence')} of at most {counted(room, 'token')}, {full} % full"
 
 
 def real(positions: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 
 ALIGNMENT = 32
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -103,7 +103,7 @@ def read(path: Path) -> File:
 def _info(f: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
     name, dims = f.text(), f.number("I")
     if not 1 <= dims <= 4:
-        raise f.bad(f"{name} has {dims} dimensions")
+        raise f.bad(f"{name} has {counted(dims, 'dimension')}")
     shape = tuple(f.number("Q") for _ in range(dims))[::-1]
     return name, shape, f.number("I"), f.number("Q")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 from torch import Tensor
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from .. import tensors as given
 from ..changes import Change
 from . import keys
@@ -76,8 +76,8 @@ def _read(
     left = [n for n in names.values() if n not in sites]
     aside = [g for g in groups if g != part]
     if left or aside:
-        told = [f"{len(left)} layers that are no sites here ({left[0]}, ...)"] if left else []
-        told += [f"the part {g} ({len(groups[g])} layers), for a host on that model" for g in aside]
+        told = [f"{counted(len(left), 'layer')} outside the sites here ({left[0]}, ...)"] if left else []
+        told += [f"the part {g} ({counted(len(groups[g]), 'layer')}), for a host on that model" for g in aside]
         warnings.warn(f"{path}: left out: {'; '.join(told)}", stacklevel=2)
     out: dict[str, Change] = {}
     for module, parts in groups[part].items():
@@ -86,7 +86,7 @@ def _read(
             where = f"{path}: {part}.{module}"
             out[name] = change(where, about(module, parts), lambda name=name: weight(name))
     if not out:
-        raise CommonweightError(f"{path}: {part}: none of its {len(left)} layers is a site of this host")
+        raise CommonweightError(f"{path}: {part}: none of its {counted(len(left), 'layer')} is a site of this host")
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ...core.readable import CONFIG_BYTES, read_object
 from .. import tensors as given
 from ..changes import Change
@@ -59,7 +59,9 @@ def _module(path: Path, module: str, parts: Mapping[str, Tensor], scale: float, 
         )
     if a is not None and b is not None and a.dim() == b.dim() == 3:  # experts: a (E, r, inp), b (E, out, r)
         if len(a) != len(b):
-            raise CommonweightError(f"{path}: {module} has {len(a)} experts in lora_a and {len(b)} in lora_b")
+            raise CommonweightError(
+                f"{path}: {module} has {counted(len(a), 'expert')} in lora_a and {len(b)} in lora_b"
+            )
         root, _, name = module.rpartition(".")
         home = root.rpartition(".")[0] if root.endswith(".switch_mlp") else root
         pairs = (given.pair(module, x, y) for x, y in zip(a, b))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 
 PREFIX = "base_model.model."
 _WRAPPERS = "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"  # torch.compile, FSDP, checkpoints
@@ -47,7 +47,8 @@ def plain(tensors: Mapping[str, Tensor], tops: Collection[str]) -> dict[str, Ten
     names = {m[1] for k in tensors if (m := _NAMED.search(k)) and m[1] not in ("weight", "bias")}
     if len(names) > 1:
         raise CommonweightError(
-            f"adapter_model.safetensors: a state dict of {len(names)} adapters ({', '.join(sorted(names))}); save each "
+            f"adapter_model.safetensors: a state dict of {counted(len(names), 'adapter')} "
+            f"({', '.join(sorted(names))}); save each "
             "with PEFT's save_pretrained, which writes one folder for each"
         )
     out: dict[str, Tensor] = {}

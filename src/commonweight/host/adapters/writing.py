@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bind import Magnitude
-from ...core import CommonweightError, unknown
+from ...core import CommonweightError, counted, unknown
 from ...formats import atomic, gguf, mlx
 from ...formats.changes import EXACT, Change
 from ...formats.peft import low_rank, short
@@ -32,7 +32,8 @@ def export(
         return export_peft(base, tenant, path, overwrite=overwrite, **options)
     if tenant.labels is not None:
         raise CommonweightError(
-            f"{tenant.name}: has a classification head of {len(tenant.labels)} labels, for which {format} has no "
+            f"{tenant.name}: has a classification head of {counted(len(tenant.labels), 'label')}, for which "
+            f"{format} has no "
             "place; export to peft, which leaves it out and says so"
         )
     if tenant.held:

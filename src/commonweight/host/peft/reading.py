@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError, Plan, Site
+from ...core import CommonweightError, Plan, Site, counted
 from ...formats import peft
 from ...formats.changes import adapter as settled
 from ...formats.peft import keys
@@ -119,7 +119,8 @@ def _head(
     site, n = base.head_site(), found.W.shape[0]
     if tuple(found.W.shape) != (len(labels), site.inp):
         raise CommonweightError(
-            f"adapter_model.safetensors: its head {found.name} has {n} classes of {found.W.shape[1]} features; wanted "
+            f"adapter_model.safetensors: its head {found.name} has {counted(n, 'class', 'classes')} of "
+            f"{counted(found.W.shape[1], 'feature')}; wanted "
             f"{len(labels)}, as labels were given, of {site.inp}"
         )
     b = torch.zeros(n) if found.b is None else found.b

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...core import CommonweightError, Plan
+from ...core import CommonweightError, Plan, counted
 from ...formats import peft
 from ...formats.peft import low_rank, shaped
 from ...formats.peft.keys import targets
@@ -70,7 +70,9 @@ def export_peft(
     if carried := adapters(base.model):
         report["left_out"].append(f"PEFT adapters that the model carries, beside the tenant: {', '.join(carried)}")
     if tenant.labels is not None:
-        report["left_out"].append(f"the classification head of {len(tenant.labels)} labels: {', '.join(tenant.labels)}")
+        report["left_out"].append(
+            f"the classification head of {counted(len(tenant.labels), 'label')}: {', '.join(tenant.labels)}"
+        )
     hindrance = _hindrance(base, tenant, plan) if native or not (asked or native is False) else None
     if native and hindrance:
         raise CommonweightError(hindrance)

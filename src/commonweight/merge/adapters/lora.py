@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ...formats.peft import PREFIX
 from ..call.run import tasks
 from ..registry import Method, get
@@ -67,7 +67,9 @@ def lora(
     s = [1.0] * n if scales is None else [float(x) for x in scales]
     for name, values in (("weights", w), ("scales", s)):
         if len(values) != n or not all(map(math.isfinite, values)):
-            raise CommonweightError(f"lora: {name} are {values} for {n} adapters; give one finite number for each")
+            raise CommonweightError(
+                f"lora: {name} are {values} for {counted(n, 'adapter')}; give one finite number for each"
+            )
     if rank is not None and rank < 1:
         raise CommonweightError(f"lora: rank is {rank}; it must be at least 1")
     if compat == "peft":

@@ -41,9 +41,11 @@ class MergedTenant(NamedTuple):
     why: str
     error: Mapping[str, float]
 
-    def save(self, path: str | Path, codec: Choice = None) -> Path:
-        """One tenant file, written atomically, that `Host.load` reads on the tenants' base."""
-        return atomic.write(Path(path), native.encode(self.header, self.plan, self.pools, self.check, codec))
+    def save(self, path: str | Path, codec: Choice = None, *, overwrite: bool = False) -> Path:
+        """One tenant file, written atomically, that `Host.load` reads on the tenants' base. Raises: CommonweightError
+        where another file is there already, unless `overwrite`."""
+        data = native.encode(self.header, self.plan, self.pools, self.check, codec)
+        return atomic.write_new(Path(path), data, overwrite=overwrite)
 
 
 def tenants(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError, Rng, unknown
+from ...core import CommonweightError, Rng, counted, unknown
 
 State = Mapping[str, Tensor]
 Permutations = dict[str, Tensor]  # group -> (units,): unit i is taken from unit permutation[i]
@@ -103,7 +103,8 @@ def heads(
     rows, few = shapes[f"{query}.weight"][0], shapes[f"{reads[0]}.weight"][0]
     if count < 1 or not few or rows % count or few % (rows // count) or count % (few // (rows // count)):
         raise CommonweightError(
-            f"{prefix}: {count} heads do not fit {rows} rows of {names[0]} and {few} of {names[1]}; wanted equal "
+            f"{prefix}: {count} heads do not fit {counted(rows, 'row')} of {names[0]} and {few} of {names[1]}; "
+            "wanted equal "
             "heads, and a whole number of query heads for each key head"
         )
     width = rows // count
@@ -231,4 +232,6 @@ def _fit(groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> None
             size, wanted = shapes[p.tensor][p.axis], p.start + g.units // n * g.block
             alone = sum(q[:2] == p[:2] for q, _ in g.lies) == 1  # else they are parts of a fused tensor
             if size < wanted or (alone and p.start == 0 and size != wanted and g.block == 1):
-                raise CommonweightError(f"{p.tensor}: {size} entries along axis {p.axis}; {g.name} has {wanted} units")
+                raise CommonweightError(
+                    f"{p.tensor}: {counted(size, 'entry', 'entries')} along axis {p.axis}; {g.name} has {wanted} units"
+                )

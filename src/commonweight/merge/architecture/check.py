@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ...core import counted
 from .blank import Loaded, blank, loaded
 from .blocks import differ, features
 from .resized import Block
@@ -35,7 +36,7 @@ def _kind(name: str) -> str:
 def told(found: Loaded) -> str:
     """Counts and a name of each sort."""
     said = ("are missing", found.missing), ("have no place", found.unexpected), ("have another shape", found.mismatched)
-    return ", ".join(f"{len(n)} tensors {what} ({min(n)})" for what, n in said if n)
+    return ", ".join(f"{counted(len(n), 'tensor')} {what} ({min(n)})" for what, n in said if n)
 
 
 def otherwise(config: Mapping[str, Any], stacks: Sequence[Stack], blocks: Sequence[Block]) -> list[tuple[int, str]]:

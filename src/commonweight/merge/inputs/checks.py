@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ..registry import Method
 from ..sources.source import Source
 
@@ -17,7 +17,7 @@ def counts(method: Method, models: int, base: bool) -> None:
     low, high = method.models
     if models < low or (high is not None and models > high):
         wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-        raise CommonweightError(f"{method.name}: {models} models given; it takes {wanted}")
+        raise CommonweightError(f"{method.name}: {counted(models, 'model')} given; it takes {wanted}")
     if method.base == "required" and not base:
         raise CommonweightError(
             f"{method.name}: base is missing; give base=, the model that the others were trained from"
@@ -42,7 +42,9 @@ def _weights(method: Method, weights: Any, config: Mapping[str, Any], n: int) ->
         weights = [weights] * n
     weights = list(weights)
     if len(weights) != n:
-        raise CommonweightError(f"{method.name}: {len(weights)} weights for {n} models; give one for each model")
+        raise CommonweightError(
+            f"{method.name}: {counted(len(weights), 'weight')} for {counted(n, 'model')}; give one for each model"
+        )
     for i, w in enumerate(weights):
         if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
             raise CommonweightError(f"{method.name}: weights[{i}] is {w!r}; wanted a finite number")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ..inputs.given import given
 
 State = dict[str, Tensor]
@@ -99,7 +99,9 @@ def check_data(data: Sequence[Iterable[Any]], tasks: int) -> list[list[Any]]:
     found = [list(batches) for batches in data]
     if len(found) != tasks or not all(found):
         sizes = [len(b) for b in found]
-        raise CommonweightError(f"data has {sizes} batches a task for {tasks} models; give each task at least one")
+        raise CommonweightError(
+            f"data has {sizes} batches a task for {counted(tasks, 'model')}; give each task at least one"
+        )
     return found
 
 

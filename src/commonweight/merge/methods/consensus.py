@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from ...core import counted
 from ..call.declare import method
 from ..maths.parts import combine, deltas
 from ..registry import Count, Range
@@ -15,7 +16,7 @@ from .tall_masks import Threshold, masks
 
 def check(config: Mapping[str, Any], n: int) -> str | None:
     k = config["users"]
-    return f"users is {k}, with {n} models: no parameter would be merged" if k > n else None
+    return f"users is {k}, with {counted(n, 'model')}: no parameter would be merged" if k > n else None
 
 
 @method(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ...core import natural
+from ...core import counted, natural
 from ..maths import select
 from ..registry import Beside, limit
 from ..sources.source import INDEX, held
@@ -124,7 +124,7 @@ def _largest(task: Task) -> Iterable[grid.Piece]:
 
 def text(p: Plan) -> str:
     lines = ["reads"]
-    lines += [f"  {n}: {t} tensors, {b:,} bytes" for n, (t, b) in p.reads.items()]
+    lines += [f"  {n}: {counted(t, 'tensor')}, {b:,} bytes" for n, (t, b) in p.reads.items()]
     lines.append("computes")
     for s in p.steps:
         said = ", ".join(f"{k}={_short(v)}" for k, v in s.options.items() if v is not None)
@@ -132,7 +132,9 @@ def text(p: Plan) -> str:
             s.survey, "looks at the whole model first, in passes of its own"
         )
         piece = {"tensor": "whole tensors", "row": "whole rows"}.get(s.by, "pieces")
-        lines.append(f"  {s.method} ({said}): {s.tensors} tensors, {s.numel:,} numbers; {passes}; {piece}")
+        lines.append(
+            f"  {s.method} ({said}): {counted(s.tensors, 'tensor')}, {counted(s.numel, 'number')}; {passes}; {piece}"
+        )
     lines.append("writes")
     lines += [f"  {f}: {b:,} bytes" for f, b in p.writes.items()]
     bound = f"memory: at most {p.memory:,} bytes"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ..architecture.blank import NoModel, blank
 from ..architecture.naming import homes
 from ..architecture.stacks import Stack, lengths, place, stacks, text_part
@@ -78,7 +78,7 @@ def _chosen(told: tuple[Stack, ...], text: tuple[str, ...]) -> tuple[Stack, ...]
     mine = tuple(s for s in told if s.part == part)
     mine = tuple(s for s in mine if not _NO_LAYERS.search(s.prefix)) or mine
     if len({s.length for s in mine}) > 1:
-        said = " and ".join(f"{s.prefix.rstrip('.')} has {s.length} blocks" for s in mine)
+        said = " and ".join(f"{s.prefix.rstrip('.')} has {counted(s.length, 'block')}" for s in mine)
         raise CommonweightError(f"slices: {said}; slices apply to all stacks alike, so these must have one depth")
     return mine
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ..architecture.stacks import lengths, place
 from ..inputs.models import Models
 from ..schema.types import Input, Recipe, Slice
@@ -41,7 +41,7 @@ def order(recipe: Recipe) -> list[tuple[str, int]]:
     Raises: CommonweightError for more than `_BLOCKS`.
     """
     if (total := sum(map(_depth, recipe.slices))) > _BLOCKS:
-        raise CommonweightError(f"slices: {total:,} blocks; wanted at most {_BLOCKS:,}")
+        raise CommonweightError(f"slices: {counted(total, 'block')}; wanted at most {_BLOCKS:,}")
     return [(part.inputs[0].model, i) for part in recipe.slices for i in range(*_span(part.inputs[0]))]
 
 
@@ -85,7 +85,9 @@ def _sliced(recipe: Recipe, models: Models, frame: Frame) -> list[Out]:
             every = lengths(source.shapes)
             blocks = min(every.get(p, 0) for p in frame.prefixes)
             if _span(x)[1] > blocks:
-                raise CommonweightError(f"slices[{i}]: {x.model} has {blocks} layers; {_span(x)[1]} are asked for")
+                raise CommonweightError(
+                    f"slices[{i}]: {x.model} has {counted(blocks, 'layer')}; {_span(x)[1]} are asked for"
+                )
         for name, at in _names(part, sources, frame, first=i == 0, last=i == len(recipe.slices) - 1):
             made = name if at is None else _renamed(name, offset + at)
             mine = tuple(name if at is None else _renamed(name, _span(x)[0] + at) for x in part.inputs)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from torch import Tensor
 
-from ...core import CommonweightError, unknown
+from ...core import CommonweightError, counted, unknown
 from ..statistics import open_statistics
 
 
@@ -80,7 +80,9 @@ def checked(owner: str, name: str, value: Any, hint: Any, n: int) -> Any:
         return None if value is None and type(None) in kinds else _beside(owner, name, value, limit, n)
     if limit and limit.each and isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != n:
-            raise CommonweightError(f"{owner}: {name} has {len(value)} values for {n} models; give one, or {n}")
+            raise CommonweightError(
+                f"{owner}: {name} has {counted(len(value), 'value')} for {counted(n, 'model')}; give one, or {n}"
+            )
         return tuple(_number(owner, f"{name}[{i}]", v, limit) for i, v in enumerate(value))
     if value is None and type(None) in kinds:
         return None
@@ -107,7 +109,9 @@ def _beside(owner: str, name: str, value: Any, limit: Beside, n: int) -> Any:
     n -= limit.fewer
     values = list(value) if isinstance(value, list | tuple) else [value]
     if len(values) != n:
-        raise CommonweightError(f"{owner}: {name} has {len(values)} files for {n} models; give one for each, in order")
+        raise CommonweightError(
+            f"{owner}: {name} has {counted(len(values), 'file')} for {counted(n, 'model')}; give one for each, in order"
+        )
     return tuple(open_statistics(v, f"{owner}: {name}[{i}]", limit.kind) for i, v in enumerate(values))
 
 

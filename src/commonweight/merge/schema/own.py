@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...core import CommonweightError, unknown
+from ...core import CommonweightError, counted, unknown
 from .. import registry
 from .fields import keys, listed, mapping, padding, precision, text
 from .settings import Gradient, ranges, select
@@ -132,7 +132,9 @@ def _rule(i: int, body: Any) -> Rule:
 def _weights(weights: Any, slices: tuple[Slice, ...]) -> tuple[Any, ...]:
     found = tuple(setting("weights", w) for w in listed("weights", weights))
     if any(len(s.inputs) != len(found) for s in slices):
-        raise CommonweightError(f"weights: {len(found)} for {len(slices[0].inputs)} models; give one for each model")
+        raise CommonweightError(
+            f"weights: {len(found)} for {counted(len(slices[0].inputs), 'model')}; give one for each model"
+        )
     return found
 
 

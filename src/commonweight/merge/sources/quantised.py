@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from .source import Files, Source, held, read_json
 
 _STATE = ".quant_state.bitsandbytes__"
@@ -191,11 +191,13 @@ def _fours(source: Source) -> dict[str, _Four]:
                 nested = (code, scale, int(about["nested_blocksize"]), float(about["nested_offset"]))
                 bytewise = source.dtypes[f"{name}.absmax"] == torch.uint8 and code.shape == (256,)
                 if not bytewise or scale.shape != (-(-blocks // nested[2]),):
-                    raise ValueError(f"{len(scale)} scales of scales, {len(code)} values, for {blocks} blocks")
+                    raise ValueError(
+                        f"{len(scale)} scales of scales, {counted(len(code), 'value')}, for {blocks} blocks"
+                    )
             out[name] = q = _Four(shape, block, source.read(f"{name}.quant_map").float(), nested)
             held = math.prod(source.shapes[name]) * source.dtypes[name].itemsize * 2
             if min(shape) < 1 or held < math.prod(shape) or q.code.shape != (16,):
-                raise ValueError(f"{held} values for a weight of shape {shape}")
+                raise ValueError(f"{counted(held, 'value')} for a weight of shape {shape}")
             if math.prod(source.shapes[f"{name}.absmax"]) != blocks:
                 raise ValueError(f"{source.shapes[f'{name}.absmax']} scales for {blocks} blocks")
         except (ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError, RecursionError) as e:

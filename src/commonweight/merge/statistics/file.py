@@ -92,8 +92,9 @@ class Statistics:
                 h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return h.hexdigest()
 
-    def save(self, path: str | Path) -> Path:
-        """Writes all of it as one file, atomically."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes all of it as one file, atomically. Raises: CommonweightError where another file is there already,
+        unless `overwrite`."""
         tensors = {k: self._slice(k, None).contiguous() for k in sorted(self.shapes)}
         header = {"format": FORMAT, **{k: v for k, v in self.header.items() if k != DIGEST}}
         body = save(tensors)
@@ -102,7 +103,8 @@ class Statistics:
         entries = {**json.loads(body[8 : 8 + length]), "__metadata__": {KEY: told}}
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        return atomic.write(Path(path), len(text).to_bytes(8, "little") + text + body[8 + length :])
+        data = len(text).to_bytes(8, "little") + text + body[8 + length :]
+        return atomic.write_new(Path(path), data, overwrite=overwrite)
 
     def _key(self, kind: str, name: str, shape: tuple[int, ...] | None) -> str:
         key = f"{kind}/{name}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ...formats.native import template
 from ..sources.source import Source, config_of, held
 from .reading import FILE, alike, tokenizer_of, tokens_of, vocabulary_file
@@ -115,7 +115,8 @@ def axes(sources: Mapping[str, Source]) -> dict[str, int]:
     rows, label = next(iter(size.values())), first.label
     if not out:
         raise CommonweightError(
-            f"tokenizer: no tensor of {label} has {rows} rows, the vocab_size in its config.json, in all models; give "
+            f"tokenizer: no tensor of {label} has {counted(rows, 'row')}, the vocab_size in its config.json, in "
+            "all models; give "
             "each its own config.json"
         )
     if len(set(size.values())) == 1:
@@ -175,7 +176,8 @@ class Mapped:
                     )
                 if at >= sources[m].shapes[n][axis]:
                     raise CommonweightError(
-                        f"{n}: {sources[m].label} has {sources[m].shapes[n][axis]} rows, its tokenizer names row {at}"
+                        f"{n}: {sources[m].label} has {counted(sources[m].shapes[n][axis], 'row')}, its tokenizer "
+                        f"names row {at}"
                     )
         self.dtypes: Mapping[str, torch.dtype] = own.dtypes
         self.shapes: Mapping[str, tuple[int, ...]] = {

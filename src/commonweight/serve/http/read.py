@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...core import counted
 from ..request import Request
 from . import tools
 from .bodies import ChatBody, CompletionBody, ResponseBody, Sampled, StreamOptions, neutral
@@ -24,7 +25,9 @@ def completion(body: CompletionBody, tenant: str | None, settings: Settings, voc
     shared = _sampled(body, settings, most, vocabulary)
     prompts = _prompts(body.prompt)
     if len(prompts) * (body.n or 1) > MANY:
-        raise Refused(400, f"prompt: {len(prompts)} prompts with n {body.n or 1}; at most {MANY} answers", "prompt")
+        raise Refused(
+            400, f"prompt: {counted(len(prompts), 'prompt')} with n {body.n or 1}; at most {MANY} answers", "prompt"
+        )
     return [Request(p, tenant, logprobs=body.logprobs, **shared) for p in prompts]
 
 

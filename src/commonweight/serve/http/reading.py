@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from fastapi import APIRouter
 from starlette.requests import Request as Call
 
-from ...core import CommonweightError
+from ...core import CommonweightError, counted
 from ..encoder import Encoder, Reading
 from ..engine import Full
 from ..readings import Classified, Embedding, Input, Ranked
@@ -98,7 +98,7 @@ def routes(service: Service, engine: Encoder) -> APIRouter:
         tenant, cut = await service.tenant(call, body.model), body.truncate_prompt_tokens
         first, second = _side(body.text_1, "text_1"), _side(body.text_2, "text_2")
         if len(first) not in (1, len(second)):
-            told = f"text_1: {len(first)} texts beside {len(second)} in text_2; wanted 1 or as many"
+            told = f"text_1: {counted(len(first), 'text')} beside {len(second)} in text_2; wanted 1 or as many"
             raise Refused(400, told, "text_1")
         sides = [(first[0], second)] if len(first) == 1 else [(a, [b]) for a, b in zip(first, second)]
         submit = lambda: [engine.ranking(a, b, tenant, cut) for a, b in sides]  # noqa: E731
@@ -118,7 +118,7 @@ async def _read(
     """The texts of one call, when all have been read. Raises: Refused; Gone when the client hangs up."""
     key, began, reason = call.state.key, time.monotonic(), "error"
     if texts > MANY:
-        raise Refused(400, f"input: {texts} texts; at most {MANY} a call", "input")
+        raise Refused(400, f"input: {counted(texts, 'text')}; at most {MANY} a call", "input")
     service.within(key, texts)
     asked = Asked([])
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....core import CommonweightError, Site
+from ....core import CommonweightError, Site, counted
 from ....formats.adapter import Frozen
 from ....formats.changes import Change
 from ....formats.peft import PREFIX, refusals
@@ -130,7 +130,7 @@ def _tasks(kind: str, task: int | None, config: Any) -> dict[str, Any]:
     if task is None or not 0 <= task < config.n_tasks:
         said = "none was given" if task is None else f"task={task} came"
         raise CommonweightError(
-            f"POLY: holds {config.n_tasks} tasks, and a tenant is one; {said}, give task=0 or another"
+            f"POLY: holds {counted(config.n_tasks, 'task')}, and a tenant is one; {said}, give task=0 or another"
         )
     return {"task_ids": torch.tensor([task])}
 
