@@ -1,0 +1,1 @@
+"""A server under everything at once: a hypothesis state machine loads, publishes, evicts, breaks, cancels and asks."""
