@@ -36,7 +36,9 @@ def _diffusers(model: str, kind: str) -> Any:
     try:
         diffusers = import_module("diffusers")
     except ImportError as e:
-        raise CommonweightError(f"model {model!r} is a {kind} of diffusers; pip install diffusers") from e
+        raise CommonweightError(
+            f"model {model!r} is a {kind} of diffusers; pip install 'commonweight[diffusion]'"
+        ) from e
     found = getattr(diffusers, kind, None)
     if found is None or not hasattr(found, "from_pretrained"):
         raise CommonweightError(f"model {model!r}: diffusers {diffusers.__version__} has no model {kind}")

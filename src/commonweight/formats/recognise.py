@@ -89,6 +89,8 @@ def _file(path: Path) -> tuple[str, Path] | None:
         raise CommonweightError(f"{path}: an adapter of mlx-lm without its {_CONFIG}, which has the scale; copy it too")
     if any(k.startswith((*_KOHYA, *_DIFFUSERS)) for k in keys):
         return "kohya", path
+    if isinstance(about, dict) and "lora_adapter_metadata" in about:
+        return "kohya", path
     if any(".lora_A." in k for k in keys):
         raise CommonweightError(f"{path}: an adapter of PEFT without its {_CONFIG}, which has the scale; copy it too")
     return None

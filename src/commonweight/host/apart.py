@@ -54,7 +54,8 @@ def is_cache(name: str, value: Any) -> bool:
 
 def cut(given: tuple[tuple, dict], where: Tensor, rows: int) -> tuple[tuple, dict]:
     """Some rows of a call of so many. Raises: Unfit for a tensor of which it cannot be known whether it has rows."""
-    lengths = {d for t in pytree.tree_leaves(given) if isinstance(t, Tensor) for d in t.shape[1:2]}
+    texts = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim() < 4]  # images have no tokens
+    lengths = {d for t in texts for d in t.shape[1:2]}
 
     def part(v: Any) -> Any:
         if not isinstance(v, Tensor) or v.dim() == 0 or v.shape[0] != rows:

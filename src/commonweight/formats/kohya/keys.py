@@ -22,6 +22,8 @@ _OTHER = {  # diffusers' names of the factors, of its several ages -> kohya's
 }  # fmt: skip
 _LONGEST = sorted((*_OTHER, *SLOTS), key=len, reverse=True)
 
+_PLAIN = "lora_", "lora.", "hada_", "lokr_"
+
 Group = dict[str, dict[str, Tensor]]
 
 
@@ -45,8 +47,9 @@ def split(key: str) -> tuple[str, str | None, str | None]:
     """(part, module, kohya's name of the slot)."""
     if m := _UNDERSCORED.fullmatch(key):
         return m[1].removeprefix("lora_"), m[2], _OTHER.get(m[3], m[3] if m[3] in SLOTS else None)
-    if not (m := _DOTTED.fullmatch(key)):
-        return "", None, None
+    if not (m := _DOTTED.fullmatch(key)):  # of one model alone, as diffusers' save_lora_adapter writes it
+        slot = next((s for s in _LONGEST if key.endswith(f".{s}") and s.startswith(_PLAIN)), None)
+        return ("", None, None) if slot is None else ("", key[: -len(slot) - 1], _OTHER.get(slot, slot))
     if p := _PROCESSOR.fullmatch(m[2]):
         name = "to_out.0" if p[2] == "to_out" else p[2]
         return m[1], f"{p[1]}.{name}", f"lora_{p[3]}.weight"

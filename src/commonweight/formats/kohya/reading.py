@@ -125,21 +125,32 @@ def _alphas(path: Path, part: str) -> Callable[[str, Mapping[str, Tensor]], Mapp
         return lambda module, parts: parts
     try:
         about: Any = json.loads(raw)
-        config = {k.removeprefix(f"{part}."): v for k, v in about.items() if k.startswith(f"{part}.")}
+        start = f"{part}." if part else ""
+        config = {k.removeprefix(start): v for k, v in about.items() if k.startswith(start)}
     except (ValueError, RecursionError, AttributeError) as e:
         raise CommonweightError(f"{path}: its lora_adapter_metadata is not a JSON object ({e})") from e
     return lambda module, parts: _with_alpha(path, module, parts, config)
 
 
 def _with_alpha(path: Path, module: str, parts: Mapping[str, Tensor], config: dict[str, Any]) -> Mapping[str, Tensor]:
-    down = parts.get("lora_down.weight")
-    if "alpha" in parts or down is None or not config:
+    if "alpha" in parts or not config:
         return parts
-    alpha = next(
-        (v for k, v in (config.get("alpha_pattern") or {}).items() if module == k or module.endswith(f".{k}")),
-        config.get("lora_alpha"),
-    )
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise CommonweightError(f"{path}: lora_alpha is {alpha!r} in its metadata; wanted a number")
-    factor = math.sqrt(len(down)) if config.get("use_rslora") else 1.0
-    return {**parts, "alpha": down.new_tensor(float(alpha) * factor)}
+    if (down := parts.get("lora_down.weight")) is not None:
+        factor = math.sqrt(len(down)) if config.get("use_rslora") else 1.0
+        return {**parts, "alpha": down.new_tensor(_number(path, module, config, "lora_alpha") * factor)}
+    if (w := parts.get("hada_w1_b")) is not None:
+        return {**parts, "alpha": w.new_tensor(_number(path, module, config, "alpha"))}
+    for slot in ("lokr_w1", "lokr_w1_a"):  # PEFT's scale, unlike LyCORIS', is there without a rank too
+        if slot in parts:
+            s = _number(path, module, config, "alpha") / _number(path, module, config, "r")
+            return {**parts, slot: parts[slot] * s}
+    return parts
+
+
+def _number(path: Path, module: str, config: dict[str, Any], name: str) -> float:
+    """A number of PEFT's config, as the module's own pattern has it, else as all have it."""
+    patterns = config.get("rank_pattern" if name == "r" else "alpha_pattern") or {}
+    found = next((v for k, v in patterns.items() if module == k or module.endswith(f".{k}")), config.get(name))
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found == 0:
+        raise CommonweightError(f"{path}: {name} is {found!r} in its metadata; wanted a number")
+    return float(found)

@@ -25,11 +25,14 @@ _SENSES = {"pixel_values": "vision", "input_values": "audio", "input_features": 
 
 
 def towers(model: nn.Module) -> Callable[[str], str]:
-    """Which tower a site's name belongs to. A model of one sense is one tower: of its main input.
+    """Which tower a site's name belongs to. A model of one sense is one tower: of its main input; so is one of
+    diffusers, which makes images.
 
     Of an encoder and a decoder the encoder takes the main input, as Whisper's does, and the decoder speaks.
     """
     inner: Any = unwrapped(model)
+    if type(inner).__module__.startswith("diffusers."):
+        return lambda name: "vision"
     sense = _SENSES.get(getattr(inner, "main_input_name", "input_ids"), "language")
     paired = bool(getattr(getattr(inner, "config", None), "is_encoder_decoder", False))
     rest = "language" if paired or len(_found(inner)) else sense

@@ -41,16 +41,16 @@ def _otherwise(module: nn.Linear) -> bool:
         return False
     if kind not in _OTHERWISE:
         with torch.no_grad():
-            x = torch.linspace(-1, 1, 2 * w.shape[1], device=w.device).view(1, 2, -1)
-            b: Tensor | None = module._parameters.get("bias")
-            each = w.float(), None if b is None else b.float()
-            want = F.linear(x, *each)
+            bias: Any = module._parameters.get("bias")
+            x, w = torch.linspace(-1, 1, 2 * w.shape[1], device=w.device).view(1, 2, -1), w.float()
+            b = bias if bias is None else bias.float()
+            want = F.linear(x, w, b)
             try:
-                y = by_module(module, x, *each)
+                y = by_module(module, x, w, b)
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # it wants another input
                 y = None
-            same = isinstance(y, Tensor) and y.shape == want.shape
-            _OTHERWISE[kind] = not (same and torch.allclose(y.float(), want, rtol=1e-3, atol=1e-4))
+            fits = isinstance(y, Tensor) and y.shape == want.shape
+            _OTHERWISE[kind] = not fits or not torch.allclose(torch.as_tensor(y).float(), want, rtol=1e-3, atol=1e-4)
     return _OTHERWISE[kind]
 
 
