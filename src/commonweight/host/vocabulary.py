@@ -7,16 +7,18 @@ relies on those before them alone, so that its file fits every base that begins 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from .fingerprint import of_base
-from .hooked import HookedModel
 from .sites import input_table, output_head
 from .tenant import Tenant
+
+if TYPE_CHECKING:
+    from .hooked import HookedModel
 
 
 def relied(base: HookedModel, tenant: Tenant) -> int | None:
