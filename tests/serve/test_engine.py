@@ -10,7 +10,7 @@ import torch
 import commonweight as cw
 from commonweight.core import CommonweightError
 from commonweight.serve import Engine, Request
-from commonweight.serve.lanes import Step
+from commonweight.serve.readers import Step
 
 from ..laws.subjects import METHODS, can, small
 from .served import FAMILIES, VOCAB, add, alone, ask, make, prompt, right
@@ -255,7 +255,7 @@ def test_a_step_is_its_threads_alone(host: cw.Host, engine: Engine):
     with torch.no_grad():
         plain = host.model(input_ids=ids).logits
     lanes, edition = engine._router.lanes, engine.tenants.edition("a")
-    lanes.open(Step([(lanes.slot(edition) or 0, 3)], ids.device))
+    lanes.open(Step([(*lanes.sit([edition])[edition], 3)], ids.device))
     found: list[torch.Tensor] = []
 
     def other() -> None:
@@ -291,9 +291,13 @@ def test_a_model_in_half_precision_answers_as_its_tenants_do():
     asked = [ask(t, i, logprobs=0) for i, t in enumerate(["a", "b", "c", None, "a"])]
     with Engine(host, max_requests=4, max_batch_tokens=32, page_size=8) as engine:
         answers = engine.generate(asked)
-        assert {lane.held["A"].dtype for lane in engine._router.lanes.lanes.values() if "A" in lane.held} == {
-            torch.bfloat16
-        }
+        held = [
+            layer.group.A
+            for bank in engine._router.lanes.banks.values()
+            for layer in bank.layers.values()
+            if layer.group
+        ]
+        assert {A.dtype for A in held} == {torch.bfloat16}
     for request, answer in zip(asked, answers, strict=True):
         assert answer.error is None and answer.logprobs is not None
         ids = torch.tensor([[*request.prompt, *answer.tokens[:-1]]])

@@ -127,7 +127,14 @@ def _salt(state: State) -> int:
 
 class Scheduler(FIFOScheduler):
     """First come, first served, in turn between tenants: of those that wait, a tenant's next one comes after everybody
-    who has fewer in work. Requests under suspicion run one at a time."""
+    who has fewer in work. Requests under suspicion run one at a time. order: how those that go on stand in a step."""
+
+    order: Callable[[Ticket], Any] = staticmethod(lambda ticket: (0, 0))
+
+    def _process_candidates(self, *args: Any) -> Any:
+        found, *rest = super()._process_candidates(*args)
+        found.sort(key=lambda f: (0, self.order(f.state.ticket)) if f.query_length == 1 else (1, (0, 0)))  # type: ignore[attr-defined]
+        return found, *rest
 
     def _get_waiting_candidates(self) -> list[RequestState]:
         found = super()._get_waiting_candidates()
@@ -181,6 +188,7 @@ class Manager(ContinuousBatchingManager):
         self._step = step
         self.open: weakref.WeakSet[Ticket] = weakref.WeakSet()  # answers that have not ended
         self.between: Callable[[], None] = lambda: None  # called in the loop's thread, between two steps
+        self.order: Callable[[Ticket], Any] = lambda ticket: (0, 0)  # of requests with one token in a step
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         super().__init__(model, generation, config)  # type: ignore[arg-type]
         self.logit_processor, self.output_router = Choice(), Nobody()
@@ -192,7 +200,8 @@ class Manager(ContinuousBatchingManager):
 
     def _create_batch_processor(self) -> Any:
         made = super()._create_batch_processor()
-        scheduler = made.scheduler
+        scheduler: Any = made.scheduler
+        scheduler.order = self.order
 
         def state_of(request: str) -> Any:
             return scheduler.active_requests.get(request) or scheduler.waiting_requests.get(request)
@@ -289,7 +298,7 @@ _PRIVATE = {
     ContinuousBatchingManager: ("_generation_loop_body", "_generation_step", "_create_batch_processor",
         "_fail_all_remaining_requests", "switch_to_cb_friendly_attn"),
     FIFOScheduler: ("schedule_batch", "finish_request", "add_waiting_request", "set_request_cancellation",
-        "clear_cancelled_requests", "_get_waiting_candidates"),
+        "clear_cancelled_requests", "_get_waiting_candidates", "_process_candidates"),
     RequestState: ("update_and_check_completion", "create_equivalent_initial_request"),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from .blend import Part, total
 from .flight import Flights
 from .frozen import Frozen, finite, frozen
 from .places import placed
+from .pooled import Common, common
 
 _stamps = itertools.count(1)
 
@@ -19,7 +20,8 @@ _stamps = itertools.count(1)
 class Edition:
     """name: for messages. tenants: the object, or those that it is a weighted sum of. stamp: a number that no other
     edition of this process has; the cache of prefixes is salted with it. form: what it is at each layer, None where it
-    has no common form and is read through the host's route.
+    has no common form and is read through the host's route. common: what it has of its own, where the rest is a
+    common's; its form is made only when somebody asks for it.
 
     sound: whether all its numbers are finite. An attention that meets a NaN may answer with zeros, which nothing in the
     scores would show, so that an edition that is not sound answers nothing.
@@ -28,10 +30,23 @@ class Edition:
     a form, whose pools are read as they stand. reader, places: the tenant for the host's route, see `places.placed`.
     """
 
-    def __init__(self, name: str, tenants: tuple[Tenant, ...], form: Mapping[str, Frozen] | None, sound: bool):
-        self.name, self.tenants, self.sound = name, tenants, sound
-        self.form, self.stamp = form, next(_stamps)
+    def __init__(
+        self,
+        name: str,
+        tenants: tuple[Tenant, ...],
+        form: Mapping[str, Frozen] | Callable[[], Mapping[str, Frozen] | None] | None,
+        sound: bool,
+        common: Common | None = None,
+    ):
+        self.name, self.tenants, self.sound, self.common = name, tenants, sound, common
+        self._form, self.stamp = form, next(_stamps)
         self.reader, self.places = placed(tenants[0]) if form is None and len(tenants) == 1 else (tenants[0], None)
+
+    @property
+    def form(self) -> Mapping[str, Frozen] | None:
+        if callable(self._form):
+            self._form = self._form()
+        return self._form
 
 
 class Editions:
@@ -45,8 +60,11 @@ class Editions:
         """Cost: the first time as `frozen.frozen`, in the thread that asks; then a look at each pool's version."""
 
         def made() -> Edition:
-            sound = finite(tenant)
-            return Edition(tenant.name, (tenant,), frozen(tenant, modules) if sound else None, sound)
+            if not finite(tenant):
+                return Edition(tenant.name, (tenant,), None, False)
+            shared = common(tenant, modules)
+            form = frozen(tenant, modules) if shared is None else lambda: frozen(tenant, modules)
+            return Edition(tenant.name, (tenant,), form, True, shared)
 
         return self._once(_key(tenant), made)
 

@@ -108,10 +108,11 @@ class Engine:
         blocks = -(-cache_tokens // page_size) + 1
         self.cache_tokens = page_size * (blocks - 1)
         check.servable(self.model)
-        self._router = Router(self.host, max_requests + 1)
+        self._router = Router(self.host, 4 * max_requests)
         config = configured(self.model.device, page_size, blocks, max_batch_tokens, max_requests, prefix_cache)
         self._manager = Manager(self.model, self._step, config)
         self._manager.between = self._between
+        self._manager.order = lambda ticket: self._router.lanes.order(ticket.edition)
         self._lock, self._closed = threading.Lock(), False
         self._manager.start()
         try:
@@ -269,7 +270,7 @@ class Engine:
         if self.tenants.left.is_set():
             self.tenants.left.clear()
             self._router.forget(self.tenants.gone)
-            if any(self.tenants.leaving(e) for e in self._router.lanes.slots):
+            if any(self.tenants.leaving(e) for e in self._router.lanes.known()):
                 self.tenants.left.set()  # somebody still reads it: looked at again after the next step
 
     def _step(self, batch: list[tuple[Ticket, int]], processor: Any) -> None:

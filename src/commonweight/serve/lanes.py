@@ -1,60 +1,27 @@
-"""Many finished tenants at one layer, in one pair of products for all of them.
+"""Many finished tenants in the layers of one model: who sits where, and the hooks that read them.
 
-A lane holds, for one layer, what every resident tenant is there (`frozen.Frozen`), each in a slot: A (S, R, inp),
-B (S, R, out), s, c (S, out), t (S, inp). Slot 0 is the plain base. The tokens of requests that go on are read in one
-batched product down and one up, whatever methods and ranks; prompts go one by one.
+Tenants of one rank sit in one bank, those of one common in a bank of the common (`bank`, `pooled`); in a step each bank
+is read in one pair of products a layer, whatever the methods. Those who read sit close together, so that stacks are
+read as they lie; the tokens of prompts go prompt by prompt.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, counted
+from .bank import Bank
 from .edition import Edition
-from .frozen import Frozen
+from .pooled import Commons
+from .readers import Part, Step
 
-
-class Step:
-    """Who reads in a step. Requests with one token come first, as the scheduler has them; `lead` is about those, spans
-    (first, end, slot) are the tokens of the others. used: all slots."""
-
-    __slots__ = ("lead", "length", "spans", "used")
-
-    def __init__(self, readers: Sequence[tuple[int, int]], device: torch.device):
-        ones = next((i for i, (_, n) in enumerate(readers) if n != 1), len(readers))
-        self.lead = Lead([slot for slot, _ in readers[:ones]], device) if ones else None
-        self.spans: list[tuple[int, int, int]] = []
-        at = ones
-        for slot, n in readers[ones:]:
-            self.spans.append((at, at + n, slot))
-            at += n
-        self.length, self.used = at, frozenset(slot for slot, _ in readers)
-
-
-class Lead:
-    """Tokens of which each is a request: slots (n,) says whose. Where the slots up to the last of them hold few others,
-    the tokens are laid beside the stacks (`width` places a slot, `places` (n,) says where), and no factor is moved;
-    else each token's factors are taken out."""
-
-    __slots__ = ("count", "places", "slots", "top", "width")
-
-    def __init__(self, slots: Sequence[int], device: torch.device):
-        at: Counter[int] = Counter()
-        nth = []
-        for slot in slots:
-            nth.append(at[slot])
-            at[slot] += 1
-        self.count, self.top, self.width = len(slots), max(slots) + 1, max(at.values())
-        self.slots = torch.tensor(slots, device=device)
-        beside = self.top * self.width <= 2 * self.count + 4
-        places = [slot * self.width + i for slot, i in zip(slots, nth)]
-        self.places = torch.tensor(places, device=device) if beside else None
+COMMONS = 4  # commons with a bank of their own; the tenants of others are read by factors of their own
+NARROW = 8  # smaller ranks are read as this one
 
 
 class _Here(threading.local):
@@ -62,68 +29,29 @@ class _Here(threading.local):
 
 
 class Lane:
-    """One layer's. Called after its forward, and before it where a tenant scales its input."""
+    """One layer's hooks. The one before its forward is there where a tenant scales its input."""
 
-    def __init__(self, lanes: Lanes, at: Any):
-        self.lanes, self.name, self.module = lanes, at.name, at.module
-        out, inp = at.weight.shape
-        self.sizes = {"A": inp, "B": out, "s": out, "t": inp, "c": out}
-        self.held: dict[str, Tensor] = {}
-        self.readers: set[int] = set()  # slots that are not the base here
-        self.kept: tuple[Lead | None, dict[str, Tensor]] = None, {}
-        self.handles = [
-            self.module.register_forward_pre_hook(self.before, with_kwargs=True),
-            self.module.register_forward_hook(self.after, with_kwargs=True),
-        ]
+    def __init__(self, lanes: Lanes, name: str, module: nn.Module):
+        self.lanes, self.name, self.module = lanes, name, module
+        self.handles = [module.register_forward_hook(self.after, with_kwargs=True)]
+        self.scales = False
 
-    def put(self, slot: int, what: Frozen) -> None:
-        """B is kept as (R, out)."""
-        self.kept = None, {}
-        self.readers.add(slot)
-        parts = {k: v for k, v in what._asdict().items() if v is not None}
-        if "B" in parts:
-            parts["B"] = parts["B"].T
-        for name, value in parts.items():
-            self._room(name, value)
-        for name, stack in self.held.items():
-            stack[slot] = 1.0 if name in "st" else 0.0
-            if (value := parts.get(name)) is not None:
-                stack[slot][: len(value)] = value
+    def look_before(self) -> None:
+        if not self.scales:
+            self.scales = True
+            self.handles.append(self.module.register_forward_pre_hook(self.before, with_kwargs=True))
 
-    def drop(self, slot: int) -> None:
-        if slot in self.readers:
-            self.readers.discard(slot)
-            for name, stack in self.held.items():
-                stack[slot] = 1.0 if name in "st" else 0.0
-            self.kept = None, {}
-
-    def grow(self) -> None:
-        for name, stack in list(self.held.items()):
-            self._room(name, stack[0])
-        self.kept = None, {}
-
-    def _room(self, name: str, value: Tensor) -> None:
-        """Grows a stack to all slots, and to the widest rank."""
-        low = name in "AB"
-        old = self.held.get(name)
-        rank = max(len(value), 0 if old is None else old.shape[1]) if low else 0
-        shape = (self.lanes.size, rank, self.sizes[name]) if low else (self.lanes.size, self.sizes[name])
-        if old is not None and tuple(old.shape) == shape:
-            return
-        dtype = torch.float32 if old is None else old.dtype
-        new = torch.full(shape, 1.0 if name in "st" else 0.0, device=value.device, dtype=dtype)
-        if old is not None:
-            new[tuple(slice(n) for n in old.shape)] = old
-        self.held[name] = new
-
-    def active(self) -> Step | None:
+    def active(self) -> list[tuple[Part, Any]]:
         step = self.lanes.here.step
-        return None if step is None or step.used.isdisjoint(self.readers) else step
+        if step is None:
+            return []
+        return [(p, layer) for p in step.parts if (layer := p.bank.layers.get(self.name)) is not None]
 
-    def whose(self, step: Step, x: Tensor) -> Tensor:
+    def rows(self, x: Tensor) -> Tensor:
         """x with a row a token. Raises: CommonweightError where there are more rows or fewer than the step has."""
         flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
-        if len(flat) != step.length:
+        step = self.lanes.here.step
+        if step is not None and len(flat) != step.length:
             raise CommonweightError(
                 f"{self.name}: it has {counted(len(flat), 'row')} where the step has "
                 f"{counted(step.length, 'token')}, so that it cannot be "
@@ -131,124 +59,115 @@ class Lane:
             )
         return flat
 
-    def rows(self, name: str, lead: Lead) -> Tensor:
-        """Of each leading token its s, t or c, (n, ...), float32."""
-        if self.kept[0] is not lead:
-            self.kept = lead, {}
-        if name not in self.kept[1]:
-            self.kept[1][name] = self.held[name].index_select(0, lead.slots)
-        return self.kept[1][name]
-
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if "t" not in self.held or (step := self.active()) is None:
+        active = [(part, layer) for part, layer in self.active() if layer.scales_input()]
+        if not active:
             return None
         x = args[0]
-        flat, held = self.whose(step, x).clone(), self.held["t"]
-        if step.lead is not None:
-            flat[: step.lead.count].mul_(self.rows("t", step.lead))
-        for first, end, slot in step.spans:
-            if slot in self.readers:
-                flat[first:end].mul_(held[slot])
+        flat = self.rows(x).clone()
+        for part, layer in active:
+            layer.before(flat, part)
         return (flat.view(x.shape), *args[1:]), kwargs
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor | None:
-        step = self.active()
-        if step is None or not self.held.keys() & {"A", "s", "c"}:
+        active = self.active()
+        if not active:
             return None
-        flat, rows = self.whose(step, args[0]), self.whose(step, y)
-        if step.lead is not None:
-            self._each(rows[: step.lead.count], flat[: step.lead.count], step.lead)
-        for first, end, slot in step.spans:
-            if slot in self.readers:
-                self._span(rows[first:end], flat[first:end], slot)
+        rows, x = self.rows(y), args[0]
+        for part, layer in active:
+            layer.after(rows, x, part)
         return rows.view(y.shape)
-
-    def _each(self, y: Tensor, x: Tensor, lead: Lead) -> None:
-        """One token a request: y is written over."""
-        if "s" in self.held:
-            y.mul_(self.rows("s", lead))
-        if "c" in self.held:
-            y.add_(self.rows("c", lead))
-        if "A" not in self.held:
-            return
-        A, B = self._factors(y.dtype)
-        if lead.places is None:
-            h = torch.bmm(A.index_select(0, lead.slots), x.unsqueeze(-1))
-            y.unsqueeze(1).baddbmm_(h.mT, B.index_select(0, lead.slots))
-            return
-        A, B = A[: lead.top], B[: lead.top]
-        beside = x.new_zeros(lead.top * lead.width, x.shape[-1]).index_copy_(0, lead.places, x)
-        out = torch.bmm(torch.bmm(beside.view(lead.top, lead.width, -1), A.mT), B)
-        y.add_(out.view(-1, y.shape[-1]).index_select(0, lead.places))
-
-    def _span(self, y: Tensor, x: Tensor, slot: int) -> None:
-        """The tokens of one prompt, likewise."""
-        held = self.held
-        if "s" in held:
-            y.mul_(held["s"][slot])
-        if "c" in held:
-            y.add_(held["c"][slot])
-        if "A" in held:
-            A, B = self._factors(y.dtype)
-            y.addmm_(x @ A[slot].T, B[slot])
-
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A and B as the layer computes: they are kept in that format from the first read on."""
-        if self.held["A"].dtype is not dtype:
-            self.held |= {k: self.held[k].to(dtype) for k in "AB"}
-        return self.held["A"], self.held["B"]
 
 
 class Lanes:
-    """The lanes of a model's layers and the slots of what is resident in them. One thread alone uses it.
+    """The lanes of a model's layers and who sits in which bank. One thread alone uses it.
 
-    most: slots; above it, what was unused for longest gives its own away. It must be more than the readers of a step.
-    Memory: a slot takes the numbers of the widest resident tenant, so that slots are made as they are needed.
+    groups: layer -> the name of those that are given its input, see `bank.together`. most: editions that are kept for
+    when they are asked for again, so that what the cache has of their prefixes still counts.
+    Memory: a seat takes the numbers of its bank's rank; there are at most twice as many as tenants that read at once.
     """
 
     def __init__(self, modules: Mapping[str, Any], most: int):
-        self.modules, self.most, self.size = modules, most, min(16, most)
+        self.modules, self.most, self.groups = modules, most, dict[str, str]()
+        self._recent: dict[Edition, None] = {}  # the longest unused one first
         self.lanes: dict[str, Lane] = {}
-        self.slots: dict[Edition, int] = {}  # the longest unused one first
+        self.banks: dict[Any, Bank | Commons] = {}
+        self.seats: dict[Any, dict[Edition, int]] = {}  # key of a bank -> who sits where
         self.here = _Here()
 
-    def slot(self, edition: Edition | None) -> int | None:
-        """Where it is, put there if it was not; None where it has no common form. The plain base is 0."""
+    def where(self, edition: Edition | None) -> Any:
+        """The key of the bank that it belongs to; None for the plain base and where it has no common form."""
         if edition is None:
-            return 0
+            return None
+        if edition.common is not None:
+            key = edition.common.key
+            if key in self.banks or sum(isinstance(b, Commons) for b in self.banks.values()) < COMMONS:
+                return key
         if edition.form is None:
             return None
-        found = self.slots.pop(edition, None)
-        if found is None:
-            found = self._free()
-            for name, form in edition.form.items():
-                if name not in self.lanes:
-                    self.lanes[name] = Lane(self, self.modules[name])
-                self.lanes[name].put(found, form)
-        self.slots[edition] = found
-        return found
+        rank = max((len(f.A) for f in edition.form.values() if f.A is not None), default=0)
+        return rank and max(NARROW, 1 << (rank - 1).bit_length())
 
-    def _free(self) -> int:
-        used = {0, *self.slots.values()}
-        free = next((i for i in range(self.size) if i not in used), None)
-        if free is not None:
-            return free
-        if self.size >= self.most:
-            oldest = next(iter(self.slots))
-            free = self.slots[oldest]
-            self.forget(lambda e: e is oldest)
-            return free
-        free, self.size = self.size, min(2 * self.size, self.most)
-        for lane in self.lanes.values():
-            lane.grow()
-        return free
+    def sit(self, editions: Iterable[Edition | None]) -> dict[Edition, tuple[Any, int]]:
+        """(bank, seat) of each reader of a step that has a common form. Those of one bank get its first seats, as far
+        as that moves few of them."""
+        present: dict[Any, list[Edition]] = {}
+        for edition in dict.fromkeys(editions):
+            if edition is None:
+                continue
+            self._recent.pop(edition, None)
+            self._recent[edition] = None
+            if (key := self.where(edition)) is not None:
+                if key not in self.banks:
+                    self.banks[key] = Bank(key, self.groups) if isinstance(key, int) else Commons()
+                    self.seats[key] = {}
+                present.setdefault(key, []).append(edition)
+        for edition in list(self._recent)[: max(0, len(self._recent) - self.most)]:
+            del self._recent[edition]
+        return {e: (self.banks[k], seat) for k, these in present.items() for e, seat in self._sit(k, these).items()}
+
+    def _sit(self, key: Any, present: Sequence[Edition]) -> dict[Edition, int]:
+        seats = self.seats[key]
+        most = len(present) + len(present) // 8
+        stay = {e: seats[e] for e in present if seats.get(e, most) < most}
+        taken = set(stay.values())
+        free = (i for i in range(most) if i not in taken)
+        for edition in present:
+            if edition not in stay:
+                seat = next(free)
+                for other in [e for e, s in seats.items() if s == seat]:
+                    del seats[other]
+                self._put(key, seat, edition)
+                seats[edition] = stay[edition] = seat
+        return stay
+
+    def _put(self, key: Any, seat: int, edition: Edition) -> None:
+        for name in self.banks[key].put(seat, edition):
+            if name not in self.lanes:
+                self.lanes[name] = Lane(self, name, self.modules[name].module)
+            if self.banks[key].layers[name].scales_input():
+                self.lanes[name].look_before()
+
+    def order(self, edition: Edition | None) -> tuple[int, int]:
+        """Readers of a step stand best in this order: bank by bank, and by seats."""
+        if edition is not None:
+            for i, seats in enumerate(self.seats.values()):
+                if edition in seats:
+                    return i, seats[edition]
+        return -1, 0
+
+    def known(self) -> list[Edition]:
+        """Of whom anything is kept."""
+        return [*{**self._recent, **{e: None for seats in self.seats.values() for e in seats}}]
 
     def forget(self, gone: Callable[[Edition], bool]) -> None:
-        """Frees the slots of editions that are gone; what they held is zeroed, and the next one takes the place."""
-        for edition in [e for e in self.slots if gone(e)]:
-            slot = self.slots.pop(edition)
-            for lane in self.lanes.values():
-                lane.drop(slot)
+        """Frees the seats of editions that are gone; what they held is zeroed, and a common that nobody reads goes."""
+        self._recent = {e: None for e in self._recent if not gone(e)}
+        for key, seats in list(self.seats.items()):
+            for edition in [e for e in seats if gone(e)]:
+                self.banks[key].clear(seats.pop(edition))
+            if not seats and not isinstance(key, int):
+                del self.seats[key], self.banks[key]
 
     def open(self, step: Step | None) -> None:
         """What the passes of this thread read from now on; other threads' passes are not touched."""
@@ -259,4 +178,25 @@ class Lanes:
             for handle in lane.handles:
                 handle.remove()
         self.lanes.clear()
-        self.slots.clear()
+        self.banks.clear()
+        self.seats.clear()
+        self._recent.clear()
+
+
+def inputs(modules: Mapping[str, Any]) -> tuple[list[tuple[str, Tensor]], Callable[[], None]]:
+    """(layer, input) of each linear layer in the order of a pass that follows, and what ends the watching."""
+    seen: list[tuple[str, Tensor]] = []
+    handles = []
+    for name, at in modules.items():
+        if at.kind == "linear" and at.slot == "weight" and isinstance(at.module, nn.Module):
+
+            def hook(module: nn.Module, args: tuple, name: str = name) -> None:
+                seen.append((name, args[0] if args else torch.empty(0)))
+
+            handles.append(at.module.register_forward_pre_hook(hook))
+
+    def end() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return seen, end

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..host import Host
 from ..host.route import Route
+from .bank import together
 from .edition import Edition
-from .lanes import Lanes, Step
+from .lanes import Lanes, inputs
+from .readers import Step
 
 Readers = Sequence[tuple[Edition | None, int]]
 
@@ -25,7 +27,7 @@ class Kept(NamedTuple):
 
 
 class Router:
-    """Opens what a step reads: the slots of its tenants, and a route for those without one."""
+    """Opens what a step reads: the seats of its tenants, and a route for those without one."""
 
     def __init__(self, host: Host, most: int):
         self.host = host
@@ -33,6 +35,7 @@ class Router:
         self.head = next((n for n, m in host.model.named_modules() if m is head), "")
         self.lanes = Lanes(host.base.modules, most)
         self._kept = Kept(None, None, None)
+        self._watched = False
 
     def run(self, readers: Readers, processor: Any, run: Callable[[], None]) -> None:
         """readers: (who, how many tokens) of each request, in the order of the packed row."""
@@ -41,11 +44,16 @@ class Router:
         kept = self.of(readers)
         self.place(readers, processor.inputs_and_outputs.position_ids)
         self.lanes.open(kept.step)
+        seen, end = ([], None) if self._watched else inputs(self.host.base.modules)
         try:
             with self.host.base.current.within(kept.route):
                 run()
         finally:
             self.lanes.open(None)
+            if end is not None:  # the first step, which is the plain base's
+                end()
+                self._watched = True
+                self.lanes.groups.update(together(seen))
 
     def place(self, readers: Readers, positions: Tensor) -> None:
         """Tells editions that count positions where their tokens of this step stand."""
@@ -63,11 +71,11 @@ class Router:
     def of(self, readers: Readers) -> Kept:
         key = tuple((0 if e is None else e.stamp, n) for e, n in readers)
         if self._kept.key != key:
-            slots = [self.lanes.slot(e) for e, _ in readers]
-            step, device = None, next(self.host.model.parameters()).device
-            if any(slots):
-                step = Step([(s or 0, n) for s, (_, n) in zip(slots, readers)], device)
-            rest = [(e if s is None else None, n) for s, (e, n) in zip(slots, readers)]
+            seats = self.lanes.sit(e for e, _ in readers)
+            device = next(self.host.model.parameters()).device
+            nowhere = None, 0
+            step = Step([(*seats.get(e, nowhere), n) for e, n in readers], device) if seats else None  # type: ignore[arg-type]
+            rest = [(None if e in seats else e, n) for e, n in readers]
             self._kept = Kept(key, step, _route(rest))
         return self._kept
 

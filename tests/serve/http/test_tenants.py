@@ -100,13 +100,13 @@ def test_unloading_frees_what_the_batch_holds(server, files):
     engine = client.app.state.service.engine
     load(client, "x", files[0] / "c")
     said(client, "x")
-    assert any(e.name == "x" for e in engine._router.lanes.slots)
+    assert any(e.name == "x" for e in engine._router.lanes.known())
     client.post("/v1/unload_lora_adapter", json={"lora_name": "x"})
     for _ in range(100):
-        if not any(e.name == "x" for e in engine._router.lanes.slots):
+        if not any(e.name == "x" for e in engine._router.lanes.known()):
             break
         time.sleep(0.02)
-    assert not any(e.name == "x" for e in engine._router.lanes.slots)
+    assert not any(e.name == "x" for e in engine._router.lanes.known())
     assert said(client, "a") == words(host, "a")
 
 
