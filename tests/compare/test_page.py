@@ -1,7 +1,6 @@
 """The page in a real browser: it plots, filters, sorts and shows a run; it asks the network for nothing."""
 
 import json
-import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -9,10 +8,8 @@ import pytest
 import commonweight as cw
 from commonweight.compare import points
 from commonweight.compare.page import write
+from tests.browser import chromium
 from tests.compare.test_summary import SCORES, SIZES, outcome
-
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +26,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from ...core import library
 from ..encoder import Encoder
 from ..engine import Engine
-from . import elsewhere, models, openai, operations, reading, responses, tenants, texts
+from . import elsewhere, models, openai, operations, page, reading, responses, tenants, texts
 from .asking import Gone
 from .door import Door
 from .errors import Refused, of_body
@@ -76,6 +76,7 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
     else:
         for part in (openai, responses):
             app.include_router(part.routes(service))
+        app.include_router(page.routes())
     app.include_router(elsewhere.routes("read" if isinstance(engine, Encoder) else "generate"))
     for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
         app.add_exception_handler(kind, _answer)

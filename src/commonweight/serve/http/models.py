@@ -26,9 +26,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models/{model:path}")
     async def model(call: Call, model: str) -> Any:
-        """One of them."""
-        await service.tenant(call, model)
-        return Json(_card(service, model))
+        """One of them, with its method, its bytes, and where it is."""
+        name = await service.tenant(call, model)
+        about = None if name is None else await service.run(service.about, name)
+        return Json({**_card(service, model), "commonweight": about})
 
     return router
 

@@ -84,6 +84,25 @@ class Service:
         """Of all tenants that a key may ask."""
         return [n for n in self.engine.tenants.names() if key.may(n) and n not in self.settings.names]
 
+    def about(self, name: str) -> list[dict[str, Any]]:
+        """Of a tenant, or of each in a sum: its method, its bytes, and whether it is in memory; of one that is not, as
+        the store's manifest has it."""
+        found, store = [], self.engine.tenants.store
+        for one in terms(name) if several(name) else [name]:
+            tenant = self.engine.host.roster.tenants.get(one)
+            if tenant is not None:
+                method, size = tenant.method.name, tenant.nbytes
+            elif store is not None:
+                try:
+                    manifest = store.manifest(one)
+                except (CommonweightError, OSError):
+                    continue  # its requests are told what is wrong with it
+                method, size = str(manifest.tenant["method"]), sum(r.numbers for r in manifest.pools.values())
+            else:
+                continue
+            found.append({"name": one, "method": method, "bytes": size, "loaded": tenant is not None})
+        return found
+
     async def run(self, work: Callable[..., Any], *args: Any) -> Any:
         """In a thread of the pool."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
