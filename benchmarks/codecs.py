@@ -98,11 +98,11 @@ def measure(host: Host, method: str, task: str, seed: int, kept: Path) -> list[d
     with tempfile.TemporaryDirectory() as tmp:
         for codec in CODECS:
             spec, _, alpha = codec.partition(", ")
-            path = host.save("plain", Path(tmp) / "coded.safetensors", codec=spec, overwrite=True)
+            path = host.save("plain", Path(tmp) / "coded.safetensors", codec=spec)
             host.load("coded", path)
             if alpha:
                 tune(host, "coded", fresh, dev)
-                host.save("coded", path, codec=spec, overwrite=True)
+                host.save("coded", path, codec=spec)
                 host.remove("coded")
                 host.load("coded", path)
             accuracy = evaluate(host, "coded", test)["accuracy"]

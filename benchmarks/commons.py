@@ -116,7 +116,7 @@ def train_common(host: cw.Host, c: Candidate, held: str, seed: int, folder: Path
         adapt_together(host, tenants, method=c.method, options=c.options, common="tasks", seed=seed, **c.together)
         kept.mkdir(parents=True, exist_ok=True)
         for t, path in paths.items():
-            host.save(t, path, overwrite=True)
+            host.save(t, path)
         for t in others:
             host.remove(t)
     for t in others:

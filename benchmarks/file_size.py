@@ -50,7 +50,7 @@ def main() -> list[dict]:
     with tempfile.TemporaryDirectory() as tmp:
         for method in cw.methods.available():
             tenant = host.add("t", method, **OPTIONS.get(method, {}))
-            size = host.save("t", Path(tmp) / "t.safetensors", overwrite=True).stat().st_size
+            size = host.save("t", Path(tmp) / "t.safetensors").stat().st_size
             theirs = peft_ratio(method, Path(tmp) / method)
             rows.append(
                 {

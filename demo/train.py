@@ -98,7 +98,7 @@ def _alone(host: cw.Host, job: Job) -> dict[str, Any]:
         **{**recipe, **job.few},
     )  # fmt: skip
     found = adapt.evaluate(host, job.name, data["test"])
-    host.save(job.name, path, {"test_accuracy": found["accuracy"], "test_rows": int(found["n"])}, overwrite=True)
+    host.save(job.name, path, {"test_accuracy": found["accuracy"], "test_rows": int(found["n"])})
     head = sum(p.numel() for k, p in result.tenant.named_parameters() if k.startswith("head"))
     told = {
         "tenant": job.name, "task": job.task, "method": job.method, "options": options,

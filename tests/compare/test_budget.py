@@ -111,7 +111,7 @@ def test_the_bytes_of_a_codec_are_those_that_a_file_has(method, tmp_path):
     tenant = host.add("t", method, **options)
     empty = None
     for codec in (None, "bfloat16", "int8", "int4"):
-        host.save("t", tmp_path / "t.safetensors", codec=codec, overwrite=True)
+        host.save("t", tmp_path / "t.safetensors", codec=codec)
         over = (tmp_path / "t.safetensors").stat().st_size - nbytes(tenant.plan, codec)
         empty = over if empty is None else empty
         assert abs(over - empty) < 300, "the header alone differs"

@@ -51,7 +51,7 @@ def test_saved_loaded_and_saved_again_is_the_same_file(method, path):
     tenant = stir(host.add("t", method, seed=3, **small(method)))
     for codec in ("int4", "compeft"):
         try:
-            host.save("t", path, codec=codec, overwrite=True)
+            host.save("t", path, codec=codec)
         except cw.CommonweightError as e:
             assert codec == "compeft" and "no first values" in str(e)
             continue
@@ -61,7 +61,7 @@ def test_saved_loaded_and_saved_again_is_the_same_file(method, path):
             assert new.pools[name].requires_grad == pool.train
             if not pool.train:
                 assert new.pools[name].equal(tenant.pools[name])
-        again = host.save("new", path.with_name("again.safetensors"), codec=codec, overwrite=True)
+        again = host.save("new", path.with_name("again.safetensors"), codec=codec)
         assert again.read_bytes() == path.read_bytes()
         host.remove("new")
 
@@ -69,7 +69,7 @@ def test_saved_loaded_and_saved_again_is_the_same_file(method, path):
 def test_smaller_files_with_smaller_errors_first(host, tenant, path):
     plain, sizes, errors = host.save("t", path).stat().st_size, [], []
     for codec in CODECS:
-        sizes.append(host.save("t", path, codec=codec, overwrite=True).stat().st_size)
+        sizes.append(host.save("t", path, codec=codec).stat().st_size)
         new = host.load(codec, path)
         errors.append(sum((new.pools[n] - p).norm().item() for n, p in tenant.named_parameters()))
         assert header(path)["format"] == 2 and header(path)["codec"] == codec
@@ -134,7 +134,7 @@ def test_settled_pools_are_what_the_file_gives_back(host, tenant, path):
 )
 def test_what_cannot_be_chosen(host, tenant, path, codec, message):
     with pytest.raises(cw.CommonweightError, match=message):
-        host.save("t", path, codec=codec, overwrite=True)
+        host.save("t", path, codec=codec)
     assert not path.exists()
 
 
@@ -166,7 +166,7 @@ def test_a_newer_format_and_unknown_codecs_in_a_file(host, tenant, path):
         (lambda a, t: a.update(digest="0" * 32), "this file was altered"),
         (lambda a, t: next(iter(t.values()))[1].fill_(255), "holds NaN or infinity"),
     ):
-        host.save("t", path, codec="int8", overwrite=True)
+        host.save("t", path, codec="int8")
         rewrite(path, change)
         with pytest.raises(cw.CommonweightError, match=message) as e:
             host.load("new", path)

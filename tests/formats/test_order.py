@@ -53,7 +53,7 @@ def test_a_plan_is_made_anew_without_the_model(kind, tmp_path):
         if not can(method, host):
             continue
         tenant = stir(host.add(method, method, **small(method)))
-        found = open_tenant(host.save(method, tmp_path / "t.safetensors", overwrite=True))
+        found = open_tenant(host.save(method, tmp_path / "t.safetensors"))
         assert found.plan == tenant.plan and list(found.sites) == [s for s in tenant.sites if s.kind != "head"]
 
 

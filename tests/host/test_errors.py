@@ -284,7 +284,7 @@ class TestFiles:
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(cw.CommonweightError, match="No space left on device; nothing was written"):
-            host.save("taken", path, overwrite=True)
+            host.save("taken", path)
         assert path.read_bytes() == old and os.listdir(path.parent) == [path.name]
 
     def test_what_is_derived_from_the_base_is_checked(self, host, tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def test_save_and_load_give_equal_bits_in_a_small_file(method, tmp_path):
     other = cw.Host(make(model_of(method))[0])
     for i, options in enumerate(variants(method)):
         tenant = stir(host.add(f"t{i}", method, seed=4, **options))
-        path = host.save(tenant.name, tmp_path / "t.safetensors", overwrite=True)
+        path = host.save(tenant.name, tmp_path / "t.safetensors")
         assert path.stat().st_size <= 1.02 * tenant.nbytes + 8192
         again = other.load(f"u{i}", path)
         assert again.plan == tenant.plan and again.config == tenant.config and again.sites == tenant.sites

@@ -42,7 +42,7 @@ def test_fresh_is_the_base_and_merged_is_routed(method, tmp_path):
             stir(tenant)
             moved = model(**batch)
         assert (moved - base).abs().max() > 1e-5, f"{name}: a stirred tenant does nothing"
-        again = other.load("t", host.save("t", tmp_path / "t.safetensors", overwrite=True))
+        again = other.load("t", host.save("t", tmp_path / "t.safetensors"))
         assert again.plan == tenant.plan and all(torch.equal(tenant.pools[n], again.pools[n]) for n in tenant.pools)
         if all(getattr(u.bind, "weight", None) is not None for u in tenant.plan.uses):
             plain, _ = make()

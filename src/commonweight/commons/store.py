@@ -353,9 +353,9 @@ class Commons:
         """A tenant with all its pools open; nothing is read yet. Raises: CommonweightError naming a missing pool."""
         return self._again(lambda: Fetched(self.folder, self._manifest(self._entry(name))))
 
-    def export(self, name: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    def export(self, name: str, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
         """Writes a tenant as the one file that `Host.load` reads: the bytes that `Host.save` would have written.
-        Raises: CommonweightError where another file is there already, unless `overwrite`."""
+        overwrite: False refuses to replace another file, with a CommonweightError."""
         from ..formats import native
 
         got = self.fetch(name)

@@ -51,7 +51,7 @@ def save(
     path: Path,
     metrics: Mapping[str, Any] | None,
     codec: Choice = None,
-    overwrite: bool = False,
+    overwrite: bool = True,
 ) -> Path:
     return atomic.write_new(path, encode(base, tenant, metrics, codec), overwrite=overwrite)
 

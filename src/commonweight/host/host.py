@@ -237,7 +237,7 @@ class Host:
         metrics: Mapping[str, Any] | None = None,
         *,
         codec: Choice = None,
-        overwrite: bool = False,
+        overwrite: bool = True,
     ) -> Path:
         """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header.
 
@@ -245,8 +245,7 @@ class Host:
         ``"compeft"`` for all trainable pools, or a mapping from patterns of pool names, ``{"*.A|*.B": "int4"}``. The
         tenant in memory does not change. Loading needs no option and gives float32 pools again.
 
-        overwrite: replaces a file that is there. Raises: CommonweightError where another file is there, unless
-        `overwrite`; one with the same bytes stays.
+        overwrite: False refuses to replace another file, with a CommonweightError; one with the same bytes stays.
         """
         return files.save(self.base, self[name], Path(path), metrics, codec, overwrite)
 

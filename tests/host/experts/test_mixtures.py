@@ -217,7 +217,7 @@ def test_files_a_store_fingerprints_and_a_module(kind, tmp_path):
         want = routed(host, name, batch)
         other = cw.Host(mixture(kind)[0])
         assert other.fingerprint == before
-        other.load("a", host.save(name, tmp_path / "t.safetensors", overwrite=True))
+        other.load("a", host.save(name, tmp_path / "t.safetensors"))
         store.publish(host, name)
         other.load_from(store, name, as_="b")
         for again in ("a", "b"):

@@ -25,7 +25,7 @@ def host(tmp_path, monkeypatch):
 def two(host, method, **options):
     for i, name in enumerate("ab"):
         stir(host.add(name, method, **{**small(method), **options}), seed=i)
-        host.save(name, f"{name}.safetensors", overwrite=True)
+        host.save(name, f"{name}.safetensors")
     return ["a.safetensors", "b.safetensors"]
 
 
@@ -75,13 +75,13 @@ def test_another_file_is_replaced_only_if_asked(host):
         lambda **how: store.export("b", "x.safetensors", **how),
     ]
     for write in writers:
-        path = write(overwrite=True)
+        path = write()
         before = path.read_bytes()
-        assert write().read_bytes() == before
+        assert write(overwrite=False).read_bytes() == before
         for other in writers:
             if other is not write:
                 with pytest.raises(cw.CommonweightError, match=r"x\.safetensors already exists; .*overwrite=True"):
-                    other()
+                    other(overwrite=False)
         assert path.read_bytes() == before
 
 
@@ -124,7 +124,7 @@ def test_in_weight_space_all_sites_are_one_model(host):
         for t in "ab":
             for n, p in host[t].named_parameters():
                 p.mul_(3 if ".1." in n else 1)  # the second block changes more than the first
-            host.save(t, f"{t}.safetensors", overwrite=True)
+            host.save(t, f"{t}.safetensors")
     zero = {n: torch.zeros_like(t) for n, t in changes(host, "a").items()}
     for method, options in [("ties", {"density": 0.3}), ("lines", {})]:
         whole = cw.merge.merge(method, [changes(host, t) for t in "ab"], zero, **options)

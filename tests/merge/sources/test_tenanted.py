@@ -120,7 +120,7 @@ def test_another_base_is_refused(kind, dtype, tmp_path):
     file = tmp_path / "a.safetensors"
     for method in ("lora", "full"):
         stir(host.add("a", method, **small(method)))
-        host.save("a", file, overwrite=True)
+        host.save("a", file)
         host.remove("a")
         assert not Tenanted("model", open_source(path, "base"), file).notices
         said = r"trained on another base: .* have the fingerprint [0-9a-f]{8} there, [0-9a-f]{8} in base"

@@ -41,9 +41,9 @@ class MergedTenant(NamedTuple):
     why: str
     error: Mapping[str, float]
 
-    def save(self, path: str | Path, codec: Choice = None, *, overwrite: bool = False) -> Path:
-        """One tenant file, written atomically, that `Host.load` reads on the tenants' base. Raises: CommonweightError
-        where another file is there already, unless `overwrite`."""
+    def save(self, path: str | Path, codec: Choice = None, *, overwrite: bool = True) -> Path:
+        """One tenant file, written atomically, that `Host.load` reads on the tenants' base. overwrite: False refuses
+        to replace another file, with a CommonweightError."""
         data = native.encode(self.header, self.plan, self.pools, self.check, codec)
         return atomic.write_new(Path(path), data, overwrite=overwrite)
 

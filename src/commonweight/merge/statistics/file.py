@@ -92,9 +92,9 @@ class Statistics:
                 h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return h.hexdigest()
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes all of it as one file, atomically. Raises: CommonweightError where another file is there already,
-        unless `overwrite`."""
+    def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Writes all of it as one file, atomically. overwrite: False refuses to replace another file, with a
+        CommonweightError."""
         tensors = {k: self._slice(k, None).contiguous() for k in sorted(self.shapes)}
         header = {"format": FORMAT, **{k: v for k, v in self.header.items() if k != DIGEST}}
         body = save(tensors)
