@@ -11,6 +11,7 @@ import torch
 from commonweight import CommonweightError
 from commonweight.adapt import adapt, open_host, processes
 from commonweight.adapt.files import run
+from commonweight.adapt.shard import asked
 from tests.adapt import tiny
 
 
@@ -23,15 +24,21 @@ def train(name, bert, llama, folder, rows, **more):
     """17 rows in batches of 8: the last batch has one row, for one process alone."""
     data = tiny.jsonl(Path(folder) / f"{name}-{processes.rank()}.jsonl", rows)
     how = {"method": "lora", "options": {"rank": 2}, "batch_size": 8, "epochs": 2, "lr": 1e-2, "dtype": "float32"}
+    how |= more | ({"eval_file": str(data)} if "eval_file" in more else {})
     seen = []
     files = run(
         str(llama if more.get("task") == "lm" else bert), str(data), Path(folder) / f"{name}.safetensors", dev="0.2",
-        say=lambda _: None, progress=seen.append, **how, **more,
+        say=lambda _: None, progress=seen.append, **how,
     )  # fmt: skip
-    return files.result, seen
+    return files, seen
 
 
-RUNS = {"c": (tiny.rows(17), {}), "l": (texts(17), {"task": "lm", "accumulate": 2, "max_length": 16})}
+LM = {"task": "lm", "accumulate": 2, "max_length": 16}
+RUNS = {"c": (tiny.rows(17), {}), "l": (texts(17), LM)}
+SHARDED = {
+    "cs": (tiny.rows(17), {"options": {"rank": 2}, "method": "dora", "codec": "bfloat16"}),
+    "ls": (texts(17), {**LM, "gradient_checkpointing": True, "eval_file": "dev"}),
+}
 
 
 def worker(rank, port, folder, bert, llama):
@@ -39,14 +46,29 @@ def worker(rank, port, folder, bert, llama):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    for name, (rows, more) in RUNS.items():
-        result, seen = train(name, bert, llama, folder, rows, **more)
+    for name, (rows, more) in {**RUNS, **SHARDED}.items():
+        files, seen = train(name, bert, llama, folder, rows, shard=name in SHARDED, **more)
+        result = files.result
         out = {n: p.detach() for n, p in result.tenant.named_parameters()}
         told = {"curve": result.curve, "seen": len(seen), "tokens": seen[-1].tokens if seen else 0}
+        told["evaluated"] = files.evaluated
         torch.save((out, told), f"{folder}/{name}{rank}.pt")
     with pytest.raises(CommonweightError, match="embed in 2 processes: the other rows of a batch are its negatives"):
         adapt(open_host(bert), "t", tiny.pairs(8), task="embed")
+    shares(llama)
     processes.leave()
+
+
+def shares(llama):
+    """Every process holds half of each block, and knows the base as the same."""
+    host, plain = open_host(llama, "lm", dtype="float32", shard=True), open_host(llama, "lm", dtype="float32")
+    host.add("t", "lora", rank=2)
+    mine = sum(p.to_local().numel() for p in host.model.model.layers.parameters())  # type: ignore
+    every = sum(p.numel() for p in plain.model.model.layers.parameters())  # type: ignore[union-attr,attr-defined]
+    assert 0.4 * every < mine < 0.6 * every
+    assert host.fingerprint == plain.fingerprint
+    with pytest.raises(CommonweightError, match="shard: with quantize 'nf4' the base cannot be sharded"):
+        open_host(llama, "lm", shard=True, quantize="nf4")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
@@ -57,8 +79,9 @@ def test_two_processes_train_as_one(bert, llama, tmp_path):
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
     torch.multiprocessing.spawn(worker, (port, str(tmp_path / "two"), bert, llama), nprocs=2)  # type: ignore[attr-defined]
-    for name, (rows, more) in RUNS.items():
-        result, seen = train(name, bert, llama, tmp_path / "one", rows, **more)
+    for name, (rows, more) in {**RUNS, **SHARDED}.items():
+        files, seen = train(name, bert, llama, tmp_path / "one", rows, **more)
+        result = files.result
         (a, first), (b, second) = (torch.load(tmp_path / "two" / f"{name}{rank}.pt") for rank in range(2))
         for n, p in result.tenant.named_parameters():
             assert torch.equal(a[n], b[n])
@@ -67,8 +90,29 @@ def test_two_processes_train_as_one(bert, llama, tmp_path):
         assert (first["seen"], second["seen"]) == (len(seen), 0) and first["tokens"] == seen[-1].tokens
         assert (tmp_path / "two" / f"{name}.safetensors").is_file() and (tmp_path / "two" / f"{name}.json").is_file()
         assert not (tmp_path / "two" / f"{name}.checkpoint").exists()
+        there, here = ((tmp_path / run / f"{name}.safetensors").stat().st_size for run in ("two", "one"))
+        assert there == here
+        if "eval_file" in more:
+            assert second["evaluated"] == pytest.approx(files.evaluated, abs=1e-5)
 
 
 def test_alone():
     assert (processes.world(), processes.rank(), processes.first()) == (1, 0, True)
     assert processes.total(1.5, 2) == [1.5, 2]
+
+
+def test_what_cannot_be_sharded(llama, monkeypatch):
+    with pytest.raises(CommonweightError, match="shard: there is one process, which holds the whole base"):
+        open_host(llama, "lm", shard=True)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(CommonweightError, match="names DeepSpeed; adapt shards a base with FSDP2"):
+        open_host(llama, "lm")
+
+
+def test_a_configuration_of_accelerate_with_fsdp_is_read_and_put_aside(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert asked(False)
+    assert "ACCELERATE_USE_FSDP" not in os.environ and "FSDP_CPU_RAM_EFFICIENT_LOADING" not in os.environ
+    assert not asked(False)

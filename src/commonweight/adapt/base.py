@@ -16,7 +16,10 @@ from torch import nn
 from ..core import CommonweightError, counted, first_line, unknown
 from ..host import Host
 from ..host.origin import quantised
-from . import processes
+from ..host.weights import device_of
+from . import liger as ligers
+from . import offload, processes
+from . import shard as shards
 from .classifier import POOLER, Classifier, pool_of_transformers
 from .names import CAUSAL, DEVICES, DTYPES
 from .quantise import configuration
@@ -64,26 +67,38 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
 
 def open_host(
     model: str | Path, task: str = "classify", *, dtype: str = "auto", sites: Any = None, pool: str | None = None,
-    device: str = "auto", quantize: str | None = None,
+    device: str = "auto", quantize: str | None = None, shard: bool = False,
+    device_map: offload.Map | None = None, liger: bool = False,
 ) -> Host:  # fmt: skip
     """A host of a model from a folder or the hub, ready for a task's tenants.
 
     Hosts for classify and embed wrap the encoder in a `Classifier`; a host for lm has the causal model. pool: how
     features are pooled for heads; "transformers" pools like transformers' own classifier, for heads from PEFT.
     device: see `pick_device`. quantize: packs the frozen base as it is loaded, ``"nf4"``; see `names.QUANTISED`.
+    shard: each of several processes holds a share of the base, see `shard`; all of them must then ask for whatever
+    reads it. device_map: where its parts lie, as transformers has it, see `offload`. liger: Liger's kernels, on a GPU.
     Raises: CommonweightError if the model cannot be read, or does not suit the task.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
     get(task)
     auto = AutoModelForCausalLM if task in CAUSAL else AutoModel
-    device = pick_device(device)
+    device, shard = pick_device(device), shards.asked(shard)
+    for what, said in {"quantize": quantize, "device_map": device_map}.items() if shard else ():
+        if said is not None:
+            raise CommonweightError(f"shard: with {what} {said!r} the base cannot be sharded; leave one of the two out")
+    if liger:
+        ligers.check()
     wanted = pick_dtype(dtype, device)
     # On a CPU in bfloat16 the backward pass of torch's fused attention takes a third of a step over short rows.
     short = device == "cpu" and wanted is torch.bfloat16 and task not in CAUSAL
     how: dict[str, Any] = {"attn_implementation": "eager"} if short else {}
     if quantize is not None:
         how |= {"quantization_config": configuration(quantize, wanted), "device_map": {"": device}}
+    folder = None
+    if device_map is not None:
+        more, folder = offload.how(device_map)
+        how |= more
     path = Path(model)
     if path.exists() and not (path / "config.json").is_file():
         raise CommonweightError(
@@ -99,8 +114,18 @@ def open_host(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
             "with config.json and model.safetensors, or a name on the hub"
         ) from e
+    if folder is not None:
+        offload.placed(base, folder)
+    if liger:
+        ligers.patch(base, device)
+
+    def settled(whole: nn.Module) -> nn.Module:
+        if shard:
+            return shards.shard(whole, device)
+        return whole if quantize or device_map is not None else whole.to(device)
+
     if task in CAUSAL:
-        host = Host((base if quantize else base.to(device)).eval(), sites=sites)
+        host = Host(settled(base).eval(), sites=sites)
         check_causal(
             host.model, str(model), sorted(found["missing_keys"])
         )  # under a host packed layers stay as they are
@@ -110,18 +135,23 @@ def open_host(
     if pool == POOLER and (lost := [k for k in found["missing_keys"] if "pooler" in k]):
         raise CommonweightError(f"model {str(model)!r} has no weights for {lost[0]}, which its classifier reads")
     whole = Classifier(base, pool)
-    return Host((whole if quantize else whole.to(device)).eval(), sites=sites)
+    return Host(settled(whole).eval(), sites=sites)
 
 
 def where(host: Host) -> str:
     """What a run computes on, for people: ``device: cpu, 2 threads; the base in bfloat16``."""
-    p = next(host.model.parameters())
-    if p.device.type == "cuda":
-        on = f"{p.device}, {torch.cuda.get_device_name(p.device)}"
+    dtype, device = next(host.model.parameters()).dtype, device_of(host.model)
+    if device.type == "cuda":
+        on = f"{device}, {torch.cuda.get_device_name(device)}"
     else:
-        on = f"{p.device}, {counted(torch.get_num_threads(), 'thread')}" if p.device.type == "cpu" else str(p.device)
-    packed = f", packed as {form}" if (form := quantised(host.model)) is not None else ""
-    return f"device: {on}; the base in {str(p.dtype).removeprefix('torch.')}{packed}"
+        threads = counted(torch.get_num_threads(), "thread")
+        on = f"{device}, {threads}" if device.type == "cpu" else str(device)
+    more = f", packed as {form}" if (form := quantised(host.model)) is not None else ""
+    if away := sum(p.numel() for p in host.model.parameters() if p.device.type == "meta"):
+        more += f", {away / sum(p.numel() for p in host.model.parameters()):.0%} of it put away until it runs"
+    if shards.sharded(host.model):
+        more += f", shared by {processes.world()} processes"
+    return f"device: {on}; the base in {str(dtype).removeprefix('torch.')}{more}"
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..core import build, safe
 from ..formats import atomic, coding, native
 from ..host import Host, Tenant
-from ..host.files import settle
+from ..host.files import encode, settle
 from . import beside, processes
 from .base import open_host, where
 from .checkpoint import Store
@@ -21,7 +21,8 @@ from .place import out_path
 from .preview import preview, tally
 from .recipe import Recipe
 from .rows import Row
-from .target import InFiles, Target, Written, resumes
+from .shard import sharded
+from .target import InFiles, Metrics, Target, Written, resumes
 from .train import Result, evaluate, train_understood, understand
 from .trainer import Progress
 
@@ -66,6 +67,9 @@ def run(
     dtype: str = "auto",
     device: str = "auto",
     quantize: str | None = None,
+    shard: bool = False,
+    device_map: Any = None,
+    liger: bool = False,
     sites: str | None = None,
     modules_to_save: Any = None,
     token_rows: Any = None,
@@ -96,7 +100,7 @@ def run(
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites,
         modules_to_save=modules_to_save, token_rows=token_rows, dtype=dtype, device=device, quantize=quantize,
-        codec=codec, recipe=recipe,
+        shard=shard, device_map=device_map, liger=liger, codec=codec, recipe=recipe,
     )  # fmt: skip
     target = InFiles({name: path}, checkpoint, report)
     found = train(model, job, target, resume=resume, say=say, progress=progress)[name]
@@ -122,7 +126,7 @@ def train(
         host, given, numbers, task=job.task, options=job.options, checkpoint=target.checkpoint,
         resume=resume, progress=progress, **_how(job),
     )  # fmt: skip
-    if not processes.first():
+    if not (processes.first() or sharded(host.model)):
         processes.wait()
         return {n: Outcome(r, {}, NOWHERE) for n, r in results.items()}
     codecs = {}
@@ -130,7 +134,7 @@ def train(
         codecs[name] = codec_of(result.tenant, job.codec, said)
         settle(result.tenant, codecs[name])
     coded = job.codec is not None  # then what was measured in training is not what is written
-    written = target.write(host, {n: {} if coded else r.metrics for n, r in results.items()}, codecs)
+    written = _write(target, host, {n: {} if coded else r.metrics for n, r in results.items()}, codecs)
     evaluated = {}
     for name, result in results.items():
         d = data[name]
@@ -139,7 +143,10 @@ def train(
             results[name] = replace(result, metrics=_measure(host, name, held or None, job, result))
         evaluated[name] = _measure(host, name, evals.get(name), job, result)
     if coded or any(evaluated.values()):
-        written = target.write(host, {n: evaluated[n] or r.metrics for n, r in results.items()}, codecs)
+        written = _write(target, host, {n: evaluated[n] or r.metrics for n, r in results.items()}, codecs)
+    if not processes.first():
+        processes.wait()
+        return {n: Outcome(r, evaluated[n], NOWHERE) for n, r in results.items()}
     for notice in target.notices:
         say(f"notice: {notice}")
     out = {n: Outcome(r, evaluated[n], written[n]) for n, r in results.items()}
@@ -152,6 +159,15 @@ def train(
     Store(target.checkpoint).clear()
     processes.wait()
     return out
+
+
+def _write(target: Target, host: Host, metrics: Metrics, codecs: Mapping[str, Any]) -> dict[str, Written]:
+    """The first process writes; of a sharded base the others take part in reading it."""
+    if processes.first():
+        return target.write(host, metrics, codecs)
+    for name in metrics:
+        encode(host.base, host[name], metrics[name], codecs[name])
+    return {}
 
 
 NOWHERE = Written("", 0, 0, 0, 0)  # of a process that is not the first
@@ -180,7 +196,10 @@ def look(
     """
     check(job)
     data, evals = read_all(job, say)
-    host = open_host(model, job.task, dtype=job.dtype, pool=job.pool, device=job.device, quantize=job.quantize)
+    host = open_host(
+        model, job.task, dtype=job.dtype, pool=job.pool, device=job.device, quantize=job.quantize, shard=job.shard,
+        device_map=job.device_map, liger=job.liger,
+    )  # fmt: skip
     say(where(host))
     say(host.coverage(job.method or "mos", job.sites).line)
     bring(host)

@@ -12,11 +12,12 @@ import torch
 from ..core import CommonweightError, build, safe, unknown
 from ..formats.codecs import get as get_codec
 from ..methods import resolve
-from . import beside
+from . import beside, liger
 from .base import pick_device, pick_dtype
 from .classifier import POOLS
 from .data import Data, columns, named, reading, split
 from .names import DTYPES, QUANTISED
+from .offload import device_map
 from .quantise import configuration
 from .recipe import Recipe
 from .rows import Row, read
@@ -64,6 +65,9 @@ class Job:
     dtype: str = "auto"
     device: str = "auto"
     quantize: str | None = None
+    shard: bool = False
+    device_map: Any = None
+    liger: bool = False
     codec: Any = None
     pool: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +99,10 @@ def checks(job: Job) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
         yield ("pool",), partial(_pool, job.pool)
     if job.device != "auto":
         yield ("device",), partial(pick_device, job.device)
+    if job.device_map is not None:
+        yield ("device_map",), partial(device_map, job.device_map)
+    if job.liger:
+        yield ("liger",), liger.check
     if job.quantize is not None and job.quantize not in QUANTISED:
         yield ("quantize",), partial(configuration, job.quantize, torch.float32)
     if job.dtype not in DTYPES:

@@ -8,6 +8,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 OPTIMIZERS = (
     "adamw", "adamw-8bit", "adafactor", "lion", "lion-8bit", "muon", "prodigy", "schedule-free", "sgd",
 )  # fmt: skip
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 LOGS = ("tensorboard", "trackio")
 SIDES = ("left", "right")
 CODECS = ("bfloat16", "int8", "int4", "compeft")

@@ -137,7 +137,9 @@ class _States:
 
 
 def _adamw(groups: Groups, decay: float) -> Optimizer:
-    return torch.optim.AdamW(groups, weight_decay=decay)
+    plain = all(p.device.type == "cpu" and p.is_floating_point() for g in groups for p in g["params"])
+    # one pass over all pools; on a GPU the step's number would have to lie there too
+    return torch.optim.AdamW(groups, weight_decay=decay, fused=True if plain else None)
 
 
 def _muon(groups: Groups, decay: float) -> Optimizer:

@@ -1,8 +1,8 @@
 """Several processes that train one tenant together, as torchrun and `accelerate launch` start them.
 
-Each has the whole base and a share of the rows of every batch; pools, order and settings are the same everywhere. Their
-gradients are summed before each step, so that the step is that of one process with all rows. The first one alone
-writes and tells.
+Each has the whole base, or a share of it (`shard`), and a share of the rows of every batch; pools, order and settings
+are the same everywhere. Their gradients are summed before each step, so that the step is that of one process with all
+rows. The first one alone writes and tells.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ def first() -> bool:
 def local() -> int:
     """Its number on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
+
+
+def join(device: str) -> None:
+    """The processes find each other, on the device's own way to talk. Again: nothing."""
+    if world() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")
 
 
 def total(*numbers: float) -> list[float]:

@@ -44,6 +44,9 @@ def read_tenants(path: str | Path) -> Job:
         sources[name] = _source(at, here, entry, path.parent)
     for key in ("common", "method", "task", "sites", "dtype", "quantize", "pool"):
         at.kind(body, key, str, "a name")
+    for key in ("shard", "liger"):
+        at.kind(body, key, bool, "true or false")
+    at.kind(body, "device_map", (str, dict), "auto, or modules and their places")
     for key in ("options", "recipe"):
         at.kind(body, key, dict, "keys and values, as in {rank: 16}")
     at.kind(body, "modules_to_save", (str, list), "names of modules, as in [embed_tokens, lm_head]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ import torch
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from . import processes
+from .compiled import compiled
 from .data import Data, Understood, examples, make_task
 from .loop import loop
 from .names import PREFERENCES
+from .offload import mapped
 from .preferences import train as train_preference
 from .recipe import Recipe
 from .recompute import recomputed
 from .rows import Row
 from .settings import settings
+from .shard import sharded
 from .tasks import Prompts
 from .tasks.base import rows_of
 from .tasks.packing import sound
@@ -201,13 +204,32 @@ def _run(
     if processes.world() > 1 and (task == "embed" or task in PREFERENCES):
         why = "the other rows of a batch are its negatives" if task == "embed" else "TRL's loop is run in one"
         raise CommonweightError(f"the task {task} in {processes.world()} processes: {why}; start it in one process")
+    if task in PREFERENCES and mapped(host.model):
+        raise CommonweightError(f"the task {task} with a device map: TRL's loop moves the model; leave the map out")
     if task in PREFERENCES:
-        return _preference(host, task, parts, recipe, resume, progress)
+        with quicker(host, parts, recipe):
+            return _preference(host, task, parts, recipe, resume, progress)
     if recipe.packing:
         for part in parts:
             packs(host, part.tenant)
     around = recomputed(host) if recipe.gradient_checkpointing else nullcontext()
-    return loop(host, parts, recipe, settings(host, parts, recipe), checkpoint, resume, progress, around)
+    with quicker(host, parts, recipe):
+        return loop(host, parts, recipe, settings(host, parts, recipe), checkpoint, resume, progress, around)
+
+
+def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextManager[None]:
+    """Compiled, where that was asked for. Raises: CommonweightError for what does not go together with it."""
+    if not recipe.compile:
+        return nullcontext()
+    reasons = {
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "several tenants, whose rows mix anew in every batch": len(parts) > 1,
+        "a sharded base": sharded(host.model),
+        "a device map": mapped(host.model),
+    }
+    if against := [what for what, there in reasons.items() if there]:
+        raise CommonweightError(f"compile does not go together with {against[0]}; leave one of the two out")
+    return compiled(host)
 
 
 def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume: bool, progress: Any) -> Any:

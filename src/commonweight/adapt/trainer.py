@@ -24,10 +24,12 @@ from transformers import (
 from ..core import CommonweightError
 from ..host import Host, Tenant
 from ..host.module import together
+from ..host.weights import device_of
 from . import optimizers, processes
 from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
+from .offload import mapped
 from .recipe import Recipe
 from .sampler import Mixed
 from .tasks.base import Example, Task, length
@@ -140,7 +142,7 @@ class Run(Trainer):
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
-            use_cpu=next(module.parameters()).device.type == "cpu",
+            use_cpu=device_of(host.model).type == "cpu",
         )
         args._n_gpu = min(args.n_gpu, 1)  # a host's route lives in one thread; DataParallel would lose it
         super().__init__(
@@ -152,11 +154,15 @@ class Run(Trainer):
             callbacks=[Watch(self)],
         )
         self.remove_callback(PrinterCallback)
-        if processes.world() > 1:  # nothing is wrapped: gradients are summed in `training_step`
+        if processes.world() > 1 or mapped(host.model):
+            # nothing is wrapped or moved: gradients are summed in `training_step`
             self.accelerator.prepare_model = lambda model, *_, **__: model  # type: ignore[method-assign]
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the step's items
 
     # -- what transformers.Trainer asks -----------------------------------------------------------------------------
+
+    def _move_model_to_device(self, model: nn.Module, device: Any) -> None:
+        """A host leaves its model where it is."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self.sampler

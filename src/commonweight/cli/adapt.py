@@ -254,6 +254,29 @@ def command(
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Started by torchrun: each process holds a share of the frozen base (FSDP2), not all of it.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|JSON",
+            help="Where parts of the frozen base lie, as in transformers: auto, or modules with a device, cpu or disk "
+            "each. What lies elsewhere is loaded when it runs.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the base's blocks.", rich_help_panel=TRAINING)
+    ] = False,
+    liger: Annotated[
+        bool, typer.Option("--liger", help="Liger's kernels in the base, on a GPU.", rich_help_panel=TRAINING)
+    ] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints (100).", rich_help_panel=TRAINING)
     ] = None,

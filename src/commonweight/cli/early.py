@@ -5,6 +5,8 @@ What is let through here is looked at again where it is used.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -103,6 +105,24 @@ def device(name: str | None) -> None:
 
 def quantize(name: str | None) -> None:
     one_of("quantize", name, names.QUANTISED)
+
+
+def loading(shard: bool, device_map: str | None, liger: bool) -> None:
+    if shard and os.environ.get("WORLD_SIZE", "1") == "1":
+        raise CommonweightError(
+            "--shard: there is one process, which holds the whole base; start several: torchrun --nproc-per-node 2 -m "
+            "commonweight adapt ... --shard"
+        )
+    if device_map is not None and device_map not in names.DEVICE_MAPS and not device_map.endswith(".json"):
+        try:
+            json.loads(device_map)
+        except ValueError as e:
+            raise CommonweightError(
+                f"--device-map {device_map}: wanted {', '.join(names.DEVICE_MAPS)}, or a JSON object of modules and "
+                "places, or a file with one"
+            ) from e
+    if liger and find_spec("liger_kernel") is None:
+        raise CommonweightError("--liger needs Liger's kernels: pip install liger-kernel")
 
 
 def recipe(numbers: Mapping[str, Any]) -> None:

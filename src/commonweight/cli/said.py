@@ -48,6 +48,10 @@ class Said:
     dtype: str | None = None
     device: str | None = None
     quantize: str | None = None
+    shard: bool = False
+    device_map: str | None = None
+    liger: bool = False
+    compile: bool = False
     checkpoint_every: int | None = None
     resume: bool = False
     dry_run: bool = False
@@ -70,7 +74,7 @@ class Said:
         return self.given(
             "epochs", "batch_size", "accumulate", "eval_batch_size", "gradient_checkpointing", "lr", "max_length",
             "patience", "seed", "checkpoint_every", "packing", "optimizer", "lora_plus",
-            "beta", "generations", "completion_length",
+            "beta", "generations", "completion_length", "compile",
         )  # fmt: skip
 
     @property
@@ -88,4 +92,7 @@ class Said:
 
     @property
     def how(self) -> dict[str, Any]:
-        return self.given("task", "sites", "modules_to_save", "token_rows", "dtype", "device", "quantize", "codec")
+        return self.given(
+            "task", "sites", "modules_to_save", "token_rows", "dtype", "device", "quantize", "shard", "device_map",
+            "liger", "codec",
+        )  # fmt: skip

@@ -60,6 +60,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
     early.preference(said.task or "classify", said.reward, said.resume)
     early.side(said.truncation_side)
     early.quantize(said.quantize)
+    early.loading(said.shard, said.device_map, said.liger)
     early.recipe(said.recipe)
     if said.out is not None:
         out_path(said.out, said.overwrite or said.resume)

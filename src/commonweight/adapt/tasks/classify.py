@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import CommonweightError, counted
+from ...host.weights import device_of
 from ..rows import LABEL, TEXT, Row, column, text_of
 from .base import Example, Given, Seen, batches, marked, need, padded
 
@@ -67,7 +68,7 @@ class Classify(Given):
         return model(**batch).loss
 
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
-        device = next(model.parameters()).device
+        device = device_of(model)
         n, classes = len(examples), len(self.labels or ())
         told, truth, loss = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long), 0.0
         for places, batch in batches(self, examples, batch_size, device):

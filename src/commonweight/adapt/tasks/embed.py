@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import CommonweightError
+from ...host.weights import device_of
 from ..rows import PAIRS, Row, column, text_of
 from .base import Example, Given, Seen, batches, marked, need, padded
 
@@ -68,7 +69,7 @@ class Embed(Given):
         return F.cross_entropy(scores, torch.arange(len(a), device=a.device))
 
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
-        device = next(model.parameters()).device
+        device = device_of(model)
         n, loss = len(examples), 0.0
         found: list[Tensor] = [torch.empty(0)] * n
         for places, batch in batches(self, examples, batch_size, device):

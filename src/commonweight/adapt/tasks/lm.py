@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...core import CommonweightError
+from ...host.weights import device_of
 from ..rows import Row, text_of
 from . import packing, scored, turns
 from .base import Example, Given, Seen, batches, marked, need, pad, padded, rows_of
@@ -195,7 +196,7 @@ class LM(Given):
         return scored.loss(model, inputs, batch["labels"]) / max(1, self.items(batch))
 
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
-        device = next(model.parameters()).device
+        device = device_of(model)
         nll, right, tokens = 0.0, 0, 0
         for _, batch in batches(self, examples, batch_size, device):
             tokens += self.items(batch)

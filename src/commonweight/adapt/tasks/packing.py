@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import CommonweightError, counted
+from ...host.weights import device_of
 from .base import Example
 from .scored import IGNORE
 
@@ -66,7 +67,7 @@ def sound(model: nn.Module) -> None:
 
     Cost: three forward passes of a few tokens. Call it under the route, in eval mode.
     """
-    name, device = type(getattr(model, "base", model)).__name__, next(model.parameters()).device
+    name, device = type(getattr(model, "base", model)).__name__, device_of(model)
     first, other, last = ([3, 4, 5, 6, 4, 3], [6, 3, 3, 5, 6, 4], [5, 3, 6, 4, 4, 5, 3])
     places = torch.tensor([[*range(len(first)), *range(len(last))]], device=device)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import CommonweightError
+from ...host.weights import device_of
 from ..rewards import rewards, to_call
 from ..rows import Row, column
 from ..rows.columns import COMPLETION, PROMPT
@@ -81,7 +82,7 @@ class _Answers(Given):
         """Mean log probability of each answer's tokens, (n,)."""
         out = torch.zeros(len(made))
         examples: list[Example] = [{"input_ids": i, "labels": lab} for i, lab in made]
-        for places, batch in batches(self, examples, size, next(model.parameters()).device):  # type: ignore[arg-type]
+        for places, batch in batches(self, examples, size, device_of(model)):  # type: ignore[arg-type]
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch, use_cache=False).logits[:, :-1].float()
             scored = labels != IGNORE
@@ -228,7 +229,7 @@ class Prompts(_Answers):
 
     @torch.no_grad()
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]:
-        device, total = next(model.parameters()).device, 0.0
+        device, total = device_of(model), 0.0
         for start in range(0, len(examples), batch_size):
             some = examples[start : start + batch_size]
             longest = max(len(e["good_ids"]) for e in some)
