@@ -15,6 +15,7 @@ import torch
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from . import processes
+from .by_row import by_row
 from .compiled import compiled
 from .data import Data, Understood, examples, make_task
 from .loop import loop
@@ -209,11 +210,10 @@ def _run(
     if task in PREFERENCES:
         with quicker(host, parts, recipe):
             return _preference(host, task, parts, recipe, resume, progress)
-    if recipe.packing:
-        for part in parts:
+    with quicker(host, parts, recipe), by_row(host.model) if recipe.packing else nullcontext():
+        for part in parts if recipe.packing else ():
             packs(host, part.tenant)
-    around = recomputed(host) if recipe.gradient_checkpointing else nullcontext()
-    with quicker(host, parts, recipe):
+        around = recomputed(host) if recipe.gradient_checkpointing else nullcontext()
         return loop(host, parts, recipe, settings(host, parts, recipe), checkpoint, resume, progress, around)
 
 
