@@ -23,6 +23,7 @@ ALL = (
     "mixed_batch",
     "experts",
     "qlora",
+    "packing",
     "serving",
     "road_batching",
     "file_size",

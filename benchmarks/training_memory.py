@@ -15,6 +15,7 @@ from .shapes import BASES
 from .training_step import LENGTH, ROWS, SIDES
 
 ROUNDS = 5
+WANTED = {"minilm": 1.0, "llama-8x512": 0.88}  # of its memory
 
 
 def kilobytes(field: str) -> int:
@@ -37,7 +38,7 @@ def main() -> list[dict]:
     rows = []
     for base in BASES:
         found = [{s: in_fresh_process("benchmarks.training_memory", s, base) for s in SIDES} for _ in range(ROUNDS)]
-        for a, b, target in (("ours", "peft", 1.0), ("mos", "ours", 1.05)):
+        for a, b, target in (("ours", "peft", WANTED[base]), ("mos", "ours", 1.05)):
             ratios = sorted(f[a]["peak_mb"] / f[b]["peak_mb"] for f in found)
             rows.append(
                 {
