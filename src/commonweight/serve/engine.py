@@ -100,7 +100,6 @@ class Engine:
         self.model: Any = self.host.model
         self.tokenizer = tokenizer if tokenizer is not None else prompts.tokenizer_of(self.model, name)
         self.tenants = Tenants(self.host, store, tenant_memory)
-        self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
         self.max_waiting = max_waiting
         self.length = prompts.length_of(self.model)
         if cache_tokens is None:
@@ -108,6 +107,7 @@ class Engine:
         blocks = -(-cache_tokens // page_size) + 1
         self.cache_tokens = page_size * (blocks - 1)
         check.servable(self.model)
+        self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
         self._router = Router(self.host, 4 * max_requests)
         config = configured(self.model.device, page_size, blocks, max_batch_tokens, max_requests, prefix_cache)
         self._manager = Manager(self.model, self._step, config)
