@@ -6,6 +6,7 @@ from .branch import Before, Mapped, Step, Times
 from .coded import Coded
 from .copied import Copy
 from .entries import Entries, Turned, turned
+from .experts import Experts
 from .first import First
 from .intervene import Edit
 from .low_rank import LowRank, active
@@ -29,6 +30,7 @@ __all__ = [
     "Drawn",
     "Edit",
     "Entries",
+    "Experts",
     "First",
     "LowRank",
     "Magnitude",

@@ -1,12 +1,13 @@
 """Models made of a layout: blocks repeated, dropped, tied; weights read from pools."""
 
 from .anatomy import Anatomy, Weight, anatomy
-from .inits import Mean, Originals, Residual
+from .inits import Eye, Mean, Originals, Residual
 from .layout import Layout, Unit, relaxed, tied
 from .tree import build
 
 __all__ = [
     "Anatomy",
+    "Eye",
     "Layout",
     "Mean",
     "Originals",

@@ -55,6 +55,15 @@ class Mean:
 
 @serial
 @dataclass(frozen=True)
+class Eye:
+    """The identity."""
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Any) -> Tensor:
+        return torch.eye(shape[0])
+
+
+@serial
+@dataclass(frozen=True)
 class Residual:
     """A factor of the best approximation of rank r to W - W', W' a mean: part "A" is V_r^T (r, in), "B" is U_r S_r.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 from ..address import Whole
-from ..bind import Before, LowRank, Mapped, Replace, Step, Times
+from ..bind import Before, Experts, LowRank, Mapped, Replace, Step, Times
 from ..core import CommonweightError, Use
 from . import forms
 
@@ -15,18 +16,25 @@ class Form(NamedTuple):
 
     kind: type
     names: dict[str, tuple[str, ...]]
+    whole: bool = False  # of a module or a block; else the site is a weight, and the module the one that holds it
     without: tuple[str, ...] = ()
 
 
 _SLOTS = {
     (LowRank, Whole): Form(forms.Relaxed, {"A": ("A",), "B": ("B",)}),
-    (Step, Whole): Form(forms.Stepped, {"g": ("g",)}),
-    (Mapped, Whole): Form(forms.MappedBlock, {"M": ("M",)}),
-    (Before, Whole): Form(forms.Told, {"e": ("e",)}),
-    (Times, Whole): Form(forms.Encoded, {"v": ("v",)}),
+    (Step, Whole): Form(forms.Stepped, {"g": ("g",)}, True),
+    (Mapped, Whole): Form(forms.MappedBlock, {"M": ("M",)}, True),
+    (Before, Whole): Form(forms.Told, {"e": ("e",)}, True),
+    (Experts, Whole): Form(forms.Mixture, {"router": ("router",)}, True),
+    (Times, Whole): Form(forms.Encoded, {"v": ("v",)}, True),
 }
 
 KINDS: dict[str, type] = {f.kind.__name__: f.kind for f in _SLOTS.values()}
+
+
+def options_of(use: Use) -> dict[str, Any]:
+    """What else a form is told of a bind: its numbers."""
+    return {f.name: getattr(use.bind, f.name) for f in fields(use.bind) if f.name not in ("scale", "dropout")}
 
 
 def form_of(use: Use) -> Form | None:

@@ -20,14 +20,16 @@ def stack_of(model: nn.Module, path: str) -> tuple[str, nn.Module]:
     return full, model.get_submodule(full)
 
 
-def form(module: nn.Module, kind: type, parameters: dict[str, list[int]], without: tuple[str, ...] = ()) -> None:
+def form(module: nn.Module, kind: type, told: Record) -> None:
     """Puts the class of a form before the module's own, and makes its parameters. without: those it has no more."""
     like = next(module.parameters())
     own = type(module)
     module.__class__ = type(f"{kind.__name__}{own.__name__}", (kind, own), {"__module__": kind.__module__})
-    for name in without:
+    if "options" in told:
+        module.grow(**told["options"])  # type: ignore[operator]
+    for name in told.get("without", ()):
         delattr(module, name)
-    for name, shape in parameters.items():
+    for name, shape in told["parameters"].items():
         made = torch.empty(shape, dtype=like.dtype, device=like.device)
         setattr(module, name, nn.Parameter(nn.init.normal_(made, std=0.02)))
 
@@ -38,7 +40,7 @@ def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
     for told in sharing["forms"]:
         for depth in told["depths"]:
             module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
-            form(module, kinds[told["form"]], told["parameters"], tuple(told.get("without", ())))
+            form(module, kinds[told["form"]], told)
 
 
 def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
@@ -48,13 +50,14 @@ def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
     for name, owners in sharing["tied"].items():
         for depth, owner in enumerate(owners):
             if owner not in (depth, None):
-                out[f"{path}.{depth}.{name}"] = f"{path}.{owner}.{name}"
+                there = owner if isinstance(owner, str) else f"{owner}.{name}"
+                out[f"{path}.{depth}.{name}"] = f"{path}.{there}"
     return out
 
 
 class Shared:
     """A model of transformers whose depths share parameters as ``config.sharing`` says: path of the blocks; tied,
-    {parameter: the depth that has it, for each depth}; forms of layers."""
+    {parameter: for each depth the one that has it, or the name there}; forms of layers."""
 
     kinds: dict[str, type] = {}  # noqa: RUF012
     arranged = False

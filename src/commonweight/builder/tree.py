@@ -12,7 +12,7 @@ from ..core import CommonweightError, Rng
 from ..host.names import unwrapped
 from .anatomy import stack
 from .inits import Originals
-from .kinds import KINDS, form_of
+from .kinds import KINDS, form_of, options_of
 from .layout import Layout
 from .remote import shared_class
 from .shared import Record, arrange
@@ -55,22 +55,23 @@ def known(small: Any) -> None:
 
 def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
     """What a config says of a shared model, see `Shared`."""
-    owners: dict[str, int] = {}
-    tied: dict[str, list[int | None]] = {}
+    owners: dict[str, tuple[int, str]] = {}
+    tied: dict[str, list[int | str | None]] = {}
     forms: dict[str, dict[str, Any]] = {}
     depths = len(layout.like)
     for use in layout.plan.uses:
         depth, _, name = use.site.partition(".")
         found = form_of(use)
-        at = name.rpartition(".")[0]
+        at = name if found is not None and found.whole else name.rpartition(".")[0]
         shapes = {}
         for key, pool in _parameters(use, found):
             full = f"{at}.{key}" if at else key
-            owner = owners.setdefault(pool, int(depth))
-            tied.setdefault(full, [None] * depths)[int(depth)] = owner
+            owner, called = owners.setdefault(pool, (int(depth), full))
+            tied.setdefault(full, [None] * depths)[int(depth)] = owner if called == full else f"{owner}.{called}"
             shapes[key] = list(layout.plan.pools[pool].shape)
         if found is not None:
             told = {"at": at, "form": found.kind.__name__, "parameters": shapes, "without": list(found.without)}
+            told |= {"options": options} if (options := options_of(use)) else {}
             forms.setdefault(repr(told), {**told, "depths": []})["depths"].append(int(depth))
     shared = {n: o for n, o in tied.items() if any(own not in (None, d) for d, own in enumerate(o))}
     return {"path": _below(model, path), "tied": shared, "forms": list(forms.values())}
@@ -118,8 +119,10 @@ def _fill(blocks: Any, layout: Layout, base: Originals) -> None:
     """Every pool becomes one parameter, wherever it is read."""
     made: dict[str, nn.Parameter] = {}
     for use in layout.plan.uses:
-        module = blocks.get_submodule(use.site.rpartition(".")[0] if "." in use.site else use.site)
-        for key, pool in _parameters(use, form_of(use)):
+        found = form_of(use)
+        whole = found is not None and found.whole
+        module = blocks.get_submodule(use.site if whole else use.site.rpartition(".")[0])
+        for key, pool in _parameters(use, found):
             if pool not in made:
                 made[pool] = _made(layout, pool, base, getattr(module, key))
             setattr(module, key, made[pool])

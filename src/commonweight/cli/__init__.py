@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, chat, compare, export, extract, generate, keys, merge, methods, plan, serve, statistics, store
+from . import (
+    adapt,
+    chat,
+    compare,
+    export,
+    extract,
+    generate,
+    keys,
+    merge,
+    methods,
+    plan,
+    serve,
+    share,
+    statistics,
+    store,
+)
 from .errors import explain
 from .flags import Peers
 
@@ -32,6 +47,7 @@ app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("methods", epilog=methods.EXAMPLES)(methods.command)
 app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("serve", epilog=serve.EXAMPLES)(serve.command)
+app.command("share", epilog=share.EXAMPLES)(share.command)
 app.command("statistics", epilog=statistics.EXAMPLES)(statistics.command)
 app.add_typer(keys.app, name="keys", epilog=keys.EXAMPLES)
 app.add_typer(store.app, name="store", epilog=store.EXAMPLES)

@@ -19,8 +19,18 @@ IN_ANNOTATIONS = (Literal,)  # the twins' types are read in this module
 def methods() -> dict[str, type]:
     """Name -> a twin of its config: the same fields, types, defaults and ranges; what is wrong between fields, the
     method's own config tells later. Empty where there are no sources."""
+    return _twins(HERE / "methods")
+
+
+@cache
+def sharing() -> dict[str, type]:
+    """The same of sharing methods."""
+    return _twins(HERE / "share" / "methods")
+
+
+def _twins(folder: Path) -> dict[str, type]:
     out: dict[str, type] = {}
-    for tree in _trees(HERE / "methods"):
+    for tree in _trees(folder):
         classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
         for name, call in _registered(tree):
             made = call.args[1] if len(call.args) > 1 else None

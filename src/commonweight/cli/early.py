@@ -20,7 +20,7 @@ from ..adapt.recipe import Recipe
 from ..adapt.rows import kind_of
 from ..adapt.yaml_file import Place, path_from
 from ..adapt.yaml_file import parse as parse_yaml
-from ..core import CommonweightError, build, parse, unknown
+from ..core import CommonweightError, build, parse, parse_count, unknown
 from ..core.peers import TASKS, known
 from . import catalog
 
@@ -33,6 +33,26 @@ def method(name: str | None, options: Sequence[str] = (), given: Mapping[str, An
     name = known(name, there)
     build(there[name], {**(given or {}), **parse(there[name], list(options))})
     return name
+
+
+def sharing(name: str | None, options: Sequence[str]) -> None:
+    """A sharing method and its options."""
+    there = catalog.sharing()
+    if not there:
+        return
+    if name is not None and name not in there:
+        raise unknown("sharing method", name, there)
+    build(there[name or "recursive"], parse(there[name or "recursive"], list(options)))
+
+
+def form(name: str) -> None:
+    """Of a shared model's folder."""
+    one_of("form", name, ("peft", "remote-code", "albert", "unrolled"))
+
+
+def amount(tokens: str | None) -> None:
+    if tokens is not None:
+        parse_count(tokens, "--tokens")
 
 
 def merge_method(name: str | None) -> None:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .amount import parse_bytes
+from .amount import parse_bytes, parse_count
 from .config import build, config, option, parse, table
 from .counts import counted
 from .errors import CommonweightError, first_line, unknown
@@ -63,6 +63,7 @@ __all__ = [
     "option",
     "parse",
     "parse_bytes",
+    "parse_count",
     "safe",
     "serial",
     "table",

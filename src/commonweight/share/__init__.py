@@ -7,16 +7,17 @@ if TYPE_CHECKING:
     from ..builder import anatomy
     from ..builder.load import load
     from . import methods
+    from .cost import plan
     from .healing import Healed, heal
     from .make import layout, share
     from .methods import available
     from .saving import save
 
-__all__ = ["Healed", "anatomy", "available", "heal", "layout", "load", "methods", "save", "share"]
+__all__ = ["Healed", "anatomy", "available", "heal", "layout", "load", "methods", "plan", "save", "share"]
 
 _HOMES = {
     "Healed": ".healing", "anatomy": "..builder", "available": ".methods", "heal": ".healing", "layout": ".make",
-    "load": "..builder.load", "save": ".saving", "share": ".make",
+    "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
 }  # fmt: skip
 
 

@@ -42,5 +42,6 @@ def layout(
 
 
 def _layout(model: nn.Module, method: Method, config: Any, rows: Sequence[Any] | None) -> Layout:
-    seen = None if method.survey is None or rows is None else method.survey(model, rows, config)
+    wanted = method.survey is not None and rows is not None and method.surveyed(config)
+    seen = method.survey(model, rows, config) if wanted and method.survey is not None else None
     return layout_of(method, anatomy(model), config, seen)

@@ -16,8 +16,8 @@ class Method:
 
     paper: title and address. shares: what is shared, in words. survey: (model, token rows, config) -> numbers by name
     that the plan is made of, for a method that chooses by what the model does with text; such a plan function has a
-    third argument, `seen`. sizes: options that make the model smaller, the settings to show for it: {name: values}.
-    loss: with which it is healed, see `heal`.
+    third argument, `seen`. surveyed: whether a config needs it. sizes: depth -> options of the sizes that are worth
+    looking at. loss: with which it is healed, see `heal`.
     """
 
     name: str
@@ -26,7 +26,8 @@ class Method:
     paper: str
     shares: str
     survey: Callable[..., dict[str, tuple[float, ...]]] | None = None
-    sizes: Mapping[str, tuple[Any, ...]] | None = None
+    surveyed: Callable[[Any], bool] = lambda config: True
+    sizes: Callable[[int], list[dict[str, Any]]] = lambda depth: [{}]
     loss: str = "forward-kl"
 
 
@@ -75,6 +76,6 @@ def layout_of(method: Method, anatomy: Anatomy, config: Any, seen: Mapping[str, 
     """The method's plan. Raises: CommonweightError where it reads what the model does with text, and none was read."""
     if method.survey is None:
         return method.plan(anatomy, config)
-    if seen is None:
+    if seen is None and method.surveyed(config):
         raise CommonweightError(f"{method.name} chooses by what the model does with text; give it some: rows=...")
-    return method.plan(anatomy, config, seen)
+    return method.plan(anatomy, config, {} if seen is None else seen)

@@ -4,6 +4,7 @@ A form is a class without `__init__` that stands before the layer's own class; i
 """
 
 from .blocks import Encoded, MappedBlock, Stepped, Told
+from .mixture import Mixture
 from .relaxed import Relaxed
 
-__all__ = ["Encoded", "MappedBlock", "Relaxed", "Stepped", "Told"]
+__all__ = ["Encoded", "MappedBlock", "Mixture", "Relaxed", "Stepped", "Told"]

@@ -1,6 +1,31 @@
 """One file per sharing method: options and a layout. Adding one: the file, its name in this list, its test."""
 
 from ..registry import Method, available, get, layout_of, resolve
+from .crash import CRaSh
+from .drop import Drop
+from .foldgpt import FoldGPT
+from .ilr import ILR
+from .mobillama import MobiLlama
 from .recursive import Recursive
+from .steps import Steps
+from .subformer import Subformer
+from .widenet import WideNet
+from .zamba import Zamba
 
-__all__ = ["Method", "Recursive", "available", "get", "layout_of", "resolve"]
+__all__ = [
+    "ILR",
+    "CRaSh",
+    "Drop",
+    "FoldGPT",
+    "Method",
+    "MobiLlama",
+    "Recursive",
+    "Steps",
+    "Subformer",
+    "WideNet",
+    "Zamba",
+    "available",
+    "get",
+    "layout_of",
+    "resolve",
+]

@@ -31,7 +31,7 @@ class Recursive:
     Recursive,
     paper="Relaxed Recursive Transformers, arXiv 2410.20672",
     shares="whole layers, looped; with relax, plus a low-rank update for each depth",
-    sizes={"loops": (2, 3), "relax": (0, 16)},
+    sizes=lambda depth: [{"loops": 2}, {"loops": 3}, {"loops": 2, "relax": 16}, {"loops": 3, "relax": 16}],
 )
 def plan(anatomy: Anatomy, config: Recursive) -> Layout:
     """h_l = f(h_(l-1); unit(l) + B_l A_l), unit(l) = l mod K for the cycle.

@@ -1,0 +1,21 @@
+"""A mixture of copies of a module, of which each token takes some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core import serial
+
+
+@serial
+@dataclass(frozen=True)
+class Experts:
+    """y = sum over the k chosen of p_e f_e(x), p = softmax(router x). Shapes: router (E, d).
+
+    capacity: an expert takes int(T capacity k / E) of a batch's T tokens, the first that chose it; others get nothing
+    of it. So outputs depend on the batch, as in the paper. Source: WideNet, arXiv 2107.11817, section 3.2.
+    """
+
+    experts: int
+    k: int = 1
+    capacity: float = 1.25

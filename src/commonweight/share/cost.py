@@ -1,0 +1,138 @@
+"""What a shared model would weigh and cost, from its layout alone: nothing is built, no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..bind import Experts
+from ..builder import Anatomy, Layout, anatomy
+from ..core import CommonweightError, first_line
+from .methods import Method, available, layout_of, resolve
+
+
+class Cost(NamedTuple):
+    """method: with its options. depth: blocks that are run. parameters, bytes: of the whole model, every pool once.
+    blocks: bytes of the blocks alone. flops: of one token, 2 for each number of a matrix that it meets, attention's
+    scores aside. cache: bytes of keys and values for one token."""
+
+    method: str
+    depth: int
+    parameters: int
+    bytes: int
+    blocks: int
+    flops: int
+    cache: int
+
+
+class Anything(dict[str, tuple[float, ...]]):
+    """Numbers of a survey that nobody made: sizes do not depend on them."""
+
+    def __init__(self, depth: int):
+        super().__init__()
+        self.depth = depth
+
+    def __missing__(self, key: str) -> tuple[float, ...]:
+        return (0.0,) * self.depth
+
+
+def plan(model: nn.Module | str | Path, methods: Mapping[str, list[dict[str, Any]]] | None = None) -> list[Cost]:
+    """Every method at several sizes, the original first; nothing runs.
+
+    model: a model, on the meta device too, or a folder of which config.json alone is read. methods: {name: a list of
+    options} in place of all. Raises: CommonweightError for a model without one list of blocks.
+    """
+    whole: Any = on_meta(model) if isinstance(model, str | Path) else model
+    about = anatomy(whole)
+    out = [cost(whole, about, "original", original(about))]
+    asked = methods or {n: m.sizes(about.depth) for n, m in available().items()}
+    for name, sizes in asked.items():
+        for options in sizes:
+            method, config = resolve(name, options)
+            try:
+                layout = laid_out(method, about, config)
+            except CommonweightError:
+                if methods is not None:
+                    raise
+                continue  # this model has no place for it
+            told = " ".join([name, *(f"{k}={_short(v)}" for k, v in options.items())])
+            out.append(cost(whole, about, told, layout))
+    return out
+
+
+def laid_out(method: Method, about: Anatomy, config: Any) -> Layout:
+    return layout_of(method, about, config, Anything(about.depth))
+
+
+def original(about: Anatomy) -> Layout:
+    from ..builder import tied
+
+    return tied(about, range(about.depth), lambda at, weight: None)
+
+
+def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
+    rest = sum(_numel(w.shape) for w in about.rest)
+    rest_bytes = sum(_numel(w.shape) * getattr(torch, w.dtype).itemsize for w in about.rest)
+    depth = len(layout.like)
+    return Cost(
+        name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.nbytes, flops(model, layout),
+        depth * cache_of_a_layer(model, about),
+    )  # fmt: skip
+
+
+def flops(model: Any, layout: Layout) -> int:
+    """Of one token: every matrix at every depth, a mixture's experts by the share that a token takes, and the head."""
+    pools = layout.plan.pools
+    taken = {u.site: u.bind.k / u.bind.experts for u in layout.plan.uses if isinstance(u.bind, Experts)}
+    total = 0.0
+    for use in layout.plan.uses:
+        part = next((share for home, share in taken.items() if use.site.startswith(f"{home}.experts.")), 1.0)
+        numbers = [pools[n] for read in use.reads.values() for n in read.pools]
+        total += part * sum(2 * p.numel for p in numbers if len(p.shape) == 2)
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    return int(total) + (2 * head.weight.numel() if head is not None else 0)
+
+
+def cache_of_a_layer(model: Any, about: Anatomy) -> int:
+    """Bytes of keys and values of one token; 0 of a model that generates nothing."""
+    config = getattr(model, "config", None)
+    if config is None or getattr(model, "get_output_embeddings", lambda: None)() is None:
+        return 0
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = getattr(text, "num_attention_heads", 1)
+    size = getattr(text, "head_dim", None) or about.width // heads
+    kv = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * kv * size * getattr(torch, about.blocks[0][0].dtype).itemsize
+
+
+def on_meta(folder: str | Path) -> Any:
+    """The model of a folder's config, without numbers."""
+    import transformers as tf
+
+    try:
+        config: Any = tf.AutoConfig.from_pretrained(str(folder))
+        names = config.architectures or []
+        kind = next((getattr(tf, n) for n in names if hasattr(tf, n)), None)
+        with torch.device("meta"):
+            if kind is not None:
+                return kind(config).to(getattr(config, "dtype", None) or torch.float32)
+            return tf.AutoModel.from_config(config)
+    except (OSError, ValueError, KeyError) as e:
+        raise CommonweightError(f"model {str(folder)!r} cannot be read: {first_line(e)}") from e
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    n = 1
+    for s in shape:
+        n *= s
+    return n
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 3:
+        return f"[{value[0]},..]x{len(value)}"
+    return str(list(value) if isinstance(value, tuple) else value).replace(" ", "")
