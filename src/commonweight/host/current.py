@@ -52,6 +52,7 @@ class _OfThread(threading.local):
         self.route: Route | None = None
         self.brought = False  # whether it was brought up to date outside of what is compiled
         self.room = Room()
+        self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
 
 
 class _Speaks(threading.local):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..bind import Copy, Entries, active
 from ..core import CommonweightError, counted
 from .apart import Unfit, images_by_row
+from .carried import bare
 from .change import changed
 from .current import Current
 from .limit import Limit
@@ -36,6 +37,7 @@ class SiteHook:
         self.limit: Limit | None = None  # of the head that scores the vocabulary
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
+        self.regrouped = ".experts." in physical.name
         self.packed = type(physical.module).__module__ == "bitsandbytes.nn.modules"
 
     def install(self) -> list[RemovableHandle]:
@@ -51,8 +53,9 @@ class SiteHook:
         route = self.current.route
         if route is None:
             return None
-        alone, kwargs = kwargs is None, kwargs or {}
-        x = self.input(args, kwargs)
+        alone, kwargs, route = kwargs is None, kwargs or {}, self.readers(route)
+        given_x = self.input(args, kwargs)
+        x = bare(given_x)
         if route.single is not None:
             entries = route.single.table.get(self.at.name, [])
             changed = self.transform(entries[0], x) if takes_input(entries) else x
@@ -64,7 +67,7 @@ class SiteHook:
         if changed is x:
             return None
         given = (changed, *args[1:]) if args else ()
-        return given if alone else (given, {k: changed if v is x else v for k, v in kwargs.items()})
+        return given if alone else (given, {k: changed if v is given_x else v for k, v in kwargs.items()})
 
     def input(self, args: tuple, kwargs: dict) -> Tensor:
         x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
@@ -74,17 +77,23 @@ class SiteHook:
 
     def layout(self, route: Route, x: Tensor) -> tuple[Tensor, Layout]:
         folded = None if x.is_nested or not self.known_rows(route, x) else route.fold(x)
-        if folded is None or ".experts." in self.at.name:
+        if folded is None or (self.regrouped and route is not self.current.thread.given):
             why = (
                 "its tokens are regrouped"
-                if ".experts." in self.at.name
+                if self.regrouped
                 else f"its input is {'nested' if x.is_nested else tuple(self.at.given(x).shape)}"
             )
             raise Unfit(
                 f"{self.at.name}: the route names {counted(route.length, 'reader')}, {why}; give one reader per row, "
                 "or a LongTensor of one number per token"
             )
-        return folded[0], route.layout(self.at.name, folded[1], x.device, self.at)
+        by_row = folded[1] and not self.regrouped  # rows of an expert are tokens, many of one reader
+        return folded[0], route.layout(self.at.name, by_row, x.device, self.at)
+
+    def readers(self, route: Route) -> Route:
+        """The route of what comes to this site: within an expert of a list, that of the tokens that it was given."""
+        given = self.current.thread.given if self.regrouped else None
+        return route if given is None or route.single is not None else given
 
     def known_rows(self, route: Route, x: Tensor) -> bool:
         """Whether what a site sees first are the batch's rows. A convolution reads its neighbours: it has no tokens."""
@@ -103,7 +112,7 @@ class SiteHook:
             return None if self.limit is None or self.limit.own is None else self.limit(None, y)
         if isinstance(self.at, Block) and not route.touches(self.at.name):
             return None
-        x = self.at.seen(self.input(args, kwargs))
+        x, route = self.at.seen(bare(self.input(args, kwargs))), self.readers(route)
         if self.limit is not None and isinstance(y, Tensor):
             return self.limit(route, self.after(route, x, self.linked(x, y)))
         at = self.at.main(x, y) if isinstance(self.at, Block) else 0 if isinstance(y, tuple) else None
@@ -136,7 +145,7 @@ class SiteHook:
                 return self.apply(entries, x, y)
             except LinAlgError as e:
                 return self.ill(route.single, y, e)
-        if not route.touches(self.at.name):
+        if not route.length or not route.touches(self.at.name):
             return y
         folded, layout = self.layout(route, x)
         return self.by_bucket(layout, folded, route.fold(y)[0], self.mixed, y)  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .hook import hooks
+from .listed import hooks as listed_hooks
 from .stacked import Expert, Stacked, discover
 
-__all__ = ["Expert", "Stacked", "discover", "hooks"]
+__all__ = ["Expert", "Stacked", "discover", "hooks", "listed_hooks"]
