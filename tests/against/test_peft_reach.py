@@ -71,3 +71,47 @@ def test_convolutions_go_in_and_out(tmp_path):
     back = peft.PeftModel.from_pretrained(made("resnet")[0], str(tmp_path / "b")).eval()
     with torch.no_grad(), host.route("t"):
         torch.testing.assert_close(back(**batch).logits, host.model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+class Grouped(nn.Module):
+    def __init__(self, groups: int):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+        self.then = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.then(self.first(x).relu())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("groups", [2, 8])
+def test_convolutions_in_groups_go_out_and_come_back(groups, tmp_path):
+    """To PEFT each group has rows of its own, which read the other groups' channels by zero."""
+    x = torch.randn(2, 8, 6, 6)
+    host = cw.Host(Grouped(groups))
+    tenant = stir(host.add("t", "lora", sites="first|then", rank=2, alphas=(("first", 3.0),), bias=True))
+    host.export_peft("t", tmp_path / "a", native=True)
+    theirs = peft.PeftModel.from_pretrained(Grouped(groups), str(tmp_path / "a")).eval()
+    again = cw.Host(Grouped(groups))
+    back = again.import_peft("t", tmp_path / "a")
+    assert back.config.ranks != tenant.config.ranks
+    with torch.no_grad(), host.route("t"), again.route("t"):
+        torch.testing.assert_close(host.model(x), theirs(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(again.model(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("groups", [2, 8])
+def test_factors_that_read_other_groups_are_no_change_of_the_weight(groups, tmp_path):
+    theirs = moved(peft.get_peft_model(Grouped(groups), peft.LoraConfig(r=8, target_modules=["first"])))
+    theirs.save_pretrained(tmp_path / "a")
+    with pytest.raises(cw.CommonweightError, match=rf"first.*a convolution in {groups} groups, where PEFT's factors"):
+        cw.Host(Grouped(groups)).import_peft("t", tmp_path / "a")
+
+
+def test_transposed_convolutions_have_no_adapter_there(tmp_path):
+    host = cw.Host(nn.Sequential(nn.ConvTranspose1d(4, 6, 3), nn.ReLU(), nn.Conv1d(6, 2, 1)))
+    host.add("t", "lora", sites="0")
+    with pytest.raises(cw.CommonweightError, match="0: a transposed convolution, for which PEFT has no adapter"):
+        host.export_peft("t", tmp_path / "a", native=True)

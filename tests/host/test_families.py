@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as tf
+from torch import nn
 
 import commonweight as cw
 from tests.laws.subjects import stir
@@ -192,3 +193,29 @@ def test_a_tied_weight_is_counted_once(kind):
         assert found.total == sum(p.numel() for p in model.parameters())
         assert found.read + sum(x.numbers for x in found.left) == found.total
     assert host.coverage("t").share == 1.0
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.ConvTranspose1d(4, 6, 3, stride=2)
+        self.out = nn.Conv1d(6, 2, 1)
+
+    def forward(self, x, size=None):
+        return self.out(self.up(x, size) if size else self.up(x))
+
+
+def test_a_transposed_convolution_is_read_but_for_a_size_given_in_the_call():
+    host = cw.Host(Decoder())
+    assert {s.name: (s.kind, s.out, s.inp) for s in host.sites} == {"up": ("conv", 6, 12), "out": ("conv", 2, 6)}
+    assert host.coverage().share == 1
+    host.add("t", "lora", rank=2)
+    host.add("o", "lora", rank=2, sites="out")
+    x = torch.randn(2, 4, 5)
+    with torch.no_grad(), host.route("t"):
+        assert host.model(x).shape == (2, 2, 11)
+        with pytest.raises(cw.CommonweightError, match="up: it was called with an output_size"):
+            host.model(x, (12,))
+    with torch.no_grad(), host.route("o"):
+        assert host.model(x, (12,)).shape == (2, 2, 12)

@@ -14,6 +14,8 @@ SITES = {
     "depthwise conv": "blocks.*.each",
     "patches": "patch",
     "volume": "volume",
+    "transposed conv": "blocks.*.up",
+    "transposed grouped conv": "grow",
     "embedding": "table",
     "scaled embedding": "scaled",
     "bounded embedding": "bounded",
@@ -40,11 +42,13 @@ class Block(nn.Module):
         self.conv = nn.Conv1d(d, d, 3, padding=2, padding_mode="circular", dilation=2)
         self.deep = nn.Conv1d(d, d, 3, padding="same", groups=2, bias=False)
         self.each = nn.Conv1d(d, d, 8, padding=4, groups=d)
+        self.up = nn.ConvTranspose1d(d, d, 3, stride=2, padding=2, output_padding=1, dilation=2)
         self.A_log = nn.Parameter(torch.randn(d, 4))
         self.gain = nn.Parameter(torch.ones(d) + 0.1 * torch.randn(d))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.each(self.deep(self.conv(x.mT).relu()))[..., :-1].mT
+        y = self.each(self.deep(self.conv(x.mT).relu()))[..., :-1]
+        y = self.up(y)[..., : 2 * y.shape[-1] : 2].mT
         return x + y * self.A_log.exp().sum(1).tanh() * self.gain
 
 
@@ -57,6 +61,7 @@ class Model(nn.Module):
         nn.init.uniform_(self.bounded.weight, -0.1, 0.1)  # torch writes what is too long into the weight itself
         self.patch = nn.Conv2d(4, d, 2, stride=2)
         self.volume = nn.Conv3d(4, d, (1, 2, 2), stride=(2, 1, 1), padding=(0, 1, 0))
+        self.grow = nn.ConvTranspose2d(4, d, (2, 4), stride=2, output_padding=1, groups=2)
         self.blocks = nn.ModuleList(Block(d) for _ in range(2))
         self.head = nn.Linear(d, 8)
 
@@ -65,6 +70,7 @@ class Model(nn.Module):
         x = (
             x
             + self.patch(image).flatten(2).mT[:, :1]
+            + self.grow(image).mean((2, 3))[:, None]
             + self.volume(image.unflatten(2, (2, 2))).mean((2, 3, 4))[:, None]
         )
         for block in self.blocks:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core import CommonweightError
 
+ADDED = "added"  # the entries of the tokenizer that the base has not
 MOST = 1 << 20  # rows that a range may name
 
 
@@ -22,7 +23,10 @@ def modules(value: str | Sequence[str] | None) -> list[str] | None:
 
 
 def rows(value: str | Sequence[int] | Mapping[str, Any] | None) -> Any:
-    """Numbers of entries from ``"5,7,32000-32003"``, or a list of them; {name of a table or head: either}."""
+    """Numbers of entries from ``"5,7,32000-32003"``, or a list of them; {name of a table or head: either}; ``"added"``
+    stays."""
+    if value == ADDED:
+        return value
     if isinstance(value, Mapping):
         return {str(k): rows(v) for k, v in value.items()}
     if value is None or (not isinstance(value, str) and isinstance(value, Sequence) and all(map(_number, value))):
@@ -32,7 +36,7 @@ def rows(value: str | Sequence[int] | Mapping[str, Any] | None) -> Any:
         found = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if not 0 <= last - first < MOST:
-            raise CommonweightError(f"token_rows: {value!r}; wanted numbers of entries, as in 5,7,32000-32003")
+            raise CommonweightError(f"token_rows: {value!r}; wanted numbers, as in 5,7,32000-32003, or added")
         out += range(first, last + 1)
     return out
 

@@ -13,6 +13,7 @@ from ..formats import atomic, coding, native
 from ..host import Host, Tenant
 from ..host.files import encode, settle
 from . import beside, processes
+from .added import room
 from .base import open_host, where
 from .checkpoint import Store
 from .data import Data, Understood, make_task, named, reading, split
@@ -214,7 +215,8 @@ def look(
         say(tally(str(job.tenants[name].eval), doing, made))
     # a codec may not take every pool of this method
     for name, d in data.items() if dry_run or job.codec is not None else ():
-        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **_how(job), **job.options)
+        how = {**_how(job), "token_rows": room(host, _how(job)["token_rows"])}
+        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **job.options)
         settle(tenant, codec_of(tenant, job.codec, said))
         host.remove(name)
         del tenant

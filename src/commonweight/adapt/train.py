@@ -15,6 +15,7 @@ import torch
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from . import processes
+from .added import known, room
 from .by_row import by_row
 from .compiled import compiled
 from .data import Data, Understood, examples, make_task
@@ -162,6 +163,10 @@ def train_understood(
 ) -> dict[str, Result]:
     """`adapt_together` from the examples on."""
     started = time.perf_counter()
+    tokenizer = getattr(next(iter(given.values())).task, "tokenizer", None)
+    token_rows = room(host, token_rows, tokenizer)
+    if tokenizer is not None:
+        known(host, tokenizer, {n: [*u.train, *u.dev] for n, u in given.items()})
     parts: list[Part] = []
     there = [] if common is None or common not in host.roster.commons else [*host.common(common).parameters()]
     before = [p.detach().clone() for p in there]  # others read them

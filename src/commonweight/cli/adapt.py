@@ -131,7 +131,8 @@ def command(
         str | None,
         typer.Option(
             metavar="NUMBERS",
-            help="Entries of the table of tokens that are trained beside the method: 5,7,32000-32003.",
+            help="Entries of the table of tokens that are trained beside the method: 5,7,32000-32003; or added: those "
+            "that the tokenizer has beyond the base's.",
             rich_help_panel=METHOD,
         ),
     ] = None,

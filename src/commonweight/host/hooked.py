@@ -16,7 +16,7 @@ from .fingerprint import of_base
 from .follow import Places, fit
 from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage, unpack_at_once
-from .limit import Limit
+from .limit import Ends, Limit, bends
 from .names import named, unwrapped
 from .sites import (
     Pattern,
@@ -58,6 +58,8 @@ class HookedModel:
         self.closed = False
         self._freeze()
         self.handles = [self.inner.register_forward_pre_hook(ModelHook(model, self.current), with_kwargs=True)]
+        if bends(self.inner):
+            self.handles.append(self.inner.register_forward_hook(Ends(self.limit, self.current)))
         self.handles += entrances.install(self.inner, self.current)
         self._hook()
 

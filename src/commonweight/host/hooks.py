@@ -113,6 +113,11 @@ class SiteHook:
         if isinstance(self.at, Block) and not route.touches(self.at.name):
             return None
         x, route = self.at.seen(bare(self.input(args, kwargs))), self.readers(route)
+        if self.at.alone and (len(args) + len(kwargs) > 1) and route.touches(self.at.name):
+            raise CommonweightError(
+                f"{self.at.name}: it was called with an output_size, which what a tenant adds cannot follow; leave "
+                "this site out"
+            )
         if self.limit is not None and isinstance(y, Tensor):
             return self.limit(route, self.after(route, x, self.linked(x, y)))
         at = self.at.main(x, y) if isinstance(self.at, Block) else 0 if isinstance(y, tuple) else None

@@ -26,6 +26,7 @@ from .module import tenant_module
 from .roster import Reader, Roster
 from .sites import Pattern
 from .tenant import Tenant
+from .vocabulary import grow
 
 
 class Host:
@@ -108,6 +109,20 @@ class Host:
             name, found, config, plan, labels, sites=mine, of=self.roster.join(common, found, plan), beside=held,
             held=more,
         )  # fmt: skip
+
+    def resize_vocabulary(self, size: int) -> int:
+        """Adds entries to the table of tokens and to the head, each the mean of those there; gives how many there were.
+
+        The plain base and the tenants that are there answer as before, and never say the new ones; a tenant that
+        changes the table or the head from now on knows them.
+        Cost: a copy of the table and of the head, on the model itself.
+        Raises: CommonweightError for fewer entries than there are, and while an engine is at work on the model.
+        """
+        base = self.base
+        before = base.vocabulary
+        if not isinstance(size, int) or isinstance(size, bool) or before is None or size != before:
+            grow(base, size, [*self.roster.tenants.values()])
+        return before or 0
 
     def common(self, name: str) -> Common:
         """The pools that the tenants of a common share."""

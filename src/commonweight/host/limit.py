@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .apart import Unfit
+from .current import Current
 from .route import Route
 from .tenant import Tenant
 
@@ -16,6 +19,7 @@ class Limit:
     def __init__(self, size: int | None):
         self.own: int | None = None
         self.size = size
+        self.held = ""  # who is within a pass at any time, so that the model must stay as it is
 
     def of(self, tenant: Tenant | None) -> int | None:
         """None for all."""
@@ -38,3 +42,22 @@ class Limit:
                 most[places] = n
         beyond = torch.arange(y.shape[-1], device=y.device) >= most.view(-1, *(1 for _ in folded[0].shape[1:]))
         return folded[0].masked_fill(beyond, float("-inf")).reshape(y.shape)
+
+
+class Ends:
+    """After a whole model that bends its scores (Gemma's soft caps make a number of -inf): -inf once more."""
+
+    def __init__(self, limit: Limit, current: Current):
+        self.limit, self.current = limit, current
+
+    def __call__(self, module: nn.Module, args: Any, out: Any) -> None:
+        scores = getattr(out, "logits", None)
+        if isinstance(scores, Tensor) and scores.shape[-1] == self.limit.size:
+            out.logits = self.limit(self.current.route, scores)
+
+
+def bends(model: nn.Module) -> bool:
+    """Whether a model does more to its scores than scale them."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "final_logit_softcapping", None) is not None

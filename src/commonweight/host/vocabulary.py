@@ -111,8 +111,13 @@ def grow(base: HookedModel, size: int, tenants: Iterable[Tenant]) -> None:
     here, inner = base.vocabulary, _owner(base.inner)
     if here is None or inner is None:
         raise CommonweightError(f"{type(base.inner).__name__} has no table of tokens that could grow")
-    if size < here:
-        raise CommonweightError(f"the vocabulary has {here} entries; {size} are fewer, and tenants may read those")
+    if not isinstance(size, int) or isinstance(size, bool) or size < here:
+        raise CommonweightError(f"the vocabulary has {here} entries; wanted a whole number above, {size!r} came")
+    if base.limit.held:
+        raise CommonweightError(
+            f"the vocabulary would grow from {here} to {size} entries, and {base.limit.held} is at work on this model; "
+            f"do it before, with host.resize_vocabulary({size})"
+        )
     own = base.limit.own or here
     inner.resize_token_embeddings(size, mean_resizing=False)
     base.follow(tenants)

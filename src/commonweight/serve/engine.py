@@ -114,6 +114,7 @@ class Engine:
         self._manager.between = self._between
         self._manager.order = lambda ticket: self._router.lanes.order(ticket.edition)
         self._lock, self._closed = threading.Lock(), False
+        self.host.base.limit.held = "an engine"
         self._manager.start()
         try:
             check.same(self)
@@ -239,6 +240,7 @@ class Engine:
             self._closed = True
         self._manager.stop(block=True, hard_stop=True)
         self._router.lanes.close()
+        self.host.base.limit.held = ""
         if self._owns:
             self.host.close()
 

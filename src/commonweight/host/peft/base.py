@@ -29,6 +29,10 @@ class Frozen(Derive):
     def kernel(self, site: str) -> tuple[int, ...]:
         return tuple(getattr(self._at(site).module, "kernel_size", ()))
 
+    def groups(self, site: str) -> int:
+        """Of a convolution; 1 of any other layer."""
+        return getattr(self._at(site).module, "groups", 1)  # type: ignore[return-value]
+
     def _at(self, site: str) -> Physical:
         return self._base.modules[site.split("[")[0]]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core import CommonweightError, Plan, Site, counted
 from ...formats import peft
 from ...formats.changes import adapter as settled
-from ...formats.peft import keys
+from ...formats.peft import grouped, keys, refusals
 from ...formats.peft.keys import is_slot
 from ...methods import head
 from ..follow import fit
@@ -65,6 +65,7 @@ def import_peft(
         sites, frozen = names.sites(base, view), Frozen(base)
         config, tensors, found = beside.part(base, config, tensors, sites)
         sites = {**sites, **found.sites}
+        tensors = _narrow(tensors, sites, frozen)
         if peft.through(config) or _convolved(config, tensors, sites):
             about = getattr(base.inner, "config", None)
             changes = through.read(config, tensors, sites, frozen, about, task)
@@ -95,6 +96,25 @@ def import_peft(
         return tenant
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
+
+
+def _narrow(tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen) -> dict[str, Tensor]:
+    """LoRA on convolutions in groups as a change of their weights. Raises: CommonweightError where it is none."""
+    out = dict(tensors)
+    for name, s in sites.items():
+        keys = [f"{peft.PREFIX}{name}.lora_{f}.weight" for f in "AB"]
+        if s.kind != "conv" or (g := base.groups(s.name)) == 1 or not all(k in tensors for k in keys):
+            continue
+        A, B = (tensors[k].flatten(1) for k in keys)
+        if (found := grouped.narrow(A, B, grouped.Shape(g, s.inp))) is None:
+            raise refusals.tensor(
+                keys[0],
+                f"a convolution in {g} groups, where PEFT's factors read the channels of all groups for each of them: "
+                "that is no change of its weight, and PEFT cannot merge it either. Serve it with PEFT, or train it "
+                "here: lora reads convolutions in groups",
+            )
+        out[keys[0]], out[keys[1]] = found
+    return out
 
 
 def _convolved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> bool:

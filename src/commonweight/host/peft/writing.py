@@ -7,7 +7,7 @@ from typing import Any
 
 from ...core import CommonweightError, Plan, counted
 from ...formats import peft
-from ...formats.peft import low_rank, shaped
+from ...formats.peft import grouped, low_rank, shaped
 from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
 from ..experts import Stacked
@@ -86,9 +86,12 @@ def export_peft(
     if report["native"]:
         sites = {s.name: s for s in base.every if s.name in {u.site for u in plan.uses}}
         pools = {k: v.detach().cpu() for k, v in tenant.pools.items()}
-        subject = peft.Subject(tenant.method.name, tenant.config, plan, sites, pools, Frozen(base), prefix)
+        frozen = Frozen(base)
+        for n in (n for n, s in sites.items() if s.kind == "conv" and frozen.groups(n) > 1):
+            pools[f"{n}.A"] = grouped.wide(pools[f"{n}.A"], grouped.Shape(frozen.groups(n), sites[n].inp))
+        subject = peft.Subject(tenant.method.name, tenant.config, plan, sites, pools, frozen, prefix)
         config, tensors = peft.write(subject)
-        tensors = shaped.kept(tensors, sites, {n: Frozen(base).kernel(n) for n in sites})
+        tensors = shaped.kept(tensors, sites, {n: frozen.kernel(n) for n in sites})
         names = list(sites)
         report["modules"] = {peft.short(n, prefix): {**_rank(subject, n), "error": 0.0} for n in names}
     else:
@@ -145,8 +148,8 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     others = [n for n in used if base.modules[n.split("[")[0]].kind in ("conv", "embedding")]
     if others and tenant.method.name not in ("lora", "tokens"):
         return f"{others[0]}: PEFT's own format of {tenant.method.name} is written for linear layers alone"
-    if grouped := next((n for n in others if getattr(base.modules[n].module, "groups", 1) > 1), None):
-        return f"{grouped}: a convolution in groups, whose factors PEFT lays out over all channels"
+    if turned := next((n for n in others if base.modules[n.split("[")[0]].alone), None):
+        return f"{turned}: a transposed convolution, for which PEFT has no adapter"
     if fused := next((s.name for s in base.every if s.name in used and s.rows is not None), None):
         return f"{fused}: PEFT adapts no part of a fused layer; leave native out to export it as plain LoRA"
     if more := next((n for n, es in tenant.table.items() if n in used and any(e.rows for e in es)), None):

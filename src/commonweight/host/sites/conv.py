@@ -1,4 +1,7 @@
-"""Convolutions of one to three dimensions: linear in their patches, with a weight (out, inp / groups * kernel)."""
+"""Convolutions of one to three dimensions: linear in their patches, with a weight (out, inp / groups * kernel).
+
+Transposed ones give every place of the input a patch of the output: the same weight, turned around.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ from .physical import Physical, numbers, plain_class
 from .roles import role
 
 _PLAIN = {nn.Conv1d.forward: F.conv1d, nn.Conv2d.forward: F.conv2d, nn.Conv3d.forward: F.conv3d}
+_TURNED = {
+    nn.ConvTranspose1d.forward: F.conv_transpose1d, nn.ConvTranspose2d.forward: F.conv_transpose2d,
+    nn.ConvTranspose3d.forward: F.conv_transpose3d,
+}  # fmt: skip
 
 
 class Conv(Physical):
@@ -20,13 +27,13 @@ class Conv(Physical):
 
     def __init__(self, name: str, module: nn.Module):
         super().__init__(name, module, "conv", False)
-        self.run = _PLAIN[type(module).forward]
+        self.run = (_PLAIN | _TURNED)[type(module).forward]
         self.places = len(module.kernel_size)  # type: ignore[arg-type]
         self.forms = "through" if module.groups == 1 else "output"
 
     @property
     def weight(self) -> Tensor:
-        return super().weight.flatten(1)
+        return self.laid(super().weight)
 
     def steady(self, places: Tensor) -> Tensor:
         return numbers(self.weight, places)
@@ -65,16 +72,46 @@ class Conv(Physical):
         return self.run(x, weight, bias, m.stride, padding, m.dilation, groups)  # type: ignore[arg-type]
 
 
+class Turned(Conv):
+    """A transposed convolution, whose module keeps (channels, out / groups, *kernel)."""
+
+    alone = True
+
+    def native(self, weight: Tensor) -> Tensor:
+        return self._turned(weight, self.module.groups)  # type: ignore[arg-type]
+
+    def laid(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (self.module.groups, -1)).transpose(1, 2).flatten(0, 1).flatten(1)  # type: ignore
+
+    def many(self, x: Tensor, weight: Tensor) -> Tensor:
+        n, r = weight.shape[:2]
+        as_one = self.given(x).reshape(1, -1, *x.shape[1:-1])
+        y = self._conv(as_one, self._turned(weight.flatten(0, 1), n), None, n)
+        return y.view(n, r, -1).mT
+
+    def _turned(self, weight: Tensor, groups: int) -> Tensor:
+        by_group = weight.reshape(groups, len(weight) // groups, -1, *self.module.kernel_size)  # type: ignore[misc]
+        return by_group.transpose(1, 2).flatten(0, 1)
+
+    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        m = self.module
+        return self.run(x, weight, bias, m.stride, m.padding, m.output_padding, groups, m.dilation)  # type: ignore
+
+
 def shape(module: nn.Module) -> tuple[int, int] | None:
     """(out, inp) of a convolution whose forward is torch's own; one that makes its weight anew in each call is none."""
-    w = module._parameters.get("weight")
-    if plain_class(module).forward not in _PLAIN or w is None or not w.is_floating_point():
+    w, forward = module._parameters.get("weight"), plain_class(module).forward
+    if w is None or not w.is_floating_point() or w.dim() < 3:
         return None
-    return w.shape[0], math.prod(w.shape[1:])
+    if forward in _TURNED:
+        out: int = module.out_channels  # type: ignore[assignment]
+        return out, w.numel() // out
+    return (w.shape[0], math.prod(w.shape[1:])) if forward in _PLAIN else None
 
 
 def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
     if (found := shape(module)) is None:
         return []
     site = Site(name, *found, "conv", role(name), module._parameters.get("bias") is not None)
-    return [Found(Conv(name, module), site, whole.inside(name) or not whole.blocks)]
+    at = (Turned if plain_class(module).forward in _TURNED else Conv)(name, module)
+    return [Found(at, site, whole.inside(name) or not whole.blocks)]

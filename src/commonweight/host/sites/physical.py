@@ -25,6 +25,7 @@ class Physical:
     """
 
     forms: Literal["all", "through", "output", "none"] = "all"
+    alone = False  # whether it must be called with one tensor and nothing else
 
     def __init__(
         self,
