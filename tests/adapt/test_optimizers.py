@@ -7,7 +7,7 @@ import torch
 
 import commonweight as cw
 from commonweight import CommonweightError
-from commonweight.adapt import adapt, open_host
+from commonweight.adapt import adapt, open_host, optimizers
 from commonweight.adapt.names import OPTIMIZERS
 from tests.adapt import tiny
 from tests.models import make
@@ -77,3 +77,16 @@ def test_what_does_not_go_together(bert):
         trained(bert, optimizer="adam")
     with pytest.raises(CommonweightError, match="lora_plus with prodigy"):
         trained(bert, optimizer="prodigy", lora_plus=4)
+
+
+def test_a_pool_that_lies_column_after_column():
+    """torch's fused AdamW goes through memory: with a gradient that lies otherwise it would pair the wrong numbers."""
+    values, gradient = torch.randn(4, 6), torch.randn(4, 6)
+
+    def step(p):
+        p = torch.nn.Parameter(p)
+        p.grad = gradient.clone()
+        optimizers._adamw([{"params": [p], "lr": 0.1}], 0.0).step()
+        return p.detach()
+
+    assert torch.allclose(step(values.T.contiguous().T), step(values), atol=1e-6)

@@ -137,8 +137,10 @@ class _States:
 
 
 def _adamw(groups: Groups, decay: float) -> Optimizer:
-    plain = all(p.device.type == "cpu" and p.is_floating_point() for g in groups for p in g["params"])
-    # one pass over all pools; on a GPU the step's number would have to lie there too
+    pools = [p for g in groups for p in g["params"]]
+    plain = all(p.device.type == "cpu" and p.is_floating_point() and p.is_contiguous() for p in pools)
+    # one pass over all pools; on a GPU the step's number would have to lie there too. It goes through memory, whatever
+    # the strides: of a pool that lies otherwise than its gradient or moments it would pair the wrong numbers
     return torch.optim.AdamW(groups, weight_decay=decay, fused=True if plain else None)
 
 

@@ -133,5 +133,5 @@ def _made(layout: Layout, name: str, base: Any, like: torch.Tensor) -> nn.Parame
     values = pool.init(pool.shape, Rng(layout.plan.seed, name), base)
     if tuple(values.shape) != pool.shape:
         raise CommonweightError(f"pool {name}: its first values are {tuple(values.shape)}, the plan says {pool.shape}")
-    values = values.to(device=like.device, dtype=like.dtype)
+    values = values.to(device=like.device, dtype=like.dtype).contiguous()
     return nn.Parameter(values, requires_grad=pool.train)
