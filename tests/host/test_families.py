@@ -156,20 +156,6 @@ def test_a_text_alone_goes_through_a_tenant_of_all_towers():
         torch.testing.assert_close(answer(model, texts), answer(plain, texts), rtol=1e-4, atol=1e-5)
 
 
-def test_images_of_which_the_rows_are_not_known_are_refused():
-    """As many images as rows, but two in the first row and none in the second."""
-    model, batch = made("llava")
-    host = cw.Host(model)
-    stir(host.add("t", "lora", sites="vision", rank=2))
-    ids = batch["input_ids"].clone()
-    ids[1, :4], ids[0, 4:8] = 5, 60
-    texts = {"input_ids": ids, "pixel_values": batch["pixel_values"]}
-    with torch.no_grad(), host.route("t"):
-        model(**texts)
-    with pytest.raises(cw.CommonweightError, match="which row each is of"), host.route(["t", None, "t"]):
-        model(**texts)
-
-
 def test_coverage_counts_every_weight_once_and_says_how_to_read_the_rest():
     model, _ = make("llama")
     host = cw.Host(model)

@@ -22,12 +22,18 @@ class Unfit(CommonweightError):
 
 
 def by_reader(
-    run: Callable[..., Any], groups: Sequence[tuple[Any, list[int]]], args: tuple, kwargs: dict, rows: int
+    run: Callable[..., Any],
+    groups: Sequence[tuple[Any, list[int]]],
+    args: tuple,
+    kwargs: dict,
+    rows: int,
+    images: Callable[[Tensor], dict] | None = None,
 ) -> Any:
     """What `run(reader, *args, **kwargs)` gives on each group's rows, put together in the order of the batch.
 
-    groups: (reader, its rows). Every tensor of two or more dimensions whose first has `rows` entries is cut; of one
-    dimension, where it is as long as the batch and as nothing else. Cost: one pass a reader.
+    groups: (reader, its rows). images: what some rows have in place of a list of all images. Every tensor of two or
+    more dimensions whose first has `rows` entries is cut; of one dimension, where it is as long as the batch and as
+    nothing else. Cost: one pass a reader.
     Raises: Unfit where a call cannot be cut: it brings a cache, or labels (a mean over rows is not a mean of means).
     """
     for name, value in kwargs.items():
@@ -42,8 +48,17 @@ def by_reader(
     parts = []
     for (reader, _), where in zip(groups, places):
         mine = cut((args, kwargs), where, rows)
-        parts.append(crossed(run(reader, *mine[0], **mine[1]), where, rows))
+        mine = mine if images is None else (mine[0], {**mine[1], **images(where)})
+        found = crossed(run(reader, *mine[0], **mine[1]), where, rows)
+        parts.append(found if images is None else without_images(found))
     return join(parts, torch.cat(places).argsort(), [len(p) for p in places])
+
+
+def without_images(found: Any) -> Any:
+    """Without what is said of the images, of which there are not so many as rows."""
+    if not isinstance(found, MutableMapping) or not any(k.endswith("_hidden_states") for k in found):
+        return found
+    return type(found)(**{k: v for k, v in found.items() if k not in ("image_hidden_states", "video_hidden_states")})
 
 
 def is_cache(name: str, value: Any) -> bool:
@@ -106,19 +121,3 @@ def _leaf(found: list[Any], order: Tensor, rows: list[int]) -> Any:
     if all(isinstance(t, Tensor) and t.shape == first.shape and torch.equal(t, first) for t in found):
         return first  # a table that no row changes
     raise Unfit(f"a result of type {type(first).__name__} has no rows to put together")
-
-
-def images_by_row(model: Any, kwargs: dict, rows: int) -> bool:
-    """Whether the images beside a batch of texts are one for each row, in the rows' order.
-
-    Not so where they are cut into patches of one list (Qwen2-VL), and where rows show several images or none.
-    """
-    ids, images = kwargs.get("input_ids"), kwargs.get("pixel_values")
-    if not isinstance(images, Tensor) or not isinstance(ids, Tensor):
-        return True
-    if images.shape[0] != rows or images.dim() < 4:
-        return False
-    config = getattr(model, "config", None)
-    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    shown = (ids == token).sum(1) if token is not None else torch.zeros(1)
-    return bool((shown == shown[0]).all())

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from ..core import CommonweightError, counted
-from .apart import Unfit, by_reader, cut, images_by_row, is_cache
+from .apart import Unfit, by_reader, cut, is_cache
 from .current import Current
 from .hooks import arrive
+from .images import cut_of, images_by_row
 from .route import Route, size
 from .tenant import Tenant
 
@@ -150,16 +151,19 @@ class Forward(Entrance):
         return "use_cache" in known or (passed_on and any(hasattr(c, "use_cache") for c in own))
 
     def by_reader(self, route: Route, args: tuple, kwargs: dict) -> Any:
+        images = None
         if not images_by_row(self.model, kwargs, route.length):
-            raise Unfit("the images of all rows lie in one list, of which it cannot be known which row each is of")
+            images = cut_of(self.model, kwargs, route.length)
+            if images is None:
+                raise Unfit("the images of all rows lie in one list, of which it cannot be known which row each is of")
         run = partial(_as, self.current, self.model)
         if self.caches and kwargs.get("use_cache") is None:
             try:
-                return by_reader(run, route.groups, args, {**kwargs, "use_cache": False}, route.length)
+                return by_reader(run, route.groups, args, {**kwargs, "use_cache": False}, route.length, images)
             except (TypeError, KeyError) as e:  # its config knows the option, its forward does not
                 if "use_cache" not in str(e):
                     raise
-        return by_reader(run, route.groups, args, kwargs, route.length)
+        return by_reader(run, route.groups, args, kwargs, route.length, images)
 
 
 class Generate(Entrance):

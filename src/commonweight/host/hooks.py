@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..bind import Copy, Entries, active
 from ..core import CommonweightError, counted
-from .apart import Unfit, images_by_row
+from .apart import Unfit
 from .carried import bare
 from .change import changed
 from .current import Current
+from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .sites import Block, Physical
