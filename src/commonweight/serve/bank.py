@@ -17,6 +17,8 @@ from .edition import Edition
 from .frozen import Frozen
 from .readers import Lead, Part
 
+NARROW = 8  # columns of an A
+
 
 class Layer(Protocol):
     """What a bank has at one layer: `before` changes the layer's input x (T, inp) in place, `after` its output y."""
@@ -49,9 +51,14 @@ class Group:
             self.A = self.A.to(x.dtype)
         A, rows = self.A, x.reshape(-1, x.shape[-1])
         found = [torch.bmm(d.beside(rows[d.first : d.end]), A[d.low : d.high]) for d in part.leads]
-        found += [rows[s.first : s.end] @ A[s.seat] for s in part.spans]
+        found += [_down(rows[s.first : s.end], A[s.seat]) for s in part.spans]
         part.shrunk = self, x, found
         return found
+
+
+def _down(x: Tensor, A: Tensor) -> Tensor:
+    """x A. A narrow A is three times as quick from the other side."""
+    return x @ A if A.shape[1] > NARROW else torch.mm(A.mT, x.T).T
 
 
 class Own:
@@ -70,17 +77,21 @@ class Own:
 
     def put(self, seat: int, what: Frozen | None) -> None:
         """None: nothing there. What A was stays, under a B of zeros."""
+        low = what is not None and what.A is not None and what.B is not None
         for name, stack in self.held.items():
-            stack[seat] = 1.0 if name in "st" else 0.0
+            if not (low and name == "B"):
+                stack[seat] = 1.0 if name in "st" else 0.0
         if what is None:
             return
-        if what.A is not None and what.B is not None:
-            assert self.group is not None
+        if low:
+            assert self.group is not None and what.A is not None and what.B is not None
             if self.name not in self.group.members:
                 self.group.join(self.name)
-            mine = self.group.A[seat][:, self.group.members[self.name]]
-            mine.zero_()[:, : len(what.A)] = what.A.T
-            self._stack("B", (self.group.rank, len(what.B)), what.B)[seat, : len(what.A)] = what.B.T
+            B = self._stack("B", (self.group.rank, len(what.B)), what.B)[seat]
+            A, r = self.group.A[seat][:, self.group.members[self.name]], len(what.A)
+            A[:, :r], B[:r] = what.A.T, what.B.T
+            if r < self.group.rank:
+                A[:, r:], B[r:] = 0, 0
         for name in "stc":
             if (value := getattr(what, name)) is not None:
                 self._stack(name, (len(value),), value)[seat] = value

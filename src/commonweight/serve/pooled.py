@@ -164,7 +164,7 @@ class Layer:
             y.addmm_(h, self.B.T)
             return
         at = self._of("B", lead).view(-1, h.shape[1])  # (n l, r)
-        weights = h.repeat_interleave(len(at) // n, 0)
+        weights = h.unsqueeze(1).expand(n, len(at) // n, h.shape[1]).reshape(at.shape)
         if h.dtype == torch.float32:
             y.add_(F.embedding_bag(at, self.B, mode="sum", per_sample_weights=weights).view(y.shape))
         else:
