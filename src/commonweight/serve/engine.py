@@ -100,6 +100,7 @@ class Engine:
         self.model: Any = self.host.model
         self.tokenizer = tokenizer if tokenizer is not None else prompts.tokenizer_of(self.model, name)
         self.tenants = Tenants(self.host, store, tenant_memory)
+        self.tenants.widen()
         self.max_waiting = max_waiting
         self.length = prompts.length_of(self.model)
         if cache_tokens is None:

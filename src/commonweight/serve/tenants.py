@@ -65,6 +65,24 @@ class Tenants:
             return self._editions.of(parts[0][1], self.host.base.modules)
         return self._editions.sum(name, parts, self.host.base.modules)
 
+    def widen(self) -> None:
+        """Makes the vocabulary as large as tenants of the store want it that bring their added rows themselves.
+
+        Once an engine is at work it cannot grow. Cost: a look at every manifest.
+        """
+        here = self.host.base.vocabulary
+        if self.store is None or here is None:
+            return
+        wanted = here
+        for name in self.store:
+            try:
+                said = self.store.manifest(name).tenant
+            except CommonweightError:  # told when it is asked for
+                continue
+            if "rows" in said and said["rows"] <= here:
+                wanted = max(wanted, said.get("vocabulary", 0))
+        self.host.resize_vocabulary(wanted)
+
     def get(self, name: str) -> Tenant:
         """Raises: CommonweightError for a name that neither has, and for a file that cannot be read."""
         if not isinstance(name, str):
