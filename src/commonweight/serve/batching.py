@@ -51,7 +51,9 @@ class State(RequestState):
         return ended
 
     def create_equivalent_initial_request(self) -> RequestState:
-        """The same from the start, with what it has answered as part of its prompt."""
+        """The same from the start, with what it has answered as part of its prompt. The scheduler does so with whom it
+        takes out of the batch."""
+        self.ticket.preempted += 1
         return State(
             request_id=self.request_id, initial_tokens=self.initial_tokens + self.generated_tokens,
             max_new_tokens=None, ticket=self.ticket, suspect=self.suspect,
@@ -276,6 +278,7 @@ class Manager(ContinuousBatchingManager):
                 state.ticket.end("error", f"{type(error).__name__}: {error}")
                 continue
             again = state.create_equivalent_initial_request()
+            state.ticket.preempted -= 1  # not for want of room
             again.suspect = True
             scheduler.add_waiting_request(again)
         made.inputs_and_outputs.requests_in_batch = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class Engine:
         if cache_tokens is None:
             cache_tokens = max(512 * max_requests, min(self.length or 8192, 8192))
         blocks = -(-cache_tokens // page_size) + 1
+        self.page_size, self.prefix_cache = page_size, prefix_cache
         self.cache_tokens = page_size * (blocks - 1)
         check.servable(self.model)
         self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
@@ -116,6 +118,7 @@ class Engine:
         self._manager.order = lambda ticket: self._router.lanes.order(ticket.edition)
         self._lock, self._closed = threading.Lock(), False
         self.host.base.limit.held = "an engine"
+        self.stepped: Callable[[int], None] = lambda tokens: None  # told how many tokens each step has, in its thread
         self._manager.start()
         try:
             check.same(self)
@@ -218,6 +221,11 @@ class Engine:
         return self._manager.waiting
 
     @property
+    def open(self) -> list[Ticket]:
+        """Answers that have not ended, those that wait too."""
+        return [t for t in list(self._manager.open) if t.reason is None]
+
+    @property
     def closed(self) -> bool:
         """Whether it answers no more: it was closed, or its thread has ended."""
         return self._closed or not self._manager.is_running()
@@ -277,6 +285,11 @@ class Engine:
                 self.tenants.left.set()  # somebody still reads it: looked at again after the next step
 
     def _step(self, batch: list[tuple[Ticket, int]], processor: Any) -> None:
+        now = time.monotonic()
+        for ticket, _ in batch:
+            if ticket.begun is None:
+                ticket.begun = now
+        self.stepped(sum(n for _, n in batch))
         self._router.run([(t.edition, n) for t, n in batch], processor, self._manager.run)
 
 

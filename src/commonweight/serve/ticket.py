@@ -40,7 +40,9 @@ class Ticket:
     grammar: Grammar | None = None
     id: str = field(default_factory=lambda: f"cw{next(_numbers)}")
     started: float = field(default_factory=time.monotonic)
+    begun: float | None = None  # when the first step with it began
     first: float | None = None  # when its first token came
+    preempted: int = 0  # how often it gave its place up and began again
     cached: int = 0  # tokens of the prompt that the cache of prefixes had
     chosen: Chosen | None = None  # by the step that runs
     reason: str | None = None

@@ -63,6 +63,8 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
         service.stop()
         for pool in (service.pool, service.loaders):
             pool.shutdown(wait=False, cancel_futures=True)
+        if service.traces is not None:
+            await asyncio.to_thread(service.traces.close)
 
     app = FastAPI(
         title="commonweight", version=library(), lifespan=life, docs_url=None, redoc_url=None,
@@ -80,7 +82,9 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
     app.include_router(elsewhere.routes("read" if isinstance(engine, Encoder) else "generate"))
     for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
         app.add_exception_handler(kind, _answer)
-    app.add_middleware(Door, settings=service.settings, keys=service.keys, metrics=service.metrics)
+    app.add_middleware(
+        Door, settings=service.settings, keys=service.keys, metrics=service.metrics, traces=service.traces
+    )
     return app
 
 

@@ -14,6 +14,7 @@ from .keys import ANYBODY, Key, Keys
 from .logs import say
 from .metrics import Metrics
 from .settings import Settings
+from .traces import Traces
 
 OPEN = {"/health", "/ready", "/openapi.json", "/"}  # whoever reaches the server may ask these
 UPLOAD = "/v1/tenants/"
@@ -22,8 +23,8 @@ UPLOAD = "/v1/tenants/"
 class Door:
     """A request's id is the client's, where that is short and plain, or a new one; the answer carries it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics):
-        self.app, self.settings, self.keys, self.metrics = app, settings, keys, metrics
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics, traces: Traces | None = None):
+        self.app, self.settings, self.keys, self.metrics, self.traces = app, settings, keys, metrics, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,7 +34,8 @@ class Door:
         found = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(12)
         told: dict[str, Any] = {"id": found, "method": scope["method"], "path": scope["path"]}
         scope.setdefault("state", {}).update(told=told, key=None)
-        status = 0
+        status, traces = 0, None if scope["path"] in OPEN else self.traces
+        span = None if traces is None else traces.begin(scope["method"], scope["path"], headers)
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -54,6 +56,8 @@ class Door:
         finally:
             if status >= 400:
                 self.metrics.refused(status)
+            if traces is not None:
+                traces.end(span, status, told)
             if scope["path"] not in OPEN or status >= 400:
                 say("request", status=status or None, seconds=round(time.monotonic() - began, 4), **told)
 

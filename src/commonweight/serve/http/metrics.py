@@ -6,12 +6,14 @@ by level, and by name for the last few that were used.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from ..engine import Engine
 from ..ticket import Ticket
 from .served import Served
 
@@ -43,6 +45,14 @@ class Metrics:
         self.prompts = self._histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
         self.answers = self._histogram("vllm:request_generation_tokens", "Tokens of an answer.", _TOKENS)
         self.most = self._histogram("vllm:request_params_max_tokens", "The most new tokens of a request.", _TOKENS)
+        self.preempted = self._counter("vllm:num_preemptions", "Answers that gave their place up and began again.")
+        self.queued, self.prefill, self.decode, self.inference = (
+            self._histogram(f"vllm:request_{name}_time_seconds", told, _SECONDS)
+            for name, told in (
+                ("queue", "From request to its first step."), ("prefill", "From the first step to the first token."),
+                ("decode", "From first to last token."), ("inference", "From the first step to the last token."),
+            )
+        )  # fmt: skip
         ended = Counter(
             "vllm:request_success", "Answers that have ended, by why.", [*_LABELS, "finished_reason"],
             registry=self.registry,
@@ -54,6 +64,9 @@ class Metrics:
         )  # fmt: skip
         self.refused = lambda code: refused.labels(**self._labels, code=str(code)).inc()
         self.registry.register(_Now(engine, self._labels))  # type: ignore[arg-type]
+        if isinstance(engine, Engine):
+            tokens = self._histogram("vllm:iteration_tokens_total", "Tokens of a step, prompts included.", _TOKENS)
+            engine.stepped = tokens.observe
 
     def _counter(self, name: str, told: str) -> Any:
         return Counter(name, told, _LABELS, registry=self.registry).labels(**self._labels)
@@ -79,7 +92,13 @@ class Metrics:
         self.answers.observe(new)
         self.whole.observe(now - ticket.started)
         self.ended[reason if reason in self.ended else "error"].inc()
+        self.preempted.inc(ticket.preempted)
+        if ticket.begun is not None:
+            self.queued.observe(ticket.begun - ticket.started)
+            self.inference.observe(now - ticket.begun)
         if ticket.first is not None:
+            self.prefill.observe(ticket.first - (ticket.begun or ticket.first))
+            self.decode.observe(now - ticket.first)
             self.first.observe(ticket.first - ticket.started)
             if new > 1:
                 self.per.observe((now - ticket.first) / (new - 1))
@@ -97,6 +116,11 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+def _names(tickets: Sequence[Ticket]) -> str:
+    """Of their tenants, once each."""
+    return ",".join(sorted({t.edition.name for t in tickets if t.edition is not None})[:NAMED])
+
+
 class _Now:
     """What is so at the moment that it is asked."""
 
@@ -107,6 +131,8 @@ class _Now:
         engine = self.engine
         yield self._one("vllm:num_requests_running", "Answers that are being made.", engine.running)
         yield self._one("vllm:num_requests_waiting", "Answers that have not begun.", engine.waiting)
+        if isinstance(engine, Engine):
+            yield from self._engine(engine)
         resident = engine.tenants.resident()
         count = self._many("commonweight:tenants_loaded", "Tenants in memory, by where they come from.", "level")
         size = self._many("commonweight:tenants_bytes", "Bytes of tenants in memory; shared pools count once.", "level")
@@ -121,6 +147,30 @@ class _Now:
         for r in resident[-NAMED:]:
             named.add_metric([*self.labels.values(), r.name], r.nbytes)
         yield named
+
+    def _engine(self, engine: Engine) -> Iterator[Metric]:
+        """Of a language model's."""
+        answers, page = engine.open, engine.page_size
+        begun = [t for t in answers if t.begun is not None]
+        pages = sum(-(-(len(t.prompt) + len(t.tokens)) // page) for t in begun)
+        used = min(1.0, pages * page / engine.cache_tokens)
+        yield self._one("vllm:kv_cache_usage_perc", "Share of the cache that answers hold; 1 is all of it.", used)
+        config = {
+            "block_size": str(page), "num_gpu_blocks": str(engine.cache_tokens // page),
+            "enable_prefix_caching": str(engine.prefix_cache),
+        }  # fmt: skip
+        info = GaugeMetricFamily("vllm:cache_config_info", "The cache's settings.", labels=[*self.labels, *config])
+        info.add_metric([*self.labels.values(), *config.values()], 1)
+        yield info
+        names = {
+            "running_lora_adapters": _names(begun),
+            "waiting_lora_adapters": _names([t for t in answers if t.begun is None]),
+            "max_lora": "0",  # there is no such limit
+        }
+        told = f"When asked; labels: whose answers run and wait, at most {NAMED} names each."
+        asked = GaugeMetricFamily("vllm:lora_requests_info", told, labels=[*self.labels, *names])
+        asked.add_metric([*self.labels.values(), *names.values()], time.time())
+        yield asked
 
     def _one(self, name: str, told: str, value: float) -> Metric:
         found = GaugeMetricFamily(name, told, labels=list(self.labels))

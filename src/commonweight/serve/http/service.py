@@ -16,6 +16,7 @@ from ..blend import several, terms
 from ..engine import Engine, Full
 from ..request import Answer, Piece, Request
 from ..ticket import Ticket
+from . import traces
 from .asking import Asked, ask
 from .errors import Refused, of_request
 from .keys import Key, Keys
@@ -35,7 +36,7 @@ class Service:
     def __init__(self, engine: Served, settings: Settings):
         self.engine, self.settings = engine, settings
         self.keys = Keys(settings.keys, settings.admin)
-        self.metrics = Metrics(engine, settings.name)
+        self.metrics, self.traces = Metrics(engine, settings.name), traces.configured()
         self.tokens = Tokens(engine.tokenizer)
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask")
         self.loaders = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-load")
