@@ -124,6 +124,14 @@ def test_training_reaches_what_is_held_and_nothing_else():
     assert rates == {1e-2, 1e-3}, "copies of whole weights have a tenth"
 
 
+def test_what_is_held_counts_as_read():
+    host = cw.Host(llama(True))
+    plain, more = host.coverage("lora"), host.coverage("lora", modules_to_save=["embed_tokens", "norm"])
+    tenant = host.add("t", "lora", modules_to_save=["embed_tokens", "norm"])
+    assert more.read == plain.read + 61 * 32 + 32 == host.coverage("t").read
+    assert "embeddings" not in more.line and tenant.count() > host.add("o", "lora").count()
+
+
 def test_of_tied_weights_the_table_is_held_and_the_head_follows():
     host = cw.Host(llama(True))
     tenant = host.add("t", "lora", modules_to_save=["embed_tokens", "lm_head"])

@@ -202,7 +202,8 @@ def look(
         device_map=job.device_map, liger=job.liger,
     )  # fmt: skip
     say(where(host))
-    say(host.coverage(job.method or "mos", job.sites).line)
+    held = beside.modules(job.modules_to_save)
+    say(host.coverage(job.method or "mos", job.sites, modules_to_save=held).line)
     bring(host)
     numbers = Recipe(**job.recipe)
     given = understand(host, data, job.task, numbers)

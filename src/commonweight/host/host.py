@@ -145,11 +145,13 @@ class Host:
         """The sites that a method adapts here: of its kinds, and in its default roles unless a pattern is given."""
         return self.base.sites_for(method, pattern)
 
-    def coverage(self, of: str | Method | None = None, sites: Pattern = None) -> Coverage:
+    def coverage(
+        self, of: str | Method | None = None, sites: Pattern = None, *, modules_to_save: Names = None
+    ) -> Coverage:
         """How many of the weights are read, which families are left out, and the option that adds each.
 
-        of: a tenant's name, a method's, or None for the host's own default sites. sites: as in `add`.
-        Weights are counted by number, tied ones once; a method that edits outputs reads none.
+        of: a tenant's name, a method's, or None for the host's own default sites. sites, modules_to_save: as in
+        `add`. Weights are counted by number, tied ones once; a method that edits outputs reads none.
         """
         base = self.base
         if isinstance(of, str) and of in self.roster.tenants:
@@ -160,7 +162,8 @@ class Host:
             read = base.chosen if sites is None else base.sites_of(sites)
             return coverage(base, "the host", read, None)
         method = of if isinstance(of, Method) else resolve(of, {})[0]
-        return coverage(base, method.name, base.sites_for(method, sites) if method.kinds else [], method)
+        read = base.sites_for(method, sites) if method.kinds else []
+        return coverage(base, method.name, [*read, *chosen(base, modules_to_save, None)[1]], method)
 
     def head_site(self) -> Site:
         """The site of a tenant's classification head."""
