@@ -13,6 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..builder.adapter import folder_of
+from ..builder.load import opened
+from ..builder.load import tokenizer as tokenizer_at
 from ..core import CommonweightError, counted, first_line, unknown
 from ..host import Host
 from ..host.origin import quantised
@@ -100,7 +103,7 @@ def open_host(
         more, folder = offload.how(device_map)
         how |= more
     path = Path(model)
-    if path.exists() and not (path / "config.json").is_file():
+    if path.exists() and not (path / "config.json").is_file() and folder_of(path) is None:
         raise CommonweightError(
             f"model {str(model)!r}: no config.json there; wanted a folder that save_pretrained wrote"
         )
@@ -108,7 +111,7 @@ def open_host(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             base: Any
-            base, found = auto.from_pretrained(str(model), dtype=wanted, output_loading_info=True, **how)  # type: ignore
+            base, found = opened(auto, model, dtype=wanted, output_loading_info=True, **how)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
         raise CommonweightError(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
@@ -175,8 +178,6 @@ def check_causal(model: Any, name: str, missing: list[str]) -> None:
 
 def tokenizer_of(model: nn.Module) -> Any:
     """The tokenizer that lies beside a model's weights, padding on the right, with a pad token."""
-    from transformers import AutoTokenizer
-
     known = model.__dict__.get("_cw_tokenizer")
     if known is not None:
         return known
@@ -184,7 +185,7 @@ def tokenizer_of(model: nn.Module) -> Any:
     if not where:
         raise CommonweightError("this model does not name its source; give adapt() its tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = tokenizer_at(where)
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise CommonweightError(f"{where}: its tokenizer cannot be read: {first_line(e)}") from e
     model.__dict__["_cw_tokenizer"] = prepare(tokenizer)

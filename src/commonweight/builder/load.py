@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from ..core import CommonweightError
+from . import adapter
 from .remote import shared_class
 
 
 def is_shared(folder: str | Path) -> bool:
     """Whether a folder of remote code, as `share.save` writes it, lies there. Cost: reading config.json."""
     return bool(_config(Path(folder)).get("sharing"))
+
+
+def opened(auto: Any, model: str | Path, **options: Any) -> Any:
+    """``auto.from_pretrained(model, ...)``, and of a folder with a shared model the shared model."""
+    path = Path(model)
+    if is_shared(path):
+        return load(path, auto, **options)
+    found = adapter.folder_of(path)
+    if found is None:
+        return auto.from_pretrained(str(model), **options)
+    told = options.pop("output_loading_info", False)
+    small = adapter.load(found, auto, **options)
+    return (small, {"missing_keys": set(), "unexpected_keys": set()}) if told else small
 
 
 def load(folder: str | Path, auto: Any = None, **options: Any) -> Any:
@@ -23,19 +37,39 @@ def load(folder: str | Path, auto: Any = None, **options: Any) -> Any:
     """
     import transformers as tf
 
+    if (found := adapter.folder_of(Path(folder))) is not None:
+        return adapter.load(found, auto or tf.AutoModelForCausalLM, **options)
     told = _config(Path(folder))
     if not told.get("sharing"):
         raise CommonweightError(f"{folder}: no shared model lies there; wanted a folder that share.save wrote")
-    for key in ("auto_map", "transformers_version"):
-        told.pop(key, None)
-    name = told.pop("architectures", ["?"])[0].removeprefix("Shared")
-    config = tf.AutoConfig.for_model(told.pop("model_type").removeprefix("shared_"), **told)
+    name = told.get("architectures", ["?"])[0].removeprefix("Shared")
+    config = stock_config(told)
     kind = getattr(tf, name, None) if auto is None else auto._model_mapping[type(config)]
     if isinstance(kind, tuple):
         kind = kind[0]
     if kind is None:
         raise CommonweightError(f"{folder}: transformers {tf.__version__} has no class {name}")
     return shared_class(kind).from_pretrained(folder, config=config, **options)  # type: ignore[attr-defined]
+
+
+def stock_config(told: dict[str, Any]) -> Any:
+    """The config of the architecture that is shared."""
+    import transformers as tf
+
+    kept = {
+        k: v for k, v in told.items() if k not in ("auto_map", "transformers_version", "architectures", "model_type")
+    }
+    return tf.AutoConfig.for_model(told["model_type"].removeprefix("shared_"), **kept)
+
+
+def tokenizer(where: str | Path, **options: Any) -> Any:
+    """AutoTokenizer's; of a shared model's folder without running, or asking for, the code in it."""
+    from transformers import AutoTokenizer
+
+    told = _config(Path(where))
+    if told.get("sharing"):
+        options["config"] = stock_config(told)
+    return AutoTokenizer.from_pretrained(str(where), **options)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -161,7 +161,8 @@ def model(name: str, task: str | None = None) -> None:
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         raise CommonweightError(f"model {name!r} is a YAML file; wanted a model's folder or its name on the hub")
     if path.exists():
-        if not (path / "config.json").is_file():
+        places = ("config.json", "adapter_config.json", "adapter/adapter_config.json")  # the latter of a shared model
+        if not any((path / name).is_file() for name in places):
             raise CommonweightError(f"model {name!r}: no config.json there; wanted a folder that save_pretrained wrote")
     elif name[:1] in "./~" or name.count("/") > 1:
         raise CommonweightError(

@@ -116,6 +116,7 @@ def _open(model: str, task: str, needs_head: bool) -> tuple[nn.Module, Any]:
     import transformers as tf
 
     from ..adapt.base import tokenizer_of
+    from ..builder.load import opened
     from ..core import CommonweightError, first_line
 
     tf.utils.logging.disable_progress_bar()
@@ -129,7 +130,7 @@ def _open(model: str, task: str, needs_head: bool) -> tuple[nn.Module, Any]:
                 "give a ...ForSequenceClassification, or --kinds gram"
             )
         auto = tf.AutoModelForCausalLM if task == "lm" else tf.AutoModelForSequenceClassification if head else None
-        net = (auto or tf.AutoModel).from_pretrained(model, dtype="float32")
+        net = opened(auto or tf.AutoModel, model, dtype="float32")
     except (OSError, ValueError, KeyError, ImportError) as e:
         if isinstance(e, CommonweightError):
             raise

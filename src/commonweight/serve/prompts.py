@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..builder.load import opened, tokenizer
 from ..core import CommonweightError
 from ..host import Host
 from .request import Request
@@ -28,7 +29,7 @@ def loaded(model: str, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        found = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        found = opened(AutoModelForCausalLM, model, dtype=dtype)
     except (OSError, ValueError) as e:
         raise CommonweightError(f"{model}: no language model can be loaded there: {str(e).splitlines()[0]}") from e
     found.eval().to(torch.device(device))  # type: ignore[arg-type]
@@ -39,10 +40,8 @@ def tokenizer_of(model: Any, name: str) -> Any:
     """The one beside the model's files, or None where there is none."""
     if not name:
         return None
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).exists())
+        return tokenizer(name, local_files_only=Path(name).exists())
     except (OSError, ValueError, KeyError):
         return None
 

@@ -1,0 +1,67 @@
+"""The folder of a shared model as MODEL of the other verbs."""
+
+import pytest
+import torch
+import transformers as tf
+
+from commonweight import adapt, share
+from commonweight.cli import app
+from commonweight.serve.prompts import loaded, tokenizer_of
+from tests.adapt import tiny
+from tests.share.deep import far
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Form -> folder, and what the model answers."""
+    root = tmp_path_factory.mktemp("shared")
+    model = tf.AutoModelForCausalLM.from_pretrained(tiny.base(root / "base", "llama"))
+    small = share.share(model, "recursive", loops=2, relax=2, share_norms=False)
+    ids = torch.randint(4, 44, (2, 9), generator=torch.Generator().manual_seed(0))
+    for form in ("remote-code", "peft"):
+        share.save(small, root / form, form)
+    with torch.no_grad():
+        return root, ids, small(ids).logits
+
+
+@pytest.mark.parametrize("form", ["remote-code", "peft"])
+def test_adapt_and_serve_open_it(folders, form, tmp_path):
+    """With the depths as sites, each tensor once, and no code of the folder run."""
+    root, ids, want = folders
+    host = adapt.open_host(str(root / form), "lm", dtype="float32")
+    with torch.no_grad():
+        assert far(host.model(ids).logits, want) == 0
+        assert far(loaded(str(root / form), "float32")(ids).logits, want) == 0
+    assert {s.name for s in host.sites if s.kind == "linear"} == {
+        f"model.layers.{d}.{n}" for d in (0, 1)
+        for n in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+                  "mlp.up_proj", "mlp.down_proj")
+    }  # fmt: skip
+    assert len({id(b.mlp.up_proj.weight) for b in host.model.model.layers}) == 1
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": r["text"]} for r in tiny.rows(20)])
+    done = adapt.run(
+        str(root / form), str(rows), tmp_path / "t.safetensors", task="lm", method="lora", epochs=1, say=lambda _: None
+    )
+    assert done.result.steps > 0
+
+
+def test_its_tokenizer_asks_nothing(folders, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked whether to run code"))
+    assert tokenizer_of(None, str(folders[0] / "remote-code")).pad_token == "[PAD]"
+
+
+def test_merge_makes_a_shared_model_of_two(folders, tmp_path):
+    from typer.testing import CliRunner
+
+    root, _, _ = folders
+    other = share.load(root / "remote-code")
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.1)
+    share.save(other, tmp_path / "other")
+    call = ["merge", "--method", "linear", str(root / "remote-code"), str(tmp_path / "other")]
+    done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "m")])
+    assert done.exit_code == 0, done.exception
+    models = [share.load(f) for f in (root / "remote-code", tmp_path / "other", tmp_path / "m")]
+    for a, b, m in zip(*(x.parameters() for x in models)):
+        assert torch.allclose((a + b) / 2, m, atol=1e-6)
