@@ -10,6 +10,7 @@ import pytest
 
 from commonweight.adapt import Recipe
 from commonweight.merge import registry
+from commonweight.share import registry as sharing
 from tests.docs import examples, world
 
 APART = {"LOG.md", "adding-a-method.md"}  # the latter has a test of its own
@@ -32,6 +33,7 @@ def here(made, tmp_path, monkeypatch):
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # a page may add a method
+    monkeypatch.setattr(sharing, "_METHODS", dict(sharing._METHODS))
     monkeypatch.setattr(Recipe, "steps", lambda self, rows: 2)  # what is trained does not matter here
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
