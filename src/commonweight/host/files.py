@@ -188,7 +188,7 @@ def _enter(
     base.follow([*roster.tenants.values()])
     sites = placed(base, path, native.unpack_sites(path, header["sites"]))
     beside_, held = _beside(base, path, header.get("beside"))
-    size = header.get("vocabulary")
+    size = header.get("vocabulary", base.limit.own)  # older files do not say it
     brings(base, path, size, rows := header.get("rows", size))
     here = fingerprint(base, rows)
     if check_base and header["base"] != here and not _related(base, header, sites):
