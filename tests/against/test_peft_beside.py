@@ -94,14 +94,21 @@ def test_in_and_out(name, tied, tmp_path):
         (bert, peft.LoraConfig(r=2, target_modules=["query"], trainable_token_indices={"word_embeddings": [3, 4]})),
         (gpt2, peft.LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["c_proj", "ln_f", "wte"])),
         (gpt2, peft.LoraConfig(r=2, target_modules=["c_attn"], trainable_token_indices=[3, 4])),
+        (bert, peft.LoraConfig(r=2, target_modules=["query"], bias="all")),
+        (gpt2, peft.LoraConfig(r=2, target_modules=["c_attn"], bias="all")),
     ],
 )
 def test_other_models(make_base, config, tmp_path):
     theirs = trained(make_base(), config, tmp_path / "a")
     host = cw.Host(make_base())
     host.import_peft("t", tmp_path / "a")
-    with host.route("t"):
-        torch.testing.assert_close(logits(host.model), logits(theirs), rtol=1e-4, atol=1e-5)
+    again = cw.Host(make_base())
+    again.load("t", host.save("t", tmp_path / "t.safetensors"))
+    for each in (host, again):
+        with each.route("t"):
+            torch.testing.assert_close(logits(each.model), logits(theirs), rtol=1e-4, atol=1e-5)
+        with each.route([None, "t", "t", None]):
+            torch.testing.assert_close(logits(each.model)[1], logits(theirs)[1], rtol=1e-4, atol=1e-5)
     stir(host["t"])
     host.export_peft("t", tmp_path / "b")
     back = peft.PeftModel.from_pretrained(make_base(), str(tmp_path / "b")).eval()

@@ -232,6 +232,6 @@ def test_another_base_and_damage_are_told(tmp_path):
     save_file({**tensors, next(iter(tensors)): torch.zeros(3, 3)}, at)
     with pytest.raises(cw.CommonweightError, match=r"PEFT 0.21.2 cannot load this HRA adapter .* size mismatch"):
         cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
-    save_file({**tensors, "base_model.model.model.last.weight": torch.ones(32) * 3}, at)
-    with pytest.raises(cw.CommonweightError, match=r"last\.weight: a parameter of the base"):
+    save_file({**tensors, "base_model.model.model.norm.weight": torch.ones(32) * 3}, at)
+    with pytest.raises(cw.CommonweightError, match=r"norm\.weight: a parameter of the base"):
         cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")

@@ -9,7 +9,8 @@ Layout, versions 1 and 2. Metadata key ``commonweight`` holds a JSON object:
 - ``base``: fingerprint of the frozen model. ``metrics``: whatever was measured when it was saved.
 - ``quantised``: how the base was packed, "bitsandbytes nf4"; ``float``: fingerprint of the weights that it was made of.
 - ``common``: of the host, whose pools of scope `shared` the tenant reads; they stand in the file as its own do.
-- ``beside``: what is held beside the method: ``sites`` as above, and of those held by entries, which (``rows``).
+- ``beside``: what is held beside the method: ``sites`` as above, and of those held by entries, which (``rows``);
+  ``biases``: those of them whose bias alone is held.
 - ``vocabulary``: entries of the base's table; ``rows``: those of them that the tenant reads from the base, where it
   holds the others itself. ``base`` is the fingerprint of the base with so many.
 - ``own``: the tensors that no other tenant has, or true for all of them; see `own`.
@@ -282,7 +283,9 @@ def _object(value: Any) -> bool:
 
 def _beside(value: Any) -> bool:
     """What a tenant holds beside its method: its sites, and of those that it holds by entries, which."""
-    if not isinstance(value, dict) or value.keys() != {"sites", "rows"} or not all(map(_object, value.values())):
+    if not isinstance(value, dict) or not {"sites", "rows"} <= value.keys() <= {"sites", "rows", "biases"}:
+        return False
+    if not (_object(value["sites"]) and _object(value["rows"]) and _names(value.get("biases", ["-"]))):
         return False
     return all(isinstance(v, list) and 0 < len(v) <= MOST and all(map(whole, v)) for v in value["rows"].values())
 

@@ -87,7 +87,10 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
     if tenant.apart:
         header["apart"] = True
     if tenant.held:
-        header["beside"] = {"sites": native.pack_sites(list(tenant.held)), "rows": dict(tenant.beside.rows)}
+        held = tenant.beside
+        header["beside"] = {"sites": native.pack_sites(list(tenant.held)), "rows": dict(held.rows)}
+        if held.biases:
+            header["beside"]["biases"] = held.biases
     if metrics:
         header["metrics"] = metrics
     if tenant.common is not None:
@@ -241,10 +244,11 @@ def _beside(base: HookedModel, path: str, said: Mapping[str, Any] | None) -> tup
     if said is None:
         return Beside(), []
     sites = placed(base, path, native.unpack_sites(path, said["sites"]))
-    copies, rows = [s for s in sites if s.name not in said["rows"]], [s for s in sites if s.name in said["rows"]]
-    return Beside(
-        tuple(s.name for s in copies), tuple((s.name, tuple(said["rows"][s.name])) for s in rows)
-    ), copies + rows
+    of_bias = {*said.get("biases", ())}
+    biases, rows = [s for s in sites if s.name in of_bias], [s for s in sites if s.name in said["rows"]]
+    copies = [s for s in sites if s not in biases and s not in rows]
+    entries = tuple((s.name, tuple(said["rows"][s.name])) for s in rows)
+    return Beside(tuple(s.name for s in copies), entries, tuple(s.name for s in biases)), copies + rows + biases
 
 
 PLACES = "head", "pooler_head"  # where heads stand in a classifier, by what they read

@@ -17,15 +17,16 @@ Ids = tuple[int, ...]
 
 
 class Beside(NamedTuple):
-    """copies: sites whose weight and bias are the tenant's own. rows: (site, entries of it that are). A plan is a union
-    of plans: the method's, a head's, and this."""
+    """copies: sites whose weight and bias are the tenant's own. rows: (site, entries of it that are). biases: sites
+    whose bias alone is. A plan is a union of plans: the method's, a head's, and this."""
 
     copies: tuple[str, ...] = ()
     rows: tuple[tuple[str, Ids], ...] = ()
+    biases: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[str, ...]:
-        return (*self.copies, *(n for n, _ in self.rows))
+        return (*self.copies, *(n for n, _ in self.rows), *self.biases)
 
 
 @serial
@@ -45,11 +46,11 @@ class OfSite:
         return (w.T if self.across else w).contiguous().clone()
 
 
-def copied(s: Site) -> tuple[dict[str, Pool], Use]:
+def copied(s: Site, bias_alone: bool = False) -> tuple[dict[str, Pool], Use]:
     """Starts as the base's. Learning rate: a tenth of the method's, as `full` has a tenth of LoRA's."""
     across = s.kind == "embedding"
     shape = (s.out,) if s.kind == "norm" else (s.inp, s.out) if across else (s.out, s.inp)
-    pools = {f"{s.name}.W": Pool(shape, OfSite(s.name, across), lr=0.1)}
+    pools = {} if bias_alone else {f"{s.name}.W": Pool(shape, OfSite(s.name, across), lr=0.1)}
     if s.bias:
         pools[f"{s.name}.b"] = Pool((s.out,), OfSite(s.name, of_bias=True), lr=0.1)
     return pools, Use(s.name, Copy(across), {n.rpartition(".")[2]: Read(WHOLE, (n,)) for n in pools})
@@ -64,6 +65,7 @@ def beside(held: Beside, sites: Sequence[Site], seed: int = 0) -> Plan:
     uses = []
     by_name = {s.name: s for s in sites}
     found = [copied(by_name[n]) for n in held.copies] + [entries(by_name[n], ids) for n, ids in held.rows]
+    found += [copied(by_name[n], bias_alone=True) for n in held.biases]
     for mine, use in found:
         pools |= mine
         uses.append(use)

@@ -97,8 +97,9 @@ def why(key: str, config: Mapping[str, Any] | None = None) -> str:
         return f"trained rows of an embedding (trainable tokens) of another kind of layer than is read. {MERGE}"
     if "embed" in key or ".wte." in key or ".shared." in key:
         return (
-            f"embeddings for which this base has no table of that name. {MERGE}; or save with "
-            "save_embedding_layers=False if they were not trained"
+            "embeddings that are other than this base's, and none of modules_to_save; or this base has no table of "
+            f"that name: made for another base. {MERGE}; or save with save_embedding_layers=False if they were not "
+            "trained"
         )
     if key.endswith((".weight", ".bias")):
         return (

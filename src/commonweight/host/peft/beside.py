@@ -41,7 +41,7 @@ def part(
     differ from the base's, unless they are most of them. Keys that are neither stay, for a reader to refuse.
     Raises: CommonweightError for a shape that does not fit.
     """
-    rest, weights, biases, rows = {}, {}, {}, {}
+    rest, weights, biases, alone, rows = {}, {}, {}, {}, {}
     for key, value in tensors.items():
         name = own(key)
         at, _, slot = name.rpartition(".")
@@ -58,13 +58,18 @@ def part(
             weights[at] = value
         elif slot == "bias" and at in sites and _alone(at, sites, tensors):
             biases[at] = value
+        elif slot == "bias" and at in sites and sites[at].bias and _bare(at, sites, tensors):
+            alone[at] = value
         else:
             rest[key] = value
     made = _Made(base, config, sites)
+    made.came = {at: k for k in tensors for at in (own(k), own(k).rpartition(".")[0]) if at in weights or at in biases}
     for at, (ids, value) in rows.items():
         made.entries(at, ids, value, weights.pop(at, None))
     for at in [n for n in sites if n in weights or n in biases]:
         made.module(at, weights.get(at), biases.get(at))
+    for at, value in alone.items():
+        made.bias(at, value)
     found = made.found()
     if config["peft_type"] == "TRAINABLE_TOKENS":
         found = _beyond(config, found)
@@ -107,13 +112,21 @@ def spread(base: HookedModel, found: Found) -> Found:
                 rows.append((head, ids))
                 values[f"{head}.rows"] = values[f"{table}.rows"].clone()
     order = [s.name for s in base.every]
-    held = Beside(tuple(sorted(copies, key=order.index)), tuple(sorted(rows, key=lambda r: order.index(r[0]))))
+    held = Beside(
+        tuple(sorted(copies, key=order.index)), tuple(sorted(rows, key=lambda r: order.index(r[0]))), found.held.biases
+    )
     return found._replace(held=held, values=values)
 
 
 def _alone(at: str, sites: Mapping[str, Site], tensors: Mapping[str, Tensor]) -> bool:
     """Whether a bias is of a module that is saved whole, and no layer's beside its factors."""
     return sites[at].kind not in ("block", "head") and f"{PREFIX}{at}.weight" in tensors
+
+
+def _bare(at: str, sites: Mapping[str, Site], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether nothing else of a layer is in the file: its bias alone was trained, as with bias='all'."""
+    known = sites[at].kind in ("linear", "conv", "norm") and sites[at].rows is None
+    return known and not any(is_slot(k) and k.startswith(f"{PREFIX}{at}.") for k in tensors)
 
 
 def _ids(config: Mapping[str, Any], at: str) -> list[int]:
@@ -136,6 +149,9 @@ class _Made:
         self.saved = [n for n in named if isinstance(n, str)] if isinstance(named, list | tuple) else []
         self.copies: dict[str, dict[str, Tensor]] = {}
         self.rows: dict[str, tuple[tuple[int, ...], Tensor]] = {}
+        self.biases: dict[str, Tensor] = {}
+        self.came: dict[str, str] = {}  # a module -> a key of it
+        self.others: dict[str, tuple[str, Tensor | None]] = {}
         self.sizes: dict[str, int] = {}
         self.grows = base.speaking
         self.follows: set[str] = set()  # tables whose head PEFT keeps tied to them
@@ -161,17 +177,28 @@ class _Made:
             if weight.dim() != 2 or weight.shape[1] != _sides(s)[1]:
                 raise refusals.tensor(f"{PREFIX}{at}.weight", f"{tuple(weight.shape)}, this base has {_sides(s)}")
             self.sizes[s.name] = len(weight)
-        saved = any(at.endswith(n) for n in self.saved)
-        whole = saved or weight is None or s.name not in self.grows
-        if not saved:
-            self.follows.add(s.name)
-        if not whole and bias is None and weight is not None:
-            moved = self._moved(s, weight)
-            if 2 * len(moved) <= len(weight):
-                if moved:
-                    self.rows[s.name] = tuple(moved), weight[moved]
-                return
-        self.copies[s.name] = self._copy(at, s, weight, bias)
+        if self._named(at):
+            self.copies[s.name] = self._copy(at, s, weight, bias)
+            return
+        self.follows.add(s.name)
+        moved = None if weight is None or bias is not None or s.name not in self.grows else self._moved(s, weight)
+        if moved is not None and weight is not None and 2 * len([i for i in moved if i < _sides(s)[0]]) <= len(weight):
+            if moved:
+                self.rows[s.name] = tuple(moved), weight[moved]
+            return
+        self.others[s.name] = at, weight  # of another base, unless it follows a table that is held
+
+    def _named(self, at: str) -> bool:
+        """Whether a module, or one around it, is named in modules_to_save."""
+        parts = at.split(".")
+        return any(".".join(parts[:i]).endswith(n) for i in range(1, len(parts) + 1) for n in self.saved)
+
+    def bias(self, at: str, value: Tensor) -> None:
+        """A bias that was trained at a layer without an adapter."""
+        s = self.sites[at]
+        if tuple(value.shape) != (s.out,):
+            raise refusals.tensor(f"{PREFIX}{at}.bias", f"{tuple(value.shape)}, this base has {(s.out,)}")
+        self.biases[s.name] = value
 
     def _moved(self, s: Site, weight: Tensor) -> list[int]:
         """Rows that the base has not, in the coarser precision of the two."""
@@ -208,7 +235,10 @@ class _Made:
 
     def found(self) -> Found:
         base = self.base
-        tied = set()
+        tied = {t for t in self.copies for n, across in base.ties.get(t, ()) if across and self._copied(t, n)}
+        if self.others:
+            key = self.came[next(iter(self.others.values()))[0]]
+            raise refusals.tensor(key, refusals.why(key))
         for table in [n for n in (*self.copies, *self.rows) if n in base.ties]:
             for other, across in base.ties[table]:
                 if across and self._same(table, other):
@@ -217,15 +247,25 @@ class _Made:
                     self.rows.pop(other, None)
         order = [s.name for s in base.every]
         copies = tuple(n for n in order if n in self.copies)
-        held = Beside(copies, tuple((n, self.rows[n][0]) for n in order if n in self.rows))
+        biases = tuple(n for n in order if n in self.biases)
+        held = Beside(copies, tuple((n, self.rows[n][0]) for n in order if n in self.rows), biases)
         values = {k: v for n in copies for k, v in self.copies[n].items()}
         values |= {f"{n}.rows": v for n, (_, v) in self.rows.items()}
+        values |= {f"{n}.b": v for n, v in self.biases.items()}
         size = self._size()
         grown = {} if size is None else {
             k: s._replace(inp=size) if s.kind == "embedding" else s._replace(out=size)
             for k, s in self.sites.items() if s.name in self.grows
         }  # fmt: skip
         return Found(held, values, size, grown, frozenset(tied))
+
+    def _copied(self, table: str, head: str) -> bool:
+        """Whether a head was saved with what its table has, as one that is tied to it is; it is done with then."""
+        weight = self.others.get(head, ("", None))[1]
+        if weight is None or not torch.equal(weight, self.copies[table][f"{table}.W"]):
+            return False
+        del self.others[head]
+        return True
 
     def _same(self, table: str, head: str) -> bool:
         """Whether the head says what the table does. PEFT ties trained tokens; modules_to_save it does not."""
@@ -290,6 +330,9 @@ def write(base: HookedModel, tenant: Tenant, prefix: str, kind: str) -> tuple[di
             tensors[f"{PREFIX}{short(name, prefix)}.bias"] = b
         if len(readers) > 1:
             config["ensure_weight_tying"] = True
+    if held.biases:
+        config["bias"] = "all"
+        tensors |= {f"{PREFIX}{short(n, prefix)}.bias": pools[f"{n}.b"] for n in held.biases}
     if held.rows:
         config["trainable_token_indices"] = {short(n, prefix): list(ids) for n, ids in held.rows}
         tensors |= {f"{PREFIX}{short(n, prefix)}{DELTA}": pools[f"{n}.rows"] for n, _ in held.rows}
@@ -310,6 +353,8 @@ def unsaid(base: HookedModel, tenant: Tenant, kind: str) -> str | None:
     held, at = tenant.beside, f"{tenant.name}: "
     if held.copies and kind in ("TRAINABLE_TOKENS", "ADAPTION_PROMPT", "XLORA"):
         return f"{at}PEFT's {kind} has no modules_to_save"
+    if held.biases and kind != "LORA":
+        return f"{at}PEFT trains biases of other layers beside LoRA, not beside {kind}"
     if held.rows and kind not in ("LORA", "ADALORA"):
         return f"{at}PEFT trains tokens beside LoRA alone, not beside {kind}"
     odd = next((n for n in held.copies if isinstance(base.modules[n.split("[")[0]], Stacked) or "[" in n), None)
