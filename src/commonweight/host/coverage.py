@@ -10,7 +10,8 @@ from torch import nn
 from ..core import Site
 from ..methods import Method, available
 from .hooked import HookedModel
-from .sites import families
+from .names import named
+from .sites import UNPACK, families, packed_fused
 from .sites.families import towers
 from .weights import packed
 
@@ -22,13 +23,14 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Left:
-    """A family that is not read. numbers: its weights. sites: what `sites=` adds it, or "". methods: those that read
-    it, where this one cannot."""
+    """A family that is not read. numbers: its weights, as they are stored. sites: what `sites=` adds it, or "".
+    methods: those that read it, where this one cannot. todo: what else makes it readable."""
 
     family: str
     numbers: int
     sites: str = ""
     methods: tuple[str, ...] = ()
+    todo: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ class Coverage:
         named = [x.sites for x in self.left if x.sites and x.numbers >= 0.01 * self.total]
         add = f" (add them: sites='...|{'|'.join(named)}')" if named else ""
         out = f"{self.of} reads {self.share:.1%} of the weights"
-        return out + (f"; left out: {', '.join(parts)}{add}" if parts else "")
+        out += f"; left out: {', '.join(parts)}{add}" if parts else ""
+        return "; ".join([out, *dict.fromkeys(x.todo for x in self.left if x.todo and x.numbers >= 0.01 * self.total)])
 
     def __str__(self) -> str:
         lines = [f"{self.of} reads {self.share:.1%} of the weights: {self.read:,} of {self.total:,}"]
         for x in self.left:
             how = f"add them with sites='...|{x.sites}'" if x.sites else ""
-            how = how or (f"read by {', '.join(x.methods)}" if x.methods else "no method reads them")
+            how = how or x.todo or (f"read by {', '.join(x.methods)}" if x.methods else "no method reads them")
             lines.append(f"  left out: {x.family}, {x.numbers / max(1, self.total):.1%} ({x.numbers:,}); {how}")
         return "\n".join(lines)
 
@@ -87,10 +90,22 @@ def coverage(base: HookedModel, of: str, sites: Iterable[Site], method: Method |
         left[label] = left.get(label, 0) + n
         kinds.setdefault(label, (s.kind, {}))[1][word or _glob(s)] = None
     found = [_left(label, n, *kinds[label], method) for label, n in left.items()]
-    rest = total - read - sum(left.values())
+    for kind, n in _packed_experts(base).items():
+        found.append(Left(f"packed experts ({kind})", n, todo=f"{kind} is no site: {UNPACK}"))
+    rest = total - read - sum(x.numbers for x in found)
     if rest > 0:
         found.append(Left(f"what is no site ({_unknown(base, covered)})", rest))
     return Coverage(of, read, total, tuple(sorted(found, key=lambda x: -x.numbers)))
+
+
+def _packed_experts(base: HookedModel) -> dict[str, int]:
+    """Stored numbers of fused experts that are no plain ones, by the class of their module."""
+    out: dict[str, int] = {}
+    for name, module in named(base.model):
+        own = [p for p in module._parameters.values() if p is not None]
+        if packed_fused(name, module):
+            out[_name(module)] = out.get(_name(module), 0) + sum(p.numel() for p in own)
+    return out
 
 
 def _left(label: str, numbers: int, kind: str, words: dict[str, None], method: Method | None) -> Left:

@@ -159,7 +159,7 @@ def discover(
 def _stacked(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Stacked]:
     """Experts that lie in one tensor, and routers. names: the modules that are sites already."""
     for name, module in named(model):
-        if name in names:
+        if name in names or sites.packed_fused(name, module):  # their scales are no weights
             continue
         own = module._parameters
         if "expert" in name.rpartition(".")[2].lower():

@@ -4,7 +4,7 @@ One file for each kind of site; `discover.KINDS` lists them.
 """
 
 from .block import Block, blocks
-from .choose import Pattern, select, strangers, unknown_kind
+from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_kind
 from .discover import discover
 from .families import families, towers
 from .physical import Physical, Rows, numbers
@@ -12,6 +12,7 @@ from .roles import role
 from .tied import input_table, once, output_head, said, ties
 
 __all__ = [
+    "UNPACK",
     "Block",
     "Pattern",
     "Physical",
@@ -23,6 +24,7 @@ __all__ = [
     "numbers",
     "once",
     "output_head",
+    "packed_fused",
     "role",
     "said",
     "select",

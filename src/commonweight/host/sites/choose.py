@@ -49,10 +49,10 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             if any(
                 _match(name, g) or _match(f"{name}.gate_up_proj", g) or _match(f"{name}.down_proj", g) for g in globs
             ):
-                if kind := _packed_experts(model, name):
+                if packed_fused(name, module := dict(named(model))[name]):
                     raise CommonweightError(
-                        f"{name}: its weights are packed ({kind}), and packed experts are no sites; load it with "
-                        "its quantisation config's dequantize=True, or adapt other layers, such as '*.q_proj|*.v_proj'"
+                        f"{name}: its weights are packed ({type(module).__name__}), and packed experts are no sites; "
+                        f"{UNPACK}, or adapt other layers, such as '*.q_proj|*.v_proj'"
                     )
                 raise CommonweightError(
                     f"{name}: fused expert weights (three-dimensional) are sites by their parameters, for example "
@@ -65,11 +65,13 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
     return chosen
 
 
-def _packed_experts(model: nn.Module, name: str) -> str | None:
-    """The class of a module whose fused experts are no plain numbers."""
-    module = dict(named(model))[name]
-    held = [p for p in module.parameters(recurse=False) if p.dim() == 3]
-    return None if all(plain(p) for p in held) else type(module).__name__
+UNPACK = "load the model with its quantisation config's dequantize=True"
+
+
+def packed_fused(name: str, module: nn.Module) -> bool:
+    """Whether a module holds fused experts that are no plain numbers (FP8, mxfp4, GGUF)."""
+    held = [p for p in module._parameters.values() if p is not None and p.dim() == 3]
+    return "expert" in name.rpartition(".")[2].lower() and not all(plain(p) or p.device.type == "meta" for p in held)
 
 
 def unknown_kind(modules: Mapping[str, Physical], site: Site) -> bool:
