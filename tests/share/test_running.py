@@ -5,6 +5,7 @@ import torch
 import transformers as tf
 
 from commonweight import Host, share
+from commonweight.share.folders.unrolled import plain
 from tests.share.deep import IDS, KINDS, answer, far, gpt2, llama, qwen
 
 
@@ -92,3 +93,25 @@ def test_adapters_of_a_host_are_each_depths_own(kind):
     with host.route("t"):
         assert far(answer(small), plain) > 1e-3
     assert far(answer(small), plain) == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("method", ["lora", "dora", "oft", "pissa", "ia3", "full"])
+def test_a_tenant_on_relaxed_layers_is_that_on_the_unrolled_model(kind, method):
+    """What a layer computes with is W + B A, for methods that read it too; gradients as well."""
+    small = share.share(KINDS[kind](), "recursive", loops=2, relax=8)
+    answers, gradients = [], []
+    for model in (small, plain(small)):
+        host = Host(model)
+        tenant = host.add("t", method)
+        g = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for _, p in sorted(tenant.named_parameters()):
+                p.add_(0.05 * torch.randn(p.shape, generator=g))
+        with host.route("t"):
+            answers.append(answer(model))
+            out = model(IDS)
+            (out.logits if "logits" in out else out.last_hidden_state).square().sum().backward()
+        gradients.append([p.grad for _, p in sorted(tenant.named_parameters())])
+    assert far(*answers) < 1e-5
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*gradients))

@@ -60,6 +60,11 @@ def packed(module: nn.Module) -> bool:
     return not (plain(w) and tuple(w.shape) == shape)
 
 
+def composed(module: nn.Module) -> bool:
+    """Whether a layer of a shared model adds to its weight what it reads elsewhere (`builder.forms`)."""
+    return getattr(module, "composed", False) is True
+
+
 def unpacked(module: nn.Module) -> bool:
     """Whether compressed-tensors has unpacked it: its weight is plain, its scales are still there."""
     return getattr(module, "quantization_scheme", None) is not None and widths(module) is not None
@@ -92,6 +97,8 @@ def dense(module: nn.Module, name: str = "weight", where: str = "", *, steady: b
     in between, for fingerprints. Cost: nothing where it is plain, else the whole weight each time. A shard is gathered:
     every process must ask. Raises: CommonweightError for what cannot be read, with what still works there.
     """
+    if name == "weight" and composed(module):
+        return module.composed_weight().detach()  # type: ignore[operator]
     w = stored(module, name)
     if type(w) in (nn.Parameter, Tensor) and plain(w) and (name != "weight" or not packed(module)):
         return w

@@ -16,9 +16,16 @@ class Relaxed:
 
     A: nn.Parameter
     B: nn.Parameter
+    composed = True  # the layer computes with more than its `weight`
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.linear(F.linear(x, self.A), self.B)  # type: ignore[misc]
+
+    def composed_weight(self) -> Tensor:
+        """What the layer computes with, in its own layout."""
+        w: Tensor = self._parameters["weight"]  # type: ignore[attr-defined]  # past whatever stands before it
+        update = self.B @ self.A
+        return w + (update.T if hasattr(self, "nf") else update)  # Conv1D holds (in, out)
 
     def update(self) -> Tensor:
         """What is added to the weight, (out, in)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import Site
-from ..weights import packed_whole, plain, stored, widths
+from ..weights import composed, packed_whole, plain, stored, widths
 from .found import Found, Whole
 from .physical import Physical, by_module, plain_class
 from .roles import role
@@ -23,7 +23,7 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
     out, inp, transposed = found
     site = Site(name, out, inp, _kind(name), role(name), isinstance(stored(module, "bias"), Tensor))
     at = Physical(name, module, "linear", transposed)
-    if isinstance(module, nn.Linear) and _otherwise(module):
+    if isinstance(module, nn.Linear) and not composed(module) and _otherwise(module):
         at.forms = "none"
     return [Found(at, site, whole.inside(name))]
 
