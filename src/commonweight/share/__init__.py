@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..builder import anatomy
+    from ..builder.depths import depths
     from ..builder.load import load
     from . import methods
     from .cost import plan
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
     from .methods import available
     from .saving import save
 
-__all__ = ["Healed", "anatomy", "available", "heal", "layout", "load", "methods", "plan", "save", "share"]
+__all__ = ["Healed", "anatomy", "available", "depths", "heal", "layout", "load", "methods", "plan", "save", "share"]
 
 _HOMES = {
-    "Healed": ".healing", "anatomy": "..builder", "available": ".methods", "heal": ".healing", "layout": ".make",
+    "Healed": ".healing", "anatomy": "..builder", "available": ".methods",
+    "depths": "..builder.depths", "heal": ".healing", "layout": ".make",
     "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
 }  # fmt: skip
 
