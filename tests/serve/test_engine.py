@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -318,4 +319,22 @@ def test_a_burst_of_one_tenant_does_not_keep_others_waiting(host: cw.Host):
             assert stream.answer().error is None
         ends = {name: s.tickets[0].first for name, s in streams}
         order = sorted(ends, key=lambda name: ends[name] or 0)
-    assert order[:4] == ["a0", "b", "a1", "c"]  # two at a time, each in turn
+    assert order[:4] == ["a0", "b", "c", "a1"]  # two at a time, a third one for who has none, each in turn
+
+
+def test_a_full_house_keeps_places_for_tenants_that_have_none():
+    host = hosted()
+    with Engine(host, max_requests=4, max_batch_tokens=32, page_size=8) as engine:
+        ended: list[str] = []
+
+        def told(name: str):
+            return lambda piece: ended.append(name) if piece.finish_reason else None
+
+        loud = [engine.submit(ask("a", i, max_new_tokens=40), told("loud")) for i in range(8)]
+        while engine.running < 4:
+            time.sleep(0.001)
+        quiet = ask("b", 1, max_new_tokens=2)
+        assert engine.stream(quiet).__next__().tokens
+        assert ended == [] or len(ended) < 4  # nobody of the four had to end first
+        for stream in loud:
+            stream.cancel()

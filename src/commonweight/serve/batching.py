@@ -129,8 +129,10 @@ def _salt(state: State) -> int:
 
 class Scheduler(FIFOScheduler):
     """First come, first served, in turn between tenants: of those that wait, a tenant's next one comes after everybody
-    who has fewer in work. Requests under suspicion run one at a time. order: how those that go on stand in a step."""
+    who has fewer in work. places: above so many at once only tenants come in that have none in work. Requests under
+    suspicion run one at a time. order: how those that go on stand in a step."""
 
+    places: int | None = None
     order: Callable[[Ticket], Any] = staticmethod(lambda ticket: (0, 0))
 
     def _process_candidates(self, *args: Any) -> Any:
@@ -145,7 +147,13 @@ class Scheduler(FIFOScheduler):
         for state in found:
             order.append(turns[_salt(state)])  # type: ignore[arg-type]
             turns[_salt(state)] += 1  # type: ignore[arg-type]
-        return [s for _, s in sorted(zip(order, found), key=lambda pair: pair[0])]
+        room = len(found) if self.places is None else self.places - len(self.active_requests)
+        out = []
+        for nth, state in sorted(zip(order, found), key=lambda pair: pair[0]):
+            if room > 0 or nth == 0:
+                out.append(state)
+                room -= 1
+        return out
 
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         suspects = [s for s in (*self.active_requests.values(), *self.waiting_requests.values()) if s.suspect]  # type: ignore[attr-defined]
@@ -190,6 +198,7 @@ class Manager(ContinuousBatchingManager):
         self._step = step
         self.open: weakref.WeakSet[Ticket] = weakref.WeakSet()  # answers that have not ended
         self.between: Callable[[], None] = lambda: None  # called in the loop's thread, between two steps
+        self.places: int | None = None  # see `Scheduler`
         self.order: Callable[[Ticket], Any] = lambda ticket: (0, 0)  # of requests with one token in a step
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         super().__init__(model, generation, config)  # type: ignore[arg-type]
@@ -203,7 +212,7 @@ class Manager(ContinuousBatchingManager):
     def _create_batch_processor(self) -> Any:
         made = super()._create_batch_processor()
         scheduler: Any = made.scheduler
-        scheduler.order = self.order
+        scheduler.order, scheduler.places = self.order, self.places
 
         def state_of(request: str) -> Any:
             return scheduler.active_requests.get(request) or scheduler.waiting_requests.get(request)
@@ -312,7 +321,7 @@ def missing() -> list[str]:
 
 
 def configured(device: torch.device, page: int, blocks: int, batch_tokens: int, requests: int, share: bool) -> Any:
-    """The settings of one manager; the cache holds page * blocks tokens."""
+    """The settings of one manager; the cache holds page * blocks tokens. requests: at once, at most."""
     return ContinuousBatchingConfig(
         page_size=page, num_blocks=blocks, max_batch_tokens=batch_tokens, max_requests_per_batch=requests,
         allow_block_sharing=share, use_async_batching=False, use_cuda_graph=False, max_blocks_per_request=0,

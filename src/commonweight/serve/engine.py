@@ -65,10 +65,11 @@ class Engine:
     model: a `Host`, a model, or a folder or name that transformers loads. store: a `Commons` or its folder; a tenant
     that is not on the host is looked for there. tokenizer: for text and messages; None: the one beside the model.
 
-    max_requests: so many answers at once, the rest wait. max_batch_tokens: tokens of one step, prompts included; a
-    longer prompt takes several. cache_tokens: what the paged cache holds, all requests together; None: enough for
-    max_requests of 512 tokens, at least one of the model's own length up to 8,192. page_size: tokens of a block, which
-    are what requests of one tenant share of a common prefix. max_waiting: requests that may wait; more are refused.
+    max_requests: so many answers at once, and a quarter more for tenants that have none in work; the rest wait.
+    max_batch_tokens: tokens of one step, prompts included; a longer prompt takes several. cache_tokens: what the paged
+    cache holds, all requests together; None: enough for max_requests of 512 tokens, at least one of the model's own
+    length up to 8,192. page_size: tokens of a block, which are what requests of one tenant share of a common prefix.
+    max_waiting: requests that may wait; more are refused.
     tenant_memory: bytes of tenants that are kept loaded from the store, the longest unused ones go first; None: all.
 
     Isolation: a request reads its own keys alone; prefixes are found within a tenant's version alone; a tenant whose
@@ -112,9 +113,11 @@ class Engine:
         check.servable(self.model)
         self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
         self._router = Router(self.host, 4 * max_requests)
-        config = configured(self.model.device, page_size, blocks, max_batch_tokens, max_requests, prefix_cache)
+        most = min(max_requests + max(1, max_requests // 4), max(max_batch_tokens, max_requests))
+        config = configured(self.model.device, page_size, blocks, max_batch_tokens, most, prefix_cache)
         self._manager = Manager(self.model, self._step, config)
         self._manager.between = self._between
+        self._manager.places = max_requests
         self._manager.order = lambda ticket: self._router.lanes.order(ticket.edition)
         self._lock, self._closed = threading.Lock(), False
         self.host.base.limit.held = "an engine"
