@@ -1,0 +1,57 @@
+"""A few architectures of many, of the kinds that a sweep over all of transformers has shown to differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import commonweight as cw
+from tests.host.test_layouts import same
+from tests.laws.subjects import stir
+
+COMMON = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {  # states, gates, layers of their own, scaled tables, positions by numbers
+    "falcon_mamba": {"state_size": 8},
+    "rwkv": {"attention_hidden_size": 32, "context_length": 16},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1,
+              "mamba_d_state": 8, "mamba_chunk_size": 4},
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_d_ssm": 64,
+                  "mamba_chunk_size": 4, "head_dim": 8},
+    "falcon": {},
+    "gemma2": {"head_dim": 8},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}  # fmt: skip
+
+
+def made(kind: str) -> Any:
+    torch.manual_seed(0)
+    config = tf.AutoConfig.for_model(kind, **{**COMMON, **KINDS[kind]})
+    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_weight_is_read_and_a_mixed_batch_is_its_rows(kind):
+    if kind not in tf.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    host = cw.Host(made(kind))
+    assert 0 < host.coverage().share <= 1
+    stir(host.add("t", "lora", rank=2), std=0.1)
+    stir(host.add("u", "full", sites="*"), 1, std=0.02)
+    assert host.coverage("u").share > 0.999
+    ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(1))
+    alone = same(host, lambda m: m(ids).logits, ["t", None, "u"], lambda: made(kind), rtol=1e-3, atol=1e-4)
+    assert (alone["t"] - alone[None]).abs().max() > 1e-4
