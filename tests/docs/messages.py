@@ -13,10 +13,20 @@ def text(node: ast.AST) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(text(v) if isinstance(v, ast.Constant) else GAP for v in node.values)
+        return "".join(text(v) for v in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return GAP + _noun(node.value)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return text(node.left) + text(node.right)
     return GAP
+
+
+def _noun(value: ast.AST) -> str:
+    """The noun, in the plural, behind a number that `counted` says."""
+    if not isinstance(value, ast.Call) or getattr(value.func, "id", "") != "counted":
+        return ""
+    words = [a.value for a in value.args[1:] if isinstance(a, ast.Constant)]
+    return f" {words[1] if len(words) > 1 else f'{words[0]}s'}" if words else ""
 
 
 def messages(source: Path) -> set[str]:

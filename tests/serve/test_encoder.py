@@ -61,6 +61,8 @@ def test_batches_hold_texts_of_like_length():
 
         encoder._read = watched
         first = encoder.submit("vectors", [([5], None)], None)
+        while encoder.waiting:
+            threading.Event().wait(0.01)
         rest = encoder.submit("vectors", [([5] * n, None) for n in (20, 2, 19, 3, 2, 40, 3)], "three")
         gate.set()
         for r in (*first, *rest):
