@@ -372,3 +372,13 @@ def test_numbers_for_each_token_with_a_weight_read_past():
     torch.testing.assert_close(routed(host, numbers, X), routed(host, ["a", None, "b"], X))
     with pytest.raises(cw.CommonweightError, match=r"layers\.0\.qkv: the model reads its weight past"):
         routed(hosted(blocks("matmul")), numbers, X)
+
+
+def test_an_error_of_the_model_itself_comes_out_of_the_first_routed_pass():
+    host = cw.Host(make("llama")[0])
+    host.add("t", "lora", rank=2)
+    ids = torch.ones(2, 4, dtype=torch.long)
+    with host.route("t"), pytest.raises(ValueError, match="batch_size"):
+        host.model(ids, labels=torch.ones(3, 4, dtype=torch.long))
+    with host.route("t"):
+        host.model(ids)

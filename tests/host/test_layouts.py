@@ -54,11 +54,11 @@ def test_tokens_before_rows_are_told_from_rows_when_there_are_as_many(tokens):
         numbers[0] = -1
         other = cw.Host(xlnet())
         stir(other.add("t", "lora", rank=2))
-        with other.route(numbers), pytest.raises(cw.CommonweightError, match="a LongTensor of one number per token"):
+        with other.route(numbers), pytest.raises(cw.CommonweightError, match="not the batch's rows in their order"):
             other.model(ids)
 
 
-def test_as_many_rows_as_tokens_cost_one_look_and_draw_nothing():
+def test_it_is_looked_once_where_rows_go_and_nothing_is_drawn():
     config = tf.LlamaConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=V,
         attention_dropout=0.5,
@@ -77,8 +77,61 @@ def test_as_many_rows_as_tokens_cost_one_look_and_draw_nothing():
             for _ in range(2):
                 found.append(host.model(torch.arange(9).view(3, 3)).logits)
         assert host.model.forward.rows_first and not host.model.forward.apart
-    assert len(passes) == 3 + 2
+    assert len(passes) == 4 + 2
     assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+
+
+class Regrouped(nn.Module):
+    """Layers that are given something of a batch's shape that is not the batch."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.table = how, nn.Parameter(torch.randn(3, 8))
+        self.enter, self.layer, self.gate = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.pieces = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.enter(x))
+        if self.how == "a table":
+            return x + self.layer(self.table).sum(0)
+        if self.how == "queries before rows":
+            y = self.layer(self.table[:, None].expand(-1, len(x), -1))
+            return torch.einsum("lbd,btd->btl", y, x)
+        if self.how == "tokens in one list":
+            return self.layer(x.transpose(0, 1).reshape(-1, 8)).reshape(x.shape[1], x.shape[0], 8).transpose(0, 1)
+        if self.how == "sorted rows":
+            order = x.mean((1, 2)).argsort()
+            return self.layer(x[order])[order.argsort()]
+        flat = x.reshape(-1, 8)  # every token goes to both, the better one first
+        best = self.gate(flat).argsort(-1)
+        y = torch.zeros_like(flat)
+        for i, piece in enumerate(self.pieces):
+            token = torch.cat([torch.where(best[:, slot] == i)[0] for slot in (1, 0)])
+            y = y.index_add(0, token, (i + 1) * piece(flat[token]).tanh())
+        return y.reshape(x.shape)
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "how", ["a table", "queries before rows", "tokens in one list", "sorted rows", "every token twice"]
+)
+def test_what_has_the_shape_of_a_batch_is_not_taken_for_one(how, train, rows):
+    torch.manual_seed(0)
+    model = Regrouped(how)
+    model.table = nn.Parameter(model.table[:rows])
+    host = cw.Host(model.train(train))
+    for i, n in enumerate("tu"):
+        stir(host.add(n, "lora", rank=2, sites="pieces.*" if how == "every token twice" else "layer"), i, std=0.5)
+    x = torch.randn(rows, 5, 8, generator=torch.Generator().manual_seed(1))
+    if train:
+        with host.route(["t", None, "u"][:rows]):
+            model(x)
+        assert all(m.training for m in model.modules())
+        assert host.model.forward.apart
+        return
+    same(host, lambda m: m(x), ["t", None, "u"][:rows])
 
 
 class Streams(NamedTuple):

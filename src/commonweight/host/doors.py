@@ -61,6 +61,7 @@ class Doors:
         self.parents = {n: p for n, d in self.doors.items() if not d.kept and (p := around(n, names)) is not None}
         self.around = [m for m in names.values() if m._modules]  # code that may read a weight past its module
         self.marks: list[RemovableHandle] = []
+        self.done: list[RemovableHandle] = []  # marks that are not needed any more
         self.handles = [model.register_forward_hook(self.settle, always_call=True)]
         model.__dict__[WATCH] = self.arrive
 
@@ -92,6 +93,9 @@ class Doors:
         """
         if self.route() is None:
             return
+        done, self.done = self.done, []
+        for h in done:
+            h.remove()
         flags = tuple([m.training for m in self.around])
         mode = flags, torch.is_grad_enabled(), found is not None and found[1] == 1
         with _OPENING:
@@ -148,10 +152,8 @@ class Doors:
                 continue
             door.known = True
             del self.open[name]
-        if not self.open:
-            for h in self.marks:
-                h.remove()
-            self.marks = []
+        if not self.open:  # not removed here: after an error torch is going through the hooks of this very module
+            self.done, self.marks = self.done + self.marks, []
         return passed_over
 
     def alone(self, hook: SiteHook) -> bool:
@@ -171,12 +173,12 @@ class Doors:
             )
 
     def close(self) -> None:
-        for h in (*self.handles, *self.marks):
+        for h in (*self.handles, *self.marks, *self.done):
             h.remove()
         for door in self.doors.values():
             door.close()
         self.model.__dict__.pop(WATCH, None)
-        self.doors, self.open, self.handles, self.marks = {}, {}, [], []
+        self.doors, self.open, self.handles, self.marks, self.done = {}, {}, [], [], []
 
 
 def by_itself(at: Physical) -> bool:

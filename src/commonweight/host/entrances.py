@@ -20,6 +20,7 @@ from .apart import Unfit, by_reader, cut, is_cache
 from .current import Current
 from .hooks import arrive
 from .images import cut_of, images_by_row
+from .order import Order
 from .route import Route, size
 from .tenant import Tenant
 
@@ -103,9 +104,9 @@ class Forward(Entrance):
         by_row = route.by_row(found)
         if self.apart and by_row:
             return self.by_reader(route, args, kwargs)
+        several = found is not None and found[0] > 1 and (by_row or found == route.shape)
         try:
-            square = found is not None and found[0] == found[1] > 1
-            if square and not self.rows_first:
+            if several and not self.rows_first:
                 self.look(route, found[0], args, kwargs)  # type: ignore[index]
             out = self.own(*args, **kwargs)
         except Unfit as why:
@@ -117,28 +118,40 @@ class Forward(Entrance):
                 raise CommonweightError(f"{why} (and the batch cannot be run reader by reader: {e})") from None
             self.apart = True
             return out
-        self.rows_first = self.rows_first or not square
+        self.rows_first = self.rows_first or several
         return out
 
     def look(self, route: Route, rows: int, args: tuple, kwargs: dict) -> None:
-        """Of as many rows as tokens no shape tells which come first, and some models turn them (XLNet, FSMT). So one
-        row less is run first, once a model: a site that finds its tokens in the rows' place raises Unfit there.
+        """No shape tells for certain where a layer has the rows of a batch: there may be as many tokens (XLNet and FSMT
+        turn them), queries, or entries of a table. So up to four rows are run first, in both orders, once a model: a
+        site that finds something else in the rows' place raises Unfit there.
 
-        Cost: a pass without gradients, where no pass of another shape went before.
+        Cost: two passes of these rows without gradients, in the mode for evaluation: nothing is drawn.
         """
         kept = {k: v for k, v in kwargs.items() if not is_cache(k, v)} | ({"use_cache": False} if self.caches else {})
+        some = [*range(min(rows, 4) - 1), rows - 1]
+        turns = some, some[::-1]
         try:
-            args, kwargs = cut((args, kept), torch.arange(rows - 1), rows)
+            given = [cut((args, kept), torch.tensor(few), rows) for few in turns]
         except Unfit:
             return
-        with torch.no_grad(), torch.random.fork_rng(enabled=self.model.training):
-            with self.current.within(route.first(rows - 1)):
-                try:
-                    self.own(*args, **kwargs)
-                except Unfit:
-                    raise
-                except Exception:  # the model wants its batch whole
-                    return
+        order, training = Order(), [m for m in self.model.modules() if m.training]
+        for m in training:
+            m.training = False
+        try:
+            with torch.no_grad():
+                for few, (a, k) in zip(turns, given):
+                    mine = route.pick(few)
+                    mine.order, order.turned = order, few is turns[1]
+                    with self.current.within(mine):
+                        self.own(*a, **k)
+        except Unfit:
+            raise
+        except Exception:  # the model wants its batch whole
+            return
+        finally:
+            for m in training:
+                m.training = True
         self.rows_first = True
 
     @property

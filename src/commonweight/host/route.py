@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
+from .order import Order
 from .sites import Physical
 from .tenant import Entry, Tenant, takes_input
 
@@ -46,8 +46,8 @@ class Route:
     """
 
     __slots__ = (
-        "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "root",
-        "shape", "single", "tokens",
+        "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "order",
+        "root", "shape", "single", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,7 @@ class Route:
         self.single, self.shape = single, shape
         self.images = True  # whether each row brings its own images, as far as can be known
         self.tokens = 0  # per row, of the model's input in the forward that runs
+        self.order: Order | None = None  # of a forward that is run to see where its rows go
         self.groups = list(groups)
         self.length = sum(len(p) for _, p in self.groups)
         self._layouts: dict[Any, Layout] = {}
@@ -80,12 +81,13 @@ class Route:
         """The same readers, for other work: nothing that a forward pass leaves on a route is shared."""
         return Route(self.groups, self.single, self.shape)
 
-    def first(self, rows: int) -> Route:
-        """The readers of the first rows alone."""
-        shape = None if self.shape is None else (rows, *self.shape[1:])
-        places = rows if shape is None else math.prod(shape)
-        groups = [(t, [p for p in where if p < places]) for t, where in self.groups]
-        out = Route([g for g in groups if g[1]], shape=shape)
+    def pick(self, rows: list[int]) -> Route:
+        """The readers of some rows alone, in that order."""
+        each = self.length if self.shape is None else self.shape[0]
+        each = self.length // max(1, each)  # places of a row
+        at = {p: t for t, places in self.groups for p in places}
+        shape = None if self.shape is None else (len(rows), *self.shape[1:])
+        out = Route.of([at[r * each + i] for r in rows for i in range(each)], shape)
         out.images, out.tokens = self.images, self.tokens
         return out
 
