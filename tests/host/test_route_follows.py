@@ -273,6 +273,49 @@ def test_a_generator_that_is_resumed_in_another_context_is_told_before_it_answer
     assert torch.equal(next(values), want["a"])
 
 
+def test_a_route_of_a_generator_that_waits_answers_nobody_else():
+    host, say, want = small()
+
+    def stream():
+        with host.route("a"):
+            for _ in range(3):
+                yield say()
+
+    async def later():
+        with host.route("a"):
+            for _ in range(3):
+                yield say()
+                task = asyncio.create_task(asyncio.to_thread(say))
+                yield await task  # work that is handed on keeps it
+
+    values = stream()
+    next(values)
+    with pytest.raises(cw.CommonweightError, match="waits at a yield"):
+        say()
+    with host.route(None):
+        assert torch.equal(say(), want[None])
+    with pytest.raises(cw.CommonweightError, match="is resumed in another context"), host.route("b"):
+        next(values)
+    assert torch.equal(say(), want[None])  # its end has put back what was there
+
+    other, one = stream(), stream()
+    assert torch.equal(next(other), want["a"]) and torch.equal(next(one), want["a"])
+    with pytest.raises(cw.CommonweightError, match="is resumed in another context"):
+        next(other)
+    one.close()
+
+    async def consumed():
+        values = later()
+        assert torch.equal(await anext(values), want["a"])
+        with pytest.raises(cw.CommonweightError, match="waits at a yield"):
+            say()
+        assert torch.equal(await anext(values), want["a"])
+        await values.aclose()
+        assert torch.equal(say(), want[None])
+
+    asyncio.run(consumed())
+
+
 def test_a_route_as_the_decorator_of_a_coroutine_lasts_until_its_end():
     host, say, want = small()
 

@@ -31,11 +31,15 @@ ROUTES: ContextVar[Mapping[Current, State]] = ContextVar("commonweight_routes", 
 class State:
     """What a unit of work knows: its route (None: the plain base, said so) and whether a checkpoint replays it."""
 
-    __slots__ = ("outer", "replayed", "route")
+    __slots__ = ("awake", "ended", "generator", "outer", "replayed", "route", "unit")
 
     def __init__(self, route: Route | None, replayed: bool = False):
         self.route, self.replayed = route, replayed
         self.outer: State | None = None  # the one that was in force where this one was opened
+        self.generator: list[State] | None = None  # the routes of the generator that opened it, this one among them
+        self.awake: list[list[State]] = []  # the routes of each generator that ran when it was opened
+        self.unit: Any = None  # the thread and task in which a generator opened it
+        self.ended = False  # whether that generator has closed it
 
     def again(self) -> State:
         """The same for other work, in another thread."""
@@ -128,21 +132,35 @@ class Current:
 
     def _resumed(self, state: State) -> None:
         """A generator runs in the context of whoever asks for its next value, which may not be the one in which it
-        opened its route: a server that streams from threads takes another one for each value."""
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame not in self.generators:
-            frame = frame.f_back
-        if frame is None:
-            return
-        mine, within = self.generators[frame][-1], state
-        while within is not None and within is not mine:
-            within = within.outer
-        if within is None:
+        opened its route (a server that streams from threads takes another one for each value); and while it sleeps,
+        its route stays in force for whoever asked."""
+        frames = self.running(sys._getframe(2))
+        if frames:
+            mine, within = self.generators[frames[0]], state
+            while within is not None and within is not mine[-1]:
+                within = within.outer if any(g is mine for g in within.awake) else None
+            if within is None:
+                raise CommonweightError(
+                    f"{frames[0].f_code.co_name}, a generator, has a route open that is not in force here: it is "
+                    "resumed in another context (another thread, task or route) than the one in which it opened it. "
+                    "Open the route around each call of the model, not around a yield"
+                )
+        awake = [self.generators[f] for f in frames]
+        if state.generator is not None and not any(g is state.generator for g in awake) and state.unit == unit():
             raise CommonweightError(
-                f"{frame.f_code.co_name}, a generator, has a route open that is not in force here: it is resumed in "
-                "another context (another thread, task or route) than the one in which it opened it. Open the route "
-                "around each call of the model, not around a yield"
+                "the route that is in force here was opened by a generator that waits at a yield: it cannot be known "
+                "whose work this is. Open the generator's route around each call of the model, not around a yield, or "
+                "open host.route(...) here (host.route(None) for the plain base)"
             )
+
+    def running(self, frame: FrameType | None) -> list[FrameType]:
+        """The generators with an open route that run now, the innermost first."""
+        found = []
+        while frame is not None:
+            if frame in self.generators:
+                found.append(frame)
+            frame = frame.f_back
+        return found
 
     def _count(self, thread: int, by: int) -> None:
         with self._lock:
@@ -192,7 +210,10 @@ class Opened(ContextDecorator):
         mine = {**before, self.current: state}
         thread, frame = threading.get_ident(), generator(sys._getframe(1))
         if frame is not None:
-            self.current.generators.setdefault(frame, []).append(state)
+            state.generator, state.unit = self.current.generators.setdefault(frame, []), unit()
+            state.generator.append(state)
+        if self.current.generators:
+            state.awake = [self.current.generators[f] for f in self.current.running(sys._getframe(1))]
         self._before.append((ROUTES.set(mine), mine, thread, state, frame))
         SPEAKS.yes = True
         self.current.thread.route = self.state.route
@@ -202,12 +223,14 @@ class Opened(ContextDecorator):
         token, mine, thread, state, frame = self._before.pop()
         self.current._count(thread, -1)
         if frame is not None:
+            state.ended = True
             self.current.generators[frame].remove(state)
             if not self.current.generators[frame]:
                 del self.current.generators[frame]
         innermost = ROUTES.get() is mine
         try:
             ROUTES.reset(token)
+            self._settle()
         except ValueError:  # another context: a generator that was closed elsewhere; that context's routes are its own
             return
         finally:
@@ -218,6 +241,16 @@ class Opened(ContextDecorator):
                 "have had the wrong tenant. It happens where generators that open routes take turns: open the route "
                 "around each call of the model, not around a yield"
             )
+
+    def _settle(self) -> None:
+        """What is put back may be the route of a generator that has ended since: then the one before that."""
+        routes = ROUTES.get()
+        state = found = routes.get(self.current)
+        while found is not None and found.ended and found.unit == unit():
+            found = found.outer
+        if found is not state:
+            rest = {c: s for c, s in routes.items() if c is not self.current}
+            ROUTES.set(rest if found is None else {**rest, self.current: found})
 
 
 def generator(frame: FrameType | None) -> FrameType | None:
@@ -231,6 +264,15 @@ def generator(frame: FrameType | None) -> FrameType | None:
     while frame is not None and frame.f_globals.get("__name__") == "contextlib":
         frame = frame.f_back
     return None if frame is None else generator(frame)
+
+
+def unit() -> tuple[int, Any]:
+    """The thread, and the task of an event loop that runs in it."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return threading.get_ident(), None if asyncio is None else asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return threading.get_ident(), None
 
 
 def speaks() -> bool:
