@@ -19,7 +19,7 @@ import commonweight as cw
 from ..shapes import TARGETS, llama
 from .setting import REQUESTS, engine, measured, request, row, stir
 
-NUMBER, RATE, PART = 48, 12.0, 8  # requests, a second, one of so many is run by swapping
+NUMBER, RATE, PART = 24, 12.0, 8  # requests, a second, one of so many is run by swapping
 
 
 class Ask(NamedTuple):
@@ -91,6 +91,7 @@ def main(seconds: float, **_: Any) -> list[dict[str, Any]]:
         if i:
             theirs.add_adapter(name, config)
     stir(host, names)
+    theirs.eval()
     asked = workload()
     with engine(host) as ours:
         found = measured(

@@ -12,6 +12,7 @@ import time
 def main(folder: str, adapters: str, most: str) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # its own words go elsewhere
+    sys.path.pop(0)  # this folder, where a file has the name of what is imported
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
     from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
 

@@ -18,7 +18,7 @@ def main(seconds: float, **_: Any) -> list[dict[str, Any]]:
     host = cw.Host(llama().eval())
     names = [f"t{i}" for i in range(TENANTS)]
     for i, name in enumerate(names):
-        host.add(name, "lora", rank=8, seed=i, targets=["*.q_proj", "*.v_proj"])
+        host.add(name, "lora", rank=8, seed=i, sites="*.q_proj|*.v_proj")
     stir(host, names)
     draws = random.Random(5)
     shares = [1 / (i + 1) for i in range(TENANTS)]
