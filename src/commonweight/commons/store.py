@@ -219,7 +219,7 @@ class Commons:
 
     def _unlink(self, entries: Sequence[Entry]) -> None:
         for at in [self._tenants / e.file for e in entries]:
-            at.unlink()
+            shutil.rmtree(at) if at.is_dir() and not at.is_symlink() else at.unlink()  # damage may be a folder
             if at.parent != self._tenants and not any(at.parent.iterdir()):
                 at.parent.rmdir()
         if entries:
@@ -390,6 +390,11 @@ class Commons:
     def newest(self) -> dict[str, int]:
         """Every tenant's newest version. Cost: a listing of one folder."""
         return {e.name: e.version for e in sorted(self._entries(), key=lambda e: (e.name, e.version))}
+
+    def newest_files(self) -> dict[str, str]:
+        """The file of every tenant's newest version: another one as soon as anything of it has changed, also where it
+        was removed and published anew as version 1. Cost: a listing of one folder."""
+        return {e.name: e.file for e in sorted(self._entries(), key=lambda e: (e.name, e.version))}
 
     def __contains__(self, name: object) -> bool:
         return name in self.newest()

@@ -110,6 +110,39 @@ def test_unloading_frees_what_the_batch_holds(server, files):
     assert said(client, "a") == words(host, "a")
 
 
+def test_a_store_that_loses_files_and_a_disk_that_is_full(server, files, monkeypatch):
+    client, host, store = server
+    raw = (files[0] / "c.safetensors").read_bytes()
+    (manifest,) = (store.folder / "tenants").glob("s@*.json")
+    manifest.unlink()
+    manifest.mkdir()  # what is damaged can be deleted, whatever it is
+    assert answer(client, "s").status_code == 400
+    assert client.delete("/v1/tenants/s").status_code == 200 and "s" not in store
+
+    def full(*args, **more):
+        raise OSError(28, "No space left on device", "/secret/path")
+
+    monkeypatch.setattr(Commons, "publish_file", full)
+    monkeypatch.setattr(Commons, "remove", full)
+    store.publish_files([files[0] / "d.safetensors"])
+    for got in (client.put("/v1/tenants/x", content=raw), client.delete("/v1/tenants/d")):
+        assert got.status_code == 503 and "No space left" in got.json()["error"]["message"]
+        assert "secret" not in got.text
+    assert said(client, "a") == words(host, "a")
+
+
+def test_a_tenant_that_was_removed_and_published_anew_elsewhere(server, files):
+    client, _, store = server
+    before = said(client, "s")
+    store.remove("s")
+    assert store.publish_file(files[0] / "d.safetensors", "s").version == 1  # the same number, another tenant
+    for _ in range(200):
+        if said(client, "s") != before:
+            break
+        time.sleep(0.02)
+    assert said(client, "s") == words(files[1], "d")
+
+
 def test_put_and_delete(server, files):
     client, host, store = server
     raw = {n: (files[0] / f"{n}.safetensors").read_bytes() for n in "cd"}

@@ -21,7 +21,7 @@ class Roster:
     def __init__(self, engine: Served, settings: Settings):
         self.engine, self.settings = engine, settings
         self._lock = threading.Lock()
-        self._versions: dict[str, int] | None = None
+        self._files: dict[str, str] | None = None  # of the store, when it was looked at last
 
     def load(self, name: str, path: str, inplace: bool) -> None:
         """An adapter's folder or a tenant's file, kept in memory until it is unloaded. vLLM's texts and codes."""
@@ -63,12 +63,19 @@ class Roster:
             try:
                 self.engine.host.load(_COMING, path)  # before it is published: is it of this model, and whole?
                 self.engine.unload(_COMING)
-                made = store.publish_file(path, name)
             except (CommonweightError, OSError) as e:
                 raise Refused(400, f"this is no tenant for this model: {_plain(e, path)}") from e
+            try:
+                made = store.publish_file(path, name)
+            except CommonweightError as e:
+                if isinstance(e.__cause__, OSError):
+                    raise _store(e) from e
+                raise Refused(400, f"this is no tenant for this store: {_plain(e, path)}") from e
+            except OSError as e:
+                raise _store(e) from e
             self.engine.tenants.drop(name)
-            if self._versions is not None:
-                self._versions[name] = made.version
+            if self._files is not None:
+                self._files[name] = made.file
             return made, new
 
     def delete(self, name: str) -> None:
@@ -77,7 +84,10 @@ class Roster:
             there = self.engine.unload(name)
             store = self.engine.tenants.store
             if store is not None and name in store:
-                store.remove(name)
+                try:
+                    store.remove(name)
+                except (CommonweightError, OSError) as e:
+                    raise _store(e) from e
             elif not there:
                 raise Refused(404, f"The model `{name}` does not exist.", "model")
 
@@ -88,8 +98,8 @@ class Roster:
         if store is None:
             return []
         with self._lock:
-            now = store.newest()
-            before, self._versions = self._versions, now
+            now = store.newest_files()
+            before, self._files = self._files, now
             if before is None:
                 return []
             stale = [
@@ -113,6 +123,13 @@ class Roster:
         except (CommonweightError, OSError) as e:
             raise Refused(400, f"this is no tenant for this model: {e}") from e
         self.engine.tenants.rename(_COMING, name)
+
+
+def _store(e: Exception) -> Refused:
+    """What a disk says, without its paths."""
+    cause = e if isinstance(e, OSError) else e.__cause__
+    why = cause.strerror if isinstance(cause, OSError) and cause.strerror else type(cause or e).__name__
+    return Refused(503, f"the store cannot be changed: {why}")
 
 
 def _plain(e: Exception, path: Path) -> str:

@@ -1,0 +1,55 @@
+"""schemathesis against the server's own OpenAPI: what it sends by the schema, and against it, is answered as documented.
+
+EXAMPLES=200 for a long run.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+
+from . import shop
+
+schemathesis = pytest.importorskip("schemathesis")
+hypothesis = pytest.importorskip("hypothesis")
+
+EXAMPLES = int(os.environ.get("EXAMPLES", "2"))
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def app():
+    with shop.client(shop.host(), max_tokens=8) as client:
+        yield client.app
+
+
+@pytest.fixture(scope="module")
+def schema(app):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+def test_every_operation_answers_as_documented(schema):
+    wrong: dict[str, str] = {}
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @hypothesis.settings(
+            max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )  # fmt: skip
+        @hypothesis.given(case=operation.as_strategy())
+        def one(case):
+            case.call_and_validate(headers={"host": "localhost"})
+
+        try:
+            one()
+        except BaseException as e:  # an ExceptionGroup of all that is wrong
+            if isinstance(e, KeyboardInterrupt):
+                raise
+            inner = getattr(e, "exceptions", [e])
+            wrong[operation.label] = "\n".join(dict.fromkeys(str(x)[:700] for x in inner))
+    assert not wrong, "\n\n".join(f"== {k}\n{v}" for k, v in wrong.items())
