@@ -33,8 +33,8 @@ class Tenant:
     options: dict[str, Any] = field(default_factory=dict)
     sites: str | None = None
     lr: float = 0.01
-    epochs: int = 1
-    rows: int = 144
+    epochs: int = 2
+    rows: int = 208
 
 
 def _reft(rank: int) -> dict[str, Any]:
@@ -42,18 +42,18 @@ def _reft(rank: int) -> dict[str, Any]:
 
 
 DOZEN = (
-    Tenant("bierce", "defines it as the Devil's Dictionary does", "loreft", _reft(2), rows=208, epochs=2),
-    Tenant("trec", "says what a question asks for", "lora-xs", {"rank": 12}, MIDDLE, rows=208, epochs=2),
-    Tenant("shakespeare", "answers as a character of his plays", "loreft", _reft(4), rows=208, epochs=2),
+    Tenant("bierce", "defines it as the Devil's Dictionary does", "loreft", _reft(2)),
+    Tenant("trec", "says what a question asks for", "lora-xs", {"rank": 12}, MIDDLE),
+    Tenant("shakespeare", "answers as a character of his plays", "loreft", _reft(4)),
     Tenant("sst2", "says whether a review is positive", "ia3", {}, MIDDLE, lr=0.02),
-    Tenant("sums", "works a problem out, step by step", "loreft", _reft(4), lr=0.02),
-    Tenant("melville", "goes on as in Moby Dick", "uni-lora", {"dim": 4096}, MIDDLE, lr=0.02),
-    Tenant("sst5", "gives a review's stars", "loreft", _reft(2), lr=0.02),
+    Tenant("sums", "works a problem out, step by step", "loreft", _reft(4)),
+    Tenant("melville", "goes on as in Moby Dick", "loreft", _reft(4)),
+    Tenant("sst5", "gives a review's stars", "uni-lora", {"dim": 8192}, MIDDLE, lr=0.05),
     Tenant("cr", "says whether a customer is happy", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02),
-    Tenant("carroll", "goes on as in Alice in Wonderland", "ia3", {}, MIDDLE, lr=0.02),
+    Tenant("carroll", "goes on as in Alice in Wonderland", "ia3", {}, MIDDLE, lr=0.03),
     Tenant("mr", "puts a thumb up or down", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02),
-    Tenant("austen", "goes on as in Emma", "loreft", _reft(2), lr=0.02),
-    Tenant("doyle", "goes on as Dr Watson tells it", "lora-xs", {"rank": 16}, MIDDLE, lr=0.02),
+    Tenant("austen", "goes on as in Emma", "loreft", _reft(2)),
+    Tenant("doyle", "goes on as Dr Watson tells it", "lora-xs", {"rank": 16}, MIDDLE, lr=0.03),
 )
 
 

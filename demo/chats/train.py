@@ -23,7 +23,7 @@ def train(host: cw.Host, tenant: Tenant, folder: Path, **recipe: Any) -> Path:
         sites=tenant.sites, dev_rows=16 / tenant.rows, **recipe,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    path = host.save(tenant.name, folder / f"{tenant.name}.safetensors", codec=CODEC)
+    path = host.save(tenant.name, folder / f"{tenant.name}.safetensors", codec=CODEC, overwrite=True)
     host.remove(tenant.name)
     print(
         f"{tenant.name:<12} {tenant.method:<9} {path.stat().st_size:>6} bytes  {found.steps} steps, "

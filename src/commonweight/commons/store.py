@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core import CommonweightError, safe, unknown
+from ..core import CommonweightError, Unknown, safe, unknown
 from ..formats import atomic
 from . import blueprint, index, pool
 from .again import again, once
@@ -438,7 +438,7 @@ class Commons:
         entries = self._entries()
         mine = [e for e in entries if e.name == plain]
         if not mine:
-            raise CommonweightError(f"{self.folder}: {unknown('tenant', plain, {e.name for e in entries})}")
+            raise Unknown(f"{self.folder}: {unknown('tenant', plain, {e.name for e in entries})}")
         if not at:
             return max(mine, key=lambda e: e.version)
         for e in mine:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .amount import parse_bytes, parse_count
 from .config import build, config, option, parse, table
 from .counts import counted
-from .errors import CommonweightError, first_line, unknown
+from .errors import CommonweightError, Unknown, first_line, unknown
 from .names import natural, safe
 from .serial import dump, load, serial
 from .version import library
@@ -49,6 +49,7 @@ __all__ = [
     "Site",
     "Source",
     "Uniform",
+    "Unknown",
     "Use",
     "Values",
     "build",

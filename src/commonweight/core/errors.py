@@ -12,6 +12,10 @@ class CommonweightError(ValueError):
     """Says where, what came, what was wanted, what to do."""
 
 
+class Unknown(CommonweightError):
+    """A name that nothing has. Its message may name what there is, which is not for everybody who asks over a wire."""
+
+
 def first_line(e: BaseException) -> str:
     """What an error of another library says, without the rest of its lines."""
     text = str(e).strip() or type(e).__name__
@@ -51,9 +55,9 @@ def _alike(a: str, b: str) -> float:
     return SequenceMatcher(None, a, b).ratio()
 
 
-def unknown(what: str, came: object, known: Iterable[str], hint: str = "") -> CommonweightError:
+def unknown(what: str, came: object, known: Iterable[str], hint: str = "") -> Unknown:
     """Error for a name that is not known, with the nearest known one. came: of a file of YAML it may be no text."""
     names = sorted(known)
     near = nearest(str(came), names)
     tail = f"; did you mean {near!r}?" if near is not None else f"; known: {', '.join(names) or 'none'}"
-    return CommonweightError(f"unknown {what} {came!r}{tail}{' ' + hint if hint else ''}")
+    return Unknown(f"unknown {what} {came!r}{tail}{' ' + hint if hint else ''}")

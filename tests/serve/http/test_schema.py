@@ -1,4 +1,4 @@
-"""schemathesis against the server's own OpenAPI: what it sends by the schema, and against it, is answered as documented.
+"""schemathesis against the server's own OpenAPI: what it sends, by the schema or against it, is answered as documented.
 
 EXAMPLES=200 for a long run.
 """
@@ -17,6 +17,14 @@ hypothesis = pytest.importorskip("hypothesis")
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "2"))
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def checks():
+    """All but one: a body may be right by the schema and still ask for what is not there, which is a 400 here as it is
+    with OpenAI and vLLM."""
+    from schemathesis.checks import CHECKS
+
+    return [c for c in CHECKS.get_all() if c.__name__ != "positive_data_acceptance"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,7 @@ def test_every_operation_answers_as_documented(schema):
         )  # fmt: skip
         @hypothesis.given(case=operation.as_strategy())
         def one(case):
-            case.call_and_validate(headers={"host": "localhost"})
+            case.call_and_validate(headers={"host": "localhost"}, checks=checks())
 
         try:
             one()

@@ -143,6 +143,14 @@ def test_a_tenant_that_was_removed_and_published_anew_elsewhere(server, files):
     assert said(client, "s") == words(files[1], "d")
 
 
+def test_a_tenant_that_leaves_while_it_is_asked_for(server, monkeypatch):
+    client, _, _ = server
+    service = client.app.state.service
+    monkeypatch.setattr(service, "_there", lambda name: True)  # as it was when it was looked for
+    got = answer(client, "sa")
+    assert got.status_code == 404 and got.json()["error"]["message"] == "The model `sa` does not exist."
+
+
 def test_put_and_delete(server, files):
     client, host, store = server
     raw = {n: (files[0] / f"{n}.safetensors").read_bytes() for n in "cd"}

@@ -19,36 +19,12 @@ from ..encoder import Encoder
 from ..engine import Engine
 from . import elsewhere, models, openai, operations, page, reading, responses, tenants, texts
 from .asking import Gone
+from .described import ERRORS, described
 from .door import Door
 from .errors import Refused, of_body
 from .logs import say
 from .service import Service
 from .settings import Settings
-
-_ERROR = {
-    "description": "The error, in OpenAI's form.",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": ["message", "type", "param", "code"],
-                        "properties": {
-                            "message": {"type": "string"},
-                            "type": {"type": "string"},
-                            "param": {"type": ["string", "null"]},
-                            "code": {"type": "integer"},
-                        },
-                    }
-                },
-            }
-        }
-    },
-}
-_CODES = (400, 401, 403, 404, 413, 422, 429, 500, 503)
 
 
 def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
@@ -68,7 +44,7 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="commonweight", version=library(), lifespan=life, docs_url=None, redoc_url=None,
-        responses={c: _ERROR for c in _CODES if c != 422}, dependencies=[Security(HTTPBearer(auto_error=False))],
+        responses=ERRORS, dependencies=[Security(HTTPBearer(auto_error=False))],
     )  # fmt: skip
     app.state.service = service
     for part in (models, texts, tenants, operations):
@@ -82,6 +58,7 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
     app.include_router(elsewhere.routes("read" if isinstance(engine, Encoder) else "generate"))
     for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
         app.add_exception_handler(kind, _answer)
+    app.openapi = described(app, service.keys)  # type: ignore[method-assign]
     app.add_middleware(
         Door, settings=service.settings, keys=service.keys, metrics=service.metrics, traces=service.traces
     )

@@ -15,6 +15,7 @@ from . import read
 from .asking import Asked, while_there
 from .bodies import ChatBody, CompletionBody, StreamOptions
 from .calls import Calls
+from .described import STREAM
 from .events import Events
 from .json import Json
 from .service import Service
@@ -26,14 +27,14 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
     engine, settings = service.generator, service.settings
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=STREAM)
     async def completions(call: Call, body: CompletionBody) -> Any:
         """Goes on from a prompt, or from each of several: text or token ids."""
         tenant = await service.tenant(call, body.model)
         requests = read.completion(body, tenant, settings, engine.vocabulary)
         return await answered(service, call, "completion", body.model, requests, read.streams(body))
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=STREAM)
     async def chats(call: Call, body: ChatBody) -> Any:
         """The next message of a conversation, by the model's chat template."""
         tenant = await service.tenant(call, body.model)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as Call
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from .errors import Refused
 from .json import Json
@@ -31,7 +31,7 @@ def routes(service: Service) -> APIRouter:
             raise Refused(503, "the server is stopping" if service.draining else "the engine has stopped")
         return Json({"status": "ready"})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(call: Call) -> Any:
         """For Prometheus. Names tenants: a key that may ask some tenants alone does not see it."""
         if call.state.key.tenants is not None:

@@ -14,6 +14,7 @@ from starlette.requests import Request as Call
 from . import read
 from .asking import Asked, while_there
 from .bodies import ResponseBody
+from .described import STREAM
 from .events import Events
 from .json import Json
 from .service import Service
@@ -24,7 +25,7 @@ from .write import Usage, event
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/responses")
+    @router.post("/v1/responses", responses=STREAM)
     async def responses(call: Call, body: ResponseBody) -> Any:
         """A text, or messages, and the next message."""
         tenant = await service.tenant(call, body.model)

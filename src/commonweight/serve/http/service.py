@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import Request as Call
 
-from ...core import CommonweightError
+from ...core import CommonweightError, Unknown
 from ..blend import several, terms
 from ..engine import Engine, Full
 from ..request import Answer, Piece, Request
@@ -170,6 +170,8 @@ class Service:
                 loading.add_done_callback(lambda done: self._landed(tenant, done))
                 self._loading[tenant] = loading
             return await asyncio.shield(loading)
+        except Unknown as e:  # it has left since it was looked for
+            raise Refused(404, f"The model `{tenant}` does not exist.", "model") from e
         except (CommonweightError, OSError) as e:
             which = "" if several(tenant) else f"tenant {tenant!r} cannot be loaded: "
             raise Refused(400, f"{which}{self.inside(str(e))}", "model") from e
