@@ -173,7 +173,7 @@ class Tenants:
         with self._lock:
             there = [*self.host.roster.tenants.items()]
             loaded = {n: t for n, t in self._loaded.items() if self._mine(n)}
-            mine = [(n, t) for n, t in there if n not in loaded]
+            mine = [(n, t) for n, t in there if n not in loaded and n not in self._loads]  # half loaded: not yet
         found = [*((n, "host", t) for n, t in mine), *((n, "store", t) for n, t in loaded.items())]
         return [Resident(n, level, t.nbytes) for n, level, t in found]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from commonweight.serve import Request
 
+from .. import served
 from ..served import alone, ask, prompt
 from . import shop
 
@@ -48,6 +50,49 @@ def test_several_prompts_and_answers(client, host):
     got = post(client, model="a", prompt=[prompt(1), prompt(2)], n=2).json()["choices"]
     want = [words(alone(host, ask("a", i))) for i in (1, 1, 2, 2)]
     assert [c["text"] for c in got] == want and [c["index"] for c in got] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", [None, "a", "b"])
+def test_a_prompt_is_given_back_with_its_log_probabilities(client, host, name):
+    asked = {"model": name or "base", "prompt": [prompt(1), prompt(2)], "echo": True, "logprobs": 2, "max_tokens": 2}
+    choices = post(client, **asked).json()["choices"]
+    ids = prompt(1)
+    with torch.no_grad(), host.route(name):
+        logs = torch.log_softmax(host.model(input_ids=torch.tensor([ids])).logits[0], -1)
+    told = choices[0]["logprobs"]
+    want = [float(logs[i, t]) for i, t in enumerate(ids[1:])]
+    assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
+    assert told["token_logprobs"][1 : len(ids)] == pytest.approx(want, abs=1e-4)
+    best = [max(top.values()) for top in told["top_logprobs"][1 : len(ids)]]
+    assert best == pytest.approx(logs[: len(ids) - 1].max(1).values.tolist(), abs=1e-4)
+    assert len(told["tokens"]) == len(told["text_offset"]) == len(ids) + 2
+    assert told["text_offset"] == [sum(map(len, told["tokens"][:i])) for i in range(len(ids) + 2)]
+    assert choices[1]["text"].startswith(words(prompt(2)))
+    events = shop.events(post(client, **asked, stream=True).text)[:-1]
+    for i, choice in enumerate(choices):
+        mine = [c["choices"][0] for c in events if c["choices"][0]["index"] == i]
+        assert "".join(c["text"] for c in mine) == choice["text"]
+        for field in ("tokens", "text_offset"):
+            assert [x for c in mine for x in c["logprobs"][field]] == choice["logprobs"][field]
+    plain = post(client, **{**asked, "logprobs": None}).json()["choices"]
+    assert [c["text"] for c in plain] == [c["text"] for c in choices] and plain[0]["logprobs"] is None
+
+
+def test_a_prompt_that_has_no_log_probabilities(client, host, monkeypatch):
+    asked = {"echo": True, "logprobs": 1, "max_tokens": 1}
+    assert "one tenant" in post(client, model="a+0.5*b", **asked).json()["error"]["message"]
+    monkeypatch.setattr("commonweight.serve.scoring.MOST", 4 * 97 * 5)
+    got = post(client, model="a", **asked)
+    assert got.status_code == 400 and "of 5 at most" in got.json()["error"]["message"]
+    monkeypatch.undo()
+    served.add(host, "ill", "lora")
+    with torch.no_grad():
+        for p in host["ill"].parameters():
+            p.fill_(3e38)
+    try:
+        assert post(client, model="ill", **asked).status_code == 500
+    finally:
+        host.remove("ill")
 
 
 def test_a_stream_says_the_same(client):
@@ -116,7 +161,6 @@ WRONG = {
     "tokens": ({"max_tokens": 0}, 400, "BadRequestError", "max_tokens", "greater than or equal to 1"),
     "room": ({"max_tokens": 100_000}, 400, "BadRequestError", None, "shorten the prompt or max_tokens"),
     "unknown": ({"tempature": 1}, 400, "BadRequestError", "tempature", "no such field"),
-    "echo": ({"echo": True}, 400, "BadRequestError", "echo", "ask for the answer alone"),
     "best_of": ({"best_of": 4}, 400, "BadRequestError", "best_of", "drawn once"),
     "token": ({"prompt": [5, 4_000]}, 400, "BadRequestError", "prompt", "4000"),
     "empty": ({"prompt": []}, 400, "BadRequestError", "prompt", "empty"),

@@ -151,6 +151,32 @@ def test_a_tenant_that_leaves_while_it_is_asked_for(server, monkeypatch):
     assert got.status_code == 404 and got.json()["error"]["message"] == "The model `sa` does not exist."
 
 
+def test_a_tenant_that_leaves_the_store_while_it_is_loaded(tmp_path, files, monkeypatch):
+    store = Commons(tmp_path / "store")
+    store.publish_file(files[0] / "c.safetensors", "s")
+    read, go = threading.Event(), threading.Event()
+    load = Host.load_from
+
+    def slow(self, *args, **more):
+        tenant = load(self, *args, **more)
+        read.set()
+        assert go.wait(20)
+        return tenant
+
+    monkeypatch.setattr(Host, "load_from", slow)
+    with shop.client(shop.host(), store=tmp_path / "store", watch=3600) as client:
+        roster = client.app.state.service.roster
+        roster.look()
+        asking = threading.Thread(target=answer, args=(client, "s"))
+        asking.start()
+        assert read.wait(20)
+        store.remove("s")
+        roster.look()
+        go.set()
+        asking.join()
+        assert answer(client, "s").status_code == 404
+
+
 def test_put_and_delete(server, files):
     client, host, store = server
     raw = {n: (files[0] / f"{n}.safetensors").read_bytes() for n in "cd"}

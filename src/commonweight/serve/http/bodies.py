@@ -84,7 +84,7 @@ class Sampled(Body):
 class CompletionBody(Sampled):
     prompt: str | list[str] | list[Token] | list[list[Token]]
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Any = None
+    echo: bool | None = Field(None, description="The prompt stands before the answer, with its log probabilities.")
     suffix: Any = None
 
 
@@ -216,7 +216,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
 }
 WHY = {
-    "echo": "log probabilities and text of the prompt are not given back; ask for the answer alone",
+    "echo": "a conversation is not given back; ask for the answer alone",
     "best_of": "an answer is drawn once; ask for n and choose",
     "previous_response_id": "no answers are kept here; send the whole conversation as input",
     "conversation": "no answers are kept here; send the whole conversation as input",
@@ -225,7 +225,7 @@ WHY = {
 
 
 _MEANT = {
-    CompletionBody: {"prompt"},
+    CompletionBody: {"prompt", "echo"},
     ChatBody: {"top_logprobs", "tools", "tool_choice"},
 }  # fields that are served in these
 _SPECIAL = {CompletionBody: True, ChatBody: False}  # whether special tokens are added to the text

@@ -102,12 +102,10 @@ class Roster:
             before, self._files = self._files, now
             if before is None:
                 return []
-            stale = [
-                r.name
-                for r in self.engine.tenants.resident()
-                if r.level == "store" and now.get(r.name) != before.get(r.name)
-            ]
-            return [n for n in stale if self.engine.unload(n)]
+            changed = {n for n in {*now, *before} if now.get(n) != before.get(n)}
+            loaded = {r.name for r in self.engine.tenants.resident() if r.level != "store"}
+            # those, too, that are being loaded at this moment: they may have been read before the change
+            return [n for n in sorted(changed - loaded) if self.engine.unload(n)]
 
     def _named(self, name: str, kind: str | None) -> None:
         try:

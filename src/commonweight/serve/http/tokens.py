@@ -43,9 +43,12 @@ class Tokens:
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
         return {"token": self.text(token), "logprob": _finite(logprob), "bytes": self.bytes(token)}
 
-    def completion(self, logs: Sequence[Logprob], offset: int) -> dict[str, Any]:
-        """The form of completions; offset: characters of the answer before these."""
-        texts, offsets = [self.text(x.token) for x in logs], []
+    def completion(self, logs: Sequence[Logprob], offset: int, first: int | None = None) -> dict[str, Any]:
+        """The form of completions; offset: characters of the answer before these. first: a token before them that has
+        no probability, since it begins the prompt."""
+        before: list[Any] = [] if first is None else [None]
+        texts, offsets = [self.text(t) for t in ([] if first is None else [first])], []
+        texts += [self.text(x.token) for x in logs]
         for text in texts:
             offsets.append(offset)
             offset += len(text)
@@ -57,7 +60,8 @@ class Tokens:
                 top.setdefault(self.text(t), _finite(p))
             tops.append(top)
         return {
-            "tokens": texts, "token_logprobs": [_finite(x.logprob) for x in logs], "top_logprobs": tops,
+            "tokens": texts, "token_logprobs": [*before, *(_finite(x.logprob) for x in logs)],
+            "top_logprobs": [*before, *tops],
             "text_offset": offsets,
         }  # fmt: skip
 

@@ -41,15 +41,27 @@ class Usage:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is given back: its text, its first token, and its log probabilities from the second one on, or
+    None where none were asked for."""
+
+    text: str
+    first: int
+    logs: Sequence[Logprob] | None
+
+
 @dataclass
 class Writer:
-    """The JSON of one call. n: answers to each prompt. calls: makes what finds calls of tools in an answer."""
+    """The JSON of one call. n: answers to each prompt. calls: makes what finds calls of tools in an answer. echoes: the
+    prompts, where they are to stand before their answers."""
 
     kind: Kind
     model: str
     tokens: Tokens
     n: int = 1
     calls: Callable[[], Calls] | None = None
+    echoes: Sequence[Echo] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     _offsets: dict[int, int] = field(default_factory=dict)
@@ -63,6 +75,12 @@ class Writer:
     def first(self, index: int) -> dict[str, Any]:
         """A chat's first chunk: who speaks."""
         return self._chunk([self._delta(index, {"role": "assistant", "content": ""}, None, None, None)])
+
+    def echoed(self, index: int) -> dict[str, Any]:
+        """The prompt as the first chunk of an answer."""
+        echo = self.echoes[index // self.n]
+        logs = None if echo.logs is None else self._logs(index, echo.logs, echo.first)
+        return self._chunk([self._delta(index, {"content": echo.text}, logs, None, None)])
 
     def piece(self, prompt: int, piece: Piece) -> dict[str, Any] | None:
         """Its chunk, or None where there is nothing to tell yet."""
@@ -100,10 +118,13 @@ class Writer:
         return {**self._head(_OBJECTS[self.kind][2]), "choices": choices}
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        logs = None if answer.logprobs is None else self._logs(index, answer.logprobs)
+        echo = self.echoes[index // self.n] if self.echoes else None
+        before = () if echo is None or echo.logs is None else echo.logs
+        first = None if echo is None else echo.first
+        logs = None if answer.logprobs is None else self._logs(index, [*before, *answer.logprobs], first)
         tail = {"logprobs": logs, "finish_reason": reason(answer.finish_reason), "stop_reason": _stopped(answer)}
         if self.kind == "completion":
-            return {"index": index, "text": answer.text, **tail}
+            return {"index": index, "text": ("" if echo is None else echo.text) + answer.text, **tail}
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         if self.calls is not None:
             calls = self.calls()
@@ -121,12 +142,13 @@ class Writer:
             return {"index": index, "text": delta.get("content", ""), **tail}
         return {"index": index, "delta": delta, **tail}
 
-    def _logs(self, index: int, logs: Sequence[Logprob]) -> dict[str, Any]:
+    def _logs(self, index: int, logs: Sequence[Logprob], first: int | None = None) -> dict[str, Any]:
         if self.kind == "chat":
             return self.tokens.chat(logs)
         offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + sum(len(self.tokens.text(x.token)) for x in logs)
-        return self.tokens.completion(logs, offset)
+        told = self.tokens.completion(logs, offset, first)
+        self._offsets[index] = offset + sum(map(len, told["tokens"]))
+        return told
 
 
 def _stopped(ended: Piece | Answer) -> str | None:
