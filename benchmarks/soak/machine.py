@@ -49,7 +49,7 @@ bodies = st.one_of(
         {"prompt": "w1", "n": 65}, {"prompt": "w1", "stop": ""}, {"prompt": "w1", "stop": [1]}, {"promt": "w1"},
         {"prompt": "w1", "logit_bias": {"x": 1}}, {"prompt": "w1", "logit_bias": {"5": 1e9}}, {"prompt": "\ud800"},
         {"prompt": "w1", "top_p": 0}, {"prompt": "w1", "seed": 1.5}, {"prompt": "w1", "logprobs": 99},
-        {"prompt": "w1", "echo": True}, {"prompt": "w1", "suffix": "x"}, {"prompt": ["w1"] * 2000},
+        {"prompt": "w1", "echo": 1}, {"prompt": "w1", "suffix": "x"}, {"prompt": ["w1"] * 2000},
         {"prompt": "w1 " * 300}, {"prompt": "w1", "stream_options": {"include_usage": True}}, {"prompt": [[]]},
         {"prompt": [1, "w1"]}, {"prompt": {"a": 1}}, {"prompt": "w1", "best_of": 3}, {"prompt": [[1], []]},
         [], None, 5, "x",
