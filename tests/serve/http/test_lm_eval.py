@@ -38,7 +38,8 @@ def tasks(tmp_path_factory):
     }  # fmt: skip
     said = {
         **shared, "task": "said", "output_type": "generate_until", "doc_to_target": "{{end}}",
-        "generation_kwargs": {"until": ["w39"], "max_gen_toks": 6, "do_sample": False}, "metric_list": [{"metric": "exact_match"}],
+        "generation_kwargs": {"until": ["w39"], "max_gen_toks": 6, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
     }  # fmt: skip
     return [choice, said]
 
