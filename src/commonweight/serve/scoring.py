@@ -31,10 +31,12 @@ def score(host: Host, edition: Edition | None, tokens: Sequence[int], top: int) 
     vocabulary = model.get_input_embeddings().num_embeddings
     if (longest := MOST // (4 * vocabulary)) < len(tokens):
         raise CommonweightError(f"prompt has {len(tokens)} tokens; log probabilities are given of {longest} at most")
-    if edition is not None and len(edition.tenants) > 1:
-        raise CommonweightError(f"prompt of {edition.name!r}: log probabilities of a prompt are given by one tenant")
+    first, *others = (None,) if edition is None else edition.tenants
+    if others:
+        raise CommonweightError("prompt: log probabilities of a prompt are given by one tenant, and not by a sum")
     ids = torch.tensor([list(tokens)], device=model.device)
-    with _ONE, host.base.current.within(None if edition is None else Route(single=edition.tenants[0])):
+    route = None if first is None else Route(single=first)
+    with _ONE, host.base.current.within(route):
         logs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1].float(), -1)
         mine = logs.gather(1, ids[0, 1:, None])[:, 0].tolist()
         best = logs.topk(min(top, vocabulary)) if top else None

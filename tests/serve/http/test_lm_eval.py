@@ -1,4 +1,4 @@
-"""lm-evaluation-harness against the server gives the figures of the model itself: log likelihoods, and generated text."""
+"""lm-evaluation-harness against the server gives the figures of the model: log likelihoods, and generated text."""
 
 from __future__ import annotations
 
