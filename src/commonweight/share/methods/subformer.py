@@ -30,7 +30,7 @@ def plan(anatomy: Anatomy, config: Subformer) -> Layout:
 
     Parameters: 2 ends + 1 layers, and 2 d for the norms of each. Source: arXiv 2101.00234, section 3.1; the official
     code shares with the first of them, which `init=first` is here. Differs: a wider middle (`sandwich_embed_dim`) is a
-    model trained from scratch, and not made; for its factorised embedding (SAFE) see the method `embeddings`.
+    model trained from scratch, and not made; its factorised embedding (SAFE) is not built yet.
     """
     depth, ends = anatomy.depth, config.ends
     middle = list(range(ends, depth - ends))

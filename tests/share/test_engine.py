@@ -1,0 +1,26 @@
+"""A shared model behind the engine, and tenants on it."""
+
+from __future__ import annotations
+
+import pytest
+
+import commonweight as cw
+from commonweight import share
+from tests.serve import served
+
+
+@pytest.mark.parametrize("relax", [0, 4])
+def test_a_shared_model_and_its_tenants_answer_in_the_engine(relax, tmp_path):
+    small = share.share(served.make(), "recursive", loops=2, relax=relax)
+    host = cw.Host(small)
+    served.add(host, "a", "lora")
+    served.add(host, "b", "ia3")
+    requests = [served.ask(n, i) for i, n in enumerate((None, "a", "b", "a"))]
+    with cw.Engine(host, max_requests=4, page_size=8) as engine:
+        served.right(host, requests, engine.generate(requests))
+    folder = share.save(
+        share.share(served.make(), "recursive", loops=2, relax=relax), tmp_path / "small", form="remote-code"
+    )
+    with cw.Engine(str(folder), max_requests=4, page_size=8) as engine:
+        (answer,) = engine.generate([served.ask(None)])
+    assert answer.tokens == served.alone(host, served.ask(None))
