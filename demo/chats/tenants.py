@@ -46,14 +46,14 @@ DOZEN = (
     Tenant("trec", "says what a question asks for", "lora-xs", {"rank": 12}, MIDDLE),
     Tenant("shakespeare", "answers as a character of his plays", "loreft", _reft(4)),
     Tenant("sst2", "says whether a review is positive", "ia3", {}, MIDDLE, lr=0.02),
-    Tenant("sums", "works a problem out, step by step", "loreft", _reft(4)),
-    Tenant("melville", "goes on as in Moby Dick", "loreft", _reft(4)),
+    Tenant("sums", "works a problem out, step by step", "loreft", _reft(4), lr=0.02, epochs=1, rows=144),
+    Tenant("melville", "goes on as in Moby Dick", "uni-lora", {"dim": 4096}, MIDDLE, lr=0.02, epochs=1, rows=144),
     Tenant("sst5", "gives a review's stars", "uni-lora", {"dim": 8192}, MIDDLE, lr=0.05),
-    Tenant("cr", "says whether a customer is happy", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02),
-    Tenant("carroll", "goes on as in Alice in Wonderland", "ia3", {}, MIDDLE, lr=0.03),
-    Tenant("mr", "puts a thumb up or down", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02),
-    Tenant("austen", "goes on as in Emma", "loreft", _reft(2)),
-    Tenant("doyle", "goes on as Dr Watson tells it", "lora-xs", {"rank": 16}, MIDDLE, lr=0.03),
+    Tenant("cr", "says whether a customer is happy", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02, epochs=1, rows=144),
+    Tenant("carroll", "goes on as in Alice in Wonderland", "ia3", {}, MIDDLE, lr=0.02, epochs=1, rows=144),
+    Tenant("mr", "puts a thumb up or down", "lora-xs", {"rank": 12}, MIDDLE, lr=0.02, epochs=1, rows=144),
+    Tenant("austen", "goes on as in Emma", "loreft", _reft(2), lr=0.02, epochs=1, rows=144),
+    Tenant("doyle", "goes on as Dr Watson tells it", "lora-xs", {"rank": 16}, MIDDLE, lr=0.02, epochs=1, rows=144),
 )
 
 
