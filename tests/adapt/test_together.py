@@ -162,9 +162,9 @@ def test_a_run_that_turns_to_nan(host, monkeypatch):
     forward, calls = Classifier.forward, []
 
     def breaks(self, *args, **inputs):
-        calls.append(1)
+        calls.extend([1] if torch.is_grad_enabled() else [])  # a look at the model runs without
         out = forward(self, *args, **inputs)
-        if len(calls) == 2:
+        if len(calls) == 2 and torch.is_grad_enabled():
             out.loss = out.loss * float("nan")
         return out
 
@@ -181,7 +181,8 @@ def test_batches_of_pairs_are_of_one_tenant(host, monkeypatch):
     tenants = {n: Data(rows=tiny.pairs(20, s)) for n, s in (("a", 0), ("b", 1))}
 
     def watched(self, *args, **inputs):
-        seen.append(host.base.current.route.groups)
+        if torch.is_grad_enabled():
+            seen.append(host.base.current.route.groups)
         return forward(self, *args, **inputs)
 
     monkeypatch.setattr(Classifier, "forward", watched)

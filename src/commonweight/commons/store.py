@@ -359,8 +359,8 @@ class Commons:
         from ..formats import native
 
         got = self.fetch(name)
-        data = native.sealed(got.header, {k: got.read(k) for k in got.hashes})
-        return atomic.write_new(Path(path), data, overwrite=overwrite)
+        data = {k: got.read(k) for k in got.hashes}
+        return atomic.write_new(Path(path), native.sealed(got.header, data), overwrite=overwrite)
 
     def verify(self) -> list[Problem]:
         """Checks every bit; returns an empty list if nothing is damaged. Cost: reads every file once."""
@@ -392,8 +392,7 @@ class Commons:
         return {e.name: e.version for e in sorted(self._entries(), key=lambda e: (e.name, e.version))}
 
     def newest_files(self) -> dict[str, str]:
-        """The file of every tenant's newest version: another one as soon as anything of it has changed, also where it
-        was removed and published anew as version 1. Cost: a listing of one folder."""
+        """The file of every tenant's newest version: another one where anything of it has changed."""
         return {e.name: e.file for e in sorted(self._entries(), key=lambda e: (e.name, e.version))}
 
     def __contains__(self, name: object) -> bool:
@@ -439,11 +438,8 @@ class Commons:
         mine = [e for e in entries if e.name == plain]
         if not mine:
             raise Unknown(f"{self.folder}: {unknown('tenant', plain, {e.name for e in entries})}")
-        if not at:
-            return max(mine, key=lambda e: e.version)
-        for e in mine:
-            if str(e.version) == number:
-                return e
+        if wanted := [e for e in mine if not at or str(e.version) == number]:
+            return max(wanted, key=lambda e: e.version)
         there = ", ".join(str(e.version) for e in sorted(mine, key=lambda e: e.version))
         raise CommonweightError(f"{self.folder}: {plain} has no version {number!r}; there are {there}")
 

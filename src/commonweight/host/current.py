@@ -227,9 +227,14 @@ class Opened(ContextDecorator):
             self.current.generators[frame].remove(state)
             if not self.current.generators[frame]:
                 del self.current.generators[frame]
-        innermost = ROUTES.get() is mine
+        innermost = ROUTES.get().get(self.current) is state
+        if not innermost and frame is not None and kind is GeneratorExit:
+            return  # a generator that is thrown away, perhaps by the collector amid other work, disturbs nobody's route
         try:
-            ROUTES.reset(token)
+            if innermost and ROUTES.get() is not mine:  # what other hosts have open by now stays
+                self._put(state.outer)
+            else:
+                ROUTES.reset(token)
             self._settle()
         except ValueError:  # another context: a generator that was closed elsewhere; that context's routes are its own
             return
@@ -249,8 +254,11 @@ class Opened(ContextDecorator):
         while found is not None and found.ended and found.unit == unit():
             found = found.outer
         if found is not state:
-            rest = {c: s for c, s in routes.items() if c is not self.current}
-            ROUTES.set(rest if found is None else {**rest, self.current: found})
+            self._put(found)
+
+    def _put(self, state: State | None) -> None:
+        rest = {c: s for c, s in ROUTES.get().items() if c is not self.current}
+        ROUTES.set(rest if state is None else {**rest, self.current: state})
 
 
 def generator(frame: FrameType | None) -> FrameType | None:
