@@ -14,7 +14,7 @@
 #   gptj: equal to generate False, next token fixed by the last one True
 #   codegen: equal to generate False, next token fixed by the last one True
 # Who it hurts: who moves a working model from `generate` to `generate_batch`.
-# Our test: tests/host/test_route_follows.py (test_continuous_batching_refuses_what_has_no_paged_attention).
+# Our test: tests/host/test_route_generates.py (test_continuous_batching_refuses_what_has_no_paged_attention).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

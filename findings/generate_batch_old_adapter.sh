@@ -13,7 +13,7 @@
 #   b: a new manager agrees with generate: True
 #   b: the kept manager agrees with generate: False
 # Who it hurts: who serves several adapters, or samples while training, on one model.
-# Our test: tests/host/test_route_follows.py (test_a_kept_manager_of_continuous_batching_serves_one_reader).
+# Our test: tests/host/test_route_generates.py (test_a_kept_manager_of_continuous_batching_serves_one_reader).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -14,7 +14,7 @@ import pytest
 
 import commonweight as cw
 from commonweight.core.serial import _CLASSES
-from commonweight.methods.registry import _METHODS, _plan
+from commonweight.methods.registry import METHODS, _plan
 from tests.laws import test_laws
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
@@ -33,7 +33,7 @@ def blocks() -> dict[str, str]:
 @contextmanager
 def example() -> Iterator[dict[str, ModuleType]]:
     """The page's files as modules in the places they name; afterwards nothing knows of them."""
-    methods, classes = dict(_METHODS), dict(_CLASSES)
+    methods, classes = dict(METHODS.all), dict(_CLASSES)
     modules: dict[str, ModuleType] = {}
     try:
         for title, code in blocks().items():
@@ -48,8 +48,8 @@ def example() -> Iterator[dict[str, ModuleType]]:
     finally:
         for name in modules:
             del sys.modules[name]
-        _METHODS.clear()
-        _METHODS.update(methods)
+        METHODS.all.clear()
+        METHODS.all.update(methods)
         _CLASSES.clear()
         _CLASSES.update(classes)
         _plan.cache_clear()
@@ -88,9 +88,9 @@ def test_the_laws_hold_for_the_example(law, modules, tmp_path):
 
 
 def test_nothing_of_the_example_stays_behind():
-    before = dict(_METHODS), set(_CLASSES), set(sys.modules)
+    before = dict(METHODS.all), set(_CLASSES), set(sys.modules)
     with example():
         assert "gate" in cw.methods.available() and "Gated" in _CLASSES
-    assert (dict(_METHODS), set(_CLASSES), set(sys.modules)) == before
+    assert (dict(METHODS.all), set(_CLASSES), set(sys.modules)) == before
     with pytest.raises(cw.CommonweightError, match="unknown method 'gate'"):
         cw.plan("gate", [cw.Site("q", 8, 8)])

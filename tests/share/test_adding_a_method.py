@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "share.md"
 
 
 def test_the_page_s_method(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry.METHODS, "all", dict(registry.METHODS.all))
     (text,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     (tmp_path / "pairs_of_the_page.py").write_text(text)
     spec = importlib.util.spec_from_file_location("pairs_of_the_page", tmp_path / "pairs_of_the_page.py")

@@ -8,6 +8,7 @@ from .config import build, config, option, parse, table
 from .counts import counted
 from .errors import CommonweightError, Unknown, first_line, unknown
 from .names import natural, safe
+from .registry import Registry
 from .serial import dump, load, serial
 from .version import library
 
@@ -45,6 +46,7 @@ __all__ = [
     "Plan",
     "Pool",
     "Read",
+    "Registry",
     "Rng",
     "Site",
     "Source",

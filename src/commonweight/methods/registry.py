@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Site, build, counted
+from ..core import CommonweightError, Plan, Registry, Site, counted
 from ..core.peers import known
 
 
@@ -52,44 +52,18 @@ class Method:
         return ("rank",) if any(f.name == "rank" for f in fields(self.config)) else ()
 
 
-_METHODS: dict[str, Method] = {}
+METHODS = Registry[Method]("method", known)  # in any spelling: LORA, LN_TUNING
+available, get, resolve = METHODS.available, METHODS.get, METHODS.resolve
 
 
 def method(name: str, config: type, **about: Any) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
     """Registers a plan function under `name`; a name or a config used twice raises."""
 
     def register(plan: Callable[..., Plan]) -> Callable[..., Plan]:
-        if name in _METHODS or any(m.config is config for m in _METHODS.values()):
-            raise TypeError(f"the method {name!r} or its config is registered twice")
-        _METHODS[name] = Method(name=name, config=config, plan=plan, **about)
+        METHODS.add(Method(name=name, config=config, plan=plan, **about))
         return plan
 
     return register
-
-
-def available() -> Mapping[str, Method]:
-    """Every method by name."""
-    return dict(sorted(_METHODS.items()))
-
-
-def get(name: str) -> Method:
-    """By its name, in any spelling: LORA, LN_TUNING."""
-    return _METHODS[known(name, _METHODS)]
-
-
-def resolve(method: str | Any, options: Mapping[str, Any]) -> tuple[Method, Any]:
-    """(method, config) from a name with options, or from a config object."""
-    if isinstance(method, str):
-        found = get(method)
-        return found, build(found.config, options)
-    for found in _METHODS.values():
-        if type(method) is found.config:
-            if options:
-                raise CommonweightError(
-                    f"{found.name}: give the options {sorted(options)} in the config, not beside it"
-                )
-            return found, method
-    raise CommonweightError(f"{method!r} is neither a method's name nor a method's config; wanted e.g. 'mos'")
 
 
 @lru_cache(maxsize=64)

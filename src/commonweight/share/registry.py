@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..builder import Anatomy, Layout
-from ..core import CommonweightError, build, unknown
+from ..core import CommonweightError, Registry
 
 
 @dataclass(frozen=True)
@@ -31,45 +31,18 @@ class Method:
     loss: str = "forward-kl"
 
 
-_METHODS: dict[str, Method] = {}
+METHODS = Registry[Method]("sharing method")
+available, get, resolve = METHODS.available, METHODS.get, METHODS.resolve
 
 
 def method(name: str, config: type, **about: Any) -> Callable[[Callable[..., Layout]], Callable[..., Layout]]:
     """Registers a plan function under `name`; a name or a config used twice raises."""
 
     def register(plan: Callable[..., Layout]) -> Callable[..., Layout]:
-        if name in _METHODS or any(m.config is config for m in _METHODS.values()):
-            raise TypeError(f"the method {name!r} or its config is registered twice")
-        _METHODS[name] = Method(name=name, config=config, plan=plan, **about)
+        METHODS.add(Method(name=name, config=config, plan=plan, **about))
         return plan
 
     return register
-
-
-def available() -> Mapping[str, Method]:
-    """Every sharing method by name."""
-    return dict(sorted(_METHODS.items()))
-
-
-def get(name: str) -> Method:
-    if name not in _METHODS:
-        raise unknown("sharing method", str(name), _METHODS)
-    return _METHODS[name]
-
-
-def resolve(method: str | Any, options: Mapping[str, Any]) -> tuple[Method, Any]:
-    """(method, config) from a name with options, or from a config object."""
-    if isinstance(method, str):
-        found = get(method)
-        return found, build(found.config, options)
-    for found in _METHODS.values():
-        if type(method) is found.config:
-            if options:
-                raise CommonweightError(
-                    f"{found.name}: give the options {sorted(options)} in the config, not beside it"
-                )
-            return found, method
-    raise CommonweightError(f"{method!r} is neither a sharing method's name nor its config; wanted e.g. 'recursive'")
 
 
 def layout_of(method: Method, anatomy: Anatomy, config: Any, seen: Mapping[str, tuple[float, ...]] | None) -> Layout:

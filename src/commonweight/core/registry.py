@@ -1,0 +1,59 @@
+"""A list of methods by name, each with the class of its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from .config import build
+from .errors import CommonweightError, unknown
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> type: ...
+
+
+M = TypeVar("M", bound=Named)
+
+
+class Registry(Generic[M]):
+    """what: one of them, in messages. known: (what is asked for, all) -> the name here, or an error; None: as it is."""
+
+    def __init__(self, what: str, known: Callable[[str, Mapping[str, M]], str] | None = None):
+        self.what, self._known = what, known
+        self.all: dict[str, M] = {}
+
+    def add(self, made: M) -> None:
+        """Raises: TypeError for a name or a config that is there."""
+        if made.name in self.all or any(m.config is made.config for m in self.all.values()):
+            raise TypeError(f"the {self.what} {made.name!r} or its config is registered twice")
+        self.all[made.name] = made
+
+    def available(self) -> Mapping[str, M]:
+        """Every one by name."""
+        return dict(sorted(self.all.items()))
+
+    def get(self, name: str) -> M:
+        """By its name. Raises: CommonweightError for one that is not there."""
+        if self._known is not None:
+            return self.all[self._known(name, self.all)]
+        if name not in self.all:
+            raise unknown(self.what, str(name), self.all)
+        return self.all[name]
+
+    def resolve(self, method: str | Any, options: Mapping[str, Any]) -> tuple[M, Any]:
+        """(method, config) from a name with options, or from a config object."""
+        if isinstance(method, str):
+            found = self.get(method)
+            return found, build(found.config, options)
+        for found in self.all.values():
+            if type(method) is found.config:
+                if options:
+                    raise CommonweightError(
+                        f"{found.name}: give the options {sorted(options)} in the config, not beside it"
+                    )
+                return found, method
+        raise CommonweightError(f"{method!r} is neither a {self.what}'s name nor a {self.what}'s config")
