@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import ContextDecorator
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from functools import wraps
 from types import FrameType
 from typing import Any
@@ -103,6 +103,7 @@ class Current:
 
     def bring(self, size: tuple[int, int] | None = None) -> None:
         """Before a forward pass: the route is the one for so many rows, and what is traced reads it."""
+        self.settle()
         state = ROUTES.get().get(self, _UNSAID)
         if self.generators:
             self._resumed(state)
@@ -113,6 +114,19 @@ class Current:
     def within(self, route: Route | None, replayed: bool = False) -> Opened:
         """A context manager (and decorator): within it, and in what is started in it, this route is in force."""
         return Opened(self, State(route, replayed))
+
+    def put(self, state: State | None) -> None:
+        """In force here from now on; None: nothing is said. What other hosts have open stays."""
+        rest = {c: s for c, s in ROUTES.get().items() if c is not self}
+        ROUTES.set(rest if state is None else {**rest, self: state})
+
+    def settle(self) -> None:
+        """What is in force here may be the route of a generator that has ended since: then the one before that."""
+        state = found = ROUTES.get().get(self)
+        while found is not None and found.ended and found.unit == unit():
+            found = found.outer
+        if found is not state:
+            self.put(found)
 
     def _known(self) -> None:
         """Nobody said a route here, but one is open elsewhere: is this the plain base's work, or that route's?
@@ -182,7 +196,7 @@ class Opened(ContextDecorator):
 
     def __init__(self, current: Current, state: State):
         self.current, self.state = current, state
-        self._before: list[tuple[Token, Mapping, int, State, FrameType | None]] = []
+        self._opened: list[tuple[State, int, FrameType | None]] = []
 
     def _recreate_cm(self) -> Opened:  # as a decorator: one opening a call
         return Opened(self.current, self.state)
@@ -205,60 +219,44 @@ class Opened(ContextDecorator):
         return routed
 
     def __enter__(self) -> None:
-        before, state = ROUTES.get(), State(self.state.route, self.state.replayed)
-        state.outer = before.get(self.current)
-        mine = {**before, self.current: state}
+        current, state = self.current, State(self.state.route, self.state.replayed)
+        state.outer = ROUTES.get().get(current)
         thread, frame = threading.get_ident(), generator(sys._getframe(1))
         if frame is not None:
-            state.generator, state.unit = self.current.generators.setdefault(frame, []), unit()
+            state.generator, state.unit = current.generators.setdefault(frame, []), unit()
             state.generator.append(state)
-        if self.current.generators:
-            state.awake = [self.current.generators[f] for f in self.current.running(sys._getframe(1))]
-        self._before.append((ROUTES.set(mine), mine, thread, state, frame))
+        if current.generators:
+            state.awake = [current.generators[f] for f in current.running(sys._getframe(1))]
+        current.put(state)
+        self._opened.append((state, thread, frame))
         SPEAKS.yes = True
-        self.current.thread.route = self.state.route
-        self.current._count(thread, +1)
+        current.thread.route = state.route
+        current._count(thread, +1)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        token, mine, thread, state, frame = self._before.pop()
-        self.current._count(thread, -1)
+        state, thread, frame = self._opened.pop()
+        current = self.current
+        current._count(thread, -1)
         if frame is not None:
             state.ended = True
-            self.current.generators[frame].remove(state)
-            if not self.current.generators[frame]:
-                del self.current.generators[frame]
-        innermost = ROUTES.get().get(self.current) is state
-        if not innermost and frame is not None and kind is GeneratorExit:
-            return  # a generator that is thrown away, perhaps by the collector amid other work, disturbs nobody's route
-        try:
-            if innermost and ROUTES.get() is not mine:  # what other hosts have open by now stays
-                self._put(state.outer)
-            else:
-                ROUTES.reset(token)
-            self._settle()
-        except ValueError:  # another context: a generator that was closed elsewhere; that context's routes are its own
+            current.generators[frame].remove(state)
+            if not current.generators[frame]:
+                del current.generators[frame]
+        found = here = ROUTES.get().get(current)
+        while found is not None and found is not state:
+            found = found.outer
+        if here is state:
+            current.put(state.outer)
+            current.settle()
+        if found is None:  # another context: a generator that was closed elsewhere; that context's routes are its own
             return
-        finally:
-            self.current.thread.route = ROUTES.get().get(self.current, _UNSAID).route
-        if not innermost and kind is None:
+        current.thread.route = ROUTES.get().get(current, _UNSAID).route
+        if here is not state and kind is None:
             raise CommonweightError(
                 "a route was closed while one that was opened after it was still open, so that work between them may "
                 "have had the wrong tenant. It happens where generators that open routes take turns: open the route "
                 "around each call of the model, not around a yield"
             )
-
-    def _settle(self) -> None:
-        """What is put back may be the route of a generator that has ended since: then the one before that."""
-        routes = ROUTES.get()
-        state = found = routes.get(self.current)
-        while found is not None and found.ended and found.unit == unit():
-            found = found.outer
-        if found is not state:
-            self._put(found)
-
-    def _put(self, state: State | None) -> None:
-        rest = {c: s for c, s in ROUTES.get().items() if c is not self.current}
-        ROUTES.set(rest if state is None else {**rest, self.current: state})
 
 
 def generator(frame: FrameType | None) -> FrameType | None:
