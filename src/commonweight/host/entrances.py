@@ -152,7 +152,6 @@ class Forward(Entrance):
         finally:
             for m in training:
                 m.training = True
-        self.rows_first = True
 
     @property
     def caches(self) -> bool:
