@@ -32,7 +32,7 @@ def here(made, tmp_path, monkeypatch):
     for path in made.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry.METHODS, "all", dict(registry.METHODS.all))  # a page may add a method
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # a page may add a method
     monkeypatch.setattr(sharing.METHODS, "all", dict(sharing.METHODS.all))
     monkeypatch.setattr(Recipe, "steps", lambda self, rows: 2)  # what is trained does not matter here
     monkeypatch.setenv("COLUMNS", "120")
