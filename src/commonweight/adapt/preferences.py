@@ -156,7 +156,7 @@ def train(
                 output_dir=unused, per_device_train_batch_size=recipe.batch_size,
                 gradient_accumulation_steps=recipe.accumulate, max_steps=steps, max_grad_norm=recipe.clip,
                 seed=recipe.seed, save_strategy="no", logging_strategy="steps", logging_steps=1, report_to=[],
-                disable_tqdm=True, use_cpu=device_of(host.model).type == "cpu", bf16=False,
+                disable_tqdm=True, use_cpu=device_of(host.model).type == "cpu", bf16=recipe.bf16,
                 activation_checkpointing=False, disable_dropout=False, dataloader_pin_memory=False, **more,
             )  # fmt: skip
             warm = round(recipe.warmup * steps)

@@ -20,6 +20,9 @@ class Recipe:
     gradient_checkpointing: bool = option(
         False, "blocks are computed once more in the backward pass instead of kept: less memory, a third more time"
     )
+    bf16: bool = option(
+        False, "compute in bfloat16 (autocast) and keep the numbers as they are: faster where the processor has it"
+    )
     compile: bool = option(False, "torch.compile the base's blocks: a minute at the start, faster steps on a GPU")
     lr: float | None = option(None, "learning rate; none: the method's own", gt=0)
     warmup: float = option(0.06, "share of the steps over which the learning rate grows", ge=0, le=1)

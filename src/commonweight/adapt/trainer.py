@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ class Run(Trainer):
         for part in self.still:  # the loop has just put the whole model into training mode
             part.training = False
         idle = inputs.pop("idle", None) is not None
-        loss = self.task.loss(model, inputs)
+        with self.precision():
+            loss = self.task.loss(model, inputs)
         if self.recipe.accumulate > 1 or processes.world() > 1:
             loss = loss * (0 if idle else self.task.items(inputs) / max(1, int(num_items_in_batch)))
         self.losses.append(loss.item())
@@ -212,6 +214,10 @@ class Run(Trainer):
         if not idle:
             self.read += int(real(inputs["position_ids"]) if mask is None else mask.sum())
         return loss
+
+    def precision(self) -> AbstractContextManager[Any]:
+        kind = next(iter(self.pools.values())).device.type
+        return torch.autocast(kind, torch.bfloat16) if self.recipe.bf16 else nullcontext()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -254,7 +260,7 @@ class Run(Trainer):
         each: dict[str, dict[str, float]] = {}
         for p in self.parts:
             if p.dev:
-                with torch.no_grad(), self.host.route(p.tenant.name):
+                with torch.no_grad(), self.precision(), self.host.route(p.tenant.name):
                     each[p.tenant.name] = p.task.measure(self.host.model, p.dev, self.recipe.eval_rows)
         metrics = combined(each, len(self.parts) > 1)
         self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k.rpartition("/")[2] != "n"})

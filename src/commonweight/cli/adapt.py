@@ -222,6 +222,14 @@ def command(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    bf16: Annotated[
+        bool,
+        typer.Option(
+            "--bf16",
+            help="Compute in bfloat16, keep and update the numbers as they are (mixed precision).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate (the method's own).", rich_help_panel=TRAINING)
     ] = None,

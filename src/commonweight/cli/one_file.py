@@ -12,7 +12,7 @@ from . import catalog
 from .said import Said
 
 PATHS = ("out", "store")
-SWITCHES = ("overwrite", "gradient_checkpointing", "resume", "dry_run", "no_header", "packing")
+SWITCHES = ("overwrite", "gradient_checkpointing", "resume", "dry_run", "no_header", "packing", "bf16")
 NUMBERS = (
     "epochs", "batch_size", "accumulate", "eval_batch_size", "lr", "max_length", "patience", "seed", "checkpoint_every",
     "lora_plus", "beta", "generations", "completion_length",

@@ -41,6 +41,7 @@ class Said:
     optimizer: str | None = None
     lora_plus: float | None = None
     gradient_checkpointing: bool = False
+    bf16: bool = False
     lr: float | None = None
     max_length: int | None = None
     patience: int | None = None
@@ -74,7 +75,7 @@ class Said:
         return self.given(
             "epochs", "batch_size", "accumulate", "eval_batch_size", "gradient_checkpointing", "lr", "max_length",
             "patience", "seed", "checkpoint_every", "packing", "optimizer", "lora_plus",
-            "beta", "generations", "completion_length", "compile",
+            "beta", "generations", "completion_length", "compile", "bf16",
         )  # fmt: skip
 
     @property
