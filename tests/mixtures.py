@@ -75,10 +75,21 @@ MIXTURES: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
+def _sized(kind: str) -> Callable[[], nn.Module]:
+    """With experts of a width that blocks of 32 fit into."""
+    if kind == "mixtral":
+        config: Any = tf.MixtralConfig(intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, **SIZES)
+        return lambda: tf.MixtralForCausalLM(config)
+    config = gpt_oss().config
+    config.intermediate_size = 64
+    return lambda: tf.GptOssForCausalLM(config)
+
+
 def mixture(kind: str, implementation: str | None = None) -> tuple[nn.Module, dict[str, Tensor]]:
     """(model in eval mode whose experts, routers and biases are off their trivial start, a batch of four rows)."""
+    make = _sized(kind.removesuffix("_32")) if kind.endswith("_32") else MIXTURES[kind]
     torch.manual_seed(0)
-    model: Any = MIXTURES[kind]().eval()
+    model: Any = make().eval()
     with torch.no_grad():
         for n, p in model.named_parameters():
             if "experts" in n or "router" in n or "gate" in n:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..core import Site
 from ..methods import Method, available
+from .experts import Stacked
 from .hooked import HookedModel
 from .names import named
 from .sites import UNPACK, families, packed_fused
@@ -129,6 +130,10 @@ def _owned(base: HookedModel) -> dict[int, int]:
             site = next(s for s in base.every if s.name.split("[")[0] == at.name)
             out[id(at.module)] = site.inp * sum(s.out for s in base.every if s.name.split("[")[0] == at.name)
     skip = {id(p) for at in base.modules.values() if id(at.module) in out for p in at.module._parameters.values()}
+    for at in base.modules.values():
+        if isinstance(at, Stacked) and at.pack is not None:
+            out[id(at)] = at.count * at.out * at.inp
+            skip |= {id(p) for n, p in at.module.named_parameters() if n not in _biases(base, at)}
     for p in base.model.parameters():
         if id(p) not in skip:
             out[id(p)] = p.numel()
@@ -143,15 +148,20 @@ def _count(base: HookedModel, site: Site, owned: dict[int, int], covered: set[in
     out = 0
     for slot in (at.slot, at.bias_slot):
         p = at.module._parameters.get(slot) if slot else None
-        key = id(at.module) if slot == at.slot and id(at.module) in owned else id(p)
+        whole = next((k for k in (id(at), id(at.module)) if k in owned), None)
+        key = whole if slot == at.slot and whole is not None else id(p)
         if key not in owned:
             continue
         if site.rows is not None:
             out += (site.out * site.inp) if slot == at.slot else site.out
         elif key not in covered:
             out += owned[key]
-        covered.add(key)
+        covered |= {key, id(at.module)} if key == id(at) else {key}
     return out
+
+
+def _biases(base: HookedModel, at: Stacked) -> set[str | None]:
+    return {a.bias_slot for a in base.modules.values() if a.module is at.module}
 
 
 def _unknown(base: HookedModel, covered: set[int]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError
 from .names import named
+from .packs import packed_in, slots
 from .weights import dense, packed, unpacked, widths
 
 _SPREAD = torch.arange(1, 65, dtype=torch.int64) * 2654435761  # places: a large odd step apart
@@ -52,6 +53,11 @@ def _parameters(
                 values = dense(module, key, f"{start}{key}", steady=True)
                 n = rows.get(id(p), len(p) if p.dim() else 1)
                 yield f"{start}{key}", (n, *p.shape[1:]) if p.dim() else (), values[:n] if p.dim() else values
+        for slot in slots(module):  # experts that a kernel keeps in no parameter
+            if slot not in {**module._parameters, **dict(getattr(module, "parametrizations", {}))} and (
+                pack := packed_in(module, slot)
+            ):
+                yield f"{start}{slot}", pack.shape, pack.open()(0)
     for name, p in model.named_parameters():  # of adapters
         if id(p) not in seen:
             seen.add(id(p))

@@ -74,7 +74,7 @@ class HookedModel:
             hooks[head].limit = self.limit
         self.limit.size = self.vocabulary
         self.hooks = [h for hook in hooks.values() for h in hook.install()]
-        self.hooks += experts.hooks(self.modules, self.current)
+        self.hooks += experts.hooks(self.modules, dict(named(self.model)), self.current)
         self.hooks += experts.listed_hooks(dict(named(self.model)), list(alone), self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)
         self.places = Places.of(self.model, self.modules.values())

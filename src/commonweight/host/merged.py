@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -28,8 +29,16 @@ def merged(base: HookedModel, tenant: Tenant, requantise: bool = False) -> dict[
             continue
         with torch.no_grad():
             if isinstance(at, experts.Stacked):
+                if at.pack is not None and requantise:
+                    raise CommonweightError(
+                        f"{site}: packed experts ({type(at.module).__name__}) cannot be packed again here; take "
+                        "merged(name), in floating point, and quantise that with the format's own tool"
+                    )
                 for slot, value in at.changed(entries).items():
-                    out[at.key if slot == at.slot else f"{at.home}{slot}"] = value.contiguous()
+                    odd = at.pack is not None and slot == at.slot
+                    out[at.key if slot == at.slot else f"{at.home}{slot}"] = (
+                        value.to(dtype) if odd else value
+                    ).contiguous()
                 continue
             w, b = changed(at, entries)
             w = at.native(w)
@@ -63,7 +72,8 @@ def in_float(base: HookedModel, changes: dict[str, Tensor]) -> nn.Module:
     for key in ("quantization_config", "_pre_quantization_dtype"):
         config.__dict__.pop(key, None)
     new = kind(config).to(dtype)
-    state = {k: v for k, v in _state(model, dtype)} | changes
+    packs = [at for at in base.modules.values() if isinstance(at, experts.Stacked) and at.pack is not None]
+    state = {k: v for k, v in _state(model, dtype, packs)} | changes
     lost = [k for k in new.load_state_dict(state, strict=False).missing_keys if k not in _tied_keys(new)]
     if lost:
         raise CommonweightError(f"{lost[0]}: {type(model).__name__} in floating point has it, the base does not")
@@ -71,9 +81,19 @@ def in_float(base: HookedModel, changes: dict[str, Tensor]) -> nn.Module:
     return new.eval()
 
 
-def _state(model: nn.Module, dtype: torch.dtype):
+def _state(model: nn.Module, dtype: torch.dtype, packs: Sequence[experts.Stacked]):
+    """packs: experts in codes, which a model in floating point has in the layout of its own class."""
+    within = {id(m) for at in packs for m in at.module.modules() if m is not at.module}
     for name, module in named(model, once=False):
         start = f"{name}." if name else ""
+        if id(module) in within:
+            continue
+        if mine := [at for at in packs if at.module is module]:
+            for at in mine:
+                yield f"{start}{at.slot}", at.changed([])[at.slot].to(dtype)
+                if at.bias is not None and at.bias_slot is not None:
+                    yield f"{start}{at.bias_slot}", dense(module, at.bias_slot, name).to(dtype)
+            continue
         if packed(module) or unpacked(module):
             yield f"{start}weight", dense(module, "weight", name).to(dtype)
             if isinstance(module._parameters.get("bias"), Tensor):

@@ -14,20 +14,40 @@ from torch import Tensor, nn
 from ..core import Site
 from ..formats.fingerprint import of_weights
 from .names import named
+from .packs import packed_in, slots
 from .sites import Physical
-from .weights import known, packed, stored, unpacked
+from .weights import known, packed, plain, stored, unpacked
 
 
 def quantised(model: nn.Module) -> str | None:
     """``"bitsandbytes nf4"``: the library and form of the packed layers, of several joined by commas; None of a base in
     floating point. Cost: a look at each module."""
     found = {_form(m): None for _, m in named(model) if (packed(m) and _library(m)) or unpacked(m)}
+    found |= {f: None for n, m in named(model) if "expert" in n.rpartition(".")[2].lower() for f in _of_experts(m)}
     return ", ".join(found) or None
 
 
 def _library(module: nn.Module) -> bool:
     w = stored(module)
     return known(module) or (isinstance(w, Tensor) and type(w) not in (nn.Parameter, Tensor))
+
+
+def _of_experts(module: nn.Module) -> list[str]:
+    """Forms of packed experts in one tensor."""
+    out = []
+    for slot in slots(module):
+        w = module._parameters.get(slot)
+        if (w is not None and (plain(w) or w.device.type == "meta")) or packed_in(module, slot) is None:
+            continue
+        made = next(iter(dict(getattr(module, "parametrizations", {})).get(slot, [])), None)
+        state = getattr(made, "quant_state", None)
+        if state is not None:
+            out.append(f"bitsandbytes {state.quant_type}{' double' if state.nested else ''}")
+        elif w is not None and type(w) is not nn.Parameter:
+            out.append(f"{type(w).__module__.split('.')[0]} {type(w).__name__}")
+        else:
+            out.append(f"{type(made or module).__module__.split('.')[0]} {type(made or module).__name__}")
+    return out
 
 
 def _form(module: nn.Module) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..packs import named_so
 from ..route import Route
 from ..stacks import Room
 from .fused import Low, Through, Work, chunks
@@ -22,14 +23,18 @@ from .stacked import Stacked
 
 
 def mixed(module: nn.Module) -> bool:
-    """Whether transformers' ``use_experts_implementation`` has made the class: its functions have stated names."""
+    """Whether transformers' ``use_experts_implementation`` has made the class: its functions have stated names. Packed
+    ones of transformers are called as these are."""
     names = ("has_gate", "has_bias", "is_transposed", "_apply_gate", "num_experts", "config")
-    return all(hasattr(module, n) for n in names) and not getattr(module, "_is_expert_parallel", False)
+    known = all(hasattr(module, n) for n in names) or named_so(
+        module, "FP8Experts", "Mxfp4GptOssExperts", "GgufExperts"
+    )
+    return known and not getattr(module, "_is_expert_parallel", False)
 
 
 def spread(module: nn.Module) -> bool:
     """Whether every expert sees every token, already weighed, one expert's after another's: Llama 4."""
-    return type(module).__name__ == "Llama4TextExperts"
+    return named_so(module, "Llama4TextExperts", "FbgemmFp8Llama4TextExperts")
 
 
 def run_mixed(
@@ -96,10 +101,20 @@ def _inverse(order: Tensor) -> Tensor:
 def _projections(module: nn.Module, parts: Mapping[str, Stacked]) -> tuple[Stacked, Callable, Stacked]:
     """Up, what stands between, down."""
     up = parts["gate_up_proj" if "gate_up_proj" in parts else "up_proj"]
-    if spread(module):
-        return up, partial(_swiglu, module.act_fn), parts["down_proj"]  # type: ignore[arg-type]
-    gated = getattr(module, "has_gate", True)
-    return up, module._apply_gate if gated else module.act_fn, parts["down_proj"]  # type: ignore[return-value]
+    if not getattr(module, "has_gate", True):
+        return up, module.act_fn, parts["down_proj"]  # type: ignore[return-value]
+    if hasattr(module, "_apply_gate"):
+        return up, module._apply_gate, parts["down_proj"]  # type: ignore[return-value]
+    if named_so(module, "Mxfp4GptOssExperts"):
+        return up, partial(_clamped, module), parts["down_proj"]  # type: ignore[arg-type]
+    return up, partial(_swiglu, module.act_fn), parts["down_proj"]  # type: ignore[arg-type]
+
+
+def _clamped(module: nn.Module, x: Tensor) -> Tensor:
+    """The gate of gpt-oss, which its packed experts have within a kernel: gate and up stand in turns."""
+    limit: float = module.limit  # type: ignore[assignment]
+    gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(min=-limit, max=limit)
+    return (up + 1) * gate * torch.sigmoid(gate * module.alpha)  # type: ignore[operator]
 
 
 def _swiglu(act: Callable, x: Tensor) -> Tensor:
@@ -118,6 +133,8 @@ def _lows(parts: Mapping[str, Stacked], route: Route, rows: Rows, dtype: torch.d
     """The changes of both projections where `fused` takes them, else None."""
     out: dict[str, Low | None] = {}
     for slot, part in parts.items():
+        if part.pack is not None:
+            return None
         fits, entries = alike(part, uses(route, part), rows)
         if not fits:
             return None

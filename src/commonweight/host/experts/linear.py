@@ -14,6 +14,7 @@ from ..change import changed
 from ..stacks import Room, stack
 from ..tenant import Entry, takes_input
 from .fused import Low
+from .packed import of_packed
 from .products import by_size, product
 from .readers import Uses
 from .stacked import Expert, Stacked
@@ -70,7 +71,7 @@ def factored(entry: Entry, part: Stacked) -> bool:
 
 
 def _base(part: Stacked, rows: Rows, x: Tensor) -> Tensor:
-    y, b = product(x, part.each, rows.ends), part.bias
+    y, b = product(x, part.each, rows.ends) if part.pack is None else of_packed(part.pack, x, rows.ends), part.bias
     return y if b is None else y + b.view(part.count, part.out)[rows.expert]
 
 

@@ -13,9 +13,10 @@ from ...core import Site
 from .. import sites
 from ..change import changed
 from ..names import named
+from ..packs import Pack, packed_in, slots
 from ..sites import Physical, numbers, role
 from ..tenant import Entry
-from ..weights import dense
+from ..weights import dense, plain
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -26,8 +27,12 @@ class Stacked(Physical):
     kind: "expert" or "router". A parameter of three dimensions is (E, out, inp); `turned`, (E, inp, out).
     """
 
-    def __init__(self, name: str, module: nn.Module, slot: str, turned: bool = False):
-        shape = module._parameters[slot].shape  # type: ignore[union-attr]
+    pack: Pack | None = None  # of experts that are no plain numbers
+
+    def __init__(
+        self, name: str, module: nn.Module, slot: str, turned: bool = False, shape: tuple[int, ...] | None = None
+    ):
+        shape = shape or tuple(module._parameters[slot].shape)  # type: ignore[union-attr]
         kind, bias = ("expert", f"{slot}_bias") if len(shape) == 3 else ("router", "bias")
         has = isinstance(module._parameters.get(bias), Tensor)
         super().__init__(name, module, kind, False, slot, bias if has else None)
@@ -48,8 +53,8 @@ class Stacked(Physical):
         return f"{self.name}." if self.slot == "weight" else f"{self.name.rpartition('.')[0]}."
 
     @property
-    def each(self) -> Tensor:
-        """(E, out, inp), a view of the parameter."""
+    def each(self) -> Any:
+        """(E, out, inp), a view of the parameter; of packed ones what gives each expert's weight when it is asked."""
         w = self.parameter
         w = w.transpose(1, 2) if self.turned else w
         return w.reshape(self.count, self.out, self.inp)
@@ -103,15 +108,52 @@ class Stacked(Physical):
                 bs[at], moved = bias, True
         w = torch.stack(ws)
         w = w.transpose(1, 2) if self.turned else w
-        found = {self.slot: w.reshape(self.parameter.shape).to(self.parameter.dtype)}
+        found = {self.slot: w if self.pack else w.reshape(self.parameter.shape).to(self.parameter.dtype)}
         if moved and bs is not None and self.bias_slot is not None:
             own: Tensor = self.module._parameters[self.bias_slot]  # type: ignore[assignment]
             found[self.bias_slot] = torch.stack(bs).reshape(own.shape).to(own.dtype)
         return found
 
 
+class Each:
+    """Weights of packed experts, one at a time, in float32. Cost: one expert's; what all share is done once."""
+
+    def __init__(self, pack: Pack):
+        self.read, self.count = pack.open(), pack.shape[0]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, e: int) -> Tensor:
+        if not 0 <= e < self.count:
+            raise IndexError(e)
+        with torch.no_grad():
+            return self.read(e)
+
+
+class Packed(Stacked):
+    """Experts in codes and scales of a library: see `packs`. `weight` is a copy of all of them in float32."""
+
+    def __init__(self, name: str, module: nn.Module, slot: str, pack: Pack):
+        E, out, inp = pack.shape
+        super().__init__(name, module, slot, pack.turned, (E, inp, out) if pack.turned else (E, out, inp))
+        self.pack: Pack = pack
+
+    @property
+    def each(self) -> Any:
+        return Each(self.pack)
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.cat([*self.each])
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+
 class Expert(Physical):
-    """One expert's weight and bias. Cost: views."""
+    """One expert's weight and bias. Cost: views; of a packed one a copy."""
 
     def __init__(self, whole: Stacked, at: int):
         super().__init__(f"{whole.name}[{at}]", whole.module, "linear", False, whole.slot, whole.bias_slot)
@@ -131,7 +173,7 @@ class Expert(Physical):
 
     @property
     def exact(self) -> bool:
-        return True
+        return self.whole.exact
 
     def rows(self, rows: tuple[int, int] | None) -> Physical:
         return self
@@ -159,13 +201,18 @@ def discover(
 def _stacked(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Stacked]:
     """Experts that lie in one tensor, and routers. names: the modules that are sites already."""
     for name, module in named(model):
-        if name in names or sites.packed_fused(name, module):  # their scales are no weights
+        if name in names:
             continue
         own = module._parameters
         if "expert" in name.rpartition(".")[2].lower():
-            for slot, p in own.items():
-                if p is not None and p.dim() == 3 and p.dtype in _FLOATS:
+            if sites.packed_fused(name, module):
+                continue
+            for slot in slots(module):
+                p = own.get(slot)
+                if p is not None and (plain(p) or p.device.type == "meta") and p.dtype in _FLOATS:
                     yield Stacked(f"{name}.{slot}", module, slot, _turned(module))
+                elif (pack := packed_in(module, slot)) is not None:
+                    yield Packed(f"{name}.{slot}", module, slot, pack)
         elif _routes(module):
             yield Stacked(name, module, "weight")
 

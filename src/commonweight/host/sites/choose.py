@@ -10,6 +10,7 @@ from torch import nn
 
 from ...core import CommonweightError, Site
 from ..names import named
+from ..packs import packed_in, runs, slots
 from ..weights import known, plain
 from .families import FAMILIES, families
 from .physical import Physical
@@ -51,8 +52,8 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             ):
                 if packed_fused(name, module := dict(named(model))[name]):
                     raise CommonweightError(
-                        f"{name}: its weights are packed ({type(module).__name__}), and packed experts are no sites; "
-                        f"{UNPACK}, or adapt other layers, such as '*.q_proj|*.v_proj'"
+                        f"{name}: its weights are packed ({type(module).__name__}), and packed experts of this form "
+                        f"are no sites; {UNPACK}, or adapt other layers, such as '*.q_proj|*.v_proj'"
                     )
                 raise CommonweightError(
                     f"{name}: fused expert weights (three-dimensional) are sites by their parameters, for example "
@@ -69,9 +70,12 @@ UNPACK = "load the model with its quantisation config's dequantize=True"
 
 
 def packed_fused(name: str, module: nn.Module) -> bool:
-    """Whether a module holds fused experts that are no plain numbers (FP8, mxfp4, GGUF)."""
-    held = [p for p in module._parameters.values() if p is not None and p.dim() == 3]
-    return "expert" in name.rpartition(".")[2].lower() and not all(plain(p) or p.device.type == "meta" for p in held)
+    """Whether a module holds fused experts that are no plain numbers, in a form that cannot be read here."""
+    if "expert" not in name.rpartition(".")[2].lower():
+        return False
+    held = {n: module._parameters.get(n) for n in slots(module)}
+    odd = [n for n, p in held.items() if p is None or not (plain(p) or p.device.type == "meta")]
+    return any(not runs(module) or packed_in(module, n) is None for n in odd)
 
 
 def unknown_kind(modules: Mapping[str, Physical], site: Site) -> bool:
