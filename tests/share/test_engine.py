@@ -7,6 +7,7 @@ import pytest
 import commonweight as cw
 from commonweight import share
 from tests.serve import served
+from tests.share import deep
 
 
 @pytest.mark.parametrize("relax", [0, 4])
@@ -24,3 +25,9 @@ def test_a_shared_model_and_its_tenants_answer_in_the_engine(relax, tmp_path):
     with cw.Engine(str(folder), max_requests=4, page_size=8) as engine:
         (answer,) = engine.generate([served.ask(None)])
     assert answer.tokens == served.alone(host, served.ask(None))
+
+
+def test_depth_per_token_is_refused_by_the_engine():
+    model = deep.llama()
+    with pytest.raises(cw.CommonweightError, match=r"depth per token reads masks .* and no paged cache; use generate"):
+        cw.Engine(share.share(model, "mor", loops=2), max_requests=2)

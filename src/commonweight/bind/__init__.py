@@ -5,6 +5,7 @@ from .bottleneck import Bottleneck, Weighed
 from .branch import Before, Mapped, Step, Times
 from .coded import Coded
 from .copied import Copy
+from .depth import Exit, ExpertChoice, TokenChoice
 from .entries import Entries, Turned, turned
 from .experts import Experts
 from .first import First
@@ -30,6 +31,8 @@ __all__ = [
     "Drawn",
     "Edit",
     "Entries",
+    "Exit",
+    "ExpertChoice",
     "Experts",
     "First",
     "LowRank",
@@ -45,6 +48,7 @@ __all__ = [
     "Skills",
     "Step",
     "Times",
+    "TokenChoice",
     "Turned",
     "Weighed",
     "active",

@@ -19,3 +19,8 @@ class Experts:
     experts: int
     k: int = 1
     capacity: float = 1.25
+
+    @property
+    def taken(self) -> tuple[str, float]:
+        """(what of the site, the share of tokens that it runs for)."""
+        return "experts", self.k / self.experts

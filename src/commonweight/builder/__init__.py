@@ -2,7 +2,7 @@
 
 from .anatomy import Anatomy, Weight, anatomy
 from .inits import Eye, Mean, Originals, Residual
-from .layout import Layout, Unit, relaxed, tied
+from .layout import Layout, Unit, relaxed, tied, walked
 from .tree import build
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "build",
     "relaxed",
     "tied",
+    "walked",
 ]

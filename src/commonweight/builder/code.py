@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ..core.version import library
@@ -18,6 +19,7 @@ parameter; the file of weights holds it once.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def of(model: Any, config_class: str, base: str, head: str | None, prefix: str) 
             imports=", ".join(sorted({config_class, base, *([head] if head else [])})),
         )
     ]  # fmt: skip
-    parts += [_source(KINDS[name]) for name in used]
+    parts += [_source(kind) for kind in _needed(KINDS[name] for name in used)]
     parts += [_source(f) for f in (shared.stack_of, shared.form, shared.arrange, shared.ties, shared.Shared)]
     parts.append(f'class {prefix}{config_class}({config_class}):\n    model_type = "{shared_type(model)}"\n')
     kinds = ", ".join(f'"{n}": {n}' for n in used)
@@ -61,6 +63,15 @@ def told(sharing: dict[str, Any]) -> str:
 def shared_type(model: Any) -> str:
     """A name of its own, so that nothing loads the folder as an ordinary model and fills what lacks at random."""
     return f"shared_{model.config.model_type.removeprefix('shared_')}"
+
+
+def _needed(kinds: Iterable[type]) -> list[type]:
+    """Forms with what they stand on, each once, what is needed first."""
+    out: list[type] = []
+    for kind in kinds:
+        for one in reversed(kind.__mro__[:-1]):
+            out += [k for k in (*getattr(one, "needs", ()), one) if k not in out]
+    return out
 
 
 def _source(thing: Any) -> str:

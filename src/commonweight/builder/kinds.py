@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ..address import Whole
-from ..bind import Before, Experts, LowRank, Mapped, Replace, Step, Times
+from ..bind import Before, Exit, ExpertChoice, Experts, LowRank, Mapped, Replace, Step, Times, TokenChoice
 from ..core import CommonweightError, Use
 from . import forms
 
@@ -27,6 +27,9 @@ _SLOTS = {
     (Before, Whole): Form(forms.Told, {"e": ("e",)}, True),
     (Experts, Whole): Form(forms.Mixture, {"router": ("router",)}, True),
     (Times, Whole): Form(forms.Encoded, {"v": ("v",)}, True),
+    (ExpertChoice, Whole): Form(forms.Selected, {"router": ("router",)}, True),
+    (TokenChoice, Whole): Form(forms.Assigned, {"router": ("router",)}, True),
+    (Exit, Whole): Form(forms.Leaving, {"router": ("router",), "bias": ("bias",)}, True),
 }
 
 KINDS: dict[str, type] = {f.kind.__name__: f.kind for f in _SLOTS.values()}
@@ -39,12 +42,12 @@ def options_of(use: Use) -> dict[str, Any]:
 
 def form_of(use: Use) -> Form | None:
     """None: the weight itself is the pool. Raises: CommonweightError for a bind that no layer can be given."""
-    read = next(iter(use.reads.values()))
-    if isinstance(use.bind, Replace) and isinstance(read.address, Whole):
+    address = next((type(read.address) for read in use.reads.values()), Whole)  # a block may read nothing
+    if isinstance(use.bind, Replace) and address is Whole:
         return None
-    found = _SLOTS.get((type(use.bind), type(read.address)))
+    found = _SLOTS.get((type(use.bind), address))
     if found is None or getattr(use.bind, "scale", 1.0) != 1.0 or getattr(use.bind, "dropout", 0.0):
         raise CommonweightError(
-            f"{use.site}: no layer does what {use.bind} with {type(read.address).__name__} says; see builder/kinds.py"
+            f"{use.site}: no layer does what {use.bind} with {address.__name__} says; see builder/kinds.py"
         )
     return found

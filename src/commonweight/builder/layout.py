@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..address import WHOLE
 from ..bind import LowRank, Replace
@@ -92,4 +92,24 @@ def relaxed(
                     first = Residual(f"{layer}.{w.name}", start.of, part, w.transposed)
                 pools[f"{site}.{part}"] = Pool(shape, first, dtype=w.dtype)
             uses.append(Use(site, LowRank(1.0), {p: Read(WHOLE, (f"{site}.{p}",)) for p in "AB"}))
+    return layout.plus(pools, uses)
+
+
+def walked(
+    layout: Layout, loops: int, bind: Callable[..., Any], reads: Callable[[int], Mapping[str, Pool]], ends: int = 1
+) -> Layout:
+    """With the blocks between the ends as `loops` loops that each run for some of the tokens.
+
+    bind: of ``loop, loops, at, of, slot, ends``, which say where a block stands. reads: {slot: pool} of a loop's first
+    block, which chooses; the others read nothing."""
+    pools: dict[str, Pool] = {}
+    uses = []
+    inner = range(ends, len(layout.like) - ends)
+    for n, depth in enumerate(inner):
+        loop, at = divmod(n, len(inner) // loops)
+        slots = reads(loop) if at == 0 else {}
+        names = {slot: f"{slot}.{loop}" for slot in slots}
+        pools |= {names[slot]: pool for slot, pool in slots.items()}
+        where = {"loop": loop, "loops": loops, "at": at, "of": len(inner) // loops, "slot": len(layout.like) + loop}
+        uses.append(Use(str(depth), bind(**where, ends=ends), {s: Read(WHOLE, (names[s],)) for s in slots}))
     return layout.plus(pools, uses)

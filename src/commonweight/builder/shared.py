@@ -41,6 +41,10 @@ def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
         for depth in told["depths"]:
             module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
             form(module, kinds[told["form"]], told)
+    shared: dict[type, Any] = {}
+    for module in blocks.modules():  # what forms tell each other in a forward pass: one object for the whole model
+        if (kind := getattr(module, "together", None)) is not None:
+            module.walk = shared.setdefault(kind, kind())
 
 
 def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
@@ -74,6 +78,8 @@ class Shared:
         found = ties(self, self.config.sharing)  # type: ignore[arg-type,attr-defined]
         self._tied_weights_keys = {**(type(self)._tied_weights_keys or {}), **found}  # type: ignore[attr-defined]
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        if any(hasattr(m, "walk") for m in self.modules()):  # type: ignore[attr-defined]
+            self._is_stateful = True  # no cache is cut back: its slots hold different tokens
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Ours hold whatever the config says of embeddings."""

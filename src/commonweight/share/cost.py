@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..bind import Experts
 from ..builder import Anatomy, Layout, anatomy
 from ..core import CommonweightError, first_line
 from .methods import Method, available, layout_of, resolve
@@ -80,21 +80,30 @@ def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
     depth = len(layout.like)
     return Cost(
         name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.nbytes, flops(model, layout),
-        depth * cache_of_a_layer(model, about),
+        int(held(layout) * cache_of_a_layer(model, about)),
     )  # fmt: skip
 
 
+def held(layout: Layout) -> float:
+    """How many layers' keys and values a token has."""
+    return len(layout.like) - sum(1 - s for u in layout.plan.uses for what, s in _shares(u.bind) if not what)
+
+
 def flops(model: Any, layout: Layout) -> int:
-    """Of one token: every matrix at every depth, a mixture's experts by the share that a token takes, and the head."""
+    """Of one token: every matrix at every depth, by the share of tokens that it is meant to run for, and the head."""
     pools = layout.plan.pools
-    taken = {u.site: u.bind.k / u.bind.experts for u in layout.plan.uses if isinstance(u.bind, Experts)}
+    taken = [(f"{u.site}{what and '.'}{what}.", share) for u in layout.plan.uses for what, share in _shares(u.bind)]
     total = 0.0
     for use in layout.plan.uses:
-        part = next((share for home, share in taken.items() if use.site.startswith(f"{home}.experts.")), 1.0)
+        part = prod(share for home, share in taken if use.site.startswith(home))
         numbers = [pools[n] for read in use.reads.values() for n in read.pools]
         total += part * sum(2 * p.numel for p in numbers if len(p.shape) == 2)
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     return int(total) + (2 * head.weight.numel() if head is not None else 0)
+
+
+def _shares(bind: Any) -> list[tuple[str, float]]:
+    return [bind.taken] if hasattr(bind, "taken") else []
 
 
 def cache_of_a_layer(model: Any, about: Anatomy) -> int:

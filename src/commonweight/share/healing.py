@@ -17,6 +17,7 @@ from ..adapt.recipe import Recipe
 from ..adapt.rows import Row
 from ..adapt.tasks import LM
 from ..adapt.tasks.base import rows_of
+from ..adapt.tasks.beside import Beside, speaking
 from ..adapt.tasks.distil import Distillation, Distilled
 from ..adapt.tasks.features import Features
 from ..adapt.tasks.scored import output_layer
@@ -89,6 +90,8 @@ def heal(
     if teacher is not None:
         task = Distilled(task, teacher, how) if language else task.taught_by(teacher)
         facts = {"teacher": of_base(teacher), **{k: getattr(how, k) for k in how.__dataclass_fields__}}  # type: ignore
+    if speaking(model):
+        task = Beside(task)
     numbers = _passes(numbers, train, tokens)
     read: list[int] = []
     runs: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": _counted(progress, read)}

@@ -4,7 +4,21 @@ A form is a class without `__init__` that stands before the layer's own class; i
 """
 
 from .blocks import Encoded, MappedBlock, Stepped, Told
+from .choices import Assigned, Leaving, Selected
 from .mixture import Mixture
 from .relaxed import Relaxed
+from .walk import Walk, Walked
 
-__all__ = ["Encoded", "MappedBlock", "Mixture", "Relaxed", "Stepped", "Told"]
+__all__ = [
+    "Assigned",
+    "Encoded",
+    "Leaving",
+    "MappedBlock",
+    "Mixture",
+    "Relaxed",
+    "Selected",
+    "Stepped",
+    "Told",
+    "Walk",
+    "Walked",
+]

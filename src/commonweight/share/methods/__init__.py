@@ -3,9 +3,11 @@
 from ..registry import Method, available, get, layout_of, resolve
 from .crash import CRaSh
 from .drop import Drop
+from .exit import Exits
 from .foldgpt import FoldGPT
 from .ilr import ILR
 from .mobillama import MobiLlama
+from .mor import MoR
 from .recursive import Recursive
 from .steps import Steps
 from .subformer import Subformer
@@ -16,8 +18,10 @@ __all__ = [
     "ILR",
     "CRaSh",
     "Drop",
+    "Exits",
     "FoldGPT",
     "Method",
+    "MoR",
     "MobiLlama",
     "Recursive",
     "Steps",

@@ -1,0 +1,81 @@
+"""Which tokens a block of a loop runs for: chosen by capacity, by a depth of their own, or until they leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core import serial
+
+
+@serial
+@dataclass(frozen=True)
+class ExpertChoice:
+    """A loop runs the tokens with the highest router score w x; y = x + g (f(x) - x), g = alpha sigmoid(w x).
+
+    Shapes: router (1, d), read by the first block of the loop alone. In training the int(capacity T) highest of those
+    that ran the loop before; otherwise, since that sees later tokens, those with w x > 0, which `weight` times the
+    binary cross entropy teaches. whole: y = x + g f(x), as the official code has it. loop, at: this block is number
+    `at` of `of` in loop number `loop` of `loops`. slot: where a cache keeps which tokens ran. ends: blocks before the
+    first loop.
+    Source: arXiv 2507.10524, section 2.2.
+    """
+
+    loop: int
+    loops: int
+    at: int
+    of: int
+    slot: int
+    ends: int = 1
+    capacity: float = 1.0
+    alpha: float = 2.0
+    whole: bool = False
+    weight: float = 0.001
+
+    @property
+    def taken(self) -> tuple[str, float]:
+        """(what of the site, the share of tokens that it runs for)."""
+        return "", self.capacity
+
+
+@serial
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token's number of loops is chosen before the first: the likeliest of p = softmax(w x), w (loops, d).
+
+    After its last loop y = x0 + g (f(x) - x0), g = alpha p of that number; whole: y = x0 + g f(x). Loss: `weight`
+    loops sum f_i P_i, f the shares of tokens, P the mean probabilities. Source: arXiv 2507.10524, section 2.2.
+    """
+
+    loop: int
+    loops: int
+    at: int
+    of: int
+    slot: int
+    ends: int = 1
+    alpha: float = 1.0
+    whole: bool = False
+    weight: float = 0.1
+
+    @property
+    def taken(self) -> tuple[str, float]:
+        return "", 1 - self.loop / self.loops
+
+
+@serial
+@dataclass(frozen=True)
+class Exit:
+    """A token leaves before a loop where w x / rms(x) + b > threshold. Shapes: router (1, d), bias (1,).
+
+    In training all tokens run all loops, those that would leave hidden from the others; w learns whether the head says
+    before the loop what it says in the end, and the head's loss there counts `weight`.
+    Source: early exits of arXiv 2410.20672, section 3.3, by a classifier as in CALM, arXiv 2207.07061, section 3.2.
+    """
+
+    loop: int
+    loops: int
+    at: int
+    of: int
+    slot: int
+    ends: int = 1
+    threshold: float = 2.0
+    weight: float = 0.1
