@@ -5,6 +5,7 @@ from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
 from .kronecker import Kronecker
 from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
+from .networked import Magnitudes, Routed, perceptron
 
 WHOLE = Whole()
 
@@ -15,6 +16,8 @@ __all__ = [
     "Gather",
     "Heads",
     "Kronecker",
+    "Magnitudes",
+    "Routed",
     "Row",
     "Scaled",
     "Scatter",
@@ -27,5 +30,6 @@ __all__ = [
     "fold",
     "logistic",
     "mix",
+    "perceptron",
     "routing",
 ]

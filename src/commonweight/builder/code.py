@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable
+from types import FunctionType
 from typing import Any
 
+from ..core.serial import registered
 from ..core.version import library
 from . import shared
 from .kinds import KINDS
@@ -20,6 +22,9 @@ parameter; the file of weights holds it once.
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,7 +47,10 @@ def of(model: Any, config_class: str, base: str, head: str | None, prefix: str) 
         )
     ]  # fmt: skip
     parts += [_source(kind) for kind in _needed(KINDS[name] for name in used)]
-    parts += [_source(f) for f in (shared.stack_of, shared.form, shared.arrange, shared.ties, shared.Shared)]
+    parts += _addresses(sharing["forms"])
+    parts += [
+        _source(f) for f in (shared.stack_of, shared.form, shared.arrange, shared.ties, shared.freeze, shared.Shared)
+    ]
     parts.append(f'class {prefix}{config_class}({config_class}):\n    model_type = "{shared_type(model)}"\n')
     kinds = ", ".join(f'"{n}": {n}' for n in used)
     for kind in (base, head):
@@ -76,3 +84,33 @@ def _needed(kinds: Iterable[type]) -> list[type]:
 
 def _source(thing: Any) -> str:
     return re.sub(r"  # type: ignore[^\n]*", "", inspect.getsource(thing))
+
+
+def _addresses(forms: Iterable[dict[str, Any]]) -> list[str]:
+    """The addresses that layers read by, and the functions that those call."""
+    names = sorted({n for f in forms for n in _named(f.get("options", {}).get("address"))})
+    if not names:
+        return []
+    functions: dict[str, FunctionType] = {}
+    for name in names:
+        _called(vars(registered()[name])["__call__"], functions)
+    parts = [_source(f) for f in functions.values()]
+    parts += [_source(registered()[n]).replace("@serial\n", "") for n in names]
+    told = ", ".join(f'"{n}": {n}' for n in names)
+    return [*parts, f"Addressed.addresses = {{{told}}}\n"]
+
+
+def _named(address: Any) -> list[str]:
+    """The class of an address, and those of others within it."""
+    if isinstance(address, dict):
+        return [address["is"], *(n for v in address.values() for n in _named(v))]
+    return [n for v in address for n in _named(v)] if isinstance(address, list | tuple) else []
+
+
+def _called(method: FunctionType, found: dict[str, FunctionType]) -> None:
+    """Functions of commonweight that a method calls, those that they call before them."""
+    for name in method.__code__.co_names:
+        other = method.__globals__.get(name)
+        if isinstance(other, FunctionType) and other.__module__.startswith("commonweight.") and name not in found:
+            _called(other, found)
+            found[name] = other

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ..address import Whole
 from ..bind import Before, Exit, ExpertChoice, Experts, LowRank, Mapped, Replace, Step, Times, TokenChoice
-from ..core import CommonweightError, Use
+from ..core import CommonweightError, Read, Use, dump
+from ..core.serial import registered
 from . import forms
 
 
@@ -32,11 +34,16 @@ _SLOTS = {
     (Exit, Whole): Form(forms.Leaving, {"router": ("router",), "bias": ("bias",)}, True),
 }
 
-KINDS: dict[str, type] = {f.kind.__name__: f.kind for f in _SLOTS.values()}
+KINDS: dict[str, type] = {f.kind.__name__: f.kind for f in (*_SLOTS.values(), Form(forms.Addressed, {}))}
+forms.Addressed.addresses = registered()
 
 
 def options_of(use: Use) -> dict[str, Any]:
-    """What else a form is told of a bind: its numbers."""
+    """What else a form is told of a bind: its numbers; of a weight that is read by an address, the address."""
+    found = form_of(use)
+    if found is not None and found.kind is forms.Addressed:
+        of = _of(use)
+        return {"of": of, "address": dump(use.reads["weight"].address), "names": list(found.names["weight"])}
     return {f.name: getattr(use.bind, f.name) for f in fields(use.bind) if f.name not in ("scale", "dropout")}
 
 
@@ -46,8 +53,22 @@ def form_of(use: Use) -> Form | None:
     if isinstance(use.bind, Replace) and address is Whole:
         return None
     found = _SLOTS.get((type(use.bind), address))
+    if found is None and isinstance(use.bind, Replace):
+        return Form(forms.Addressed, {"weight": named(_of(use), use.reads["weight"])}, without=(_of(use),))
     if found is None or getattr(use.bind, "scale", 1.0) != 1.0 or getattr(use.bind, "dropout", 0.0):
         raise CommonweightError(
             f"{use.site}: no layer does what {use.bind} with {address.__name__} says; see builder/kinds.py"
         )
     return found
+
+
+def named(of: str, read: Read) -> tuple[str, ...]:
+    """The parameters that hold what an address reads, called as its arguments are: ``weight_bank``, ``weight_code``."""
+    arguments = list(inspect.signature(read.address.__call__).parameters.values())
+    plain = [a.name for a in arguments if a.kind is not a.VAR_POSITIONAL][: len(read.pools)]
+    rest = next((a.name for a in arguments if a.kind is a.VAR_POSITIONAL), "")
+    return tuple(f"{of}_{n}" for n in (*plain, *(f"{rest}{i}" for i in range(len(read.pools) - len(plain)))))
+
+
+def _of(use: Use) -> str:
+    return use.site.rpartition(".")[2]

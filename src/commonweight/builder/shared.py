@@ -24,14 +24,17 @@ def form(module: nn.Module, kind: type, told: Record) -> None:
     """Puts the class of a form before the module's own, and makes its parameters. without: those it has no more."""
     like = next(module.parameters())
     own = type(module)
-    module.__class__ = type(f"{kind.__name__}{own.__name__}", (kind, own), {"__module__": kind.__module__})
+    if not issubclass(own, kind):
+        module.__class__ = type(f"{kind.__name__}{own.__name__}", (kind, own), {"__module__": kind.__module__})
     if "options" in told:
         module.grow(**told["options"])  # type: ignore[operator]
     for name in told.get("without", ()):
         delattr(module, name)
     for name, shape in told["parameters"].items():
-        made = torch.empty(shape, dtype=like.dtype, device=like.device)
-        setattr(module, name, nn.Parameter(nn.init.normal_(made, std=0.02)))
+        number: torch.dtype = getattr(torch, told.get("dtypes", {}).get(name, ""), like.dtype)
+        made = torch.zeros(shape, dtype=number, device=like.device)
+        trains = name not in told.get("frozen", ())
+        setattr(module, name, nn.Parameter(nn.init.normal_(made, std=0.02) if trains else made, requires_grad=trains))
 
 
 def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
@@ -59,6 +62,16 @@ def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
     return out
 
 
+def freeze(model: nn.Module, sharing: Record) -> None:
+    """What layers read and do not train."""
+    _, blocks = stack_of(model, sharing["path"])
+    for told in sharing["forms"]:
+        for depth in told["depths"] if "frozen" in told else ():
+            module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
+            for name in told["frozen"]:
+                module.get_parameter(name).requires_grad_(False)
+
+
 class Shared:
     """A model of transformers whose depths share parameters as ``config.sharing`` says: path of the blocks; tied,
     {parameter: for each depth the one that has it, or the name there}; forms of layers."""
@@ -80,6 +93,12 @@ class Shared:
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         if any(hasattr(m, "walk") for m in self.modules()):  # type: ignore[attr-defined]
             self._is_stateful = True  # no cache is cut back: its slots hold different tokens
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Also after loading, when every parameter is a new one."""
+        super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+        if self.arranged:
+            freeze(self, self.config.sharing)  # type: ignore[arg-type,attr-defined]
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Ours hold whatever the config says of embeddings."""

@@ -72,6 +72,10 @@ def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
         if found is not None:
             told = {"at": at, "form": found.kind.__name__, "parameters": shapes, "without": list(found.without)}
             told |= {"options": options} if (options := options_of(use)) else {}
+            read = {key: layout.plan.pools[pool] for key, pool in _parameters(use, found)}
+            frozen = [key for key, pool in read.items() if not pool.train]
+            whole = {key: pool.dtype for key, pool in read.items() if not getattr(torch, pool.dtype).is_floating_point}
+            told |= ({"frozen": frozen} if frozen else {}) | ({"dtypes": whole} if whole else {})
             forms.setdefault(repr(told), {**told, "depths": []})["depths"].append(int(depth))
     shared = {n: o for n, o in tied.items() if any(own not in (None, d) for d, own in enumerate(o))}
     return {"path": _below(model, path), "tied": shared, "forms": list(forms.values())}
@@ -133,5 +137,6 @@ def _made(layout: Layout, name: str, base: Any, like: torch.Tensor) -> nn.Parame
     values = pool.init(pool.shape, Rng(layout.plan.seed, name), base)
     if tuple(values.shape) != pool.shape:
         raise CommonweightError(f"pool {name}: its first values are {tuple(values.shape)}, the plan says {pool.shape}")
-    values = values.to(device=like.device, dtype=like.dtype).contiguous()
+    own: torch.dtype = getattr(torch, pool.dtype)
+    values = values.to(like.device, like.dtype if own.is_floating_point else own).contiguous()
     return nn.Parameter(values, requires_grad=pool.train)

@@ -20,6 +20,11 @@ def serial(cls: type[T]) -> type[T]:
     return cls
 
 
+def registered() -> dict[str, type]:
+    """The classes that can come back, by name; later ones too."""
+    return _CLASSES
+
+
 def dump(value: Any) -> Any:
     """JSON-ready form: dataclasses become {"is": name, field: value...}, defaults left out."""
     if is_dataclass(value) and not isinstance(value, type):

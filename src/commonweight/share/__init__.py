@@ -8,17 +8,33 @@ if TYPE_CHECKING:
     from ..builder.depths import depths
     from ..builder.load import load
     from . import methods
+    from .choosing import choose, codes, settle
     from .cost import plan
     from .healing import Healed, heal
     from .make import layout, share
     from .methods import available
     from .saving import save
 
-__all__ = ["Healed", "anatomy", "available", "depths", "heal", "layout", "load", "methods", "plan", "save", "share"]
+__all__ = [
+    "Healed",
+    "anatomy",
+    "available",
+    "choose",
+    "codes",
+    "depths",
+    "heal",
+    "layout",
+    "load",
+    "methods",
+    "plan",
+    "save",
+    "settle",
+    "share",
+]
 
 _HOMES = {
-    "Healed": ".healing", "anatomy": "..builder", "available": ".methods",
-    "depths": "..builder.depths", "heal": ".healing", "layout": ".make",
+    "Healed": ".healing", "anatomy": "..builder", "available": ".methods", "choose": ".choosing",
+    "codes": ".choosing", "settle": ".choosing", "depths": "..builder.depths", "heal": ".healing", "layout": ".make",
     "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
 }  # fmt: skip
 

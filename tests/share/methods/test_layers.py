@@ -46,7 +46,7 @@ def test_sizes_are_those_of_the_plan(method, kind, tmp_path):
     blocks = small.get_submodule(share.anatomy(small).path)
     assert sum(p.numel() for p in blocks.parameters()) == layout.count()
     share.save(small, tmp_path / "s")
-    assert far(answer(share.load(tmp_path / "s")), answer(small)) == 0
+    assert far(answer(share.load(tmp_path / "s")), answer(small)) < 1e-6
 
 
 def test_drop():

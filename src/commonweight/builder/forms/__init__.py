@@ -3,6 +3,7 @@
 A form is a class without `__init__` that stands before the layer's own class; its parameters are made by `arrange`.
 """
 
+from .addressed import Addressed
 from .blocks import Encoded, MappedBlock, Stepped, Told
 from .choices import Assigned, Leaving, Selected
 from .mixture import Mixture
@@ -10,6 +11,7 @@ from .relaxed import Relaxed
 from .walk import Walk, Walked
 
 __all__ = [
+    "Addressed",
     "Assigned",
     "Encoded",
     "Leaving",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...builder.forms import Relaxed
+from ...builder.forms import Addressed, Relaxed
 from ...builder.remote import plain_class
 from ...builder.shared import stack_of
 from ...core import CommonweightError
@@ -46,6 +46,13 @@ def dense(model: Any) -> dict[str, Tensor]:
     tensors = {k: v.detach() for k, v in model.state_dict().items()}
     path, blocks = stack_of(model, model.config.sharing["path"])
     for told in model.config.sharing["forms"]:
+        if told["form"] == Addressed.__name__:
+            for name, module in ((f"{path}.{d}.{told['at']}", f"{d}.{told['at']}") for d in told["depths"]):
+                fixed = blocks.get_submodule(module).fixed()  # type: ignore[operator]
+                tensors |= {f"{name}.{of}": value for of, value in fixed.items()}
+                for key in told["parameters"]:
+                    tensors.pop(f"{name}.{key}", None)
+            continue
         if told["form"] != Relaxed.__name__:
             raise CommonweightError(
                 f"form=unrolled: {told['form']} at {told['at'] or 'the blocks'} is nothing that a stock "

@@ -6,16 +6,19 @@ from .drop import Drop
 from .exit import Exits
 from .foldgpt import FoldGPT
 from .ilr import ILR
+from .mip import MIP
 from .mobillama import MobiLlama
 from .mor import MoR
 from .recursive import Recursive
 from .steps import Steps
 from .subformer import Subformer
+from .supernet import Supernet
 from .widenet import WideNet
 from .zamba import Zamba
 
 __all__ = [
     "ILR",
+    "MIP",
     "CRaSh",
     "Drop",
     "Exits",
@@ -26,6 +29,7 @@ __all__ = [
     "Recursive",
     "Steps",
     "Subformer",
+    "Supernet",
     "WideNet",
     "Zamba",
     "available",
