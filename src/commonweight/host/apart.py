@@ -61,6 +61,20 @@ def without_images(found: Any) -> Any:
     return type(found)(**{k: v for k, v in found.items() if k not in ("image_hidden_states", "video_hidden_states")})
 
 
+def uncached(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` without the cache among its results, which holds the rows of one reader."""
+
+    def bare(*args: Any, **kwargs: Any) -> Any:
+        found = run(*args, **kwargs)
+        if isinstance(found, MutableMapping):
+            return type(found)(**{k: v for k, v in found.items() if not is_cache(k, v)})
+        if type(found) is tuple:
+            return tuple(v for v in found if v is None or isinstance(v, Tensor | tuple | list))
+        return found
+
+    return bare
+
+
 def is_cache(name: str, value: Any) -> bool:
     """Whether an argument of a call is a cache of what went before."""
     simple = value is None or isinstance(value, bool | int | float | str | Tensor)

@@ -7,14 +7,16 @@ that module, which hand on the function that is recomputed. Without a host in th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial, wraps
 from typing import Any
 
+import torch
 from torch.utils import checkpoint
 
-from .current import ROUTES
+from .current import ROUTES, Current
 
 _FUNCTION = "_checkpoint_without_reentrant_generator"
 
@@ -55,3 +57,32 @@ def _run(routes: dict, function: Callable, *args: Any, **kwargs: Any) -> Any:
             state = routes.get(current)
             stack.enter_context(current.within(None if state is None else state.route, replayed=True))
         return function(*args, **kwargs)
+
+
+def reversible(encoder: Any, current: Current) -> Any:
+    """A hook for layers that a model runs backwards itself (Reformer), in a function of its own that gives gradients
+    where its input has some, which nothing before it has under a frozen base. Returns the handle."""
+    function: Any = sys.modules[type(encoder).__module__]._ReversibleFunction
+    if not hasattr(function.forward, "keeps_routes"):
+        function.forward, function.backward = map(staticmethod, _both(function.forward, function.backward))
+    return encoder.register_forward_pre_hook(partial(_wants, current), with_kwargs=True)
+
+
+def _wants(current: Current, module: Any, args: tuple, kwargs: dict) -> None:
+    x = kwargs.get("hidden_states", args[0] if args else None)
+    if current.route is not None and torch.is_grad_enabled() and isinstance(x, torch.Tensor) and not x.requires_grad:
+        x.requires_grad_()
+
+
+def _both(forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
+    @wraps(forward)
+    def first(ctx: Any, *args: Any) -> Any:
+        ctx.routes = kept(backward)
+        return forward(ctx, *args)
+
+    @wraps(backward)
+    def second(ctx: Any, *args: Any) -> Any:
+        return ctx.routes(ctx, *args)
+
+    first.keeps_routes = True  # type: ignore[attr-defined]
+    return first, second

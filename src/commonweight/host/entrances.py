@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..core import CommonweightError, counted
-from .apart import Unfit, by_reader, cut, is_cache
+from .apart import Unfit, by_reader, cut, is_cache, uncached
 from .current import Current
 from .hooks import arrive
 from .images import cut_of, images_by_row
@@ -169,12 +169,18 @@ class Forward(Entrance):
             if images is None:
                 raise Unfit("the images of all rows lie in one list, of which it cannot be known which row each is of")
         run = partial(_as, self.current, self.model)
-        if self.caches and kwargs.get("use_cache") is None:
-            try:
-                return by_reader(run, route.groups, args, {**kwargs, "use_cache": False}, route.length, images)
-            except (TypeError, KeyError) as e:  # its config knows the option, its forward does not
-                if "use_cache" not in str(e):
-                    raise
+        if not self.caches or kwargs.get("use_cache") is not None:
+            return by_reader(run, route.groups, args, kwargs, route.length, images)
+        try:  # as the model does by default: FSMT answers otherwise where it keeps no cache
+            return by_reader(uncached(run), route.groups, args, kwargs, route.length, images)
+        except Unfit:
+            if getattr(self.model.config, "model_type", "") == "fsmt":
+                raise
+        try:  # a state that stands among the results in a form of its own
+            return by_reader(run, route.groups, args, {**kwargs, "use_cache": False}, route.length, images)
+        except (TypeError, KeyError) as e:  # its config knows the option, its forward does not
+            if "use_cache" not in str(e):
+                raise
         return by_reader(run, route.groups, args, kwargs, route.length, images)
 
 

@@ -60,6 +60,8 @@ class HookedModel:
         self.handles = [self.inner.register_forward_pre_hook(ModelHook(model, self.current), with_kwargs=True)]
         if bends(self.inner):
             self.handles.append(self.inner.register_forward_hook(Ends(self.limit, self.current)))
+        turned = [m for m in self.inner.modules() if type(m).__name__ == "ReformerEncoder"]
+        self.handles += [checkpoints.reversible(m, self.current) for m in turned]
         self.handles += entrances.install(self.inner, self.current)
         self._hook()
 
@@ -145,11 +147,18 @@ class HookedModel:
         if strange:
             raise strangers(self.modules, strange, method.name)
         if method.kinds and not mine:
-            raise CommonweightError(
-                f"{method.name} reads sites of kind {' or '.join(method.kinds)}; the pattern "
-                f"{pattern or self.pattern!r} matches none of them"
-            )
+            given = pattern or self.pattern
+            why = f"the pattern {given!r} matches none of them" if given else "this model has none of them by default"
+            have = ", ".join(dict.fromkeys(s.kind for s in self.every if s.kind != "head"))
+            why += "" if given else f"; its sites are of kind {have or 'none'}"
+            raise CommonweightError(f"{method.name} reads sites of kind {' or '.join(method.kinds)}; {why}")
         return mine
+
+    def reads(self, method: Method) -> bool:
+        """Whether the host has sites of its kinds at all."""
+        kinds = method.kinds if self.pattern is None else (*method.kinds, *method.named)
+        table = method.at and input_table(self.inner, self.modules) is not None
+        return bool(table) or any(s.kind in kinds for s in self.chosen)
 
     def head_site(self) -> Site:
         """Where a classification head of a tenant stands."""

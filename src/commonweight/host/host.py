@@ -162,7 +162,7 @@ class Host:
             read = base.chosen if sites is None else base.sites_of(sites)
             return coverage(base, "the host", read, None)
         method = of if isinstance(of, Method) else resolve(of, {})[0]
-        read = base.sites_for(method, sites) if method.kinds else []
+        read = base.sites_for(method, sites) if method.kinds and (sites is not None or base.reads(method)) else []
         return coverage(base, method.name, [*read, *chosen(base, modules_to_save, None)[1]], method)
 
     def head_site(self) -> Site:
