@@ -47,8 +47,9 @@ def by_reader(
     places = [torch.tensor(p) for _, p in groups]
     parts = []
     for (reader, _), where in zip(groups, places):
-        mine = cut((args, kwargs), where, rows)
-        mine = mine if images is None else (mine[0], {**mine[1], **images(where)})
+        shown = {} if images is None else images(where)
+        mine = cut((args, {k: v for k, v in kwargs.items() if k not in shown}), where, rows)
+        mine = mine[0], {**mine[1], **shown}
         found = crossed(run(reader, *mine[0], **mine[1]), where, rows)
         parts.append(found if images is None else without_images(found))
     return join(parts, torch.cat(places).argsort(), [len(p) for p in places])

@@ -1,4 +1,4 @@
-"""Images beside texts: of which row each is, as the texts tell by the places that they keep for images."""
+"""Images and videos beside texts: of which row each is, as the texts tell by the places that they keep for images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,24 @@ def images_by_row(model: Any, kwargs: dict, rows: int) -> bool:
 
     Not so where they are cut into patches of one list (Qwen2-VL), and where rows show several images or none.
     """
-    ids, images = kwargs.get("input_ids"), kwargs.get("pixel_values")
-    if not isinstance(images, Tensor) or not isinstance(ids, Tensor):
+    ids = kwargs.get("input_ids")
+    if not isinstance(ids, Tensor):
         return True
-    if images.shape[0] != rows or images.dim() < 4:
-        return False
-    config = getattr(model, "config", None)
-    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    shown = (ids == token).sum(1) if token is not None else torch.zeros(1)
-    return bool((shown == shown[0]).all())
+    for pixels, _, tokens in _KINDS:
+        images = kwargs.get(pixels)
+        if not isinstance(images, Tensor):
+            continue
+        if images.shape[0] != rows or images.dim() < 4:
+            return False
+        token = _token(getattr(model, "config", None), tokens)
+        shown = (ids == token).sum(1) if token is not None else torch.zeros(1)
+        if not (shown == shown[0]).all():
+            return False
+    return True
+
+
+def _token(config: Any, names: tuple[str, ...]) -> int | None:
+    return next((t for n in names if (t := getattr(config, n, None)) is not None), None)
 
 
 def cut_of(model: Any, kwargs: dict, rows: int) -> Callable[[Tensor], dict] | None:
@@ -48,7 +57,7 @@ def cut_of(model: Any, kwargs: dict, rows: int) -> Callable[[Tensor], dict] | No
         if kwargs.get(pixels) is None:
             continue
         config = getattr(model, "config", None)
-        token = next((t for n in tokens if (t := getattr(config, n, None)) is not None), None)
+        token = _token(config, tokens)
         if token is None or (way := _cut(config, kwargs, pixels, grid, (ids == token).sum(1).tolist())) is None:
             return None
         ways.append(way)
@@ -70,7 +79,7 @@ def _cut(config: Any, kwargs: dict, pixels: str, grid: str, places: list[int]) -
         merged = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1) ** 2
         patches = sizes.prod(-1).tolist()
         each = [n // merged for n in patches]
-    elif x.dim() == 4 and len(x) and sum(places) % len(x) == 0:
+    elif x.dim() == (5 if "videos" in pixels else 4) and len(x) and sum(places) % len(x) == 0:
         patches, each = [1] * len(x), [sum(places) // len(x)] * len(x)
     else:
         return None
@@ -87,9 +96,12 @@ def _cut(config: Any, kwargs: dict, pixels: str, grid: str, places: list[int]) -
 
     def cut(where: Tensor) -> dict:
         found: dict[str, Any] = {}
-        for name, rows in ((pixels, per_patch), (grid, per_image), ("image_sizes", per_image)):
-            if isinstance(v := kwargs.get(name), Tensor) and len(v) == len(rows):
-                part = v[torch.cat([(rows == w).nonzero().flatten() for w in where.tolist()]).to(v.device)]
+        about = "second_per_grid_ts" if "videos" in pixels else "image_sizes"
+        for name, rows in ((pixels, per_patch), (grid, per_image), (about, per_image)):
+            v = kwargs.get(name)
+            if isinstance(v, Tensor | list) and len(v) == len(rows):
+                at = torch.cat([(rows == w).nonzero().flatten() for w in where.tolist()])
+                part = v[at.to(v.device)] if isinstance(v, Tensor) else [v[i] for i in at.tolist()]
                 found[name] = part if len(part) else None
         return found
 
