@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers as tf
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from commonweight import share
 
@@ -21,7 +21,7 @@ ROWS = [{"text": s.strip()} for s in TEXT.replace("\n", " ").split(".") if s.str
 
 def tokenizer() -> Any:
     raw = Tokenizer(models.WordLevel({c: i for i, c in enumerate(LETTERS)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", eos_token="<end>", model_max_length=64
     )

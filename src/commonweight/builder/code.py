@@ -21,11 +21,7 @@ parameter; the file of weights holds it once.
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+{plain}
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +36,7 @@ def of(model: Any, config_class: str, base: str, head: str | None, prefix: str) 
     """The source. base, head: classes of transformers; the head's is None where the model has none."""
     sharing = model.config.sharing
     used = sorted({f["form"] for f in sharing["forms"]})
-    parts = [
-        _HEAD.format(
-            kind=head or base, told=told(sharing), by=library(),
-            imports=", ".join(sorted({config_class, base, *([head] if head else [])})),
-        )
-    ]  # fmt: skip
-    parts += [_source(kind) for kind in _needed(KINDS[name] for name in used)]
+    parts = [_source(kind) for kind in _needed(KINDS[name] for name in used)]
     parts += _addresses(sharing["forms"])
     parts += [
         _source(f) for f in (shared.stack_of, shared.form, shared.arrange, shared.ties, shared.freeze, shared.Shared)
@@ -59,7 +49,12 @@ def of(model: Any, config_class: str, base: str, head: str | None, prefix: str) 
                 f"class {prefix}{kind}(Shared, {kind}):\n    config_class = {prefix}{config_class}\n"
                 f"    kinds = {{{kinds}}}  # noqa: RUF012\n"
             )
-    return "\n\n".join(parts)
+    text = "\n\n".join(parts)
+    start = _HEAD.format(
+        kind=head or base, told=told(sharing), by=library(), plain=_imports(text),
+        imports=", ".join(sorted({config_class, base, *([head] if head else [])})),
+    )  # fmt: skip
+    return f"{start}\n\n{text}"
 
 
 def told(sharing: dict[str, Any]) -> str:
@@ -71,6 +66,17 @@ def told(sharing: dict[str, Any]) -> str:
 def shared_type(model: Any) -> str:
     """A name of its own, so that nothing loads the folder as an ordinary model and fills what lacks at random."""
     return f"shared_{model.config.model_type.removeprefix('shared_')}"
+
+
+_PLAIN = {  # what of the standard library the classes may need: a word by which to see it, and the line
+    "inspect.": "import inspect", "math.": "import math", "Sequence": "from collections.abc import Sequence",
+    "@dataclass": "from dataclasses import dataclass", "NamedTuple": "from typing import NamedTuple",
+}  # fmt: skip
+
+
+def _imports(text: str) -> str:
+    lines = [line for word, line in _PLAIN.items() if word in text]
+    return "\n".join([*lines, "from typing import Any"])
 
 
 def _needed(kinds: Iterable[type]) -> list[type]:

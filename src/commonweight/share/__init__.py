@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from . import methods
     from .choosing import choose, codes, settle
     from .cost import plan
+    from .depthwise import Depthwise
     from .healing import Healed, heal
     from .make import layout, share
     from .methods import available
     from .saving import save
 
 __all__ = [
+    "Depthwise",
     "Healed",
     "anatomy",
     "available",
@@ -33,8 +35,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Healed": ".healing", "anatomy": "..builder", "available": ".methods", "choose": ".choosing",
-    "codes": ".choosing", "settle": ".choosing", "depths": "..builder.depths", "heal": ".healing", "layout": ".make",
+    "Depthwise": ".depthwise", "Healed": ".healing", "anatomy": "..builder", "available": ".methods",
+    "choose": ".choosing", "codes": ".choosing", "settle": ".choosing", "depths": "..builder.depths", "heal": ".healing", "layout": ".make",
     "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
 }  # fmt: skip
 

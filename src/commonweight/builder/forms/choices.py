@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .walk import Turn, Walked
+from .walk import Chosen, Turn, Walked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,50 +22,49 @@ class Selected(Walked):
     whole: bool
     weight: float
 
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        walk, before = self.walk, self.walk.before(self.loop)
+    def choose(self, x: Tensor, last: Tensor) -> Chosen:
         score = F.linear(x, self.router)[..., 0].float()
-        gate = self.alpha * score.sigmoid()
-        if self.capacity >= 1:
-            return before, gate
-        if not self.training:
-            return before & (score > 0), gate
-        k = max(1, int(self.capacity * x.shape[1]))
-        top = score.masked_fill(~before, -torch.inf).topk(k, 1).indices
-        keep = torch.zeros_like(before).scatter(1, top, True) & before
-        wrong = F.binary_cross_entropy_with_logits(score, keep.float(), reduction="none")
-        walk.losses[self.loop] = self.weight * wrong[before].mean()
-        return keep, gate
+        go = score > 0 if self.capacity < 1 else torch.ones_like(score, dtype=torch.bool)
+        return Chosen(go, self.alpha * score.sigmoid(), last, score)
 
-    def leave(self, x: Tensor, turn: Turn) -> Tensor:
-        gate = (turn.gate * turn.alive)[..., None].to(x.dtype)
-        return turn.entered + gate * (x if self.whole else x - turn.entered)
+    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+        if self.capacity >= 1:
+            return found.go
+        before, k = self.walk.before(self.loop), max(1, int(self.capacity * x.shape[1]))
+        top = found.score.masked_fill(~before, -torch.inf).topk(k, 1).indices
+        keep = torch.zeros_like(before).scatter(1, top, True) & before
+        wrong = F.binary_cross_entropy_with_logits(found.score, keep.float(), reduction="none")
+        self.walk.losses[self.loop] = self.weight * wrong[before].mean()
+        return keep
+
+    def merge(self, y: Tensor, entered: Tensor, first: Tensor, gate: Tensor, done: Tensor) -> Tensor:
+        return entered + gate[..., None].to(y.dtype) * (y if self.whole else y - entered)
 
 
 class Assigned(Walked):
-    """The token takes a number of loops: the likeliest of softmax(w x), w (loops, d)."""
+    """The token takes a number of loops: the likeliest of p = softmax(w x), w (loops, d)."""
 
     alpha: float
     whole: bool
     weight: float
 
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        walk = self.walk
+    def choose(self, x: Tensor, last: Tensor) -> Chosen:
         if self.loop:
-            return walk.before(self.loop) & (walk.last >= self.loop), walk.turns[0].gate
+            return Chosen(last >= self.loop, None, last, x)
         p = F.linear(x, self.router).float().softmax(-1)
-        best, walk.last = p.max(-1)
-        if self.training:
-            taken = F.one_hot(walk.last[walk.seen], self.loops).float().mean(0)
-            walk.losses[0] = self.weight * self.loops * (taken * p[walk.seen].mean(0)).sum()
-        return walk.seen, self.alpha * best
+        best, last = p.max(-1)
+        return Chosen(torch.ones_like(last, dtype=torch.bool), self.alpha * best, last, p)
 
-    def leave(self, x: Tensor, turn: Turn) -> Tensor:
-        walk = self.walk
-        last = torch.full_like(walk.last, self.loops - 1) if walk.everywhere else walk.last
-        gate = turn.gate[..., None].to(x.dtype)
-        done = walk.x + gate * (x if self.whole else x - walk.x)
-        return torch.where((turn.alive & (last == self.loop))[..., None], done, x)
+    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+        if self.loop == 0:
+            p, seen = found.score, self.walk.seen
+            taken = F.one_hot(found.last[seen], self.loops).float().mean(0)
+            self.walk.losses[0] = self.weight * self.loops * (taken * p[seen].mean(0)).sum()
+        return found.go
+
+    def merge(self, y: Tensor, entered: Tensor, first: Tensor, gate: Tensor, done: Tensor) -> Tensor:
+        full = first + gate[..., None].to(y.dtype) * (y if self.whole else y - first)
+        return torch.where(done[..., None], full, y)
 
 
 class Leaving(Walked):
@@ -76,24 +75,21 @@ class Leaving(Walked):
     threshold: float
     weight: float
 
-    def score(self, x: Tensor) -> Tensor:
-        """(B, T), float32: how likely the head says already what it will say in the end, as a logit."""
-        x = x.float()
-        x = x * (x.square().mean(-1, True) + 1e-6).rsqrt()
-        return F.linear(x, self.router.float(), self.bias.float())[..., 0]
-
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        walk, before = self.walk, self.walk.before(self.loop)
+    def choose(self, x: Tensor, last: Tensor) -> Chosen:
+        """score (B, T): how likely the head says already what it will say in the end, as a logit."""
         if self.loop == 0:
-            walk.stay[0] = before
-            return before, before
-        score = self.score(x.detach() if self.training else x)
-        stay = score <= self.threshold
-        if not self.training:
-            return before & stay, before
-        walk.scores[self.loop] = x, score
-        walk.stay[self.loop] = walk.stay[self.loop - 1] & stay
-        return before, before
+            return Chosen(torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device), None, last, x)
+        states = (x.detach() if self.training else x).float()
+        states = states * (states.square().mean(-1, True) + 1e-6).rsqrt()
+        score = F.linear(states, self.router.float(), self.bias.float())[..., 0]
+        return Chosen(score <= self.threshold, None, last, score)
+
+    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+        walk = self.walk
+        walk.stay[self.loop] = found.go & walk.stay[self.loop - 1] if self.loop else found.go
+        if self.loop:
+            walk.scores[self.loop] = x, found.score
+        return walk.seen
 
     def entering(self, turn: Turn) -> None:
         """In training a token sees itself, and of the others those that are still there."""

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class Chosen(NamedTuple):
+    """go (B, T): the tokens that run a loop, of those that ran the one before. gate (B, T): how much of it counts;
+    None: as before. last (B, T): the last loop of each, as far as it is known. score: what it was chosen by."""
+
+    go: Tensor
+    gate: Tensor | None
+    last: Tensor
+    score: Tensor
 
 
 class Turn:
@@ -93,7 +103,8 @@ class Walk:
 
     everywhere = False
     stay: dict[int, Tensor]  # of a loop (B, T): in training, the tokens that have not left
-    last: Tensor  # (B, T): the last loop of each token, where it is chosen before the first
+    last: Tensor  # (B, T): the last loop of each token, as far as it is known
+    gate: Tensor  # (B, T)
     scores: dict[int, tuple[Tensor, Tensor]]  # of a loop: states before it (B, T, d), and what a classifier says
 
     def __init__(self) -> None:
@@ -104,7 +115,7 @@ class Walk:
         """A copy remembers no pass."""
         return {"everywhere": self.everywhere, "turns": {}, "losses": {}}
 
-    def begin(self, x: Tensor, named: dict[str, Any], ends: int) -> None:
+    def begin(self, x: Tensor, named: dict[str, Any], ends: int, loops: int) -> None:
         """ends: blocks that have run already, and written into their slots."""
         mask, cache = named.get("attention_mask"), named.get("past_key_values")
         if named.get("cache") is not None or not (mask is None or isinstance(mask, Tensor)):
@@ -115,6 +126,8 @@ class Walk:
         self.scores, self.stay, self.past = {}, {}, 0
         if cache is not None:
             self.past = cache.get_seq_length() - (x.shape[1] if ends else 0)
+        self.last = torch.full(x.shape[:2], loops - 1, device=x.device)
+        self.gate = torch.ones(x.shape[:2], device=x.device)
         self.seen = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         if mask is not None and ends:  # what nobody sees is padding
             sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -133,7 +146,7 @@ class Walk:
 class Walked:
     """A block of a loop. The first one of each loop chooses the tokens, and the last one ends it."""
 
-    together, needs = Walk, (Turn, Walk)
+    together, needs = Walk, (Chosen, Turn, Walk)
     router: nn.Parameter
     walk: Walk
     loop: int
@@ -159,27 +172,48 @@ class Walked:
         named = {**dict(zip(names[1:], args)), **kwargs}
         if self.at == 0:
             if self.loop == 0:
-                walk.begin(x, named, self.ends)
-            keep, gate = self.choose(x)
-            turn = walk.turns[self.loop] = Turn(walk, walk.seen if walk.everywhere else keep, x, self.slot)
-            turn.gate = gate
-            self.entering(turn)
+                walk.begin(x, named, self.ends, self.loops)
+            self.entering(self.begun(x))
         turn, rest = walk.turns[self.loop], None
         if turn.count:
             y = block(turn.of(x), **turn.named(named))
             rest = y[1:] if isinstance(y, tuple) else None
             x = turn.back(x, y if rest is None else y[0])  # type: ignore[arg-type]
         if self.at == self.of - 1:
-            x = self.leave(x, turn)
+            merged = self.merge(x, turn.entered, walk.x, turn.gate, walk.last == self.loop)
+            x = torch.where(turn.alive[..., None], merged, x)
         return x if rest is None else (x, *rest)
 
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(which tokens run this loop, how much of it counts), each (B, T)."""
+    def alone(self, x: Tensor, **named: Any) -> Tensor:
+        """The block itself."""
+        y = super().forward(x, **named)  # type: ignore[misc]
+        return y[0] if isinstance(y, tuple) else y
+
+    def begun(self, x: Tensor) -> Turn:
+        """The turn of the loop that begins with these states."""
+        walk = self.walk
+        found = self.choose(x, walk.last)
+        keep = self.learn(x, found) if self.training else walk.before(self.loop) & found.go
+        if walk.everywhere:
+            keep = walk.seen
+        else:
+            walk.last = found.last
+        walk.gate = walk.gate if found.gate is None else found.gate
+        turn = walk.turns[self.loop] = Turn(walk, keep, x, self.slot)
+        turn.gate = walk.gate
+        return turn
+
+    def choose(self, x: Tensor, last: Tensor) -> Chosen:
+        """Which of the tokens with states x (B, T, d) run this loop."""
+        raise NotImplementedError
+
+    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+        """Which run it in training, (B, T); leaves a loss in the walk."""
         raise NotImplementedError
 
     def entering(self, turn: Turn) -> None:
         """What else a loop changes at its beginning."""
 
-    def leave(self, x: Tensor, turn: Turn) -> Tensor:
-        """The states after the loop; those of tokens that did not run it are as they were."""
-        return x
+    def merge(self, y: Tensor, entered: Tensor, first: Tensor, gate: Tensor, done: Tensor) -> Tensor:
+        """The states after the loop, of y, those before it, and those before all loops. done: it was the last one."""
+        return y
