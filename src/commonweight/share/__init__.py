@@ -36,8 +36,8 @@ __all__ = [
 
 _HOMES = {
     "Depthwise": ".depthwise", "Healed": ".healing", "anatomy": "..builder", "available": ".methods",
-    "choose": ".choosing", "codes": ".choosing", "settle": ".choosing", "depths": "..builder.depths", "heal": ".healing", "layout": ".make",
-    "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
+    "choose": ".choosing", "codes": ".choosing", "settle": ".choosing", "depths": "..builder.depths", "heal":
+    ".healing", "layout": ".make", "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
 }  # fmt: skip
 
 
