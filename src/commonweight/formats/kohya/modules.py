@@ -90,8 +90,8 @@ def _lokr(where: str, parts: Parts, weight: Weight) -> Change:
     (B1, A1), (B2, A2) = (_factors(one) for one in w)
     shape = w[0].shape[0] * w[1].shape[0], w[0].shape[1] * w[1].shape[1]
     if len(A1) * len(A2) * sum(shape) >= shape[0] * shape[1]:
-        return Change(delta=s * torch.kron(*w), dense=True)
-    return Change(torch.kron(A1, A2), torch.kron(B1, B2), s)
+        return Change(delta=s * _kron(*w), dense=True)
+    return Change(_kron(A1, A2), _kron(B1, B2), s)
 
 
 def _factors(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,6 +100,11 @@ def _factors(w: Tensor) -> tuple[Tensor, Tensor]:
     r = max(1, int((s > s[0] * 1e-7).sum()))
     root = s[:r].sqrt()
     return (u[:, :r] * root).float(), (root[:, None] * v[:r]).float()
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    """torch.kron views what it has multiplied, which some strides of thin factors do not allow (torch 2.13)."""
+    return (a[:, None, :, None] * b[None, :, None, :]).reshape(len(a) * len(b), -1)
 
 
 def _full(where: str, parts: Parts, weight: Weight) -> Change:

@@ -18,6 +18,7 @@ from .. import tensors as given
 from ..changes import Change
 from . import keys
 from .modules import change
+from .transformers import Target, layers_of, split, target, weight_of
 
 
 class Naming(NamedTuple):
@@ -46,8 +47,8 @@ def read(path: Path, base: Naming, weight: Callable[[str], Tensor], part: str | 
     if part is not None and part not in groups:
         raise CommonweightError(f"{path}: holds no part {part!r}; it has {', '.join(sorted(groups))}")
     by_name = {n.replace(".", "_"): n for n in base.modules}
-    found = {g: _named(group, by_name, base.layers) for g, group in groups.items() if part in (None, g)}
-    fits = [g for g, names in found.items() if any(names.values())]
+    found = {g: _named(group, by_name, base) for g, group in groups.items() if part in (None, g)}
+    fits = [g for g, at in found.items() if any(at.values())]
     if not fits:
         some = next(iter(next(iter(found.values()))))
         raise CommonweightError(
@@ -64,16 +65,16 @@ def read(path: Path, base: Naming, weight: Callable[[str], Tensor], part: str | 
 
 
 def _read(
-    path: Path, part: str, groups: Mapping[str, keys.Group], names: Mapping[str, str | None], base: Naming,
+    path: Path, part: str, groups: Mapping[str, keys.Group], targets: Mapping[str, Target | None], base: Naming,
     weight: Callable[[str], Tensor],
 ) -> dict[str, Change]:  # fmt: skip
-    if lost := [n for n, found in names.items() if found is None]:
+    if lost := [n for n, found in targets.items() if found is None]:
         raise CommonweightError(
             f"{path}: {part}: {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}: this base has no such "
             "layer; made for another model"
         )
     sites, about = set(base.sites), _alphas(path, part)
-    left = [n for n in names.values() if n not in sites]
+    left = [n for at in targets.values() if at is not None for n in at.names if n not in sites]
     aside = [g for g in groups if g != part]
     if left or aside:
         told = [f"{counted(len(left), 'layer')} outside the sites here ({left[0]}, ...)"] if left else []
@@ -81,40 +82,52 @@ def _read(
         warnings.warn(f"{path}: left out: {'; '.join(told)}", stacklevel=2)
     out: dict[str, Change] = {}
     for module, parts in groups[part].items():
-        name = names[module]
-        if name in sites and name is not None:
-            where = f"{path}: {part}.{module}"
-            out[name] = change(where, about(module, parts), lambda name=name: weight(name))
+        at = targets[module]
+        if at is None or not any(n in sites for n in at.names):
+            continue
+        where = f"{path}: {part}.{module}"
+        if apart := [n for n in at.names if n not in sites]:
+            raise CommonweightError(f"{where}: {apart[0]} is no site here, of the layers that it changes at once")
+        whole = change(where, about(module, parts), lambda at=at: weight_of(at, weight))
+        for name, one in zip(at.names, split(where, whole, at, [base.sites[n][0] for n in at.names])):
+            out[name] = one
     if not out:
         raise CommonweightError(f"{path}: {part}: none of its {counted(len(left), 'layer')} is a site of this host")
     return out
 
 
-def _shaped(group: keys.Group, names: Mapping[str, str | None], base: Naming) -> bool:
+def _shaped(group: keys.Group, targets: Mapping[str, Target | None], base: Naming) -> bool:
     """Whether factors of LoRA have the base's shapes: two text encoders may have layers of the same names."""
     for module, parts in group.items():
-        up, down, want = parts.get("lora_up.weight"), parts.get("lora_down.weight"), base.sites.get(names[module] or "")
+        up, down, at = parts.get("lora_up.weight"), parts.get("lora_down.weight"), targets[module]
+        want = [base.sites[n] for n in at.names if n in base.sites] if at is not None else []
         if up is None or down is None or not want or not up.dim() or not down.dim() or not len(down):
             continue
-        if (len(up), down[0].numel()) != want:
+        if (len(up), down[0].numel()) != (sum(out for out, _ in want), want[0][1]):
             return False
     return True
 
 
-def _named(group: keys.Group, by_name: Mapping[str, str], layers: int) -> dict[str, str | None]:
-    """{the file's module: the base's, or None}. A prefix before the names, of either side, does not count."""
-    out: dict[str, str | None] = {}
+def _named(group: keys.Group, by_name: Mapping[str, str], base: Naming) -> dict[str, Target | None]:
+    """{the file's module: layers of the base, or None}. A prefix before the names, of either side, does not count."""
+    out: dict[str, Target | None] = {}
     for module in group:
-        flat = keys.diffusers_name(module.replace(".", "_"), layers)
-        found = by_name.get(flat)
-        if found is None:
-            near = [n for f, n in by_name.items() if (flat.endswith(f"_{f}") and "." in n) or f.endswith(f"_{flat}")]
-            near = [n for n in near if re.search(r"\d", n)] or near
-            longest = max((n.count(".") for n in near), default=0)
-            near = [n for n in near if n.count(".") == longest]
-            found = near[0] if len(near) == 1 else None
-        out[module] = found
+        flat = keys.diffusers_name(module.replace(".", "_"), base.layers)
+        several = layers_of(flat) if flat not in by_name else None
+        found = [_one(n, by_name) for n in several or (flat,)]
+        names = [n for n in found if n is not None]
+        out[module] = target(names, base.sites.get) if len(names) == len(found) else None
     return out
+
+
+def _one(flat: str, by_name: Mapping[str, str]) -> str | None:
+    if flat in by_name:
+        return by_name[flat]
+    near = [n for f, n in by_name.items() if (flat.endswith(f"_{f}") and "." in n) or f.endswith(f"_{flat}")]
+    near = [n for n in near if re.search(r"\d", n)] or near
+    longest = max((n.count(".") for n in near), default=0)
+    near = [n for n in near if n.count(".") == longest]
+    return near[0] if len(near) == 1 else None
 
 
 def _alphas(path: Path, part: str) -> Callable[[str, Mapping[str, Tensor]], Mapping[str, Tensor]]:
