@@ -12,6 +12,7 @@ from .first import First
 from .intervene import Edit
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
+from .quantised import Elastic, Requantised
 from .random_bases import RandomBases
 from .replace import Replace
 from .rotate import Butterfly, RotateBlocks, RotatePairs
@@ -30,6 +31,7 @@ __all__ = [
     "Copy",
     "Drawn",
     "Edit",
+    "Elastic",
     "Entries",
     "Exit",
     "ExpertChoice",
@@ -40,6 +42,7 @@ __all__ = [
     "Mapped",
     "RandomBases",
     "Replace",
+    "Requantised",
     "RotateBlocks",
     "RotatePairs",
     "ScaleInput",

@@ -7,7 +7,20 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ..address import Whole
-from ..bind import Before, Exit, ExpertChoice, Experts, LowRank, Mapped, Replace, Step, Times, TokenChoice
+from ..bind import (
+    Before,
+    Elastic,
+    Exit,
+    ExpertChoice,
+    Experts,
+    LowRank,
+    Mapped,
+    Replace,
+    Requantised,
+    Step,
+    Times,
+    TokenChoice,
+)
 from ..core import CommonweightError, Read, Use, dump
 from ..core.serial import registered
 from . import forms
@@ -22,7 +35,13 @@ class Form(NamedTuple):
     without: tuple[str, ...] = ()
 
 
+_GRID = ("grid", "scale", "zero", "A", "B")
+_ELASTIC = {n: (n,) for n in ("code", *(f"{k}{b}" for k in _GRID for b in range(1, 9)))}
 _SLOTS = {
+    (Requantised, Whole): Form(
+        forms.Requantised, {n: (n,) for n in (*_GRID, "low", "size", "code")}, without=("weight",)
+    ),
+    (Elastic, Whole): Form(forms.Elastic, _ELASTIC, without=("weight",)),
     (LowRank, Whole): Form(forms.Relaxed, {"A": ("A",), "B": ("B",)}),
     (Step, Whole): Form(forms.Stepped, {"g": ("g",)}, True),
     (Mapped, Whole): Form(forms.MappedBlock, {"M": ("M",)}, True),

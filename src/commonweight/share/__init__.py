@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from ..builder import anatomy
     from ..builder.depths import depths
     from ..builder.load import load
-    from . import methods
+    from . import methods, sampling
     from .choosing import choose, codes, settle
     from .cost import plan
     from .depthwise import Depthwise
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "methods",
     "plan",
+    "sampling",
     "save",
     "settle",
     "share",
@@ -43,6 +44,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports on first use."""
+    if name in ("methods", "sampling", "searching"):
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..builder.forms import Addressed
 from ..core import CommonweightError
 
 Codes = Sequence[float] | Mapping[str, float] | float
@@ -49,6 +48,13 @@ def choose(model: Any, code: Codes) -> Any:
 
 
 @torch.no_grad()
+def restore(model: Any, was: Mapping[str, Tensor]) -> None:
+    """Codes by name, as `codes` has them."""
+    for name, p in codes(model).items():
+        p.copy_(was[name])
+
+
+@torch.no_grad()
 def settle(model: Any) -> Any:
     """The one that is chosen, alone: what layers read is put into plain weights, and the rest is left out.
 
@@ -56,6 +62,6 @@ def settle(model: Any) -> Any:
     """
     from .folders.unrolled import plain
 
-    if not any(isinstance(m, Addressed) for m in model.modules()):
+    if not codes(model):
         raise CommonweightError(f"{type(model).__name__} reads nothing by a code; there is nothing to settle")
     return plain(model)

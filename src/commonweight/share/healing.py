@@ -20,6 +20,7 @@ from ..adapt.tasks.base import rows_of
 from ..adapt.tasks.beside import Beside, speaking
 from ..adapt.tasks.distil import Distillation, Distilled
 from ..adapt.tasks.features import Features
+from ..adapt.tasks.sampled import Sampled
 from ..adapt.tasks.scored import output_layer
 from ..adapt.train import train_understood
 from ..adapt.trainer import Progress
@@ -27,6 +28,8 @@ from ..adapt.whole import Whole, train_whole
 from ..core import CommonweightError, build
 from ..host import Host
 from ..host.fingerprint import of_base
+from .choosing import choose, codes, restore
+from .sampling import Draw
 
 LR = 2e-4  # AdamW's, as arXiv 2410.20672 has it
 
@@ -55,6 +58,7 @@ def heal(
     tokens: int | None = None,
     dev_rows: Sequence[Row] | float | None = None,
     loss: str = "forward-kl",
+    sample: Draw | None = None,
     distillation: Mapping[str, Any] | None = None,
     method: str | Any = None,
     options: Mapping[str, Any] | None = None,
@@ -68,10 +72,10 @@ def heal(
 
     teacher: as a rule the model it was made of; None: the text alone teaches. rows: as `adapt` reads them for lm: whole
     texts, prompts and completions, chats; packed into sequences, unless packing=False. tokens: how many are read, in as
-    many passes as it takes; None: as the recipe says. loss, distillation: see `tasks.distil.Distillation`. method,
-    options: of adapters, as LLM-Neo (arXiv 2411.06839) trains LoRA with a teacher. recipe: fields of `Recipe`; the
-    learning rate is 2e-4 where nothing is said. checkpoint: a folder from which a killed run is resumed, to the same
-    bits.
+    many passes as it takes; None: as the recipe says. sample: what draws a code for each step, see `sampling`.
+    loss, distillation: see `tasks.distil.Distillation`. method, options: of adapters, as LLM-Neo (arXiv 2411.06839)
+    trains LoRA with a teacher. recipe: fields of `Recipe`; the learning rate is 2e-4 where nothing is said. checkpoint:
+    a folder from which a killed run is resumed, to the same bits.
     Raises: CommonweightError, also for a model in half precision, in which small steps are lost.
     """
     started = time.perf_counter()
@@ -90,6 +94,9 @@ def heal(
     if teacher is not None:
         task = Distilled(task, teacher, how) if language else task.taught_by(teacher)
         facts = {"teacher": of_base(teacher), **{k: getattr(how, k) for k in how.__dataclass_fields__}}  # type: ignore
+    if sample is not None:
+        was = {n: p.detach().clone() for n, p in codes(model).items()}
+        task = Sampled(task, lambda: choose(model, sample()), lambda: restore(model, was))
     if speaking(model):
         task = Beside(task)
     numbers = _passes(numbers, train, tokens)
@@ -106,6 +113,8 @@ def heal(
         run = train_whole(Whole(model, lr=LR), task, packed, dev, numbers, facts=facts, **runs)
         curve, told = run.curve, run.settings
         steps, metrics = int(curve[-1]["step"]) if curve else 0, _kept(curve, dev)
+    if sample is not None:
+        restore(model, was)
     seconds = time.perf_counter() - started
     return Healed(model, seconds, steps, read[-1] if read else 0, curve, metrics, seen.note, told, host)
 

@@ -43,7 +43,7 @@ def test_sizes_are_those_of_the_plan(method, kind, tmp_path):
     options = {"crash": {"clusters": 1}, "foldgpt": {"steps": 1}, "zamba": {"rank": 4, "output": True}}.get(method, {})
     small = share.share(model, method, rows=ROWS, **options)
     layout = share.layout(model, method, rows=ROWS, **options)
-    blocks = small.get_submodule(share.anatomy(small).path)
+    blocks = small.get_submodule(share.anatomy(model).path)
     assert sum(p.numel() for p in blocks.parameters()) == layout.count()
     share.save(small, tmp_path / "s")
     assert far(answer(share.load(tmp_path / "s")), answer(small)) < 1e-6

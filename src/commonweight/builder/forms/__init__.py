@@ -7,17 +7,20 @@ from .addressed import Addressed
 from .blocks import Encoded, MappedBlock, Stepped, Told
 from .choices import Assigned, Leaving, Selected
 from .mixture import Mixture
+from .quantised import Elastic, Requantised
 from .relaxed import Relaxed
 from .walk import Walk, Walked
 
 __all__ = [
     "Addressed",
     "Assigned",
+    "Elastic",
     "Encoded",
     "Leaving",
     "MappedBlock",
     "Mixture",
     "Relaxed",
+    "Requantised",
     "Selected",
     "Stepped",
     "Told",

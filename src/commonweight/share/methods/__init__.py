@@ -3,12 +3,14 @@
 from ..registry import Method, available, get, layout_of, resolve
 from .crash import CRaSh
 from .drop import Drop
+from .efficientdm import EfficientDM
 from .exit import Exits
 from .foldgpt import FoldGPT
 from .ilr import ILR
 from .mip import MIP
 from .mobillama import MobiLlama
 from .mor import MoR
+from .qfa import QFA
 from .recursive import Recursive
 from .steps import Steps
 from .subformer import Subformer
@@ -19,8 +21,10 @@ from .zamba import Zamba
 __all__ = [
     "ILR",
     "MIP",
+    "QFA",
     "CRaSh",
     "Drop",
+    "EfficientDM",
     "Exits",
     "FoldGPT",
     "Method",
