@@ -101,6 +101,39 @@ def test_alone():
     assert processes.total(1.5, 2) == [1.5, 2]
 
 
+@pytest.mark.parametrize("line, asked", [
+    (["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "train.py"], 2),
+    (["python", "-m", "accelerate.commands.launch", "--num_processes=3", "--cpu", "-m", "commonweight"], 3),
+    (["/bin/accelerate", "launch", "--cpu", "--config_file", "two.yaml", "train.py"], 2),
+    (["/bin/accelerate", "launch", "--cpu", "--config_file", "none.yaml", "train.py"], 1),
+    (["/bin/accelerate", "launch", "--cpu", "--num_processes", "1", "train.py"], 1),
+    (["bash"], 1),
+])  # fmt: skip
+def test_one_process_where_more_were_asked_for_is_told(line, asked, monkeypatch, tmp_path, llama):
+    pytest.importorskip("accelerate")
+    (tmp_path / "two.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"
+        "num_machines: 1\nmachine_rank: 0\nmixed_precision: 'no'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert processes.alone_of(line) == 1
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert processes.alone_of(line) == asked
+    assert processes.alone_of() == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.alone_of(line) == 1
+
+
+def test_that_line_names_what_starts_several(llama, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setattr(processes, "_parent", lambda: ["accelerate", "launch", "--cpu", "--num_processes", "2"])
+    said: list[str] = []
+    data = tiny.jsonl(tmp_path / "d.jsonl", texts(4))
+    run(str(llama), str(data), tmp_path / "t.safetensors", task="lm", epochs=1, say=said.append)
+    assert any("asked for 2 processes and has started one" in s and "torchrun --nproc-per-node 2" in s for s in said)
+
+
 def test_what_cannot_be_sharded(llama, monkeypatch):
     with pytest.raises(CommonweightError, match="shard: there is one process, which holds the whole base"):
         open_host(llama, "lm", shard=True)

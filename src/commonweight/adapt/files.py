@@ -202,6 +202,8 @@ def look(
         device_map=job.device_map, liger=job.liger,
     )  # fmt: skip
     say(where(host))
+    if (asked := processes.alone_of()) > 1:
+        say(processes.told(asked))
     held = beside.modules(job.modules_to_save)
     say(host.coverage(job.method or "mos", job.sites, modules_to_save=held).line)
     bring(host)

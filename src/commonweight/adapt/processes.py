@@ -8,7 +8,7 @@ rows. The first one alone writes and tells.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,3 +70,51 @@ def leave() -> None:
     if world() > 1 and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def alone_of(parent: Sequence[str] | None = None) -> int:
+    """How many processes `accelerate launch` was asked for where it has started this one alone, else 1.
+
+    On a CPU it starts several with MPI alone, and says nothing. parent: its command line; None to look for it.
+    """
+    if world() > 1 or "ACCELERATE_USE_CPU" not in os.environ:
+        return 1
+    line = [*(_parent() if parent is None else parent)]
+    if not any("accelerate" in part for part in line):
+        return 1
+    said = _option(line, "--num_processes", "--num-processes")
+    if said is None:
+        try:
+            from accelerate.commands.config.config_args import load_config_from_file
+
+            said = getattr(load_config_from_file(_option(line, "--config_file", "--config-file")), "num_processes", 1)
+        except (ImportError, OSError, ValueError, TypeError, KeyError):
+            return 1
+    return int(said) if str(said).isdigit() else 1
+
+
+def _option(line: Sequence[str], *names: str) -> str | None:
+    for i, part in enumerate(line):
+        key, _, value = part.partition("=")
+        if key in names:
+            return value or (line[i + 1] if i + 1 < len(line) else None)
+    return None
+
+
+def _parent() -> list[str]:
+    """The command that has started this process; nothing where the system does not tell."""
+    try:
+        import psutil  # accelerate brings it
+
+        return psutil.Process(os.getppid()).cmdline()
+    except Exception:  # of the system: another user's process, one that has ended, no /proc
+        return []
+
+
+def told(asked: int) -> str:
+    """What is said of so many."""
+    return (
+        f"accelerate launch was asked for {asked} processes and has started one: on a CPU it starts several with MPI "
+        f"alone. Start them with `torchrun --nproc-per-node {asked} -m commonweight adapt ...`, or with `accelerate "
+        f"launch --multi_gpu --num_processes {asked}`, which works on a CPU too"
+    )

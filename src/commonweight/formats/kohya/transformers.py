@@ -74,7 +74,7 @@ def target(names: Sequence[str], shapes: Callable[[str], tuple[int, int] | None]
 
 def weight_of(at: Target, weight: Callable[[str], Tensor]) -> Tensor:
     """The weight that the file's module changes, (out, inp)."""
-    w = torch.cat([weight(n) for n in at.names]) if len(at.names) > 1 else weight(at.names[0])
+    w = torch.cat([weight(n) for n in at.names])
     return _swapped(w) if at.turned else w
 
 
