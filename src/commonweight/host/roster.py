@@ -14,6 +14,7 @@ from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Beside, Method, available
 from .common import Common, Held, shared
 from .follow import served
+from .pools import drawn, packed
 from .route import Route
 from .tenant import Derive, Tenant, materialise
 from .weights import device_of
@@ -35,6 +36,7 @@ class Roster:
         self.tenants: dict[str, Tenant] = {}
         self.frozen: MutableMapping[Any, Tensor] = Held()
         self.commons: MutableMapping[str, Common] = Held()
+        self.alike: MutableMapping[Any, Tenant] = Held()  # the last tenant of a kind, whose plan equal ones share
         self.next = 0  # number of the next tenant
         self.lock = threading.RLock()
 
@@ -98,10 +100,12 @@ class Roster:
         of: the common it joins. apart: what it changes at a table is no change of what is tied to the table. beside,
         held: what it holds beside its method, and the sites of that."""
         device = device_of(self.base.model)
+        plan, like = self._known(method, plan)
+        own = drawn(plan) if of is not None else []
         frozen, given = self.frozen, values or {}
         joined = {} if of is None else of.known(plan, given)
         rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given and k not in joined})
-        made = materialise(rest, Derive(self.base.weight, self.base.bias), device, frozen)
+        made = materialise(rest, Derive(self.base.weight, self.base.bias), device, frozen, own)
         rows = {s.name: s.rows for s in self.base.every if s.rows is not None}
         with self.lock:
             self.free(name)
@@ -118,7 +122,9 @@ class Roster:
                 pools[k] = v if isinstance(v, nn.Parameter) or not spec.train else nn.Parameter(v)
                 if key is not None:
                     frozen[key] = pools[k]
-            pools = {k: pools[k] for k in plan.pools}
+            pools: Mapping[str, Tensor] = {k: pools[k] for k in plan.pools}
+            if own:
+                pools = packed(pools, plan, own, None if like is None else like.pools)
             tenant = Tenant(
                 name, self.next, method, config, plan, pools, rows, labels, sites, of, {} if apart else self.base.ties,
                 beside, held,
@@ -131,8 +137,16 @@ class Roster:
                 of.enter(plan, pools)
                 self.commons[of.name] = of
             self.tenants[name] = tenant
+            self.alike[_kind(method, plan)] = tenant
             self.next += 1
         return tenant
+
+    def _known(self, method: Method, plan: Plan) -> tuple[Plan, Tenant | None]:
+        """(an equal plan that holds no objects of its own but its seed, the tenant that it has them from)."""
+        there = self.alike.get(_kind(method, plan))
+        if there is None or there.plan._replace(seed=plan.seed) != plan:
+            return plan, None
+        return there.plan._replace(seed=plan.seed), there
 
     def remove(self, name: str) -> None:
         """Forgets a tenant; common frozen pools that nobody else reads go with it. O(1) in the number of tenants.
@@ -179,3 +193,7 @@ class Roster:
                 f"route({readers!r}): wanted a tenant's name, one name or None per row, or a LongTensor"
             )
         return Route.of([None if r is None else self[r] for r in readers])
+
+
+def _kind(method: Method, plan: Plan) -> Any:
+    return method.name, len(plan.pools), len(plan.uses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..core import CommonweightError, Plan, Rng, Site
 from ..methods import Beside, Method
 from ..methods.beside import without
 from .common import Common
+from .pools import Packed
 
 
 class Derive:
@@ -99,7 +100,8 @@ class Tenant:
         held: Sequence[Site] = (),
     ):
         self.name, self.number, self.method, self.config = name, number, method, config
-        self.plan, self.pools, self.labels = plan, dict(pools), labels
+        self.plan, self.labels = plan, labels
+        self.pools: Mapping[str, Tensor] = pools if isinstance(pools, Packed) else dict(pools)
         self.sites = tuple(sites)  # those the method's plan was made for; it may use fewer
         self.beside, self.held = beside, tuple(held)  # what it holds beside the method, and the sites of that
         self.vocabulary: int | None = None  # entries of the base's table when it was made: it says no others
@@ -110,9 +112,26 @@ class Tenant:
         self.rows = rows
         self.apart = False  # whether a change of a table is none of what is tied to it, as in some files of PEFT
         self.ties = ties or {}  # a site -> those that read the same weight, and whether they read it transposed
-        self.table = self._table()
+        self._table: dict[str, list[Entry]] | None = None
+        self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
 
-    def _table(self) -> dict[str, list[Entry]]:
+    @property
+    def table(self) -> dict[str, list[Entry]]:
+        """What happens at each site. It is made when somebody asks, and kept until `rest`."""
+        if (table := self._table) is None:
+            table = self._table = self._entered()
+        return table
+
+    @table.setter
+    def table(self, table: dict[str, list[Entry]]) -> None:
+        self._table = table
+
+    def rest(self) -> None:
+        """Keeps its numbers alone until somebody reads it again: some 100 kB less, which come back with its table."""
+        self._table = None
+        self.by_expert = {}
+
+    def _entered(self) -> dict[str, list[Entry]]:
         table: dict[str, list[Entry]] = {}
         for use in self.plan.uses:
             reads = [(slot, r.address, tuple(self.pools[p] for p in r.pools)) for slot, r in use.reads.items()]
@@ -126,7 +145,6 @@ class Tenant:
                 table.setdefault(other, mine)  # one that has a use of its own there has it in place of this
         for site, n in self.known.items():
             table[site] = [Entry(First(e.bind, n), e.reads, e.rows) for e in table[site]]
-        self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
         return table
 
     def bare(self) -> Tenant:
@@ -145,22 +163,20 @@ class Tenant:
         """Tables that have grown, and the entries of them that it knows: its changes are of these."""
         if known != self.known:
             self.known = dict(known)
-            self.table = self._table()
+            self.rest()
 
     def narrow(self, site: str, rows: tuple[int, int] | None) -> None:
         """The rows of a site's weight that it reads from now on."""
         if self.rows.get(site) != rows:
             self.rows = {**self.rows, site: rows}
-            for entry in self.table.get(site, ()):
-                entry.narrow(rows)
+            self.rest()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, whose entries are numbered by the process: it is made anew. The host links itself."""
-        return {**self.__dict__, "base": None, "table": None, "by_expert": None}
+        return {**self.__dict__, "base": None, "_table": None, "by_expert": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.table = self._table()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, pool in self.plan.pools.items():
@@ -232,8 +248,11 @@ class Tenant:
         return f"Tenant({self.name!r}, {self.method.name}, {self.count():,} trainable, {self.nbytes:,} bytes)"
 
 
-def materialise(plan: Plan, base: Derive, like: torch.device, frozen: MutableMapping[Any, Tensor]) -> dict[str, Tensor]:
-    """Tensors for a plan's pools. A pool that is neither trained nor saved exists once per host: `frozen` finds it.
+def materialise(
+    plan: Plan, base: Derive, like: torch.device, frozen: MutableMapping[Any, Tensor], own: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Tensors for a plan's pools. A pool that is neither trained nor saved exists once per host: `frozen` finds it,
+    but for those of `own`.
 
     What is derived from the base does not depend on the seed, and serves as a start of trained pools too.
     """
@@ -247,7 +266,7 @@ def materialise(plan: Plan, base: Derive, like: torch.device, frozen: MutableMap
             if tuple(value.shape) != pool.shape:
                 raise ValueError(f"pool {name}: its init gave shape {tuple(value.shape)}, wanted {pool.shape}")
             value = value.to(device=like, dtype=getattr(torch, pool.dtype))
-            if not pool.train and not pool.save:
+            if not pool.train and not pool.save and name not in own:
                 frozen[key] = value
         elif pool.train or pool.save:
             value = value.clone()

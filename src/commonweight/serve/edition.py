@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..host import Tenant
+from ..host.pools import stored
 from .blend import Part, total
 from .flight import Flights
 from .frozen import Frozen, finite, frozen
@@ -48,6 +49,12 @@ class Edition:
             self._form = self._form()
         return self._form
 
+    def reads(self, site: str) -> bool:
+        """Whether it changes what happens there."""
+        if self.common is not None:
+            return site in self.common.layers
+        return any(site in t.table for t in self.tenants)
+
 
 class Editions:
     """The edition of a tenant as its pools are now; one object for all requests that find them so."""
@@ -63,6 +70,8 @@ class Editions:
             if not finite(tenant):
                 return Edition(tenant.name, (tenant,), None, False)
             shared = common(tenant, modules)
+            if shared is not None:  # its table has been read; thousands of tenants are resident without one
+                tenant.rest()
             form = frozen(tenant, modules) if shared is None else lambda: frozen(tenant, modules)
             return Edition(tenant.name, (tenant,), form, True, shared)
 
@@ -92,4 +101,4 @@ class Editions:
 
 
 def _key(tenant: Tenant) -> Any:
-    return tenant.number, tuple(p._version for p in tenant.pools.values())
+    return tenant.number, tuple(p._version for p in stored(tenant.pools))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..commons import Commons
 from ..core import CommonweightError, counted
 from ..host import Host, Tenant
+from ..host.pools import stored
 from ..host.route import Route
 from . import outputs, prompts
 from .engine import Full
@@ -341,7 +342,7 @@ class Encoder:
         return ids, None if types is None else list(types)
 
     def _is_sound(self, tenant: Tenant) -> bool:
-        now = tuple(p._version for p in tenant.pools.values())
+        now = tuple(p._version for p in stored(tenant.pools))
         kept = self._sound.get(tenant)
         if kept is None or kept[0] != now:
             kept = self._sound[tenant] = (now, finite(tenant))

@@ -13,6 +13,7 @@ from ..bind.magnitude import Magnitude
 from ..bind.scale import ScaleInput, ScaleOutput
 from ..bind.shift import BiasShift
 from ..host import Tenant
+from ..host.pools import stored
 from ..host.tenant import Entry
 
 WIDEST = 64  # a larger rank is better read through the method's own form, which may share its factors
@@ -108,4 +109,4 @@ def _(bind: Magnitude, slots: Mapping[str, Tensor], at: Any) -> Frozen:
 
 def finite(tenant: Tenant) -> bool:
     """Whether all numbers of a tenant are."""
-    return all(bool(p.isfinite().all()) for p in tenant.pools.values() if p.is_floating_point())
+    return all(bool(p.isfinite().all()) for p in stored(tenant.pools) if p.is_floating_point())

@@ -45,7 +45,7 @@ def common(tenant: Tenant, modules: Mapping[str, Any]) -> Common | None:
     """None for a tenant without a common, or whose change is not of this form at some layer. Cost: its own numbers."""
     if tenant.common is None:
         return None
-    theirs = {p.data_ptr() for n, p in tenant.pools.items() if n in tenant.common.pools}
+    theirs = {tenant.pools[n].data_ptr() for n in tenant.common.pools if n in tenant.pools}
     layers, key = {}, []
     for name, entries in tenant.table.items():
         at = modules.get(name)

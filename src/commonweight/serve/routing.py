@@ -39,7 +39,7 @@ class Router:
 
     def run(self, readers: Readers, processor: Any, run: Callable[[], None]) -> None:
         """readers: (who, how many tokens) of each request, in the order of the packed row."""
-        whole = any(e is not None and any(self.head in t.table for t in e.tenants) for e, _ in readers)
+        whole = any(e is not None and e.reads(self.head) for e, _ in readers)
         processor.model_runner._model_supports_logits_to_keep = False if whole else None
         kept = self.of(readers)
         self.place(readers, processor.inputs_and_outputs.position_ids)

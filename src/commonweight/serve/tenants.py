@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from ..commons import Commons
 from ..core import CommonweightError, unknown
 from ..host import Host, Tenant
+from ..host.pools import stored
 from .blend import several, terms
 from .edition import Edition, Editions
 from .flight import Flights
@@ -180,7 +181,7 @@ class Tenants:
     @property
     def nbytes(self) -> int:
         """Of what was loaded from the store; a common's pools count once."""
-        pools = {p.data_ptr(): p.nbytes for t in [*self._loaded.values()] for p in t.pools.values()}
+        pools = {p.data_ptr(): p.nbytes for t in [*self._loaded.values()] for p in stored(t.pools)}
         return sum(pools.values())
 
     def _make_room(self) -> None:
