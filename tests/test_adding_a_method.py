@@ -39,7 +39,7 @@ def example() -> Iterator[dict[str, ModuleType]]:
         for title, code in blocks().items():
             name = title.removeprefix("src/").removesuffix(".py").replace("/", ".")
             # The list of methods is the only file that already exists: its line runs beside it.
-            name = name.replace("methods.__init__", "methods._listed")
+            name = name.replace("scaling.__init__", "scaling._listed")
             module = modules[name] = ModuleType(name)
             module.__package__ = name.rpartition(".")[0]
             sys.modules[name] = module
@@ -63,17 +63,17 @@ def modules() -> Iterator[dict[str, ModuleType]]:
 
 def test_every_python_block_of_the_page_is_run(modules):
     assert list(modules) == [
-        "commonweight.methods.gate",
-        "commonweight.methods._listed",
-        "tests.methods.test_gate",
+        "commonweight.methods.scaling.gate",
+        "commonweight.methods.scaling._listed",
+        "tests.methods.scaling.test_gate",
         "example",
     ]
     assert PAGE.read_text("utf-8").count("```python") == len(modules)
-    assert modules["commonweight.methods._listed"].Gate is cw.methods.get("gate").config
+    assert modules["commonweight.methods.scaling._listed"].Gate is cw.methods.get("gate").config
 
 
 def test_the_examples_own_tests_pass(modules):
-    tests = [f for n, f in vars(modules["tests.methods.test_gate"]).items() if n.startswith("test_")]
+    tests = [f for n, f in vars(modules["tests.methods.scaling.test_gate"]).items() if n.startswith("test_")]
     assert len(tests) == 3
     for test in tests:
         test()

@@ -9,7 +9,7 @@ from torch import nn
 import commonweight as cw
 from tests.host.test_families import made
 from tests.laws.subjects import stir
-from tests.methods.test_tokens import IDS, llama
+from tests.methods.selective.test_tokens import IDS, llama
 
 peft = pytest.importorskip("peft")
 

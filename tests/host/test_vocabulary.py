@@ -9,7 +9,7 @@ from torch import nn
 
 import commonweight as cw
 from tests.laws.subjects import stir
-from tests.methods.test_tokens import IDS, llama
+from tests.methods.selective.test_tokens import IDS, llama
 from tests.models import VOCAB, make
 
 NEW = VOCAB + 5

@@ -14,8 +14,9 @@ METHODS = sorted(cw.methods.available())
 
 
 def _says(method: str, name: str, default: Any) -> Any:
-    """What the method's own test file, tests/methods/test_<method>.py, says under a name."""
-    return getattr(importlib.import_module(f"tests.methods.test_{method.replace('-', '_')}"), name, default)
+    """What the method's own test file, tests/methods/<family>/test_<method>.py, says under a name."""
+    family = cw.methods.get(method).family
+    return getattr(importlib.import_module(f"tests.methods.{family}.test_{method.replace('-', '_')}"), name, default)
 
 
 def small(method: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 
 import commonweight as cw
 from tests.laws.subjects import stir
-from tests.methods.test_tokens import IDS, llama
+from tests.methods.selective.test_tokens import IDS, llama
 from tests.models import answer, make
 
 HELD = [

@@ -46,7 +46,7 @@ def merges() -> list[str]:
 
 
 def _trees(folder: Path) -> Iterator[ast.Module]:
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         yield ast.parse(path.read_text(encoding="utf-8"))
 
 

@@ -114,7 +114,7 @@ def _publish(
 ) -> Import:  # fmt: skip
     from ..host.files import settle
     from ..methods import families
-    from ..methods.share import Share
+    from ..methods.shared_pools.share import Share
 
     groups = {
         f: [s.name for s in group] for f, group in families([s for s in host.base.every if s.name in sites]).items()

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core import CommonweightError, Site
 from ..methods import Beside
-from ..methods.tokens import wrong_tokens
+from ..methods.selective.tokens import wrong_tokens
 from .experts import Stacked
 from .hooked import HookedModel
 from .names import named

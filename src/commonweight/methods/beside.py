@@ -11,7 +11,7 @@ from torch import Tensor
 from ..address import WHOLE
 from ..bind import Copy
 from ..core import Plan, Pool, Read, Rng, Site, Source, Use, serial
-from .tokens import entries
+from .selective.tokens import entries
 
 Ids = tuple[int, ...]
 

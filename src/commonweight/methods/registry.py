@@ -45,6 +45,11 @@ class Method:
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
 
     @property
+    def family(self) -> str:
+        """The folder in which its file lies."""
+        return self.plan.__module__.split(".")[-2]
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """`size`, or what it is by default."""
         if self.size is not None:

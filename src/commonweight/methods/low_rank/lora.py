@@ -1,0 +1,73 @@
+"""LoRA: a private low-rank update for every site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ...address import WHOLE
+from ...bind import BiasShift, LowRank
+from ...core import ZEROS, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ..registry import method
+
+
+@config
+class LoRA:
+    rank: int = option(8, "rank r of the update", ge=1)
+    alpha: float | None = option(None, "numerator of the scale; none: 2 * rank", gt=0)
+    rslora: bool = option(False, "scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732, eq. 6)")
+    dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: other ranks for some sites, first match wins"
+    )
+    alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs: other alphas for some sites")
+    bias: bool = option(False, "also a shift of the bias, at sites that have one")
+
+    def check(self) -> str | None:
+        return wrong_pairs(ranks=self.ranks, alphas=self.alphas)
+
+
+def wrong_pairs(**options: Sequence[tuple[str, float]]) -> str | None:
+    """What is wrong with (pattern, number) pairs: each number must be above 0."""
+    found = [(name, p, v) for name, pairs in options.items() for p, v in pairs if v <= 0]
+    return f"{found[0][0]} gives {found[0][1]!r} the value {found[0][2]}; it must be > 0" if found else None
+
+
+def pick(pairs: Sequence[tuple[str, float]], name: str, default: float) -> float:
+    """The number of the first pattern that is the name or matches it: the brackets of a fused layer's rows are literal
+    in a name."""
+    return next((v for p, v in pairs if name == p or fnmatchcase(name, p)), default)
+
+
+def rank_and_scale(config: Any, site: str) -> tuple[int, float]:
+    """A site's r, and alpha / r or alpha / sqrt(r)."""
+    r = int(pick(config.ranks, site, config.rank))
+    alpha = pick(config.alphas, site, 2.0 * r if config.alpha is None else config.alpha)
+    return r, alpha / (math.sqrt(r) if config.rslora else r)
+
+
+@method(
+    "lora",
+    LoRA,
+    paper="LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685",
+    formula="sum over sites of r (d_in + d_out); with bias, d_out more where there is one",
+    lr=1e-3,
+)
+def plan(sites: Sequence[Site], config: LoRA) -> Plan:
+    """h = W0 x + (alpha / r) B A x, A uniform and B zero at the start; with bias, + b, zero at the start.
+
+    Linear in: A, B and b, each alone. Source: arXiv 2106.09685, eq. (3). Differs: A uniform as in the official code.
+    """
+    pools, uses = {}, []
+    for s in sites:
+        r, scale = rank_and_scale(config, s.name)
+        pools[f"{s.name}.A"] = Pool((r, s.inp), kaiming(s.inp))
+        pools[f"{s.name}.B"] = Pool((s.out, r), ZEROS)
+        bind = LowRank(scale, config.dropout)
+        uses.append(Use(s.name, bind, {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "AB"}))
+        if config.bias and s.bias:
+            pools[f"{s.name}.b"] = Pool((s.out,), ZEROS)
+            uses.append(Use(s.name, BiasShift(), {"db": Read(WHOLE, (f"{s.name}.b",))}))
+    return Plan(pools, tuple(uses))

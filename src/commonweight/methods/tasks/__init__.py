@@ -1,0 +1,16 @@
+"""Tasks: parts that many tasks have in common, and mixtures of trained ones."""
+
+from . import poly, scalearn
+from .cpoly import CPoly
+from .mtlora import MTLoRA
+from .poly import Poly
+from .scalearn import ScaLearn
+
+__all__ = [
+    "CPoly",
+    "MTLoRA",
+    "Poly",
+    "ScaLearn",
+    "poly",
+    "scalearn",
+]
