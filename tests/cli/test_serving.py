@@ -8,7 +8,7 @@ import socket
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import commonweight as cw
 from tests.adapt import tiny
@@ -40,6 +40,22 @@ def given(monkeypatch):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
 
     return say
+
+
+def test_another_tokenizer_reads_the_rows(capsys, shop, given, tmp_path):
+    words = AutoTokenizer.from_pretrained(shop[0])
+    words.chat_template = "{{ messages[0].content }} {{ messages[0].content }} {{ messages[0].content }}"
+    words.add_tokens(["<tool>"])
+    words.save_pretrained(tmp_path)
+    rows = [{"messages": [{"role": "user", "content": "w1"}], "max_tokens": 1}, {"prompt": "w1 <tool>"}]
+    given("".join(json.dumps(r) + "\n" for r in rows))
+    code, out, _ = call(capsys, "generate", shop[0], "--tokenizer", tmp_path)
+    found = [json.loads(x) for x in out.splitlines()]
+    assert code == 2 and found[0]["prompt_tokens"] == 3
+    assert "the tokenizer makes 44 of '<tool>', and the model has 44 entries" in found[1]["error"]
+    given("")
+    code, _, err = call(capsys, "generate", shop[0], "--tokenizer", tmp_path / "none")
+    assert code and "none: no tokenizer can be loaded there" in err
 
 
 def test_rows_in_rows_out(capsys, shop, given):

@@ -38,12 +38,13 @@ def command(
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answers.")] = None,
     dtype: serving.Dtype = "auto",
     device: serving.Device = "auto",
+    tokenizer: serving.Tokenizer = None,
 ) -> None:
     """Talk to a tenant. Answers stand on stdout, all else on stderr."""
     from ..core import unknown
 
     serving.looked_at(model, store, dtype, device)
-    with serving.opened(model, store, dtype, device, max_requests=1) as engine:
+    with serving.opened(model, store, dtype, device, max_requests=1, **serving.words(tokenizer)) as engine:
         if tenant is not None and not _there(engine, tenant):
             raise unknown("tenant", tenant, engine.tenants.names())
         how = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}

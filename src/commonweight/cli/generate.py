@@ -46,12 +46,13 @@ def command(
     tenant_memory: serving.Memory = None,
     dtype: serving.Dtype = "auto",
     device: serving.Device = "auto",
+    tokenizer: serving.Tokenizer = None,
 ) -> None:
     """Answer the rows of stdin (JSON lines), in their order, many at a time."""
     memory = serving.looked_at(model, store, dtype, device, tenant_memory)
     batch = {"max_requests": max_requests, "cache_tokens": cache_tokens, "tenant_memory": memory}
     given = {"tenant": tenant, "max_new_tokens": max_tokens, "temperature": temperature}
-    with serving.opened(model, store, dtype, device, **batch) as engine:
+    with serving.opened(model, store, dtype, device, **batch, **serving.words(tokenizer)) as engine:
         bad = 0
         for row in answers(engine, sys.stdin.buffer, given, AHEAD * max_requests):
             bad += "error" in row

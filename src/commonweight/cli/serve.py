@@ -97,6 +97,7 @@ def command(
     ] = None,
     dtype: serving.Dtype = "auto",
     device: serving.Device = "auto",
+    tokenizer: serving.Tokenizer = None,
     tool_parser: Annotated[
         str,
         typer.Option(
@@ -137,7 +138,9 @@ def command(
         timeout=timeout, drain=drain, log_prompts=log_prompts, tool_parser=tool_parser,
     )  # fmt: skip
     batch = {"max_requests": max_requests, "max_waiting": max_waiting, "tenant_memory": memory}
-    opened = lambda: serving.answering(model, task, pool, store, dtype, device, cache_tokens, **batch)  # noqa: E731
+    opened = lambda: serving.answering(  # noqa: E731
+        model, task, pool, store, dtype, device, cache_tokens, **batch, **serving.words(tokenizer)
+    )
     _run(host, port, settings, opened)
 
 

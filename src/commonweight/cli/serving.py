@@ -23,6 +23,13 @@ Dtype = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where it runs: auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=LOADING)]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name of the tokenizer, as beside an adapter with tokens of its own. Without it, MODEL's.",
+        rich_help_panel=LOADING,
+    ),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -76,6 +83,18 @@ def answering(
 
     _quiet()
     return Encoder(model, store=store, task=task, dtype=dtype, device=pick_device(device), pool=pool, **settings)
+
+
+def words(where: str | None) -> dict[str, Any]:
+    """The option of an engine for a tokenizer that does not lie beside the model."""
+    if where is None:
+        return {}
+    from ..core import CommonweightError
+    from ..serve.prompts import tokenizer_of
+
+    if (found := tokenizer_of(None, where)) is None:
+        raise CommonweightError(f"--tokenizer {where}: no tokenizer can be loaded there")
+    return {"tokenizer": found}
 
 
 def opened(model: str, store: Path | None, dtype: str, device: str, **settings: Any) -> Engine:

@@ -57,15 +57,25 @@ def tokens(request: Request, tokenizer: Any, vocabulary: int) -> list[int]:
     messages without a template."""
     prompt = request.prompt
     if isinstance(prompt, str):
-        return list(_needed(tokenizer, "text")(prompt)["input_ids"])
+        return _known(list(_needed(tokenizer, "text")(prompt)["input_ids"]), tokenizer, vocabulary)
     if not isinstance(prompt, Sequence):
         raise CommonweightError(f"prompt is a {type(prompt).__name__}; wanted text, token ids or messages")
     if prompt and isinstance(prompt[0], Mapping):
-        return _chat(prompt, request, _needed(tokenizer, "messages"))  # type: ignore[arg-type]
+        return _known(_chat(prompt, request, _needed(tokenizer, "messages")), tokenizer, vocabulary)  # type: ignore[arg-type]
     for token in prompt:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
             raise CommonweightError(f"prompt has the token {token!r}; wanted whole numbers from 0 to {vocabulary - 1}")
     return list(prompt)  # type: ignore[arg-type]
+
+
+def _known(tokens: list[int], tokenizer: Any, vocabulary: int) -> list[int]:
+    """Raises: CommonweightError for a token that the tokenizer has and the model has not."""
+    if tokens and (most := max(tokens)) >= vocabulary:
+        raise CommonweightError(
+            f"the tokenizer makes {most} of {tokenizer.convert_ids_to_tokens(most)!r}, and the model has {vocabulary} "
+            "entries; load a tenant that brings its rows, or make room with host.resize_vocabulary(len(tokenizer))"
+        )
+    return tokens
 
 
 def _needed(tokenizer: Any, what: str) -> Any:

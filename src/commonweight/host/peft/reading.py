@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..roster import Roster
 from ..sites import once
 from ..tenant import Tenant
 from ..vocabulary import brings, ready
-from . import beside, names, through
+from . import beside, names, through, words
 from .base import Frozen, without_copies
 from .entering import enter
 
@@ -93,6 +94,8 @@ def import_peft(
         if found.size is not None:
             tenant.vocabulary = found.size
         fit(tenant, {s.name: s for s in base.every})
+        if (said := words.notice(folder, base.inner)) is not None:
+            warnings.warn(said, stacklevel=3)
         return tenant
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
