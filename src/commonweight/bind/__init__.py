@@ -1,7 +1,7 @@
 """What a reader does with what it read: one small file per family of pure functions."""
 
 from .anchored import Anchored
-from .bottleneck import Bottleneck, Weighed
+from .bottleneck import Bottleneck, Parallel, Weighed
 from .branch import Before, Mapped, Step, Times
 from .coded import Coded
 from .copied import Copy
@@ -40,6 +40,7 @@ __all__ = [
     "LowRank",
     "Magnitude",
     "Mapped",
+    "Parallel",
     "RandomBases",
     "Replace",
     "Requantised",

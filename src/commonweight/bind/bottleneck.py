@@ -70,3 +70,20 @@ class Weighed:
         self, x: Tensor, y: Tensor, base: Base, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
     ) -> Tensor:
         return Bottleneck(self.act).grouped(x, y, base, down, down_bias, *self.kept(up, up_bias, base.training))
+
+
+@serial
+@dataclass(frozen=True)
+class Parallel:
+    """y' = y + up act(down x + down_bias) + up_bias, x what the module is given: an adapter beside it.
+
+    Shapes: down (r, d_in), down_bias (r,), up (d_out, r), up_bias (d_out,). Linear in: up and up_bias, each alone.
+    Cost: T r (d_in + d_out) products. Source: arXiv 2110.04366, table 1.
+    """
+
+    act: str = "relu"
+
+    def output(
+        self, x: Tensor, y: Tensor, base: Base, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
+    ) -> Tensor:
+        return y + F.linear(ACTS[self.act](F.linear(x, down, down_bias)), up, up_bias)

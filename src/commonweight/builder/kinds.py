@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 from ..address import Whole
 from ..bind import (
     Before,
+    Bottleneck,
     Elastic,
     Exit,
     ExpertChoice,
     Experts,
     LowRank,
     Mapped,
+    Parallel,
     Replace,
     Requantised,
     Step,
@@ -37,10 +39,13 @@ class Form(NamedTuple):
 
 _GRID = ("grid", "scale", "zero", "A", "B")
 _ELASTIC = {n: (n,) for n in ("code", *(f"{k}{b}" for k in _GRID for b in range(1, 9)))}
+_ADAPTER = ("down", "down_bias", "up", "up_bias")
 _SLOTS = {
     (Requantised, Whole): Form(
         forms.Requantised, {n: (n,) for n in (*_GRID, "low", "size", "code")}, without=("weight",)
     ),
+    (Bottleneck, Whole): Form(forms.Serial, {n: (n,) for n in _ADAPTER}, True),
+    (Parallel, Whole): Form(forms.Parallel, {n: (f"side_{n}",) for n in _ADAPTER}, True),
     (Elastic, Whole): Form(forms.Elastic, _ELASTIC, without=("weight",)),
     (LowRank, Whole): Form(forms.Relaxed, {"A": ("A",), "B": ("B",)}),
     (Step, Whole): Form(forms.Stepped, {"g": ("g",)}, True),

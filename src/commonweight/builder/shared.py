@@ -63,8 +63,11 @@ def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
 
 
 def freeze(model: nn.Module, sharing: Record) -> None:
-    """What layers read and do not train."""
+    """What layers read and do not train. still: parameters that no depth trains."""
     _, blocks = stack_of(model, sharing["path"])
+    for name in sharing.get("still", ()):
+        for depth in range(len(blocks)):  # type: ignore[arg-type]
+            blocks.get_parameter(f"{depth}.{name}").requires_grad_(False)
     for told in sharing["forms"]:
         for depth in told["depths"] if "frozen" in told else ():
             module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))

@@ -78,7 +78,18 @@ def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
             told |= ({"frozen": frozen} if frozen else {}) | ({"dtypes": whole} if whole else {})
             forms.setdefault(repr(told), {**told, "depths": []})["depths"].append(int(depth))
     shared = {n: o for n, o in tied.items() if any(own not in (None, d) for d, own in enumerate(o))}
-    return {"path": _below(model, path), "tied": shared, "forms": list(forms.values())}
+    told = {"path": _below(model, path), "tied": shared, "forms": list(forms.values())}
+    return told | ({"still": still} if (still := _still(layout)) else {})
+
+
+def _still(layout: Layout) -> list[str]:
+    """Weights that train at no depth."""
+    trains: dict[str, bool] = {}
+    for use in layout.plan.uses:
+        if form_of(use) is None:
+            name = use.site.partition(".")[2]
+            trains[name] = trains.get(name, False) or layout.plan.pools[use.reads["weight"].pools[0]].train
+    return sorted(n for n, t in trains.items() if not t)
 
 
 def _parameters(use: Any, found: Any) -> list[tuple[str, str]]:

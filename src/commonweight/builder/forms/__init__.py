@@ -3,6 +3,7 @@
 A form is a class without `__init__` that stands before the layer's own class; its parameters are made by `arrange`.
 """
 
+from .adapters import Parallel, Serial
 from .addressed import Addressed
 from .blocks import Encoded, MappedBlock, Stepped, Told
 from .choices import Assigned, Leaving, Selected
@@ -19,9 +20,11 @@ __all__ = [
     "Leaving",
     "MappedBlock",
     "Mixture",
+    "Parallel",
     "Relaxed",
     "Requantised",
     "Selected",
+    "Serial",
     "Stepped",
     "Told",
     "Walk",

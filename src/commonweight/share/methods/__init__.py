@@ -1,6 +1,7 @@
 """One file per sharing method: options and a layout. Adding one: the file, its name in this list, its test."""
 
 from ..registry import Method, available, get, layout_of, resolve
+from .autopeft import AutoPEFT
 from .crash import CRaSh
 from .drop import Drop
 from .efficientdm import EfficientDM
@@ -22,6 +23,7 @@ __all__ = [
     "ILR",
     "MIP",
     "QFA",
+    "AutoPEFT",
     "CRaSh",
     "Drop",
     "EfficientDM",
