@@ -27,7 +27,7 @@ from commonweight.share.depthwise import Depthwise
 from .harness import machine, store
 
 LOOPS, UNITS, ROOM, SLACK = 4, 2, 128, 1.005
-SURE = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+SURE = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 
 
 def tokenizer(text: str) -> Any:
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     words = tokenizer(text)
     cut = len(text) - 120_000
     rows = [{"text": text[i : i + 4000]} for i in range(0, min(cut, 2 * args.tokens), 4000)]
-    calibrating, held = text[cut : cut + 40_000], text[cut + 60_000 : cut + 100_000]
+    calibrating, held = text[cut : cut + 20_000], text[cut + 60_000 : cut + 100_000]
     plain = trained(words, rows, "recursive", args)
     model = trained(words, rows, "exit", args, sure=0.8)
     walk = walk_of(model)

@@ -45,8 +45,9 @@ def test_an_end_token_ends_and_draws_do_not_depend_on_the_batch():
 def test_refusals():
     with pytest.raises(CommonweightError, match="depth-wise batching wants a llama layout of mor or exit"):
         Depthwise(share.share(llama(), "recursive"))
-    with pytest.raises(CommonweightError, match="wants a llama layout of mor or exit"):
-        Depthwise(share.share(gpt2(), "exit"))
+    for other in (share.share(gpt2(), "exit"), share.share(llama(), "sut")):
+        with pytest.raises(CommonweightError, match="wants a llama layout of mor or exit"):
+            Depthwise(other)
     with pytest.raises(CommonweightError, match="loops that share all weights; leave out relax"):
         Depthwise(share.share(llama(), "exit", relax=2))
     with pytest.raises(CommonweightError, match="a prompt has no tokens, or with its answer more than length=8"):

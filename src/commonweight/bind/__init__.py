@@ -5,7 +5,7 @@ from .bottleneck import Bottleneck, Parallel, Weighed
 from .branch import Before, Mapped, Step, Times
 from .coded import Coded
 from .copied import Copy
-from .depth import Exit, ExpertChoice, TokenChoice
+from .depth import Exit, Expected, Expecting, ExpertChoice, Halt, TokenChoice
 from .entries import Entries, Turned, turned
 from .experts import Experts
 from .first import First
@@ -34,9 +34,12 @@ __all__ = [
     "Elastic",
     "Entries",
     "Exit",
+    "Expected",
+    "Expecting",
     "ExpertChoice",
     "Experts",
     "First",
+    "Halt",
     "LowRank",
     "Magnitude",
     "Mapped",

@@ -79,3 +79,35 @@ class Exit:
     ends: int = 1
     threshold: float = 2.0
     weight: float = 0.1
+
+
+@serial
+@dataclass(frozen=True)
+class Halt:
+    """Before step l > 0 a token halts with probability a_l = never halt(h_l), halt = softmax(W2 relu(W1 h) + (0, b)).
+
+    Shapes: halt_in (d, d), halt_out (2, d), halt_bias (1,). Where never < 1 - done it is no longer computed. Its state,
+    for the others and in the end, is sum a_l h_l + never h. weight: of the mean of sum a_l l + never loops.
+    Source: SUT, arXiv 2310.07096, section 2.3 and the authors' code.
+    """
+
+    loop: int
+    loops: int
+    at: int
+    of: int
+    slot: int
+    ends: int = 0
+    done: float = 0.999
+    weight: float = 0.0
+
+
+@serial
+@dataclass(frozen=True)
+class Expecting:
+    """Of a norm before attention: it norms the states that are expected of tokens (`Halt`) as well."""
+
+
+@serial
+@dataclass(frozen=True)
+class Expected:
+    """Of a layer of keys or values: its input is what is expected of tokens, in the place of their own states."""

@@ -14,11 +14,13 @@ class Experts:
 
     capacity: an expert takes int(T capacity k / E) of a batch's T tokens, the first that chose it; others get nothing
     of it. So outputs depend on the batch, as in the paper. Source: WideNet, arXiv 2107.11817, section 3.2.
+    weight: of the loss -(H(e) - H(e | x)), the information that tokens have of experts; SUT, arXiv 2310.07096, eq. (7).
     """
 
     experts: int
     k: int = 1
     capacity: float = 1.25
+    weight: float = 0.0
 
     @property
     def taken(self) -> tuple[str, float]:

@@ -69,8 +69,9 @@ def shared_type(model: Any) -> str:
 
 
 _PLAIN = {  # what of the standard library the classes may need: a word by which to see it, and the line
-    "inspect.": "import inspect", "math.": "import math", "Sequence": "from collections.abc import Sequence",
-    "@dataclass": "from dataclasses import dataclass", "NamedTuple": "from typing import NamedTuple",
+    "deepcopy(": "from copy import deepcopy", "inspect.": "import inspect", "math.": "import math",
+    "Sequence": "from collections.abc import Sequence", "@dataclass": "from dataclasses import dataclass",
+    "NamedTuple": "from typing import NamedTuple",
 }  # fmt: skip
 
 

@@ -12,8 +12,11 @@ from ..bind import (
     Bottleneck,
     Elastic,
     Exit,
+    Expected,
+    Expecting,
     ExpertChoice,
     Experts,
+    Halt,
     LowRank,
     Mapped,
     Parallel,
@@ -55,6 +58,9 @@ _SLOTS = {
     (Times, Whole): Form(forms.Encoded, {"v": ("v",)}, True),
     (ExpertChoice, Whole): Form(forms.Selected, {"router": ("router",)}, True),
     (TokenChoice, Whole): Form(forms.Assigned, {"router": ("router",)}, True),
+    (Halt, Whole): Form(forms.Halted, {n: (n,) for n in ("halt_in", "halt_out", "halt_bias")}, True),
+    (Expecting, Whole): Form(forms.Heard, {}, True),
+    (Expected, Whole): Form(forms.Spoken, {}, True),
     (Exit, Whole): Form(forms.Leaving, {"router": ("router",), "bias": ("bias",)}, True),
 }
 

@@ -96,19 +96,24 @@ def relaxed(
 
 
 def walked(
-    layout: Layout, loops: int, bind: Callable[..., Any], reads: Callable[[int], Mapping[str, Pool]], ends: int = 1
+    layout: Layout,
+    loops: int,
+    bind: Callable[..., Any],
+    reads: Callable[[int], Mapping[str, Pool]],
+    ends: int = 1,
+    common: bool = False,
 ) -> Layout:
     """With the blocks between the ends as `loops` loops that each run for some of the tokens.
 
     bind: of ``loop, loops, at, of, slot, ends``, which say where a block stands. reads: {slot: pool} of a loop's first
-    block, which chooses; the others read nothing."""
+    block, which chooses; the others read nothing. common: the pools are those of all loops."""
     pools: dict[str, Pool] = {}
     uses = []
     inner = range(ends, len(layout.like) - ends)
     for n, depth in enumerate(inner):
         loop, at = divmod(n, len(inner) // loops)
         slots = reads(loop) if at == 0 else {}
-        names = {slot: f"{slot}.{loop}" for slot in slots}
+        names = {slot: slot if common else f"{slot}.{loop}" for slot in slots}
         pools |= {names[slot]: pool for slot, pool in slots.items()}
         where = {"loop": loop, "loops": loops, "at": at, "of": len(inner) // loops, "slot": len(layout.like) + loop}
         uses.append(Use(str(depth), bind(**where, ends=ends), {s: Read(WHOLE, (names[s],)) for s in slots}))

@@ -44,7 +44,11 @@ class Depthwise:
         blocks = list(model.get_submodule(stack(model)))
         looped = [i for i, b in enumerate(blocks) if hasattr(b, "walk")]
         base = getattr(model, model.base_model_prefix)
-        if not looped or not all(hasattr(base, n) for n in ("embed_tokens", "rotary_emb", "norm")):
+        if (
+            not looped
+            or blocks[looped[0]].held
+            or not all(hasattr(base, n) for n in ("embed_tokens", "rotary_emb", "norm"))
+        ):
             raise CommonweightError(f"{type(model).__name__}: depth-wise batching wants a llama layout of mor or exit")
         self.base, self.head, self.walk = base, model.get_output_embeddings(), blocks[looped[0]].walk
         self.before, self.after = blocks[: looped[0]], blocks[looped[-1] + 1 :]

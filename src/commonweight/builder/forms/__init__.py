@@ -7,6 +7,7 @@ from .adapters import Parallel, Serial
 from .addressed import Addressed
 from .blocks import Encoded, MappedBlock, Stepped, Told
 from .choices import Assigned, Leaving, Selected
+from .halting import Halted, Heard, Spoken
 from .mixture import Mixture
 from .quantised import Elastic, Requantised
 from .relaxed import Relaxed
@@ -17,6 +18,8 @@ __all__ = [
     "Assigned",
     "Elastic",
     "Encoded",
+    "Halted",
+    "Heard",
     "Leaving",
     "MappedBlock",
     "Mixture",
@@ -25,6 +28,7 @@ __all__ = [
     "Requantised",
     "Selected",
     "Serial",
+    "Spoken",
     "Stepped",
     "Told",
     "Walk",

@@ -19,20 +19,34 @@ class Mixture:
     An expert takes int(T capacity k / E) of T tokens, the first that chose it."""
 
     router: nn.Parameter
+    weight: float
+    k: int
+    capacity: float
+    training: bool
     experts: nn.ModuleList
 
-    def grow(self: Any, experts: int, k: int, capacity: float) -> None:
+    def grow(self: Any, experts: int, k: int, capacity: float, weight: float = 0.0) -> None:
         """Copies of the module as it was, which then has no layers of its own."""
         plain = deepcopy(self)
         plain.__class__ = type(self).__mro__[2]
         for name in list(self._modules):
             delattr(self, name)
         self.experts = nn.ModuleList(deepcopy(plain) for _ in range(experts))
-        self.k, self.capacity = k, capacity
+        self.k, self.capacity, self.weight = k, capacity, weight
+
+    def information(self, p: Tensor) -> Tensor:
+        """-(H(e) - H(e | x)) times its weight, of probabilities (T, E)."""
+        mean = p.mean(0)
+        return self.weight * ((mean * mean.log()).sum() - torch.special.xlogy(p, p).sum(-1).mean())
+
+    def beside(self) -> Tensor | None:
+        return self.__dict__.pop("told", None)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        p, chosen = F.linear(flat, self.router).float().softmax(-1).topk(self.k, -1)
+        every = F.linear(flat, self.router).float().softmax(-1)
+        self.__dict__["told"] = self.information(every) if self.training and self.weight else None
+        p, chosen = every.topk(self.k, -1)
         room = int(len(flat) * self.capacity * self.k / len(self.experts))
         out = torch.zeros_like(flat)
         for e, expert in enumerate(self.experts):

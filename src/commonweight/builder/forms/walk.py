@@ -27,7 +27,8 @@ class Turn:
 
     gate: Tensor
 
-    def __init__(self, walk: Walk, keep: Tensor, entered: Tensor, slot: int):
+    def __init__(self, walk: Walk, keep: Tensor, entered: Tensor, slot: int | None):
+        """slot: of the cache, for which tokens this loop's slots hold; None: they hold all tokens."""
         self.alive, self.entered = keep, entered
         rows, length = keep.shape
         self.count = int(keep.sum(1).max())
@@ -43,20 +44,25 @@ class Turn:
         at = at if self.index is None else at.gather(1, self.index)
         places = at if self.real is None else at.masked_fill(~self.real, -1)
         held = places
-        if cache is not None:  # which tokens this loop's slots hold
+        if slot is None:
+            held = torch.arange(before + length, device=keep.device).expand(rows, -1)
+        elif cache is not None:
             while len(cache.layers) <= slot:
                 cache.layers.append(type(cache.layers[-1])())
             wide = places[:, None, :, None]
             held = cache.layers[slot].update(wide, wide[..., :0])[0][:, 0, :, 0]
-        self.sub = self._mask(walk.mask, at, places, held, before + length)
+        self.sub = self._mask(walk.mask, at, places, held, before + length, slot)
 
-    def _mask(self, mask: Tensor | None, at: Tensor, places: Tensor, held: Tensor, length: int) -> Tensor | None:
+    def _mask(
+        self, mask: Tensor | None, at: Tensor, places: Tensor, held: Tensor, length: int, slot: int | None
+    ) -> Tensor | None:
         """(B, 1, k, S): what these tokens see of those that the loop holds; None: what attention sees by itself."""
         full = bool((held >= 0).all())
         if full and held.shape[1] == length and self.index is None:
             return mask
         if mask is None:
-            if full and (at.shape[1] == 1 or held.shape[1] == at.shape[1]):
+            last = at.shape[1] == 1 and int(held.max()) <= int(places.min())
+            if full and (last or (slot is not None and held.shape[1] == at.shape[1])):
                 return None
             sees = held[:, None, :] <= places[:, :, None]
         else:
@@ -105,6 +111,10 @@ class Walk:
     stay: dict[int, Tensor]  # of a loop (B, T): in training, the tokens that have not left
     last: Tensor  # (B, T): the last loop of each token, as far as it is known
     gate: Tensor  # (B, T)
+    sums: dict[int, Tensor]  # of a loop: what halted, (B, T, d)
+    never: dict[int, Tensor]  # of a loop: the log probability of not having halted, (B, T)
+    kept: dict[int, Any]  # of a loop: keys and values of all tokens
+    heard: Tensor  # what keys and values are made of
     scores: dict[int, tuple[Tensor, Tensor]]  # of a loop: states before it (B, T, d), and what a classifier says
 
     def __init__(self) -> None:
@@ -146,6 +156,7 @@ class Walk:
 class Walked:
     """A block of a loop. The first one of each loop chooses the tokens, and the last one ends it."""
 
+    held = False  # every loop's slots hold all tokens
     together, needs = Walk, (Chosen, Turn, Walk)
     router: nn.Parameter
     walk: Walk
@@ -176,12 +187,16 @@ class Walked:
             self.entering(self.begun(x))
         turn, rest = walk.turns[self.loop], None
         if turn.count:
-            y = block(turn.of(x), **turn.named(named))
+            y = block(turn.of(x), **self.given(turn, named))
             rest = y[1:] if isinstance(y, tuple) else None
             x = turn.back(x, y if rest is None else y[0])  # type: ignore[arg-type]
+        else:
+            self.idle(turn)
         if self.at == self.of - 1:
             merged = self.merge(x, turn.entered, walk.x, turn.gate, walk.last == self.loop)
             x = torch.where(turn.alive[..., None], merged, x)
+        if self.at == self.of - 1 and self.loop == self.loops - 1:
+            x = self.end(x)
         return x if rest is None else (x, *rest)
 
     def alone(self, x: Tensor, **named: Any) -> Tensor:
@@ -199,7 +214,7 @@ class Walked:
         else:
             walk.last = found.last
         walk.gate = walk.gate if found.gate is None else found.gate
-        turn = walk.turns[self.loop] = Turn(walk, keep, x, self.slot)
+        turn = walk.turns[self.loop] = Turn(walk, keep, x, None if self.held else self.slot)
         turn.gate = walk.gate
         return turn
 
@@ -210,6 +225,17 @@ class Walked:
     def learn(self, x: Tensor, found: Chosen) -> Tensor:
         """Which run it in training, (B, T); leaves a loss in the walk."""
         raise NotImplementedError
+
+    def end(self, x: Tensor) -> Tensor:
+        """What comes of all loops."""
+        return x
+
+    def given(self, turn: Turn, named: dict[str, Any]) -> dict[str, Any]:
+        """What a block is given beside the states of its tokens."""
+        return turn.named(named)
+
+    def idle(self, turn: Turn) -> None:
+        """In place of a block that has no tokens."""
 
     def entering(self, turn: Turn) -> None:
         """What else a loop changes at its beginning."""

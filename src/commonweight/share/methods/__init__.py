@@ -16,6 +16,7 @@ from .recursive import Recursive
 from .steps import Steps
 from .subformer import Subformer
 from .supernet import Supernet
+from .sut import SUT
 from .widenet import WideNet
 from .zamba import Zamba
 
@@ -23,6 +24,7 @@ __all__ = [
     "ILR",
     "MIP",
     "QFA",
+    "SUT",
     "AutoPEFT",
     "CRaSh",
     "Drop",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from ...address import WHOLE
-from ...bind import Experts, Replace
-from ...builder import Anatomy, Layout, Mean, Unit, Weight, tied
-from ...core import CommonweightError, Normal, Pool, Read, Use, config, option
+from ...bind import Experts
+from ...builder import Anatomy, Layout, Unit, Weight, tied
+from ...core import config, option
 from .. import maps
+from ..experts import mixed
 from ..registry import method
 
 
@@ -41,11 +41,6 @@ def plan(anatomy: Anatomy, config: WideNet) -> Layout:
     """
     depth = anatomy.depth
     everywhere = tuple(range(depth))
-    mine = [w for w in anatomy.blocks[0] if w.part == "ffn"]
-    home = {w.name.split(".")[0] for w in mine}
-    if len(home) != 1 or any(w.kind == "norm" for w in anatomy.blocks[0] if w.name.split(".")[0] in home):
-        raise CommonweightError("widenet: the feed-forward network of a block must be one module without norms, as mlp")
-    (ffn,) = home
     cuts = [depth * e // config.experts for e in range(config.experts + 1)]
     stretches = [tuple(range(a, max(a + 1, b))) for a, b in pairwise(cuts)]
 
@@ -53,18 +48,4 @@ def plan(anatomy: Anatomy, config: WideNet) -> Layout:
         return None if weight.kind == "norm" else Unit("all", everywhere)
 
     whole = tied(anatomy, maps.spaced(0, depth - 1, depth), unit, config.seed)
-    prefix = f"{ffn}."
-    uses = [u for u in whole.plan.uses if not u.site.partition(".")[2].startswith(prefix)]
-    pools = {n: p for n, p in whole.plan.pools.items() if not n.partition(".")[2].startswith(prefix)}
-    pools["router"] = Pool((config.experts, anatomy.width), Normal(0.02), dtype=mine[0].dtype)
-    bind = Experts(config.experts, config.k, config.capacity)
-    for at in range(depth):
-        uses.append(Use(f"{at}.{ffn}", bind, {"router": Read(WHOLE, ("router",))}))
-        for e, layers in enumerate(stretches):
-            for w in mine:
-                pool = f"expert{e}.{w.name}"
-                pools[pool] = Pool(w.shape, Mean(tuple(f"{i}.{w.name}" for i in layers)), dtype=w.dtype)
-                site = f"{at}.{ffn}.experts.{e}.{w.name.removeprefix(prefix)}"
-                uses.append(Use(site, Replace(), {"weight": Read(WHOLE, (pool,))}))
-    plan = whole.plan._replace(pools=pools, uses=tuple(uses))
-    return Layout(whole.like, plan)
+    return mixed("widenet", whole, anatomy, Experts(config.experts, config.k, config.capacity), stretches)
