@@ -1,7 +1,7 @@
 """The page of methods, made from the registry and from the plans themselves.
 
-The table between two markers of docs/methods.md is written by a command; a hook of mkdocs adds, when the site is built,
-a section for each method, with its options and its formula:
+The tables between two markers of docs/methods.md (one line a method) and of the README (one line a family) are written
+by a command; when the site is built, a hook of mkdocs adds a section for each method, with its options and formula:
 
     python docs/gen_methods.py --write    # what `make readme` runs
     python docs/gen_methods.py --check    # exit code 1 when the table is not current
@@ -23,6 +23,7 @@ from commonweight.methods import Method
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 
 PAGE = Path(__file__).with_name("methods.md")
+README = PAGE.parents[1] / "README.md"
 
 # A model of twelve layers in the shapes of BERT base: every kind of site a method may read.
 _LINEAR = (("q", 768, 768, "query"), ("k", 768, 768, "key"), ("v", 768, 768, "value"), ("o", 768, 768, "attn_out"),
@@ -45,49 +46,84 @@ def sample_plan(method: Method) -> cw.Plan:
     return cw.plan(method.name, chosen)
 
 
-def facts(method: Method) -> dict[str, Any]:
-    """What the plan's binds can do; none of it is written by hand."""
+def facts(method: Method) -> dict[str, str]:
+    """What the plan's binds can do; none of it is written by hand. Column -> cell."""
     plan = sample_plan(method)
     kinds = {s.name: s.kind for s in SAMPLE}
-    # The host takes the grouped path at linear sites only.
-    grouped = [hasattr(u.bind, "grouped") and kinds[u.site] == "linear" for u in plan.uses]
+    linear = [u for u in plan.uses if kinds[u.site] == "linear"]  # the host takes the fast paths at linear sites only
+    merges = all(hasattr(u.bind, "weight") for u in plan.uses)
+    grouped = [hasattr(u.bind, "grouped") for u in linear]
+    to_lora = merges and len(linear) == len(plan.uses)
+    nothing = not plan.uses
     return {
-        "count": plan.count(),
-        "merge": all(hasattr(u.bind, "weight") for u in plan.uses) if plan.uses else None,
-        "peft": _peft(method.name, plan, kinds),
-        "grouped": None if not grouped else "yes" if all(grouped) else "partly" if any(grouped) else "no",
+        "on BERT base": f"{plan.count():,}",
+        "merge": "-" if nothing else _yes(merges),
+        "mixed batch": "-" if nothing else _degree(grouped, "one product", "partly", "each apart"),
+        "quantised base": "-" if nothing else _quantised(plan, linear),
+        "experts": _yes("expert" in (*method.kinds, *method.named)),
+        "common pools": _yes(bool(method.common)),
+        "PEFT file": next((kind for kind, f in FAMILIES.items() if method.name in f.methods), "-"),
+        "to LoRA": "-"
+        if nothing or not to_lora
+        else _degree([hasattr(u.bind, "factors") for u in linear], "exact", "fitted", "fitted"),
+        "fresh": "exact" if method.fresh == "exact" else "not exact",
     }
 
 
-def _peft(name: str, plan: cw.Plan, kinds: dict[str, str]) -> str:
-    """What `Host.export_peft` can write."""
-    if any(name in family.methods for family in FAMILIES.values()):
-        return "own"
-    linear = all(hasattr(u.bind, "weight") and kinds[u.site] == "linear" for u in plan.uses)
-    return "LoRA" if linear and plan.uses else "-"
+def _degree(has: list[bool], whole: str, part: str, none: str) -> str:
+    return whole if has and all(has) else part if any(has) else none
+
+
+def _quantised(plan: cw.Plan, linear: list[cw.core.Use]) -> str:
+    """How often a weight of the base is read, and so dequantised: what has no fast form is computed with the weight."""
+    binds = {type(u.bind) for u in linear}
+    slow = any(not (hasattr(b, "output") or hasattr(b, "input")) for b in binds)
+    if slow or any("base.weight" in inspect.getsource(b) for b in binds):
+        return "each call"
+    inits = {type(p.init) for p in plan.pools.values()}
+    return "once" if any(re.search(r"\bbase[.,)]", inspect.getsource(i)) for i in inits) else "never"
 
 
 def _link(paper: str) -> str:
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper).replace("|", "\\|")
 
 
-def _yes(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: "-"}[value]
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _cells(cells: list[str]) -> str:
+    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
 def rows() -> str:
     """The table: one line per method."""
-    out = [
-        "| method | paper | trained numbers | on BERT base | merge | grouped | PEFT | fresh |",
-        "| --- | --- | --- | ---: | --- | --- | --- | --- |",
-    ]
+    out: list[str] = []
     for name, m in cw.methods.available().items():
-        f = facts(m)
-        fresh = "exact" if m.fresh == "exact" else "not exact"
-        merge, grouped = _yes(f["merge"]), f["grouped"] or "-"
-        cells = [f"`{name}`", _number(m.paper), m.formula, f"{f['count']:,}", merge, grouped, f["peft"], fresh]
-        out.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+        found = facts(m)
+        if not out:
+            out = [_cells(["method", "family", "paper", "trained numbers", *found])]
+            out.append("| --- | --- | --- | --- | ---: |" + " --- |" * (len(found) - 1))
+        out.append(_cells([f"`{name}`", said(m.family)[0].lower(), _number(m.paper), m.formula, *found.values()]))
     return "\n".join(out)
+
+
+def said(family: str) -> tuple[str, str]:
+    """A family's name in words, and what its methods do: the first line of its folder's docstring."""
+    name, _, what = (inspect.getdoc(getattr(cw.methods, family)) or "").split("\n")[0].partition(": ")
+    return name, what
+
+
+def by_family() -> str:
+    """The README's table: one line per family."""
+    found: dict[str, list[str]] = {}
+    for name, m in cw.methods.available().items():
+        found.setdefault(m.family, []).append(f"`{name}`")
+    lines = [
+        _cells([f"[{said(f)[0]}](src/commonweight/methods/{f})", said(f)[1], ", ".join(found[f])])
+        for f in sorted(found)
+    ]
+    return "\n".join(["| family | what its methods do | methods |", "| --- | --- | --- |", *lines])
 
 
 def _number(paper: str) -> str:
@@ -117,13 +153,17 @@ def _section(name: str, m: Method) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replace(text: str) -> str:
-    """The page with the table between the markers made anew."""
+def replace(text: str, table: str, page: str) -> str:
+    """The page with the table between the markers made anew, and the number of methods where it is told."""
+    n = sum("arXiv" in m.paper for m in cw.methods.available().values())
+    text = re.sub(r"\b\d+(?= published methods\b)|(?<=\bthe )\d+(?= methods\b)", str(n), text)
+    if not table:
+        return text
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{PAGE.name}: the markers {BEGIN} and {END} are missing")
-    return f"{head}{begin}\n{rows()}\n{end}{tail}"
+        raise SystemExit(f"{page}: the markers {BEGIN} and {END} are missing")
+    return f"{head}{begin}\n{table}\n{end}{tail}"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -138,14 +178,17 @@ def main(arguments: list[str]) -> int:
     if arguments not in (["--write"], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    old = PAGE.read_text(encoding="utf-8")
-    new = replace(old)
-    if arguments == ["--write"]:
-        PAGE.write_text(new, encoding="utf-8")
-    elif new != old:
-        print("docs/methods.md: the table is not current; run `make readme`", file=sys.stderr)
-        return 1
-    return 0
+    tables = {PAGE: rows(), README: by_family(), PAGE.with_name("index.md"): ""}
+    code = 0
+    for page, made in tables.items():
+        old = page.read_text(encoding="utf-8")
+        new = replace(old, made, page.name)
+        if arguments == ["--write"]:
+            page.write_text(new, encoding="utf-8")
+        elif new != old:
+            print(f"{page.name}: what it says of the methods is not current; run `make readme`", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ class Method:
 
 
 METHODS = Registry[Method]("method", known)  # in any spelling: LORA, LN_TUNING
-available, get, resolve = METHODS.available, METHODS.get, METHODS.resolve
+available = METHODS.available
+get = METHODS.get
+resolve = METHODS.resolve
 
 
 def method(name: str, config: type, **about: Any) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
