@@ -44,7 +44,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports on first use."""
-    if name in ("methods", "sampling", "searching"):
+    if name in ("methods", "sampling", "searching", "splitting"):
         return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

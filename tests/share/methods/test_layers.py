@@ -14,7 +14,7 @@ from tests.share.deep import IDS, KINDS, answer, bert, far, gpt2, llama
 ROWS = [IDS[0].tolist(), IDS[1].tolist()[:5]] * 3
 SAME = {  # options with which a method gives the model itself
     "crash": {"clusters": 6, "ends": 0}, "drop": {"keep": 6}, "foldgpt": {"keep": 6, "group": 1, "steps": 2},
-    "ilr": {"loop_map": (1,) * 6}, "mobillama": {"groups": 6}, "recursive": {"loops": 1},
+    "ilr": {"loop_map": (1,) * 6}, "matching": {"units": 6}, "mobillama": {"groups": 6}, "recursive": {"loops": 1},
     "subformer": {"ends": 2, "relax": 64},
 }  # fmt: skip
 

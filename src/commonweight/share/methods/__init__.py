@@ -8,6 +8,7 @@ from .efficientdm import EfficientDM
 from .exit import Exits
 from .foldgpt import FoldGPT
 from .ilr import ILR
+from .matching import Matching
 from .mip import MIP
 from .mobillama import MobiLlama
 from .mor import MoR
@@ -31,6 +32,7 @@ __all__ = [
     "EfficientDM",
     "Exits",
     "FoldGPT",
+    "Matching",
     "Method",
     "MoR",
     "MobiLlama",
