@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..core import CommonweightError
+from .device import devices
 from .request import Request
 
 WANTED = "5.23"
@@ -37,6 +38,11 @@ def servable(model: Any) -> None:
     if getattr(model.config, "is_encoder_decoder", False):
         raise CommonweightError(
             f"{kind} has an encoder and a decoder, which continuous batching does not take; use generate"
+        )
+    if len(found := devices(model)) > 1:
+        raise CommonweightError(
+            f"{kind} lies on {' and '.join(found)}, and the paged cache of continuous batching is on one device; load it "
+            "on one, or use host.route and generate"
         )
     if not model._can_set_attn_implementation():
         raise CommonweightError(

@@ -18,6 +18,7 @@ from ..host import Host, Tenant
 from ..host.pools import stored
 from ..host.route import Route
 from . import outputs, prompts
+from .device import entry
 from .engine import Full
 from .frozen import finite
 from .outputs import Outputs
@@ -300,7 +301,7 @@ class Encoder:
 
     def _padded(self, batch: list[Reading]) -> dict[str, Tensor]:
         """On the right."""
-        longest, device = max(len(r.ids) for r in batch), next(self.model.parameters()).device
+        longest, device = max(len(r.ids) for r in batch), entry(self.model)
         pad = getattr(self.model.config, "pad_token_id", None)
         pad = getattr(self.tokenizer, "pad_token_id", None) or 0 if pad is None else pad
         fill = lambda rows, by: torch.tensor([[*r, *[by] * (longest - len(r))] for r in rows], device=device)  # noqa: E731

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..host import Host
 from ..host.route import Route
 from .bank import together
+from .device import entry
 from .edition import Edition
 from .lanes import Lanes, inputs
 from .readers import Step
@@ -34,6 +35,7 @@ class Router:
         head = host.model.get_output_embeddings()  # type: ignore[operator]
         self.head = next((n for n, m in host.model.named_modules() if m is head), "")
         self.lanes = Lanes(host.base.modules, most)
+        self._device = entry(host.model)
         self._kept = Kept(None, None, None)
         self._watched = False
 
@@ -72,9 +74,8 @@ class Router:
         key = tuple((0 if e is None else e.stamp, n) for e, n in readers)
         if self._kept.key != key:
             seats = self.lanes.sit(e for e, _ in readers)
-            device = next(self.host.model.parameters()).device
             nowhere = None, 0
-            step = Step([(*seats.get(e, nowhere), n) for e, n in readers], device) if seats else None  # type: ignore[arg-type]
+            step = Step([(*seats.get(e, nowhere), n) for e, n in readers], self._device) if seats else None  # type: ignore[arg-type]
             rest = [(None if e in seats else e, n) for e, n in readers]
             self._kept = Kept(key, step, _route(rest))
         return self._kept

@@ -11,6 +11,7 @@ import torch
 from ..core import CommonweightError
 from ..host import Host
 from ..host.route import Route
+from .device import entry
 from .edition import Edition
 from .request import Logprob
 
@@ -34,7 +35,7 @@ def score(host: Host, edition: Edition | None, tokens: Sequence[int], top: int) 
     first, *others = (None,) if edition is None else edition.tenants
     if others:
         raise CommonweightError("prompt: log probabilities of a prompt are given by one tenant, and not by a sum")
-    ids = torch.tensor([list(tokens)], device=model.device)
+    ids = torch.tensor([list(tokens)], device=entry(model))
     route = None if first is None else Route(single=first)
     with _ONE, host.base.current.within(route):
         logs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1].float(), -1)
