@@ -61,5 +61,5 @@ def test_an_encoder_reads_with_a_base_that_is_put_away():
 def test_an_engine_wants_one_device():
     model = served.make()
     cpu_offload(model.model.layers[1], AT)
-    with pytest.raises(CommonweightError, match="lies on cpu and elsewhere, and the paged cache .* is on one device"):
+    with pytest.raises(CommonweightError, match=r"lies on cpu and elsewhere, and the paged cache .* is on one device"):
         Engine(model)

@@ -41,8 +41,8 @@ def servable(model: Any) -> None:
         )
     if len(found := devices(model)) > 1:
         raise CommonweightError(
-            f"{kind} lies on {' and '.join(found)}, and the paged cache of continuous batching is on one device; load it "
-            "on one, or use host.route and generate"
+            f"{kind} lies on {' and '.join(found)}, and the paged cache of continuous batching is on one device; load "
+            "it on one, or use host.route and generate"
         )
     if not model._can_set_attn_implementation():
         raise CommonweightError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,11 +17,13 @@ from starlette.responses import Response
 from ...core import library
 from ..encoder import Encoder
 from ..engine import Engine
-from . import elsewhere, models, openai, operations, page, reading, responses, tenants, texts
+from . import elsewhere, models, openai, operations, page, reading, responses, tenants, texts, traces
 from .asking import Gone
 from .described import ERRORS, described
 from .door import Door
 from .errors import Refused, of_body
+from .keys import Keys
+from .limits import Counted
 from .logs import say
 from .service import Service
 from .settings import Settings
@@ -29,7 +31,16 @@ from .settings import Settings
 
 def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
     """The server before an engine of a language model, or of an encoder. `app.state.service` is what it stands on."""
-    service = Service(engine, settings or Settings())
+    settings = settings or Settings()
+    keys, told = Keys(settings.keys, settings.admin), traces.configured()
+    service = Service(engine, settings, keys, Counted(keys))
+    app = application(service, engine, () if told is None else (told.close,))
+    app.add_middleware(Door, settings=settings, keys=keys, refused=service.metrics.refused, traces=told)
+    return app
+
+
+def application(service: Service, engine: Engine | Encoder, ends: Sequence[Callable[[], None]] = ()) -> FastAPI:
+    """Without the door: who calls it puts key and log of each call into its scope. ends: called when it is over."""
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -39,8 +50,8 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
         service.stop()
         for pool in (service.pool, service.loaders):
             pool.shutdown(wait=False, cancel_futures=True)
-        if service.traces is not None:
-            await asyncio.to_thread(service.traces.close)
+        for end in ends:
+            await asyncio.to_thread(end)
 
     app = FastAPI(
         title="commonweight", version=library(), lifespan=life, docs_url=None, redoc_url=None,
@@ -58,10 +69,7 @@ def make(engine: Engine | Encoder, settings: Settings | None = None) -> FastAPI:
     app.include_router(elsewhere.routes("read" if isinstance(engine, Encoder) else "generate"))
     for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
         app.add_exception_handler(kind, _answer)
-    app.openapi = described(app, service.keys)  # type: ignore[method-assign]
-    app.add_middleware(
-        Door, settings=service.settings, keys=service.keys, metrics=service.metrics, traces=service.traces
-    )
+    app.openapi = described(app, service.guard)  # type: ignore[method-assign]
     return app
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from .door import OPEN
-from .keys import Keys
+from .keys import Guard
 
 _TOLD: dict[str, Any] = {
     "message": {"type": "string"},
@@ -28,7 +28,7 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-def described(app: FastAPI, keys: Keys) -> Callable[[], dict[str, Any]]:
+def described(app: FastAPI, guard: Guard) -> Callable[[], dict[str, Any]]:
     """In the place of `app.openapi`. A body that is wrong is answered by 400 here, not by FastAPI's 422; a key is
     needed where there is a file of keys, and by no call that stands open."""
     plain = app.openapi
@@ -41,7 +41,7 @@ def described(app: FastAPI, keys: Keys) -> Callable[[], dict[str, Any]]:
                     call["responses"].pop("422", None)
                     if path in OPEN:
                         call.pop("security", None)
-                    elif not keys.guarded:
+                    elif not guard.guarded:
                         call["security"] = [{}, *call.get("security", [])]
             for unused in ("HTTPValidationError", "ValidationError"):
                 found.get("components", {}).get("schemas", {}).pop(unused, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import Refused
 from .keys import ANYBODY, Key, Keys
 from .logs import say
-from .metrics import Metrics
 from .settings import Settings
 from .traces import Traces
 
@@ -21,10 +21,13 @@ UPLOAD = "/v1/tenants/"
 
 
 class Door:
-    """A request's id is the client's, where that is short and plain, or a new one; the answer carries it."""
+    """A request's id is the client's, where that is short and plain, or a new one; the answer carries it. refused: is
+    told the code of each error."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics, traces: Traces | None = None):
-        self.app, self.settings, self.keys, self.metrics, self.traces = app, settings, keys, metrics, traces
+    def __init__(
+        self, app: ASGIApp, settings: Settings, keys: Keys, refused: Callable[[int], None], traces: Traces | None = None
+    ):
+        self.app, self.settings, self.keys, self.refused, self.traces = app, settings, keys, refused, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +58,7 @@ class Door:
             await refuse(e, sent)
         finally:
             if status >= 400:
-                self.metrics.refused(status)
+                self.refused(status)
             if traces is not None:
                 traces.end(span, status, told)
             if scope["path"] not in OPEN or status >= 400:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ...core import CommonweightError, safe
 from ...formats import atomic
@@ -144,6 +144,15 @@ def remove(path: Path, name: str) -> None:
     write(path, left)
 
 
+class Guard(Protocol):
+    """guarded: whether every request needs a key. administered: whether somebody has one that may change tenants."""
+
+    @property
+    def guarded(self) -> bool: ...
+    @property
+    def administered(self) -> bool: ...
+
+
 class Keys:
     """The keys of a running server. A file that changes is read again at the next request, so that a key is withdrawn
     without a new start; one that cannot be read then leaves the keys as they were, and `problem` says why."""
@@ -162,7 +171,6 @@ class Keys:
 
     @property
     def administered(self) -> bool:
-        """Whether somebody has a key that may change tenants."""
         return self._admin is not None or any(k.admin for k in self._keys.values())
 
     def find(self, secret: str | None) -> Key | None:

@@ -7,7 +7,7 @@ by level, and by name for the last few that were used.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -26,11 +26,11 @@ _REASONS = ("stop", "length", "cancelled", "timeout", "error")
 
 
 class Metrics:
-    """One server's. model: the label that all series have."""
+    """One server's. model, number: the labels that all series have."""
 
-    def __init__(self, engine: Served, model: str):
+    def __init__(self, engine: Served, model: str, number: str = "0"):
         self.registry = CollectorRegistry()
-        self._labels = {"model_name": model, "engine": "0"}
+        self._labels = {"model_name": model, "engine": number}
         self.prompt = self._counter("vllm:prompt_tokens", "Tokens of prompts.")
         self.new = self._counter("vllm:generation_tokens", "Tokens of answers.")
         self.queries = self._counter("vllm:prefix_cache_queries", "Tokens that the cache of prefixes was asked for.")
@@ -58,11 +58,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.ended = {r: ended.labels(**self._labels, finished_reason=r) for r in _REASONS}
-        refused = Counter(
-            "commonweight:refused_requests", "Calls that were answered by an error, by its code.", [*_LABELS, "code"],
-            registry=self.registry,
-        )  # fmt: skip
-        self.refused = lambda code: refused.labels(**self._labels, code=str(code)).inc()
+        self.refused = refusals(self.registry, self._labels)
         self.registry.register(_Now(engine, self._labels))  # type: ignore[arg-type]
         if isinstance(engine, Engine):
             tokens = self._histogram("vllm:iteration_tokens_total", "Tokens of a step, prompts included.", _TOKENS)
@@ -114,6 +110,13 @@ class Metrics:
     @property
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def refusals(registry: CollectorRegistry, labels: Mapping[str, str]) -> Callable[[int], None]:
+    """What counts calls that were answered by this code."""
+    told = "Calls that were answered by an error, by its code."
+    found = Counter("commonweight:refused_requests", told, [*labels, "code"], registry=registry)
+    return lambda code: found.labels(**labels, code=str(code)).inc()
 
 
 def _names(tickets: Sequence[Ticket]) -> str:

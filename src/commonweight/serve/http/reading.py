@@ -136,7 +136,7 @@ async def _read(
         for reading in asked.readings:
             reading.found.cancel()
         tokens = asked.usage["prompt_tokens"]
-        service.charge(key, tokens)
+        service.limits.charge(key, tokens)
         service.metrics.read([len(r.ids) for r in asked.readings], reason, time.monotonic() - began)
         call.state.told.update(prompt_tokens=tokens, texts=len(asked.readings), finish=reason)
         if service.settings.log_prompts and service.engine.tokenizer is not None:

@@ -16,10 +16,10 @@ from ..blend import several, terms
 from ..engine import Engine, Full
 from ..request import Answer, Piece, Request
 from ..ticket import Ticket
-from . import traces
 from .asking import Asked, ask
 from .errors import Refused, of_request
-from .keys import Key, Keys
+from .keys import Guard, Key
+from .limits import Limits
 from .logs import say
 from .metrics import Metrics
 from .roster import Roster
@@ -31,12 +31,12 @@ WORKERS = 8  # threads that make texts tokens, and as many that load tenants
 
 
 class Service:
-    """An engine with its server's settings. draining: told to stop; calls that run may end."""
+    """An engine with its server's settings. number: of the engine, where there are several. draining: told to stop;
+    calls that run may end."""
 
-    def __init__(self, engine: Served, settings: Settings):
-        self.engine, self.settings = engine, settings
-        self.keys = Keys(settings.keys, settings.admin)
-        self.metrics, self.traces = Metrics(engine, settings.name), traces.configured()
+    def __init__(self, engine: Served, settings: Settings, guard: Guard, limits: Limits, number: str = "0"):
+        self.engine, self.settings, self.guard, self.limits = engine, settings, guard, limits
+        self.metrics = Metrics(engine, settings.name, number)
         self.tokens = Tokens(engine.tokenizer)
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask")
         self.loaders = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-load")
@@ -134,7 +134,7 @@ class Service:
             self.open.discard(asked)
             asked.cancel()
             usage = asked.usage
-            self.charge(key, usage.prompt + usage.new)
+            self.limits.charge(key, usage.prompt + usage.new)
             told = account.end()
             call.state.told.update(told, prompt_tokens=usage.prompt, new_tokens=usage.new, cached_tokens=usage.cached)
             if self.settings.log_prompts:
@@ -142,19 +142,10 @@ class Service:
                 call.state.told.update(prompts=[r.prompt for r in requests], answers=texts)
 
     def within(self, key: Key, answers: int) -> None:
-        """A key's limits. Raises: Refused (429)."""
+        """Whether so many more may be asked. Raises: Refused (503, 429)."""
         if self.draining:
             raise Refused(503, "the server is stopping")
-        for bucket, what in zip(self.keys.buckets(key), ("requests", "tokens")):
-            if bucket is not None and (wait := bucket.wait()):
-                raise Refused(429, f"this key's limit of {what}, {bucket.limit.text}, is reached", retry=wait)
-        if (requests := self.keys.buckets(key)[0]) is not None:
-            requests.charge(answers)
-
-    def charge(self, key: Key, tokens: int) -> None:
-        """Tokens that a call has taken."""
-        if (bucket := self.keys.buckets(key)[1]) is not None:
-            bucket.charge(tokens)
+        self.limits.within(key, answers)
 
     async def loaded(self, tenant: str | None, load: Callable[[Any], Any]) -> Any:
         """What `load` makes of a tenant: by threads of their own where it is not in memory, one load for all who wait

@@ -30,7 +30,7 @@ def routes(service: Service) -> APIRouter:
         """Raises: Refused (403) for whoever may not change tenants."""
         if call.state.key.admin:
             return
-        if service.keys.guarded or service.keys.administered or not service.settings.loopback:
+        if service.guard.guarded or service.guard.administered or not service.settings.loopback:
             raise Refused(
                 403, "tenants are changed with the admin's key: --admin-key, or `commonweight keys add --admin`"
             )
