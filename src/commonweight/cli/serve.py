@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,11 +30,15 @@ For other machines, with keys:
   commonweight keys add team-a --file keys.json --tenants legal,support --limit 60/min
 
   commonweight serve ./my-model --store shop --host 0.0.0.0 --api-keys keys.json --tenant-memory 2GB
+
+Several processes, or machines of a Ray cluster:
+
+  commonweight serve ./my-model --store shop --ray --replicas 1-4
 """
 
 TASKS = ("auto", "generate", "embed", "classify", "rerank")
 POOLS = ("mean", "last", "cls", "pooler")
-LISTEN, GUARD, LIMITS = "Listening", "Who may ask", "Limits of a request"
+LISTEN, GUARD, LIMITS, MANY = "Listening", "Who may ask", "Limits of a request", "Several machines"
 
 
 def command(
@@ -111,6 +118,18 @@ def command(
             min=0, help="Seconds that running answers have when the server is told to stop.", rich_help_panel=LISTEN
         ),
     ] = 30,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Answer by replicas on Ray Serve: on the cluster at RAY_ADDRESS, or on one that is started here.",
+            rich_help_panel=MANY,
+        ),
+    ] = False,
+    replicas: Annotated[
+        str,
+        typer.Option(help="With --ray: how many, as 2, or 1-4 for as many as there is work for.", rich_help_panel=MANY),
+    ] = "1-4",
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.", rich_help_panel=LISTEN)
     ] = False,
@@ -126,6 +145,7 @@ def command(
     early.one_of("task", task, TASKS)
     early.one_of("pool", pool, POOLS)
     early.one_of("tool-parser", tool_parser, ("auto", *FORMS))
+    least, most = _replicas(replicas)
     guarded(host, api_keys, insecure)
     if api_keys is not None:
         read(api_keys)
@@ -138,13 +158,58 @@ def command(
         timeout=timeout, drain=drain, log_prompts=log_prompts, tool_parser=tool_parser,
     )  # fmt: skip
     batch = {"max_requests": max_requests, "max_waiting": max_waiting, "tenant_memory": memory}
-    opened = lambda: serving.answering(  # noqa: E731
-        model, task, pool, store, dtype, device, cache_tokens, **batch, **serving.words(tokenizer)
+    if ray:  # replicas have another working folder
+        model, store = _here(model), store and store.resolve()
+        tokenizer = tokenizer and _here(tokenizer)
+    opened = partial(
+        serving.answering, model, task, pool, store, dtype, device, cache_tokens, **batch, **serving.words(tokenizer)
     )
-    _run(host, port, settings, opened)
+    _run(host, port, settings, _replicated(opened, settings, least, most, device) if ray else _alone(opened, settings))
 
 
-def _run(host: str, port: int, settings: Settings, opened: Callable[[], Engine | Encoder]) -> None:
+def _here(name: str) -> str:
+    """A folder by its whole path; a name of the hub as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _replicas(said: str) -> tuple[int, int]:
+    """(at least, at most)."""
+    from ..core import CommonweightError
+
+    found = re.fullmatch(r"([1-9][0-9]{0,3})(?:-([1-9][0-9]{0,3}))?", said.strip())
+    least, most = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if not 0 < least <= most:
+        raise CommonweightError(f"--replicas {said}: wanted how many, as 2, or the least and the most, as 1-4")
+    return least, most
+
+
+@contextmanager
+def _alone(opened: Callable[[], Engine | Encoder], settings: Settings) -> Iterator[Any]:
+    """The application before one engine in this process."""
+    from ..serve.http import make
+    from ..serve.http.logs import say
+
+    with opened() as engine:
+        app = make(engine, settings)
+        say("opened", tenants=len(engine.tenants.names()))
+        yield app
+
+
+@contextmanager
+def _replicated(
+    opened: Callable[[], Engine | Encoder], settings: Settings, least: int, most: int, device: str
+) -> Iterator[Any]:
+    """The application before replicas."""
+    from ..adapt.base import pick_device
+    from ..serve.replicas.cluster import Count, deployed
+    from ..serve.replicas.front import fronted
+
+    gpus = 1 if pick_device(device).startswith("cuda") else 0
+    with deployed(opened, settings, Count(least, most, gpus=gpus)) as cluster:
+        yield fronted(cluster, settings)
+
+
+def _run(host: str, port: int, settings: Settings, made: AbstractContextManager[Any]) -> None:
     """Listens first: a port that is taken is told before a model is loaded."""
     from ..core import CommonweightError
 
@@ -153,15 +218,12 @@ def _run(host: str, port: int, settings: Settings, opened: Callable[[], Engine |
     except ImportError as e:
         raise CommonweightError(f"a server wants {e.name}: pip install 'commonweight[serve]'") from e
     with run.bound(host, port) as sock:
-        from ..serve.http import make
-        from ..serve.http.keys import ANYBODY
         from ..serve.http.logs import say, to_stderr
 
         to_stderr()
-        with opened() as engine:
-            app = make(engine, settings)
+        with made as app:
             at = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-            say("listening", address=at, model=settings.name, tenants=len(app.state.service.names(ANYBODY)))
+            say("listening", address=at, model=settings.name)
             typer.echo(f"{settings.name} answers at {at}/v1", err=True)
             run.run(app, sock)
             say("stopped")

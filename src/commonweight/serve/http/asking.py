@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any
@@ -104,7 +104,7 @@ class Gone(Exception):
     """The client has hung up."""
 
 
-async def while_there(call: Call, work: Coroutine[Any, Any, Any]) -> Any:
+async def while_there(call: Call, work: Awaitable[Any]) -> Any:
     """Its result. Raises: Gone when the client hangs up before; the work is cancelled then."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(call))
     try:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from .errors import Refused
 
-_PATHS = {
+PATHS = {  # what a kind of server is for
     "generate": ("/v1/completions", "/v1/chat/completions", "/v1/responses"),
     "read": (
         "/v1/embeddings", "/v1/classify", "/classify", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score",
@@ -30,6 +30,6 @@ def routes(does: str) -> APIRouter:
     async def refuse() -> Any:
         raise Refused(404, _TOLD[other])
 
-    for path in _PATHS[other]:
+    for path in PATHS[other]:
         router.add_api_route(path, refuse, methods=["POST"])
     return router

@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from .errors import Refused
 from .json import Json
+from .keys import Key
 from .service import Service
 
 
@@ -33,9 +34,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(call: Call) -> Any:
-        """For Prometheus. Names tenants: a key that may ask some tenants alone does not see it."""
-        if call.state.key.tenants is not None:
-            raise Refused(403, "this key may ask some tenants alone; metrics are for keys that may ask all")
+        """For Prometheus; for keys that may ask all tenants."""
+        hidden(call.state.key)
         return Response(await service.run(lambda: service.metrics.text), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+def hidden(key: Key) -> None:
+    """Raises: Refused (403) for a key that may not see the metrics, since they name tenants."""
+    if key.tenants is not None:
+        raise Refused(403, "this key may ask some tenants alone; metrics are for keys that may ask all")

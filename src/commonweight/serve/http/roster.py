@@ -25,6 +25,7 @@ class Roster:
 
     def load(self, name: str, path: str, inplace: bool) -> None:
         """An adapter's folder or a tenant's file, kept in memory until it is unloaded. vLLM's texts and codes."""
+        self._alone()
         if not name or not path:
             raise Refused(400, "Both 'lora_name' and 'lora_path' must be provided.", kind="InvalidUserInput")
         self._named(name, "InvalidUserInput")
@@ -43,6 +44,7 @@ class Roster:
 
     def unload(self, name: str) -> None:
         """Its memory is free when the answers that it has begun have ended."""
+        self._alone()
         if not name:
             told = "'lora_name' needs to be provided to unload a LoRA adapter."
             raise Refused(400, told, kind="InvalidUserInput")
@@ -58,6 +60,7 @@ class Roster:
             store = self.engine.tenants.store
             new = name not in self.engine.host and (store is None or name not in store)
             if store is None:
+                self._alone()
                 self._enter(name, lambda: self.engine.host.load(_COMING, path))
                 return None, new
             try:
@@ -106,6 +109,15 @@ class Roster:
             loaded = {r.name for r in self.engine.tenants.resident() if r.level != "store"}
             # those, too, that are being loaded at this moment: they may have been read before the change
             return [n for n in sorted(changed - loaded) if self.engine.unload(n)]
+
+    def _alone(self) -> None:
+        """Raises: Refused where other servers would not know of what is in this one's memory."""
+        if self.settings.shared:
+            raise Refused(
+                400,
+                "several replicas answer here, so tenants are changed in their store alone (--store): "
+                "PUT or DELETE /v1/tenants/NAME",
+            )
 
     def _named(self, name: str, kind: str | None) -> None:
         try:

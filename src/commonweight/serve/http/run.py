@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Collection
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 
 from ...core import CommonweightError
 from .logs import say
-from .service import Service
+from .settings import Settings
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -30,11 +31,22 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
+class Stops(Protocol):
+    """What a server stands before. open: calls that run. stop: ends them all."""
+
+    settings: Settings
+    draining: bool
+
+    @property
+    def open(self) -> Collection[Any]: ...
+    def stop(self) -> None: ...
+
+
 class Server(uvicorn.Server):
     """SIGTERM and SIGINT: no new connections; calls that run may end within `drain` seconds, and are ended then. A
     second signal ends them at once."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, service: Stops):
         super().__init__(config)
         self.service = service
 

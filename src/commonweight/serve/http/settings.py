@@ -24,7 +24,8 @@ class Settings:
     as many as the model has room for. timeout: seconds after which an answer ends with what it has. drain: seconds that
     running answers have when the server is told to stop. log_prompts: prompts and answers stand in the log.
     watch: seconds between two looks at the store for new versions. tool_parser: how the model writes calls of tools:
-    "hermes", "llama3", "mistral", or "auto", as its chat template says.
+    "hermes", "llama3", "mistral", or "auto", as its chat template says. shared: one of several servers of one store,
+    so that tenants are changed there alone.
     """
 
     name: str = "model"
@@ -39,6 +40,7 @@ class Settings:
     log_prompts: bool = False
     watch: float = 2.0
     tool_parser: str = "auto"
+    shared: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
