@@ -129,9 +129,9 @@ class ResponseBody(Body):
     prompt_cache_retention: Any = None
     truncation: Any = None
     text: dict[str, Any] | None = None
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    tools: list[dict[str, Any]] | None = Field(None, description="Of type function alone.")
+    tool_choice: str | dict[str, Any] | None = Field(None, description="none, auto, required, or a function.")
+    parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
     max_tool_calls: Any = None
     include: Any = None
     background: Any = None
@@ -227,6 +227,7 @@ WHY = {
 _MEANT = {
     CompletionBody: {"prompt", "echo"},
     ChatBody: {"top_logprobs", "tools", "tool_choice"},
+    ResponseBody: {"tools", "tool_choice"},
 }  # fields that are served in these
 _SPECIAL = {CompletionBody: True, ChatBody: False}  # whether special tokens are added to the text
 

@@ -9,6 +9,9 @@ from typing import Any
 from .errors import Refused
 
 _MORE = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}  # what else these have to say
+_ITEMS = {
+    "message": (), "function_call": ("call_id", "name", "arguments"), "function_call_output": ("call_id", "output"),
+}  # fmt: skip
 
 
 def messages(said: Sequence[Mapping[str, Any]], where: str = "messages") -> list[dict[str, Any]]:
@@ -29,6 +32,36 @@ def messages(said: Sequence[Mapping[str, Any]], where: str = "messages") -> list
         text = "" if silent else _text(m.get("content"), f"{at}.content", where)
         unicode(role + text + json.dumps(more, ensure_ascii=False), where)
         out.append({"role": role, "content": text, **more})
+    return out
+
+
+def items(said: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The input of /v1/responses as messages: messages, perhaps such that were an output, calls of tools, which join
+    the message before them, and what came of them. Raises: Refused."""
+    out: list[dict[str, Any]] = []
+    for i, item in enumerate(said):
+        kind = item.get("type", "message")
+        known = _ITEMS.get(kind if isinstance(kind, str) else "")
+        if known is None:
+            told = f"input.{i}: an item of type {kind!r}; wanted messages, function_call or function_call_output"
+            raise Refused(400, told, "input")
+        left = {k: v for k, v in item.items() if k not in ("type", "id", "status")}
+        if kind == "message":
+            out.append(left)
+            continue
+        if odd := next((k for k, v in left.items() if k not in known and v is not None), None):
+            raise Refused(400, f"input.{i}.{odd}: not served here; wanted {', '.join(known)}", "input")
+        for name in known:
+            if not isinstance(item.get(name), str) and not (name == "output" and isinstance(item.get(name), list)):
+                raise Refused(400, f"input.{i}.{name}: {item.get(name)!r}; wanted text", "input")
+        if kind == "function_call_output":
+            out.append({"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]})
+            continue
+        call = {"id": item["call_id"], "function": {"name": item["name"], "arguments": item["arguments"]}}
+        if out and out[-1].get("role") == "assistant":
+            out[-1] = {"content": None, **out[-1], "tool_calls": [*out[-1].get("tool_calls", ()), call]}
+        else:
+            out.append({"role": "assistant", "content": None, "tool_calls": [call]})
     return out
 
 

@@ -10,10 +10,10 @@ from ..request import Request
 from . import tools
 from .bodies import ChatBody, CompletionBody, ResponseBody, Sampled, StreamOptions, neutral
 from .errors import Refused
-from .messages import messages, unicode
+from .messages import items, messages, unicode
 from .settings import Settings
 from .structure import response_format, structured
-from .tools import Tools
+from .tools import Tools, Wanted
 
 COMPLETION = 16  # new tokens of a completion that does not say, as OpenAI and vLLM have it
 MANY = 1024  # prompts of one completion
@@ -40,32 +40,44 @@ def chat(
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     shared = _sampled(body, settings, most, vocabulary)
-    used, said = tools.asked(body, tokenizer, settings.tool_parser), messages(body.messages)
-    said = tools.fitting(used, body.tools or [], said, tokenizer, settings.tool_parser)
-    if used is not None:
-        shared |= {"tools": used.told, "special": used.form.special}
-        if used.structured is not None:
-            shared["structured"] = used.structured
-    return [Request(said, tenant, logprobs=logprobs, **shared)], used
+    formatted = body.response_format not in (None, {"type": "text"})
+    wanted = Wanted(body.tools or [], body.tool_choice, body.parallel_tool_calls is not False, formatted)
+    said, used, more = _tooled(messages(body.messages), wanted, settings, tokenizer)
+    return [Request(said, tenant, logprobs=logprobs, **{**shared, **more})], used
 
 
-def response(body: ResponseBody, tenant: str | None, settings: Settings) -> list[Request]:
+def _tooled(
+    said: list[dict[str, Any]], wanted: Wanted, settings: Settings, tokenizer: Any
+) -> tuple[list[dict[str, Any]], Tools | None, dict[str, Any]]:
+    """(the messages for the template, the tools, what else the request says). Raises: Refused."""
+    used = tools.asked(wanted, tokenizer, settings.tool_parser)
+    said = tools.fitting(used, wanted.tools, said, tokenizer, settings.tool_parser)
+    if used is None:
+        return said, None, {}
+    forced = {} if used.structured is None else {"structured": used.structured}
+    return said, used, {"tools": used.told, "special": used.form.special, **forced}
+
+
+def response(
+    body: ResponseBody, tenant: str | None, settings: Settings, tokenizer: Any = None
+) -> tuple[list[Request], Tools | None]:
+    """(one request, its tools)."""
     _served(body)
     if isinstance(body.input, str):
         said: list[dict[str, Any]] = [{"role": "user", "content": body.input}]
     else:
-        said = [_item(i, m) for i, m in enumerate(body.input)]
+        said = items(body.input)
     if not said:
         raise Refused(400, "input: empty; wanted text, or messages", "input")
     if body.instructions:
         said.insert(0, {"role": "system", "content": body.instructions})
-    return [
-        Request(
-            messages(said, "input"), tenant, max_new_tokens=_most(body.max_output_tokens, settings),
-            temperature=_or(body.temperature, 1.0), top_p=_or(body.top_p, 1.0), timeout=settings.timeout,
-            structured=_format(body),
-        )
-    ]  # fmt: skip
+    form = _format(body)
+    told, used, more = _tooled(messages(said, "input"), tools.flat(body, form is not None), settings, tokenizer)
+    shared: dict[str, Any] = {
+        "max_new_tokens": _most(body.max_output_tokens, settings), "temperature": _or(body.temperature, 1.0),
+        "top_p": _or(body.top_p, 1.0), "timeout": settings.timeout, "structured": form,
+    }  # fmt: skip
+    return [Request(told, tenant, **{**shared, **more})], used
 
 
 def _format(body: ResponseBody) -> Mapping[str, Any] | None:
@@ -86,13 +98,6 @@ def streams(body: Sampled | ResponseBody) -> StreamOptions | None:
     if body.stream_options is not None:
         raise Refused(400, "Stream options can only be defined when `stream=True`.", "stream_options")
     return None
-
-
-def _item(i: int, item: Mapping[str, Any]) -> dict[str, Any]:
-    """An input of /v1/responses: a message, perhaps one that was an output."""
-    if item.get("type", "message") != "message":
-        raise Refused(400, f"input.{i}: an item of type {item.get('type')!r}; wanted messages", "input")
-    return {k: v for k, v in item.items() if k not in ("type", "id", "status")}
 
 
 def _prompts(prompt: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...core import CommonweightError
-from .bodies import ChatBody
+from .bodies import ResponseBody
 from .calls import FORMS, Calls, Form
 from .errors import Refused
 
@@ -57,9 +57,19 @@ def _template(tokenizer: Any) -> str:
     return found if isinstance(found, str) else "\n".join(found.values())
 
 
-def asked(body: ChatBody, tokenizer: Any, parser: str) -> Tools | None:
-    """None where the chat has no tools, or wants none called. Raises: Refused."""
-    choice, tools = body.tool_choice, body.tools or []
+class Wanted(NamedTuple):
+    """What a body says of tools, in the form of chats. parallel: several may be called at once. formatted: the text of
+    the answer has a form."""
+
+    tools: Sequence[Any]
+    choice: str | Mapping[str, Any] | None
+    parallel: bool
+    formatted: bool
+
+
+def asked(body: Wanted, tokenizer: Any, parser: str) -> Tools | None:
+    """None where there are no tools, or none is to be called. Raises: Refused."""
+    choice, tools = body.choice, body.tools
     if not tools:
         if choice not in (None, "none", "auto"):
             raise Refused(400, "tool_choice: is only allowed when tools are given", "tool_choice")
@@ -69,14 +79,27 @@ def asked(body: ChatBody, tokenizer: Any, parser: str) -> Tools | None:
     if choice == "none":
         return None
     form = named(parser, tokenizer)
-    if forced and body.response_format not in (None, {"type": "text"}):
-        raise Refused(
-            400, "response_format: comes with a tool_choice that asks for a call; leave one out", "tool_choice"
-        )
-    most = 1 if body.parallel_tool_calls is False or isinstance(choice, Mapping) else None
+    if forced and body.formatted:
+        told = "tool_choice: asks for a call, and the text of the answer is to have a form; leave one out"
+        raise Refused(400, told, "tool_choice")
+    most = 1 if not body.parallel or isinstance(choice, Mapping) else None
     structured = {"grammar": grammar(form, chosen, most, tokenizer)} if forced else None
     told = list(tools) if "tools" in _template(tokenizer) else None
     return Tools(FORMS[form], tuple(functions), told, structured, most)
+
+
+def flat(body: ResponseBody, formatted: bool) -> Wanted:
+    """Of /v1/responses, where a function's name and schema stand one level higher. Raises: Refused."""
+    tools = []
+    for i, tool in enumerate(body.tools or []):
+        if tool.get("type") != "function":
+            raise Refused(400, f"tools.{i}: type {tool.get('type')!r} is not served here; wanted function", "tools")
+        function = {k: tool[k] for k in ("name", "description", "parameters", "strict") if tool.get(k) is not None}
+        tools.append({"type": "function", "function": function})
+    choice = body.tool_choice
+    if isinstance(choice, Mapping) and choice.get("type") == "function":
+        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    return Wanted(tools, choice, body.parallel_tool_calls is not False, formatted)
 
 
 def _functions(tools: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
