@@ -20,18 +20,23 @@ from . import shop
 def live(host: Host, words: Any = None, **settings: Any) -> Iterator[tuple[str, Server, Engine]]:
     """(its address, the server, its engine). words: another tokenizer."""
     with Engine(host, tokenizer=words or shop.tokenizer(), max_requests=8, page_size=8) as engine:
-        app = make(engine, Settings(name="org/tiny", **settings))
-        with bound("127.0.0.1", 0) as sock:
-            one = server(app, app.state.service.settings.drain)
-            thread = threading.Thread(target=one.run, args=([sock],))
-            port = sock.getsockname()[1]
-            thread.start()
-            until(lambda: one.started)
-            try:
-                yield f"http://127.0.0.1:{port}", one, engine
-            finally:
-                one.should_exit = True
-                thread.join(30)
+        with listening(make(engine, Settings(name="org/tiny", **settings))) as (address, one):
+            yield address, one, engine
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[tuple[str, Server]]:
+    with bound("127.0.0.1", 0) as sock:
+        one = server(app, app.state.service.settings.drain)
+        thread = threading.Thread(target=one.run, args=([sock],))
+        port = sock.getsockname()[1]
+        thread.start()
+        until(lambda: one.started)
+        try:
+            yield f"http://127.0.0.1:{port}", one
+        finally:
+            one.should_exit = True
+            thread.join(30)
 
 
 def until(so: Any, seconds: float = 20) -> None:

@@ -9,18 +9,16 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from threading import Thread
 
 import pytest
 
 from commonweight.commons import Commons
 from commonweight.host import Host
 from commonweight.serve.http import Settings
-from commonweight.serve.http.run import bound, server
 
 from .. import served
 from ..http import shop
-from ..http.live import until
+from ..http.live import listening, until
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed", exc_type=ImportError)
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -49,17 +47,9 @@ def front(place, least, most, busy=32):
 
     opened = partial(Engine, str(place[0]), store=str(place[1]), max_requests=8, page_size=8)
     settings = Settings("org/tiny", drain=5)
-    with deployed(opened, settings, Count(least, most, busy)) as cluster, bound("127.0.0.1", 0) as sock:
-        app = fronted(cluster, settings)
-        one = server(app, 5)
-        thread = Thread(target=one.run, args=([sock],))
-        thread.start()
-        until(lambda: one.started)
-        try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        finally:
-            one.should_exit = True
-            thread.join(60)
+    with deployed(opened, settings, Count(least, most, busy)) as cluster:
+        with listening(fronted(cluster, settings)) as (address, _):
+            yield address
 
 
 def asked(address, tenant, i, stream, many=8):
@@ -128,7 +118,7 @@ def test_more_replicas_come_with_the_work(place):
     with front(place, 1, 2, busy=1) as address:
         assert "commonweight:replicas 1" in got(address, "/metrics")
         with ThreadPoolExecutor(6) as pool:
-            end = pool.submit(until, lambda: "commonweight:replicas 2" in got(address, "/metrics"), 90)
+            end = pool.submit(until, lambda: "commonweight:replicas 2" in got(address, "/metrics"), 200)
             while not end.done():
                 list(pool.map(lambda n: asked(address, TENANTS[n], n, False, 100), range(5)))
             end.result()

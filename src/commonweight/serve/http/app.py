@@ -62,10 +62,11 @@ def application(service: Service, engine: Engine | Encoder, ends: Sequence[Calla
         app.include_router(part.routes(service))
     if isinstance(engine, Encoder):
         app.include_router(reading.routes(service, engine))
+        app.include_router(page.routes("page_reading.html"))
     else:
         for part in (openai, responses):
             app.include_router(part.routes(service))
-        app.include_router(page.routes())
+        app.include_router(page.routes("page.html"))
     app.include_router(elsewhere.routes("read" if isinstance(engine, Encoder) else "generate"))
     for kind in (Refused, RequestValidationError, HTTPException, Gone, Exception):
         app.add_exception_handler(kind, _answer)

@@ -1,4 +1,4 @@
-"""The page at `/`: tenants side by side. One file, which asks this server alone."""
+"""The page at `/`: tenants side by side, or before an encoder what it reads. One text, which asks this server alone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,22 @@ _GUARDED = {
 }
 
 
-def routes() -> APIRouter:
+_PARTS = {"%style%": "page.css", "%key%": "page_key.html", "%shared%": "page.js"}
+
+
+def routes(name: str) -> APIRouter:
+    """name: of the page's file."""
     router = APIRouter(include_in_schema=False)
-    text = files("commonweight.serve.http").joinpath("page.html").read_text("utf-8")
+    text = _file(name)
+    for mark, part in _PARTS.items():
+        text = text.replace(mark, _file(part).strip("\n"))
 
     @router.get("/")
     async def page() -> Any:
         return HTMLResponse(text, headers=_GUARDED)
 
     return router
+
+
+def _file(name: str) -> str:
+    return files("commonweight.serve.http").joinpath(name).read_text("utf-8")

@@ -116,7 +116,8 @@ def deployed(opened: Callable[[], Engine | Encoder], settings: Settings, count: 
         many: dict[str, Any] = {"num_replicas": count.least}
     else:
         many = {"autoscaling_config": AutoscalingConfig(
-            min_replicas=count.least, max_replicas=count.most, target_ongoing_requests=count.busy
+            min_replicas=count.least, max_replicas=count.most, target_ongoing_requests=count.busy,
+            upscale_delay_s=10,
         )}  # fmt: skip
     one = serve.deployment(
         Served,
