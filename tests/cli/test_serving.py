@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import sys
 
 import pytest
 import torch
@@ -127,3 +128,17 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys, tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = call(capsys, "serve", tmp_path, "--port", taken.getsockname()[1])
     assert code == 2 and "cannot listen on 127.0.0.1" in err and "choose another --port" in err
+
+
+@pytest.mark.parametrize("said", ["0", "4-1", "1-", "many", "-2", "1-4-5"])
+def test_how_many_replicas(capsys, tmp_path, said):
+    (tmp_path / "config.json").write_text("{}")
+    code, _, err = call(capsys, "serve", tmp_path, "--ray", f"--replicas={said}")
+    assert code == 2 and f"--replicas {said}: wanted how many" in err
+
+
+def test_replicas_want_ray_serve(capsys, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = call(capsys, "serve", tmp_path, "--ray", "--port", "0")
+    assert code == 2 and "pip install 'commonweight[ray]'" in err
