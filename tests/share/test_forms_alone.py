@@ -14,6 +14,8 @@ from tests.share.test_folders import CHILD
 MADE = {
     "mor": (llama, "mor", {"loops": 3}), "mor token": (llama, "mor", {"loops": 3, "choice": "token"}),
     "mor gpt2": (gpt2, "mor", {"loops": 2, "relax": 2}), "exit": (llama, "exit", {"loops": 3}),
+    "sret": (gpt2, "sret", {}),
+    "mixturegrowth": (llama, "mixturegrowth", {}),
     "widenet": (llama, "widenet", {"experts": 2}),
     "sut": (llama, "sut", {"halts": 0.5, "done": 0.8, "experts": 3, "k": 2}),
 }  # fmt: skip

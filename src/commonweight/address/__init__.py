@@ -6,6 +6,7 @@ from .kronecker import Kronecker
 from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
 from .networked import Magnitudes, Routed, perceptron
+from .tiles import Tiles, grown, tiled
 
 WHOLE = Whole()
 
@@ -24,12 +25,15 @@ __all__ = [
     "Segment",
     "Signed",
     "Stack",
+    "Tiles",
     "TopK",
     "Whole",
     "Window",
     "fold",
+    "grown",
     "logistic",
     "mix",
     "perceptron",
     "routing",
+    "tiled",
 ]

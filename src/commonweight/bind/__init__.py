@@ -2,7 +2,7 @@
 
 from .anchored import Anchored
 from .bottleneck import Bottleneck, Parallel, Weighed
-from .branch import Before, Mapped, Step, Times
+from .branch import Before, Mapped, Projected, Step, Times
 from .coded import Coded
 from .copied import Copy
 from .depth import Exit, Expected, Expecting, ExpertChoice, Halt, TokenChoice
@@ -44,6 +44,7 @@ __all__ = [
     "Magnitude",
     "Mapped",
     "Parallel",
+    "Projected",
     "RandomBases",
     "Replace",
     "Requantised",

@@ -50,3 +50,13 @@ class Times:
 
     def output(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return y * v
+
+
+@serial
+@dataclass(frozen=True)
+class Projected:
+    """y = b1 z + b2 W2 gelu(W1 norm(z)), z = block(x). Shapes: b (2,), norm (d,), W1 (m, d), W2 (d, m).
+
+    norm: layer normalisation with a weight alone. Source: the non-linear projection layer of SReT, arXiv 2111.09297,
+    eq. (4) and the official code.
+    """

@@ -1,7 +1,7 @@
 """Models made of a layout: blocks repeated, dropped, tied; weights read from pools."""
 
 from .anatomy import Anatomy, Weight, anatomy
-from .inits import Eye, Mean, Originals, Residual
+from .inits import Eye, Mean, Originals, Residual, Templates
 from .layout import Layout, Unit, relaxed, tied, walked
 from .tree import build
 
@@ -12,6 +12,7 @@ __all__ = [
     "Mean",
     "Originals",
     "Residual",
+    "Templates",
     "Unit",
     "Weight",
     "anatomy",

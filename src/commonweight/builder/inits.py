@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..address import tiled
 from ..core import Rng, kaiming, serial
 
 
@@ -89,3 +90,33 @@ class Residual:
         u, s, v = torch.linalg.svd(w.mT if self.transposed else w, full_matrices=False)
         sign = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
         return u * sign.T, s, v * sign
+
+
+@serial
+@dataclass(frozen=True)
+class Templates:
+    """Of the blocks of several matrices, each cut into grid x grid: the templates whose mixtures come nearest to them
+    (part "templates"; the left singular vectors of all blocks, as long as their values), or the coefficients of one
+    matrix `one` (part "coefficients"). As many templates as blocks give them back. Cost: one SVD of all blocks.
+    """
+
+    derived = True
+    of: tuple[str, ...]
+    grid: int
+    part: str
+    one: str = ""
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Any) -> Tensor:
+        mixed, templates = base.once((self.of, self.grid), lambda: self._factors(base))
+        if self.part == "templates":
+            return templates[: shape[0]].reshape(shape).contiguous()
+        n = self.grid**2
+        at = self.of.index(self.one) * n
+        return mixed[at : at + n, : shape[1]].contiguous()
+
+    def _factors(self, base: Weights) -> tuple[Tensor, Tensor]:
+        """(coefficients (all blocks, t), templates (t, block))."""
+        blocks = torch.cat([tiled(base.stored(n).float(), self.grid) for n in self.of]).flatten(1)
+        u, s, v = torch.linalg.svd(blocks, full_matrices=False)
+        size = len(blocks) ** 0.5  # templates as large as blocks are on average, coefficients around 1
+        return u * size, v * (s / size)[:, None]

@@ -20,6 +20,7 @@ from ..bind import (
     LowRank,
     Mapped,
     Parallel,
+    Projected,
     Replace,
     Requantised,
     Step,
@@ -55,6 +56,9 @@ _SLOTS = {
     (Mapped, Whole): Form(forms.MappedBlock, {"M": ("M",)}, True),
     (Before, Whole): Form(forms.Told, {"e": ("e",)}, True),
     (Experts, Whole): Form(forms.Mixture, {"router": ("router",)}, True),
+    (Projected, Whole): Form(
+        forms.Projection, {"b": ("mix",), "norm": ("mix_norm",), "W1": ("mix_in",), "W2": ("mix_out",)}, True
+    ),
     (Times, Whole): Form(forms.Encoded, {"v": ("v",)}, True),
     (ExpertChoice, Whole): Form(forms.Selected, {"router": ("router",)}, True),
     (TokenChoice, Whole): Form(forms.Assigned, {"router": ("router",)}, True),

@@ -10,6 +10,7 @@ from commonweight import CommonweightError, share
 from commonweight.share import surveys
 from commonweight.share.methods.crash import clusters
 from tests.share.deep import IDS, KINDS, answer, bert, far, gpt2, llama
+from tests.share.prose import healed
 
 ROWS = [IDS[0].tolist(), IDS[1].tolist()[:5]] * 3
 SAME = {  # options with which a method gives the model itself
@@ -34,10 +35,10 @@ def test_nothing_shared_is_the_model_itself(method):
 def test_sizes_are_those_of_the_plan(method, kind, tmp_path):
     """And a saved folder holds each tensor once, and loads to the same."""
     model = KINDS[kind]()
-    if (kind == "bert" and method in ("widenet", "foldgpt")) or (kind in ("bert", "gpt2") and method == "sut"):
+    if (kind == "bert" and method in ("widenet", "foldgpt", "sret")) or (kind in ("bert", "gpt2") and method == "sut"):
         with pytest.raises(
             CommonweightError,
-            match=r"one module without norms|foldgpt learns gates by a language model|sut reads blocks",
+            match=r"one module without norms|foldgpt learns gates by a language model|sut reads|sret scales",
         ):
             share.share(model, method, rows=ROWS)
         return
@@ -219,3 +220,66 @@ def test_plans_of_all_methods_on_the_meta_device():
     )
     dropped = next(r for r in rows if r.method == "drop keep=3")
     assert dropped.cache * 2 == rows[0].cache and dropped.flops < rows[0].flops
+
+
+def test_sret_begins_as_the_tied_model_and_by_hand():
+    """The four factors of the official code, as three and a factor of the whole."""
+    tied = share.share(llama(), "recursive", loops=2, order="sequence", init="average")
+    small = share.share(llama(), "sret")
+    assert far(answer(small), answer(tied)) < 1e-6
+    a1, a2, a3, a4, b1, b2 = 0.9, 1.2, 1.1, 0.7, 0.8, 0.5
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in small.model.layers:
+            block.self_attn.o_proj.v.fill_(a2 / a1)
+            block.mlp.down_proj.v.fill_(a4 / (a1 * a3))
+            block.v.fill_(a1 * a3)
+            block.mix.copy_(torch.tensor([b1, b2]))
+            block.mix_out.normal_()
+        x = small.model.embed_tokens(IDS)
+        rotary = small.model.rotary_emb(x, torch.arange(7)[None])
+        mask = torch.full((7, 7), float("-inf")).triu(1)[None, None]
+        for block, own in zip(tied.model.layers, small.model.layers):
+            h, _ = block.self_attn(block.input_layernorm(x), rotary, mask)
+            x = a1 * x + a2 * h
+            x = a3 * x + a4 * block.mlp(block.post_attention_layernorm(x))
+            normed = F.layer_norm(x, (32,), own.mix_norm)
+            x = b1 * x + b2 * F.gelu(normed @ own.mix_in.T) @ own.mix_out.T
+        want = small.lm_head(small.model.norm(x))
+    assert far(answer(small), want) < 1e-4
+    assert small.model.layers[0].v is small.model.layers[1].v is not small.model.layers[2].v
+    assert small.model.layers[0].mix_in is not small.model.layers[1].mix_in
+    losses = healed(share.share(llama(), "sret"), 4000)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_mixturegrowth_with_a_template_for_each_block_is_the_model():
+    model = llama()
+    assert far(answer(share.share(model, "mixturegrowth", templates=24)), answer(model)) < 1e-5
+    small = share.share(model, "mixturegrowth", templates=8)
+    layer, first = (small.model.layers[i].mlp.up_proj for i in (3, 0))
+    assert layer.weight_templates is first.weight_templates
+    c, t = layer.weight_coefficients, layer.weight_templates
+    rows = [torch.cat([sum(c[2 * r + k, n] * t[n] for n in range(8)) for k in (0, 1)], 1) for r in (0, 1)]
+    assert torch.allclose(layer.weight, torch.cat(rows), atol=1e-6)
+    blocks = torch.cat([b.mlp.up_proj.weight[r : r + 32, k : k + 16][None].flatten(1)
+                        for b in model.model.layers for r in (0, 32) for k in (0, 16)])  # fmt: skip
+    lost = sum((b.mlp.up_proj.weight - s.mlp.up_proj.weight).square().sum().item()
+               for b, s in zip(model.model.layers, small.model.layers))  # fmt: skip
+    assert lost == pytest.approx(torch.linalg.svdvals(blocks)[8:].square().sum().item(), rel=1e-3)
+    with pytest.raises(CommonweightError, match=r"q_proj.weight is \[32, 32\], which grid=3 does not divide"):
+        share.share(model, "mixturegrowth", grid=3)
+    losses = healed(small, 4000)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_grown_layer_begins_as_two_side_by_side():
+    from commonweight.address import Tiles, grown
+
+    templates, c = torch.randn(6, 3, 2), torch.randn(2, 6)
+    halves = [torch.einsum("t,toi->oi", one, templates) for one in c]
+    assert torch.allclose(Tiles(2)(templates, grown(*c, noise=0.0)), torch.block_diag(*halves), atol=1e-6)
+    fresh = grown(*c, noise=1.0)[1]
+    assert float((c @ fresh).abs().max()) < 1e-5 and float(fresh.norm()) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="2 templates have no direction that two mixtures lack"):
+        grown(torch.ones(2), torch.ones(2))

@@ -5,7 +5,7 @@ A form is a class without `__init__` that stands before the layer's own class; i
 
 from .adapters import Parallel, Serial
 from .addressed import Addressed
-from .blocks import Encoded, MappedBlock, Stepped, Told
+from .blocks import Encoded, MappedBlock, Projection, Stepped, Told
 from .choices import Assigned, Leaving, Selected
 from .halting import Halted, Heard, Spoken
 from .mixture import Mixture
@@ -24,6 +24,7 @@ __all__ = [
     "MappedBlock",
     "Mixture",
     "Parallel",
+    "Projection",
     "Relaxed",
     "Requantised",
     "Selected",

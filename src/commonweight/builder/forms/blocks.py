@@ -52,3 +52,19 @@ class Encoded:
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         y = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         return (y[0] * self.v, *y[1:]) if isinstance(y, tuple) else y * self.v
+
+
+class Projection:
+    """y = b1 z + b2 W2 gelu(W1 norm(z)), z = block(x): b (2,), norm (d,), W1 (m, d), W2 (d, m)."""
+
+    mix: nn.Parameter
+    mix_norm: nn.Parameter
+    mix_in: nn.Parameter
+    mix_out: nn.Parameter
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        y = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        z = y[0] if isinstance(y, tuple) else y
+        inner = F.gelu(F.linear(F.layer_norm(z, z.shape[-1:], self.mix_norm), self.mix_in))
+        out = self.mix[0] * z + self.mix[1] * F.linear(inner, self.mix_out)
+        return (out, *y[1:]) if isinstance(y, tuple) else out

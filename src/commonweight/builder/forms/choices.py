@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .walk import Chosen, Turn, Walked
+from .walk import Choice, Turn, Walked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,12 +22,12 @@ class Selected(Walked):
     whole: bool
     weight: float
 
-    def choose(self, x: Tensor, last: Tensor) -> Chosen:
+    def choose(self, x: Tensor, last: Tensor) -> Choice:
         score = F.linear(x, self.router)[..., 0].float()
         go = score > 0 if self.capacity < 1 else torch.ones_like(score, dtype=torch.bool)
-        return Chosen(go, self.alpha * score.sigmoid(), last, score)
+        return Choice(go, self.alpha * score.sigmoid(), last, score)
 
-    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+    def learn(self, x: Tensor, found: Choice) -> Tensor:
         if self.capacity >= 1:
             return found.go
         before, k = self.walk.before(self.loop), max(1, int(self.capacity * x.shape[1]))
@@ -48,14 +48,14 @@ class Assigned(Walked):
     whole: bool
     weight: float
 
-    def choose(self, x: Tensor, last: Tensor) -> Chosen:
+    def choose(self, x: Tensor, last: Tensor) -> Choice:
         if self.loop:
-            return Chosen(last >= self.loop, None, last, x)
+            return Choice(last >= self.loop, None, last, x)
         p = F.linear(x, self.router).float().softmax(-1)
         best, last = p.max(-1)
-        return Chosen(torch.ones_like(last, dtype=torch.bool), self.alpha * best, last, p)
+        return Choice(torch.ones_like(last, dtype=torch.bool), self.alpha * best, last, p)
 
-    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+    def learn(self, x: Tensor, found: Choice) -> Tensor:
         if self.loop == 0:
             p, seen = found.score, self.walk.seen
             taken = F.one_hot(found.last[seen], self.loops).float().mean(0)
@@ -75,16 +75,16 @@ class Leaving(Walked):
     threshold: float
     weight: float
 
-    def choose(self, x: Tensor, last: Tensor) -> Chosen:
+    def choose(self, x: Tensor, last: Tensor) -> Choice:
         """score (B, T): how likely the head says already what it will say in the end, as a logit."""
         if self.loop == 0:
-            return Chosen(torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device), None, last, x)
+            return Choice(torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device), None, last, x)
         states = (x.detach() if self.training else x).float()
         states = states * (states.square().mean(-1, True) + 1e-6).rsqrt()
         score = F.linear(states, self.router.float(), self.bias.float())[..., 0]
-        return Chosen(score <= self.threshold, None, last, score)
+        return Choice(score <= self.threshold, None, last, score)
 
-    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+    def learn(self, x: Tensor, found: Choice) -> Tensor:
         walk = self.walk
         walk.stay[self.loop] = found.go & walk.stay[self.loop - 1] if self.loop else found.go
         if self.loop:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .walk import Chosen, Turn, Walk, Walked
+from .walk import Choice, Turn, Walk, Walked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,28 +42,28 @@ class Filled:
 class Halted(Walked):
     """Stick breaking: before step l a token halts with a_l = never halt(h); its state is sum a_l h_l + never h."""
 
-    held, needs = True, (Chosen, Turn, Walk, Filled)
+    held, needs = True, (Choice, Turn, Walk, Filled)
     halt_in: nn.Parameter
     halt_out: nn.Parameter
     halt_bias: nn.Parameter
     done: float
     weight: float
 
-    def choose(self, x: Tensor, last: Tensor) -> Chosen:
+    def choose(self, x: Tensor, last: Tensor) -> Choice:
         walk, loop = self.walk, self.loop
         if loop == 0:
             walk.sums, walk.kept = {0: torch.zeros_like(x)}, {}
             walk.never = {0: torch.zeros(x.shape[:2], device=x.device)}
-            return Chosen(walk.seen, None, last, x)
+            return Choice(walk.seen, None, last, x)
         here = F.linear(F.relu(F.linear(x, self.halt_in)), self.halt_out, F.pad(self.halt_bias, (1, 0)))
         go, stop = here.float().log_softmax(-1).unbind(-1)
         before, never = walk.before(loop), walk.never[loop - 1]
         part = (never + stop).exp() * before
         walk.sums[loop] = walk.sums[loop - 1] + part[..., None].to(x.dtype) * x
         walk.never[loop] = torch.where(before, never + go, never)
-        return Chosen(walk.never[loop].exp() >= 1 - self.done, None, last, part)
+        return Choice(walk.never[loop].exp() >= 1 - self.done, None, last, part)
 
-    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+    def learn(self, x: Tensor, found: Choice) -> Tensor:
         walk, loop = self.walk, self.loop
         if loop and self.weight:
             steps = found.score * loop
@@ -97,7 +97,7 @@ class Halted(Walked):
 class Heard:
     """A norm before attention: beside its own input it norms what keys and values are made of."""
 
-    together, needs = Walk, (Chosen, Turn, Walk)
+    together, needs = Walk, (Choice, Turn, Walk)
     walk: Walk
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Heard:
 class Spoken:
     """A layer of keys or values, made of what was heard."""
 
-    together, needs = Walk, (Chosen, Turn, Walk)
+    together, needs = Walk, (Choice, Turn, Walk)
     walk: Walk
 
     def forward(self, x: Tensor) -> Tensor:

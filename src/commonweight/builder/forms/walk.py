@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Chosen(NamedTuple):
+class Choice(NamedTuple):
     """go (B, T): the tokens that run a loop, of those that ran the one before. gate (B, T): how much of it counts;
     None: as before. last (B, T): the last loop of each, as far as it is known. score: what it was chosen by."""
 
@@ -157,7 +157,7 @@ class Walked:
     """A block of a loop. The first one of each loop chooses the tokens, and the last one ends it."""
 
     held = False  # every loop's slots hold all tokens
-    together, needs = Walk, (Chosen, Turn, Walk)
+    together, needs = Walk, (Choice, Turn, Walk)
     router: nn.Parameter
     walk: Walk
     loop: int
@@ -218,11 +218,11 @@ class Walked:
         turn.gate = walk.gate
         return turn
 
-    def choose(self, x: Tensor, last: Tensor) -> Chosen:
+    def choose(self, x: Tensor, last: Tensor) -> Choice:
         """Which of the tokens with states x (B, T, d) run this loop."""
         raise NotImplementedError
 
-    def learn(self, x: Tensor, found: Chosen) -> Tensor:
+    def learn(self, x: Tensor, found: Choice) -> Tensor:
         """Which run it in training, (B, T); leaves a loss in the walk."""
         raise NotImplementedError
 

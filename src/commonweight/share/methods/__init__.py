@@ -10,10 +10,12 @@ from .foldgpt import FoldGPT
 from .ilr import ILR
 from .matching import Matching
 from .mip import MIP
+from .mixturegrowth import MixtureGrowth
 from .mobillama import MobiLlama
 from .mor import MoR
 from .qfa import QFA
 from .recursive import Recursive
+from .sret import SReT
 from .steps import Steps
 from .subformer import Subformer
 from .supernet import Supernet
@@ -34,9 +36,11 @@ __all__ = [
     "FoldGPT",
     "Matching",
     "Method",
+    "MixtureGrowth",
     "MoR",
     "MobiLlama",
     "Recursive",
+    "SReT",
     "Steps",
     "Subformer",
     "Supernet",
