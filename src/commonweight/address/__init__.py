@@ -1,5 +1,6 @@
 """How a reader reads from a pool: whole, a window, rows, by an index or a hash; each linear in the pool."""
 
+from .emitted import Emitted, Enlarged
 from .flat import Scatter, Segment, Signed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
 from .kronecker import Kronecker
@@ -14,6 +15,8 @@ __all__ = [
     "WHOLE",
     "Chosen",
     "Combine",
+    "Emitted",
+    "Enlarged",
     "Gather",
     "Heads",
     "Kronecker",

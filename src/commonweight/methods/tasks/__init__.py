@@ -4,12 +4,16 @@ from . import poly, scalearn
 from .cpoly import CPoly
 from .mtlora import MTLoRA
 from .poly import Poly
+from .polyhistor import Polyhistor
+from .recurrent import Recurrent
 from .scalearn import ScaLearn
 
 __all__ = [
     "CPoly",
     "MTLoRA",
     "Poly",
+    "Polyhistor",
+    "Recurrent",
     "ScaLearn",
     "poly",
     "scalearn",
