@@ -67,7 +67,8 @@ def import_peft(
         config, tensors, found = beside.part(base, config, tensors, sites)
         sites = {**sites, **found.sites}
         tensors = _narrow(tensors, sites, frozen)
-        if peft.through(config) or _convolved(config, tensors, sites):
+        odd = _convolved(config, tensors, sites) or _turned_table(config, tensors, sites) or _biased(config, tensors)
+        if peft.through(config) or odd:
             about = getattr(base.inner, "config", None)
             changes = through.read(config, tensors, sites, frozen, about, task)
             adapter = settled(changes, {s.name: s for s in base.every}, frozen, tolerance)
@@ -131,6 +132,20 @@ def _convolved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: 
     ):
         return False
     return any(is_slot(k) and k.startswith(f"{peft.PREFIX}{n}.") for k in tensors for n in convs)
+
+
+def _turned_table(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> bool:
+    """Whether DoRA lies on a table of embeddings, whose entries it rescales dimension by dimension."""
+    tables = [n for n, s in sites.items() if s.kind == "embedding"]
+    return bool(config.get("use_dora")) and any(
+        k.startswith(f"{peft.PREFIX}{n}.lora_") for k in tensors for n in tables
+    )
+
+
+def _biased(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether biases were trained with a method whose own reader knows none."""
+    plain = config["peft_type"] in ("LORA", "ADALORA") and not config.get("use_dora")
+    return not plain and not config.get("lora_bias") and any(k.endswith(".bias") for k in tensors)
 
 
 def _head(

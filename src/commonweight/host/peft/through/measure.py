@@ -27,7 +27,10 @@ def measure(layer: nn.Module, site: Site, base: Frozen, **kwargs: Any) -> Change
     for dtype in (torch.float64, torch.float32):
         try:
             one = copy.deepcopy(layer).to(dtype)
-            w, b, bent = _answers(one, site.inp, dtype, base.kernel(site.name), kwargs)
+            if site.kind == "embedding":
+                w, b, bent = _entries(one, site, dtype), torch.zeros(site.out, dtype=dtype), 0.0
+            else:
+                w, b, bent = _answers(one, site.inp, dtype, base.kernel(site.name), kwargs)
         except (RuntimeError, TypeError, NotImplementedError) as e:  # kernels that are not there in float64
             why = why or e
             continue
@@ -41,6 +44,12 @@ def measure(layer: nn.Module, site: Site, base: Frozen, **kwargs: Any) -> Change
         gained = (b - old).float()
         return Change(delta=delta if delta.any() else None, bias=gained if gained.any() else None)
     raise CommonweightError(f"{site.name}: PEFT cannot compute with this adapter here: {why}") from why
+
+
+def _entries(table: nn.Module, site: Site, dtype: torch.dtype) -> Tensor:
+    """Of a table of embeddings, (width, vocabulary)."""
+    with torch.no_grad():
+        return torch.cat([table(ids[None])[0].to(dtype) for ids in torch.arange(site.inp).split(_PIECE)]).T
 
 
 def _answers(

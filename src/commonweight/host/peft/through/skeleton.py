@@ -1,4 +1,4 @@
-"""Just enough of a model for PEFT to put an adapter on: its linear layers and convolutions, by name."""
+"""Just enough of a model for PEFT to put an adapter on: its linear layers, convolutions and tables, by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ....formats.adapter import Frozen
 
 
 def skeleton(sites: Mapping[str, Site], base: Frozen, wanted: Callable[[str], bool], config: Any) -> nn.Module:
-    """A tree of linear layers (and GPT-2's Conv1D) and convolutions with copies of the base's weights in float32.
+    """A tree of linear layers (and GPT-2's Conv1D), convolutions and tables of embeddings, with copies of the base's
+    weights in float32.
 
     In the model's order, for PEFT may draw layer after layer. A convolution has neither padding nor strides nor groups,
     on which its weight does not depend.
@@ -25,7 +26,7 @@ def skeleton(sites: Mapping[str, Site], base: Frozen, wanted: Callable[[str], bo
     root = nn.Module()
     root.config = config
     for name, site in sites.items():
-        if site.kind not in ("linear", "conv") or site.rows is not None or not wanted(name):
+        if site.kind not in ("linear", "conv", "embedding") or site.rows is not None or not wanted(name):
             continue
         at = root
         *path, last = name.split(".")
@@ -40,6 +41,8 @@ def skeleton(sites: Mapping[str, Site], base: Frozen, wanted: Callable[[str], bo
 
 def _layer(site: Site, base: Frozen) -> nn.Module:
     weight = base.weight(site.name).detach().cpu().float()
+    if site.kind == "embedding":
+        return nn.Embedding.from_pretrained(weight.T.contiguous().clone())
     bias = base.bias(site.name).detach().cpu().float() if site.bias else None
     if site.kind == "conv":
         kernel = base.kernel(site.name)
