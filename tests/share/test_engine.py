@@ -9,19 +9,22 @@ from commonweight import share
 from tests.serve import served
 from tests.share import deep
 
+METHODS = [
+    ("recursive", {"loops": 2}), ("recursive", {"loops": 2, "relax": 4}), ("masa", {"matrices": 1}),
+    ("structured", {"rank": 8, "first_dense": False}),
+]  # fmt: skip
 
-@pytest.mark.parametrize("relax", [0, 4])
-def test_a_shared_model_and_its_tenants_answer_in_the_engine(relax, tmp_path):
-    small = share.share(served.make(), "recursive", loops=2, relax=relax)
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_a_shared_model_and_its_tenants_answer_in_the_engine(method, options, tmp_path):
+    small = share.share(served.make(), method, **options)
     host = cw.Host(small)
     served.add(host, "a", "lora")
     served.add(host, "b", "ia3")
     requests = [served.ask(n, i) for i, n in enumerate((None, "a", "b", "a"))]
     with cw.Engine(host, max_requests=4, page_size=8) as engine:
         served.right(host, requests, engine.generate(requests))
-    folder = share.save(
-        share.share(served.make(), "recursive", loops=2, relax=relax), tmp_path / "small", form="remote-code"
-    )
+    folder = share.save(share.share(served.make(), method, **options), tmp_path / "small", form="remote-code")
     with cw.Engine(str(folder), max_requests=4, page_size=8) as engine:
         (answer,) = engine.generate([served.ask(None)])
     assert answer.tokens == served.alone(host, served.ask(None))

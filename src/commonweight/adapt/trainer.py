@@ -74,6 +74,9 @@ class Watch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.run.sampler.epoch = state.global_step // self.run.per_epoch
 
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.run.pace(state.global_step / self.run.steps)
+
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.run.step_loss()
 
@@ -250,12 +253,18 @@ class Run(Trainer):
             "rows that are wrong"
         )
 
+    def pace(self, done: float) -> None:
+        """done: the share of the steps that lie behind; at 1, as it is used."""
+        if (told := getattr(self.host, "pace", None)) is not None:
+            told(done)
+
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
     def score(self) -> dict[str, float]:
         """Measures the dev rows; a better score, the mean over the tenants, is remembered with the pools."""
         self.module.eval()
+        self.pace(1.0)
         optimizers.averaged(self.optimizer)
         each: dict[str, dict[str, float]] = {}
         for p in self.parts:
@@ -269,6 +278,7 @@ class Run(Trainer):
 
     def finish(self) -> None:
         """The best pools that the dev rows saw become the tenants'."""
+        self.pace(1.0)
         optimizers.averaged(self.optimizer)
         self.best.put_back()
 

@@ -30,6 +30,7 @@ class Whole:
         self.model, self.name = model, name
         self.method = SimpleNamespace(name=name, lr=lr)
         inner = dict(model.named_modules())
+        self.paced: list[Any] = [m.pace for m in inner.values() if hasattr(m, "pace")]
         # a block that is recomputed must know that it is in training; what has dropout stands inside of it
         self.base = SimpleNamespace(modules={n: SimpleNamespace(flagged=inner[n]) for n in ["", *blocks(model)]})
 
@@ -49,6 +50,11 @@ class Whole:
         if lora_plus is not None:
             raise CommonweightError("lora_plus: a whole model has no B alone; leave it out")
         return [{"params": [p for _, p in self.named_parameters()], "lr": lr}]
+
+    def pace(self, done: float) -> None:
+        """Tells layers that change while they train which share of the steps lies behind."""
+        for one in self.paced:
+            one(done)
 
     @contextmanager
     def recomputed(self) -> Iterator[None]:

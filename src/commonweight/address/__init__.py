@@ -1,5 +1,6 @@
 """How a reader reads from a pool: whole, a window, rows, by an index or a hash; each linear in the pool."""
 
+from .combined import Mix
 from .emitted import Emitted, Enlarged
 from .flat import Scatter, Segment, Signed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
@@ -21,6 +22,7 @@ __all__ = [
     "Heads",
     "Kronecker",
     "Magnitudes",
+    "Mix",
     "Routed",
     "Row",
     "Scaled",

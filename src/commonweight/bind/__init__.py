@@ -9,9 +9,11 @@ from .depth import Exit, Expected, Expecting, ExpertChoice, Halt, TokenChoice
 from .entries import Entries, Turned, turned
 from .experts import Experts
 from .first import First
+from .guided import Guided
 from .intervene import Edit
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
+from .product import Product
 from .quantised import Elastic, Requantised
 from .random_bases import RandomBases
 from .replace import Replace
@@ -39,11 +41,13 @@ __all__ = [
     "ExpertChoice",
     "Experts",
     "First",
+    "Guided",
     "Halt",
     "LowRank",
     "Magnitude",
     "Mapped",
     "Parallel",
+    "Product",
     "Projected",
     "RandomBases",
     "Replace",

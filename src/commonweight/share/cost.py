@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..address import Mix
+from ..bind import Guided
 from ..builder import Anatomy, Layout, anatomy
-from ..core import CommonweightError, first_line
+from ..core import CommonweightError, Pool, Use, first_line
 from .methods import Method, available, layout_of, resolve
 
 
@@ -75,8 +77,8 @@ def original(about: Anatomy) -> Layout:
 
 
 def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
-    rest = sum(_numel(w.shape) for w in about.rest)
-    rest_bytes = sum(_numel(w.shape) * getattr(torch, w.dtype).itemsize for w in about.rest)
+    rest = sum(prod(w.shape) for w in about.rest)
+    rest_bytes = sum(prod(w.shape) * getattr(torch, w.dtype).itemsize for w in about.rest)
     depth = len(layout.like)
     return Cost(
         name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.nbytes, flops(model, layout),
@@ -96,14 +98,26 @@ def flops(model: Any, layout: Layout) -> int:
     total = 0.0
     for use in layout.plan.uses:
         part = prod(share for home, share in taken if use.site.startswith(home))
-        numbers = [pools[n] for read in use.reads.values() for n in read.pools]
-        total += part * sum(2 * p.numel for p in numbers if len(p.shape) == 2)
+        total += part * sum(2 * prod(s) for s in _matrices(use, pools))
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     return int(total) + (2 * head.weight.numel() if head is not None else 0)
 
 
 def _shares(bind: Any) -> list[tuple[str, float]]:
     return [bind.taken] if hasattr(bind, "taken") else []
+
+
+def _matrices(use: Use, pools: Mapping[str, Pool]) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that a token meets there."""
+    if isinstance(use.bind, Guided):  # its dense weight is gone after training
+        return [pools[use.reads[n].pools[0]].shape for n in "AB"]
+    out = []
+    for read in use.reads.values():
+        if isinstance(read.address, Mix):
+            out.append(pools[read.pools[0]].shape[1:])
+        else:
+            out += [pools[n].shape for n in read.pools if len(pools[n].shape) == 2]
+    return out
 
 
 def cache_of_a_layer(model: Any, about: Anatomy) -> int:
@@ -132,13 +146,6 @@ def on_meta(folder: str | Path) -> Any:
             return tf.AutoModel.from_config(config)
     except (OSError, ValueError, KeyError) as e:
         raise CommonweightError(f"model {str(folder)!r} cannot be read: {first_line(e)}") from e
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    n = 1
-    for s in shape:
-        n *= s
-    return n
 
 
 def _short(value: Any) -> str:

@@ -25,6 +25,7 @@ from ..adapt.tasks.scored import output_layer
 from ..adapt.train import train_understood
 from ..adapt.trainer import Progress
 from ..adapt.whole import Whole, train_whole
+from ..builder.settle import settle
 from ..core import CommonweightError, build
 from ..host import Host
 from ..host.fingerprint import of_base
@@ -115,6 +116,8 @@ def heal(
         steps, metrics = int(curve[-1]["step"]) if curve else 0, _kept(curve, dev)
     if sample is not None:
         restore(model, was)
+    if method is None and getattr(getattr(model, "config", None), "sharing", None):
+        settle(model)
     seconds = time.perf_counter() - started
     return Healed(model, seconds, steps, read[-1] if read else 0, curve, metrics, seen.note, told, host)
 

@@ -7,6 +7,7 @@ from .adapters import Parallel, Serial
 from .addressed import Addressed
 from .blocks import Encoded, MappedBlock, Projection, Stepped, Told
 from .choices import Assigned, Leaving, Selected
+from .composed import Factored, Guided
 from .halting import Halted, Heard, Spoken
 from .mixture import Mixture
 from .quantised import Elastic, Requantised
@@ -18,6 +19,8 @@ __all__ = [
     "Assigned",
     "Elastic",
     "Encoded",
+    "Factored",
+    "Guided",
     "Halted",
     "Heard",
     "Leaving",

@@ -23,7 +23,8 @@ class Relaxed:
 
     def composed_weight(self) -> Tensor:
         """What the layer computes with, in its own layout."""
-        w: Tensor = self._parameters["weight"]  # type: ignore[attr-defined]  # past whatever stands before it
+        held = self._parameters.get("weight")  # type: ignore[attr-defined]  # past whatever stands before it
+        w: Tensor = super().weight if held is None else held  # type: ignore[misc]
         update = self.B @ self.A
         return w + (update.T if hasattr(self, "nf") else update)  # Conv1D holds (in, out)
 

@@ -50,6 +50,9 @@ def write(model: Any, folder: Path, final: Path) -> None:
 def copies(model: Any) -> tuple[list[int], bool]:
     """(the depth whose layer each depth repeats, whether it has norms of its own)."""
     sharing = model.config.sharing
+    for told in sharing["forms"]:
+        if told["form"] != Relaxed.__name__:
+            raise CommonweightError(f"form=peft: PEFT has nothing for {told['form']}; save it as remote-code")
     _, blocks = stack_of(model, sharing["path"])
     depths = range(len(blocks))  # type: ignore[arg-type]
     maps: dict[tuple[int, ...], str] = {}
@@ -74,9 +77,6 @@ def copies(model: Any) -> tuple[list[int], bool]:
         raise CommonweightError(
             f"form=peft: {strange[0]} is each depth's own, in a repeated layer; save it as remote-code"
         )
-    for told in sharing["forms"]:
-        if told["form"] != Relaxed.__name__:
-            raise CommonweightError(f"form=peft: PEFT has nothing for {told['form']}; save it as remote-code")
     return list(owners), bool(private) and owners != tuple(depths)
 
 

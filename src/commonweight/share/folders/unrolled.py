@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...builder.forms import Addressed, Relaxed
+from ...builder.forms import Addressed, Factored, Guided, Relaxed
 from ...builder.remote import plain_class
 from ...builder.shared import stack_of
 from ...core import CommonweightError
 
 
 def write(model: Any, folder: Path, final: Path) -> None:
-    """Low-rank updates are added to their weights. Raises: CommonweightError where a depth does what no stock
-    block does.
+    """Weights that are put together of pools are written as they come out.
+
+    Raises: CommonweightError where a depth does what no stock block does.
 
     Cost: every depth's weights in memory."""
     plain(model).save_pretrained(folder)
@@ -53,7 +54,7 @@ def dense(model: Any) -> dict[str, Tensor]:
                 for key in told["parameters"]:
                     tensors.pop(f"{name}.{key}", None)
             continue
-        if told["form"] != Relaxed.__name__:
+        if told["form"] not in [k.__name__ for k in (Relaxed, Factored, Guided)]:
             raise CommonweightError(
                 f"form=unrolled: {told['form']} at {told['at'] or 'the blocks'} is nothing that a stock "
                 f"{plain_class(model).__name__} does; save it with form=remote-code"
@@ -61,9 +62,7 @@ def dense(model: Any) -> dict[str, Tensor]:
         for depth in told["depths"]:
             name = f"{path}.{depth}.{told['at']}"
             module: Any = blocks.get_submodule(f"{depth}.{told['at']}")
-            update = module.update().detach()
-            w = tensors[f"{name}.weight"]
-            turned = tuple(update.shape) != tuple(w.shape) or type(module).__name__.endswith("Conv1D")
-            tensors[f"{name}.weight"] = (w.float() + (update.T if turned else update).float()).to(w.dtype)
-            del tensors[f"{name}.A"], tensors[f"{name}.B"]
+            tensors[f"{name}.weight"] = module.composed_weight().detach()
+            for key in told["parameters"]:
+                tensors.pop(f"{name}.{key}", None)
     return tensors

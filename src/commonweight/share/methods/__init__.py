@@ -2,12 +2,15 @@
 
 from ..registry import Method, available, get, layout_of, resolve
 from .autopeft import AutoPEFT
+from .basis import Basis
 from .crash import CRaSh
 from .drop import Drop
 from .efficientdm import EfficientDM
 from .exit import Exits
 from .foldgpt import FoldGPT
 from .ilr import ILR
+from .kind import KIND
+from .masa import MASA
 from .matching import Matching
 from .mip import MIP
 from .mixturegrowth import MixtureGrowth
@@ -17,6 +20,7 @@ from .qfa import QFA
 from .recursive import Recursive
 from .sret import SReT
 from .steps import Steps
+from .structured import Structured
 from .subformer import Subformer
 from .supernet import Supernet
 from .sut import SUT
@@ -25,10 +29,13 @@ from .zamba import Zamba
 
 __all__ = [
     "ILR",
+    "KIND",
+    "MASA",
     "MIP",
     "QFA",
     "SUT",
     "AutoPEFT",
+    "Basis",
     "CRaSh",
     "Drop",
     "EfficientDM",
@@ -42,6 +49,7 @@ __all__ = [
     "Recursive",
     "SReT",
     "Steps",
+    "Structured",
     "Subformer",
     "Supernet",
     "WideNet",
