@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from ..host.stacks import Room
+
 NAME = "commonweight_paged"
 
 
@@ -24,6 +26,9 @@ class _Step(threading.local):
     """The step that this thread runs; plans: kind of layer -> how its requests' keys lie in this step."""
 
     plans: dict[str, Plan] | None = None
+
+    def __init__(self) -> None:
+        self.room = Room()  # where each layer's keys and values are laid side by side, one layer after the other
 
 
 STEP = _Step()
@@ -33,28 +38,37 @@ STEP = _Step()
 class Plan:
     """Where the requests of a step lie. spans: (first query, end, rows of its keys) of each request with more than one
     query; singles: the queries of the others, None for all in order; index (B * L,): the rows of their keys, each
-    request's padded with its own last one; mask (B, 1, 1, L): which of these count."""
+    request's padded with its own last one; mask (B, 1, 1, L): which of these count; bias: the same, 0 and -inf."""
 
     spans: Sequence[tuple[int, int, Tensor | slice]]
     singles: Tensor | None
     index: Tensor | None
     mask: Tensor | None
+    bias: Tensor | None
 
 
-def plan(queries: Sequence[int], keys: Sequence[int], device: torch.device, read: Tensor | None = None) -> Plan:
-    """queries, keys: cumulative lengths (requests + 1). read: the row of each key; None: they lie in order."""
+def plan(
+    queries: Sequence[int],
+    keys: Sequence[int],
+    device: torch.device,
+    read: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Plan:
+    """queries, keys: cumulative lengths (requests + 1). read: the row of each key; None: they lie in order. dtype: of
+    the bias, which is what the fused kernel would make of a mask at each layer."""
     rows = list(zip(queries, queries[1:], keys, keys[1:]))
     ones = [r for r in rows if r[1] - r[0] == 1]
     spans = [(q, e, slice(k, m) if read is None else read[k:m]) for q, e, k, m in rows if e - q > 1]
     if not ones:
-        return Plan(spans, None, None, None)
+        return Plan(spans, None, None, None, None)
     lengths = torch.tensor([r[3] - r[2] for r in ones])
     starts = torch.tensor([r[2] for r in ones])
     at = torch.arange(int(lengths.max()))
     index = (starts[:, None] + torch.minimum(at[None], lengths[:, None] - 1)).view(-1).to(device)
     mask = None if bool((lengths == lengths[0]).all()) else (at[None] < lengths[:, None])[:, None, None].to(device)
     singles = torch.tensor([r[0] for r in ones], device=device) if spans else None
-    return Plan(spans, singles, index if read is None else read.index_select(0, index), mask)
+    bias = None if mask is None else torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -torch.inf)
+    return Plan(spans, singles, index if read is None else read.index_select(0, index), mask, bias)
 
 
 def attend(
@@ -79,7 +93,7 @@ def attend(
     found = STEP.plans.get(allocator.layer_type)
     if found is None:
         lengths = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
-        found = STEP.plans[allocator.layer_type] = plan(*lengths, query.device, None if direct else read)
+        found = STEP.plans[allocator.layer_type] = plan(*lengths, query.device, None if direct else read, query.dtype)
     window = getattr(allocator, "sliding_window", None)
     how = _How(key.shape[1], scaling, window, kwargs.get("softcap"), kwargs.get("s_aux"))
     return _attended(found, query[0].transpose(0, 1), k, v, how)[None], None
@@ -155,9 +169,9 @@ def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor
     if found.index is not None:
         qs = q if found.singles is None else q.index_select(0, found.singles)
         b = len(qs)
-        ks, vs = (x.index_select(0, found.index).view(b, -1, heads, x.shape[1] // heads) for x in (k, v))
+        ks, vs = (_taken(n, x, found.index).view(b, -1, heads, x.shape[1] // heads) for n, x in (("k", k), ("v", v)))
         got = _one(
-            qs.reshape(b, heads, q.shape[1] // heads, -1), ks.transpose(1, 2), vs.transpose(1, 2), found.mask, how
+            qs.reshape(b, heads, q.shape[1] // heads, -1), ks.transpose(1, 2), vs.transpose(1, 2), found, how
         ).reshape(b, q.shape[1], -1)
         if found.singles is None:
             return got
@@ -165,8 +179,8 @@ def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor
         out.index_copy_(0, found.singles, got)
     for first, end, at in found.spans:
         kx, vx = (
-            (x[at] if isinstance(at, slice) else x.index_select(0, at)).view(-1, heads, x.shape[1] // heads)
-            for x in (k, v)
+            (x[at] if isinstance(at, slice) else _taken(n, x, at)).view(-1, heads, x.shape[1] // heads)
+            for n, x in (("k", k), ("v", v))
         )
         got = _many(q[first:end], kx, vx, how)
         if out is None:
@@ -176,12 +190,18 @@ def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor
     return out
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+def _taken(name: str, x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of x, in memory that the next layer's write over: new memory would take longer than the copying."""
+    place = STEP.room(name, (len(rows), x.shape[1]), x.dtype) if x.device.type == "cpu" else None
+    return torch.index_select(x, 0, rows, out=place) if place is not None else x.index_select(0, rows)
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, found: Plan, how: _How) -> Tensor:
     """One query a request: q (B, kv heads, groups, d), k and v (B, kv heads, L, d)."""
     if how.softcap is None and how.sinks is None:
-        return sdpa(q, k, v, attn_mask=mask, scale=how.scaling)
+        return sdpa(q, k, v, attn_mask=found.bias, scale=how.scaling)
     sinks = None if how.sinks is None else how.sinks.view(1, how.heads, -1, 1)
-    return _plain(q, k, v, mask, how, sinks)
+    return _plain(q, k, v, found.mask, how, sinks)
 
 
 def _many(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from ..commons import Commons
 from ..core import CommonweightError, counted
 from ..host import Host
-from . import check, prompts
+from . import check, prepacked, prompts
 from .edition import Edition
 from .grammar import Grammars
 from .request import Answer, Piece, Request
@@ -71,6 +71,8 @@ class Engine:
     length up to 8,192. page_size: tokens of a block, which are what requests of one tenant share of a common prefix.
     max_waiting: requests that may wait; more are refused.
     tenant_memory: bytes of tenants that are kept loaded from the store, the longest unused ones go first; None: all.
+    prepack: on a CPU, a second copy of the linear layers' weights as oneDNN reads them, for steps that take a quarter
+    less time; None: where the copy takes at most a quarter of the memory that is free.
 
     Isolation: a request reads its own keys alone; prefixes are found within a tenant's version alone; a tenant whose
     numbers are not finite ends its own answers; a step that fails is done again request by request, and the one that
@@ -93,6 +95,7 @@ class Engine:
         max_waiting: int = 1024,
         tenant_memory: int | None = None,
         prefix_cache: bool = True,
+        prepack: bool | None = None,
     ):
         check.installed()
         from .batching import Manager, configured
@@ -120,6 +123,7 @@ class Engine:
         self._manager.places = max_requests
         self._manager.order = lambda ticket: self._router.lanes.order(ticket.edition)
         self._lock, self._closed = threading.Lock(), False
+        self._packed = prepacked.prepack(self.model, prepack)
         self.host.base.limit.held = "an engine"
         self.stepped: Callable[[int], None] = lambda tokens: None  # told how many tokens each step has, in its thread
         self._manager.start()
@@ -252,6 +256,7 @@ class Engine:
             self._closed = True
         self._manager.stop(block=True, hard_stop=True)
         self._router.lanes.close()
+        prepacked.unpack(self._packed)
         self.host.base.limit.held = ""
         if self._owns:
             self.host.close()
