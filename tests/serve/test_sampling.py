@@ -77,3 +77,20 @@ def test_log_probabilities_are_the_models_own():
     assert found.token == 3 and found.logprob is not None
     assert found.logprob.logprob == pytest.approx(float(logs[3]))
     assert [t for t, _ in found.logprob.top] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"temperature": 1e-300},
+        {"temperature": 1e-40},
+        {"temperature": 2e-5},
+        {"temperature": 1, "repetition_penalty": 1e-42},
+        {"temperature": 2e-5, "logit_bias": {4: 100}},
+    ],
+)
+def test_scores_that_grow_without_end_are_still_numbers(more):
+    scores = torch.tensor([[0.5, -1.0, 2.0, 1e36, 3e36, 0.0]])
+    row = Row(Request(prompt=[1, 4], **more), 7, [1, 4], [])
+    (got,) = choose(scores, [row])
+    assert got.token == 4

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .request import Logprob, Request
 
+_COLD = 1e-5  # temperatures below draw the likeliest token, as with vLLM; their quotients would be no numbers
 _FIRST = 1024  # of the likeliest tokens that are looked at before all of them are sorted
 
 
@@ -63,8 +64,11 @@ def greedy(row: Row) -> bool:
 def _choose(scores: Tensor, row: Row) -> int:
     r = row.request
     scores = adjusted(scores, row)
-    if r.temperature == 0:
+    if r.temperature < _COLD:
         return int(scores.argmax())
+    if not bool((scores.max() / r.temperature).isfinite()):  # a small penalty, or a small temperature
+        scores = scores.clamp(max=torch.finfo(scores.dtype).max / 2)
+        scores = scores - scores.max()
     return draw(narrowed(scores / r.temperature, r), uniform(row.seed, len(row.tokens)))
 
 

@@ -10,7 +10,9 @@ import warnings
 
 import pytest
 
+from .. import encoders
 from . import shop
+from .test_reading import serving
 
 schemathesis = pytest.importorskip("schemathesis")
 hypothesis = pytest.importorskip("hypothesis")
@@ -27,9 +29,21 @@ def checks():
     return [c for c in CHECKS.get_all() if c.__name__ != "positive_data_acceptance"]
 
 
-@pytest.fixture(scope="module")
-def app():
-    with shop.client(shop.host(), max_tokens=8) as client:
+def chats():
+    return shop.client(shop.host(), max_tokens=8)
+
+
+def readings():
+    return serving(encoders.host(encoders.bert()))
+
+
+def ranks():
+    return serving(encoders.ranker_host())
+
+
+@pytest.fixture(scope="module", params=[chats, readings, ranks])
+def app(request):
+    with request.param() as client:
         yield client.app
 
 
