@@ -80,3 +80,22 @@ def test_ranks_add_up_to_a_limit(host):
         add(host, f"w{i}", "lora", rank=40)
     with pytest.raises(CommonweightError, match="rank 160 together; at most 128"):
         Tenants(host, None, None).edition("w0+w1+w2+w3")
+
+
+def test_why_there_is_no_sum():
+    host = Host(make("mixtral"))
+    add(host, "all", "lora")
+    add(host, "few", "lora", sites="*.self_attn.*")
+    add(host, "wide", "lora", rank=80, sites="*.q_proj")
+    add(host, "router", "lora", sites="*.mlp.gate")
+    add(host, "plug", "bottleneck", sites="*.q_proj")
+    tenants = Tenants(host, None, None)
+    assert tenants.edition("few+0.5*few") is not None
+    for name, told in (
+        ("all", r"it changes experts \(model.layers.0.mlp.experts"),
+        ("wide", "its rank at model.layers.0.self_attn.q_proj is 80, and at most 64"),
+        ("router", "it changes model.layers.0.mlp.gate, which is no linear layer's weight"),
+        ("plug", "its change of model.layers.0.self_attn.q_proj is no low-rank change, scale or shift"),
+    ):
+        with pytest.raises(CommonweightError, match=rf"tenant '{name}' .* cannot be added to others: {told}"):
+            tenants.edition(f"few+0.5*{name}")

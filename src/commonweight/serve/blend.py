@@ -23,12 +23,13 @@ _NUMBER = re.compile(r"-?([0-9]+(\.[0-9]*)?|\.[0-9]+)")
 
 
 class Part(NamedTuple):
-    """A tenant in a sum. form: at each layer; None where it has no common form. method: for messages."""
+    """A tenant in a sum. form: at each layer; None where it has no common form, and why not. method: for messages."""
 
     weight: float
     name: str
     method: str
     form: Mapping[str, Frozen] | None
+    why: str = ""
 
 
 def several(name: str) -> bool:
@@ -73,8 +74,7 @@ def total(parts: Sequence[Part]) -> dict[str, Frozen]:
     for p in parts:
         if p.form is None:
             raise CommonweightError(
-                f"tenant {p.name!r} ({p.method}) cannot be added to others: it is no low-rank change, scale or shift "
-                f"of linear layers with a rank up to {WIDEST}; ask it alone, or merge the models"
+                f"tenant {p.name!r} ({p.method}) cannot be added to others: {p.why}; ask it alone, or merge the models"
             )
     sites = dict.fromkeys(site for p in parts for site in (p.form or ()))
     return {s: _sum(s, [(p.weight, p.form[s]) for p in parts if p.form and s in p.form]) for s in sites}

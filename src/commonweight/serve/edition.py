@@ -11,7 +11,7 @@ from ..host import Tenant
 from ..host.pools import stored
 from .blend import Part, total
 from .flight import Flights
-from .frozen import Frozen, finite, frozen
+from .frozen import Frozen, finite, frozen, why
 from .places import placed
 from .pooled import Common, common
 
@@ -85,7 +85,7 @@ class Editions:
             tenants = tuple(t for _, t in parts)
             if bad := next((e for _, e in editions if not e.sound), None):
                 return Edition(bad.name, tenants, None, False)
-            of = [Part(w, e.name, e.tenants[0].method.name, e.form) for w, e in editions]
+            of = [_part(w, e, modules) for w, e in editions]
             return Edition(name, tenants, total(of), True)
 
         return self._once(tuple((w, _key(t)) for w, t in parts), made)
@@ -98,6 +98,12 @@ class Editions:
             return found
 
         return self._known.get(key) or self._flights(key, work)
+
+
+def _part(weight: float, edition: Edition, modules: Mapping[str, Any]) -> Part:
+    tenant = edition.tenants[0]
+    told = why(tenant, modules) if edition.form is None else ""
+    return Part(weight, edition.name, tenant.method.name, edition.form, told)
 
 
 def _key(tenant: Tenant) -> Any:

@@ -36,14 +36,32 @@ def frozen(tenant: Tenant, modules: Mapping[str, Any]) -> dict[str, Frozen] | No
     """
     out = {}
     for name, entries in tenant.table.items():
-        at = modules.get(name)
-        if at is None or at.kind != "linear" or at.slot != "weight" or ".experts." in name:
-            return None
-        found = _joined(entries, at)
-        if found is None or (found.A is not None and len(found.A) > WIDEST):
+        found = _at(name, entries, modules)
+        if isinstance(found, str):
             return None
         out[name] = found
     return out
+
+
+def why(tenant: Tenant, modules: Mapping[str, Any]) -> str:
+    """What it has that is not of this form, for messages; "" where all of it is."""
+    found = (_at(name, entries, modules) for name, entries in tenant.table.items())
+    return next((f for f in found if isinstance(f, str)), "")
+
+
+def _at(name: str, entries: list[Entry], modules: Mapping[str, Any]) -> Frozen | str:
+    """Its form at a site, or why it has none there."""
+    at = modules.get(name)
+    if ".experts." in name:
+        return f"it changes experts ({name})"
+    if at is None or at.kind != "linear" or at.slot != "weight":
+        return f"it changes {name}, which is no linear layer's weight"
+    found = _joined(entries, at)
+    if found is None:
+        return f"its change of {name} is no low-rank change, scale or shift"
+    if found.A is not None and len(found.A) > WIDEST:
+        return f"its rank at {name} is {len(found.A)}, and at most {WIDEST} is served so"
+    return found
 
 
 @torch.no_grad()
