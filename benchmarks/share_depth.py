@@ -2,8 +2,9 @@
 
 A small model of four loops is trained here on the characters of books, with exits and for comparison without; then the
 classifiers' threshold is set where held-out bits per byte are within half a percent of those without exits, and both
-sides generate, sampling at temperature 1. The other side is the same runner with all loops for every token: then all
-requests are at one depth, which is continuous batching. The engine's speed with the model without exits stands beside.
+sides generate, sampling at temperature 1. A model of one loop alone, trained alike, says what loops are worth at all.
+The other side is the same runner with all loops for every token: then all requests are at one depth, which is
+continuous batching. The engine's speed with the model without exits stands beside.
 
     python -m benchmarks.share_depth FILE.txt [FILE.txt ...] [--tokens 600000] [--width 256]
 """
@@ -39,20 +40,24 @@ def tokenizer(text: str) -> Any:
     )
 
 
-def trained(words: Any, rows: list[dict[str, str]], method: str, args: argparse.Namespace, **options: Any) -> Any:
+def trained(
+    words: Any, rows: list[dict[str, str]], method: str, args: argparse.Namespace, loops: int = LOOPS, **options: Any
+) -> Any:
     """From scratch, on the same rows in the same order."""
     torch.manual_seed(0)
     width = args.width
     size: dict[str, Any] = {"hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": width // 64}
     config = tf.LlamaConfig(
-        **size, num_key_value_heads=width // 64, num_hidden_layers=LOOPS * UNITS, vocab_size=len(words),
+        **size, num_key_value_heads=width // 64, num_hidden_layers=loops * UNITS, vocab_size=len(words),
         max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    small = share.share(tf.LlamaForCausalLM(config), method, loops=LOOPS, init="lower", **options)
+    small = share.share(tf.LlamaForCausalLM(config), method, loops=loops, init="lower", **options)
     start = time.perf_counter()
-    done = share.heal(small, rows=rows, tokens=args.tokens, tokenizer=words, lr=2e-3, batch_size=16, max_length=ROOM)
+    done = share.heal(small, rows=rows, tokens=args.tokens, tokenizer=words, lr=2e-3, batch_size=4, max_length=ROOM)
     last = done.curve[-1].get("loss", math.nan)
-    print(f"{method}: {done.steps} steps, {time.perf_counter() - start:.0f} s, last loss {last:.3f}", flush=True)
+    print(
+        f"{method} {loops}: {done.steps} steps, {time.perf_counter() - start:.0f} s, last loss {last:.3f}", flush=True
+    )
     small.generation_config.eos_token_id = None
     return small.eval()
 
@@ -99,6 +104,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     rows = [{"text": text[i : i + 4000]} for i in range(0, min(cut, 2 * args.tokens), 4000)]
     calibrating, held = text[cut : cut + 20_000], text[cut + 60_000 : cut + 100_000]
     plain = trained(words, rows, "recursive", args)
+    single = trained(words, rows, "recursive", args, loops=1)
     model = trained(words, rows, "exit", args, sure=0.8)
     walk = walk_of(model)
     walk.everywhere = True
@@ -117,6 +123,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     walk.everywhere = True
     quality["bits_without"] = bits(model, words, held)[0]
     quality["bits_trained_without"] = bits(plain, words, held)[0]
+    quality["bits_of_one_loop"] = bits(single, words, held)[0]
     print(quality, flush=True)
     ids = words(held)["input_ids"]
     prompts = [ids[i : i + 32] for i in range(0, 32 * 3 * args.places, 32)]
