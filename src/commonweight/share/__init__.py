@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from .depthwise import Depthwise
     from .healing import Healed, heal
     from .make import layout, share
+    from .merging import Merging
     from .methods import available
     from .saving import save
 
 __all__ = [
     "Depthwise",
     "Healed",
+    "Merging",
     "anatomy",
     "available",
     "choose",
@@ -36,7 +38,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Depthwise": ".depthwise", "Healed": ".healing", "anatomy": "..builder", "available": ".methods",
+    "Depthwise": ".depthwise", "Merging": ".merging",
+    "Healed": ".healing", "anatomy": "..builder", "available": ".methods",
     "choose": ".choosing", "codes": ".choosing", "settle": ".choosing", "depths": "..builder.depths", "heal":
     ".healing", "layout": ".make", "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """One file per sharing method: options and a layout. Adding one: the file, its name in this list, its test."""
 
 from ..registry import Method, available, get, layout_of, resolve
+from .aslora import ASLoRA
 from .autopeft import AutoPEFT
 from .basis import Basis
 from .crash import CRaSh
@@ -34,6 +35,7 @@ __all__ = [
     "MIP",
     "QFA",
     "SUT",
+    "ASLoRA",
     "AutoPEFT",
     "Basis",
     "CRaSh",
