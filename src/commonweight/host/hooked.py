@@ -147,11 +147,16 @@ class HookedModel:
         if strange:
             raise strangers(self.modules, strange, method.name)
         if method.kinds and not mine:
-            given = pattern or self.pattern
-            why = f"the pattern {given!r} matches none of them" if given else "this model has none of them by default"
+            kinds, given = " or ".join(method.kinds), pattern or self.pattern
+            if given:
+                raise CommonweightError(
+                    f"{method.name} reads sites of kind {kinds}; the pattern {given!r} matches none of them"
+                )
             have = ", ".join(dict.fromkeys(s.kind for s in self.every if s.kind != "head"))
-            why += "" if given else f"; its sites are of kind {have or 'none'}"
-            raise CommonweightError(f"{method.name} reads sites of kind {' or '.join(method.kinds)}; {why}")
+            raise CommonweightError(
+                f"{method.name} reads sites of kind {kinds}; this model has none of them by default; its sites are of "
+                f"kind {have or 'none'}"
+            )
         return mine
 
     def reads(self, method: Method) -> bool:
