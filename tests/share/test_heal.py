@@ -127,3 +127,33 @@ def test_refusals(llama, bert):  # noqa: F811
         share.heal(pair(bert, tf.AutoModel)[0], rows=ROWS)
     with pytest.raises(CommonweightError, match="unknown loss 'kl'"):
         share.heal(pair(llama)[0], rows=ROWS, loss="kl")
+
+
+def test_lora_with_a_teacher_is_llm_neo(llama):  # noqa: F811
+    """(1 - a) CE + a KL(teacher || student) at each scored token; a = 0 is LoRA on the text, to the bit."""
+    from commonweight.adapt.base import tokenizer_of
+    from commonweight.adapt.tasks import LM
+
+    small, teacher = pair(llama)
+    task = LM(tokenizer_of(teacher), 32)
+    batch = task.collate(task.examples(ROWS[:4]))
+    got = distil.Distilled(task, teacher, distil.Distillation(share=0.3)).loss(small, dict(batch))
+    labels = batch["labels"][:, 1:]
+    s, t = (m(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1] for m in (small, teacher))
+    s, t, y = s[labels != -100], t[labels != -100], labels[labels != -100]
+    ce = -s.log_softmax(-1).gather(1, y[:, None]).mean()
+    kl = (t.softmax(-1) * (t.log_softmax(-1) - s.log_softmax(-1))).sum(-1).mean()
+    assert got.item() == pytest.approx((0.7 * ce + 0.3 * kl).item(), rel=1e-5)
+    how = {"rows": ROWS, "tokens": 600, "method": "lora", "options": {"rank": 2}, "max_length": 32, "batch_size": 4}
+    made = [share.heal(pair(llama)[0], teacher=t, distillation={"share": 0.0}, **how) for t in (teacher, None)]
+    pools = [dict(m.host["healed"].named_parameters()) for m in made]
+    assert all(torch.allclose(p, pools[1][n], atol=1e-6) for n, p in pools[0].items()) and pools[0]
+
+
+def test_foldgpt_is_healed_layer_by_layer(llama):  # noqa: F811
+    teacher = tf.AutoModelForCausalLM.from_pretrained(llama)
+    small = share.share(teacher, "foldgpt", rows=[[3, 4, 5, 6]], keep=2, steps=1)
+    done = share.heal(small, teacher=teacher, rows=ROWS, tokens=300, max_length=32)
+    assert done.settings["tail"] == 2
+    assert share.heal(small, teacher=teacher, rows=ROWS, tokens=300, distillation={"tail": 1}).settings["tail"] == 1
+    assert call(llama).settings["tail"] == 0

@@ -13,7 +13,8 @@ from ..core import serial
 @serial
 @dataclass(frozen=True)
 class Step:
-    """y = x + g (block(x) - x). Shapes: g (1,). Linear in: g. At g = 1 the block itself, at 0 as if it were not there.
+    """y = x + g (block(x) - x). Shapes: g (1,), or (d,) for each channel. Linear in: g. At g = 1 the block itself, at 0
+    as if it were not there.
 
     Source: one Euler step of length g of h' = f(h), as in arXiv 2310.12818; a gate of FoldGPT, arXiv 2407.00928.
     """

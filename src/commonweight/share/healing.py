@@ -30,6 +30,7 @@ from ..core import CommonweightError, build
 from ..host import Host
 from ..host.fingerprint import of_base
 from .choosing import choose, codes, restore
+from .methods import available
 from .sampling import Draw
 
 LR = 2e-4  # AdamW's, as arXiv 2410.20672 has it
@@ -74,9 +75,10 @@ def heal(
     teacher: as a rule the model it was made of; None: the text alone teaches. rows: as `adapt` reads them for lm: whole
     texts, prompts and completions, chats; packed into sequences, unless packing=False. tokens: how many are read, in as
     many passes as it takes; None: as the recipe says. sample: what draws a code for each step, see `sampling`.
-    loss, distillation: see `tasks.distil.Distillation`. method, options: of adapters, as LLM-Neo (arXiv 2411.06839)
-    trains LoRA with a teacher. recipe: fields of `Recipe`; the learning rate is 2e-4 where nothing is said. checkpoint:
-    a folder from which a killed run is resumed, to the same bits.
+    loss, distillation: see `tasks.distil.Distillation`; foldgpt learns hidden states of the last blocks too. method,
+    options: of adapters, as LLM-Neo (arXiv 2411.06839) trains LoRA with a teacher. recipe: fields of `Recipe`; the
+    learning rate is 2e-4 where nothing is said. checkpoint: a folder from which a killed run is resumed, to the same
+    bits.
     Raises: CommonweightError, also for a model in half precision, in which small steps are lost.
     """
     started = time.perf_counter()
@@ -90,7 +92,7 @@ def heal(
     train, seen = task.examples(held), task.seen
     dev = task.examples(dev_held) if dev_held else []
     task.seen = seen
-    how = build(Distillation, {"loss": loss, **(distillation or {})})
+    how = build(Distillation, {"loss": loss, **usual(model), **(distillation or {})})
     facts: dict[str, Any] = {"teacher": None}
     if teacher is not None:
         task = Distilled(task, teacher, how) if language else task.taught_by(teacher)
@@ -120,6 +122,13 @@ def heal(
         settle(model)
     seconds = time.perf_counter() - started
     return Healed(model, seconds, steps, read[-1] if read else 0, curve, metrics, seen.note, told, host)
+
+
+def usual(model: Any) -> Mapping[str, Any]:
+    """What the method that made a model says of its distillation."""
+    name = getattr(getattr(model, "config", None), "sharing", {}).get("method", "")
+    found = available().get(name)
+    return {} if found is None else found.healing
 
 
 def _fit(model: Any, teacher: nn.Module | None, method: Any, language: bool) -> None:

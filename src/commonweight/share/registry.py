@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..builder import Anatomy, Layout
@@ -17,7 +17,7 @@ class Method:
     paper: title and address. shares: what is shared, in words. survey: (model, token rows, config) -> numbers by name
     that the plan is made of, for a method that chooses by what the model does with text; such a plan function has a
     third argument, `seen`. surveyed: whether a config needs it. sizes: depth -> options of the sizes that are worth
-    looking at. loss: with which it is healed, see `heal`.
+    looking at. healing: fields of `Distillation` with which `heal` teaches a model that it made, where nothing is said.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Method:
     survey: Callable[..., dict[str, tuple[float, ...]]] | None = None
     surveyed: Callable[[Any], bool] = lambda config: True
     sizes: Callable[[int], list[dict[str, Any]]] = lambda depth: [{}]
-    loss: str = "forward-kl"
+    healing: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS = Registry[Method]("sharing method")

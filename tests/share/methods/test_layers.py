@@ -283,3 +283,27 @@ def test_a_grown_layer_begins_as_two_side_by_side():
     assert float((c @ fresh).abs().max()) < 1e-5 and float(fresh.norm()) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="2 templates have no direction that two mixtures lack"):
         grown(torch.ones(2), torch.ones(2))
+
+
+def test_nanoflow_tells_a_shared_block_its_step():
+    tied = share.share(llama(), "recursive", loops=6, init="average")
+    small = share.share(llama(), "nanoflow")
+    assert far(answer(small), answer(tied)) < 1e-6
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in small.model.layers:
+            block.e.normal_(0, 0.1)
+            block.g.uniform_(0.5, 1.5)
+        x = small.model.embed_tokens(IDS)
+        rotary = small.model.rotary_emb(x, torch.arange(7)[None])
+        mask = torch.full((7, 7), float("-inf")).triu(1)[None, None]
+        for plain, own in zip(tied.model.layers, small.model.layers):
+            h = plain(x + own.e, position_embeddings=rotary, attention_mask=mask)
+            x = x + own.g * (h - x)
+        want = small.lm_head(small.model.norm(x))
+    assert far(answer(small), want) < 1e-5
+    assert owners(share.share(llama(), "nanoflow", units=2)) == [0, 0, 0, 3, 3, 3]
+    losses = healed(share.share(llama(), "nanoflow"), 4000)
+    assert losses[-1] < 0.8 * losses[0]
+    with pytest.raises(CommonweightError, match="nanoflow: 7 units of 6 layers"):
+        share.share(llama(), "nanoflow", units=7)

@@ -17,6 +17,7 @@ from .mip import MIP
 from .mixturegrowth import MixtureGrowth
 from .mobillama import MobiLlama
 from .mor import MoR
+from .nanoflow import NanoFlow
 from .qfa import QFA
 from .recursive import Recursive
 from .sret import SReT
@@ -48,6 +49,7 @@ __all__ = [
     "MixtureGrowth",
     "MoR",
     "MobiLlama",
+    "NanoFlow",
     "Recursive",
     "SReT",
     "Steps",

@@ -67,13 +67,14 @@ def kept(depth: int, config: FoldGPT) -> int:
     paper="FoldGPT: Simple and Effective Large Language Model Compression Scheme, arXiv 2407.00928",
     shares="blocks of a group of neighbours, after the least needed ones are removed; norms are each depth's own",
     survey=survey,
+    healing={"tail": 2},
     sizes=lambda depth: [{"keep": max(1, depth * 5 // 6)}, {"keep": max(1, depth * 2 // 3)}],
 )
 def plan(anatomy: Anatomy, config: FoldGPT, seen: Mapping[str, tuple[float, ...]]) -> Layout:
     """Blocks with the largest gates stay in their order; each group of them reads its first one's weights.
 
     Parameters: ceil(keep / group) blocks, and the norms of each depth. Healed with distillation of the logits and the
-    last blocks: heal(..., distillation={"tail": 2}). Source: the abstract of arXiv 2407.00928 and summaries, all that
+    last blocks, as `heal` does without being told. Source: the abstract of arXiv 2407.00928 and summaries, all that
     was found. The gate's form, its regulariser, the constants and groups of neighbours by number are ours.
     """
     depth, keep = anatomy.depth, kept(anatomy.depth, config)
