@@ -8,6 +8,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from commonweight import CommonweightError
+
 QUESTIONS = {
     "austen": "Emma looked at the letter, and could not help smiling.",
     "bierce": "Computer",
@@ -39,8 +41,11 @@ class Said(NamedTuple):
 
 
 def batch(address: str, tenants: Sequence[str]) -> tuple[list[Said], float]:
-    """Each tenant and the plain model to the tenant's question, all at once; the seconds that it took."""
-    from openai import AsyncOpenAI
+    """Each tenant and the plain model to the tenant's question, all at once; the seconds that it took.
+
+    Raises: CommonweightError where one of them is refused.
+    """
+    from openai import APIError, AsyncOpenAI
 
     async def all_of_them() -> list[str]:
         async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", timeout=600) as client:
@@ -54,7 +59,10 @@ def batch(address: str, tenants: Sequence[str]) -> tuple[list[Said], float]:
             return await asyncio.gather(*(one(m, QUESTIONS[t]) for t in tenants for m in ("base", t)))
 
     start = time.perf_counter()
-    found = asyncio.run(all_of_them())
+    try:
+        found = asyncio.run(all_of_them())
+    except APIError as e:  # another model, perhaps
+        raise CommonweightError(f"the server did not answer: {e.message}") from e
     seconds = time.perf_counter() - start
     pairs = zip(tenants, found[::2], found[1::2], strict=True)
     return [Said(t, QUESTIONS[t], base, answer) for t, base, answer in pairs], seconds
