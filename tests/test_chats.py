@@ -93,7 +93,7 @@ def test_a_server_is_asked_in_one_batch(tmp_path, monkeypatch):
         (said,), _ = batch(address, names)
         assert said.base != said.answer and said.asked == QUESTIONS["cr"]
         assert summary(metrics(address))["tenants loaded"] == 1
-        with pytest.raises(cw.CommonweightError, match="did not answer: .*`sst2` does not exist"):
+        with pytest.raises(cw.CommonweightError, match=r"did not answer: .*`sst2` does not exist"):
             batch(address, ["sst2"])
 
 
