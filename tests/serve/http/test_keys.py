@@ -126,6 +126,7 @@ def test_who_may_ask(guard):
 def test_what_stands_open(guard):
     client, secrets = guard
     assert client.get("/health").status_code == client.get("/ready").status_code == 200
+    assert client.head("/health").status_code == client.head("/ready").status_code == 200
     assert client.get("/metrics").status_code == 401
     for who, status in (("one", 403), ("all", 200)):
         assert client.get("/metrics", headers={"authorization": f"Bearer {secrets[who]}"}).status_code == status

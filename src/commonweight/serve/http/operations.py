@@ -18,6 +18,7 @@ from .service import Service
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
+    @router.head("/health", include_in_schema=False)  # what balancers of load ask
     @router.get("/health")
     async def health() -> Any:
         """Whether the engine runs."""
@@ -25,6 +26,7 @@ def routes(service: Service) -> APIRouter:
             raise Refused(503, "the engine has stopped")
         return Json({"status": "ok"})
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> Any:
         """Whether new requests are taken."""
