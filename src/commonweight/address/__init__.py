@@ -3,6 +3,7 @@
 from .combined import Mix
 from .emitted import Emitted, Enlarged
 from .flat import Scatter, Segment, Signed
+from .hashed import Hashed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
 from .kronecker import Kronecker
 from .linear import Gather, Row, Whole, Window, fold
@@ -19,6 +20,7 @@ __all__ = [
     "Emitted",
     "Enlarged",
     "Gather",
+    "Hashed",
     "Heads",
     "Kronecker",
     "Magnitudes",

@@ -11,6 +11,7 @@ from .experts import Experts
 from .first import First
 from .guided import Guided
 from .intervene import Edit
+from .keys import ProductKeys
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
 from .product import Product
@@ -48,6 +49,7 @@ __all__ = [
     "Mapped",
     "Parallel",
     "Product",
+    "ProductKeys",
     "Projected",
     "RandomBases",
     "Replace",

@@ -100,7 +100,9 @@ def _addresses(forms: Iterable[dict[str, Any]]) -> list[str]:
         return []
     functions: dict[str, FunctionType] = {}
     for name in names:
-        _called(vars(registered()[name])["__call__"], functions)
+        for method in vars(registered()[name]).values():
+            if isinstance(method, FunctionType):
+                _called(method, functions)
     parts = [_source(f) for f in functions.values()]
     parts += [_source(registered()[n]).replace("@serial\n", "") for n in names]
     told = ", ".join(f'"{n}": {n}' for n in names)

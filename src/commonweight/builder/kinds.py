@@ -6,7 +6,7 @@ import inspect
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from ..address import Whole
+from ..address import Hashed, Whole
 from ..bind import (
     Before,
     Bottleneck,
@@ -22,6 +22,7 @@ from ..bind import (
     Mapped,
     Parallel,
     Product,
+    ProductKeys,
     Projected,
     Replace,
     Requantised,
@@ -56,6 +57,7 @@ _SLOTS = {
     (LowRank, Whole): Form(forms.Relaxed, {"A": ("A",), "B": ("B",)}),
     (Product, Whole): Form(forms.Factored, {n: (n,) for n in "ABMdg"}, without=("weight",)),
     (Guided, Whole): Form(forms.Guided, {n: (n,) for n in "ABW"}, without=("weight",)),
+    (ProductKeys, Whole): Form(forms.Keyed, {n: (n,) for n in ("query", "query_bias", "keys", "values")}, True),
     (Step, Whole): Form(forms.Stepped, {"g": ("g",)}, True),
     (Mapped, Whole): Form(forms.MappedBlock, {"M": ("M",)}, True),
     (Before, Whole): Form(forms.Told, {"e": ("e",)}, True),
@@ -72,14 +74,16 @@ _SLOTS = {
     (Exit, Whole): Form(forms.Leaving, {"router": ("router",), "bias": ("bias",)}, True),
 }
 
-KINDS: dict[str, type] = {f.kind.__name__: f.kind for f in (*_SLOTS.values(), Form(forms.Addressed, {}))}
+KINDS: dict[str, type] = {
+    f.kind.__name__: f.kind for f in (*_SLOTS.values(), Form(forms.Addressed, {}), Form(forms.Recalled, {}))
+}
 forms.Addressed.addresses = registered()
 
 
 def options_of(use: Use) -> dict[str, Any]:
     """What else a form is told of a bind: its numbers; of a weight that is read by an address, the address."""
     found = form_of(use)
-    if found is not None and found.kind is forms.Addressed:
+    if found is not None and issubclass(found.kind, forms.Addressed):
         of = _of(use)
         return {"of": of, "address": dump(use.reads["weight"].address), "names": list(found.names["weight"])}
     return {f.name: getattr(use.bind, f.name) for f in fields(use.bind) if f.name not in ("scale", "dropout")}
@@ -92,7 +96,8 @@ def form_of(use: Use) -> Form | None:
         return None
     found = _SLOTS.get((type(use.bind), address))
     if found is None and isinstance(use.bind, Replace):
-        return Form(forms.Addressed, {"weight": named(_of(use), use.reads["weight"])}, without=(_of(use),))
+        kind = forms.Recalled if address is Hashed else forms.Addressed
+        return Form(kind, {"weight": named(_of(use), use.reads["weight"])}, without=(_of(use),))
     if found is None or getattr(use.bind, "scale", 1.0) != 1.0 or getattr(use.bind, "dropout", 0.0):
         raise CommonweightError(
             f"{use.site}: no layer does what {use.bind} with {address.__name__} says; see builder/kinds.py"

@@ -115,6 +115,8 @@ def _matrices(use: Use, pools: Mapping[str, Pool]) -> list[tuple[int, ...]]:
     for read in use.reads.values():
         if isinstance(read.address, Mix):
             out.append(pools[read.pools[0]].shape[1:])
+        elif (made := getattr(read.address, "shape", None)) is not None:
+            out.append(made)
         else:
             out += [pools[n].shape for n in read.pools if len(pools[n].shape) == 2]
     return out

@@ -10,11 +10,11 @@ from tests.share.elsewhere import answers
 
 SAME = {  # options with which a method gives the model itself
     "masa": {"matrices": 6, "parts": "all"}, "basis": {"rank": 128}, "structured": {"rank": 64, "first_dense": False},
-    "kind": {"genes": 20, "tailors": 4, "groups": 3},
+    "kind": {"genes": 20, "tailors": 4, "groups": 3}, "hashed": {"compression": 1.0},
 }  # fmt: skip
 SMALL = {
     "masa": {"matrices": 2}, "basis": {"rank": 8}, "structured": {"rank": 8},
-    "kind": {"genes": 4, "tailors": 2, "groups": 3},
+    "kind": {"genes": 4, "tailors": 2, "groups": 3}, "hashed": {"compression": 3.0, "chunk": 16},
 }  # fmt: skip
 UP, Q = "mlp.up_proj.weight", "self_attn.q_proj.weight"
 

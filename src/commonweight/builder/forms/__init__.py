@@ -9,6 +9,8 @@ from .blocks import Encoded, MappedBlock, Projection, Stepped, Told
 from .choices import Assigned, Leaving, Selected
 from .composed import Factored, Guided
 from .halting import Halted, Heard, Spoken
+from .keys import Keyed
+from .memory import Recalled
 from .mixture import Mixture
 from .quantised import Elastic, Requantised
 from .relaxed import Relaxed
@@ -23,11 +25,13 @@ __all__ = [
     "Guided",
     "Halted",
     "Heard",
+    "Keyed",
     "Leaving",
     "MappedBlock",
     "Mixture",
     "Parallel",
     "Projection",
+    "Recalled",
     "Relaxed",
     "Requantised",
     "Selected",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...builder.forms import Addressed, Factored, Guided, Relaxed
+from ...builder.kinds import KINDS
 from ...builder.remote import plain_class
 from ...builder.shared import stack_of
 from ...core import CommonweightError
@@ -47,7 +48,7 @@ def dense(model: Any) -> dict[str, Tensor]:
     tensors = {k: v.detach() for k, v in model.state_dict().items()}
     path, blocks = stack_of(model, model.config.sharing["path"])
     for told in model.config.sharing["forms"]:
-        if told["form"] == Addressed.__name__:
+        if issubclass(KINDS[told["form"]], Addressed):
             for name, module in ((f"{path}.{d}.{told['at']}", f"{d}.{told['at']}") for d in told["depths"]):
                 fixed = blocks.get_submodule(module).fixed()  # type: ignore[operator]
                 tensors |= {f"{name}.{of}": value for of, value in fixed.items()}

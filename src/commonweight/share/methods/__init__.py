@@ -9,6 +9,7 @@ from .drop import Drop
 from .efficientdm import EfficientDM
 from .exit import Exits
 from .foldgpt import FoldGPT
+from .hashed import Hashing
 from .ilr import ILR
 from .kind import KIND
 from .masa import MASA
@@ -18,6 +19,7 @@ from .mixturegrowth import MixtureGrowth
 from .mobillama import MobiLlama
 from .mor import MoR
 from .nanoflow import NanoFlow
+from .product_keys import ProductKeys
 from .qfa import QFA
 from .recursive import Recursive
 from .sret import SReT
@@ -44,12 +46,14 @@ __all__ = [
     "EfficientDM",
     "Exits",
     "FoldGPT",
+    "Hashing",
     "Matching",
     "Method",
     "MixtureGrowth",
     "MoR",
     "MobiLlama",
     "NanoFlow",
+    "ProductKeys",
     "Recursive",
     "SReT",
     "Steps",

@@ -1,0 +1,78 @@
+"""STABLE-RPS and ROAST: one small array stands behind every number of the blocks' matrices."""
+
+from __future__ import annotations
+
+from math import ceil, gcd, prod
+from typing import Any, Literal
+
+from torch.utils.hooks import RemovableHandle
+
+from ...address import Hashed
+from ...bind import Replace
+from ...builder import Anatomy, Layout
+from ...builder.folded import Folded, Spread
+from ...core import Pool, Read, Use, config, option
+from .. import families as fam
+from ..registry import method
+
+
+@config
+class Hashing:
+    compression: float = option(4.0, "numbers of the matrices for each number of the array", ge=1)
+    chunk: int = option(64, "neighbouring numbers that stay together; cut to a divisor of all sizes", ge=1)
+    fold: Literal["stable", "roast"] = option(
+        "stable", "stable: each part is a permutation of the array (STABLE-RPS); roast: places by the hash alone"
+    )
+    parts: Literal["all", "attention", "qkv", "ffn"] = option("all", "which matrices")
+    seed: int = option(0, "of the hash", ge=0)
+
+
+@method(
+    "hashed",
+    Hashing,
+    paper="In defense of parameter sharing for model-compression, arXiv 2310.11611; ROAST, arXiv 2207.10702",
+    shares="one array between all matrices of all blocks, read through a hash with signs",
+    sizes=lambda depth: [{"compression": 2.0}, {"compression": 4.0}, {"compression": 16.0}],
+)
+def plan(anatomy: Anatomy, config: Hashing) -> Layout:
+    """w_i = lambda_t s(i) psi[h(i)]; lambda_t is the spread of the tensor, psi the least-squares fit to the weights.
+
+    Shapes: psi (m,), m = numbers / compression; lambda (1,) a matrix, not trained. Parameters: m. At compression 1 a
+    stable fold is an exact permutation, so the model is the original. FLOPs do not fall. Gradients of psi are sums over
+    its readers: `scaled_gradients`, for SGD. Source: STABLE-RPS by its reviews and abstract (its text and code were not
+    found): parts of m, each hashed on its own, and gradient scaling; ROAST's code apd10/RzLinear. Differs: the hash is
+    SplitMix64 (both), ROAST's blocks do not overlap here, and the fit to pretrained weights is ours.
+    """
+    every = [(at, w) for family in fam.families(anatomy, "hashed", fam.PARTS[config.parts]) for at, w in family]
+    every.sort(key=lambda one: one[0])
+    sizes = [prod(w.shape) for _, w in every]
+    chunk = gcd(config.chunk, *(w.shape[-1] for _, w in every))
+    m = chunk * ceil(sum(sizes) / config.compression / chunk)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    balanced = config.fold == "stable"
+    names = tuple(f"{at}.{w.name}" for at, w in every)
+    reads = tuple(Hashed(s, w.shape, m, chunk, config.seed, balanced) for s, (_, w) in zip(starts, every))
+    dtype = every[0][1].dtype
+    pools = {"psi": Pool((m,), Folded(names, reads), dtype=dtype)}
+    uses = []
+    for name, read in zip(names, reads):
+        pools[f"{name}.scale"] = Pool((1,), Spread(name), train=False, dtype=dtype)
+        uses.append(Use(name, Replace(), {"weight": Read(read, ("psi", f"{name}.scale"))}))
+    return fam.instead(anatomy, pools, uses, config.seed)
+
+
+def scaled_gradients(model: Any) -> RemovableHandle:
+    """From now on psi's gradient is divided by the sum of lambda^2 over the readers of a number (on average).
+
+    The step of SGD is then the least-squares projection of the step without sharing; with equal lambdas it is the mean
+    of the readers' steps. Adam does not feel it. Derived here: the paper's constant was not found. The answer's
+    `remove()` ends it.
+    """
+    total, array = 0.0, None
+    for module in model.modules():
+        if "weight_pool" in module._parameters and isinstance(module.reads["weight"][0], Hashed):
+            array = module.weight_pool
+            total += float(module.weight_scale.detach().square()) * prod(module.reads["weight"][0].shape)
+    assert array is not None, "the model was not made by `hashed`"
+    factor = array.numel() / total
+    return array.register_hook(lambda grad: grad * factor)
