@@ -23,7 +23,7 @@ def said(text: str, stops: list[str]) -> tuple[str, list[str], bool]:
         if decoder.stopped:
             break
     parts.append(decoder.rest())
-    return "".join(parts), parts, decoder.stopped
+    return "".join(parts), parts, decoder.stopped is not None
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,3 +62,10 @@ def test_a_stop_string_is_seen_across_what_came_before():
 def test_without_a_tokenizer_there_is_no_text():
     decoder = Decoder(None)
     assert decoder.feed(3) == "" and decoder.rest() == "" and decoder.tokens == [3]
+
+
+def test_which_stop_string_it_was():
+    decoder = Decoder(TOKENIZER, ["zz", "lo w", "o"])
+    for token in TOKENIZER("hello world", add_special_tokens=False)["input_ids"]:
+        decoder.feed(token)
+    assert decoder.rest() == "" and decoder.stopped in ("o", "lo w")

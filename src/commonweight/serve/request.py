@@ -119,6 +119,7 @@ class Piece:
     """What came with one step: new tokens and new text. The last one of an answer says why it ended.
 
     index: which of the request's n answers. finish_reason: "stop", "length", "cancelled", "timeout" or "error".
+    stopped_by: the stop string, or the token of `stop_token_ids`, that ended it.
     """
 
     tokens: tuple[int, ...] = ()
@@ -127,6 +128,7 @@ class Piece:
     logprobs: tuple[Logprob, ...] = ()
     finish_reason: str | None = None
     error: str | None = None
+    stopped_by: str | int | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -136,7 +138,8 @@ class Piece:
 class Answer:
     """One whole answer. tokens: with the token that ended it, as `generate` has it; text: without special tokens and
     without the stop string. logprobs: one a token, or None. prompt_tokens, cached_tokens: how long the prompt was, and
-    how much of it the cache of prefixes had. choices: all n answers of the request, this one first."""
+    how much of it the cache of prefixes had. choices: all n answers of the request, this one first.
+    stopped_by: see `Piece`."""
 
     tokens: list[int]
     text: str
@@ -147,3 +150,4 @@ class Answer:
     cached_tokens: int = 0
     index: int = 0
     choices: tuple[Answer, ...] = ()
+    stopped_by: str | int | None = None

@@ -13,31 +13,31 @@ class Decoder:
     """feed(token) -> the text that is certain now; rest() -> what is left at the end. Both together are the answer's
     text, to the character as `tokenizer.decode` has it.
 
-    stops: strings that end the text; `stopped` is then true, and the text ends before it. special: special tokens that
-    are text here, others are left out. tokenizer None: no text. Cost: two decodings of a few tokens each.
+    stops: strings that end the text; `stopped` is then the one that did, and the text ends before it. special: special
+    tokens that are text here, others are left out. tokenizer None: no text. Cost: two decodings of a few tokens each.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = (), special: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer, stops
         self._mute = _others(tokenizer, special) if special and tokenizer is not None else None
         self.tokens: list[int] = []
-        self.stopped = False
+        self.stopped: str | None = None
         self._start = self._done = 0  # tokens: where the decoded window starts; what is text already
         self._held = ""  # text that may be the first part of a stop string
 
     def feed(self, token: int) -> str:
         self.tokens.append(token)
-        if self.tokenizer is None or self.stopped:
+        if self.tokenizer is None or self.stopped is not None:
             return ""
         new = self._decode(len(self.tokens))
         return "" if new is None else self._safe(new)
 
     def rest(self) -> str:
-        if self.tokenizer is None or self.stopped:
+        if self.tokenizer is None or self.stopped is not None:
             return ""
         new = self._decode(len(self.tokens), final=True) or ""
         out = self._safe(new)
-        if self.stopped:
+        if self.stopped is not None:
             return out
         held, self._held = self._held, ""
         return out + held
@@ -66,10 +66,11 @@ class Decoder:
         if not self.stops:
             return new
         text = self._held + new
-        found = [i for s in self.stops if (i := text.find(s)) >= 0]
+        found = [(i, s) for s in self.stops if (i := text.find(s)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, self.stopped = min(found, key=lambda f: f[0])
+            self._held = ""
+            return text[:at]
         keep = max((k for s in self.stops for k in range(1, len(s)) if text.endswith(s[:k])), default=0)
         self._held = text[len(text) - keep :] if keep else ""
         return text[: len(text) - keep] if keep else text

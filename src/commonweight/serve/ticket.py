@@ -82,15 +82,24 @@ class Ticket:
                 return self.end("error", str(e))
             ended |= self.grammar.over
         text = self.decoder.feed(chosen.token)
-        ended |= self.decoder.stopped
+        ended |= self.decoder.stopped is not None
         full = len(self.tokens) >= self.most
         logs = () if chosen.logprob is None else (chosen.logprob,)
         if not ended and not full:
             self.deliver(Piece((chosen.token,), text, self.index, logs))
             return False
-        self.reason = "stop" if ended else "length"
-        self.deliver(Piece((chosen.token,), text + self.decoder.rest(), self.index, logs, self.reason))
+        text += self.decoder.rest()  # which may hold a stop string, too
+        self.reason = "stop" if ended or self.decoder.stopped is not None else "length"
+        self.deliver(Piece((chosen.token,), text, self.index, logs, self.reason, stopped_by=self._cause))
         return True
+
+    @property
+    def _cause(self) -> str | int | None:
+        """What of the request's own ended it."""
+        if self.decoder.stopped is not None or self.reason != "stop":
+            return self.decoder.stopped
+        last, request = self.tokens[-1], self.request
+        return last if last in request.stop_token_ids and last in self.ends else None
 
     def end(self, reason: str, error: str | None = None) -> bool:
         """Ends it without a token, once."""
@@ -107,4 +116,5 @@ def joined(ticket: Ticket, pieces: Sequence[Piece]) -> Answer:
     return Answer(
         [t for p in pieces for t in p.tokens], "".join(p.text for p in pieces), last.finish_reason or "error",
         last.error, None if ticket.request.logprobs is None else logs, len(ticket.prompt), ticket.cached, ticket.index,
+        stopped_by=last.stopped_by,
     )  # fmt: skip

@@ -139,9 +139,12 @@ def test_what_shapes_an_answer(client):
     token = shop.tokenizer().convert_tokens_to_ids(first)
     assert not post(client, model="a", logit_bias={str(token): -100}).json()["choices"][0]["text"].startswith(first)
     stopped = post(client, model="a", stop=[first]).json()["choices"][0]
-    assert stopped["text"] == "" and stopped["finish_reason"] == "stop"
+    assert stopped["text"] == "" and stopped["finish_reason"] == "stop" and stopped["stop_reason"] == first
     ended = post(client, model="a", stop_token_ids=[token]).json()
     assert ended["usage"]["completion_tokens"] == 1 and ended["choices"][0]["finish_reason"] == "stop"
+    assert ended["choices"][0]["stop_reason"] == token
+    *_, last, _ = shop.events(post(client, model="a", stop=["none", first], stream=True).text)
+    assert last["choices"][0]["stop_reason"] == first
     assert len(post(client, model="a", max_tokens=None).json()["choices"][0]["text"]) > 0
 
 

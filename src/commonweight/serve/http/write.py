@@ -135,7 +135,7 @@ class Writer:
         return {"index": index, "message": message, **tail}
 
     def _delta(
-        self, index: int, delta: dict[str, Any], logs: Any, finish: str | None, stopped: str | None
+        self, index: int, delta: dict[str, Any], logs: Any, finish: str | None, stopped: str | int | None
     ) -> dict[str, Any]:
         tail = {"logprobs": logs, "finish_reason": finish, "stop_reason": stopped}
         if self.kind == "completion":
@@ -151,8 +151,9 @@ class Writer:
         return told
 
 
-def _stopped(ended: Piece | Answer) -> str | None:
-    return "timeout" if ended.finish_reason == "timeout" else None
+def _stopped(ended: Piece | Answer) -> str | int | None:
+    """vLLM's: the stop string, or the token of `stop_token_ids`, that ended an answer."""
+    return "timeout" if ended.finish_reason == "timeout" else ended.stopped_by
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
