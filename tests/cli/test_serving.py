@@ -110,6 +110,12 @@ def test_a_conversation(capsys, shop, given):
     assert code == 2 and "did you mean 'legal'?" in err
 
 
+def test_an_answer_has_what_room_there_is(capsys, shop, given):
+    given("w1\n")
+    code, out, err = call(capsys, "chat", shop[0], "--temperature", "0")
+    assert code == 0 and out.strip() and "shorten" not in err
+
+
 def test_keys(capsys, tmp_path):
     at = tmp_path / "keys.json"
     code, secret, _ = call(capsys, "keys", "add", "team", "--file", at, "--tenants", "legal, base", "--limit", "60/min")

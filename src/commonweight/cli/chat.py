@@ -32,7 +32,10 @@ def command(
     tenant: Annotated[str | None, typer.Option(help="Who answers. Without it, the plain model.")] = None,
     store: serving.Store = None,
     system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer, at most.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="New tokens of an answer, at most. Without it, 256, or what there is room for."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0001, max=1, help="Draw from this much of the likeliest.")] = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answers.")] = None,
