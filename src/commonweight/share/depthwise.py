@@ -21,7 +21,7 @@ class _Row:
     slot: int
     tokens: list[int]
     left: int
-    dice: torch.Generator
+    draws: list[float]
     new: list[int] = field(default_factory=list)
     loop: int = 0
     last: int = 0
@@ -94,8 +94,10 @@ class Depthwise:
             while waiting and free:
                 number, prompt = waiting.pop()
                 dice = torch.Generator().manual_seed(seed * 1_000_003 + number)
-                fresh.append(_Row(number, free.pop(), list(prompt), max_new_tokens, dice))
-                self._prompt(fresh[-1])
+                draws = torch.rand(max_new_tokens, generator=dice).tolist()
+                fresh.append(_Row(number, free.pop(), list(prompt), max_new_tokens, draws))
+            for length in {len(r.tokens) for r in fresh}:
+                self._prompts([r for r in fresh if len(r.tokens) == length])
             if not fresh and len(looping) >= max(1, len(leaving)):
                 looping, over = self._loop(looping)
                 leaving += over
@@ -113,31 +115,35 @@ class Depthwise:
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def _prompt(self, row: _Row) -> None:
-        """All tokens of a prompt but the last by the model itself; the last begins as any token does."""
-        for r in range(self.loops):
-            self.used[row.slot * self.loops + r] = 0
-        if len(row.tokens) > 1:
-            ids = torch.tensor([row.tokens[:-1]], device=self.model.device)
-            cache = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
-            n = len(self.before)
-            for b, layer in zip((*self.before, *self.after), (*cache.layers[:n], *self._last(cache))):
-                self._copy(b, row.slot, layer)
-            for i in range(self.loops * len(self.unit)):
-                r, j = divmod(i, len(self.unit))
-                place = row.slot * self.loops + r
-                self.used[place] = self._copy(self.unit[j], place, cache.layers[n + i])
+    def _prompts(self, rows: list[_Row]) -> None:
+        """All tokens of prompts of one length but the last, by the model itself; the last begins as any token does."""
+        for r in rows:
+            self.used[r.slot * self.loops : (r.slot + 1) * self.loops] = 0
+        length = len(rows[0].tokens) - 1
+        if length == 0:
+            return
+        ids = torch.tensor([r.tokens[:-1] for r in rows], device=self.model.device)
+        layers = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values.layers
+        n, of = len(self.before), len(self.unit)
+        start = n + self.loops * of
+        slots = [r.slot for r in rows]
+        for block, layer in zip((*self.before, *self.after), (*layers[:n], *layers[start : start + len(self.after)])):
+            for row, slot in enumerate(slots):
+                self._copy(block, slot, layer, row, slice(None))
+        for loop, first in enumerate(self.first):
+            if len(layers) <= first.slot or layers[first.slot].get_seq_length() == 0:
+                continue  # no token ran it
+            ran = layers[first.slot].keys[:, 0, :, 0] >= 0
+            for row, slot in enumerate(slots):
+                place = slot * self.loops + loop
+                self.used[place] = int(ran[row].sum())
+                for j, block in enumerate(self.unit):
+                    self._copy(block, place, layers[n + loop * of + j], row, ran[row])
 
-    def _last(self, cache: Any) -> list[Any]:
-        start = len(self.before) + self.loops * len(self.unit)
-        return cache.layers[start : start + len(self.after)]
-
-    def _copy(self, block: nn.Module, place: int, layer: Any) -> int:
-        n = layer.get_seq_length()
-        if n:
-            for page, held in zip(self.pages[id(block)], (layer.keys, layer.values)):
-                page[place, :, :n] = held[0]
-        return n
+    def _copy(self, block: nn.Module, place: int, layer: Any, row: int, which: Any) -> None:
+        for page, held in zip(self.pages[id(block)], (layer.keys, layer.values)):
+            some = held[row][:, which]
+            page[place, :, : some.shape[1]] = some
 
     def _begin(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
         """The newest token of each: embedded, through the blocks before the loops, and given its first loop."""
@@ -187,7 +193,8 @@ class Depthwise:
             said = logits.argmax(-1).tolist()
         else:
             p = (logits / self.temperature).softmax(-1)
-            said = [int(torch.multinomial(q, 1, generator=r.dice)) for q, r in zip(p, rows)]
+            drawn = torch.tensor([[r.draws[len(r.new)]] for r in rows], device=p.device)
+            said = (p.cumsum(-1) < drawn).sum(-1).clamp(max=p.shape[-1] - 1).tolist()
         for r, token in zip(rows, said):
             r.tokens.append(token)
             r.new.append(token)
