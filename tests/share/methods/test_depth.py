@@ -226,3 +226,22 @@ def test_what_it_does_not_read():
     with pytest.raises(CommonweightError, match="capacity is of choice=expert"):
         share.share(llama(8), "mor", capacity=(1.0, 0.5, 0.5), choice="token")
     assert isinstance(Beside(HOW).task, dict)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tenants_of_a_mixed_batch_answer_as_alone(way):
+    """Each depth is a site of its own, and rows stay rows where tokens are picked."""
+    from commonweight import Host
+
+    host = Host(made(way))
+    torch.manual_seed(1)
+    for name in "ab":
+        with torch.no_grad():
+            for p in host.add(name, "lora", rank=2).parameters():
+                p.normal_(0, 0.1)
+    with torch.no_grad():
+        with host.route(["a", "b"]):
+            both = host.model(IDS).logits
+        for row, name in enumerate("ab"):
+            with host.route(name):
+                assert far(host.model(IDS[row : row + 1]).logits, both[row : row + 1]) < 1e-5
