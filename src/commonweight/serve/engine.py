@@ -71,8 +71,8 @@ class Engine:
     length up to 8,192. page_size: tokens of a block, which are what requests of one tenant share of a common prefix.
     max_waiting: requests that may wait; more are refused.
     tenant_memory: bytes of tenants that are kept loaded from the store, the longest unused ones go first; None: all.
-    prepack: on a CPU, a second copy of the linear layers' weights as oneDNN reads them, for steps that take a quarter
-    less time; None: where the copy takes at most a quarter of the memory that is free.
+    prepack: on a CPU, a second copy of the linear layers' weights as oneDNN reads them, which takes less time; None:
+    where the copy takes at most a quarter of the memory that is free.
 
     Isolation: a request reads its own keys alone; prefixes are found within a tenant's version alone; a tenant whose
     numbers are not finite ends its own answers; a step that fails is done again request by request, and the one that
