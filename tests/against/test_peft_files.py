@@ -24,7 +24,10 @@ SOME = {
 }
 NORMS = {"llama": ["input_layernorm"], "gpt2": ["ln_1", "ln_2"], "bert": ["LayerNorm"], "t5": ["layer_norm"]}
 IN_FEED = {"llama": ["down_proj"], "gpt2": ["c_proj"], "bert": ["output.dense"], "t5": ["wo"]}
-LINEAR_ONLY = ("road", "road_2", "road_4", "oft", "oft-share", "oft-exact", "coft", "oft-count", "boft")
+LINEAR_ONLY = (
+    "road", "road_2", "road_4", "oft", "oft-share", "oft-exact", "coft", "oft-count", "boft", "loha", "lokr",
+    "lokr-both", "hra", "miss", "c3a", "delora",
+)  # fmt: skip
 
 CONFIGS = {
     "lora": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k]),
@@ -73,6 +76,21 @@ CONFIGS = {
     "coft": lambda k: peft.OFTConfig(r=0, oft_block_size=8, target_modules=SOME[k], coft=True, eps=0.3),
     "boft": lambda k: peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=SOME[k]),
     "lntuning": lambda k: peft.LNTuningConfig(target_modules=NORMS[k]),
+    "loha": lambda k: peft.LoHaConfig(r=3, alpha=5, target_modules=SOME[k]),
+    "lokr": lambda k: peft.LoKrConfig(r=3, alpha=5, target_modules=SOME[k]),
+    "lokr-both": lambda k: peft.LoKrConfig(
+        r=1, alpha=5, decompose_factor=4, decompose_both=True, target_modules=SOME[k], init_weights="lycoris"
+    ),
+    "hira": lambda k: peft.HiraConfig(r=30, target_modules=SOME[k]),
+    "hra": lambda k: peft.HRAConfig(r=4, target_modules=SOME[k]),
+    "miss": lambda k: peft.MissConfig(r=5, target_modules=SOME[k]),
+    "fourierft": lambda k: peft.FourierFTConfig(
+        n_frequency=30, scaling=40.0, random_loc_seed=5, target_modules=SOME[k]
+    ),
+    "gralora": lambda k: peft.GraloraConfig(r=4, alpha=6, gralora_k=2, target_modules=SOME[k]),
+    "gralora-hybrid": lambda k: peft.GraloraConfig(r=8, alpha=6, gralora_k=4, hybrid_r=3, target_modules=SOME[k]),
+    "c3a": lambda k: peft.C3AConfig(block_size=8, target_modules=SOME[k]),
+    "delora": lambda k: peft.DeloraConfig(r=4, delora_lambda=7, target_modules=SOME[k]),
 }  # fmt: skip
 
 
@@ -126,6 +144,15 @@ NATIVE = {
     "oft": {"block_size": 8},
     "boft": {"block_size": 4, "factors": 1},
     "lntuning": {},
+    "loha": {"rank": 3, "alpha": 5.0},
+    "lokr": {"rank": 1, "factor": 4, "both": True},
+    "hira": {"rank": 3},
+    "hra": {"rank": 4},
+    "miss": {"rank": 5},
+    "fourierft": {"n_frequency": 30, "random_loc_seed": 3},
+    "gralora": {"rank": 4, "hybrid": 2},
+    "c3a": {"block_size": 8},
+    "delora": {"rank": 4, "bound": 3.0},
 }
 
 

@@ -1,11 +1,12 @@
 """How a reader reads from a pool: whole, a window, rows, by an index or a hash; each linear in the pool."""
 
+from .blocks import BlockDiagonal, Dealt
 from .combined import Mix
 from .emitted import Emitted, Enlarged
 from .flat import Scatter, Segment, Signed
 from .hashed import Hashed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
-from .kronecker import Kronecker
+from .kronecker import Kronecker, RowKronecker, RowPairs
 from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
 from .networked import Magnitudes, Routed, perceptron
@@ -15,8 +16,10 @@ WHOLE = Whole()
 
 __all__ = [
     "WHOLE",
+    "BlockDiagonal",
     "Chosen",
     "Combine",
+    "Dealt",
     "Emitted",
     "Enlarged",
     "Gather",
@@ -27,6 +30,8 @@ __all__ = [
     "Mix",
     "Routed",
     "Row",
+    "RowKronecker",
+    "RowPairs",
     "Scaled",
     "Scatter",
     "Segment",

@@ -1,4 +1,4 @@
-"""A matrix as a sum of Kronecker products with shared left factors."""
+"""Kronecker products: of matrices, of rows with rows, of columns with columns."""
 
 from __future__ import annotations
 
@@ -22,3 +22,35 @@ class Kronecker:
     def __call__(self, pool: Tensor, s: Tensor, t: Tensor) -> Tensor:
         rows, cols = pool.shape[1] * s.shape[1], pool.shape[2] * t.shape[2]
         return torch.einsum("iab,icd->acbd", pool, torch.bmm(s, t)).reshape(rows, cols)
+
+
+@serial
+@dataclass(frozen=True)
+class RowPairs:
+    """Row i of one matrix times row j of another, entry by entry, for every pair. Shapes: pool (r, d), other (q, d) ->
+    (r q, d), or its transpose. Linear in: pool, and the other; it gets gradients as well. Cost: r q d products.
+
+    B = RowPairs(B1^T; B2^T)^T and A = RowPairs(A1; A2) give B A = (B1 A1) o (B2 A2).
+    """
+
+    transpose: bool = False
+
+    def __call__(self, pool: Tensor, other: Tensor) -> Tensor:
+        out = (pool[:, None] * other).flatten(0, 1)
+        return out.mT if self.transpose else out
+
+
+@serial
+@dataclass(frozen=True)
+class RowKronecker:
+    """Row i of one matrix kron row i of another. Shapes: pool (t, m), left (t, n) -> (t, n m), or its transpose.
+
+    Linear in: pool, and left; it gets gradients as well. Cost: t n m products. With B and A of such rows, B A =
+    sum_i (a_i b_i^T) kron (u_i v_i^T).
+    """
+
+    transpose: bool = False
+
+    def __call__(self, pool: Tensor, left: Tensor) -> Tensor:
+        out = (left[:, :, None] * pool[:, None]).flatten(1)
+        return out.mT if self.transpose else out

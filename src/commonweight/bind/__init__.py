@@ -12,6 +12,7 @@ from .first import First
 from .guided import Guided
 from .intervene import Edit
 from .keys import ProductKeys
+from .kron import Kron
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
 from .product import Product
@@ -44,6 +45,7 @@ __all__ = [
     "First",
     "Guided",
     "Halt",
+    "Kron",
     "LowRank",
     "Magnitude",
     "Mapped",

@@ -3,12 +3,25 @@
 Adding one: the file, its name in the list of its folder, its test.
 """
 
-from . import adapters, hidden_states, low_rank, quantised, rotation, scaling, selective, shared_pools, spectral, tasks
+from . import (
+    adapters,
+    hidden_states,
+    low_rank,
+    products,
+    quantised,
+    rotation,
+    scaling,
+    selective,
+    shared_pools,
+    spectral,
+    tasks,
+)
 from .adapters import *  # noqa: F403
 from .beside import Beside, beside
 from .head import head
 from .hidden_states import *  # noqa: F403
 from .low_rank import *  # noqa: F403
+from .products import *  # noqa: F403
 from .quantised import *  # noqa: F403
 from .registry import Method, available, families, get, method, plan, resolve
 from .rotation import *  # noqa: F403
@@ -33,6 +46,7 @@ __all__ = [
 __all__ += adapters.__all__
 __all__ += hidden_states.__all__
 __all__ += low_rank.__all__
+__all__ += products.__all__
 __all__ += quantised.__all__
 __all__ += rotation.__all__
 __all__ += scaling.__all__

@@ -17,6 +17,7 @@ from . import (
     layout,
     lora,
     low_rank,
+    plain,
     randlora,
     refusals,
     rotations,
@@ -35,13 +36,27 @@ class Family(NamedTuple):
     write: Callable[[Subject], Native]
     methods: tuple[str, ...]
     conv1d: bool = True  # whether PEFT 0.21.2 has the method for GPT-2's transposed layers
+    takes: Callable[[Mapping[str, Any]], bool] | None = None  # where PEFT computes what our reader does not take
+
+
+def _plain(kind: plain.Plain, conv1d: bool = False) -> Family:
+    return Family(kind.read, kind.write, (kind.method,), conv1d, kind.takes)
 
 
 FAMILIES: dict[str, Family] = {
     "BOFT": Family(rotations.read_boft, rotations.write_boft, ("boft",), conv1d=False),
+    "C3A": _plain(plain.C3A),
+    "DELORA": _plain(plain.DELORA),
+    "FOURIERFT": _plain(plain.FOURIERFT, conv1d=True),
+    "GRALORA": _plain(plain.GRALORA, conv1d=True),
+    "HIRA": _plain(plain.HIRA, conv1d=True),
+    "HRA": _plain(plain.HRA),
     "IA3": Family(scales.read_ia3, scales.write_ia3, ("ia3",)),
     "LN_TUNING": Family(scales.read_norms, scales.write_norms, ("lntuning",)),
+    "LOHA": _plain(plain.LOHA),
+    "LOKR": _plain(plain.LOKR),
     "LORA": Family(lora.read, lora.write, ("lora", "dora", "pissa")),
+    "MISS": _plain(plain.MISS),
     "OFT": Family(rotations.read_oft, rotations.write_oft, ("oft",), conv1d=False),
     "RANDLORA": Family(randlora.read, randlora.write, ("randlora",)),
     "ROAD": Family(scales.read_road, scales.write_road, ("road",), conv1d=False),
@@ -62,11 +77,16 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     return FAMILIES[kind].read(config, tensors, sites, base)
 
 
-def through(config: Mapping[str, Any]) -> bool:
-    """Whether an adapter is one that PEFT itself must compute with: of its types, or a kind of LoRA, unknown here."""
-    return config["peft_type"] in kinds.THROUGH or (
-        config["peft_type"] == "LORA" and any(config.get(o) for o in kinds.THROUGH_LORA)
-    )
+def through(config: Mapping[str, Any], fitted: bool = False) -> bool:
+    """Whether PEFT itself must compute with an adapter: its type, an option or a kind of LoRA is unknown here.
+
+    fitted: it is to become a LoRA within a tolerance.
+    """
+    kind = config["peft_type"]
+    if kind == "LORA":
+        return any(config.get(o) for o in kinds.THROUGH_LORA)
+    takes = FAMILIES[kind].takes if kind in FAMILIES else None
+    return kind in kinds.THROUGH or (takes is not None and (fitted or not takes(config)))
 
 
 def hindrance(method: str, transposed: str | None) -> str | None:

@@ -61,9 +61,13 @@ def short(name: str, prefix: str) -> str:
 def understood(config: Mapping[str, Any], *known: str) -> None:
     """Refuses a config that turns on anything besides `known`."""
     for key, value in config.items():
-        if key in _SILENT or key in known or value in _OFF:
-            continue
-        raise refusals.option(key, value)
+        if key not in known and not is_off(key, value):
+            raise refusals.option(key, value)
+
+
+def is_off(key: str, value: Any) -> bool:
+    """Whether an option of a config has no weight here."""
+    return key in _SILENT or value in _OFF
 
 
 def split(

@@ -68,7 +68,7 @@ def import_peft(
         sites = {**sites, **found.sites}
         tensors = _narrow(tensors, sites, frozen)
         odd = _convolved(config, tensors, sites) or _turned_table(config, tensors, sites) or _biased(config, tensors)
-        if peft.through(config) or odd:
+        if peft.through(config, tolerance is not None) or odd:
             about = getattr(base.inner, "config", None)
             changes = through.read(config, tensors, sites, frozen, about, task)
             adapter = settled(changes, {s.name: s for s in base.every}, frozen, tolerance)

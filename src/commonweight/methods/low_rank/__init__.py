@@ -1,22 +1,30 @@
 """Low rank: an update B A beside every weight, and other starts, masks and parts of it."""
 
 from . import lora, lori
+from .delora import DeLoRA
 from .dora import DoRA
+from .gralora import GraLoRA
 from .lora import LoRA
 from .lora_xs import LoRAXS
 from .lori import LoRI
+from .miss import MiSS
 from .nlora import NLoRA
 from .pissa import PiSSA
 from .slora import SLoRA
+from .tinylora import TinyLoRA
 
 __all__ = [
+    "DeLoRA",
     "DoRA",
+    "GraLoRA",
     "LoRA",
     "LoRAXS",
     "LoRI",
+    "MiSS",
     "NLoRA",
     "PiSSA",
     "SLoRA",
+    "TinyLoRA",
     "lora",
     "lori",
 ]

@@ -1,0 +1,7 @@
+"""Products: Kronecker and entrywise products of small matrices, and of such with the weight."""
+
+from .hira import HiRA
+from .loha import LoHa
+from .lokr import LoKr
+
+__all__ = ["HiRA", "LoHa", "LoKr"]

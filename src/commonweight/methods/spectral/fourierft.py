@@ -1,0 +1,91 @@
+"""FourierFT: a few frequencies of the change are trained, at places that the seed draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...address import WHOLE
+from ...core import ZEROS, Base, CommonweightError, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
+from ..registry import method
+
+
+@config
+class FourierFT:
+    n_frequency: int = option(1000, "frequencies n of every site", ge=1)
+    scaling: float = option(150.0, "factor on the inverse transform", gt=0)
+    random_loc_seed: int = option(777, "seed of the places; PEFT's own number", ge=0)
+
+
+@serial
+@dataclass(frozen=True)
+class DrawnPlaces:
+    """Distinct places in range(n), drawn as PEFT draws them: by torch's generator, whatever the tenant's seed is."""
+
+    derived: ClassVar[bool] = True
+    checked: ClassVar[bool] = False
+
+    n: int
+    seed: int
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        return torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed))[: shape[0]]
+
+
+@serial
+@dataclass(frozen=True)
+class Spectrum:
+    """w' = w + scale * Re F^-1(C), C (d_out, d_in) zero but for the numbers c at the given places.
+
+    Shapes: c (n,), places (n,) into the flat C. Linear in: c. Cost of `output`: T (d_in log d_in +
+    d_out log d_out + n): x is transformed, n products are summed by output frequency, and transformed back.
+    """
+
+    scale: float
+    precise: ClassVar[bool] = True
+
+    def weight(self, w: Tensor, c: Tensor, places: Tensor) -> Tensor:
+        flat = c.new_zeros(w.numel()).index_add(0, places.long(), c)
+        return w + self.scale * torch.fft.ifft2(flat.view(w.shape)).real
+
+    def output(self, x: Tensor, y: Tensor, base: Base, c: Tensor, places: Tensor) -> Tensor:
+        row, col = places.long() // x.shape[-1], places.long() % x.shape[-1]
+        found = torch.fft.ifft(x.to(c.dtype)).index_select(-1, col) * c
+        summed = found.new_zeros(*y.shape).index_add(-1, row, found)
+        return y + (self.scale * torch.fft.ifft(summed).real).to(y.dtype)
+
+
+@method(
+    "fourierft",
+    FourierFT,
+    paper="Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, arXiv 2405.03003",
+    formula="n per site",
+    lr=3e-2,
+    size=("n_frequency",),
+)
+def plan(sites: Sequence[Site], config: FourierFT) -> Plan:
+    """W' = W + scaling * Re F^-1(C), C zero but for n entries c at random places, c zero at the start.
+
+    Shapes: c (n,), places (n,). Linear in: c. Source: arXiv 2405.03003, section 3; scale as PEFT 0.21.2.
+    Differs: c starts at zero, as PEFT's init_weights=True, where the paper draws N(0, 1); places are drawn
+    once for all sites of one shape, as PEFT draws them.
+    Raises: CommonweightError when a weight has fewer than n numbers.
+    """
+    n, pools, uses = config.n_frequency, {}, []
+    for s in sites:
+        if n > s.out * s.inp:
+            raise CommonweightError(
+                f"fourierft: {s.name}: n_frequency={n} is more than the {s.out * s.inp} numbers of a weight "
+                f"({s.out}, {s.inp}); lower it, or exclude the site"
+            )
+        pools[f"{s.name}.c"] = Pool((n,), ZEROS)
+        at = f"fourierft.{s.out}x{s.inp}"
+        init = DrawnPlaces(s.out * s.inp, config.random_loc_seed)
+        pools[at] = Pool((n,), init, train=False, save=False, dtype="int32")
+        reads = {"c": Read(WHOLE, (f"{s.name}.c",)), "places": Read(WHOLE, (at,))}
+        uses.append(Use(s.name, Spectrum(config.scaling), reads))
+    return Plan(pools, tuple(uses))

@@ -1,0 +1,30 @@
+"""TinyLoRA against its formula."""
+
+import torch
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import make
+
+SMALL = {"rank": 2, "vectors": 5}
+VARIANTS = [{"groups": 3}]
+NAME = "model.layers.1.mlp.up_proj"
+
+
+def test_formula():
+    host = cw.Host(make("llama")[0])
+    tenant = stir(host.add("t", "tinylora", rank=2, vectors=5), std=1.0)
+    v, P = tenant.pools[f"{NAME}.v"].detach(), tenant.pools[f"{NAME}.P"]
+    u, s, vt = torch.linalg.svd(host.weight(NAME), full_matrices=False)
+    sign = torch.sign(vt.gather(1, vt.abs().argmax(1, keepdim=True)))[:2]
+    A, B = s[:2, None].sqrt() * vt[:2] * sign, u[:, :2] * sign.T * s[:2].sqrt()
+    want = host.weight(NAME) + B @ sum(v[i] * P[i] for i in range(5)) @ A
+    torch.testing.assert_close(host.merged("t")[f"{NAME}.weight"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_thirteen_numbers():
+    sites = [cw.Site(f"layers.{i}.q", 48, 32) for i in range(7)]
+    plan = cw.plan("tinylora", sites, vectors=13, groups=1)
+    assert plan.count() == 13 and plan.readers()["tinylora.v0"] == 7
+    assert cw.plan("tinylora", sites, vectors=13, groups=9).count() == 7 * 13
+    assert cw.plan("tinylora", sites, vectors=13).count() == 7 * 13
