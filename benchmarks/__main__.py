@@ -31,6 +31,7 @@ ALL = (
     "recipes",
     "store",
     "codecs",
+    "share_memory",
 )
 SLOW = ("commons",)  # an hour and more: only by name
 NAMES = (*ALL, *SLOW)

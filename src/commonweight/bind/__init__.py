@@ -4,6 +4,7 @@ from .anchored import Anchored
 from .bottleneck import Bottleneck, Parallel, Weighed
 from .branch import Before, Mapped, Projected, Step, Times
 from .coded import Coded
+from .contrast import Contrast, Doubled, Twice
 from .copied import Copy
 from .depth import Exit, Expected, Expecting, ExpertChoice, Halt, TokenChoice
 from .entries import Entries, Turned, turned
@@ -32,7 +33,9 @@ __all__ = [
     "Butterfly",
     "Classify",
     "Coded",
+    "Contrast",
     "Copy",
+    "Doubled",
     "Drawn",
     "Edit",
     "Elastic",
@@ -66,6 +69,7 @@ __all__ = [
     "Times",
     "TokenChoice",
     "Turned",
+    "Twice",
     "Weighed",
     "active",
     "turned",

@@ -10,6 +10,8 @@ from ..address import Hashed, Whole
 from ..bind import (
     Before,
     Bottleneck,
+    Contrast,
+    Doubled,
     Elastic,
     Exit,
     Expected,
@@ -29,6 +31,7 @@ from ..bind import (
     Step,
     Times,
     TokenChoice,
+    Twice,
 )
 from ..core import CommonweightError, Read, Use, dump
 from ..core.serial import registered
@@ -58,6 +61,9 @@ _SLOTS = {
     (Product, Whole): Form(forms.Factored, {n: (n,) for n in "ABMdg"}, without=("weight",)),
     (Guided, Whole): Form(forms.Guided, {n: (n,) for n in "ABW"}, without=("weight",)),
     (ProductKeys, Whole): Form(forms.Keyed, {n: (n,) for n in ("query", "query_bias", "keys", "values")}, True),
+    (Doubled, Whole): Form(forms.Doubled, {n: (n,) for n in ("A1", "B1", "A2", "B2")}, True),
+    (Twice, Whole): Form(forms.Twice, {}, True),
+    (Contrast, Whole): Form(forms.Contrast, {"lam": ("lam",)}, True),
     (Step, Whole): Form(forms.Stepped, {"g": ("g",)}, True),
     (Mapped, Whole): Form(forms.MappedBlock, {"M": ("M",)}, True),
     (Before, Whole): Form(forms.Told, {"e": ("e",)}, True),

@@ -12,7 +12,7 @@ ROWS = [{"text": r["text"]} for r in tiny.rows(60)]
 METHODS = {
     "masa": {"matrices": 1}, "basis": {"rank": 8}, "structured": {"rank": 4, "guide": True, "first_dense": False},
     "kind": {"genes": 4, "tailors": 2, "groups": 2}, "hashed": {"compression": 8.0},
-    "product_keys": {"n": 8, "width": 8, "k": 4},
+    "shared_diff": {}, "product_keys": {"n": 8, "width": 8, "k": 4},
 }  # fmt: skip
 
 

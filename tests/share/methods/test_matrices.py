@@ -148,10 +148,13 @@ def test_folders_load_without_commonweight(tmp_path):
             share.save(small, tmp_path / name)
             jobs[name] = ("AutoModelForCausalLM", str(tmp_path / name), True, "float32")
             want[name] = answer(small), len(list(small.parameters()))
-    small = share.share(llama(), "structured", rank=5, guide=True)
-    share.save(small, tmp_path / "guided")
-    jobs["guided"] = ("AutoModelForCausalLM", str(tmp_path / "guided"), True, "float32")
-    want["guided"] = answer(small), len(list(small.parameters()))
+    for method, options in (
+        ("structured", {"rank": 5, "guide": True}), ("shared_diff", {}), ("product_keys", {"n": 8, "width": 8}),
+    ):  # fmt: skip
+        small = share.share(llama(), method, **options)
+        share.save(small, tmp_path / method)
+        jobs[method] = ("AutoModelForCausalLM", str(tmp_path / method), True, "float32")
+        want[method] = answer(small), len(list(small.parameters()))
     for name, (got, tensors) in answers(tmp_path, jobs).items():
         assert far(got, want[name][0]) < 1e-6 and tensors == want[name][1], name
 

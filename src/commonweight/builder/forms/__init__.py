@@ -8,6 +8,7 @@ from .addressed import Addressed
 from .blocks import Encoded, MappedBlock, Projection, Stepped, Told
 from .choices import Assigned, Leaving, Selected
 from .composed import Factored, Guided
+from .contrast import Contrast, Doubled, Twice
 from .halting import Halted, Heard, Spoken
 from .keys import Keyed
 from .memory import Recalled
@@ -19,6 +20,8 @@ from .walk import Walk, Walked
 __all__ = [
     "Addressed",
     "Assigned",
+    "Contrast",
+    "Doubled",
     "Elastic",
     "Encoded",
     "Factored",
@@ -39,6 +42,7 @@ __all__ = [
     "Spoken",
     "Stepped",
     "Told",
+    "Twice",
     "Walk",
     "Walked",
 ]

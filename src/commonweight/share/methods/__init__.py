@@ -22,6 +22,7 @@ from .nanoflow import NanoFlow
 from .product_keys import ProductKeys
 from .qfa import QFA
 from .recursive import Recursive
+from .shared_diff import SharedDIFF
 from .sret import SReT
 from .steps import Steps
 from .structured import Structured
@@ -56,6 +57,7 @@ __all__ = [
     "ProductKeys",
     "Recursive",
     "SReT",
+    "SharedDIFF",
     "Steps",
     "Structured",
     "Subformer",
