@@ -2,6 +2,7 @@
 
 from .blocks import BlockDiagonal, Dealt
 from .combined import Mix
+from .decoded import Decoded
 from .emitted import Emitted, Enlarged
 from .flat import Scatter, Segment, Signed
 from .hashed import Hashed
@@ -20,6 +21,7 @@ __all__ = [
     "Chosen",
     "Combine",
     "Dealt",
+    "Decoded",
     "Emitted",
     "Enlarged",
     "Gather",

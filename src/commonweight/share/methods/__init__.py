@@ -10,6 +10,7 @@ from .efficientdm import EfficientDM
 from .exit import Exits
 from .foldgpt import FoldGPT
 from .hashed import Hashing
+from .igpg import IGPG
 from .ilr import ILR
 from .kind import KIND
 from .masa import MASA
@@ -33,6 +34,7 @@ from .widenet import WideNet
 from .zamba import Zamba
 
 __all__ = [
+    "IGPG",
     "ILR",
     "KIND",
     "MASA",
