@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as tf
 
-from commonweight import adapt, share
+from commonweight import CommonweightError, adapt, share
 from commonweight.cli import app
 from commonweight.serve.prompts import loaded, tokenizer_of
 from tests.adapt import tiny
@@ -65,3 +65,64 @@ def test_merge_makes_a_shared_model_of_two(folders, tmp_path):
     models = [share.load(f) for f in (root / "remote-code", tmp_path / "other", tmp_path / "m")]
     for a, b, m in zip(*(x.parameters() for x in models)):
         assert torch.allclose((a + b) / 2, m, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["remote-code", "peft"])
+def test_plan_statistics_and_compare_read_it_and_run_nothing_of_it(folders, form, tmp_path, monkeypatch):
+    """As they would the unrolled model; the folder's code is neither run nor asked for."""
+    import json
+
+    from typer.testing import CliRunner
+
+    from commonweight.compare.run import opened
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked whether to run code"))
+    folder = str(folders[0] / form)
+    share.save(share.load(folders[0] / form), tmp_path / "plain", "unrolled")
+
+    def said(*words):
+        done = CliRunner().invoke(app, list(words))
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.output
+
+    rows = [json.loads(said("plan", f, "-m", "lora", "--json"))["rows"] for f in (folder, str(tmp_path / "plain"))]
+    assert rows[0] == rows[1]
+    data = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": r["text"]} for r in tiny.rows(8)])
+    said("statistics", folder, str(data), "--task", "lm", "--kinds", "gram", "--out", str(tmp_path / "s.safetensors"))
+    host = opened(folder, "lm", "float32")
+    assert len({id(b.mlp.up_proj.weight) for b in host.model.model.layers}) == 1
+    done = CliRunner().invoke(app, ["share", folder, "--plan"])
+    assert done.exit_code != 0 and "is a shared model already; share the one that it was made of" in str(done.exception)
+
+
+def test_a_classifier_is_served_from_a_shared_folder(tmp_path):
+    from commonweight.serve import outputs
+    from tests.share.deep import IDS, SIZE
+
+    torch.manual_seed(0)
+    config = tf.BertConfig(num_hidden_layers=2, max_position_embeddings=32, num_labels=3, **SIZE)
+    small = share.share(tf.BertForSequenceClassification(config).eval(), "recursive", loops=2)
+    share.save(small, tmp_path / "s")
+    with torch.no_grad():
+        host = outputs.opened(str(tmp_path / "s"), "auto")
+        assert far(host.model(IDS).logits, small(IDS).logits) == 0
+
+
+def test_a_model_with_forms_is_not_shared_again(folders):
+    with pytest.raises(CommonweightError, match=r"is a shared model already \(recursive\), whose layers read pools"):
+        share.share(share.load(folders[0] / "remote-code"), "recursive")
+
+
+def test_statistics_of_layers_whose_weight_is_put_together(folders, tmp_path):
+    """No parameter has its name; it is called as the layer."""
+    from safetensors import safe_open
+    from typer.testing import CliRunner
+
+    small = share.share(tf.AutoModelForCausalLM.from_pretrained(folders[0] / "base"), "supernet")
+    share.save(small, tmp_path / "m")
+    data = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": r["text"]} for r in tiny.rows(8)])
+    words = ["statistics", str(tmp_path / "m"), str(data), "--task", "lm", "--kinds", "gram"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "s.safetensors")])
+    assert done.exit_code == 0, done.exception
+    with safe_open(tmp_path / "s.safetensors", "pt") as f:
+        assert any("layers.1.mlp.up_proj.weight" in k for k in f.keys())

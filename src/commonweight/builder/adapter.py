@@ -31,11 +31,17 @@ def replication(folder: Path) -> list[list[int]]:
     return told.get("layer_replication") or [] if isinstance(told, dict) else []
 
 
+def base_of(folder: Path) -> str:
+    """The folder, or the name, of the base: the one that lies beside the adapter, else what it says."""
+    beside = folder.parent / "base"
+    told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(beside) if beside.is_dir() else told["base_model_name_or_path"]
+
+
 def load(folder: Path, auto: Any, **options: Any) -> Any:
     """The tied tree with each depth's update and norms. Raises: CommonweightError for an adapter of another shape."""
     told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    beside = folder.parent / "base"
-    base = auto.from_pretrained(beside if beside.is_dir() else told["base_model_name_or_path"], **options)
+    base = auto.from_pretrained(base_of(folder), **options)
     like = [layer for first, last in replication(folder) for layer in range(first, last)]
     norms, ranks = set(told.get("modules_to_save") or ()), told.get("rank_pattern") or {}
     scale = told["lora_alpha"] / told["r"]

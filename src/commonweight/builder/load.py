@@ -16,6 +16,11 @@ def is_shared(folder: str | Path) -> bool:
     return bool(_config(Path(folder)).get("sharing"))
 
 
+def holds(model: str | Path) -> bool:
+    """Whether a shared model lies there, in any form but the unrolled one and the ALBERT. Cost: reading two files."""
+    return is_shared(model) or adapter.folder_of(Path(model)) is not None
+
+
 def opened(auto: Any, model: str | Path, **options: Any) -> Any:
     """``auto.from_pretrained(model, ...)``, and of a folder with a shared model the shared model."""
     path = Path(model)
@@ -60,6 +65,24 @@ def stock_config(told: dict[str, Any]) -> Any:
         k: v for k, v in told.items() if k not in ("auto_map", "transformers_version", "architectures", "model_type")
     }
     return tf.AutoConfig.for_model(told["model_type"].removeprefix("shared_"), **kept)
+
+
+def config_of(model: str | Path) -> Any:
+    """AutoConfig's; of a folder with a shared model that of the unrolled one, without running, or asking for, the code
+    in it."""
+    import transformers as tf
+
+    path = Path(model)
+    told = _config(path)
+    if told.get("sharing"):
+        config = stock_config(told)
+        config.architectures = [n.removeprefix("Shared") for n in told.get("architectures") or []]
+        return config
+    if (found := adapter.folder_of(path)) is None:
+        return tf.AutoConfig.from_pretrained(str(model))
+    config = tf.AutoConfig.from_pretrained(adapter.base_of(found))
+    config.num_hidden_layers = sum(last - first for first, last in adapter.replication(found))
+    return config
 
 
 def tokenizer(where: str | Path, **options: Any) -> Any:

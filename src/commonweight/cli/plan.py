@@ -67,6 +67,7 @@ def command(
 
 def costs(model: str, specs: list[str], tenants: int, codec: str | None) -> list[dict[str, Any]]:
     """One row per method: those asked for, or all, the smallest total first; then the reference."""
+    from ..builder.load import config_of, holds
     from ..commons.cost import cost, read_spec
     from ..core import parse
     from ..formats.codecs import get as codec_of
@@ -75,7 +76,7 @@ def costs(model: str, specs: list[str], tenants: int, codec: str | None) -> list
 
     chosen = codec_of(codec) if codec else None
     wanted = [(name, parse(get(name).config, options)) for name, options in map(read_spec, specs)]
-    sites = sites_of(model)
+    sites = sites_of(model, config_of(model) if holds(model) else None)
     found = [cost(name, sites, options, chosen) for name, options in wanted or _possible(sites, available())]
     if not wanted:
         found.sort(key=lambda c: c.total(tenants))

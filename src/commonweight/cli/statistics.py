@@ -116,13 +116,13 @@ def _open(model: str, task: str, needs_head: bool) -> tuple[nn.Module, Any]:
     import transformers as tf
 
     from ..adapt.base import tokenizer_of
-    from ..builder.load import opened
+    from ..builder.load import config_of, opened
     from ..core import CommonweightError, first_line
 
     tf.utils.logging.disable_progress_bar()
     tf.utils.logging.set_verbosity_error()
     try:
-        kinds = tf.AutoConfig.from_pretrained(model).architectures or [""]
+        kinds = config_of(model).architectures or [""]
         head = kinds[0].endswith("ForSequenceClassification")
         if task == "classify" and needs_head and not head:
             raise CommonweightError(

@@ -29,19 +29,21 @@ KNOWN: dict[str, tuple[str, dict[str, int]]] = {
 }  # fmt: skip
 
 
-def sites_of(model: str | Path) -> list[Site]:
+def sites_of(model: str | Path, config: Any = None) -> list[Site]:
     """The sites that a host of this model would have by default.
 
-    model: a folder with a config.json, or a name in KNOWN. The model is made on the meta device: no weight is read or
-    allocated. Cost: a second or two, mostly imports.
+    model: a folder with a config.json, or a name in KNOWN. config: in the place of the folder's. The model is made on
+    the meta device: no weight is read or allocated. Cost: a second or two, mostly imports.
     Raises: CommonweightError for a folder or name that is neither, and for an architecture that cannot be made.
     """
     from transformers import AutoConfig, AutoModel
 
     path = Path(model)
-    if (path / "config.json").is_file():
+    if config is not None:
+        pass
+    elif (path / "config.json").is_file():
         try:
-            config: Any = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path)
         except (ValueError, OSError, KeyError) as e:
             raise CommonweightError(f"{path}: config.json cannot be read: {str(e).splitlines()[0]}") from e
     elif path.exists():

@@ -143,6 +143,7 @@ def opened(model: str, task: str, dtype: str = "auto", device: str = "cpu", pool
     Raises: CommonweightError where it cannot be loaded.
     """
     from ..adapt.base import open_host
+    from ..builder.load import opened as read_by
 
     if dtype == "auto":
         told = _said(model, "config.json")
@@ -152,7 +153,7 @@ def opened(model: str, task: str, dtype: str = "auto", device: str = "cpu", pool
 
         try:
             kind = getattr(torch, dtype)
-            found: Any = AutoModelForSequenceClassification.from_pretrained(model, dtype=kind)
+            found: Any = read_by(AutoModelForSequenceClassification, model, dtype=kind)
         except (OSError, ValueError) as e:
             raise CommonweightError(f"{model}: no classifier can be loaded there: {str(e).splitlines()[0]}") from e
         return Host(found.eval().to(torch.device(device)))

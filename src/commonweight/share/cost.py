@@ -14,6 +14,7 @@ from ..address import Mix
 from ..bind import Guided
 from ..builder import Anatomy, Layout, anatomy
 from ..core import CommonweightError, Pool, Use, first_line
+from .make import unshared
 from .methods import Method, available, layout_of, resolve
 
 
@@ -138,6 +139,7 @@ def on_meta(folder: str | Path) -> Any:
     """The model of a folder's config, without numbers."""
     import transformers as tf
 
+    unshared(folder)
     try:
         config: Any = tf.AutoConfig.from_pretrained(str(folder))
         names = config.architectures or []

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..builder import Layout, anatomy, build
-from ..core import dump
+from ..builder.load import holds
+from ..core import CommonweightError, dump
 from ..core.version import library
 from .methods import Method, layout_of, resolve
+
+
+def unshared(model: str | Path) -> None:
+    """Raises: CommonweightError where a shared model lies there already."""
+    if holds(model):
+        raise CommonweightError(f"model {str(model)!r} is a shared model already; share the one that it was made of")
 
 
 def share(
@@ -42,6 +50,12 @@ def layout(
 
 
 def _layout(model: nn.Module, method: Method, config: Any, rows: Sequence[Any] | None) -> Layout:
+    sharing = getattr(getattr(model, "config", None), "sharing", None) or {}
+    if sharing.get("forms"):
+        raise CommonweightError(
+            f"{type(model).__name__} is a shared model already ({sharing.get('method', 'depths')}), whose layers read "
+            "pools; share the one that it was made of"
+        )
     wanted = method.survey is not None and rows is not None and method.surveyed(config)
     seen = method.survey(model, rows, config) if wanted and method.survey is not None else None
     return layout_of(method, anatomy(model), config, seen)

@@ -18,7 +18,7 @@ from ..core import CommonweightError, first_line, parse, parse_count
 from ..formats import atomic
 from .healing import Healed
 from .healing import heal as heal_model
-from .make import share
+from .make import share, unshared
 from .methods import get
 from .saving import save
 
@@ -84,6 +84,7 @@ def opened(model: str) -> Any:
     """A language model, or an encoder, in float32: it is trained. Raises: CommonweightError where it cannot be read."""
     import transformers as tf
 
+    unshared(model)
     try:
         config: Any = tf.AutoConfig.from_pretrained(model)
         kinds = [getattr(tf, n, None) for n in config.architectures or []]
