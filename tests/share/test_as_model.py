@@ -111,18 +111,3 @@ def test_a_classifier_is_served_from_a_shared_folder(tmp_path):
 def test_a_model_with_forms_is_not_shared_again(folders):
     with pytest.raises(CommonweightError, match=r"is a shared model already \(recursive\), whose layers read pools"):
         share.share(share.load(folders[0] / "remote-code"), "recursive")
-
-
-def test_statistics_of_layers_whose_weight_is_put_together(folders, tmp_path):
-    """No parameter has its name; it is called as the layer."""
-    from safetensors import safe_open
-    from typer.testing import CliRunner
-
-    small = share.share(tf.AutoModelForCausalLM.from_pretrained(folders[0] / "base"), "supernet")
-    share.save(small, tmp_path / "m")
-    data = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": r["text"]} for r in tiny.rows(8)])
-    words = ["statistics", str(tmp_path / "m"), str(data), "--task", "lm", "--kinds", "gram"]
-    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "s.safetensors")])
-    assert done.exit_code == 0, done.exception
-    with safe_open(tmp_path / "s.safetensors", "pt") as f:
-        assert any("layers.1.mlp.up_proj.weight" in k for k in f.keys())

@@ -118,8 +118,8 @@ def _watched(model: nn.Module, see: Callable[[str, Tensor], None], names: Callab
     """see(weight's name, input) whenever a linear layer runs; a weight that two layers share has one name."""
     known = {id(p): n for n, p in model.named_parameters()}
     hooks = []
-    for path, module in model.named_modules():  # a weight that is put together of pools is no parameter
-        if isinstance(module, nn.Linear) and names(name := known.get(id(module.weight), f"{path}.weight")):
+    for _, module in model.named_modules():
+        if isinstance(module, nn.Linear) and names(name := known[id(module.weight)]):
             hooks.append(module.register_forward_pre_hook(partial(_hook, see, name)))
     try:
         yield
