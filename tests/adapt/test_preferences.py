@@ -46,7 +46,7 @@ def host_of(llama, template=False):
     [
         ("dpo", PAIRS, {}),
         ("dpo", CHATS, {"optimizer": "muon"}),
-        ("orpo", PAIRS, {"gradient_checkpointing": True}),
+        ("orpo", PAIRS, {"gradient_checkpointing": True, "bf16": True}),
         ("kto", MARKED, {}),
         ("grpo", [{"prompt": r["prompt"]} for r in PAIRS],
          {"reward": likes, "generations": 4, "completion_length": 4, "batch_size": 8, "beta": 0.1}),
