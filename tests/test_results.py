@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from benchmarks.compare import INTRODUCTION, dumped, small
+from benchmarks.sharing import page as sharing
+from benchmarks.sharing.fit import bytes_of, fitted
+from benchmarks.sharing.front import front, picture
+from benchmarks.sharing.rivals import from_nothing, quantised, rounded
+from commonweight.builder import anatomy
+from commonweight.share.cost import original
 
 DOCS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -27,3 +36,49 @@ def test_what_is_kept_is_small_and_of_its_page():
     page = (DOCS / "compare.md").read_text("utf-8")
     assert INTRODUCTION.partition("{command}")[2] in page and f"{results['headline']}." in page
     assert all(f"| `{p['name']}` | {p['bytes']:,} |" in page for p in results["points"])
+
+
+def test_the_page_of_sharing_is_that_of_its_runs():
+    found = json.loads(sharing.DATA.read_text("utf-8"))
+    assert sharing.page(found) == sharing.PAGE.read_text("utf-8") and found["runs"]
+    for run in found["runs"].values():
+        assert 0.7 * run["target"] < run["share"] <= 1.02 * run["target"] or run["kind"] != "share"
+
+
+def test_the_front_has_what_nothing_beats():
+    points = [("a", "share", 0.5, 70.0), ("b", "share", 0.3, 60.0), ("c", "bits", 0.4, 55.0), ("d", "share", 0.5, 71.0)]
+    assert [p[0] for p in front(points, more=True)] == ["b", "d"]
+    assert [p[0] for p in front(points, more=False)] == ["b", "c"]
+    assert "d</text>" in picture("t", "accuracy", 72.0, points, more=True)
+    assert "<svg" in picture("t", "accuracy", 72.0, [], more=True)
+
+
+def test_every_method_comes_near_to_the_bytes_from_below():
+    about = anatomy(tiny())
+    whole = original(about).nbytes
+    found = fitted(about, 0.5)
+    assert {"drop", "recursive"} <= {f.method for f in found}
+    assert all(0.75 * 0.5 * whole <= f.bytes <= 1.02 * 0.5 * whole for f in found)
+    relaxed = next(f for f in found if f.options.get("relax"))
+    more = {**relaxed.options, "relax": relaxed.options["relax"] + 1}
+    assert bytes_of(about, "recursive", more) > 1.02 * 0.5 * whole
+
+
+def test_fewer_bits_are_nearer_to_the_weights_the_more_there_are():
+    w = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
+    gaps = [float((rounded(w, bits) - w).abs().max()) for bits in (2, 4, 8)]
+    assert gaps[0] > 3 * gaps[1] > 9 * gaps[2] and len(rounded(w, 2)[0, :64].unique()) == 4
+    model = tiny()
+    about = anatomy(model)
+    small, share = quantised(model, about, 4)
+    assert 0.25 < share < 0.35 and small is not model
+    assert torch.equal(small.lm_head.weight, model.lm_head.weight)
+    again = from_nothing(model, about, 2, 0)
+    assert len(again.model.layers) == 2 and torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(again.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
+
+
+def tiny():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 12, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**shape, vocab_size=50, pad_token_id=0))
