@@ -385,3 +385,12 @@ def test_a_file_of_before_has_no_digest(tmp_path):
     header = json.dumps({"format": 1})
     save_file({"fisher/w": torch.ones(2)}, tmp_path / "s.safetensors", {"commonweight-statistics": header})
     assert open_statistics(tmp_path / "s.safetensors", "statistics").kinds() == ["fisher"]
+
+
+def test_a_weight_worked_out_from_others_has_no_statistics_and_the_rest_has():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    nn.utils.parametrizations.weight_norm(model[0])
+    model.forward = lambda x, attention_mask=None: nn.Sequential.forward(model, x)
+    found = cw.merge.collect(model, [{"x": torch.randn(5, 4)}], ["gram", "activations"])
+    assert set(found.shapes) == {"gram/1.weight", "activations/1.weight"}
