@@ -107,11 +107,13 @@ PACKS: dict[str, tuple[str, Callable[[Any], nn.Module]]] = {
     "mxfp4": ("gpt_oss_32", mxfp4),
     "gguf": ("mixtral_32", gguf),
     "fbgemm": ("llama4", fbgemm),
-    "bitsandbytes": ("qwen3_moe", bitsandbytes),
-    "bitsandbytes, turned": ("gpt_oss", bitsandbytes),
-    "bitsandbytes, spread": ("llama4", bitsandbytes),
-    **({"torchao": ("qwen3_moe", torchao)} if find_spec("torchao") else {}),
 }
+if find_spec("bitsandbytes"):
+    PACKS["bitsandbytes"] = ("qwen3_moe", bitsandbytes)
+    PACKS["bitsandbytes, turned"] = ("gpt_oss", bitsandbytes)
+    PACKS["bitsandbytes, spread"] = ("llama4", bitsandbytes)
+if find_spec("torchao"):
+    PACKS["torchao"] = ("qwen3_moe", torchao)
 
 
 def packed(kind: str) -> tuple[Any, dict[str, Tensor]]:

@@ -236,16 +236,16 @@ def test_kinds_of_lora_that_only_peft_computes(tmp_path, options):
 
 
 def test_another_base_and_damage_are_told(tmp_path):
-    made("HRA", tmp_path)
+    made("WAVEFT", tmp_path)
     with pytest.raises(cw.CommonweightError, match="made for another model"):
         cw.Host(make("gpt2")[0]).load_adapter(tmp_path, "t")
     at = tmp_path / "adapter_model.safetensors"
     tensors = load_file(at)
     save_file(dict([*tensors.items()][1:]), at)
-    with pytest.raises(cw.CommonweightError, match=r"adapter_model.safetensors: has no .*hra_u"):
+    with pytest.raises(cw.CommonweightError, match=r"adapter_model.safetensors: has no .*waveft_spectrum"):
         cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
     save_file({**tensors, next(iter(tensors)): torch.zeros(3, 3)}, at)
-    with pytest.raises(cw.CommonweightError, match=r"PEFT 0.21.2 cannot load this HRA adapter .* size mismatch"):
+    with pytest.raises(cw.CommonweightError, match=r"PEFT 0.21.2 cannot load this WAVEFT adapter .* size mismatch"):
         cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
     save_file({**tensors, "base_model.model.model.norm.weight": torch.ones(32) * 3}, at)
     with pytest.raises(cw.CommonweightError, match=r"norm\.weight: a parameter of the base"):

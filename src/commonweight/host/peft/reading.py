@@ -144,8 +144,9 @@ def _turned_table(config: Mapping[str, Any], tensors: Mapping[str, Tensor], site
 
 def _biased(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
     """Whether biases were trained with a method whose own reader knows none."""
+    asked = config.get("bias") not in (None, "none")
     plain = config["peft_type"] in ("LORA", "ADALORA") and not config.get("use_dora")
-    return not plain and not config.get("lora_bias") and any(k.endswith(".bias") for k in tensors)
+    return asked and not plain and not config.get("lora_bias") and any(k.endswith(".bias") for k in tensors)
 
 
 def _head(
