@@ -115,8 +115,10 @@ def _inputs(
 
 @contextmanager
 def _watched(model: nn.Module, see: Callable[[str, Tensor], None], names: Callable[[str], bool]) -> Iterator[None]:
-    """see(weight's name, input) whenever a linear layer runs; a weight that two layers share has one name. A weight that
-    is worked out from others (of a shared model, or parametrised) is no parameter, and has none."""
+    """see(weight's name, input) whenever a linear layer runs; a weight that two layers share has one name.
+
+    A weight that is worked out from others (of a shared model, or parametrised) is no parameter, and has none.
+    """
     known = {id(p): n for n, p in model.named_parameters()}
     hooks = []
     for _, module in model.named_modules():
