@@ -205,3 +205,18 @@ def test_a_transposed_convolution_is_read_but_for_a_size_given_in_the_call():
             host.model(x, (12,))
     with torch.no_grad(), host.route("o"):
         assert host.model(x, (12,)).shape == (2, 2, 12)
+
+
+@pytest.mark.parametrize("method", ["pissa", "lora-xs", "nlora", "oft", "boft", "fourierft"])
+def test_convolutions_as_wide_as_their_kernel_are_left_out_where_a_rank_does_not_fit(method):
+    model, _ = made("mamba2")
+    host = cw.Host(model)
+    options = {"n_frequency": 8} if method == "fourierft" else {}
+    host.add("t", method, **options)
+    names = {u.site for u in host["t"].plan.uses}
+    assert names and not any(n.endswith("conv1d") for n in names)
+    assert any(u.site.endswith("conv1d") for u in host.add("u", "lora").plan.uses)
+    left = next(x for x in host.coverage(method).left if x.family.startswith("conv"))
+    assert left.sites
+    host.add("v", "pissa", sites="*.conv1d", rank=2)
+    assert {u.site.split(".")[-1] for u in host["v"].plan.uses} == {"conv1d"}

@@ -21,6 +21,7 @@ from .names import named, unwrapped
 from .sites import (
     Pattern,
     Physical,
+    depthwise,
     input_table,
     once,
     output_head,
@@ -143,6 +144,8 @@ class HookedModel:
         mine = once(self.ties, mine)
         if pattern is None and self.pattern is None and method.roles and any(s.role in method.roles for s in mine):
             mine = [s for s in mine if s.role in method.roles]
+        if pattern is None and self.pattern is None and not method.depthwise:
+            mine = [s for s in mine if not depthwise(self.modules, s)]
         strange = [s for s in mine if pattern is None and self.pattern is None and unknown_kind(self.modules, s)]
         if strange:
             raise strangers(self.modules, strange, method.name)

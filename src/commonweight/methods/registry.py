@@ -21,7 +21,8 @@ class Method:
     paper: title and address. formula: trainable parameters. kinds: sites it reads, see `Site`. named: those that
     it reads only where a pattern names them. at: "tokens" where it reads the table of
     input tokens when nobody says what it reads; "": the host's default sites.
-    roles: the projections it takes by default ("" or empty = all). lr: learning rate of the default recipe.
+    roles: the projections it takes by default ("" or empty = all). depthwise: whether it takes depthwise convolutions
+    by default, whose matrix is no wider than their kernel. lr: learning rate of the default recipe.
     fresh: "exact" when a fresh tenant leaves the base unchanged, else why it does not.
     common: what the tenants of a common share, and what is each one's own; empty where they cannot.
     size: the options that make it larger or smaller, the one to turn first in front; the bytes grow with each, or fall
@@ -38,6 +39,7 @@ class Method:
     named: tuple[str, ...] = ("router", "embedding")
     at: str = ""
     roles: tuple[str, ...] = ()
+    depthwise: bool = True
     lr: float = 1e-3
     fresh: str = "exact"
     common: str = ""

@@ -5,6 +5,7 @@ One file for each kind of site; `discover.KINDS` lists them.
 
 from .block import Block, blocks
 from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_kind
+from .conv import depthwise
 from .discover import discover
 from .families import families, towers
 from .physical import Physical, Rows, numbers
@@ -18,6 +19,7 @@ __all__ = [
     "Physical",
     "Rows",
     "blocks",
+    "depthwise",
     "discover",
     "families",
     "input_table",

@@ -6,6 +6,8 @@ Transposed ones give every place of the input a patch of the output: the same we
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +22,12 @@ _TURNED = {
     nn.ConvTranspose1d.forward: F.conv_transpose1d, nn.ConvTranspose2d.forward: F.conv_transpose2d,
     nn.ConvTranspose3d.forward: F.conv_transpose3d,
 }  # fmt: skip
+
+
+def depthwise(modules: Mapping[str, Physical], site: Site) -> bool:
+    """Whether it is a convolution that keeps its channels apart."""
+    module: Any = modules[site.name].module if site.kind == "conv" else None
+    return module is not None and module.groups == module.in_channels > 1
 
 
 class Conv(Physical):

@@ -36,6 +36,7 @@ def fits(method: str, site: Site, rank: int) -> None:
     LoRAXS,
     paper="LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters, arXiv 2405.17604",
     formula="r * r per site, whatever its widths",
+    depthwise=False,
     lr=2e-3,
     common="with factors=common, A and B; its own: R",
 )

@@ -51,6 +51,7 @@ class Corner:
     NLoRA,
     paper="NLoRA: Nyström-Initiated Low-Rank Adaptation for Large Language Models, arXiv 2502.14482",
     formula="sum over sites of r (d_in + d_out + r); train=intermediate: r * r per site",
+    depthwise=False,
     lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: NLoRA) -> Plan:

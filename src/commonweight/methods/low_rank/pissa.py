@@ -41,6 +41,7 @@ class Principal:
     PiSSA,
     paper="PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models, arXiv 2404.02948",
     formula="sum over sites of r (d_in + d_out)",
+    depthwise=False,
     lr=5e-4,
 )
 def plan(sites: Sequence[Site], config: PiSSA) -> Plan:

@@ -29,6 +29,7 @@ class BOFT:
     BOFT,
     paper="Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, arXiv 2311.06243",
     formula="sum over sites of m d_in b + d_out, of which m d_in (b - 1) / 2 + d_out are free",
+    depthwise=False,
     lr=3e-3,
     size=("block_size",),
 )

@@ -56,6 +56,7 @@ class OFT:
     OFT,
     paper="Controlling Text-to-Image Diffusion by Orthogonal Finetuning, arXiv 2306.07280",
     formula="sum over sites of d_in (b - 1) / 2; b (b - 1) / 2 with share",
+    depthwise=False,
     lr=3e-3,
     size=("block_size",),
 )

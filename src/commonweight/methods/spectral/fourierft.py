@@ -64,6 +64,7 @@ class Spectrum:
     FourierFT,
     paper="Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, arXiv 2405.03003",
     formula="n per site",
+    depthwise=False,
     lr=3e-2,
     size=("n_frequency",),
 )
