@@ -6,9 +6,10 @@ from .branch import Before, Mapped, Projected, Step, Times
 from .coded import Coded
 from .contrast import Contrast, Doubled, Twice
 from .copied import Copy
-from .depth import Exit, Expected, Expecting, ExpertChoice, Halt, TokenChoice
+from .depth import Exit, Expected, Expecting, ExpertChoice, Halt, Place, TokenChoice
 from .entries import Entries, Turned, turned
 from .experts import Experts
+from .factors import added, added_grouped
 from .first import First
 from .guided import Guided
 from .intervene import Edit
@@ -53,6 +54,7 @@ __all__ = [
     "Magnitude",
     "Mapped",
     "Parallel",
+    "Place",
     "Product",
     "ProductKeys",
     "Projected",
@@ -72,5 +74,7 @@ __all__ = [
     "Twice",
     "Weighed",
     "active",
+    "added",
+    "added_grouped",
     "turned",
 ]

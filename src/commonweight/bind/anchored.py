@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..core import Base, serial
-from .low_rank import active
+from .factors import added, added_grouped
 
 
 @serial
@@ -40,9 +39,7 @@ class Anchored:
         return w + B @ A
 
     def output(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        A, B = (f.to(active(x, y)) for f in self.factors(**slots))
-        return y + F.linear(base.call(x, A, None), B)
+        return added(x, y, base, *self.factors(**slots))
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        A, B = (f.to(active(x, y)) for f in self.factors(**slots))
-        return torch.baddbmm(y, base.many(x, A), B.mT)
+        return added_grouped(x, y, base, *self.factors(**slots))

@@ -9,23 +9,30 @@ from ..core import serial
 
 @serial
 @dataclass(frozen=True)
-class ExpertChoice:
-    """A loop runs the tokens with the highest router score w x; y = x + g (f(x) - x), g = alpha sigmoid(w x).
-
-    Shapes: router (1, d), read by the first block of the loop alone. In training the int(capacity T) highest of those
-    that ran the loop before; otherwise, since that sees later tokens, those with w x > 0, which `weight` times the
-    binary cross entropy teaches. whole: y = x + g f(x), as the official code has it. loop, at: this block is number
-    `at` of `of` in loop number `loop` of `loops`. slot: where a cache keeps which tokens ran. ends: blocks before the
-    first loop.
-    Source: arXiv 2507.10524, section 2.2.
-    """
+class Place:
+    """Where a block of a loop stands: number `at` of `of` in loop number `loop` of `loops`. slot: where a cache keeps
+    which tokens ran. ends: blocks before the first loop."""
 
     loop: int
     loops: int
     at: int
     of: int
     slot: int
-    ends: int = 1
+    ends: int
+
+
+@serial
+@dataclass(frozen=True)
+class ExpertChoice:
+    """A loop runs the tokens with the highest router score w x; y = x + g (f(x) - x), g = alpha sigmoid(w x).
+
+    Shapes: router (1, d), read by the first block of the loop alone. In training the int(capacity T) highest of those
+    that ran the loop before; otherwise, since that sees later tokens, those with w x > 0, which `weight` times the
+    binary cross entropy teaches. whole: y = x + g f(x), as the official code has it.
+    Source: arXiv 2507.10524, section 2.2.
+    """
+
+    where: Place
     capacity: float = 1.0
     alpha: float = 2.0
     whole: bool = False
@@ -46,19 +53,14 @@ class TokenChoice:
     loops sum f_i P_i, f the shares of tokens, P the mean probabilities. Source: arXiv 2507.10524, section 2.2.
     """
 
-    loop: int
-    loops: int
-    at: int
-    of: int
-    slot: int
-    ends: int = 1
+    where: Place
     alpha: float = 1.0
     whole: bool = False
     weight: float = 0.1
 
     @property
     def taken(self) -> tuple[str, float]:
-        return "", 1 - self.loop / self.loops
+        return "", 1 - self.where.loop / self.where.loops
 
 
 @serial
@@ -71,12 +73,7 @@ class Exit:
     Source: early exits of arXiv 2410.20672, section 3.3, by a classifier as in CALM, arXiv 2207.07061, section 3.2.
     """
 
-    loop: int
-    loops: int
-    at: int
-    of: int
-    slot: int
-    ends: int = 1
+    where: Place
     threshold: float = 2.0
     weight: float = 0.1
 
@@ -91,12 +88,7 @@ class Halt:
     Source: SUT, arXiv 2310.07096, section 2.3 and the authors' code.
     """
 
-    loop: int
-    loops: int
-    at: int
-    of: int
-    slot: int
-    ends: int = 0
+    where: Place
     done: float = 0.999
     weight: float = 0.0
 

@@ -27,8 +27,12 @@ def unpacked(codes: Tensor, bits: int, columns: int) -> Tensor:
 
 def dequantised(codes: Tensor, scale: Tensor, zero: Tensor, bits: int, columns: int) -> Tensor:
     """scale (q - zero). Shapes: codes (out, bytes), scale and zero (out, g), for g groups of columns -> (out, in)."""
-    q = unpacked(codes, bits, columns).to(scale.dtype).unflatten(-1, (scale.shape[-1], -1))
-    return (scale[..., None] * (q - zero[..., None])).flatten(-2)
+    return on_grid(unpacked(codes, bits, columns).to(scale.dtype), scale, zero)
+
+
+def on_grid(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """scale (q - zero) of numbers q (out, in), for g groups of columns."""
+    return (scale[..., None] * (q.unflatten(-1, (scale.shape[-1], -1)) - zero[..., None])).flatten(-2)
 
 
 def rounded(w: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
@@ -57,7 +61,7 @@ class Requantised:
     def weight(self, w: Tensor, grid: Tensor, scale: Tensor, zero: Tensor, A: Tensor, B: Tensor) -> Tensor:
         plain = dequantised(grid, scale, zero, self.bits, self.columns)
         q = rounded(plain + scale.detach().mean() * (B @ A), scale, zero, self.bits)
-        return (scale[..., None] * (q.unflatten(-1, (scale.shape[-1], -1)) - zero[..., None])).flatten(-2)
+        return on_grid(q, scale, zero)
 
 
 @serial

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import Rng, serial
+from ..core.spectrum import svd, turned
 
 
 @serial
@@ -40,9 +41,7 @@ class Components:
 
     def _svd(self, base: Any) -> tuple[Tensor, Tensor, Tensor]:
         w = base.stored(self.of).float()
-        u, s, v = torch.linalg.svd(w.mT if self.transposed else w, full_matrices=False)
-        sign = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
-        return u * sign.T, s, v * sign
+        return svd(w.mT if self.transposed else w)
 
 
 @serial
@@ -77,7 +76,7 @@ class Dictionary:
         gram = torch.stack([torch.stack([a @ b for b in flat]) for a in flat])
         values, q = torch.linalg.eigh(gram)
         values, q = values.flip(0).clamp_min(0), q.flip(1)
-        q = q * q.gather(0, q.abs().argmax(0, keepdim=True)).sign()
+        q = turned(q.T).T
         values = torch.where(values > 1e-12 * values[0], values, 0.0)
         return q.float(), values.sqrt().float(), (values.sum() / len(flat)).sqrt().float()
 
@@ -123,4 +122,4 @@ class Tucker:
 def _leading(gram: Any, n: int) -> Tensor:
     """Eigenvectors of the n largest eigenvalues, as columns."""
     q = torch.linalg.eigh(gram)[1].flip(1)[:, :n]
-    return q * q.gather(0, q.abs().argmax(0, keepdim=True)).sign()
+    return turned(q.T).T

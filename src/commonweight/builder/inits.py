@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..address import tiled
 from ..core import Rng, kaiming, serial
+from ..core.spectrum import svd
 
 
 class Weights(Protocol):
@@ -87,9 +88,7 @@ class Residual:
 
     def _factors(self, base: Weights) -> tuple[Tensor, Tensor, Tensor]:
         w = base.stored(self.of).float() - Mean(self.minus)((), Rng(0, ""), base).float()
-        u, s, v = torch.linalg.svd(w.mT if self.transposed else w, full_matrices=False)
-        sign = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
-        return u * sign.T, s, v * sign
+        return svd(w.mT if self.transposed else w)
 
 
 @serial

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from ..address import Hashed, Whole
@@ -92,7 +92,9 @@ def options_of(use: Use) -> dict[str, Any]:
     if found is not None and issubclass(found.kind, forms.Addressed):
         of = _of(use)
         return {"of": of, "address": dump(use.reads["weight"].address), "names": list(found.names["weight"])}
-    return {f.name: getattr(use.bind, f.name) for f in fields(use.bind) if f.name not in ("scale", "dropout")}
+    told = {f.name: getattr(use.bind, f.name) for f in fields(use.bind) if f.name not in ("scale", "dropout")}
+    place = told.pop("where", None)
+    return told if place is None else {**asdict(place), **told}
 
 
 def form_of(use: Use) -> Form | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..address import WHOLE
-from ..bind import LowRank, Replace
+from ..bind import LowRank, Place, Replace
 from ..core import ZEROS, Init, Plan, Pool, Read, Use, kaiming
 from .anatomy import Anatomy, Weight
 from .inits import Mean, Residual
@@ -98,14 +98,14 @@ def relaxed(
 def walked(
     layout: Layout,
     loops: int,
-    bind: Callable[..., Any],
+    bind: Callable[[Place], Any],
     reads: Callable[[int], Mapping[str, Pool]],
     ends: int = 1,
     common: bool = False,
 ) -> Layout:
     """With the blocks between the ends as `loops` loops that each run for some of the tokens.
 
-    bind: of ``loop, loops, at, of, slot, ends``, which say where a block stands. reads: {slot: pool} of a loop's first
+    bind: of where a block stands. reads: {slot: pool} of a loop's first
     block, which chooses; the others read nothing. common: the pools are those of all loops."""
     pools: dict[str, Pool] = {}
     uses = []
@@ -115,6 +115,6 @@ def walked(
         slots = reads(loop) if at == 0 else {}
         names = {slot: slot if common else f"{slot}.{loop}" for slot in slots}
         pools |= {names[slot]: pool for slot, pool in slots.items()}
-        where = {"loop": loop, "loops": loops, "at": at, "of": len(inner) // loops, "slot": len(layout.like) + loop}
-        uses.append(Use(str(depth), bind(**where, ends=ends), {s: Read(WHOLE, (names[s],)) for s in slots}))
+        where = Place(loop, loops, at, len(inner) // loops, len(layout.like) + loop, ends)
+        uses.append(Use(str(depth), bind(where), {s: Read(WHOLE, (names[s],)) for s in slots}))
     return layout.plus(pools, uses)

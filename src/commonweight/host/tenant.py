@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..address import WHOLE
 from ..bind import First, turned
 from ..core import CommonweightError, Plan, Rng, Site
+from ..core.spectrum import svd
 from ..methods import Beside, Method
 from ..methods.beside import without
 from .common import Common
@@ -35,9 +36,7 @@ class Derive:
     def svd(self, site: str, rounded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         if (site, rounded) not in self._svd:
             w = self.weight(site)
-            u, s, v = torch.linalg.svd(w.bfloat16().float() if rounded else w, full_matrices=False)
-            sign = torch.sign(v.gather(1, v.abs().argmax(1, keepdim=True)))
-            self._svd[site, rounded] = (u * sign.T, s, v * sign)
+            self._svd[site, rounded] = svd(w.bfloat16().float() if rounded else w)
         return self._svd[site, rounded]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Rng, serial
+from ..core.spectrum import turned
 
 SAMPLE = 1 << 16  # chunks that the entries are learnt of
 ROUNDS = 10
@@ -57,7 +58,7 @@ class Chunks:
             mean = torch.zeros_like(centres).index_add_(0, at, data) / count
             centres = torch.where(torch.bincount(at, minlength=len(centres))[:, None] > 0, mean, centres)
         v = torch.linalg.svd(centres, full_matrices=True)[2].mT
-        return centres, v * v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
+        return centres, turned(v.T).T.contiguous()
 
 
 def chunks(w: Tensor, size: int) -> Tensor:

@@ -79,6 +79,20 @@ class Task(Protocol):
     def measure(self, model: nn.Module, examples: Sequence[Example], batch_size: int) -> dict[str, float]: ...
 
 
+class Wrapped:
+    """A task inside another: what the outer one does not say itself, the inner one says."""
+
+    mixes: ClassVar[bool] = False
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
+
 class Given:
     """What every task is given, kept; only a task that is `labelled` keeps the classes."""
 

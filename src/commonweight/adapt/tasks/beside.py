@@ -10,21 +10,12 @@ from torch.nn import functional as F
 
 from ...core import CommonweightError
 from ...host.sites.norm import is_norm
+from .base import Wrapped
 from .scored import IGNORE, output_layer, places
 
 
-class Beside:
+class Beside(Wrapped):
     """A task to whose loss is added what layers with ``beside()`` say of their last pass; all else is the task's."""
-
-    mixes = False
-
-    def __init__(self, task: Any):
-        self.task = task
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.task, name)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         exits = next((m for m in model.modules() if hasattr(getattr(m, "walk", None), "scores")), None)

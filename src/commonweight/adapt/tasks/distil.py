@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...core import CommonweightError, config, option, unknown
 from . import scored
-from .base import Example
+from .base import Wrapped
 from .lm import LM
 from .scored import IGNORE
 
@@ -60,7 +60,7 @@ class Distillation:
         return None
 
 
-class Distilled:
+class Distilled(Wrapped):
     """A language modelling task whose loss is (1 - share) CE + share D(p_T, p_S) + tail_weight * hidden states' error.
 
     teacher: in eval mode, with the same tokens. It sees what the student sees, packed rows too. All else, the measures
@@ -68,18 +68,9 @@ class Distilled:
     Source: LLM-Neo, arXiv 2411.06839, whose KL is not shifted while its labels are: ours is of the same tokens.
     """
 
-    mixes = False
-
     def __init__(self, task: LM, teacher: nn.Module, how: Distillation):
-        self.task, self.teacher, self.how = task, teacher.eval(), how
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.task, name)
-
-    def examples(self, rows: Sequence[Any]) -> list[Example]:
-        return self.task.examples(rows)
+        super().__init__(task)
+        self.teacher, self.how = teacher.eval(), how
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         inputs = {k: v for k, v in batch.items() if k != "labels"}

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from .base import Example
+from .base import Example, Wrapped
 
 
-class Sampled:
+class Sampled(Wrapped):
     """The task, before whose loss `draw` is called; measures are of the model that `back` makes it again."""
 
-    mixes = False
-
     def __init__(self, task: Any, draw: Callable[[], None], back: Callable[[], None]):
-        self.task, self.draw, self.back = task, draw, back
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.task, name)
-
-    def examples(self, rows: Sequence[Any]) -> list[Example]:
-        return self.task.examples(rows)
+        super().__init__(task)
+        self.draw, self.back = draw, back
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         self.draw()

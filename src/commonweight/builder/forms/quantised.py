@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...bind.quantised import dequantised, packed, rounded, unpacked
+from ...bind.quantised import dequantised, on_grid, packed, rounded, unpacked
 
 
 class Requantised:
     """W = Q(deq(grid) + s B A), on the same grid again; the input in `acts` bits, by the range of the step."""
 
-    needs = (unpacked, packed, dequantised, rounded)
+    needs = (on_grid, unpacked, packed, dequantised, rounded)
     composed = True
     bits: int
     columns: int
@@ -29,8 +29,7 @@ class Requantised:
 
     @property
     def weight(self: Any) -> Tensor:
-        grouped = self.numbers().unflatten(-1, (self.scale.shape[-1], -1))
-        w = (self.scale[..., None] * (grouped - self.zero[..., None])).flatten(-2)
+        w = on_grid(self.numbers(), self.scale, self.zero)
         return w.mT if hasattr(self, "nf") else w  # Conv1D holds (in, out)
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ class Requantised:
 class Elastic:
     """W = deq_b(grid_b) + B_b A_b of the mean of every group of columns, b = code."""
 
-    needs = (unpacked, dequantised)
+    needs = (on_grid, unpacked, dequantised)
     composed = True
     bits: list[int]
     columns: int
@@ -73,9 +72,6 @@ class Elastic:
         update = (getattr(self, f"B{b}") @ getattr(self, f"A{b}") / group).repeat_interleave(group, -1)
         w = dequantised(getattr(self, f"grid{b}"), scale, zero, b, self.columns) + update
         return w.mT if hasattr(self, "nf") else w  # Conv1D holds (in, out)
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return super().forward(x)  # type: ignore[misc]
 
     def composed_weight(self: Any) -> Tensor:
         return self.weight

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ...core.spectrum import svd
 from ..call.declare import method
 from ..maths.parts import combine, deltas, ranks_in_rows
 from ..maths.rounding import GROUP, rounded
@@ -36,9 +37,7 @@ def pack(name: str, tau: Tensor, config: Mapping[str, Any], gram: Tensor | None 
         keep = max(1, int(config["density"] * tau.numel()))
         mask = (ranks_in_rows(tau.flatten()) < keep).view_as(tau)
         return tau * mask, 16 * keep + tau.numel()
-    u, s, vh = torch.linalg.svd(tau.double(), full_matrices=False)
-    sign = vh.gather(1, vh.abs().argmax(1, keepdim=True)).sign()  # grids have a side; machines differ in signs
-    u, vh = u * sign.T, vh * sign
+    u, s, vh = svd(tau.double())  # grids have a side, so that signs matter
     energy = s.square().cumsum(0)
     rank = config["rank"] or (1 + int((energy < config["energy"] * energy[-1]).sum()))
     rank = min(OFFICIAL[what] if official else rank, len(s))

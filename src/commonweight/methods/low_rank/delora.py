@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...address import WHOLE
-from ...bind import active
+from ...bind import added, added_grouped
 from ...core import ZEROS, Base, Constant, Plan, Pool, Read, Rng, Site, Source, Use, config, kaiming, option, serial
 from ..registry import method
 
@@ -58,12 +57,10 @@ class Bounded:
         return w + B @ A
 
     def output(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        A, B = (f.to(active(x, y)) for f in self.factors(**slots))
-        return y + F.linear(base.call(x, A, None), B)
+        return added(x, y, base, *self.factors(**slots))
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
-        A, B = (f.to(active(x, y)) for f in self.factors(**slots))
-        return torch.baddbmm(y, base.many(x, A), B.mT)
+        return added_grouped(x, y, base, *self.factors(**slots))
 
 
 @method(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import log
 from typing import Literal
 
-from ...bind import Exit
+from ...bind import Exit, Place
 from ...builder import Anatomy, Layout, walked
 from ...core import ZEROS, Pool, build, config, option
 from ..registry import method
@@ -52,7 +52,7 @@ def plan(anatomy: Anatomy, config: Exits) -> Layout:
             return {}
         return {"router": Pool((1, anatomy.width), ZEROS, dtype=dtype), "bias": Pool((1,), ZEROS, dtype=dtype)}
 
-    def bind(**where: int) -> Exit:
-        return Exit(**where, threshold=threshold, weight=config.weight)
+    def bind(where: Place) -> Exit:
+        return Exit(where, threshold=threshold, weight=config.weight)
 
     return walked(layout, config.loops, bind, reads, ends=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...bind import ExpertChoice, TokenChoice
+from ...bind import ExpertChoice, Place, TokenChoice
 from ...builder import Anatomy, Layout, walked
 from ...core import Normal, Pool, build, config, option
 from ..registry import method
@@ -72,9 +72,9 @@ def plan(anatomy: Anatomy, config: MoR) -> Layout:
             return {} if loop else {"router": Pool((loops, anatomy.width), Normal(0.02), dtype=dtype)}
         return {"router": Pool((1, anatomy.width), Normal(0.02), dtype=dtype)}
 
-    def bind(**where: int) -> TokenChoice | ExpertChoice:
+    def bind(where: Place) -> TokenChoice | ExpertChoice:
         if token:
-            return TokenChoice(**where, alpha=alpha, whole=config.whole, weight=weight)
-        return ExpertChoice(**where, capacity=capacity[where["loop"]], alpha=alpha, whole=config.whole, weight=weight)
+            return TokenChoice(where, alpha=alpha, whole=config.whole, weight=weight)
+        return ExpertChoice(where, capacity=capacity[where.loop], alpha=alpha, whole=config.whole, weight=weight)
 
     return walked(layout, loops, bind, reads)

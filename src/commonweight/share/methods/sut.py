@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from math import log
 
-from ...bind import Expected, Expecting, Experts, Halt
+from ...bind import Expected, Expecting, Experts, Halt, Place
 from ...builder import Anatomy, Layout, Unit, tied, walked
 from ...core import ZEROS, CommonweightError, Constant, Pool, Use, config, kaiming, option
 from .. import maps
@@ -69,8 +69,8 @@ def plan(anatomy: Anatomy, config: SUT) -> Layout:
         "halt_bias": Pool((1,), Constant(log(config.halts / (1 - config.halts))), dtype=dtype),
     }  # fmt: skip
 
-    def bind_of(**where: int) -> Halt:
-        return Halt(**where, done=config.done, weight=config.weight)
+    def bind_of(where: Place) -> Halt:
+        return Halt(where, done=config.done, weight=config.weight)
 
     layout = walked(layout, steps, bind_of, lambda loop: network if loop else {}, ends=0, common=True)
     uses = [Use(f"{at}.{listens}", Expecting(), {}) for at in range(steps)]
