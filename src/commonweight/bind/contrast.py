@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..core import serial
 
@@ -16,7 +17,9 @@ class Doubled:
 @serial
 @dataclass(frozen=True)
 class Twice:
-    """y = (W x, W x)."""
+    """y = (W x, W x). Of values: the cache of a layer is twice as large, for its keys are `Doubled`."""
+
+    more_cache: ClassVar[float] = 1.0
 
 
 @serial

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..address import Mix
-from ..bind import Guided
+from ..bind import Elastic, Guided, ProductKeys, Replace, Requantised
 from ..builder import Anatomy, Layout, anatomy
 from ..core import CommonweightError, Pool, Use, first_line
 from .make import unshared
 from .methods import Method, available, layout_of, resolve
+
+_VALUES = Replace, Requantised, Elastic  # binds that give a weight its value
 
 
 class Cost(NamedTuple):
@@ -54,7 +55,7 @@ def plan(model: nn.Module | str | Path, methods: Mapping[str, list[dict[str, Any
     out = [cost(whole, about, "original", original(about))]
     asked = methods or {n: m.sizes(about.depth) for n, m in available().items()}
     for name, sizes in asked.items():
-        for options in sizes:
+        for options in sizes if methods is not None else _different(sizes):
             method, config = resolve(name, options)
             try:
                 layout = laid_out(method, about, config)
@@ -65,6 +66,11 @@ def plan(model: nn.Module | str | Path, methods: Mapping[str, list[dict[str, Any
             told = " ".join([name, *(f"{k}={_short(v)}" for k, v in options.items())])
             out.append(cost(whole, about, told, layout))
     return out
+
+
+def _different(sizes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of small models two sizes of a method may be one."""
+    return [s for i, s in enumerate(sizes) if s not in sizes[:i]]
 
 
 def laid_out(method: Method, about: Anatomy, config: Any) -> Layout:
@@ -82,24 +88,26 @@ def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
     rest_bytes = sum(prod(w.shape) * getattr(torch, w.dtype).itemsize for w in about.rest)
     depth = len(layout.like)
     return Cost(
-        name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.nbytes, flops(model, layout),
+        name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.nbytes, flops(model, about, layout),
         int(held(layout) * cache_of_a_layer(model, about)),
     )  # fmt: skip
 
 
 def held(layout: Layout) -> float:
     """How many layers' keys and values a token has."""
-    return len(layout.like) - sum(1 - s for u in layout.plan.uses for what, s in _shares(u.bind) if not what)
+    left_out = sum(1 - s for u in layout.plan.uses for what, s in _shares(u.bind) if not what)
+    return len(layout.like) - left_out + sum(getattr(u.bind, "more_cache", 0.0) for u in layout.plan.uses)
 
 
-def flops(model: Any, layout: Layout) -> int:
-    """Of one token: every matrix at every depth, by the share of tokens that it is meant to run for, and the head."""
-    pools = layout.plan.pools
+def flops(model: Any, about: Anatomy, layout: Layout) -> int:
+    """Of one token: every matrix at every depth, by the share of tokens that it is meant to run for, and the head.
+    What it takes to make a weight of others is paid once for all tokens of a batch, and not counted."""
+    shapes = {f"{at}.{w.name}": w.shape for at, like in enumerate(layout.like) for w in about.blocks[like]}
     taken = [(f"{u.site}{what and '.'}{what}.", share) for u in layout.plan.uses for what, share in _shares(u.bind)]
     total = 0.0
     for use in layout.plan.uses:
         part = prod(share for home, share in taken if use.site.startswith(home))
-        total += part * sum(2 * prod(s) for s in _matrices(use, pools))
+        total += part * sum(2 * prod(s) for s in _matrices(use, layout.plan.pools, shapes.get(use.site)))
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     return int(total) + (2 * head.weight.numel() if head is not None else 0)
 
@@ -108,19 +116,17 @@ def _shares(bind: Any) -> list[tuple[str, float]]:
     return [bind.taken] if hasattr(bind, "taken") else []
 
 
-def _matrices(use: Use, pools: Mapping[str, Pool]) -> list[tuple[int, ...]]:
-    """Shapes of the matrices that a token meets there."""
+def _matrices(use: Use, pools: Mapping[str, Pool], whole: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that a token meets there. whole: of the weight itself, where the site is one."""
+    if whole is not None and isinstance(use.bind, _VALUES):  # whatever it is read from
+        return [whole] if len(whole) == 2 else []
     if isinstance(use.bind, Guided):  # its dense weight is gone after training
         return [pools[use.reads[n].pools[0]].shape for n in "AB"]
-    out = []
-    for read in use.reads.values():
-        if isinstance(read.address, Mix):
-            out.append(pools[read.pools[0]].shape[1:])
-        elif (made := getattr(read.address, "shape", None)) is not None:
-            out.append(made)
-        else:
-            out += [pools[n].shape for n in read.pools if len(pools[n].shape) == 2]
-    return out
+    shapes = {slot: pools[n].shape for slot, read in use.reads.items() for n in read.pools}
+    if isinstance(use.bind, ProductKeys):  # of its table a token reads a few rows
+        rows = use.bind.heads * use.bind.k, shapes["values"][1]
+        return [shapes["query"], (prod(shapes["keys"]), 1), rows]
+    return [s for s in shapes.values() if len(s) == 2]
 
 
 def cache_of_a_layer(model: Any, about: Anatomy) -> int:

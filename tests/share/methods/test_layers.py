@@ -221,6 +221,22 @@ def test_plans_of_all_methods_on_the_meta_device():
     )
     dropped = next(r for r in rows if r.method == "drop keep=3")
     assert dropped.cache * 2 == rows[0].cache and dropped.flops < rows[0].flops
+    assert len({r.method for r in rows}) == len(rows)
+    for r in rows:  # wherever a weight is read from, a token meets all of it
+        if r.method.split()[0] in ("masa", "mip", "supernet", "hashed", "igpg", "mixturegrowth", "qfa", "efficientdm"):
+            assert r.flops == rows[0].flops, r
+    assert next(r for r in rows if r.method.startswith("shared_diff")).cache == 2 * rows[0].cache
+
+
+def test_of_a_table_of_values_a_token_meets_the_rows_that_it_reads():
+    import transformers as tf
+
+    with torch.device("meta"):
+        model = tf.LlamaForCausalLM(llama().config)
+    options = {"layers": (1,), "heads": 2, "width": 8, "n": 16, "k": 3}
+    plain, memory = share.plan(model, {"product_keys": [{**options, "beside": True}]})
+    d = model.config.hidden_size
+    assert memory.flops - plain.flops == 2 * (2 * 8 * d + 2 * 16 * 8 + 2 * 3 * d)
 
 
 def test_sret_begins_as_the_tied_model_and_by_hand():
