@@ -20,7 +20,7 @@ FLOOR = 1e-4  # of a length, as in PEFT: B is zero at the start
 @config
 class DeLoRA:
     rank: int = option(8, "rank r of the update", ge=1)
-    bound: float = option(15.0, "lambda at the start: bounds the update, in lengths of the weight's columns", gt=0)
+    bound: float = option(1.0, "lambda at the start: bounds the update, in lengths of the weight's columns", gt=0)
     stored: bool = option(False, "keep these lengths in the file instead of taking them from the base again")
 
 
@@ -74,7 +74,8 @@ def plan(sites: Sequence[Site], config: DeLoRA) -> Plan:
     """W' = W + (l / r) sum_i b_i a_i^T / (|b_i| |a_i|) diag(n), n the lengths of W's columns; B zero at the start.
 
     Shapes: A (r, d_in), B (d_out, r), l (1,); n (d_in,) is frozen and rebuilt from the base. Linear in: l.
-    Source: arXiv 2503.18225; lengths column by column and the floor as PEFT 0.21.2. Differs: no dropout.
+    Source: arXiv 2503.18225; lengths column by column and the floor as PEFT 0.21.2. Differs: no dropout; l
+    begins at 1, where PEFT begins at 15, which B reaches in its first steps, since only its directions count.
     """
     pools, uses = {}, []
     for s in sites:
