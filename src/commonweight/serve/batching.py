@@ -205,8 +205,8 @@ class Manager(ContinuousBatchingManager):
         self.logit_processor, self.output_router = Choice(), Nobody()
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
+        """It is set back by `borrowed.give_back`, not here: other engines may run the model then."""
         attention.register()
-        self._original_attn_impl = model.config._attn_implementation
         model.set_attn_implementation(attention.NAME)
 
     def _create_batch_processor(self) -> Any:

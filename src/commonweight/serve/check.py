@@ -68,7 +68,8 @@ def same(engine: Any) -> None:
     answers = engine.generate(asked)
     for prompt, answer in zip(prompts, answers):
         if answer.error or answer.logprobs is None:
-            raise CommonweightError(f"the engine cannot run {type(engine.model).__name__}: {answer.error}")
+            kind = type(engine.model).__name__
+            raise CommonweightError(f"the engine cannot run {kind} ({answer.error}); use host.route and generate")
         ids = torch.tensor([prompt + answer.tokens[:-1]], device=engine.model.device)
         with torch.no_grad(), engine.host.route(None):
             logits = engine.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()

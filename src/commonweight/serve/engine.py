@@ -16,6 +16,7 @@ from ..commons import Commons
 from ..core import CommonweightError, counted
 from ..host import Host
 from . import check, prepacked, prompts
+from .borrowed import borrow, give_back
 from .edition import Edition
 from .grammar import Grammars
 from .request import Answer, Piece, Request
@@ -118,13 +119,17 @@ class Engine:
         self._router = Router(self.host, 4 * max_requests)
         most = min(max_requests + max(1, max_requests // 4), max(max_batch_tokens, max_requests))
         config = configured(self.model.device, page_size, blocks, max_batch_tokens, most, prefix_cache)
-        self._manager = Manager(self.model, self._step, config)
+        borrow(self.host)
+        try:
+            self._manager = Manager(self.model, self._step, config)
+        except BaseException:
+            give_back(self.host)
+            raise
         self._manager.between = self._between
         self._manager.places = max_requests
         self._manager.order = lambda ticket: self._router.lanes.order(ticket.edition)
         self._lock, self._closed = threading.Lock(), False
         self._packed = prepacked.prepack(self.model, prepack)
-        self.host.base.limit.held = "an engine"
         self.stepped: Callable[[int], None] = lambda tokens: None  # told how many tokens each step has, in its thread
         self._manager.start()
         try:
@@ -144,6 +149,8 @@ class Engine:
         request's tenant, where that has been looked up already (`tenants.edition`).
         Raises: CommonweightError for what is wrong with the request, an unknown tenant, or a full queue.
         """
+        if not isinstance(request, Request):
+            raise CommonweightError(f"a {type(request).__name__} came; wanted a Request")
         request.check()
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
         most = self._most(request, len(tokens))
@@ -245,7 +252,7 @@ class Engine:
     def ends(self) -> frozenset[int]:
         """The tokens that end an answer, by the model's generation config."""
         found = getattr(self.model.generation_config, "eos_token_id", None)
-        found = self.model.config.get_text_config().eos_token_id if found is None else found
+        found = getattr(self.model.config.get_text_config(), "eos_token_id", None) if found is None else found
         return frozenset([] if found is None else [found] if isinstance(found, int) else found)
 
     def close(self) -> None:
@@ -257,7 +264,7 @@ class Engine:
         self._manager.stop(block=True, hard_stop=True)
         self._router.lanes.close()
         prepacked.unpack(self._packed)
-        self.host.base.limit.held = ""
+        give_back(self.host)
         if self._owns:
             self.host.close()
 
@@ -272,12 +279,16 @@ class Engine:
         if not prompt:
             raise CommonweightError("the prompt is empty; wanted at least one token")
         asked = request.max_new_tokens
-        for limit, what in ((self.length, "the model reads"), (self.cache_tokens, "the engine's cache holds")):
+        more = " without scaling the positions of all" if prompts.scaled(self.model) else ""
+        for limit, what, why in (
+            (self.length, "the model reads", more),
+            (self.cache_tokens, "the engine's cache holds", ""),
+        ):
             if limit is not None and prompt + (asked or 1) > limit:
                 new = "a new one is needed" if asked is None else f"{asked} new ones are asked for"
                 raise CommonweightError(
-                    f"the prompt has {counted(prompt, 'token')} and {new}, but {what} {limit}; shorten the prompt "
-                    "or max_new_tokens"
+                    f"the prompt has {counted(prompt, 'token')} and {new}, but {what} {limit}{why}; shorten the "
+                    "prompt or max_new_tokens"
                 )
         room = min(x for x in (self.length, self.cache_tokens, prompt + _NEW) if x is not None) - prompt
         return room if asked is None else asked

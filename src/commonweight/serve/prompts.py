@@ -47,9 +47,22 @@ def tokenizer_of(model: Any, name: str) -> Any:
 
 
 def length_of(model: Any) -> int | None:
-    """The longest text that the model reads, where its config says."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
+    """The longest text that the model reads, where its config says, and without scaling its positions (`scaled`)."""
+    told = getattr(model.config.get_text_config(), "max_position_embeddings", None), scaled(model)
+    return min((int(n) for n in told if n), default=None)
+
+
+def scaled(model: Any) -> int | None:
+    """The length up to which a model reads positions as they are that scales all of them where the longest text of a
+    batch is longer (longrope, as in Phi-3 for 128k; `dynamic` begins at max_position_embeddings). None: it has no such.
+
+    A short text would be answered otherwise beside a long one, and keys that lie in a cache have the scale of before.
+    """
+    config = model.config.get_text_config()
+    told = getattr(config, "rope_parameters", None) or {}
+    kinds = [told, *(v for v in told.values() if isinstance(v, Mapping))]  # some have one for each kind of layer
+    found = [k.get("original_max_position_embeddings") for k in kinds if k.get("rope_type") == "longrope"]
+    return min((int(n) for n in found if n), default=None)
 
 
 def tokens(request: Request, tokenizer: Any, vocabulary: int) -> list[int]:
@@ -57,7 +70,7 @@ def tokens(request: Request, tokenizer: Any, vocabulary: int) -> list[int]:
     messages without a template."""
     prompt = request.prompt
     if isinstance(prompt, str):
-        return _known(list(_needed(tokenizer, "text")(prompt)["input_ids"]), tokenizer, vocabulary)
+        return _known(_read(_needed(tokenizer, "text"), prompt), tokenizer, vocabulary)
     if not isinstance(prompt, Sequence):
         raise CommonweightError(f"prompt is a {type(prompt).__name__}; wanted text, token ids or messages")
     if prompt and isinstance(prompt[0], Mapping):
@@ -97,4 +110,13 @@ def _chat(messages: Sequence[Mapping[str, Any]], request: Request, tokenizer: An
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **more)
     except Exception as e:  # a template is a program of the model's authors
         raise CommonweightError(f"the chat template refuses these messages: {e}") from e
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _read(tokenizer, text, add_special_tokens=False)
+
+
+def _read(tokenizer: Any, text: str, **how: Any) -> list[int]:
+    """Raises: CommonweightError for halves of characters, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise CommonweightError(f"prompt has half a surrogate pair at character {e.start}; wanted text") from e
+    return list(tokenizer(text, **how)["input_ids"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,9 @@ class Request:
 
     def check(self) -> None:
         """Raises: CommonweightError with the first thing that is wrong in it."""
+        for name, (kind, wanted) in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bytes):
+                raise CommonweightError(f"{name} is {value!r}; wanted {wanted}")
         if self.max_new_tokens is not None:
             _whole("max_new_tokens", self.max_new_tokens, 1, None)
         _whole("top_k", self.top_k, 0, None)
@@ -92,6 +95,17 @@ class Request:
                 raise CommonweightError(f"logit_bias of token {token} is {by!r}; wanted a number from -100 to 100")
         if self.timeout is not None and not (_number(self.timeout) and self.timeout > 0):
             raise CommonweightError(f"timeout is {self.timeout!r}; wanted seconds above 0, or None")
+
+
+# what those must be that are gone through, or looked into
+_KINDS: dict[str, tuple[Any, str]] = {
+    "stop": (str | Collection, "a string, or several"),
+    "stop_token_ids": (Collection, "token ids"),
+    "logit_bias": (Mapping, "an object of token ids and numbers"),
+    "structured": (Mapping | None, "an object, or None"),
+    "special": (Collection, "strings"),
+    "tools": (Sequence | None, "a list of tools, or None"),
+}
 
 
 def _number(value: Any) -> bool:
