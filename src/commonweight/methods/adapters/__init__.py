@@ -1,12 +1,15 @@
 """Adapters: small networks with an activation, on a layer's output."""
 
-from . import bottleneck, compacter
+from . import bottleneck, compacter, snnk
 from .bottleneck import Bottleneck
 from .compacter import Compacter
+from .snnk import SNNK
 
 __all__ = [
+    "SNNK",
     "Bottleneck",
     "Compacter",
     "bottleneck",
     "compacter",
+    "snnk",
 ]
