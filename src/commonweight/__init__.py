@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import adapt, compare, merge, methods, serve, share
+    from . import adapt, compare, exchange, merge, methods, serve, share
     from .adapt import Classifier
     from .commons import Commons
     from .core import CommonweightError, Plan, Pool, Site
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "adapt",
     "compare",
+    "exchange",
     "merge",
     "methods",
     "plan",
@@ -59,6 +60,7 @@ _FOLDERS = {
     "commons",
     "compare",
     "core",
+    "exchange",
     "formats",
     "host",
     "merge",

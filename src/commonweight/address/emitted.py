@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Emitted:
     step: int
     shape: tuple[int, ...]
     alone: bool = False
+    mapped: ClassVar[bool] = False  # torch's vmap has no rule for an LSTM's cell
 
     def __call__(
         self, pool: Tensor, code: Tensor, inputs: Tensor, wi: Tensor, wh: Tensor, bi: Tensor, bh: Tensor

@@ -58,7 +58,7 @@ class Gather:
     transpose: bool = False
 
     def __call__(self, pool: Tensor, index: Tensor) -> Tensor:
-        out = F.embedding(index, pool).view(self.shape)
+        out = F.embedding(index, pool).reshape(self.shape)
         return out.mT if self.transpose else out
 
 

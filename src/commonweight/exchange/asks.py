@@ -1,0 +1,95 @@
+"""What a method's client may ask of whoever runs it. A client is a generator: it yields an ask and is sent the answer.
+
+So a method says what is to be computed, and an engine decides how: the asks of many clients become one mixed batch
+(`simulate`), or each is answered where its rows are (Flower, torchrun).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Pools = Mapping[str, Tensor]
+
+
+class Train(NamedTuple):
+    """Some optimiser steps on the client's rows from these trainable pools, as the run's `Local` recipe says.
+
+    steps: None for the recipe's own number. moments: what an earlier `Trained` gave, to go on with the optimiser.
+    Answer: `Trained`."""
+
+    pools: Pools
+    steps: int | None = None
+    moments: Mapping[str, Tensor] | None = None
+
+
+class Trained(NamedTuple):
+    """pools: new ones; those given are not written. loss: the mean over the steps. moments: of the optimiser."""
+
+    pools: dict[str, Tensor]
+    steps: int
+    loss: float
+    moments: dict[str, Tensor]
+
+
+class Loss(NamedTuple):
+    """The mean loss of these pools on one batch of the client's rows, without gradients: batch k is the same for every
+    ask of a round. along: (seed, scale) pairs; the loss is that at pools + sum of scale * z(seed), where z(seed) of the
+    pool `name` is ``Rng(seed, name).normal(shape)``. Answer: a float."""
+
+    pools: Pools
+    batch: int = 0
+    along: tuple[tuple[int, float], ...] = ()
+
+
+Ask = Train | Loss
+
+
+class Told(NamedTuple):
+    """What a client begins with. tensors: what came down. start: the trainable pools' first values, rebuilt from the
+    seed. keep: what it kept from the last round in which it took part ({} before the first)."""
+
+    round: int
+    client: int
+    rows: int
+    tensors: Pools
+    start: Pools
+    keep: Pools
+
+
+class Sent(NamedTuple):
+    """What a client ends with. tensors: what goes up. keep: what stays with it. loss: for the curve; it stays too."""
+
+    tensors: dict[str, Tensor]
+    keep: dict[str, Tensor]
+    loss: float | None = None
+
+
+Client = Generator[Ask, Any, Sent]
+
+
+def drive(client: Client, answer: Callable[[Ask], Any]) -> Sent:
+    """One client to its end."""
+    return drive_all([client], lambda asks: [answer(ask) for _, ask in asks])[0]
+
+
+def drive_all(clients: Sequence[Client], answer: Callable[[list[tuple[int, Ask]]], list[Any]]) -> list[Sent]:
+    """All clients to their end, side by side. answer: (place of the client, its ask) of all that wait -> answers."""
+    done: dict[int, Sent] = {}
+    asks: list[tuple[int, Ask]] = []
+
+    def send(place: int, value: Any) -> None:
+        try:
+            asks.append((place, clients[place].send(value)))
+        except StopIteration as end:
+            done[place] = end.value
+
+    for i in range(len(clients)):
+        send(i, None)
+    while asks:
+        waiting, asks[:] = list(asks), []
+        for (place, _), value in zip(waiting, answer(waiting), strict=True):
+            send(place, value)
+    return [done[i] for i in range(len(clients))]

@@ -1,0 +1,61 @@
+"""How a client trains between two messages, and how rounds are run: numbers only, with their ranges."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from ..core import config, option
+
+
+@config
+class Local:
+    """A client's own training. The same numbers for all clients of a run."""
+
+    epochs: float = option(1.0, "passes over a client's rows in a round", gt=0, le=1000)
+    steps: int | None = option(None, "optimiser steps of a client in a round, in place of epochs", ge=1)
+    batch_size: int = option(8, "rows of a step; a client with fewer shows all of them", ge=1)
+    lr: float | None = option(None, "learning rate of the first round; none: the adapter's own", gt=0)
+    schedule: Literal["constant", "linear"] = option("linear", "learning rate over the rounds: linear falls to a tenth")
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "of the clients; it works entry by entry, so clients mix")
+    momentum: float = option(0.0, "of sgd", ge=0, le=0.999)
+    weight_decay: float = option(0.0, "of adamw", ge=0)
+    clip: float = option(1.0, "largest norm of a client's gradient; 0: no clipping", ge=0)
+    max_length: int | None = option(None, "tokens per row; none: 128, for language modelling 512", ge=2)
+
+    def of(self, rows: int) -> tuple[int, int]:
+        """(steps of a round, rows of a step) of a client with so many rows."""
+        batch = min(self.batch_size, rows)
+        return self.steps or max(1, math.ceil(self.epochs * rows / batch)), batch
+
+    def rate(self, base: float, round: int, rounds: int) -> float:
+        """The learning rate of a round; base: the adapter's own."""
+        start = base if self.lr is None else self.lr
+        return start if self.schedule == "constant" else start * (1 - 0.9 * min(1.0, round / max(1, rounds - 1)))
+
+
+@config
+class Rounds:
+    """Who takes part in a round, and how long it waits. What a simulated client does wrong is drawn from the seed."""
+
+    clients: int = option(16, "how many there are", ge=1)
+    rounds: int = option(20, "how often the server gathers", ge=1)
+    sample: int | None = option(None, "clients of a round, drawn anew each time; none: all of them", ge=1)
+    minimum: int = option(1, "replies below which a round changes nothing", ge=1)
+    split: str = option("iid", "who has which rows: iid, dirichlet:0.3, labels:2, column:NAME, files")
+    weigh: Literal["rows", "clients"] = option("rows", "how replies are weighed: by their rows, or all alike")
+    private: str | None = option(None, "pattern of pools that stay with a client, such as *head*")
+    vanish: float = option(0.0, "simulated: the share of clients of a round that never answer", ge=0, le=1)
+    spread: float = option(0.0, "simulated: how much clients differ in speed (sigma of a log-normal)", ge=0, le=10)
+    deadline: float | None = option(
+        None, "simulated: a round ends after so many times the median client's time; who comes later is left out", gt=0
+    )
+    mixed: int = option(256, "rows of one mixed batch at most, of several clients; 1: one client after the other", ge=1)
+    eval_every: int = option(1, "rounds between measurements on the eval rows", ge=1)
+    seed: int = option(0, "seed of everything that is drawn", ge=0)
+
+    def check(self) -> str | None:
+        if self.sample is not None and self.sample > self.clients:
+            return f"sample={self.sample} of {self.clients} clients"
+        most = self.sample or self.clients
+        return f"minimum={self.minimum}, but a round has {most} clients" if self.minimum > most else None

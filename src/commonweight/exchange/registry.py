@@ -1,0 +1,127 @@
+"""The list of exchange methods: name -> what it is. A method is a config and pure functions over pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..core import Plan, Pool, Registry
+from .asks import Client, Pools, Told
+from .message import Table
+
+
+class State(NamedTuple):
+    """What the server keeps between rounds; a checkpoint is exactly this. facts: JSON-ready. seen: numbers of the last
+    round for the curve."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any] = {}  # noqa: RUF012
+    seen: dict[str, float] = {}  # noqa: RUF012
+
+
+class Reply(NamedTuple):
+    """A client's answer that was not refused."""
+
+    client: int
+    rows: int
+    tensors: Pools
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides of a run know. plan: of the tenant that is trained. travels, private: its trainable pools that
+    go to the server and back, and those that stay with a client. weigh: "rows" or "clients", how replies are weighed.
+    """
+
+    method: str
+    config: Any
+    plan: Plan
+    travels: tuple[str, ...]
+    private: tuple[str, ...] = ()
+    run: str = "run"
+    base: str = ""
+    seed: int = 0
+    rounds: int = 1
+    clients: int = 1
+    weigh: str = "rows"
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The pools that travel, in order."""
+        return {n: self.plan.pools[n] for n in self.travels}
+
+    @property
+    def count(self) -> int:
+        """Trainable numbers that travel: p in the formulas."""
+        return sum(p.numel for p in self.pools.values())
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to exchange.
+
+    paper: title and address; id: in the list of surveyed methods. adapter: config -> (a method of
+    `commonweight.methods`, its options), whose trainable pools are exchanged. begin: (setting, first pools) -> the
+    server's state. down, up: (setting, round, client) -> the table of a message. tell: (setting, state, round, client)
+    -> what is sent to a client. client: (setting, told) -> a generator of asks that ends with `Sent`. gather: (setting,
+    state, round, replies) -> the next state; it gets replies in the order of their clients. pools: (setting, state) ->
+    the global tenant's pools.
+    nbytes: (setting, round, client) -> (bytes up, bytes down), at most, without the frames of the messages; formula:
+    the same in words, p: numbers that travel. keeps, each: what the server keeps, and a client.
+    broadcast: whether all clients of a round are told the same. apart: why clients cannot be trained in one mixed
+    batch. noise: why Flower's mods of differential privacy, which expect averages of pools, cannot be used; empty: they
+    can.
+    exact: whether the server's mean is the mean of what the clients' models do, and not of its factors.
+    """
+
+    name: str
+    config: type
+    paper: str
+    adapter: Callable[[Any], tuple[str, dict[str, Any]]]
+    begin: Callable[[Setting, Pools], State]
+    down: Callable[[Setting, int, int], Table]
+    tell: Callable[[Setting, State, int, int], Pools]
+    up: Callable[[Setting, int, int], Table]
+    client: Callable[[Setting, Told], Client]
+    gather: Callable[[Setting, State, int, Sequence[Reply]], State]
+    pools: Callable[[Setting, State], Pools]
+    nbytes: Callable[[Setting, int, int], tuple[int, int]]
+    formula: str
+    keeps: str
+    each: str = "nothing"
+    id: int | None = None
+    broadcast: bool = True
+    apart: str = ""
+    noise: str = ""
+    exact: bool = False
+
+
+METHODS = Registry[Method]("exchange method")
+available, get = METHODS.available, METHODS.get
+Adapter = Callable[[Any], tuple[str, dict[str, Any]]]
+
+
+def method(name: str, config: type, **about: Any) -> Callable[[Adapter], Adapter]:
+    """Registers a method under `name` by the function that names its adapter; about: the other fields of `Method`. A
+    name or a config used twice raises."""
+
+    def register(adapter: Adapter) -> Adapter:
+        METHODS.add(Method(name=name, config=config, adapter=adapter, **about))
+        return adapter
+
+    return register
+
+
+def resolve(name: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
+    """(method, config). Of a method whose adapter can be chosen, options that are not its own are the adapter's."""
+    found = get(name)
+    own = set(found.config.__dataclass_fields__)
+    if "options" in own:
+        rest = {k: v for k, v in options.items() if k not in own}
+        options = {k: v for k, v in options.items() if k in own}
+        if rest:
+            options["options"] = (*options.get("options", ()), *rest.items())
+    return METHODS.resolve(name, options)

@@ -1,0 +1,121 @@
+"""A round on the server's side, said in bytes, and a client's answer to it: what every engine carries.
+
+Both are pure but for what they are given: an engine brings bytes from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .asks import Client, Pools, Sent, Told
+from .message import SERVER, Facts, Refused, bound, of_client, own, pack, read_facts, unpack
+from .registry import Method, Reply, Setting, State
+
+
+def facts(setting: Setting, round: int, client: int = SERVER, rows: int = 0) -> Facts:
+    return Facts(setting.method, setting.run, setting.base, round, client, rows)
+
+
+def down(method: Method, setting: Setting, state: State, round: int, client: int = SERVER) -> bytes:
+    """What is sent to a client; to all of a round the same where the method broadcasts."""
+    told = method.tell(setting, state, round, client)
+    return pack(facts(setting, round), told, method.down(setting, round, client))
+
+
+def told(
+    method: Method, setting: Setting, data: bytes, round: int, client: int, rows: int, start: Pools, keep: Pools
+) -> Told:
+    """What a client makes of what came down. Raises: Refused."""
+    _, tensors = unpack(data, method.down(setting, round, client), facts(setting, round))
+    return Told(round, client, rows, tensors, start, keep)
+
+
+def begun(method: Method, setting: Setting, told: Told) -> Client:
+    """The client's work, to be driven by an engine: see `asks.drive`."""
+    return method.client(setting, told)
+
+
+def up(method: Method, setting: Setting, told: Told, sent: Sent) -> bytes:
+    """A client's answer."""
+    about = of_client(facts(setting, told.round), told.client, told.rows)
+    return pack(about, sent.tensors, method.up(setting, told.round, told.client))
+
+
+class Inbox(NamedTuple):
+    """What has come of a round so far. replies: those that count, by client. refused: the others, by reason.
+    errors: the last ones in words."""
+
+    replies: dict[int, Reply]
+    refused: Counter[str]
+    errors: dict[int, str]
+
+
+@dataclass
+class Gathering:
+    """A round that waits for answers. chosen: who was asked. rows: how many a client may say that it has; None: as it
+    says."""
+
+    method: Method
+    setting: Setting
+    round: int
+    chosen: Collection[int]
+    rows: Mapping[int, int] | None = None
+    inbox: Inbox = field(default_factory=lambda: Inbox({}, Counter(), {}))
+
+    def put(self, data: bytes, sender: int | None = None) -> bool:
+        """Whether an answer counts. sender: who it came from, where the carrier knows. What is wrong is counted by name
+        and the round goes on; the first good answer of a client stays."""
+        try:
+            reply = self._look(data, sender)
+        except Refused as e:
+            self.inbox.refused[e.reason] += 1
+            self.inbox.errors[SERVER if sender is None else sender] = str(e)
+            return False
+        self.inbox.replies[reply.client] = reply
+        return True
+
+    def _look(self, data: bytes, sender: int | None) -> Reply:
+        client = sender
+        if client is None:
+            client = self._client(data)
+        table = self.method.up(self.setting, self.round, client if client in self.chosen else min(self.chosen))
+        found, tensors = unpack(data, table, facts(self.setting, self.round))
+        if found.client not in self.chosen or (sender is not None and found.client != sender):
+            raise Refused("unknown client", f"{found.client} was not asked in round {self.round}")
+        if found.client in self.inbox.replies:
+            raise Refused("answered twice", f"client {found.client}")
+        rows = found.rows if self.rows is None else self.rows[found.client]
+        if rows < 1 or found.rows != rows:
+            raise Refused("wrong shape", f"client {found.client} says {found.rows} rows; it has {rows}")
+        return Reply(found.client, rows, own(tensors))
+
+    def _client(self, data: bytes) -> int:
+        """Who a message says it is from, its length looked at first."""
+        most = max(bound(self.method.up(self.setting, self.round, c)) for c in self.chosen)
+        if len(data) > most:
+            raise Refused("too long", f"{len(data):,} bytes; at most {most:,} are read")
+        return read_facts(data).client
+
+    def lost(self, clients: Iterable[int], reason: str) -> None:
+        """Clients of whom nothing came, or too late."""
+        for c in clients:
+            if c not in self.inbox.replies and c not in self.inbox.errors:
+                self.inbox.refused[reason] += 1
+
+    def close(self, state: State, minimum: int = 1) -> State:
+        """The next state; the same where fewer than `minimum` answers count. Replies are taken in the order of their
+        clients, whenever they came."""
+        if len(self.inbox.replies) < max(1, minimum):
+            return state._replace(seen={})
+        replies = [self.inbox.replies[c] for c in sorted(self.inbox.replies)]
+        return self.method.gather(self.setting, state, self.round, replies)
+
+
+def starting(setting: Setting, pools: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first values of what is trained, on the CPU."""
+    return {n: pools[n].detach().cpu().clone() for n in (*setting.travels, *setting.private)}

@@ -1,0 +1,124 @@
+"""From a host, rows and words to what both sides of a run know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..adapt.base import limit, prepare, tokenizer_of
+from ..adapt.data import named
+from ..adapt.rows import Row
+from ..adapt.tasks import Classify, Example, Task, get
+from ..core import CommonweightError, build, dump
+from ..host import Host, Tenant
+from .local import Local, Rounds
+from .methods import resolve
+from .registry import Method, Setting
+
+NAME = "global"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to begin. tenant: the global one, on the host, with its first numbers. examples: of all
+    rows; rows: client -> places in them."""
+
+    host: Host
+    method: Method
+    setting: Setting
+    local: Local
+    plan: Rounds
+    tenant: Tenant
+    task: Task
+
+
+def numbers(given: Mapping[str, Any]) -> tuple[Rounds, Local]:
+    """Both recipes from one set of options. Raises: CommonweightError for a name that neither has."""
+    mine = {k: v for k, v in given.items() if k in Rounds.__dataclass_fields__}  # type: ignore[attr-defined]
+    return build(Rounds, mine), build(Local, {k: v for k, v in given.items() if k not in mine})
+
+
+def make_task(
+    host: Host, task: str, rows: Sequence[Row], labels: Sequence[str] | None, tokenizer: Any, local: Local,
+    reading: Mapping[str, Any], source: str,
+) -> Task:  # fmt: skip
+    kind = get(task)
+    tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
+    if task == "classify" and labels is None:
+        labels = named(source, lambda r: Classify.classes(r, reading.get("label_column")), rows)
+    return kind(tokenizer, limit(host.model, tokenizer, local.max_length, kind.usual_length), labels, **reading)
+
+
+def travelling(tenant: Tenant, private: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names of the trained pools that go to the server, of those that stay). Where a method has pools that tenants
+    share, they travel and its others stay, but for what is no pool of the method (a head); else all travel.
+
+    private: a pattern of more that stay. Raises: CommonweightError where nothing is left to travel.
+    """
+    pools = {n: p for n, p in tenant.plan.pools.items() if p.train}
+    shared = any(p.scope == "shared" for p in pools.values())
+    heads = {
+        p for u in tenant.plan.uses if type(u.bind).__name__ == "Classify" for r in u.reads.values() for p in r.pools
+    }
+    stay = {n for n, p in pools.items() if shared and p.scope != "shared" and n not in heads}
+    if private is not None:
+        more = {n for n in pools if any(fnmatchcase(n, one) for one in private.split("|"))}
+        if not more:
+            raise CommonweightError(
+                f"private={private!r} is no trained pool; there: {', '.join(sorted(pools)[:5])}, ..."
+            )
+        stay |= more
+    if not pools.keys() - stay:
+        raise CommonweightError(f"{tenant.method.name}: no trained pool is left to travel; lower private")
+    return tuple(n for n in pools if n not in stay), tuple(n for n in pools if n in stay)
+
+
+def ready(
+    host: Host, task: Task, method: str | Any, options: Mapping[str, Any], plan: Rounds, local: Local, *,
+    clients: int, sites: Any = None, name: str = NAME, run: str = "run",
+) -> Prepared:  # fmt: skip
+    """Adds the global tenant to the host. Raises: CommonweightError; the host is then as it was."""
+    found, config = resolve(method, options)
+    adapter, how = found.adapter(config)
+    tenant = host.add(name, adapter, sites=sites, seed=plan.seed, labels=task.labels, **how)
+    try:
+        if not tenant.count():
+            raise CommonweightError(f"{adapter} has no trainable number for this task; choose another")
+        travels, private = travelling(tenant, plan.private)
+        setting = Setting(
+            found.name, config, tenant.plan, travels, private, run, host.fingerprint, plan.seed, plan.rounds, clients,
+            plan.weigh,
+        )  # fmt: skip
+    except BaseException:
+        host.remove(name)
+        raise
+    return Prepared(host, found, setting, local, replace(plan, clients=clients), tenant, task)
+
+
+def told(p: Prepared) -> dict[str, Any]:
+    """What a resumed run must share, JSON-ready."""
+    config = dump(p.setting.config)
+    config.pop("is")
+    return {
+        "method": p.method.name, "options": config, "plan": p.tenant.plan.digest(), "base": p.setting.base,
+        "task": type(p.task).__name__.lower(), "labels": p.task.labels, "max_length": p.task.max_length,
+        "dtype": str(next(p.host.model.parameters()).dtype).removeprefix("torch."),
+        **numbers_of(p.plan), **numbers_of(p.local),
+    }  # fmt: skip
+
+
+def numbers_of(config: Any) -> dict[str, Any]:
+    return {k: getattr(config, k) for k in config.__dataclass_fields__}
+
+
+def by_client(task: Task, rows: Sequence[Row], places: Sequence[Sequence[int]]) -> list[list[Example]]:
+    """Each client's examples. A task may make several or none of a row."""
+    every = task.examples(rows)
+    if len(every) == len(rows):
+        return [[every[i] for i in mine] for mine in places]
+    out = [task.examples([rows[i] for i in mine]) for mine in places]
+    if empty := next((c for c, mine in enumerate(out) if not mine), None):
+        raise CommonweightError(f"client {empty}: none of its rows is long enough to learn from")
+    return out

@@ -1,0 +1,266 @@
+"""Answers to what clients ask, on one host: many clients in one mixed batch, or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapt.tasks import Example, Task
+from ..adapt.trainer import without_dropout
+from ..core import Rng
+from ..host import Host, Tenant
+from ..host.route import Route
+from ..host.weights import device_of
+from .asks import Ask, Loss, Train, Trained
+from .local import Local
+from .losses import by_row
+from .stacked import stack, stacked, together
+
+
+@dataclass
+class Work:
+    """A host, the tenant that all clients train, and every client's examples.
+
+    like: a tenant of the host, whose plan and frozen pools all clients have. rows: client -> its examples. rate: the
+    adapter's own learning rate. mixed: rows of a batch at most, of several clients.
+    """
+
+    host: Host
+    like: Tenant
+    task: Task
+    rows: Any  # client -> Sequence[Example]
+    local: Local
+    rounds: int
+    seed: int = 0
+    mixed: int = 256
+
+    def __post_init__(self) -> None:
+        self.by_row = by_row(self.task)
+        self.names = [n for n, p in self.like.plan.pools.items() if p.train]
+        self.plans: dict[int, Any] = {}
+        self.device = device_of(self.host.model)
+        readers = self.like.plan.readers()
+        base = self.like.method.lr
+        self.rates = {n: base * self.like.plan.pools[n].lr / max(1, readers[n]) ** 0.5 for n in self.names}
+        self.base_rate = base
+        self.still = without_dropout(self.host)
+
+    @property
+    def apart(self) -> str:
+        """Why clients cannot be in one batch; empty: they can."""
+        if self.by_row is None:
+            return f"the task {type(self.task).__name__.lower()}: a row's loss depends on the other rows of its batch"
+        return ""
+
+    def answer(self, round: int, asks: Sequence[tuple[int, Ask]]) -> list[Any]:
+        """asks: (client, what it asks). The answers do not depend on who asks beside it, but for the last digits."""
+        out: list[Any] = [None] * len(asks)
+        was = self.host.model.training
+        try:
+            many: Any  # each takes asks of its own kind
+            for kind, many in ((Train, self._train), (Loss, self._loss)):
+                self.host.model.train(kind is Train)
+                for part in self.still:
+                    part.training = False
+                places = [i for i, (_, ask) in enumerate(asks) if isinstance(ask, kind)]
+                for group in self._groups(places, asks):
+                    for i, value in zip(group, many(round, [asks[i] for i in group])):
+                        out[i] = value
+        finally:
+            self.host.model.train(was)
+        return out
+
+    def _groups(self, places: list[int], asks: Sequence[tuple[int, Ask]]) -> list[list[int]]:
+        """Those of like length together, the longest first; of each at most `mixed` rows, padding counted. One
+        optimiser counts its steps for all, so that clients which keep theirs stand beside those that are as far."""
+        size = {i: self._size(*asks[i]) for i in places}
+        far = {i: _steps_done(asks[i][1]) for i in places}
+        order = sorted(places, key=lambda i: (far[i], -size[i][0], -size[i][1], i))
+        groups: list[list[int]] = []
+        widest = 0
+        for i in order:
+            widest = max(widest, size[i][1])
+            fits = groups and not self.apart and widest * (len(groups[-1]) + 1) <= self.mixed
+            if fits and far[groups[-1][0]] == far[i]:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+                widest = size[i][1]
+        return groups
+
+    def _size(self, client: int, ask: Ask) -> tuple[int, int]:
+        """(steps, rows of a step)."""
+        steps, batch = self.local.of(len(self.rows[client]))
+        if isinstance(ask, Loss):
+            return 1, batch
+        return ask.steps or steps, batch
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def _train(self, round: int, asks: list[tuple[int, Train]]) -> list[Trained]:
+        """Clients in order of their steps, most first: those that are done leave the batch at its end."""
+        sizes = [self._size(client, ask) for client, ask in asks]
+        steps = [s for s, _ in sizes]
+        streams = [
+            Stream(self.seed, client, round, len(self.rows[client]), b) for (client, _), (_, b) in zip(asks, sizes)
+        ]
+        torch.manual_seed(
+            int(Rng(self.seed, f"noise/{round}/{asks[0][0]}").integers((1,), 2**31))
+        )  # dropout of adapters
+        pools = {k: v.to(self.device) for k, v in stack([ask.pools for _, ask in asks], self.names).items()}
+        state = _stacked_moments([ask.moments or {} for _, ask in asks])
+        losses = torch.zeros(len(asks), dtype=torch.float64)
+        done: list[Trained] = []
+        at, n = 0, len(asks)
+        while n:
+            until = steps[n - 1]  # the fewest of those that are left
+            tenant = together(self.like, pools, self._plan(n))
+            optimizer = self._optimizer(tenant, round)
+            _restore(optimizer, tenant, state)
+            for step in range(at, until):
+                found = self._step(tenant, optimizer, [s.rows(step) for s in streams[:n]], [c for c, _ in asks[:n]])
+                losses[:n] += found.double().cpu()
+            at = until
+            pools = {k: tenant.pools[k].detach() for k in self.names}
+            state = _moments(optimizer, tenant)
+            left = sum(s > at for s in steps)
+            for i in range(n - 1, left - 1, -1):
+                mine = {k: v[i].clone().cpu() for k, v in pools.items()}
+                kept = {k: (v[i] if v.dim() else v).clone().cpu() for k, v in state.items()}
+                done.append(Trained(mine, steps[i], float(losses[i]) / steps[i], kept))
+            pools = {k: v[:left].clone() for k, v in pools.items()}
+            state = {k: v[:left].clone() if v.dim() else v for k, v in state.items()}
+            n = left
+        return done[::-1]
+
+    def _step(
+        self, tenant: Tenant, optimizer: torch.optim.Optimizer, places: list[list[int]], clients: list[int]
+    ) -> Tensor:
+        """One step of all clients; gives the loss of each, (n,)."""
+        loss = self._losses(tenant, places, clients)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        if self.local.clip:
+            clip([tenant.pools[k] for k in self.names], self.local.clip)
+        optimizer.step()
+        return loss.detach()
+
+    def _losses(self, tenant: Tenant, places: list[list[int]], clients: list[int]) -> Tensor:
+        """Each client's mean loss, (n,). A client with fewer rows than another is filled up with its first, which
+        counts for nothing."""
+        width = max(map(len, places))
+        examples: list[Example] = []
+        weights: list[float] = []
+        for client, mine in zip(clients, places):
+            rows = self.rows[client]
+            examples += [rows[i] for i in mine] + [rows[mine[0]]] * (width - len(mine))
+            weights += [1.0] * len(mine) + [0.0] * (width - len(mine))
+        batch = {k: v.to(self.device) for k, v in self.task.collate(examples).items()}
+        with self.host.roster.base.current.within(Route(single=tenant)):
+            if self.by_row is None:
+                return self.task.loss(self.host.model, batch)[None]
+            sums, items = self.by_row(self.host.model, batch)
+        if 0.0 in weights:
+            w = torch.tensor(weights, device=sums.device)
+            sums, items = torch.where(w > 0, sums, 0.0), items * w
+        return sums.view(len(clients), width).sum(1) / items.view(len(clients), width).sum(1).clamp(min=1)
+
+    def _plan(self, n: int) -> Any:
+        if n not in self.plans:
+            self.plans[n] = stacked(self.like.plan, n)
+        return self.plans[n]
+
+    def _optimizer(self, tenant: Tenant, round: int) -> torch.optim.Optimizer:
+        factor = self.local.rate(self.base_rate, round, self.rounds) / self.base_rate
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name in self.names:
+            groups.setdefault(self.rates[name] * factor, []).append(tenant.pools[name])  # type: ignore[arg-type]
+        given = [{"params": ps, "lr": rate} for rate, ps in groups.items()]
+        if self.local.optimizer == "sgd":
+            return torch.optim.SGD(given, momentum=self.local.momentum)
+        return torch.optim.AdamW(given, weight_decay=self.local.weight_decay, fused=self.device.type == "cpu" or None)
+
+    # -- losses ----------------------------------------------------------------------------------------------------
+
+    def _loss(self, round: int, asks: list[tuple[int, Loss]]) -> list[float]:
+        moved = [along(ask.pools, self.names, ask.along) for _, ask in asks]
+        tenant = together(
+            self.like, {k: v.to(self.device) for k, v in stack(moved, self.names).items()}, self._plan(len(asks))
+        )
+        places = []
+        for client, ask in asks:
+            n = len(self.rows[client])
+            places.append(Stream(self.seed, client, round, n, self.local.of(n)[1]).rows(ask.batch))
+        with torch.no_grad():
+            return self._losses(tenant, places, [c for c, _ in asks]).tolist()
+
+
+class Stream:
+    """A client's rows in a round: one permutation after another, cut into batches. Depends on its arguments alone."""
+
+    def __init__(self, seed: int, client: int, round: int, rows: int, batch: int):
+        self.seed, self.client, self.round, self.count, self.batch = seed, client, round, rows, batch
+        self.orders: dict[int, list[int]] = {}
+
+    def rows(self, step: int) -> list[int]:
+        first = step * self.batch
+        return [self._order(i // self.count)[i % self.count] for i in range(first, first + self.batch)]
+
+    def _order(self, epoch: int) -> list[int]:
+        if epoch not in self.orders:
+            name = f"rows/{self.client}/{self.round}/{epoch}"
+            self.orders[epoch] = Rng(self.seed, name).permutation(self.count).tolist()
+        return self.orders[epoch]
+
+
+def along(pools: Mapping[str, Tensor], names: Sequence[str], moves: Sequence[tuple[int, float]]) -> dict[str, Tensor]:
+    """pools + sum of scale * z(seed), pool by pool; see `Loss`."""
+    out = {}
+    for name in names:
+        value = pools[name]
+        for seed, scale in moves:
+            value = value + scale * Rng(seed, name).normal(tuple(value.shape)).to(value)
+        out[name] = value
+    return out
+
+
+@torch.no_grad()
+def clip(pools: Sequence[Any], most: float) -> None:
+    """Scales each client's gradient, over all pools together, to a norm of at most `most`."""
+    squares = sum(p.grad.flatten(1).square().sum(1) for p in pools if p.grad is not None)
+    factor = (most / (torch.as_tensor(squares).sqrt() + 1e-6)).clamp(max=1.0)
+    for p in pools:
+        if p.grad is not None:
+            p.grad.mul_(factor.view(-1, *(1 for _ in p.shape[1:])))
+
+
+def _moments(optimizer: torch.optim.Optimizer, tenant: Tenant) -> dict[str, Tensor]:
+    """What the optimiser knows, by ``key/pool``; a count of steps has no dimension."""
+    out = {}
+    for name, p in tenant.named_parameters():
+        for k, v in optimizer.state.get(p, {}).items():
+            if isinstance(v, Tensor):
+                out[f"{k}/{name}"] = v
+    return out
+
+
+def _restore(optimizer: torch.optim.Optimizer, tenant: Tenant, state: Mapping[str, Tensor]) -> None:
+    for name, p in tenant.named_parameters():
+        mine = {k.partition("/")[0]: v for k, v in state.items() if k.partition("/")[2] == name}
+        if mine:
+            optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device) for k, v in mine.items()}
+
+
+def _stacked_moments(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Of clients that have come as far: counts of steps stay, all else gets a leading dimension."""
+    return {k: v if v.dim() == 0 else torch.stack([m[k] for m in each]) for k, v in each[0].items()}
+
+
+def _steps_done(ask: Ask) -> float:
+    """Optimiser steps that a kept optimiser has done; -1 without one."""
+    moments = getattr(ask, "moments", None) or {}
+    return next((float(v) for k, v in moments.items() if k.startswith("step/")), 0.0 if moments else -1.0)

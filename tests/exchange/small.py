@@ -1,0 +1,88 @@
+"""A run that is small enough for a test: a host, rows, and what both sides know."""
+
+from __future__ import annotations
+
+import torch
+
+import commonweight as cw
+from commonweight.adapt import open_host
+from commonweight.exchange import methods
+from commonweight.exchange.local import Local, Rounds
+from commonweight.exchange.rounds import starting
+from commonweight.exchange.setting import by_client, make_task, ready
+from commonweight.exchange.work import Work
+from tests.adapt import tiny
+
+METHODS = sorted(methods.available())
+SMALL = {"fedavg": {"rank": 2}, "ffa-lora": {"rank": 4}, "fed-sb": {"rank": 4}}
+
+
+def prepared(model, method="fedavg", options=None, *, clients=3, **recipe):
+    """A `Prepared` run on a model of its own."""
+    host = open_host(model, dtype="float32")
+    plan = Rounds(clients=clients, **{k: v for k, v in recipe.items() if k in Rounds.__dataclass_fields__})
+    local = Local(**{k: v for k, v in recipe.items() if k in Local.__dataclass_fields__})
+    task = make_task(host, "classify", tiny.rows(), None, None, local, {}, "rows")
+    options = SMALL.get(method, {}) if options is None else options
+    return ready(host, task, method, options, plan, local, clients=clients)
+
+
+def work(p, sizes=(9, 5, 14), mixed=256, seed=0):
+    """A `Work` whose clients have so many rows."""
+    rows = tiny.rows(sum(sizes), seed)
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    each = by_client(p.task, rows, [list(range(b - n, b)) for b, n in zip(ends, sizes)])
+    return Work(p.host, p.tenant, p.task, each, p.local, p.setting.rounds, p.setting.seed, mixed)
+
+
+def start(p):
+    return starting(p.setting, p.tenant.pools)
+
+
+def moved(pools, seed=0, std=0.1):
+    """Other numbers of the same shapes."""
+    g = torch.Generator().manual_seed(seed)
+    return {n: p + std * torch.randn(p.shape, generator=g) for n, p in pools.items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def adapters():
+    return sorted(cw.methods.available())
+
+
+def prepared_host(model):
+    return open_host(model, dtype="float32")
+
+
+def values(run):
+    """The global tenant's trained numbers."""
+    return {n: p.detach().clone() for n, p in run.tenant.named_parameters()}
+
+
+class Fresh:
+    def __init__(self, tenant):
+        self.tenant = tenant
+
+
+def fresh(model, method):
+    """As a run that has not begun."""
+    return Fresh(prepared(model, method).tenant)
+
+
+def changes(p, pools):
+    """site -> what the tenant with these pools adds to the weight, of linear sites."""
+    tenant = p.tenant
+    with torch.no_grad():
+        for n, v in pools.items():
+            tenant.pools[n].copy_(v)
+        out = {}
+        for use in tenant.plan.uses:
+            if getattr(use.bind, "weight", None) is None:
+                continue
+            slots = {k: r.address(*(tenant.pools[n] for n in r.pools)) for k, r in use.reads.items()}
+            w = p.host.weight(use.site).double()
+            out[use.site] = use.bind.weight(w, **{k: v.double() for k, v in slots.items()}) - w
+    return out

@@ -1,0 +1,51 @@
+"""The server is killed at any moment and goes on to the same bits."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commonweight.core import CommonweightError
+from commonweight.exchange import simulate
+from tests.adapt import tiny
+from tests.exchange import small
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {"clients": 3, "rounds": 3, "batch_size": 4, "lr": 1e-2}
+
+
+def test_killed_and_resumed(bert, tmp_path):
+    """Between a client's own file and the server's, with private pools and dropout in the adapter."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.exchange.killed", str(tmp_path), str(bert)], cwd=ROOT, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    whole, *rest = json.loads(done.stdout.splitlines()[-1])
+    assert whole["signal"] == 0 and whole["digest"]
+    for killed, resumed in zip(rest[::2], rest[1::2], strict=True):
+        assert killed["signal"] == signal.SIGKILL and killed["digest"] is None
+        assert resumed == whole, "other bits"
+    assert len(set(whole["clients"])) == len(whole["clients"]), "two files of a client"
+
+
+def test_a_run_of_other_settings_is_not_resumed(bert, tmp_path):
+    rows = tiny.rows(20)
+    simulate(small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", **RECIPE)
+    with pytest.raises(CommonweightError, match=r"other settings .*lr: then 0.01, now 0.1"):
+        simulate(
+            small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", resume=True, **{**RECIPE, "lr": 0.1}
+        )
+    with pytest.raises(CommonweightError, match="not empty; --resume goes on"):
+        simulate(small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", **RECIPE)
+
+
+def test_a_state_that_is_damaged_is_told(bert, tmp_path):
+    rows = tiny.rows(20)
+    simulate(small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", **RECIPE)
+    (tmp_path / "o" / "state" / "server.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(CommonweightError, match="is damaged"):
+        simulate(small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", resume=True, **RECIPE)
