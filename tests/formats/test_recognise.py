@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -103,6 +103,8 @@ SHAPES = st.sampled_from(
     dtype=st.sampled_from([torch.float32, torch.int64, torch.bfloat16]),
     dotted=st.booleans(),
 )
+@example(parts={"w_norm": ()}, dtype=torch.float32, dotted=False)
+@example(parts={"diff": (32, 32), "diff_b": ()}, dtype=torch.float32, dotted=True)
 def test_junk_of_kohyas_kind(host, tmp_path, parts, dtype, dotted):
     start = "unet.model.layers.0.self_attn.q_proj" if dotted else f"lycoris_{Q}"
     save_file({f"{start}.{k}": torch.ones(s, dtype=dtype) for k, s in parts.items()}, tmp_path / "a.safetensors")

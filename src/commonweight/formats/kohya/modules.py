@@ -25,7 +25,11 @@ def change(where: str, parts: Parts, weight: Weight) -> Change:
         raise CommonweightError(f"{where}: {', '.join(sorted(parts))} are the parts of no adapter that is known here")
     try:
         out = found(where, parts, weight)
-        return out if (m := parts.get("dora_scale")) is None else _turned(where, out, m, weight)
+        if (m := parts.get("dora_scale")) is not None:
+            out = _turned(where, out, m, weight)
+        if any(t is not None and not t.dim() for t in (out.B, out.m, out.delta, out.bias)):
+            raise ValueError("a single number has no rows")
+        return out
     except CommonweightError:
         raise
     except (
