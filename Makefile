@@ -19,7 +19,7 @@ JOBS ?= 2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo demo-serve test lint docs bench bench-merge bench-serve bench-share compare claims house format readme wheel-test lock clean
+.PHONY: help setup demo demo-serve test fuzz lint docs bench bench-merge bench-serve bench-share compare claims house format readme wheel-test lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ demo-serve: $(CHATS) ## serve a dozen chat tenants of SmolLM2-135M, ask them in 
 
 test: lint docs ## everything that must be green: lint, types, layers, docs, then the fast test suite
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS)
+
+fuzz: $(READY) ## the properties of the suite on new inputs, twenty times as many as `make test` draws (FUZZ=20)
+	@FUZZ=$(or $(FUZZ),20) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) $$(grep -rl "tests.drawn" tests)
 
 lint: $(READY) ## style, format, types, import layers, and whether the generated tables are current
 	@$(BIN)/ruff check --quiet --output-format concise .

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +16,7 @@ import commonweight as cw
 from commonweight.adapt import Classifier
 from commonweight.formats import atomic
 from commonweight.formats.peft import FAMILIES, common, folder, low_rank
+from tests.drawn import drawn
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -154,7 +155,7 @@ KEYS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn(60)
 @given(
     config=st.dictionaries(KEYS, JUNK, max_size=4),
     kind=st.sampled_from([None, *FAMILIES]),
@@ -182,7 +183,7 @@ SLOTS = {
 }  # fmt: skip
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn(80)
 @given(
     kind=st.sampled_from(sorted(SLOTS)),
     shapes=st.lists(st.lists(st.integers(0, 33), max_size=4), min_size=2, max_size=2),

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,6 +18,7 @@ import commonweight as cw
 from commonweight.commons.adapters import adapters
 from commonweight.core.readable import CONFIG_BYTES
 from commonweight.formats.peft import digest, folder, keys, layout
+from tests.drawn import drawn
 from tests.formats.test_peft import edit, refused
 from tests.laws.subjects import stir
 from tests.models import answer, make
@@ -242,7 +243,7 @@ def test_a_config_is_bounded_and_numbers_are_numbers(host, saved):
         refused(host, saved, says)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn(60)
 @given(at=st.integers(0, 10**6), to=st.binary(min_size=1, max_size=9), cut=st.booleans())
 def test_bytes_of_the_tensors_at_random(host, saved, at, to, cut):
     work = saved.parent / "work"
@@ -270,7 +271,7 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn(100)
 @given(more=st.dictionaries(FIELDS, JSON, min_size=1, max_size=3), labels=st.sampled_from([None, (), ["a", "b"]]))
 def test_any_value_in_a_config(host, saved, more, labels):
     work = saved.parent / "work"

@@ -7,13 +7,14 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import commonweight as cw
 from commonweight.formats.kohya.modules import SLOTS
 from commonweight.formats.recognise import FORMATS, recognise
+from tests.drawn import drawn
 from tests.laws.subjects import stir
 from tests.models import make
 
@@ -97,7 +98,7 @@ SHAPES = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn(100)
 @given(
     parts=st.dictionaries(st.sampled_from(SLOTS), SHAPES, max_size=5),
     dtype=st.sampled_from([torch.float32, torch.int64, torch.bfloat16]),
@@ -114,7 +115,7 @@ def test_junk_of_kohyas_kind(host, tmp_path, parts, dtype, dotted):
 NUMBERS = st.sampled_from([1, -1, None, "x", 1e40, 0.5])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@drawn(60)
 @given(
     parts=st.dictionaries(st.sampled_from(["lora_a", "lora_b", "m", "x"]), SHAPES, max_size=3),
     parameters=st.one_of(st.none(), st.dictionaries(st.sampled_from(["rank", "scale", "dropout"]), NUMBERS)),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commonweight.report import Column, Dot, Scatter, compact, facts, interval, page, spread, table
+from tests.drawn import drawn
 
 
 def test_wilsons_interval():
@@ -22,6 +23,7 @@ def test_wilsons_interval():
     assert interval(0, 10)[0] == 0 and interval(10, 10)[1] == pytest.approx(1)
 
 
+@drawn(100)
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_an_interval_holds_its_share(pair):
     right, n = pair

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from commonweight.serve.text import Decoder
+from tests.drawn import drawn
 
 _letters = sorted(pre_tokenizers.ByteLevel.alphabet())
 _raw = Tokenizer(models.BPE({c: i for i, c in enumerate(_letters)}, []))
@@ -26,7 +27,7 @@ def said(text: str, stops: list[str]) -> tuple[str, list[str], bool]:
     return "".join(parts), parts, decoder.stopped is not None
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
 def test_parts_make_the_whole(text: str):
     assert said(text, [])[0] == TOKENIZER.decode(TOKENIZER(text)["input_ids"], skip_special_tokens=True)

@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import commonweight as cw
 from commonweight.core import Rng
 from commonweight.formats.codecs import CODECS, Compeft, get
+from tests.drawn import drawn
 
 EVERY = [*CODECS, "compeft:density=0.05", "compeft:density=1"]
 numbers = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=150)
@@ -22,7 +23,7 @@ def normal(n: int, std: float = 1.0, name: str = "x") -> torch.Tensor:
 
 
 @pytest.mark.parametrize("codec", EVERY)
-@settings(deadline=None, max_examples=60)
+@drawn(60)
 @given(data=st.data(), values=numbers, moved=st.booleans())
 def test_encoding_what_was_decoded_gives_the_same_bytes(codec, data, values, moved):
     value, first, c = torch.tensor(values), None, get(codec)
@@ -106,7 +107,7 @@ def test_ternary_changes_are_stored_as_they_are():
     assert c.decode(c.encode(first + change, first), (500,), first).equal(first + change)
 
 
-@settings(deadline=None, max_examples=100)
+@drawn(100)
 @given(codec=st.sampled_from(["int8", "int4", "compeft"]), raw=st.binary(max_size=200), n=st.integers(0, 300))
 def test_any_bytes_are_decoded_or_refused(codec, raw, n):
     stored = torch.tensor(list(raw), dtype=torch.uint8)
@@ -116,7 +117,7 @@ def test_any_bytes_are_decoded_or_refused(codec, raw, n):
         pass
 
 
-@settings(deadline=None, max_examples=100)
+@drawn(100)
 @given(bit=st.integers(0, 8 * 60 - 1))
 def test_a_flipped_bit_of_a_ternary_vector_is_decoded_or_refused(bit):
     c = Compeft(density=0.3)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commonweight.serve.http.calls import FORMS, Calls
+from tests.drawn import drawn
 
 ONE = '{"name": "f", "arguments": {"x": "a}\\"{", "y": [1, {"z": null}]}}'
 TWO = '{"arguments": {"q": 2}, "name": "g"}'
@@ -54,6 +55,7 @@ def parsed(form, pieces, most=None):
 
 
 @pytest.mark.parametrize("case", TEXTS)
+@drawn(100)
 @given(cuts=st.sets(st.integers(1, 120)))
 def test_calls(case, cuts):
     form, text, content, calls = TEXTS[case]
