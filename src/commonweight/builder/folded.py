@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +38,18 @@ class Folded:
     addresses: tuple[Hashed, ...]
 
     def __call__(self, shape: tuple[int, ...], rng: Rng, base: Any) -> Tensor:
-        chunk = self.addresses[0].chunk
-        total, weight = torch.zeros(shape[0] // chunk, chunk), torch.zeros(shape[0] // chunk, 1)
-        for name, address in zip(self.of, self.addresses, strict=True):
-            w, scale = base.stored(name).float().cpu(), Spread(name)((1,), rng, base).cpu()
-            at, sign = address.places(torch.device("cpu"))
-            total.index_add_(0, at, w.reshape(-1, chunk) * (sign[:, None] * scale))
-            weight.index_add_(0, at, scale.square().expand(len(at), 1))
-        return (total / weight.clamp_min(1e-30)).flatten()
+        weights = ((base.stored(n), Spread(n)((1,), rng, base)) for n in self.of)
+        return folded((w, scale, a) for (w, scale), a in zip(weights, self.addresses, strict=True))
+
+
+def folded(readers: Iterable[tuple[Tensor, Tensor, Hashed]]) -> Tensor:
+    """The array (m,) of `Folded`, of (weight, lambda, address) for each reader."""
+    total = weight = torch.zeros(0)
+    for w, scale, address in readers:
+        chunk, scale = address.chunk, scale.float().cpu()
+        if not len(total):
+            total, weight = torch.zeros(address.size // chunk, chunk), torch.zeros(address.size // chunk, 1)
+        at, sign = address.places(torch.device("cpu"))
+        total.index_add_(0, at, w.float().cpu().reshape(-1, chunk) * (sign[:, None] * scale))
+        weight.index_add_(0, at, scale.square().expand(len(at), 1))
+    return (total / weight.clamp_min(1e-30)).flatten()

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from ..builder import anatomy
     from ..builder.depths import depths
     from ..builder.load import load
-    from . import methods, sampling
+    from . import methods, packing, sampling
     from .choosing import choose, codes, settle
     from .cost import plan
     from .depthwise import Depthwise
@@ -30,6 +30,7 @@ __all__ = [
     "layout",
     "load",
     "methods",
+    "packing",
     "plan",
     "sampling",
     "save",
@@ -47,7 +48,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports on first use."""
-    if name in ("methods", "sampling", "searching", "splitting"):
+    if name in ("methods", "packing", "sampling", "searching", "splitting"):
         return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

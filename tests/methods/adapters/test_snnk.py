@@ -1,6 +1,7 @@
 """SNNK's adapters: the formula, the kernel that the features estimate, what is stored."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -17,8 +18,8 @@ def test_formula():
     tenant = stir(host.add("t", "snnk", features=6), std=0.3)
     at = "encoder.layer.0.output.dense"
     g, up, b = (tenant.pools[f"{at}.{k}"].detach() for k in ("down", "up", "up_bias"))
-    x = torch.randn(3, 5, model.encoder.layer[0].output.dense.in_features)
-    layer = model.encoder.layer[0].output.dense
+    layer: Any = model.get_submodule(at)
+    x = torch.randn(3, 5, layer.in_features)
     with torch.no_grad():
         y = layer(x)
         with host.route("t"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, gcd, prod
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ...address import Hashed
 from ...bind import Replace
-from ...builder import Anatomy, Layout
+from ...builder import Anatomy, Layout, Weight
 from ...builder.folded import Folded, Spread
 from ...core import Pool, Read, Use, config, option
 from .. import families as fam
@@ -43,21 +44,37 @@ def plan(anatomy: Anatomy, config: Hashing) -> Layout:
     found): parts of m, each hashed on its own, and gradient scaling; ROAST's code apd10/RzLinear. Differs: the hash is
     SplitMix64 (both), ROAST's blocks do not overlap here, and the fit to pretrained weights is ours.
     """
+    every = weights(anatomy, config)
+    return read(anatomy, config, *room([every], config))
+
+
+def weights(anatomy: Anatomy, config: Hashing) -> list[tuple[int, Weight]]:
+    """(depth, weight) in the order of depth."""
     every = [(at, w) for family in fam.families(anatomy, "hashed", fam.PARTS[config.parts]) for at, w in family]
-    every.sort(key=lambda one: one[0])
-    sizes = [prod(w.shape) for _, w in every]
-    chunk = gcd(config.chunk, *(w.shape[-1] for _, w in every))
-    m = chunk * ceil(sum(sizes) / config.compression / chunk)
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    balanced = config.fold == "stable"
+    return sorted(every, key=lambda one: one[0])
+
+
+def room(models: Sequence[Sequence[tuple[int, Weight]]], config: Hashing) -> tuple[int, int]:
+    """(numbers of the array, chunk) for the weights of one model, or of several."""
+    every = [w.shape for weights in models for _, w in weights]
+    chunk = gcd(config.chunk, *(shape[-1] for shape in every))
+    return chunk * ceil(sum(map(prod, every)) / config.compression / chunk), chunk
+
+
+def read(anatomy: Anatomy, config: Hashing, m: int, chunk: int, start: int = 0) -> Layout:
+    """The layout in which the matrices, end to end from number `start` on, read an array of m numbers."""
+    every = weights(anatomy, config)
     names = tuple(f"{at}.{w.name}" for at, w in every)
-    reads = tuple(Hashed(s, w.shape, m, chunk, config.seed, balanced) for s, (_, w) in zip(starts, every))
+    reads, balanced = [], config.fold == "stable"
+    for _, w in every:
+        reads.append(Hashed(start, w.shape, m, chunk, config.seed, balanced))
+        start += prod(w.shape)
     dtype = every[0][1].dtype
-    pools = {"psi": Pool((m,), Folded(names, reads), dtype=dtype)}
+    pools = {"psi": Pool((m,), Folded(names, tuple(reads)), dtype=dtype)}
     uses = []
-    for name, read in zip(names, reads):
+    for name, one in zip(names, reads):
         pools[f"{name}.scale"] = Pool((1,), Spread(name), train=False, dtype=dtype)
-        uses.append(Use(name, Replace(), {"weight": Read(read, ("psi", f"{name}.scale"))}))
+        uses.append(Use(name, Replace(), {"weight": Read(one, ("psi", f"{name}.scale"))}))
     return fam.instead(anatomy, pools, uses, config.seed)
 
 
