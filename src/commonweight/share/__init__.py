@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from .merging import Merging
     from .methods import available
     from .saving import save
+    from .xkv import XKV
 
 __all__ = [
+    "XKV",
     "Depthwise",
     "Healed",
     "Merging",
@@ -39,7 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Depthwise": ".depthwise", "Merging": ".merging",
+    "XKV": ".xkv", "Depthwise": ".depthwise", "Merging": ".merging",
     "Healed": ".healing", "anatomy": "..builder", "available": ".methods",
     "choose": ".choosing", "codes": ".choosing", "settle": ".choosing", "depths": "..builder.depths", "heal":
     ".healing", "layout": ".make", "load": "..builder.load", "plan": ".cost", "save": ".saving", "share": ".make",
@@ -48,7 +50,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports on first use."""
-    if name in ("methods", "packing", "sampling", "searching", "splitting"):
+    if name in ("methods", "packing", "sampling", "searching", "splitting", "xkv"):
         return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
