@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import commonweight as cw
+from commonweight.adapt.tasks.base import length
 from commonweight.exchange.asks import Loss, Train
+from commonweight.exchange.work import Stream
 from tests.adapt import tiny
 from tests.exchange import small
 from tests.laws import subjects
@@ -27,7 +29,7 @@ def test_together_is_one_after_the_other(bert, optimizer):
     asks = [(c, Train(small.moved(small.start(p), c))) for c in range(3)]
     mixed = small.work(p).answer(0, asks)
     alone = small.work(p, mixed=1).answer(0, asks)
-    assert [t.steps for t in mixed] == [5, 3, 7]
+    assert [t.steps for t in mixed] == [6, 4, 8]
     close(mixed, alone)
     assert all(not torch.equal(t.pools[n], a.pools[n]) for t, (_, a) in zip(mixed, asks) for n in t.pools)
 
@@ -42,9 +44,7 @@ def test_it_is_plain_training(bert):
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     p.host.model.eval()
-    from commonweight.exchange.work import Stream
-
-    stream = Stream(0, 1, 2, 5, 4)
+    stream = Stream(0, 1, 2, [length(e) for e in work.rows[1]], 4)
     for step in range(3):
         batch = p.task.collate([work.rows[1][i] for i in stream.rows(step)])
         labels = batch.pop("labels")
@@ -111,3 +111,19 @@ def test_every_adapter_mixes(bert, adapter):
         pytest.skip(str(e))
     asks = [(c, Train(small.moved(small.start(p), c, 0.01), steps=2)) for c in range(2)]
     close(small.work(p).answer(0, asks), small.work(p, mixed=1).answer(0, asks), 2e-5)
+
+
+def test_rows_of_a_round():
+    """Every row once an epoch, in batches of like length, drawn anew each time; all clients' long ones together."""
+    lengths = [[(i * 7 + c) % 29 + 3 for i in range(20 - c)] for c in range(3)]
+    streams = [Stream(5, c, 1, n, 4) for c, n in enumerate(lengths)]
+    for s, n in zip(streams, lengths):
+        each = -(-len(n) // 4)
+        for epoch in range(2):
+            found = [s.rows(epoch * each + k) for k in range(each)]
+            assert sorted(i for b in found for i in b) == list(range(len(n)))
+    assert streams[0].rows(0) == Stream(5, 0, 1, lengths[0], 4).rows(0)
+    assert [streams[0].rows(k) for k in range(5)] != [streams[0].rows(k) for k in range(5, 10)]
+    longest = [[max(n[i] for i in s.rows(k)) for k in range(5)] for s, n in zip(streams, lengths)]
+    padded = sum(max(step) for step in zip(*longest)) * 3
+    assert padded <= 1.25 * sum(map(sum, longest))

@@ -11,6 +11,7 @@ from . import (
     adapt,
     chat,
     compare,
+    exchange,
     export,
     extract,
     generate,
@@ -49,6 +50,7 @@ app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("serve", epilog=serve.EXAMPLES)(serve.command)
 app.command("share", epilog=share.EXAMPLES)(share.command)
 app.command("statistics", epilog=statistics.EXAMPLES)(statistics.command)
+app.add_typer(exchange.app, name="exchange", epilog=exchange.EXAMPLES)
 app.add_typer(keys.app, name="keys", epilog=keys.EXAMPLES)
 app.add_typer(store.app, name="store", epilog=store.EXAMPLES)
 

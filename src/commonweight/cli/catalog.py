@@ -40,6 +40,12 @@ def _twins(folder: Path) -> dict[str, type]:
 
 
 @cache
+def exchanges() -> dict[str, type]:
+    """The same of exchange methods."""
+    return _twins(HERE / "exchange" / "methods")
+
+
+@cache
 def merges() -> list[str]:
     """The names of merge methods. Empty where there are no sources."""
     return [name for tree in _trees(HERE / "merge" / "methods") for name, _ in _registered(tree)]

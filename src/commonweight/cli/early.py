@@ -22,6 +22,7 @@ from ..adapt.yaml_file import Place, path_from
 from ..adapt.yaml_file import parse as parse_yaml
 from ..core import CommonweightError, build, parse, parse_count, unknown
 from ..core.peers import TASKS, known
+from ..exchange.local import Local, Rounds
 from . import catalog
 
 
@@ -43,6 +44,26 @@ def sharing(name: str | None, options: Sequence[str]) -> None:
     if name is not None and name not in there:
         raise unknown("sharing method", name, there)
     build(there[name or "recursive"], parse(there[name or "recursive"], list(options)))
+
+
+def exchange(name: str | None, options: Sequence[str] = ()) -> None:
+    """An exchange method and its options; of one whose adapter can be chosen, that adapter's too."""
+    there = catalog.exchanges()
+    if not there or name is None:
+        return
+    if name not in there:
+        raise unknown("exchange method", name, there)
+    fields = there[name].__dataclass_fields__  # type: ignore[attr-defined]
+    own = [o for o in options if "options" not in fields or o.partition("=")[0] in fields]
+    made = build(there[name], parse(there[name], own))
+    if "options" in fields:
+        method(made.adapter, [o for o in options if o not in own])
+
+
+def exchange_recipe(numbers: Mapping[str, Any]) -> None:
+    mine = {k: v for k, v in numbers.items() if k in Rounds.__dataclass_fields__}  # type: ignore[attr-defined]
+    build(Rounds, mine)
+    build(Local, {k: v for k, v in numbers.items() if k not in mine})
 
 
 def form(name: str) -> None:

@@ -46,10 +46,8 @@ def everything() -> Any:
 
 def one(name: str) -> Any:
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    from ..core import table as options_of
     from ..methods import get
 
     m = get(name)
@@ -60,11 +58,21 @@ def one(name: str) -> Any:
         f"learning rate: {m.lr:g}",
         f"a fresh tenant leaves the base {'unchanged' if m.fresh == 'exact' else 'changed: ' + m.fresh}",
     ]
-    rows = options_of(m.config)
-    table = Table(title="Options" if rows else "No options", title_justify="left")
+    return Group(*(Text(f) for f in facts), options_table(m.config))
+
+
+def options_table(config: type) -> Any:
+    """The options of a method's config."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..core import table as options_of
+
+    rows = options_of(config)
+    table = Table(title="Options", title_justify="left")
     for head in ("option", "type", "default", "what it does"):
         table.add_column(head, overflow="fold", no_wrap=head == "option")
     for option, kind, default, text in rows:
         shown = str(default).lower() if default is None or isinstance(default, bool) else str(default)
         table.add_row(Text(option), Text(kind), Text(shown), Text(text))
-    return Group(*(Text(f) for f in facts), table if rows else Text("no options"))
+    return table if rows else Text("no options")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from ..adapt import Progress
@@ -51,7 +51,7 @@ class Bar:
     def __init__(self, shown: bool = True):
         self.shown = shown  # of several processes, by the first alone
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from transformers.utils import logging

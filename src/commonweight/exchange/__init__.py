@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .local import Local, Rounds
     from .message import REASONS, Facts, Part, Refused, bound, pack, payload, unpack
     from .methods import available, get
+    from .page import report
     from .registry import Method, Reply, Setting, State
     from .rounds import Gathering
     from .run import Run
@@ -40,6 +41,7 @@ __all__ = [
     "get",
     "pack",
     "payload",
+    "report",
     "simulate",
     "split",
     "unpack",
@@ -54,6 +56,7 @@ _HOMES = {
     **dict.fromkeys(("available", "get"), "methods"),
     "Gathering": "rounds",
     "Run": "run",
+    "report": "page",
     "split": "splits",
 }
 

@@ -26,7 +26,7 @@ class Local:
     def of(self, rows: int) -> tuple[int, int]:
         """(steps of a round, rows of a step) of a client with so many rows."""
         batch = min(self.batch_size, rows)
-        return self.steps or max(1, math.ceil(self.epochs * rows / batch)), batch
+        return self.steps or max(1, math.ceil(self.epochs * math.ceil(rows / batch))), batch
 
     def rate(self, base: float, round: int, rounds: int) -> float:
         """The learning rate of a round; base: the adapter's own."""

@@ -37,7 +37,7 @@ class Seat(NamedTuple):
 @dataclass
 class Run:
     """tenant: the global one, on the host. curve: of every round its clients, replies, refusals, loss, bytes and
-    metrics. seats: of every client that was asked. state: the server's."""
+    metrics. seats: of every client that was asked. state: the server's. metric: the one that the task goes by."""
 
     host: Host
     tenant: Tenant
@@ -48,6 +48,7 @@ class Run:
     state: State
     kept: Kept
     folder: Path | None = None
+    metric: str = "accuracy"
 
     @property
     def up(self) -> int:

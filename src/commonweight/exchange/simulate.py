@@ -144,7 +144,10 @@ class Engine:
             if self.folder is not None:
                 write(self.folder, p, self.curve, self.seats)
         self.load(state)
-        run = Run(p.host, p.tenant, p.method, p.setting, self.curve, self.seats, state, self.kept, self.folder)
+        run = Run(
+            p.host, p.tenant, p.method, p.setting, self.curve, self.seats, state, self.kept, self.folder,
+            p.task.better[0],
+        )  # fmt: skip
         if self.held:
             for c, rows in enumerate(self.held):
                 if rows:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapt.tasks import Example, Task
+from ..adapt.tasks.base import length
 from ..adapt.trainer import without_dropout
 from ..core import Rng
 from ..host import Host, Tenant
@@ -19,6 +20,8 @@ from .asks import Ask, Loss, Train, Trained
 from .local import Local
 from .losses import by_row
 from .stacked import stack, stacked, together
+
+CELLS = 64
 
 
 @dataclass
@@ -105,9 +108,7 @@ class Work:
         """Clients in order of their steps, most first: those that are done leave the batch at its end."""
         sizes = [self._size(client, ask) for client, ask in asks]
         steps = [s for s, _ in sizes]
-        streams = [
-            Stream(self.seed, client, round, len(self.rows[client]), b) for (client, _), (_, b) in zip(asks, sizes)
-        ]
+        streams = [self._stream(client, round) for client, _ in asks]
         torch.manual_seed(
             int(Rng(self.seed, f"noise/{round}/{asks[0][0]}").integers((1,), 2**31))
         )  # dropout of adapters
@@ -169,6 +170,10 @@ class Work:
             sums, items = torch.where(w > 0, sums, 0.0), items * w
         return sums.view(len(clients), width).sum(1) / items.view(len(clients), width).sum(1).clamp(min=1)
 
+    def _stream(self, client: int, round: int) -> Stream:
+        rows = self.rows[client]
+        return Stream(self.seed, client, round, [length(e) for e in rows], self.local.of(len(rows))[1])
+
     def _plan(self, n: int) -> Any:
         if n not in self.plans:
             self.plans[n] = stacked(self.like.plan, n)
@@ -191,30 +196,37 @@ class Work:
         tenant = together(
             self.like, {k: v.to(self.device) for k, v in stack(moved, self.names).items()}, self._plan(len(asks))
         )
-        places = []
-        for client, ask in asks:
-            n = len(self.rows[client])
-            places.append(Stream(self.seed, client, round, n, self.local.of(n)[1]).rows(ask.batch))
+        places = [self._stream(client, round).rows(ask.batch) for client, ask in asks]
         with torch.no_grad():
             return self._losses(tenant, places, [c for c, _ in asks]).tolist()
 
 
 class Stream:
-    """A client's rows in a round: one permutation after another, cut into batches. Depends on its arguments alone."""
+    """A client's rows in a round, in batches of like length. Depends on its arguments alone.
 
-    def __init__(self, seed: int, client: int, round: int, rows: int, batch: int):
-        self.seed, self.client, self.round, self.count, self.batch = seed, client, round, rows, batch
-        self.orders: dict[int, list[int]] = {}
+    In an epoch rows are drawn anew, sorted by length (in steps of four tokens) and cut into batches, the last of which
+    may have fewer. All clients take short batches at the same time and long ones at the same time, in an order that is
+    drawn for all: so a mixed batch is padded as little as each one's own. lengths: of its rows, in tokens.
+    """
+
+    def __init__(self, seed: int, client: int, round: int, lengths: Sequence[int], batch: int):
+        self.seed, self.client, self.round, self.lengths, self.batch = seed, client, round, lengths, batch
+        self.epochs: dict[int, list[list[int]]] = {}
 
     def rows(self, step: int) -> list[int]:
-        first = step * self.batch
-        return [self._order(i // self.count)[i % self.count] for i in range(first, first + self.batch)]
+        """Places of the rows of a step, which counts on through the epochs."""
+        each = -(-len(self.lengths) // self.batch)
+        return self._epoch(step // each)[step % each]
 
-    def _order(self, epoch: int) -> list[int]:
-        if epoch not in self.orders:
-            name = f"rows/{self.client}/{self.round}/{epoch}"
-            self.orders[epoch] = Rng(self.seed, name).permutation(self.count).tolist()
-        return self.orders[epoch]
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        if epoch not in self.epochs:
+            drawn = Rng(self.seed, f"rows/{self.client}/{self.round}/{epoch}").permutation(len(self.lengths)).tolist()
+            order = sorted(drawn, key=lambda i: self.lengths[i] // 4)
+            batches = [order[at : at + self.batch] for at in range(0, len(order), self.batch)]
+            when = Rng(self.seed, f"order/{self.round}/{epoch}").permutation(CELLS).tolist()
+            n = len(batches)
+            self.epochs[epoch] = [batches[k] for k in sorted(range(n), key=lambda k: (when[k * CELLS // n], k))]
+        return self.epochs[epoch]
 
 
 def along(pools: Mapping[str, Tensor], names: Sequence[str], moves: Sequence[tuple[int, float]]) -> dict[str, Tensor]:

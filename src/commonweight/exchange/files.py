@@ -1,0 +1,64 @@
+"""A simulated run of files, as the command line asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..adapt.rows import read
+from ..core import CommonweightError, parse
+from ..methods import get as adapter_of
+from .methods import get
+from .run import Run
+from .simulate import Progress, simulate
+
+
+def options(name: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """A method's options from ``name=value``; of one whose adapter can be chosen also those of that adapter.
+
+    Raises: CommonweightError for an option that neither has."""
+    found = get(name)
+    if "options" not in found.config.__dataclass_fields__:
+        return parse(found.config, list(pairs))
+    own = [p for p in pairs if p.partition("=")[0] in found.config.__dataclass_fields__]
+    mine = parse(found.config, own)
+    adapter = mine.get("adapter", found.config().adapter)
+    return mine | parse(adapter_of(adapter).config, [p for p in pairs if p not in own])
+
+
+def run(
+    model: str,
+    rows: Sequence[str],
+    out: Path,
+    *,
+    method: str,
+    pairs: Sequence[str] = (),
+    task: str = "classify",
+    eval_file: str | None = None,
+    no_header: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    progress: Callable[[Progress], None] | None = None,
+    **more: Any,
+) -> Run:
+    """Reads rows, opens the base, simulates. rows: one file, or several, each a client's with ``split="files"``.
+
+    Raises: CommonweightError, before anything is loaded where it can be known by then.
+    """
+    from ..adapt.base import open_host, where
+
+    asked = [more[c] for c in ("text_column", "label_column", "prompt_column", "completion_column") if more.get(c)]
+    each = [read(r, asked, no_header=no_header, say=say) for r in rows]
+    heads = [sorted(r[0]) for r in each]
+    if any(h != heads[0] for h in heads):
+        raise CommonweightError(f"{rows[0]} has the columns {', '.join(heads[0])}; the others have other ones")
+    held = read(eval_file, asked, split="test", no_header=no_header, say=say) if eval_file is not None else None
+    given = options(method, pairs)
+    host = open_host(model, task, dtype=dtype, device=device)
+    say(where(host))
+    return simulate(
+        host, [r for one in each for r in one], method=method, options=given, task=task, eval_rows=held, out=out,
+        files=[i for i, one in enumerate(each) for _ in one], progress=progress, source=rows[0], **more,
+    )  # fmt: skip
