@@ -61,8 +61,8 @@ def test_an_optimiser_that_is_kept_goes_on(bert):
     """Three steps and two more are five, for clients of one length in one batch."""
     p = small.prepared(bert, "fedavg", {"rank": 2}, batch_size=4, lr=1e-2)
     work, begin = small.work(p, (4, 4)), small.start(p)
-    asks = [(c, Train(begin, steps=2)) for c in range(2)]
-    first = work.answer(0, asks)
+    first = work.answer(0, [(c, Train(begin, steps=2, moments={})) for c in range(2)])
+    assert work.answer(0, [(0, Train(begin, steps=2))])[0].moments == {}
     more = work.answer(0, [(c, Train(t.pools, 2, t.moments)) for c, t in enumerate(first)])
     whole = work.answer(0, [(c, Train(begin, steps=4)) for c in range(2)])
     # the second half shows the first half's rows again: all rows are in every step, in another order

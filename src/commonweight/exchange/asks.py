@@ -17,8 +17,8 @@ Pools = Mapping[str, Tensor]
 class Train(NamedTuple):
     """Some optimiser steps on the client's rows from these trainable pools, as the run's `Local` recipe says.
 
-    steps: None for the recipe's own number. moments: what an earlier `Trained` gave, to go on with the optimiser.
-    Answer: `Trained`."""
+    steps: None for the recipe's own number. moments: what an earlier `Trained` gave, to go on with the optimiser; {}
+    to begin and be given them; None: nobody wants them. Answer: `Trained`."""
 
     pools: Pools
     steps: int | None = None
@@ -26,7 +26,8 @@ class Train(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """pools: new ones; those given are not written. loss: the mean over the steps. moments: of the optimiser."""
+    """pools: new ones; those given are not written. loss: the mean over the steps. moments: of the optimiser,
+    {} where the ask had None."""
 
     pools: dict[str, Tensor]
     steps: int

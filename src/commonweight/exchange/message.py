@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -145,6 +145,15 @@ def spread(found: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     names = {f"*{k}" for k in kinds} | {n for n, p in table.items() if not p.fixed}
     if found.keys() != names:
         raise Refused("wrong shape", f"it holds {sorted(found)}; wanted {sorted(names)}")
+    if all(v.isfinite().all() for v in found.values() if v.is_floating_point()):
+        return named(found, table, kinds)
+    out = named(found, table, kinds)
+    bad = next(n for n, v in out.items() if v.is_floating_point() and not v.isfinite().all())
+    raise Refused("not finite", f"{bad} holds NaN or infinity")
+
+
+def named(found: Mapping[str, Tensor], table: Table, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """Views by the names of the table. kinds: dtypes of what is flat. Raises: Refused."""
     out: dict[str, Tensor] = {}
     for k in kinds:
         mine = {n: p for n, p in table.items() if p.fixed and p.dtype == k}
@@ -158,9 +167,6 @@ def spread(found: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
             out[n] = found[n]
             if not fits(found[n], p):
                 raise Refused("wrong shape", f"{n} is {tuple(found[n].shape)} {found[n].dtype}; wanted {p}")
-    bad = next((n for n, v in out.items() if v.is_floating_point() and not v.isfinite().all()), None)
-    if bad is not None:
-        raise Refused("not finite", f"{bad} holds NaN or infinity")
     return {n: out[n] for n in table}
 
 

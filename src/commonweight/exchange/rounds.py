@@ -27,12 +27,16 @@ def down(method: Method, setting: Setting, state: State, round: int, client: int
     return pack(facts(setting, round), told, method.down(setting, round, client))
 
 
+def heard(method: Method, setting: Setting, data: bytes, round: int, client: int) -> dict[str, Tensor]:
+    """What came down, as tensors. Raises: Refused."""
+    return unpack(data, method.down(setting, round, client), facts(setting, round))[1]
+
+
 def told(
     method: Method, setting: Setting, data: bytes, round: int, client: int, rows: int, start: Pools, keep: Pools
 ) -> Told:
-    """What a client makes of what came down. Raises: Refused."""
-    _, tensors = unpack(data, method.down(setting, round, client), facts(setting, round))
-    return Told(round, client, rows, tensors, start, keep)
+    """What a client begins with. Raises: Refused."""
+    return Told(round, client, rows, heard(method, setting, data, round, client), start, keep)
 
 
 def begun(method: Method, setting: Setting, told: Told) -> Client:

@@ -15,10 +15,10 @@ from ..adapt.rows import Row
 from ..adapt.tasks import Example
 from ..core import CommonweightError, Rng
 from ..host import Host, Tenant
-from .asks import drive_all
+from .asks import Told, drive_all
 from .checkpoint import Kept
 from .registry import State
-from .rounds import Gathering, down, starting, told, up
+from .rounds import Gathering, down, heard, starting, up
 from .run import Run, Seat, finish, open_out, write
 from .setting import NAME, Prepared, by_client, make_task, numbers, ready
 from .setting import told as settings_of
@@ -170,15 +170,15 @@ class Engine:
         sent_up = sent_down = 0
         losses: list[float] = []
         one = down(p.method, p.setting, state, round) if p.method.broadcast else None
+        same = heard(p.method, p.setting, one, round, chosen[0]) if one is not None else {}
         for at in range(0, len(awake), AT_ONCE):
             some = awake[at : at + AT_ONCE]
             data = {c: one or down(p.method, p.setting, state, round, c) for c in some}
-            heard = [
-                told(p.method, p.setting, data[c], round, c, self.counts[c], self.start, self.kept.of(c)) for c in some
-            ]
-            running = [p.method.client(p.setting, t) for t in heard]
+            got = {c: same if one is not None else heard(p.method, p.setting, data[c], round, c) for c in some}
+            begun = [Told(round, c, self.counts[c], got[c], self.start, self.kept.of(c)) for c in some]
+            running = [p.method.client(p.setting, t) for t in begun]
             done = drive_all(running, lambda asks: self.work.answer(round, [(some[i], a) for i, a in asks]))  # noqa: B023
-            for c, t, sent in zip(some, heard, done):
+            for c, t, sent in zip(some, begun, done):
                 answer = up(p.method, p.setting, t, sent)
                 self.kept.keep(c, round, sent.keep)
                 self._seat(c, round, len(answer), len(data[c]), sent.loss)

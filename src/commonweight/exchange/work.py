@@ -114,6 +114,7 @@ class Work:
         )  # dropout of adapters
         pools = {k: v.to(self.device) for k, v in stack([ask.pools for _, ask in asks], self.names).items()}
         state = _stacked_moments([ask.moments or {} for _, ask in asks])
+        wants = asks[0][1].moments is not None
         losses = torch.zeros(len(asks), dtype=torch.float64)
         done: list[Trained] = []
         at, n = 0, len(asks)
@@ -131,7 +132,7 @@ class Work:
             left = sum(s > at for s in steps)
             for i in range(n - 1, left - 1, -1):
                 mine = {k: v[i].clone().cpu() for k, v in pools.items()}
-                kept = {k: (v[i] if v.dim() else v).clone().cpu() for k, v in state.items()}
+                kept = {k: (v[i] if v.dim() else v).clone().cpu() for k, v in state.items()} if wants else {}
                 done.append(Trained(mine, steps[i], float(losses[i]) / steps[i], kept))
             pools = {k: v[:left].clone() for k, v in pools.items()}
             state = {k: v[:left].clone() if v.dim() else v for k, v in state.items()}
@@ -273,6 +274,8 @@ def _stacked_moments(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _steps_done(ask: Ask) -> float:
-    """Optimiser steps that a kept optimiser has done; -1 without one."""
-    moments = getattr(ask, "moments", None) or {}
-    return next((float(v) for k, v in moments.items() if k.startswith("step/")), 0.0 if moments else -1.0)
+    """Optimiser steps that a kept optimiser has done; -1 where nobody keeps it."""
+    moments = getattr(ask, "moments", None)
+    if moments is None:
+        return -1.0
+    return next((float(v) for k, v in moments.items() if k.startswith("step/")), 0.0)

@@ -1,0 +1,92 @@
+"""commonweight exchange, in one process."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from commonweight import Commons, CommonweightError
+from commonweight.adapt import open_host
+from commonweight.cli import app, main
+from tests.adapt import tiny
+
+FAST = ["--clients", "4", "--rounds", "2", "--lr", "1e-2", "--dtype", "float32"]
+
+
+def call(*args):
+    return CliRunner().invoke(app, ["exchange", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    return tiny.tsv(folder / "rows.tsv", tiny.rows(40), True), tiny.tsv(folder / "test.tsv", tiny.rows(20, 5), True)
+
+
+def test_a_run_its_store_and_its_page(bert, rows, tmp_path):
+    data, held = rows
+    out = tmp_path / "run"
+    done = call("simulate", bert, data, "-m", "fed-sb", "-o", "rank=2", *FAST, "--eval", held, "--out", out)
+    assert done.exit_code == 0, done.exception
+    assert "fed-sb, " in done.stdout and "bytes up" in done.stdout and done.stdout.startswith("accuracy 0.")
+    told = json.loads((out / "run.json").read_text())
+    assert [r["round"] for r in told["curve"]] == [0, 1] and len(told["clients"]) == 4
+    host = open_host(bert, dtype="float32")
+    tenant = host.load_from(Commons(out / "store"), "global")
+    assert tenant.method.name == "lora-xs" and tenant.labels == ("food", "law", "sport")
+    assert call("report", out).exit_code == 0
+    page = (out / "report.html").read_text()
+    assert "Exchange: fed-sb" in page and "<svg" in page and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_options_of_the_adapter(bert, rows, tmp_path):
+    how = ["-o", "adapter=uni-lora", "-o", "dim=32", "--private", "*head*", "--holdout", "0.2"]
+    done = call("simulate", bert, rows[0], *how, *FAST, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.exception
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (told["adapter"], told["adapter_options"], told["travels"]) == ("uni-lora", {"dim": 32}, 32)
+    assert all("accuracy" in c["metrics"] for c in told["clients"].values())
+    assert len(list(Commons(tmp_path / "run" / "store"))) == 5
+    assert call("report", tmp_path / "run").exit_code == 0
+
+
+def test_files_are_clients(bert, tmp_path):
+    files = [tiny.tsv(tmp_path / f"{k}.tsv", tiny.rows(9, k), True) for k in range(3)]
+    out = tmp_path / "run"
+    done = call("simulate", bert, *files, "--split", "files", "--rounds", 1, "--dtype", "float32", "--out", out)
+    assert done.exit_code == 0, done.exception
+    assert [c["rows"] for c in json.loads((out / "run.json").read_text())["clients"].values()] == [9, 9, 9]
+
+
+def test_methods_are_listed():
+    everything = call("methods").stdout
+    for name in ("fedavg", "fed-sb", "ffa-lora"):
+        assert name in everything
+    one = call("methods", "fed-sb").stdout
+    assert "rank" in one and "the server keeps" in one
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["-m", "fed-bs"], "unknown exchange method 'fed-bs'; did you mean 'fed-sb'"),
+        (["-m", "fed-sb", "-o", "rnk=2"], "option of FedSB 'rnk'; did you mean 'rank'"),
+        (["-o", "adapter=lora", "-o", "dim=2"], "option of LoRA 'dim'"),
+        (["--clients", "0"], "clients is 0; it must be >= 1"), (["--sample", "9", "--clients", "4"], "sample=9 of 4"),
+        (["--split", "drichlet:1"], "unknown split"), (["--task", "dpo"], "unknown task"),
+        (["--lr", "0"], "lr is 0"), (["--clients", "41"], "41 clients for 40 rows"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be(bert, rows, tmp_path, more, what):
+    with pytest.raises(CommonweightError, match=what):
+        app(
+            ["exchange", "simulate", str(bert), str(rows[0]), "--out", str(tmp_path / "o"), *more],
+            standalone_mode=False,
+        )
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_mistake_ends_with_2(bert, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["exchange", "report", str(tmp_path)])
+    assert e.value.code == 2 and "no run.json there" in capsys.readouterr().err
