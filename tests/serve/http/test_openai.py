@@ -78,6 +78,35 @@ def test_a_prompt_is_given_back_with_its_log_probabilities(client, host, name):
     assert [c["text"] for c in plain] == [c["text"] for c in choices] and plain[0]["logprobs"] is None
 
 
+def test_a_prompt_alone(client):
+    asked = {"model": "a", "prompt": [prompt(1), prompt(2)], "echo": True, "logprobs": 1, "n": 2}
+    longer = post(client, **asked, max_tokens=1).json()
+    got = post(client, **asked, max_tokens=0).json()
+    assert got["usage"]["completion_tokens"] == 0 and got["usage"]["prompt_tokens"] == longer["usage"]["prompt_tokens"]
+    for mine, other in zip(got["choices"], longer["choices"], strict=True):
+        assert mine["finish_reason"] == "length" and mine["index"] == other["index"]
+        assert mine["text"] and other["text"].startswith(mine["text"])
+        for name, values in mine["logprobs"].items():
+            assert values == other["logprobs"][name][:-1], name
+    *chunks, done = shop.events(post(client, **asked, max_tokens=0, stream=True).text)
+    assert done == "[DONE]"
+    for choice in got["choices"]:
+        mine = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == choice["index"]]
+        assert "".join(c["text"] for c in mine) == choice["text"] and mine[-1]["finish_reason"] == "length"
+
+
+def test_objects_that_say_nothing(client):
+    said = {
+        "messages": [{"role": "user", "content": "w1"}],
+        "chat_template_kwargs": {"thinking": None},
+        "max_tokens": 1,
+    }
+    assert client.post("/v1/chat/completions", json=said).status_code == 200
+    asked = {"input": "w1", "reasoning": {"effort": None, "summary": None}, "max_output_tokens": 1}
+    assert client.post("/v1/responses", json=asked).status_code == 200
+    assert client.post("/v1/responses", json={**asked, "reasoning": {"effort": "low"}}).status_code == 400
+
+
 def test_a_prompt_that_has_no_log_probabilities(client, host, monkeypatch):
     asked = {"echo": True, "logprobs": 1, "max_tokens": 1}
     assert "one tenant" in post(client, model="a+0.5*b", **asked).json()["error"]["message"]
@@ -161,7 +190,8 @@ WRONG = {
     "name": ({"model": "../a"}, 404, "NotFoundError", "model", "does not exist"),
     "temperature": ({"temperature": -1}, 400, "BadRequestError", "temperature", "greater than or equal to 0"),
     "text": ({"temperature": "hot"}, 400, "BadRequestError", "temperature", "valid number"),
-    "tokens": ({"max_tokens": 0}, 400, "BadRequestError", "max_tokens", "greater than or equal to 1"),
+    "tokens": ({"max_tokens": 0}, 400, "BadRequestError", "max_tokens", "wanted 1 or more"),
+    "less": ({"max_tokens": -1, "echo": True}, 400, "BadRequestError", "max_tokens", "greater than or equal to 0"),
     "room": ({"max_tokens": 100_000}, 400, "BadRequestError", None, "shorten the prompt or max_tokens"),
     "unknown": ({"tempature": 1}, 400, "BadRequestError", "tempature", "no such field"),
     "best_of": ({"best_of": 4}, 400, "BadRequestError", "best_of", "drawn once"),

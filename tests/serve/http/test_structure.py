@@ -11,7 +11,7 @@ from ..test_grammar import KEPT, SCHEMA
 from . import shop
 
 pytest.importorskip("llguidance")
-CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+CHAT = "{% if tools %}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"  # knows tools
 FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
 ASK = {"model": "a", "max_tokens": 80, "temperature": 0}
 
@@ -65,9 +65,9 @@ WRONG = {
     "both": ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex", "come together"),
     "type": ({"response_format": {"type": "xml"}}, "response_format", "wanted text, json_object or json_schema"),
     "schema": ({"response_format": {"type": "json_schema"}}, "response_format", "wanted a JSON schema"),
-    "word": ({"guided_json": {"not": {}}}, "response_format", "cannot be kept to"),
+    "word": ({"guided_json": {"not": {}}}, "guided_json", "cannot be kept to"),
     "backend": ({"guided_regex": "a", "guided_decoding_backend": "outlines"}, "guided_decoding_backend", "guidance"),
-    "tag": ({"structured_outputs": {"structural_tag": "{}"}}, "response_format", "wanted exactly one of"),
+    "tag": ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs", "wanted exactly one of"),
 }  # fmt: skip
 
 
@@ -76,3 +76,18 @@ def test_what_is_wrong_is_told(client, case):
     more, param, told = WRONG[case]
     error = complete(client, **more).json()["error"]
     assert (error["code"], error["param"]) == (400, param) and told in error["message"], error
+
+
+def test_what_is_wrong_is_told_by_its_field(client):
+    bad = {"not": {}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "odd"}}}}}]
+    formed = {"type": "json_schema", "name": "x", "schema": bad}
+    for path, body, param in (
+        ("chat/completions", {"response_format": {"type": "json_schema", "json_schema": formed}}, "response_format"),
+        ("chat/completions", {"tools": tools, "tool_choice": "required"}, "tools"),
+        ("responses", {"text": {"format": formed}}, "text"),
+        ("responses", {"tools": [{**tools[0]["function"], "type": "function"}], "tool_choice": "required"}, "tools"),
+    ):
+        asked = {"input": "hi"} if path == "responses" else {"messages": [{"role": "user", "content": "hi"}]}
+        error = client.post(f"/v1/{path}", json={"model": "a", **asked, **body}).json()["error"]
+        assert (error["code"], error["param"]) == (400, param), error

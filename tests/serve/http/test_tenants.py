@@ -195,6 +195,35 @@ def test_put_and_delete(server, files):
     assert "y" not in store and sorted(host) == ["a", "b"]
 
 
+def test_who_asks_while_a_tenant_is_deleted_does_not_bring_it_back(server, monkeypatch):
+    client, _, store = server
+    served, remove = client.app.state.service.engine.tenants.store, store.remove
+
+    def slow(name):
+        said(client, "s")  # loads it, between the server's looking and the removal
+        remove(name)
+
+    monkeypatch.setattr(served, "remove", slow)
+    monkeypatch.setattr(client.app.state.service.roster, "look", list)  # which would see it, later
+    assert client.delete("/v1/tenants/s").status_code == 200
+    assert answer(client, "s").status_code == 404 and "s" not in client.app.state.service.engine.host
+
+
+def test_half_loaded_tenants_have_no_name(server, files, monkeypatch):
+    client, host, _ = server
+    seen = []
+
+    def look(path, name):
+        found = Host.load_adapter(host, path, name)
+        seen.append((answer(client, name).status_code, [m["id"] for m in client.get("/v1/models").json()["data"]]))
+        return found
+
+    monkeypatch.setattr(host, "load_adapter", look)
+    assert load(client, "e", files[0] / "c").status_code == 200 and said(client, "e")
+    assert seen == [(404, ["base", "org/tiny", "a", "b", "s"])]
+    assert client.put("/v1/tenants/_coming", content=b"x").status_code == 400
+
+
 def test_without_a_store(files):
     with shop.client(shop.host()) as client:
         raw = (files[0] / "c.safetensors").read_bytes()

@@ -22,10 +22,12 @@ Came = tuple[int, Piece, float]  # which request, its piece, when
 
 class Asked:
     """streams: of each request, in order. Iterating gives (which request, piece) as they come, until all have ended.
-    watch: told of each piece, the ticket that it is of, and when it came."""
+    watch: told of each piece, the ticket that it is of, and when it came. mute: nothing of the answers is
+    handed on, but that they have ended."""
 
     def __init__(self, streams: Sequence[Stream], pieces: asyncio.Queue[Came]):
         self.streams, self._pieces = streams, pieces
+        self.mute = False
         self.got: list[list[list[Piece]]] = [[[] for _ in s.tickets] for s in streams]
         self.watch: Callable[[Ticket, Piece, float], None] = lambda ticket, piece, at: None
 
@@ -33,6 +35,9 @@ class Asked:
         left = len(self.tickets)
         while left:
             i, piece, at = await self._pieces.get()
+            if self.mute:
+                reason = "length" if piece.finish_reason == "stop" else piece.finish_reason
+                piece = Piece(index=piece.index, finish_reason=reason, error=piece.error)
             self.watch(self.streams[i].tickets[piece.index], piece, at)
             self.got[i][piece.index].append(piece)
             left -= piece.finish_reason is not None

@@ -83,6 +83,7 @@ class Sampled(Body):
 
 class CompletionBody(Sampled):
     prompt: str | list[str] | list[Token] | list[list[Token]]
+    max_tokens: int | None = Field(None, ge=0, description="0, with echo: the prompt alone.")
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = Field(None, description="The prompt stands before the answer, with its log probabilities.")
     suffix: Any = None
@@ -232,10 +233,15 @@ _MEANT = {
 _SPECIAL = {CompletionBody: True, ChatBody: False}  # whether special tokens are added to the text
 
 
+def _said(value: Any) -> Any:
+    """An object of which all values are null says nothing."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
 def neutral(body: BaseModel) -> tuple[str, str] | None:
     """(field, why it is refused) of the first one that asks for what is not served."""
     for name, allowed in NEUTRAL.items():
-        value = None if name in _MEANT.get(type(body), ()) else getattr(body, name, None)
+        value = None if name in _MEANT.get(type(body), ()) else _said(getattr(body, name, None))
         if name == "add_special_tokens":
             allowed = (_SPECIAL.get(type(body)),)
         if value is None or any(type(value) is type(a) and value == a for a in allowed):

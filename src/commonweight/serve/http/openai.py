@@ -23,6 +23,7 @@ from .events import Events
 from .json import Json
 from .service import Service
 from .settings import BASE
+from .structure import named
 from .write import DONE, Echo, Kind, Writer, event
 
 
@@ -35,9 +36,11 @@ def routes(service: Service) -> APIRouter:
         """Goes on from a prompt, or from each of several: text or token ids."""
         tenant = await service.tenant(call, body.model)
         requests = read.completion(body, tenant, settings, engine.vocabulary)
-        return await answered(
-            service, call, "completion", body.model, requests, read.streams(body), echo=bool(body.echo)
-        )
+        with named(body):
+            return await answered(
+                service, call, "completion", body.model, requests, read.streams(body), echo=bool(body.echo),
+                mute=body.max_tokens == 0,
+            )  # fmt: skip
 
     @router.post("/v1/chat/completions", responses=STREAM)
     async def chats(call: Call, body: ChatBody) -> Any:
@@ -45,7 +48,8 @@ def routes(service: Service) -> APIRouter:
         tenant = await service.tenant(call, body.model)
         requests, tools = read.chat(body, tenant, settings, engine.vocabulary, engine.tokenizer)
         calls = None if tools is None else tools.calls
-        return await answered(service, call, "chat", body.model, requests, read.streams(body), calls)
+        with named(body):
+            return await answered(service, call, "chat", body.model, requests, read.streams(body), calls)
 
     return router
 
@@ -53,12 +57,14 @@ def routes(service: Service) -> APIRouter:
 async def answered(
     service: Service, call: Call, kind: Kind, model: str | None, requests: Sequence[Request],
     options: StreamOptions | None, calls: Callable[[], Calls] | None = None, echo: bool = False,
+    mute: bool = False,
 ) -> Response:  # fmt: skip
     """The answer to a call: whole, or as it comes. calls: makes what finds calls of tools in an answer. echo: with the
-    prompts before the answers."""
+    prompts before the answers. mute: without the answers."""
     writer = Writer(kind, model or BASE, service.tokens, requests[0].n, calls)
     async with AsyncExitStack() as stack:
         asked = await while_there(call, stack.enter_async_context(service.running(call, requests)))
+        asked.mute = mute
         if echo:
             writer.echoes = await while_there(call, service.run(echoes, service, asked))
         if options is not None:

@@ -22,7 +22,9 @@ MANY = 1024  # prompts of one completion
 def completion(body: CompletionBody, tenant: str | None, settings: Settings, vocabulary: int) -> list[Request]:
     """One request a prompt."""
     most = min(COMPLETION, settings.max_tokens or COMPLETION) if body.max_tokens is None else body.max_tokens
-    shared = _sampled(body, settings, most, vocabulary)
+    if not most and not body.echo:
+        raise Refused(400, "max_tokens: 0; wanted 1 or more, or 0 with echo for the prompt alone", "max_tokens")
+    shared = _sampled(body, settings, max(1, most), vocabulary)
     prompts = _prompts(body.prompt)
     if len(prompts) * (body.n or 1) > MANY:
         raise Refused(

@@ -21,6 +21,7 @@ from .items import Items
 from .json import Json
 from .service import Service
 from .settings import BASE
+from .structure import named
 from .write import Usage, event
 
 
@@ -34,7 +35,8 @@ def routes(service: Service) -> APIRouter:
         requests, tools = read.response(body, tenant, service.settings, service.generator.tokenizer)
         options, told = read.streams(body), Told(body, None if tools is None else tools.calls())
         async with AsyncExitStack() as stack:
-            asked = await while_there(call, stack.enter_async_context(service.running(call, requests)))
+            with named(body):
+                asked = await while_there(call, stack.enter_async_context(service.running(call, requests)))
             if options is not None:
                 return Events(stream(service, asked, told), stack.pop_all())
             answer = (await while_there(call, asked.answers()))[0][0]

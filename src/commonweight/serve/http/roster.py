@@ -12,7 +12,7 @@ from .errors import Refused
 from .served import Served
 from .settings import Settings
 
-_COMING = "_coming"  # what a tenant is called until it is known to be whole
+COMING = "_coming"  # what a tenant is called until it is known to be whole
 
 
 class Roster:
@@ -40,7 +40,7 @@ class Roster:
                 )
             if not Path(path).exists():
                 raise Refused(404, f"Loading lora {name} failed: No adapter found for {path}", kind="NotFoundError")
-            self._enter(name, lambda: self.engine.host.load_adapter(path, _COMING))
+            self._enter(name, lambda: self.engine.host.load_adapter(path, COMING))
 
     def unload(self, name: str) -> None:
         """Its memory is free when the answers that it has begun have ended."""
@@ -61,11 +61,11 @@ class Roster:
             new = name not in self.engine.host and (store is None or name not in store)
             if store is None:
                 self._alone()
-                self._enter(name, lambda: self.engine.host.load(_COMING, path))
+                self._enter(name, lambda: self.engine.host.load(COMING, path))
                 return None, new
             try:
-                self.engine.host.load(_COMING, path)  # before it is published: is it of this model, and whole?
-                self.engine.unload(_COMING)
+                self.engine.host.load(COMING, path)  # before it is published: is it of this model, and whole?
+                self.engine.unload(COMING)
             except (CommonweightError, OSError) as e:
                 raise Refused(400, f"this is no tenant for this model: {_plain(e, path)}") from e
             try:
@@ -84,14 +84,15 @@ class Roster:
     def delete(self, name: str) -> None:
         """From memory and from the store, with all its versions."""
         with self._lock:
-            there = self.engine.unload(name)
             store = self.engine.tenants.store
-            if store is not None and name in store:
+            stored = store is not None and name in store
+            if store is not None and stored:
                 try:
                     store.remove(name)
                 except (CommonweightError, OSError) as e:
                     raise _store(e) from e
-            elif not there:
+            # afterwards: a request that comes meanwhile may have loaded it once more
+            if not self.engine.unload(name) and not stored:
                 raise Refused(404, f"The model `{name}` does not exist.", "model")
 
     def look(self) -> list[str]:
@@ -124,7 +125,11 @@ class Roster:
             safe(name)
         except CommonweightError as e:
             raise Refused(400, str(e), kind=kind) from e
-        if name in self.settings.names or name == _COMING:
+        if name == COMING:
+            raise Refused(
+                400, f"{name!r} is what a tenant is called while it is loaded; choose another name", kind=kind
+            )
+        if name in self.settings.names:
             raise Refused(400, f"The lora adapter name '{name}' is the base model's; choose another.", kind=kind)
 
     def _enter(self, name: str, load: Any) -> None:
@@ -132,7 +137,7 @@ class Roster:
             load()
         except (CommonweightError, OSError) as e:
             raise Refused(400, f"this is no tenant for this model: {e}") from e
-        self.engine.tenants.rename(_COMING, name)
+        self.engine.tenants.rename(COMING, name)
 
 
 def _store(e: Exception) -> Refused:

@@ -22,7 +22,7 @@ from .keys import Guard, Key
 from .limits import Limits
 from .logs import say
 from .metrics import Metrics
-from .roster import Roster
+from .roster import COMING, Roster
 from .served import Served
 from .settings import BASE, Settings
 from .tokens import Tokens
@@ -79,11 +79,11 @@ class Service:
 
     def _there(self, name: str) -> bool:
         store = self.engine.tenants.store
-        return name in self.engine.host or (store is not None and name in store)
+        return name != COMING and (name in self.engine.host or (store is not None and name in store))
 
     def names(self, key: Key) -> list[str]:
         """Of all tenants that a key may ask."""
-        return [n for n in self.engine.tenants.names() if key.may(n) and n not in self.settings.names]
+        return [n for n in self.engine.tenants.names() if key.may(n) and n not in (COMING, *self.settings.names)]
 
     def about(self, name: str) -> list[dict[str, Any]]:
         """Of a tenant, or of each in a sum: its method, its bytes, and whether it is in memory; of one that is not, as

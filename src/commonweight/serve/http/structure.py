@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from .bodies import Sampled
+from .bodies import ResponseBody, Sampled
 from .errors import Refused
 
 _GUIDED = {
@@ -24,6 +25,24 @@ def structured(body: Sampled) -> Mapping[str, Any] | None:
     if len(found) > 1:
         raise Refused(400, f"{' and '.join(found)} come together; wanted one of them", list(found)[-1])
     return next(iter(found.values()), None)
+
+
+@contextmanager
+def named(body: Sampled | ResponseBody) -> Iterator[None]:
+    """What the engine refuses of a structure is told by the field that asked for it: perhaps by a tool's schema."""
+    try:
+        yield
+    except Refused as e:
+        if e.param != "response_format" or not e.message.startswith("structured output: "):
+            raise
+        form = "text" if isinstance(body, ResponseBody) else "response_format"
+        names = ("structured_outputs", *_GUIDED)
+        asked = next((n for n in names if getattr(body, n, None) not in (None, False)), None)
+        free = asked is None and getattr(body, form) in (None, {"type": "text"}, {"format": {"type": "text"}})
+        if free:  # then a call of a tool was asked for
+            told = e.message.replace("structured output: this grammar", "tools: a schema among them", 1)
+            raise Refused(e.status, told, "tools") from e
+        raise Refused(e.status, e.message, asked or form) from e
 
 
 def _of(body: Sampled, name: str) -> Mapping[str, Any] | None:
