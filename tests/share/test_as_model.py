@@ -95,6 +95,41 @@ def test_plan_statistics_and_compare_read_it_and_run_nothing_of_it(folders, form
     assert done.exit_code != 0 and "is a shared model already; share the one that it was made of" in str(done.exception)
 
 
+@pytest.mark.parametrize("form", ["remote-code", "peft"])
+def test_generate_answers_rows_with_it(folders, form, capsys, monkeypatch):
+    """The engine behind `serve`, `chat` and `generate`."""
+    import io
+    import json
+
+    from tests.cli.test_cli import call
+
+    rows = json.dumps({"prompt": "w1 w2 w3", "max_tokens": 4, "temperature": 0, "logprobs": 1}) + "\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(rows.encode())))
+    code, out, err = call(capsys, "generate", folders[0] / form, "--dtype", "float32")
+    assert code == 0, err
+    model = share.load(folders[0] / form).eval()
+    read = tokenizer_of(None, str(folders[0] / "remote-code"))
+    ids = read("w1 w2 w3", return_tensors="pt").input_ids
+    with torch.no_grad():
+        first = model(ids).logits[0, -1].log_softmax(-1)
+    told = json.loads(out)
+    assert told["new_tokens"] >= 1
+    assert told["logprobs"][0]["logprob"] == pytest.approx(float(first.max()), abs=1e-4)
+
+
+def test_compare_trains_methods_on_it(folders, capsys, tmp_path):
+    from tests.cli.test_cli import call
+
+    for part, n in {"train": 12, "dev": 8, "test": 8}.items():
+        tiny.jsonl(tmp_path / f"one.{part}.jsonl", [{"text": r["text"]} for r in tiny.rows(n)])
+    code, out, err = call(
+        capsys, "compare", folders[0] / "remote-code", tmp_path / "one.train.jsonl", "--task", "lm",
+        "--methods", "lora", "--seeds", "1", "--epochs", "1", "--dtype", "float32", "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "1 method, 1 config, 1 task, 1 seed" in out
+
+
 def test_a_classifier_is_served_from_a_shared_folder(tmp_path):
     from commonweight.serve import outputs
     from tests.share.deep import IDS, SIZE

@@ -78,6 +78,27 @@ def test_trainer_trains_and_saves(small, tmp_path):
     assert far(answer(again), answer(small)) == 0
 
 
+TIED = {
+    "recursive": {"loops": 2}, "masa": {"matrices": 2}, "hashed": {"chunk": 8, "compression": 2.0}, "mobillama": {},
+    "subformer": {"relax": 2}, "basis": {"rank": 8}, "product_keys": {"n": 8, "width": 8, "k": 4},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", TIED)
+def test_continuous_batching_answers_as_generate(method):
+    """Prompts of several lengths in one batch."""
+    small = share.share(llama(), method, **TIED[method])
+    how = dict(max_new_tokens=5, do_sample=False, pad_token_id=0)
+    prompts = [IDS[0, :n].tolist() for n in (3, 7)] + [IDS[1].tolist()]
+    want = [small.generate(torch.tensor([p]), **how, eos_token_id=None)[0, len(p) :].tolist() for p in prompts]
+    found = small.generate_batch(
+        prompts, generation_config=tf.GenerationConfig(**how, eos_token_id=-1),
+        continuous_batching_config=tf.ContinuousBatchingConfig(num_blocks=16, page_size=32, max_batch_tokens=64),
+    )  # fmt: skip
+    assert [found[f"req_{i}"].generated_tokens for i in range(3)] == want
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_a_host_are_each_depths_own(kind):
     small = share.share(KINDS[kind](), "recursive", loops=2)

@@ -50,11 +50,24 @@ def shard(model: nn.Module, device: str) -> nn.Module:
     processes.join(device)
     model.requires_grad_(False)
     mesh = init_device_mesh(device, (processes.world(),))
-    inner = dict(named(model))
-    for name in blocks(model):
-        fully_shard(inner[name], mesh=mesh)
+    for some in groups(model):
+        fully_shard(some, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def groups(model: nn.Module) -> list[list[nn.Module]]:
+    """The blocks, those that have a tensor in common together: FSDP2 takes such only in one call, and gathers them at
+    the first and lets go after the last."""
+    inner = dict(named(model))
+    out: list[tuple[set[int], list[nn.Module]]] = []
+    for name in blocks(model):
+        held, mine = {id(p) for p in inner[name].parameters()}, [inner[name]]
+        for group in [g for g in out if g[0] & held]:
+            out.remove(group)
+            held, mine = held | group[0], group[1] + mine
+        out.append((held, mine))
+    return [some for _, some in out]
 
 
 def sharded(model: nn.Module) -> bool:

@@ -61,7 +61,7 @@ def _parameters(
     for name, p in model.named_parameters():  # of adapters
         if id(p) not in seen:
             seen.add(id(p))
-            yield name, tuple(p.shape), p
+            yield name, tuple(p.shape), p.full_tensor() if hasattr(p, "full_tensor") else p  # type: ignore[operator]
 
 
 def _packed(name: str, start: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:

@@ -6,7 +6,8 @@ packed layer is read through its own forward: what it answers to unit vectors ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,12 +99,24 @@ def dense(module: nn.Module, name: str = "weight", where: str = "", *, steady: b
     every process must ask. Raises: CommonweightError for what cannot be read, with what still works there.
     """
     if name == "weight" and composed(module):
-        return module.composed_weight().detach()  # type: ignore[operator]
+        with _gathered(module):
+            return module.composed_weight().detach()  # type: ignore[operator]
     w = stored(module, name)
     if type(w) in (nn.Parameter, Tensor) and plain(w) and (name != "weight" or not packed(module)):
         return w
     with torch.no_grad():
         return _read(module, name, w, where or type(module).__name__, steady)
+
+
+@contextmanager
+def _gathered(module: nn.Module) -> Iterator[None]:
+    """With its parameters whole where FSDP2 keeps shards of them."""
+    shards = {n: p for n, p in module._parameters.items() if hasattr(p, "full_tensor")}
+    module._parameters.update({n: p.full_tensor() for n, p in shards.items()})  # type: ignore[union-attr,misc]
+    try:
+        yield
+    finally:
+        module._parameters.update(shards)
 
 
 def _read(module: nn.Module, name: str, w: Any, where: str, steady: bool) -> Tensor:
