@@ -12,7 +12,7 @@ import commonweight as cw
 from commonweight.adapt.base import tokenizer_of
 from commonweight.compare import Cache, peak
 from commonweight.compare import run as runs
-from commonweight.compare.run import NAME, compacted, execute, opened
+from commonweight.compare.run import NAME, execute, opened
 from commonweight.compare.size import nbytes
 from tests.adapt import tiny
 from tests.cli.test_cli import call
@@ -85,12 +85,12 @@ def test_the_command_gives_the_same_numbers(job, method, options, tmp_path, monk
 def test_a_method_is_measured_in_the_form_in_which_it_is_stored(job, bert):
     host = cw.adapt.open_host(str(bert), dtype="float32")
     tenant = host.add("t", "vb-lora", num_vectors=20, logits_std=1.0, labels=3)
-    small = compacted(host, tenant)
     ids = torch.randint(5, 40, (4, 7))
     with torch.no_grad():
         with host.route("t"):
             whole = host.model(ids).logits
-        with host.route(small.name):
+        small = host.compact("t")
+        with host.route("t"):
             assert torch.allclose(host.model(ids).logits, whole, atol=1e-5)
     assert small.plan.nbytes < tenant.plan.nbytes / 2.5
     record = execute(dataclasses.replace(job, method="vb-lora", options={"num_vectors": 20}))

@@ -16,6 +16,7 @@ from ..host import Tenant
 from ..host.common import distinct
 from .names import OPTIMIZERS
 from .recipe import Recipe
+from .scheduled import alone
 
 Groups = list[dict[str, Any]]
 ONE_RATE = ("prodigy",)  # it finds its rate itself, one for all
@@ -38,6 +39,11 @@ def make(recipe: Recipe, tenants: Sequence[Tenant]) -> Optimizer:
         groups = distinct(
             g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr, lora_plus=recipe.lora_plus)
         )
+    if any(t.method.schedule for t in tenants):
+        if name in ONE_RATE:
+            one = next(t.method.name for t in tenants if t.method.schedule)
+            raise CommonweightError(f"{name} has one rate for all pools, {one} one for each: take another optimizer")
+        groups = alone(groups)
     return _MAKERS[name](groups, recipe.weight_decay)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,7 @@ def train_understood(
         raise
     finally:
         host.model.eval()
+    parts = [replace(p, tenant=host.compact(p.tenant.name)) if p.tenant.method.schedule else p for p in parts]
     seconds = time.perf_counter() - started
     return {p.tenant.name: _result(run, p, seconds, given[p.tenant.name].note) for p in parts}
 
@@ -240,6 +241,8 @@ def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextMan
 def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume: bool, progress: Any) -> Any:
     if len(parts) > 1:
         raise CommonweightError(f"the task {task} trains one tenant at a time; run it for each")
+    if (found := parts[0].tenant.method).schedule or found.penalty:
+        raise CommonweightError(f"{found.name} has a schedule or a penalty, and the task {task} runs in TRL's loop")
     if resume:
         raise CommonweightError(f"the task {task} runs in TRL's loop, whose state is not kept; start it without resume")
     if recipe.gradient_checkpointing:

@@ -31,8 +31,10 @@ from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
 from .offload import mapped
+from .penalties import penalty
 from .recipe import Recipe
 from .sampler import Mixed
+from .scheduled import Scheduled
 from .tasks.base import Example, Task, length
 from .tasks.packing import real
 
@@ -71,6 +73,10 @@ class Watch(TrainerCallback):
     def __init__(self, run: Run):
         self.run = run
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for schedule in self.run.schedules:
+            schedule.begin()
+
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.run.sampler.epoch = state.global_step // self.run.per_epoch
 
@@ -79,6 +85,10 @@ class Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.run.step_loss()
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for schedule in self.run.schedules:
+            schedule.after(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         run, step = self.run, state.global_step
@@ -161,6 +171,9 @@ class Run(Trainer):
         if processes.world() > 1 or mapped(host.model):
             # nothing is wrapped or moved: gradients are summed in `training_step`
             self.accelerator.prepare_model = lambda model, *_, **__: model  # type: ignore[method-assign]
+        self.schedules = [
+            Scheduled(p.tenant, optimizer, self.lr_scheduler, self.steps) for p in parts if p.tenant.method.schedule
+        ]
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the step's items
 
     # -- what transformers.Trainer asks -----------------------------------------------------------------------------
@@ -208,6 +221,7 @@ class Run(Trainer):
         idle = inputs.pop("idle", None) is not None
         with self.precision():
             loss = self.task.loss(model, inputs)
+        loss = loss + penalty([p.tenant for p in self.parts], inputs.get("tenants"))
         if self.recipe.accumulate > 1 or processes.world() > 1:
             loss = loss * (0 if idle else self.task.items(inputs) / max(1, int(num_items_in_batch)))
         self.losses.append(loss.item())
@@ -226,6 +240,8 @@ class Run(Trainer):
         loss = super().training_step(*args, **kwargs)
         if processes.world() > 1 and self.accelerator.sync_gradients:
             processes.sum_gradients(self.pools.values())
+        for schedule in self.schedules:
+            schedule.masked()
         return loss
 
     def finite(self, loss: float) -> None:
@@ -273,7 +289,8 @@ class Run(Trainer):
                     each[p.tenant.name] = p.task.measure(self.host.model, p.dev, self.recipe.eval_rows)
         metrics = combined(each, len(self.parts) > 1)
         self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k.rpartition("/")[2] != "n"})
-        self.best.see(metrics, self.task.better)
+        if all(s.settled(self.state.global_step) for s in self.schedules):
+            self.best.see(metrics, self.task.better)
         return metrics
 
     def finish(self) -> None:
@@ -281,6 +298,8 @@ class Run(Trainer):
         self.pace(1.0)
         optimizers.averaged(self.optimizer)
         self.best.put_back()
+        for schedule in self.schedules:
+            schedule.end()
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -292,7 +311,10 @@ class Run(Trainer):
         tensors |= {f"best/{n}": p for n, p in (self.best.found or {}).items()}
         moments, groups = optimizers.state(self.optimizer, self.pools)
         tensors |= {f"adam/{k}": v for k, v in moments.items()}
+        kept = [s.kept() for s in self.schedules]
+        tensors |= {f"schedule/{i}/{k}": v for i, (found, _) in enumerate(kept) for k, v in found.items()}
         facts = {
+            "schedules": [numbers for _, numbers in kept],
             "settings": self.settings, "done": self.done, "bad": self.best.bad, "best_score": self.best.score,
             "curve": self.curve, "groups": groups,
             "schedule": self.lr_scheduler.last_epoch,  # type: ignore[union-attr]
@@ -323,6 +345,10 @@ class Run(Trainer):
         moments = {k[5:]: v for k, v in self.found.tensors.items() if k.startswith("adam/")}
         optimizers.restore(self.optimizer, self.pools, moments, self.found.facts["groups"])
         self.lr_scheduler.last_epoch = self.found.facts["schedule"]  # type: ignore[union-attr]
+        for i, (schedule, numbers) in enumerate(zip(self.schedules, self.found.facts["schedules"])):
+            at = f"schedule/{i}/"
+            found = {k.removeprefix(at): v for k, v in self.found.tensors.items() if k.startswith(at)}
+            schedule.restore(found, numbers)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

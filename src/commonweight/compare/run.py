@@ -74,7 +74,7 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
         return {"state": "failed", "error": str(e), "curve": [], **_machine()}
     memory = peak.beyond(held)
     try:
-        tenant = compacted(host, result.tenant, job.sites)
+        tenant = host.compact(result.tenant.name)
         if job.codec is not None:
             settle(tenant, job.codec)
         at_once = build(Recipe, job.recipe).eval_rows  # as the command measures: the same bits
@@ -89,20 +89,6 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
     finally:
         for name in [n for n in host if n.startswith(NAME)]:
             host.remove(name)
-
-
-def compacted(host: Host, tenant: Tenant, sites: str | None = None) -> Tenant:
-    """The trained tenant in the form in which it is stored; itself when the method has no smaller one."""
-    smaller = tenant.method.compact
-    if smaller is None:
-        return tenant
-    config, pools = smaller(tenant.config, tenant.pools)
-    new = host.add(f"{tenant.name}-stored", config, sites=sites, seed=tenant.plan.seed, labels=tenant.labels)
-    with torch.no_grad():
-        for name, pool in new.pools.items():
-            if name in pools:
-                pool.copy_(pools[name])
-    return new
 
 
 def sizes(tenant: Tenant, codec: str | None = None) -> dict[str, int]:

@@ -25,6 +25,7 @@ from .merged import in_float, merged
 from .module import tenant_module
 from .roster import Reader, Roster
 from .sites import Pattern
+from .smaller import smaller
 from .tenant import Tenant
 from .vocabulary import grow
 
@@ -174,6 +175,11 @@ class Host:
 
         An open route keeps serving it until the route closes. A common is removed with its last tenant."""
         self.roster.remove(name)
+
+    def compact(self, name: str) -> Tenant:
+        """A trained tenant in the smaller form in which its method stores it, under its name: it answers the same. Of a
+        method without such a form, and in a common, the tenant as it is."""
+        return smaller(self.roster, self[name])
 
     def close(self) -> None:
         """Removes every hook and leaves the model as it was."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import CommonweightError, Plan, Registry, Site, counted
 from ..core.peers import known
+from ..core.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Method:
     size: the options that make it larger or smaller, the one to turn first in front; the bytes grow with each, or fall
     where it starts with "-". None: "rank", where there is such an option.
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
+    schedule: (config, plan) -> what it does between the steps of a training run. penalty: (config, plan, pools) -> a
+    number that is added to the loss of its rows, with gradients.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Method:
     common: str = ""
     size: tuple[str, ...] | None = None
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
+    schedule: Callable[[Any, Plan], Schedule] | None = None
+    penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
 
     @property
     def family(self) -> str:

@@ -1,6 +1,7 @@
 """Low rank: an update B A beside every weight, and other starts, masks and parts of it."""
 
 from . import lora, lori
+from .adalora import AdaLoRA
 from .delora import DeLoRA
 from .dora import DoRA
 from .gralora import GraLoRA
@@ -11,9 +12,11 @@ from .miss import MiSS
 from .nlora import NLoRA
 from .pissa import PiSSA
 from .slora import SLoRA
+from .sora import SoRA
 from .tinylora import TinyLoRA
 
 __all__ = [
+    "AdaLoRA",
     "DeLoRA",
     "DoRA",
     "GraLoRA",
@@ -24,6 +27,7 @@ __all__ = [
     "NLoRA",
     "PiSSA",
     "SLoRA",
+    "SoRA",
     "TinyLoRA",
     "lora",
     "lori",

@@ -1,0 +1,59 @@
+"""What a method may do between the steps of a training run, said as data: pure functions of a step that was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from .types import Plan
+
+Pools = Mapping[str, Tensor]
+State = Mapping[str, Tensor]  # what a schedule remembers; it lies in the run's checkpoints
+
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Moment(NamedTuple):
+    """A step that the optimiser has just taken.
+
+    step: how many there were, this one among them. steps: of the whole run. pools: the trained ones, as they are now.
+    grads: of this step, after clipping; a pool that rests has none. moments: the optimiser's own tensors by their names
+    there ("exp_avg"), then by pool.
+    """
+
+    step: int
+    steps: int
+    pools: Pools
+    grads: Pools
+    moments: Mapping[str, Pools]
+
+
+class Edit(NamedTuple):
+    """What is to be other from now on. All of it is by the names of trained pools, and may be empty.
+
+    values: numbers in place of a pool's. masks: 0 where a number of the pool is zero and stays it, in place of an
+    earlier mask. resting: the pools that get no gradients, all of them; None: as before. rates: factors on the pools'
+    learning rates, in place of earlier ones. moments: factors (numbers in the pool's shape, or one) on the optimiser's
+    tensors; 0 forgets.
+    """
+
+    values: Pools = NONE
+    masks: Pools = NONE
+    resting: frozenset[str] | None = None
+    rates: Mapping[str, float] = NONE
+    moments: Pools = NONE
+
+
+class Schedule(Protocol):
+    """A frozen dataclass of a method's file, with pure functions. Random numbers come from `core.rng` and the step.
+
+    settled: from when on what a run ends with can be kept: a better score of dev rows counts from then on.
+    """
+
+    def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]: ...
+    def after(self, at: Moment, state: State) -> tuple[State, Edit]: ...
+    def settled(self, step: int, steps: int) -> bool: ...

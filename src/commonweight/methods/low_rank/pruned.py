@@ -1,0 +1,51 @@
+"""Updates B diag(d) A whose directions a schedule drops: where d is zero, nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...address import WHOLE
+from ...bind import LowRank
+from ...core import Init, Plan, Pool, Read, Site, Use
+from .lora import pick
+
+Ranks = Sequence[tuple[str, int]]
+
+
+def wrong_ranks(ranks: Ranks) -> str | None:
+    found = next(((p, r) for p, r in ranks if r < 0), None)
+    return found and f"ranks gives {found[0]!r} the value {found[1]}; it must be >= 0"
+
+
+def gated(
+    sites: Sequence[Site], config: Any, scale: float, A: Mapping[str, Init], B: Init, d: Init
+) -> Plan:  # fmt: skip
+    """y += scale B diag(d) A x with A (r, d_in), B (d_out, r), d (r,). A: by site. config.rank, config.ranks: r."""
+    pools, uses = {}, []
+    for s in sites:
+        r = int(pick(config.ranks, s.name, config.rank))
+        if not r:
+            continue
+        pools[f"{s.name}.A"] = Pool((r, s.inp), A[s.name])
+        pools[f"{s.name}.B"] = Pool((s.out, r), B)
+        pools[f"{s.name}.d"] = Pool((r,), d)
+        reads = {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "ABd"}
+        uses.append(Use(s.name, LowRank(scale, config.dropout), reads))
+    return Plan(pools, tuple(uses))
+
+
+def kept(config: Any, pools: Mapping[str, Tensor], target: int) -> tuple[Any, dict[str, Tensor]]:
+    """The directions with a d that is not zero, and a config that says how many each site has. target: their number at
+    a site where no pools are given."""
+    gates = {n.removesuffix(".d"): p.detach().nonzero()[:, 0] for n, p in pools.items() if n.endswith(".d")}
+    if not gates:
+        return replace(config, ranks=(*config.ranks, ("*", target))), {}
+    out = {}
+    for site, at in gates.items():
+        out |= {f"{site}.A": pools[f"{site}.A"].detach()[at], f"{site}.B": pools[f"{site}.B"].detach()[:, at]}
+        out[f"{site}.d"] = pools[f"{site}.d"].detach()[at]
+    return replace(config, ranks=tuple((site, len(at)) for site, at in gates.items())), out
