@@ -14,7 +14,15 @@ from commonweight.exchange.work import Work
 from tests.adapt import tiny
 
 METHODS = sorted(methods.available())
-SMALL = {"fedavg": {"rank": 2}, "ffa-lora": {"rank": 4}, "fed-sb": {"rank": 4}}
+SMALL = {
+    "fedavg": {"rank": 2},
+    "ffa-lora": {"rank": 4},
+    "fed-sb": {"rank": 4},
+    "fedpara": {"rank": 2},
+    "pfedpara": {"rank": 2},
+    "legend": {"rank": 4, "least": 2, "depths": (0.5, 1.0)},
+    "submodel": {"rank": 2, "share": 0.4},
+}
 
 
 def prepared(model, method="fedavg", options=None, *, clients=3, **recipe):

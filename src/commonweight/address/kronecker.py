@@ -30,12 +30,16 @@ class RowPairs:
     """Row i of one matrix times row j of another, entry by entry, for every pair. Shapes: pool (r, d), other (q, d) ->
     (r q, d), or its transpose. Linear in: pool, and the other; it gets gradients as well. Cost: r q d products.
 
-    B = RowPairs(B1^T; B2^T)^T and A = RowPairs(A1; A2) give B A = (B1 A1) o (B2 A2).
+    B = RowPairs(B1^T; B2^T)^T and A = RowPairs(A1; A2) give B A = (B1 A1) o (B2 A2). ones: the other has one more row,
+    of ones: then it is (B1 A1) o (B2 A2 + 1).
     """
 
     transpose: bool = False
+    ones: bool = False
 
     def __call__(self, pool: Tensor, other: Tensor) -> Tensor:
+        if self.ones:
+            other = torch.cat([other, other.new_ones(1, other.shape[1])])
         out = (pool[:, None] * other).flatten(0, 1)
         return out.mT if self.transpose else out
 

@@ -18,11 +18,14 @@ class Train(NamedTuple):
     """Some optimiser steps on the client's rows from these trainable pools, as the run's `Local` recipe says.
 
     steps: None for the recipe's own number. moments: what an earlier `Trained` gave, to go on with the optimiser; {}
-    to begin and be given them; None: nobody wants them. Answer: `Trained`."""
+    to begin and be given them; None: nobody wants them. mask: of some pools, 1 where a number is trained and 0 where it
+    stays as it is, of the pool's shape or one that broadcasts to it; what is not named is trained. Answer: `Trained`.
+    """
 
     pools: Pools
     steps: int | None = None
     moments: Mapping[str, Tensor] | None = None
+    mask: Mapping[str, Tensor] | None = None
 
 
 class Trained(NamedTuple):

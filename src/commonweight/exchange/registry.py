@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..core import Plan, Pool, Registry
+from ..core import Plan, Pool, Registry, Site
 from .asks import Client, Pools, Told
 from .message import Table
 
@@ -75,6 +75,7 @@ class Method:
     batch. noise: why Flower's mods of differential privacy, which expect averages of pools, cannot be used; empty: they
     can.
     exact: whether the server's mean is the mean of what the clients' models do, and not of its factors.
+    by_sites: (config, sites) -> more options of the adapter, where they depend on the model.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Method:
     apart: str = ""
     noise: str = ""
     exact: bool = False
+    by_sites: Callable[[Any, Sequence[Site]], dict[str, Any]] | None = None
 
 
 METHODS = Registry[Method]("exchange method")

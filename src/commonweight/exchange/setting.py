@@ -13,6 +13,7 @@ from ..adapt.rows import Row
 from ..adapt.tasks import Classify, Example, Task, get
 from ..core import CommonweightError, build, dump
 from ..host import Host, Tenant
+from ..methods import get as adapter_of
 from .local import Local, Rounds
 from .methods import resolve
 from .registry import Method, Setting
@@ -57,7 +58,7 @@ def travelling(tenant: Tenant, private: str | None) -> tuple[tuple[str, ...], tu
 
     private: a pattern of more that stay. Raises: CommonweightError where nothing is left to travel.
     """
-    pools = {n: p for n, p in tenant.plan.pools.items() if p.train}
+    pools = {n: tenant.plan.pools[n] for n, _ in tenant.named_parameters()}
     shared = any(p.scope == "shared" for p in pools.values())
     heads = {
         p for u in tenant.plan.uses if type(u.bind).__name__ == "Classify" for r in u.reads.values() for p in r.pools
@@ -77,12 +78,17 @@ def travelling(tenant: Tenant, private: str | None) -> tuple[tuple[str, ...], tu
 
 def ready(
     host: Host, task: Task, method: str | Any, options: Mapping[str, Any], plan: Rounds, local: Local, *,
-    clients: int, sites: Any = None, name: str = NAME, run: str = "run",
+    clients: int, sites: Any = None, name: str = NAME, run: str = "run", common: str | None = None,
 ) -> Prepared:  # fmt: skip
-    """Adds the global tenant to the host. Raises: CommonweightError; the host is then as it was."""
+    """Adds the global tenant to the host. common: a frozen common of the host that it reads; its own numbers alone are
+    trained and travel. Raises: CommonweightError; the host is then as it was."""
     found, config = resolve(method, options)
     adapter, how = found.adapter(config)
-    tenant = host.add(name, adapter, sites=sites, seed=plan.seed, labels=task.labels, **how)
+    if common is not None and not host.common(common).frozen:
+        raise CommonweightError(f"common={common!r} is still trained; freeze it first: host.freeze({common!r})")
+    if found.by_sites is not None:
+        how = how | found.by_sites(config, host.sites_for(adapter_of(adapter), sites))
+    tenant = host.add(name, adapter, sites=sites, seed=plan.seed, labels=task.labels, common=common, **how)
     try:
         if not tenant.count():
             raise CommonweightError(f"{adapter} has no trainable number for this task; choose another")

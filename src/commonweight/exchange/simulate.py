@@ -61,6 +61,7 @@ def simulate(
     files: Sequence[int] | None = None,
     holdout: float = 0.0,
     tokenizer: Any = None,
+    common: str | None = None,
     name: str = NAME,
     out: str | Path | None = None,
     resume: bool = False,
@@ -74,10 +75,11 @@ def simulate(
 
     method: one of `exchange.available`, or its config; options: its options, and those of the adapter that it trains.
     recipe: fields of `Rounds` (clients, rounds, sample, split, ...) and of `Local` (epochs, batch_size, lr, ...).
-    eval_rows: measured after every round. holdout: share of each client's rows that it does not train on; its own model
-    is measured on them at the end. files: of each row its file's number, for ``split="files"``. name: of the global
-    tenant. out: a folder for the store, ``run.json`` and the state; resume goes on with a run that was killed there, to
-    the same bits. wire: (round, client, answer) -> what arrives of it; for tests of what a network does.
+    eval_rows: measured after every round. common: a frozen common of the host: only what is a tenant's own beside it is
+    trained and sent. holdout: share of each client's rows that it does not train on; its own model is measured on them
+    at the end. files: of each row its file's number, for ``split="files"``. name: of the global tenant. out: a folder
+    for the store, ``run.json`` and the state; resume goes on with a run that was killed there, to the same bits.
+    wire: (round, client, answer) -> what arrives of it; for tests of what a network does.
     Memory: the base, the rows, and at most 256 clients at a time, however many there are.
     Raises: CommonweightError; the host is then as it was.
     """
@@ -96,7 +98,9 @@ def simulate(
     doing = make_task(host, task, rows, labels, tokenizer, local, reading, source)
     train, held = _held_out(places, holdout, plan.seed)
     folder = None if out is None else open_out(Path(out), resume=resume, overwrite=overwrite)
-    prepared = ready(host, doing, method, options or {}, plan, local, clients=len(places), sites=sites, name=name)
+    prepared = ready(
+        host, doing, method, options or {}, plan, local, clients=len(places), sites=sites, name=name, common=common
+    )
     try:
         seats = by_client(doing, rows, train)
         measured = doing.examples(eval_rows) if eval_rows else []

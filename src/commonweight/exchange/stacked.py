@@ -6,7 +6,7 @@ it once, and each tenant's numbers meet its own rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -106,14 +106,16 @@ def apart(x: Tensor, n: int) -> Tensor:
     return x.reshape(n, len(x) // n, *x.shape[1:])
 
 
-def stacked(plan: Plan, n: int) -> Plan:
-    """The plan of n tenants as one."""
-    pools = {k: replace(p, shape=(n, *p.shape)) if p.train else p for k, p in plan.pools.items()}
-    return plan._replace(pools=pools, uses=tuple(map(partial(_use, plan), plan.uses)))
+def stacked(plan: Plan, n: int, names: Collection[str]) -> Plan:
+    """The plan of n tenants as one. names: the pools that they train; the others are one for all."""
+    pools = {
+        k: replace(p, shape=(n, *p.shape)) if k in names else replace(p, train=False) for k, p in plan.pools.items()
+    }
+    return plan._replace(pools=pools, uses=tuple(map(partial(_use, names), plan.uses)))
 
 
-def _use(plan: Plan, use: Use) -> Use:
-    many = {k: tuple(plan.pools[p].train for p in r.pools) for k, r in use.reads.items()}
+def _use(names: Collection[str], use: Use) -> Use:
+    many = {k: tuple(p in names for p in r.pools) for k, r in use.reads.items()}
     if not any(map(any, many.values())):
         return use
     reads = {

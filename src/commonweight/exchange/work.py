@@ -43,7 +43,7 @@ class Work:
 
     def __post_init__(self) -> None:
         self.by_row = by_row(self.task)
-        self.names = [n for n, p in self.like.plan.pools.items() if p.train]
+        self.names = [n for n, _ in self.like.named_parameters()]
         self.plans: dict[int, Any] = {}
         self.device = device_of(self.host.model)
         readers = self.like.plan.readers()
@@ -114,6 +114,7 @@ class Work:
         )  # dropout of adapters
         pools = {k: v.to(self.device) for k, v in stack([ask.pools for _, ask in asks], self.names).items()}
         state = _stacked_moments([ask.moments or {} for _, ask in asks])
+        masks = self._masks([ask for _, ask in asks])
         wants = asks[0][1].moments is not None
         losses = torch.zeros(len(asks), dtype=torch.float64)
         done: list[Trained] = []
@@ -124,7 +125,8 @@ class Work:
             optimizer = self._optimizer(tenant, round)
             _restore(optimizer, tenant, state)
             for step in range(at, until):
-                found = self._step(tenant, optimizer, [s.rows(step) for s in streams[:n]], [c for c, _ in asks[:n]])
+                places, clients = [s.rows(step) for s in streams[:n]], [c for c, _ in asks[:n]]
+                found = self._step(tenant, optimizer, places, clients, {k: m[:n] for k, m in masks.items()})
                 losses[:n] += found.double().cpu()
             at = until
             pools = {k: tenant.pools[k].detach() for k in self.names}
@@ -139,16 +141,34 @@ class Work:
             n = left
         return done[::-1]
 
+    def _masks(self, asks: list[Train]) -> dict[str, Tensor]:
+        """Of each pool of which a client trains a part, (n, *shape)."""
+        named = {k for ask in asks for k in ask.mask or ()}
+        one = torch.ones((), device=self.device)
+        return {
+            k: torch.stack([
+                (ask.mask or {}).get(k, one).to(self.device).float().expand(ask.pools[k].shape) for ask in asks
+            ])
+            for k in self.names if k in named
+        }  # fmt: skip
+
     def _step(
-        self, tenant: Tenant, optimizer: torch.optim.Optimizer, places: list[list[int]], clients: list[int]
-    ) -> Tensor:
+        self, tenant: Tenant, optimizer: torch.optim.Optimizer, places: list[list[int]], clients: list[int],
+        masks: Mapping[str, Tensor],
+    ) -> Tensor:  # fmt: skip
         """One step of all clients; gives the loss of each, (n,)."""
         loss = self._losses(tenant, places, clients)
         optimizer.zero_grad()
         loss.sum().backward()
+        was = {k: tenant.pools[k].detach().clone() for k in masks}  # weight decay and moments move what has no gradient
+        for k, m in masks.items():
+            tenant.pools[k].grad.mul_(m)  # type: ignore[union-attr]
         if self.local.clip:
             clip([tenant.pools[k] for k in self.names], self.local.clip)
         optimizer.step()
+        with torch.no_grad():
+            for k, m in masks.items():
+                tenant.pools[k].copy_(torch.where(m > 0, tenant.pools[k], was[k]))
         return loss.detach()
 
     def _losses(self, tenant: Tenant, places: list[list[int]], clients: list[int]) -> Tensor:
@@ -177,7 +197,7 @@ class Work:
 
     def _plan(self, n: int) -> Any:
         if n not in self.plans:
-            self.plans[n] = stacked(self.like.plan, n)
+            self.plans[n] = stacked(self.like.plan, n, self.names)
         return self.plans[n]
 
     def _optimizer(self, tenant: Tenant, round: int) -> torch.optim.Optimizer:

@@ -4,9 +4,31 @@ Adding one: the file, its name here, its test.
 """
 
 from ..registry import available, get, resolve
-from . import fed_sb, fedavg, ffa_lora
+from . import fed_sb, fedavg, fedpara, ffa_lora, legend, pfedpara, submodel
 from .fed_sb import FedSB
 from .fedavg import FedAvg
+from .fedpara import FedPara
 from .ffa_lora import FFALoRA
+from .legend import Legend
+from .pfedpara import PFedParaExchange
+from .submodel import SubModel
 
-__all__ = ["FFALoRA", "FedAvg", "FedSB", "available", "fed_sb", "fedavg", "ffa_lora", "get", "resolve"]
+__all__ = [
+    "FFALoRA",
+    "FedAvg",
+    "FedPara",
+    "FedSB",
+    "Legend",
+    "PFedParaExchange",
+    "SubModel",
+    "available",
+    "fed_sb",
+    "fedavg",
+    "fedpara",
+    "ffa_lora",
+    "get",
+    "legend",
+    "pfedpara",
+    "resolve",
+    "submodel",
+]

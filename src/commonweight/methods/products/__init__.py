@@ -3,5 +3,6 @@
 from .hira import HiRA
 from .loha import LoHa
 from .lokr import LoKr
+from .pfedpara import PFedPara
 
-__all__ = ["HiRA", "LoHa", "LoKr"]
+__all__ = ["HiRA", "LoHa", "LoKr", "PFedPara"]
