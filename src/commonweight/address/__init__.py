@@ -5,6 +5,7 @@ from .combined import Mix
 from .decoded import Decoded
 from .emitted import Emitted, Enlarged
 from .flat import Scatter, Segment, Signed
+from .hadamard import Hadamard
 from .hashed import Hashed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
 from .kronecker import Kronecker, RowKronecker, RowPairs
@@ -25,6 +26,7 @@ __all__ = [
     "Emitted",
     "Enlarged",
     "Gather",
+    "Hadamard",
     "Hashed",
     "Heads",
     "Kronecker",

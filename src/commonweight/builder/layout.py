@@ -34,6 +34,20 @@ class Layout:
     def count(self) -> int:
         return sum(p.numel for p in self.plan.pools.values())
 
+    def settled(self) -> Layout:
+        """As it is after training: what an address with `passing` puts together is one plain pool."""
+        pools, uses = dict(self.plan.pools), []
+        for use in self.plan.uses:
+            if any(getattr(r.address, "passing", False) for r in use.reads.values()):
+                (read,) = use.reads.values()
+                pools[use.site] = replace(self.plan.pools[read.pools[0]], train=True)
+                use = use._replace(reads={"weight": Read(WHOLE, (use.site,))})
+            uses.append(use)
+        left = {n for u in uses for r in u.reads.values() for n in r.pools}
+        return replace(
+            self, plan=self.plan._replace(pools={n: p for n, p in pools.items() if n in left}, uses=tuple(uses))
+        )
+
     def digest(self) -> str:
         return self.plan.digest()
 

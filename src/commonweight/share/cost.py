@@ -20,7 +20,8 @@ _VALUES = Replace, Requantised, Elastic  # binds that give a weight its value
 
 
 class Cost(NamedTuple):
-    """method: with its options. depth: blocks that are run. parameters, bytes: of the whole model, every pool once.
+    """method: with its options. depth: blocks that are run. parameters, bytes: of the whole model, every pool once,
+    without what is there for training alone.
     blocks: bytes of the blocks alone. flops: of one token, 2 for each number of a matrix that it meets, attention's
     scores aside. cache: bytes of keys and values for one token."""
 
@@ -86,7 +87,7 @@ def original(about: Anatomy) -> Layout:
 def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
     rest = sum(prod(w.shape) for w in about.rest)
     rest_bytes = sum(prod(w.shape) * getattr(torch, w.dtype).itemsize for w in about.rest)
-    depth = len(layout.like)
+    depth, layout = len(layout.like), layout.settled()
     return Cost(
         name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.nbytes, flops(model, about, layout),
         int(held(layout) * cache_of_a_layer(model, about)),

@@ -9,6 +9,7 @@ from .drop import Drop
 from .efficientdm import EfficientDM
 from .exit import Exits
 from .foldgpt import FoldGPT
+from .fusegpt import FuseGPT
 from .hashed import Hashing
 from .igpg import IGPG
 from .ilr import ILR
@@ -49,6 +50,7 @@ __all__ = [
     "EfficientDM",
     "Exits",
     "FoldGPT",
+    "FuseGPT",
     "Hashing",
     "Matching",
     "Method",
