@@ -40,6 +40,8 @@ class Attention(nn.Module):
             y = F.linear(input=x, weight=self.qkv.weight, bias=torch.cat([self.q_bias, zero, zero]))
         elif self.way == "matmul":
             y = x @ self.qkv.weight.T
+        elif self.way == "cast":  # as routers do, which score in float32
+            y = F.linear(x.type(torch.float32), self.qkv.weight.type(torch.float32))
         elif self.way == "forward":  # the module's own function, past its hooks
             y = self.qkv.forward(x)
         else:

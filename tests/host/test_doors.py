@@ -15,7 +15,7 @@ from tests.host.past import MLP, Attention, Blocks, blocks, hosted, merged, rout
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
-WAYS = "called", "linear", "matmul", "forward", "kernel"
+WAYS = "called", "linear", "matmul", "cast", "forward", "kernel"
 X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
 
 

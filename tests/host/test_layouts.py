@@ -70,13 +70,14 @@ def test_it_is_looked_once_where_rows_go_and_nothing_is_drawn():
         host = cw.Host(tf.LlamaForCausalLM(config).train())
         for i, n in enumerate("tu"):
             stir(host.add(n, "lora", rank=2), i)
-        host.model.forward.rows_first = looked
+        if looked:
+            host.model.forward.looked = {host[n].places for n in "tu"}
         host.model.lm_head.register_forward_hook(lambda *_: passes.append(1))
         torch.manual_seed(3)
         with host.route(["t", None, "u"]):
             for _ in range(2):
                 found.append(host.model(torch.arange(9).view(3, 3)).logits)
-        assert host.model.forward.rows_first and not host.model.forward.apart
+        assert host.model.forward.looked and not host.model.forward.apart
     assert len(passes) == 4 + 2
     assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
 
@@ -132,6 +133,45 @@ def test_what_has_the_shape_of_a_batch_is_not_taken_for_one(how, train, rows):
         assert host.model.forward.apart
         return
     same(host, lambda m: m(x), ["t", None, "u"][:rows])
+
+
+class Sided(nn.Module):
+    """One layer is given rows, the other tokens in front of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.turned = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, past_key_values: object = None) -> Tensor:
+        return x + self.rows(x) + self.turned(x.transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("tokens", [3, 5])
+def test_only_who_reads_at_an_unfit_site_runs_reader_by_reader(tokens):
+    torch.manual_seed(0)
+    host = cw.Host(Sided().eval())
+    for i, (n, at) in enumerate({"t": "rows", "u": "rows", "v": "turned", "w": "turned"}.items()):
+        stir(host.add(n, "lora", rank=2, sites=at), i, std=0.5)
+    x = torch.randn(3, tokens, 8, generator=torch.Generator().manual_seed(1))
+    passes = []
+    host.model.rows.register_forward_hook(lambda *_: passes.append(1))
+
+    def run(readers: list) -> list[int]:
+        """How many passes each call takes, the first one to look aside."""
+        counts = []
+        for _ in range(2):
+            passes.clear()
+            same(host, lambda m: m(x), readers)
+            counts.append(len(passes) - len(set(readers)))
+        return counts
+
+    assert run(["t", None, "u"])[1] == 1
+    assert run(["v", "t", "w"])[1] == 3  # seen at once, though the rows of others were found before
+    assert run(["u", "t", None]) == [1, 1]
+    with host.route(["t", "u", None]):
+        host.model(x, past_key_values=object())
+    with host.route(["v", "u", None]), pytest.raises(cw.CommonweightError, match=r"turned: .*holds all rows at once"):
+        host.model(x, past_key_values=object())
 
 
 class Streams(NamedTuple):

@@ -18,7 +18,12 @@ from ..core import CommonweightError
 
 
 class Unfit(CommonweightError):
-    """A site was given something in which the rows of the batch cannot be found."""
+    """A site was given something in which the rows of the batch cannot be found. sites: which; none where no tenant
+    could be there otherwise."""
+
+    def __init__(self, message: str, *sites: str):
+        super().__init__(message)
+        self.sites = sites
 
 
 def by_reader(

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 _LOOKS = {  # that tell of a tensor and do not read its numbers
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_floating_point", "is_complex",
-    "is_contiguous", "element_size", "get_device", "has_names", "is_inference", "__len__", "__hash__", "type",
+    "is_contiguous", "element_size", "get_device", "has_names", "is_inference", "__len__", "__hash__",
 }  # fmt: skip
 _VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}  # the attributes that hand the numbers on
 
@@ -28,9 +28,12 @@ class Door(Protocol):
     def refused(self, slot: str, why: str) -> Exception: ...
 
 
-def looks(function: Callable) -> bool:
-    """Whether a torch function asks for a shape, a dtype and the like alone."""
+def looks(function: Callable, args: Any, kwargs: Any) -> bool:
+    """Whether a torch function asks for a shape, a dtype and the like alone. ``w.type()`` names one; with a dtype it
+    hands the numbers on."""
     name = getattr(function, "__name__", "")
+    if name == "type":
+        return len(args) == 1 and not kwargs
     if name == "__get__":
         return getattr(getattr(function, "__self__", None), "__name__", "") not in _VIEWS
     return name in _LOOKS
@@ -54,7 +57,7 @@ class Seen(Tensor):
         def bare(x: Any) -> Any:
             if not isinstance(x, Seen):
                 return x
-            if not looks(func) and (door := getattr(x, "door", None)) is not None:
+            if not looks(func, args, kwargs) and (door := getattr(x, "door", None)) is not None:
                 door.used = True
             return x.as_subclass(Tensor)
 
@@ -89,7 +92,7 @@ class Borrowed(Tensor):
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if looks(func):
+        if looks(func, args, kwargs):
             bare = lambda x: x.value if isinstance(x, Borrowed) else x  # noqa: E731
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*map(bare, args), **kwargs)

@@ -153,7 +153,8 @@ class Door:
     def refused(self, slot: str, why: str) -> Unfit:
         return Unfit(
             f"{self.ways[slot][0].at.name}: the model reads its {slot} past the module, and {why}; route one tenant "
-            "at a time, or make the tenant without this site"
+            "at a time, or make the tenant without this site",
+            self.ways[slot][0].at.name,
         )
 
 

@@ -8,7 +8,7 @@ function; `close` takes it away. They are objects, not closures: a deep copy of 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -87,14 +87,15 @@ class Called(Entrance):
 
 
 class Forward(Entrance):
-    """A pass of the whole model. Where a site cannot find the rows of a mixed batch, reader by reader from then on."""
+    """A pass of the whole model. Where a site cannot find the rows of a mixed batch, reader by reader from then on, for
+    whoever reads there."""
 
     name = "forward"
 
     def __init__(self, model: nn.Module, current: Current):
         super().__init__(model, current)
-        self.apart = False
-        self.rows_first = False  # whether it has been seen that layers are given rows before tokens
+        self.apart: dict[str, str] = {}  # sites that cannot find the rows: why; "" where none can, whoever reads
+        self.looked: set[frozenset[str]] = set()  # sites of tenants whose layers were seen to be given rows first
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         route = None if torch.compiler.is_compiling() else self.current.route
@@ -102,29 +103,38 @@ class Forward(Entrance):
             return self.own(*args, **kwargs)
         found = size(args, kwargs)
         by_row = route.by_row(found)
-        if self.apart and by_row:
-            return self.by_reader(route, args, kwargs)
+        readers = {t.places for t, _ in route.groups if t is not None}
+        if by_row and self.apart and (why := self.known(readers)):
+            return self.cut(why, route, args, kwargs)
         several = found is not None and found[0] > 1 and (by_row or found == route.shape)
         try:
-            if several and not self.rows_first:
+            if several and not readers <= self.looked:
                 self.look(route, found[0], args, kwargs)  # type: ignore[index]
             out = self.own(*args, **kwargs)
         except Unfit as why:
             if not by_row:
                 raise
-            try:
-                out = self.by_reader(route, args, kwargs)
-            except Unfit as e:
-                raise CommonweightError(f"{why} (and the batch cannot be run reader by reader: {e})") from None
-            self.apart = True
+            out = self.cut(str(why), route, args, kwargs)
+            self.apart.update(dict.fromkeys(why.sites or ("",), str(why)))
             return out
-        self.rows_first = self.rows_first or several
+        if several:
+            self.looked |= readers
         return out
+
+    def known(self, readers: Iterable[frozenset[str]]) -> str | None:
+        """Why a batch of readers of these sites does not fit; None as far as is known."""
+        return next((why for site, why in self.apart.items() if not site or any(site in r for r in readers)), None)
+
+    def cut(self, why: str, route: Route, args: tuple, kwargs: dict) -> Any:
+        try:
+            return self.by_reader(route, args, kwargs)
+        except Unfit as e:
+            raise CommonweightError(f"{why} (and the batch cannot be run reader by reader: {e})") from None
 
     def look(self, route: Route, rows: int, args: tuple, kwargs: dict) -> None:
         """No shape tells for certain where a layer has the rows of a batch: there may be as many tokens (XLNet and FSMT
-        turn them), queries, or entries of a table. So up to four rows are run first, in both orders, once a model: a
-        site that finds something else in the rows' place raises Unfit there.
+        turn them), queries, or entries of a table. So up to four rows are run first, in both orders, once for all
+        tenants of the same sites: one that finds something else in the rows' place raises Unfit there.
 
         Cost: two passes of these rows without gradients, in the mode for evaluation: nothing is drawn.
         """

@@ -86,11 +86,15 @@ class SiteHook:
             )
             raise Unfit(
                 f"{self.at.name}: the route names {counted(route.length, 'reader')}, {why}; give one reader per row, "
-                "or a LongTensor of one number per token"
+                "or a LongTensor of one number per token",
+                self.at.name,
             )
         rows = route.length if route.shape is None else route.shape[0]
         if route.order is not None and not route.order.holds(self.at.name, folded[0], rows):
-            raise Unfit(f"{self.at.name}: what it is given are not the batch's rows in their order; route one tenant")
+            raise Unfit(
+                f"{self.at.name}: what it is given are not the batch's rows in their order; route one tenant",
+                self.at.name,
+            )
         by_row = folded[1] and not self.regrouped  # rows of an expert are tokens, many of one reader
         return folded[0], route.layout(self.at.name, by_row, x.device, self.at)
 

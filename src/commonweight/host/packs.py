@@ -46,6 +46,12 @@ def slots(module: nn.Module) -> list[str]:
     return [*dict.fromkeys([*held, *odd, *(n for n in parametrised if n in _SLOTS)])]
 
 
+def is_experts(name: str, module: nn.Module) -> bool:
+    """Whether a module holds experts of its own, as its name says or, where a projection is one, its class (JetMoe)."""
+    plain = getattr(type(module), "commonweight_plain", type(module))
+    return "expert" in name.rpartition(".")[2].lower() or plain.__name__.endswith("Experts")
+
+
 def runs(module: nn.Module) -> bool:
     """Whether the forward of packed experts is known, so that it can be run with other weights."""
     stated = all(hasattr(module, n) for n in ("has_gate", "has_bias", "is_transposed", "_apply_gate", "num_experts"))

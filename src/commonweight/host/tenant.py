@@ -40,6 +40,7 @@ class Derive:
         return self._svd[site, rounded]
 
 
+_PLACES: dict[frozenset[str], frozenset[str]] = {}  # each set of sites that tenants have, once
 _SIGNATURES: dict[Any, int] = {}  # what entries must agree in to run as one group -> a small number
 
 
@@ -112,6 +113,7 @@ class Tenant:
         self.apart = False  # whether a change of a table is none of what is tied to it, as in some files of PEFT
         self.ties = ties or {}  # a site -> those that read the same weight, and whether they read it transposed
         self._table: dict[str, list[Entry]] | None = None
+        self._places: frozenset[str] | None = None
         self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
 
     @property
@@ -121,13 +123,21 @@ class Tenant:
             table = self._table = self._entered()
         return table
 
+    @property
+    def places(self) -> frozenset[str]:
+        """Names of the sites in `table`. Tenants that have the same there have one object."""
+        if (found := self._places) is None:
+            found = frozenset(self.table)
+            found = self._places = _PLACES.setdefault(found, found)
+        return found
+
     @table.setter
     def table(self, table: dict[str, list[Entry]]) -> None:
-        self._table = table
+        self._table, self._places = table, None
 
     def rest(self) -> None:
         """Keeps its numbers alone until somebody reads it again: some 100 kB less, which come back with its table."""
-        self._table = None
+        self._table = self._places = None
         self.by_expert = {}
 
     def _entered(self) -> dict[str, list[Entry]]:

@@ -48,7 +48,7 @@ def run_mixed(
 ) -> Tensor:
     """Experts that are given tokens (N, d), the experts of each (N, k) and their weights (N, k)."""
     count, k = len(hidden_states), top_k_index.shape[-1]
-    who = reader_of(route, hidden_states, next(iter(parts.values())).name)
+    who = reader_of(route, hidden_states, *(p.name for p in parts.values()))
     rows, order = arranged(
         top_k_index.reshape(-1),
         None if who is None else who.repeat_interleave(k),
@@ -73,7 +73,7 @@ def run_spread(
     E = next(iter(parts.values())).count
     n = len(hidden_states) // E
     expert = torch.arange(E, device=hidden_states.device).repeat_interleave(n)
-    who = reader_of(route, hidden_states[:n], next(iter(parts.values())).name)
+    who = reader_of(route, hidden_states[:n], *(p.name for p in parts.values()))
     rows, order = arranged(expert, None if who is None else who.repeat(E), _readers(route), E)
     y = _through(module, parts, route, room, rows, hidden_states if who is None else hidden_states[order])
     return y if who is None else y.index_select(0, _inverse(order))

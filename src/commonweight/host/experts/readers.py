@@ -46,16 +46,23 @@ def uses(route: Route, part: Stacked) -> Uses:
     return found
 
 
-def reader_of(route: Route, x: Tensor, where: str) -> Tensor | None:
+def in_order(route: Route, x: Tensor, where: str) -> bool:
+    """Whether these are all tokens of the batch in their order, as far as a pass can tell."""
+    folded = route.fold(x)
+    rows = route.length if route.shape is None else route.shape[0]
+    return folded is not None and (route.order is None or route.order.holds(where, folded[0], rows))
+
+
+def reader_of(route: Route, x: Tensor, *where: str) -> Tensor | None:
     """The reader of each token, by its number among `tenants`: (N,) for x (N, d); None where one reads them all.
+    where: the sites that they come to.
 
     Raises: Unfit where the tokens are not those of the batch in their order.
     """
     if route.single is not None:
         return None
-    folded = route.fold(x) if x.dim() == 2 else None
-    if folded is None:
-        raise Unfit(f"{where}: its tokens are not those of the batch in their order")
+    if x.dim() != 2 or not in_order(route, x, where[0]):
+        raise Unfit(f"{where[0]}: its tokens are not those of the batch in their order", *where)
     key = ("reader", len(x), x.device)
     found = None if torch.compiler.is_compiling() else route.kept.get(key)
     if found is None:

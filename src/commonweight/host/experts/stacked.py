@@ -13,7 +13,7 @@ from ...core import Site
 from .. import sites
 from ..change import changed
 from ..names import named
-from ..packs import Pack, packed_in, slots
+from ..packs import Pack, is_experts, packed_in, slots
 from ..sites import Physical, numbers, role
 from ..tenant import Entry
 from ..weights import dense, plain
@@ -24,6 +24,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Stacked(Physical):
     """One parameter of a module: weight as (E out, inp), expert after expert, or a router's (out, inp).
 
+    Named as the parameter; where that is "weight", as the module.
     kind: "expert" or "router". A parameter of three dimensions is (E, out, inp); `turned`, (E, inp, out).
     """
 
@@ -204,13 +205,13 @@ def _stacked(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Stacked]:
         if name in names:
             continue
         own = module._parameters
-        if "expert" in name.rpartition(".")[2].lower():
+        if is_experts(name, module):
             if sites.packed_fused(name, module):
                 continue
             for slot in slots(module):
                 p = own.get(slot)
                 if p is not None and (plain(p) or p.device.type == "meta") and p.dtype in _FLOATS:
-                    yield Stacked(f"{name}.{slot}", module, slot, _turned(module))
+                    yield Stacked(name if slot == "weight" else f"{name}.{slot}", module, slot, _turned(module))
                 elif (pack := packed_in(module, slot)) is not None:
                     yield Packed(f"{name}.{slot}", module, slot, pack)
         elif _routes(module):

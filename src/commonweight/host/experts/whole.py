@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..apart import Unfit
 from ..route import Route
 from ..tenant import Tenant
+from .readers import in_order
 from .stacked import Stacked
 
 
@@ -37,31 +38,47 @@ def run(own: Any, module: nn.Module, parts: Sequence[Stacked], tenant: Tenant | 
 
 
 def run_mixed(own: Any, module: nn.Module, parts: Sequence[Stacked], route: Route, args: tuple, kwargs: dict) -> Any:
-    """Reader by reader, on the tokens of its rows: the module is given all in one list, in the batch's order."""
+    """Reader by reader, on the tokens of its rows: the module is given (B, T, d), or all in one list in the batch's
+    order, and beside it what has a row for each row or token. Whole rows stay such; tokens of several are (1, N, d)."""
+    sites = [p.name for p in parts]
     x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
-    if not isinstance(x, Tensor) or route.fold(x) is None:
-        raise Unfit(f"{parts[0].name}: its tokens are not those of the batch in their order")
-    flat = x.reshape(-1, x.shape[-1])
-    tokens = len(flat) // route.length
+    if not isinstance(x, Tensor) or not in_order(route, x, sites[0]) or given_by_expert(parts):
+        raise Unfit(f"{sites[0]}: its tokens are not those of the batch in their order", *sites)
+    lead, n = x.shape[:-1], x.shape[:-1].numel()
+    rows = x.dim() > 2 and lead[0] == route.length
     found, where = [], []
     for tenant, places in route.groups:
-        first = torch.as_tensor(places, device=x.device)[:, None] * tokens
-        mine = (first + torch.arange(tokens, device=x.device)).flatten()
+        picked = torch.as_tensor(places, device=x.device)
+        each = n // route.length
+        mine = (picked[:, None] * each + torch.arange(each, device=x.device)).flatten()
 
-        def cut(v: Any, mine: Tensor = mine) -> Any:
-            if v is x:
-                return flat[mine]
-            return v[mine] if isinstance(v, Tensor) and v.dim() and len(v) == len(flat) else v
+        def cut(v: Any, picked: Tensor = picked, mine: Tensor = mine) -> Any:
+            if not isinstance(v, Tensor) or v.dim() == 0:
+                return v
+            if x.dim() > 2 and v.shape[: x.dim() - 1] == lead:
+                return v[picked] if rows else v.flatten(0, x.dim() - 2)[mine][None]
+            if len(v) == n:
+                return v[mine]
+            return v.flatten(0, 1)[mine] if v.dim() > 1 and v.shape[:2].numel() == n and len(v) == route.length else v
 
         found.append(run(own, module, parts, tenant, tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}))
         where.append(mine)
-    return _joined(found, torch.cat(where).argsort(), [len(w) for w in where], parts[0].name)
+    return _joined(found, torch.cat(where).argsort(), lead, [len(w) for w in where], sites)
 
 
-def _joined(found: list[Any], order: Tensor, rows: list[int], name: str) -> Any:
-    """Tensors with a row for each token, or tuples of such, in the order of the batch."""
+def given_by_expert(parts: Sequence[Stacked]) -> bool:
+    """Whether tokens come sorted by their expert, as often as they have experts: layers of one projection (JetMoe)."""
+    return any(p.kind == "expert" and p.slot == "weight" for p in parts)
+
+
+def _joined(found: list[Any], order: Tensor, lead: torch.Size, sizes: list[int], sites: list[str]) -> Any:
+    """In the order of the batch: tensors with a row for each token, or laid out as tokens are, or tuples of such."""
     if isinstance(found[0], tuple):
-        return type(found[0])(_joined(list(each), order, rows, name) for each in zip(*found))
-    if not all(isinstance(t, Tensor) and t.dim() and len(t) == n for t, n in zip(found, rows)):
-        raise Unfit(f"{name}: what its module gives has no row for each token")
-    return torch.cat(found).index_select(0, order)
+        return type(found[0])(_joined(list(each), order, lead, sizes, sites) for each in zip(*found))
+    if all(isinstance(t, Tensor) and t.dim() and len(t) == n for t, n in zip(found, sizes)):
+        return torch.cat(found).index_select(0, order)
+    wide = len(lead)
+    if all(isinstance(t, Tensor) and t.dim() >= wide > 1 and t.shape[:wide].numel() == n for t, n in zip(found, sizes)):
+        flat = torch.cat([t.flatten(0, wide - 1) for t in found]).index_select(0, order)
+        return flat.unflatten(0, lead)
+    raise Unfit(f"{sites[0]}: what its module gives has no row for each token", *sites)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...core import CommonweightError, Site
 from ..names import named
-from ..packs import packed_in, runs, slots
+from ..packs import is_experts, packed_in, runs, slots
 from ..weights import known, plain
 from .families import FAMILIES, families
 from .physical import Physical
@@ -71,7 +71,7 @@ UNPACK = "load the model with its quantisation config's dequantize=True"
 
 def packed_fused(name: str, module: nn.Module) -> bool:
     """Whether a module holds fused experts that are no plain numbers, in a form that cannot be read here."""
-    if "expert" not in name.rpartition(".")[2].lower():
+    if not is_experts(name, module):
         return False
     held = {n: module._parameters.get(n) for n in slots(module)}
     odd = [n for n, p in held.items() if p is None or not (plain(p) or p.device.type == "meta")]

@@ -56,9 +56,10 @@ def _otherwise(module: nn.Linear) -> bool:
 
 def _kind(name: str) -> str:
     """Of a linear layer by its name: those of a mixture are experts and routers."""
-    if ".experts." in name:
-        return "expert"
-    return "router" if re.search(r"(\.router\b|\.gate$|shared_expert_gate$)", name) else "linear"
+    around, _, within = name.rpartition(".experts.")
+    if around:  # whose gates are those of its layers
+        return "router" if re.match(r"router\b", within) else "expert"
+    return "router" if re.search(r"(\.router\b|\.gate(\.wg)?$|shared_expert_gate$)", name) else "linear"
 
 
 def shape(module: Any) -> tuple[int, int, bool] | None:

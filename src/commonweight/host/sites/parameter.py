@@ -6,13 +6,15 @@ They are read through doors: the module gets the tenant's numbers whenever it as
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from ...core import Site
+from ..packs import is_experts, slots
 from ..weights import plain
 from .found import Found, Whole
-from .physical import Physical, numbers
+from .physical import Physical, numbers, plain_class
 
 
 class Parameter(Physical):
@@ -42,14 +44,22 @@ class Parameter(Physical):
 
 
 def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
-    """Those of a module that is no site of another kind; of experts and of routers none."""
-    if "expert" in name.rpartition(".")[2].lower() or re.search(r"Router|Gate$", type(module).__name__):
-        return []
+    """Those of a module that is no site of another kind; of experts and routers what is no weight or bias of theirs."""
+    theirs = _theirs(name, module)
     out: list[Found] = []
     for slot, p in module._parameters.items():
-        if p is None or not plain(p) or p.dim() == 0 or p.numel() == 0:
+        if p is None or not plain(p) or p.dim() == 0 or p.numel() == 0 or (theirs and theirs(slot, p)):
             continue
         at = Parameter(f"{name}.{slot}" if name else slot, module, slot)
         rows, columns = at.weight.shape
         out.append(Found(at, Site(at.name, rows, columns, "parameter", "", False), whole.inside(at.name)))
     return out
+
+
+def _theirs(name: str, module: nn.Module) -> Callable[[str, Tensor], bool] | None:
+    """Which parameters are sites of `experts.stacked`, or belong to those."""
+    if is_experts(name, module):
+        return lambda slot, p: p.dim() > 1 or slot.startswith(tuple(f"{s}_" for s in slots(module)))
+    if re.search(r"Router|Gate$", plain_class(module).__name__):
+        return lambda slot, p: p.dim() > 1 or slot == "bias"
+    return None
