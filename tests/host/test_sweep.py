@@ -17,6 +17,7 @@ COMMON = {
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 32,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {  # states, gates, layers of their own, scaled tables, positions by numbers
+    "mamba": {"state_size": 8},
     "falcon_mamba": {"state_size": 8},
     "rwkv": {"attention_hidden_size": 32, "context_length": 16},
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
@@ -55,3 +56,27 @@ def test_every_weight_is_read_and_a_mixed_batch_is_its_rows(kind):
     ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(1))
     alone = same(host, lambda m: m(ids).logits, ["t", None, "u"], lambda: made(kind), rtol=1e-3, atol=1e-4)
     assert (alone["t"] - alone[None]).abs().max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "recurrent_gemma", "bamba", "falcon_h1", "lfm2"])
+def test_a_mixed_batch_generates_where_a_convolution_is_read_past_its_module(kind):
+    """With states kept from step to step, so that the batch cannot be cut."""
+    if kind not in tf.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    host = cw.Host(made(kind))
+    for i, n in enumerate("tu"):
+        stir(host.add(n, "lora", rank=2), i, std=0.1)
+    assert any(s.kind == "conv" for s in host["t"].sites)
+    ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    names = ["t", None, "u"]
+    with host.route(names):
+        got = host.model.generate(ids, **options)
+        loss = host.model(ids).logits.square().mean()
+    assert not host.model.forward.apart
+    loss.backward()
+    assert all(p.grad is not None for n in "tu" for p in host[n].parameters())
+    for i, n in enumerate(names):
+        with host.route(n):
+            assert torch.equal(host.model.generate(ids[i : i + 1], **options)[0], got[i])

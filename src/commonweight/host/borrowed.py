@@ -8,12 +8,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 _LOOKS = {  # that tell of a tensor and do not read its numbers
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_floating_point", "is_complex",
     "is_contiguous", "element_size", "get_device", "has_names", "is_inference", "__len__", "__hash__",
 }  # fmt: skip
+_LAID = {  # that lay a weight out otherwise, or cast it
+    "squeeze", "unsqueeze", "view", "reshape", "flatten", "unflatten", "contiguous", "to", "type", "float", "half",
+    "bfloat16", "double", "t", "transpose", "permute", "__getitem__",
+}  # fmt: skip
+_TURNED = {"T", "mT"}  # those of them that are attributes
+_PAIRED = {  # of two, of which one begins with rows
+    "matmul", "__matmul__", "__rmatmul__", "mul", "__mul__", "__rmul__",
+}  # fmt: skip
+_PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d}  # of (input, weight, bias, ...), row by row of the input
 _VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}  # the attributes that hand the numbers on
 
 
@@ -24,6 +33,10 @@ class Door(Protocol):
     used: bool  # whether somebody computed with what came out
 
     def linear(self, x: Tensor, slot: str, bias: Tensor | None) -> Tensor: ...
+
+    def groups(self, x: Tensor, slot: str) -> list[tuple[Any, list[int]]] | None: ...
+
+    def changed(self, slot: str, tenant: Any) -> Tensor: ...
 
     def refused(self, slot: str, why: str) -> Exception: ...
 
@@ -70,24 +83,37 @@ class Borrowed(Tensor):
     """A weight or bias of which each row has its own, or of a tenant that changes no weight: without numbers, so that
     no kernel reads it.
 
-    `F.linear` is done by the site's own hook. Anything else does not fit a mixed batch, which runs reader by reader.
+    `F.linear` is done by the site's own hook; convolutions, and products with what was laid out otherwise or cast,
+    reader by reader there. Anything else does not fit a mixed batch, which runs reader by reader as a whole.
+    way: what was done with the weight since it was read.
     """
 
     door: Door
     slot: str
     trained: bool
+    way: tuple[Callable[[Tensor], Tensor], ...]
 
     @staticmethod
-    def of(value: Tensor, door: Door, slot: str) -> Borrowed:
+    def of(value: Tensor, door: Door, slot: str, way: tuple[Callable[[Tensor], Tensor], ...] = ()) -> Borrowed:
         made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             Borrowed, value.shape, strides=value.stride(), dtype=value.dtype, device=value.device
         )
-        made.door, made.slot, made.trained = door, slot, torch.is_grad_enabled()
+        made.door, made.slot, made.trained, made.way = door, slot, torch.is_grad_enabled(), way
         return made
 
     @property
     def value(self) -> Tensor:
-        return self.door.module._parameters[self.slot]  # type: ignore[return-value]
+        return self.along(self.door.module._parameters[self.slot])  # type: ignore[arg-type]
+
+    def along(self, value: Tensor) -> Tensor:
+        for step in self.way:
+            value = step(value)
+        return value
+
+    def laid(self, step: Callable[[Tensor], Tensor]) -> Borrowed:
+        made = Borrowed.of(step(self.value.detach()), self.door, self.slot, (*self.way, step))
+        made.trained = self.trained
+        return made
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,8 +122,16 @@ class Borrowed(Tensor):
             bare = lambda x: x.value if isinstance(x, Borrowed) else x  # noqa: E731
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*map(bare, args), **kwargs)
-        if func is F.linear and (found := product(*args, **kwargs)) is not None:
+        if func in _PRODUCTS and (found := product(func, *args, **kwargs)) is not None:
             return found
+        name = getattr(func, "__name__", "")
+        if name in _PAIRED and len(args) == 2 and not kwargs and (found := paired(func, *args)) is not None:
+            return found
+        first, *others = args or (None,)
+        turned = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _TURNED
+        if (name in _LAID or turned) and isinstance(first, Borrowed):
+            if not any(isinstance(o, Tensor) for o in tree_leaves((others, kwargs))):
+                return first.laid(lambda w: func(w, *others, **kwargs))
         raise cls.refused(args, kwargs, getattr(func, "__name__", str(func)))
 
     @classmethod
@@ -111,10 +145,40 @@ class Borrowed(Tensor):
         return found[0].door.refused(found[0].slot, f"{what} cannot be done with another weight for each row")
 
 
-def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """F.linear, by its own names; None where the weight was read in another gradient mode than now, as within a
-    function that has a backward of its own: what is differentiated there would be lost."""
-    if not isinstance(weight, Borrowed) or isinstance(input, Borrowed) or weight.trained != torch.is_grad_enabled():
+def product(
+    func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor | None:
+    """A product of the rows of the input with a weight or bias of which each has its own; None where one was read in
+    another gradient mode than now, as within a function that has a backward of its own: what is differentiated there
+    would be lost."""
+    own = [t for t in (weight, bias) if isinstance(t, Borrowed)]
+    if not own or isinstance(input, Borrowed) or any(t.trained != torch.is_grad_enabled() for t in own):
         return None
-    weight.door.used = True
-    return weight.door.linear(input, weight.slot, bias)
+    if func is F.linear and own[0] is weight and not any(t.way for t in own):
+        own[0].door.used = True
+        return own[0].door.linear(input, own[0].slot, bias)
+    return by_reader(own, input, lambda x, read: func(x, read(weight), read(bias), *args, **kwargs))
+
+
+def paired(func: Callable, a: Any, b: Any) -> Tensor | None:
+    """A product, of matrices or of numbers, of which one side begins with the rows of the batch."""
+    weight, x = (a, b) if isinstance(a, Borrowed) else (b, a)
+    if isinstance(x, Borrowed) or not isinstance(x, Tensor) or x.dim() < 3 or weight.dim() >= x.dim():
+        return None
+    if weight.trained != torch.is_grad_enabled():
+        return None
+    return by_reader([weight], x, lambda x, read: func(read(a), x) if weight is a else func(x, read(b)))
+
+
+def by_reader(own: list[Borrowed], x: Tensor, run: Callable[[Tensor, Callable], Tensor]) -> Tensor | None:
+    """`run(rows of x, what a weight is to their reader)` for each, in the order of the batch; None without rows."""
+    if (groups := own[0].door.groups(x, own[0].slot)) is None:
+        return None
+    for t in own:
+        t.door.used = True
+
+    def part(tenant: Any, places: list[int]) -> Tensor:
+        return run(x[places], lambda t: t.along(t.door.changed(t.slot, tenant)) if isinstance(t, Borrowed) else t)
+
+    order = torch.tensor([p for _, places in groups for p in places], device=x.device).argsort()
+    return torch.cat([part(*g) for g in groups]).index_select(0, order)

@@ -150,6 +150,18 @@ class Door:
         y = y if after is None else after
         return y if bias is None or given is not None else y + bias
 
+    def groups(self, x: Tensor, slot: str) -> list[tuple[Any, list[int]]] | None:
+        """Who reads which rows of x, the batch's in their order; None where they are tokens, or no batch's.
+
+        Raises: Unfit where x is no input of this site's kind.
+        """
+        hook, _ = self.ways[slot]
+        route = hook.current.route
+        if route is None or x.dim() < 2 or x.shape[0] != route.length or hook.at.kind not in ("linear", "conv"):
+            return None
+        hook.layout(route, hook.at.seen(x))
+        return route.groups
+
     def refused(self, slot: str, why: str) -> Unfit:
         return Unfit(
             f"{self.ways[slot][0].at.name}: the model reads its {slot} past the module, and {why}; route one tenant "
