@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from tokenizers import processors
 from torch.nn import functional as F
 
 import commonweight as cw
@@ -226,3 +227,16 @@ def adapt_classifier():
     from commonweight import adapt
 
     return adapt.Classifier(encoders.bert()).eval()
+
+
+def test_a_text_is_not_cut_to_less_than_its_frame():
+    words = shop.tokenizer()
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A <eos> $B <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    with Encoder(encoders.host(encoders.bert()), tokenizer=words) as encoder:
+        asked = lambda cut, pair=None: encoder.submit("vectors", [("w1 w2 w3", pair)], None, cut)[0].ids  # noqa: E731
+        assert len(asked(3)) == len(asked(3, "w4 w5")) == 3 and len(asked(2)) == 2 and len(asked(9)) == 5
+        for cut, pair in ((0, None), (1, None), (2, "w4 w5")):
+            with pytest.raises(CommonweightError, match=f"cannot be cut to {cut} token"):
+                asked(cut, pair)

@@ -336,6 +336,10 @@ class Encoder:
             ids, types = list(found["input_ids"]), found.get("token_type_ids")
         if not ids:
             raise CommonweightError(f"text {i} is empty; wanted at least one token")
+        if cut is not None and most is not None and len(ids) > most:  # a tokenizer that has no room for its own tokens
+            raise CommonweightError(
+                f"text {i} cannot be cut to {counted(most, 'token')}, which the tokenizer's special tokens do not fit in"
+            )
         if self.length is not None and len(ids) > self.length:
             raise CommonweightError(
                 f"text {i} has {counted(len(ids), 'token')}, and the model reads {self.length}; shorten it"
