@@ -338,7 +338,7 @@ class Encoder:
             raise CommonweightError(f"text {i} is empty; wanted at least one token")
         if cut is not None and most is not None and len(ids) > most:  # a tokenizer that has no room for its own tokens
             raise CommonweightError(
-                f"text {i} cannot be cut to {counted(most, 'token')}, which the tokenizer's special tokens do not fit in"
+                f"text {i} cannot be cut to {counted(most, 'token')}: the tokenizer's special tokens take more"
             )
         if self.length is not None and len(ids) > self.length:
             raise CommonweightError(
