@@ -8,8 +8,9 @@ import transformers as tf
 
 import commonweight as cw
 from commonweight.core import CommonweightError
-from commonweight.serve import Engine, Request, prompts
+from commonweight.serve import Encoder, Engine, Request, prompts
 
+from . import encoders
 from .served import SIZES, VOCAB, add, ask, make, prompt, right
 
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0, 4.0, 5.0, 8.0],
@@ -97,3 +98,30 @@ def test_a_value_of_another_kind_is_its_own_requests():
         right(host, [ask(None)], [good])
         for name, answer in zip([*WRONG, "stop", "stop_token_ids", "logit_bias", "a str came"], bad, strict=True):
             assert answer.finish_reason == "error" and name in (answer.error or "")
+
+
+def test_training_meanwhile_is_told_where_it_would_change_answers():
+    asked = [ask(None, 1)]
+    for family, dropped in (("gpt2", True), ("llama", False)):
+        host = cw.Host(make(family))
+        with Engine(host) as engine:
+            host.model.train()
+            answer = engine.generate(asked)[0]
+            assert ("training mode" in (answer.error or "")) is dropped
+            host.model.eval()
+            right(host, asked, engine.generate(asked))
+            if not dropped:
+                right(host, asked, [answer])
+
+
+def test_an_encoder_in_training_mode_is_read_without_dropout_and_given_back():
+    host = encoders.host(encoders.bert())
+    host.model.train()
+    mode = [m.training for m in host.model.modules()]
+    with Encoder(host) as encoder:
+        one, two = (encoder.embed([[5, 6, 7]], "three")[0] for _ in range(2))
+        assert one.error is None and one.vector == two.vector
+        host.model.train()
+        assert "training mode" in (encoder.embed([[5, 6, 7]], "three")[0].error or "")
+        host.model.eval()
+    assert [m.training for m in host.model.modules()] == mode

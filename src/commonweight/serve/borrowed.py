@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..core import CommonweightError
 from ..host import Host
 
 
@@ -16,7 +17,7 @@ class _Before:
 
     def __init__(self, model: Any):
         self.engines = 0
-        self.attention = model.config._attn_implementation
+        self.attention = getattr(model.config, "_attn_implementation", None)
         self.training = [m for m in model.modules() if m.training]
 
 
@@ -24,12 +25,15 @@ _BEFORE: weakref.WeakKeyDictionary[nn.Module, _Before] = weakref.WeakKeyDictiona
 _LOCK = threading.Lock()
 
 
-def borrow(host: Host) -> None:
-    """For one more engine. It sets the attention and the mode that it needs itself."""
+def borrow(host: Host, held: str = "") -> None:
+    """For one more engine, in eval mode. held: by whom the vocabulary is held, "" by nobody. The attention that an
+    engine needs it sets itself."""
     with _LOCK:
         before = _BEFORE.setdefault(host.model, _Before(host.model))
         before.engines += 1
-        host.base.limit.held = "an engine"
+        host.model.eval()
+        if held:
+            host.base.limit.held = held
 
 
 def give_back(host: Host) -> None:
@@ -42,6 +46,26 @@ def give_back(host: Host) -> None:
             return
         del _BEFORE[model]
         host.base.limit.held = ""
-        model.set_attn_implementation(before.attention)
+        if getattr(model.config, "_attn_implementation", None) != before.attention:
+            model.set_attn_implementation(before.attention)
         for module in before.training:
             module.training = True
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether it has dropout, which training mode turns on."""
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()):
+        return True
+    told = vars(getattr(model, "config", None)) if hasattr(model, "config") else {}
+    return any(
+        ("dropout" in name or name.endswith("pdrop")) and isinstance(p, float) and p > 0 for name, p in told.items()
+    )
+
+
+def steady(model: nn.Module, dropping: bool) -> None:
+    """Raises: CommonweightError where somebody trains it meanwhile and dropout would change what it answers."""
+    if dropping and model.training:
+        raise CommonweightError(
+            "the model is in training mode, in which its dropout changes answers: call model.eval(), or train a tenant "
+            "while no engine runs"
+        )

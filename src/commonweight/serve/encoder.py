@@ -18,6 +18,7 @@ from ..host import Host, Tenant
 from ..host.pools import stored
 from ..host.route import Route
 from . import outputs, prompts
+from .borrowed import borrow, drops, give_back, steady
 from .device import entry
 from .engine import Full
 from .frozen import finite
@@ -92,6 +93,8 @@ class Encoder:
         self._turn: dict[int, int] = {}  # when a tenant was the one that a batch was made for
         self._passes = self._running = 0
         self._wake, self._closed = threading.Condition(), False
+        borrow(self.host)
+        self._drops = drops(self.model)
         self._thread = threading.Thread(target=self._loop, name="commonweight-encoder", daemon=True)
         self._thread.start()
         try:
@@ -227,6 +230,7 @@ class Encoder:
         for reading in left:
             _end(reading, CommonweightError("the encoder has stopped"))
         self._thread.join()
+        give_back(self.host)
         if self._owns:
             self.host.close()
 
@@ -293,6 +297,7 @@ class Encoder:
     @torch.no_grad()
     def _read(self, batch: list[Reading]) -> Tensor:
         """One pass: (rows, numbers) on the CPU."""
+        steady(self.model, self._drops)
         tenants = [r.tenant for r in batch]
         alone = all(t is tenants[0] for t in tenants)
         route = Route(single=tenants[0]) if alone and tenants[0] is not None else None if alone else Route.of(tenants)

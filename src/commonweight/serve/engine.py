@@ -16,7 +16,7 @@ from ..commons import Commons
 from ..core import CommonweightError, counted
 from ..host import Host
 from . import check, prepacked, prompts
-from .borrowed import borrow, give_back
+from .borrowed import borrow, drops, give_back, steady
 from .edition import Edition
 from .grammar import Grammars
 from .request import Answer, Piece, Request
@@ -119,7 +119,8 @@ class Engine:
         self._router = Router(self.host, 4 * max_requests)
         most = min(max_requests + max(1, max_requests // 4), max(max_batch_tokens, max_requests))
         config = configured(self.model.device, page_size, blocks, max_batch_tokens, most, prefix_cache)
-        borrow(self.host)
+        borrow(self.host, "an engine")
+        self._drops = drops(self.model)
         try:
             self._manager = Manager(self.model, self._step, config)
         except BaseException:
@@ -304,6 +305,7 @@ class Engine:
                 self.tenants.left.set()  # somebody still reads it: looked at again after the next step
 
     def _step(self, batch: list[tuple[Ticket, int]], processor: Any) -> None:
+        steady(self.model, self._drops)
         now = time.monotonic()
         for ticket, _ in batch:
             if ticket.begun is None:
