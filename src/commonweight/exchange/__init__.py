@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .registry import Method, Reply, Setting, State
     from .rounds import Gathering
     from .run import Run
-    from .simulate import Progress, simulate
+    from .simulation import Progress, simulate
     from .splits import split
 
 __all__ = [
@@ -52,7 +52,7 @@ _HOMES = {
     **dict.fromkeys(("Local", "Rounds"), "local"),
     **dict.fromkeys(("REASONS", "Facts", "Part", "Refused", "bound", "pack", "payload", "unpack"), "message"),
     **dict.fromkeys(("Method", "Reply", "Setting", "State"), "registry"),
-    **dict.fromkeys(("Progress", "simulate"), "simulate"),
+    **dict.fromkeys(("Progress", "simulate"), "simulation"),
     **dict.fromkeys(("available", "get"), "methods"),
     "Gathering": "rounds",
     "Run": "run",

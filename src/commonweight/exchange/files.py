@@ -11,7 +11,7 @@ from ..core import CommonweightError, parse
 from ..methods import get as adapter_of
 from .methods import get
 from .run import Run
-from .simulate import Progress, simulate
+from .simulation import Progress, simulate
 
 
 def options(name: str, pairs: Sequence[str]) -> dict[str, Any]:
