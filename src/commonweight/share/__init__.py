@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from ..builder import anatomy
     from ..builder.depths import depths
     from ..builder.load import load
-    from . import methods, packing, sampling
+    from . import methods, packing, recommend, sampling
     from .choosing import choose, codes, settle
     from .cost import plan
     from .depthwise import Depthwise
@@ -34,6 +34,7 @@ __all__ = [
     "methods",
     "packing",
     "plan",
+    "recommend",
     "sampling",
     "save",
     "settle",
@@ -50,7 +51,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports on first use."""
-    if name in ("methods", "packing", "sampling", "searching", "splitting", "xkv"):
+    if name in ("methods", "packing", "recommend", "sampling", "searching", "splitting", "xkv"):
         return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
