@@ -47,6 +47,7 @@ class Recipe:
     temperature: float = option(
         1.0, "tenants trained together: rows are shown by (a tenant's number) ** (1 / this); large: all alike", ge=1
     )
+    rows_shown: int = option(256, "training rows from which a method begins that asks for data (eva, fish, ...)", ge=1)
     seed: int = option(0, "seed of everything that is drawn", ge=0)
 
     @property

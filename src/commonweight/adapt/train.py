@@ -14,6 +14,8 @@ import torch
 
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
+from ..methods import resolve
+from ..methods.shown import Shown
 from . import processes
 from .added import known, room
 from .by_row import by_row
@@ -175,7 +177,8 @@ def train_understood(
             seed = plan.seed if common is None else draws(plan.seed, name)
             tenant = host.add(
                 name, method, sites=sites, seed=seed, labels=doing.labels, common=common,
-                modules_to_save=modules_to_save, token_rows=token_rows, **(options or {}),
+                modules_to_save=modules_to_save, token_rows=token_rows, rows=shown(method, options, doing, train, plan),
+                **(options or {}),
             )  # fmt: skip
             if plan.packing and (pack := getattr(doing, "pack", None)) is not None:
                 train = pack(train)
@@ -197,6 +200,15 @@ def train_understood(
     parts = [replace(p, tenant=host.compact(p.tenant.name)) if p.tenant.method.schedule else p for p in parts]
     seconds = time.perf_counter() - started
     return {p.tenant.name: _result(run, p, seconds, given[p.tenant.name].note) for p in parts}
+
+
+def shown(method: Any, options: Mapping[str, Any] | None, task: Any, rows: Sequence[Any], recipe: Recipe) -> Any:
+    """The first rows of a training, for a method that begins from data; else None."""
+    found, config = resolve(method, options or {})
+    if not found.wants(config):
+        return None
+    first, n = rows[: recipe.rows_shown], recipe.batch_size
+    return Shown([task.collate(first[i : i + n]) for i in range(0, len(first), n)], task.loss)
 
 
 def draws(seed: int, name: str) -> int:

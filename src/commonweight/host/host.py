@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
 from ..methods import Method, beside, head, resolve
 from ..methods import plan as make_plan
+from ..methods.shown import KINDS, Shown
 from . import adapters, encode, files, peft
 from .beside import Names, Rows, chosen, others
 from .common import Common
@@ -24,6 +25,7 @@ from .hooked import HookedModel
 from .merged import in_float, merged
 from .module import tenant_module
 from .roster import Reader, Roster
+from .shown import statistics
 from .sites import Pattern
 from .smaller import smaller
 from .tenant import Tenant
@@ -82,6 +84,7 @@ class Host:
         common: str | None = None,
         modules_to_save: Names = None,
         token_rows: Rows = None,
+        rows: Shown | Iterable[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Tenant:
         """Adds a tenant, by a method's name and options or by its config. If an error is raised, nothing has changed.
@@ -93,6 +96,8 @@ class Host:
         tenant's own, whole (``["embed_tokens", "lm_head"]``); token_rows, trained entries of the table of input tokens
         (``[128256, 128257]``), or {name of a table or head: entries}. Where the head is tied to the table, a change of
         the table is one of the head.
+        rows: for a method that begins from data: batches of the model's inputs (with "labels" where it wants
+        gradients), or a `Shown`, with a loss of one's own. What they cost: see `host.shown`.
         Cost: the tenant's own pools. No module is touched, however many tenants there are.
         Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
         """
@@ -102,14 +107,33 @@ class Host:
         found, config = resolve(method, options)
         held, more = chosen(self.base, modules_to_save, token_rows)
         mine = others(self.base, self.sites_for(found, sites), held)
+        values: Mapping[str, Tensor] = {}
+        if kind := found.wants(config):
+            mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
+            config, values = self._begun(found, config, kind, mine, rows, labels)
+        elif rows is not None:
+            raise CommonweightError(f"rows: {found.name} does not begin from data; leave rows out")
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
         if labels is not None:
             labels = _classes(labels)
             plan += head(self.head_site(), len(labels))
         return self.roster.attach(
-            name, found, config, plan, labels, sites=mine, of=self.roster.join(common, found, plan), beside=held,
-            held=more,
+            name, found, config, plan, labels, values, sites=mine, of=self.roster.join(common, found, plan),
+            beside=held, held=more,
         )  # fmt: skip
+
+    def _begun(
+        self, method: Method, config: Any, kind: str, sites: list[Site], rows: Any, labels: Any
+    ) -> tuple[Any, Mapping[str, Tensor]]:
+        if rows is None:
+            raise CommonweightError(
+                f"{method.name} begins from data: {KINDS[kind]}; give rows=, batches of the model's inputs, or "
+                "start='random'"
+            )
+        assert method.begin is not None
+        shown = rows if isinstance(rows, Shown) else Shown(rows)
+        classes = None if labels is None else len(_classes(labels))
+        return method.begin(config, sites, statistics(self.roster, kind, sites, shown, classes))
 
     def resize_vocabulary(self, size: int) -> int:
         """Adds entries to the table of tokens and to the head, each the mean of those there; gives how many there were.

@@ -28,12 +28,14 @@ from .rotation import *  # noqa: F403
 from .scaling import *  # noqa: F403
 from .selective import *  # noqa: F403
 from .shared_pools import *  # noqa: F403
+from .shown import Shown
 from .spectral import *  # noqa: F403
 from .tasks import *  # noqa: F403
 
 __all__ = [
     "Beside",
     "Method",
+    "Shown",
     "available",
     "beside",
     "families",

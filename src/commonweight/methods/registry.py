@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core import CommonweightError, Plan, Registry, Site, counted
 from ..core.peers import known
 from ..core.schedule import Schedule
+from .shown import Statistics
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Method:
     where it starts with "-". None: "rank", where there is such an option.
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
     schedule: (config, plan) -> what it does between the steps of a training run. penalty: (config, plan, pools) -> a
-    number that is added to the loss of its rows, with gradients.
+    number that is added to the loss of its rows, with gradients. wants: of a config, the kind of `shown.KINDS` that its
+    start is worked out from, or "". begin: (config, sites, that of each site) -> (the config of a tenant that has
+    begun, first values of pools).
     """
 
     name: str
@@ -50,6 +53,8 @@ class Method:
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
     schedule: Callable[[Any, Plan], Schedule] | None = None
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
+    wants: Callable[[Any], str] = lambda config: ""
+    begin: Callable[[Any, Sequence[Site], Statistics], tuple[Any, Mapping[str, Tensor]]] | None = None
 
     @property
     def family(self) -> str:

@@ -4,8 +4,10 @@ from . import lora, lori
 from .adalora import AdaLoRA
 from .delora import DeLoRA
 from .dora import DoRA
+from .eva import EVA
 from .gralora import GraLoRA
 from .lora import LoRA
+from .lora_ga import LoRAGA
 from .lora_xs import LoRAXS
 from .lori import LoRI
 from .miss import MiSS
@@ -16,11 +18,13 @@ from .sora import SoRA
 from .tinylora import TinyLoRA
 
 __all__ = [
+    "EVA",
     "AdaLoRA",
     "DeLoRA",
     "DoRA",
     "GraLoRA",
     "LoRA",
+    "LoRAGA",
     "LoRAXS",
     "LoRI",
     "MiSS",

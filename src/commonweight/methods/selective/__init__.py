@@ -2,12 +2,14 @@
 
 from . import probe
 from .bitfit import BitFit
+from .fish import FISH
 from .full import Full
 from .lntuning import LNTuning
 from .probe import Probe
 from .tokens import Tokens
 
 __all__ = [
+    "FISH",
     "BitFit",
     "Full",
     "LNTuning",

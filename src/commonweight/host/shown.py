@@ -1,0 +1,117 @@
+"""Statistics of rows at the sites of a host, for methods that begin from data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CommonweightError, Plan, Site
+from ..methods import get, head
+from ..methods import plan as make_plan
+from ..methods.shown import Shown, Statistics
+from .roster import Roster
+
+if TYPE_CHECKING:
+    from .hooked import HookedModel
+
+_NAME = "statistics-of-rows"
+
+
+def statistics(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None) -> Statistics:
+    """kind: of `methods.shown.KINDS`. labels: the classes of a head that the model has not, whose start is the one that
+    a tenant of seed 0 has.
+
+    Gradients are those of a tenant that may change every weight, at zero: whatever a layer may store its weight in, an
+    expert's or a part of a fused one, they have the site's shape. Cost: `gradient` a step of full fine-tuning a batch
+    and two copies of the weights read; `squared` the same a row; `inputs` a forward pass a batch and inp^2 a site.
+    Raises: CommonweightError for no rows, and for a site that the rows never came to.
+    """
+    was = roster.base.model.training
+    roster.base.model.eval()
+    try:
+        found = _inputs(roster, sites, shown) if kind == "inputs" else _gradients(roster, kind, sites, shown, labels)
+    finally:
+        roster.base.model.train(was)
+    return found
+
+
+def _gradients(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None) -> dict[str, Tensor]:
+    full = get("full")
+    plan: Plan = make_plan(full.config(), [s._replace(bias=False) for s in sites])
+    if labels is not None:
+        plan += head(roster.base.head_site(), labels)
+    classes = None if labels is None else tuple(map(str, range(labels)))
+    tenant = roster.attach(_NAME, full, full.config(), plan, classes, sites=sites)
+    pools = {s.name: tenant.pools[f"{s.name}.dw"] for s in sites}
+    sums = {n: torch.zeros_like(p) for n, p in pools.items()}
+    count = 0
+    try:
+        with torch.enable_grad(), roster.base.current.within(roster.route(_NAME)):
+            for batch in shown.batches:
+                for part in _rows(batch) if kind == "squared" else (batch,):
+                    loss = _loss(roster.base.model, part, shown)
+                    grads = torch.autograd.grad(loss, list(pools.values()), allow_unused=True)
+                    rows = len(next(iter(part.values())))
+                    for total, g in zip(sums.values(), grads):
+                        if g is not None:
+                            total.add_(g.square() if kind == "squared" else g, alpha=1 if kind == "squared" else rows)
+                    count += rows
+    finally:
+        roster.remove(_NAME)
+    if not count:
+        raise CommonweightError("rows: no rows to take statistics of")
+    return sums if kind == "squared" else {n: s / count for n, s in sums.items()}
+
+
+def _rows(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for i in range(len(next(iter(batch.values())))):
+        yield {k: v[i : i + 1] for k, v in batch.items()}
+
+
+def _loss(model: nn.Module, batch: Any, shown: Shown) -> Tensor:
+    if shown.loss is not None:
+        return shown.loss(model, batch)
+    loss = getattr(model(**batch), "loss", None)
+    if loss is None:
+        raise CommonweightError('rows: the model gives no loss of these batches; give them "labels", or a loss')
+    return loss
+
+
+@torch.no_grad()
+def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Tensor]:
+    base: HookedModel = roster.base
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    mask: Tensor | None = None
+
+    def see(name: str, x: Tensor) -> None:
+        x = x.detach()
+        if mask is not None and x.shape[: mask.dim()] == mask.shape:
+            x = x[mask]
+        x = x.reshape(-1, x.shape[-1]).double()
+        sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+        counts[name] = counts.get(name, 0) + len(x)
+
+    names = dict.fromkeys(s.name.split("[")[0] for s in sites)
+    handles = [
+        base.modules[n].module.register_forward_pre_hook(lambda m, args, n=n: see(n, args[0])) for n in names
+    ]  # fmt: skip
+    try:
+        for batch in shown.batches:
+            given = batch.get("attention_mask")
+            mask = None if given is None else given.bool()
+            if shown.loss is not None:
+                shown.loss(base.model, dict(batch))
+            else:
+                base.model(**{k: v for k, v in batch.items() if k != "labels"})
+    finally:
+        for h in handles:
+            h.remove()
+    if not counts:
+        raise CommonweightError("rows: no rows to take statistics of")
+    if lost := [s.name for s in sites if s.name.split("[")[0] not in counts]:
+        raise CommonweightError(f"{lost[0]}: no token of the rows came to it; give more rows, or leave the site out")
+    return {s.name: (sums[n] / counts[n]).float() for s in sites for n in [s.name.split("[")[0]]}

@@ -1,0 +1,44 @@
+"""Methods that begin from data: the training's own first rows, and the same bits when a killed run goes on."""
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.adapt import adapt, open_host
+from tests.adapt import tiny
+from tests.laws.subjects import small
+
+METHODS = [n for n, m in cw.methods.available().items() if m.begin]
+
+
+def trained(folder, method, **more):
+    host = open_host(folder, dtype="float32")
+    options = {k: v for k, v in small(method).items() if k != "start"}
+    result = adapt(host, "t", tiny.rows(24), method=method, options=options, batch_size=4, epochs=1, **more)
+    return result.tenant, {n: p.detach().clone() for n, p in result.tenant.pools.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_begins_from_its_rows_and_resumes_to_the_same_bits(bert, tmp_path, method):
+    def stop(p):
+        if p.step == 4:
+            raise KeyboardInterrupt
+
+    tenant, whole = trained(bert, method, rows_shown=8)
+    assert tenant.config.start == "given" and tenant.labels
+    with pytest.raises(KeyboardInterrupt):
+        trained(bert, method, rows_shown=8, checkpoint=tmp_path / "c", checkpoint_every=2, progress=stop)
+    _, again = trained(bert, method, rows_shown=8, checkpoint=tmp_path / "c", checkpoint_every=2, resume=True)
+    assert whole.keys() == again.keys() and all(torch.equal(p, again[n]) for n, p in whole.items())
+    _, other = trained(bert, method, rows_shown=2)
+    assert whole.keys() != other.keys() or any(not torch.equal(p, other[n]) for n, p in whole.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_wants_rows_and_says_which(method):
+    from tests.models import make
+
+    host = cw.Host(make("llama")[0])
+    with pytest.raises(cw.CommonweightError, match=f"{method} begins from data: .* or start='random'"):
+        host.add("t", method)
+    host.add("t", method, **small(method))
