@@ -60,13 +60,15 @@ def mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 
 def means(setting: Setting, before: Mapping[str, Tensor], replies: Sequence[Reply]) -> dict[str, Tensor]:
-    """Of every tensor the mean over the replies that have it; without any, it stays."""
-    out = {}
-    for name, was in before.items():
-        mine = [r for r in replies if name in r.tensors]
-        shares = weights(mine, setting.weigh) if mine else []
-        out[name] = mean([r.tensors[name] for r in mine], shares) if mine else was
-    return out
+    """Of every tensor the mean over the replies that have it; without any, it stays. Reads each reply once."""
+    total = {n: torch.zeros(was.shape, dtype=torch.float64) for n, was in before.items()}
+    mass = dict.fromkeys(before, 0.0)
+    for r in replies:
+        w = float(r.rows) if setting.weigh == "rows" else 1.0
+        for n in before.keys() & r.tensors.keys():
+            total[n].add_(r.tensors[n].double(), alpha=w)
+            mass[n] += w
+    return {n: (total[n] / mass[n]).to(was.dtype) if mass[n] else was for n, was in before.items()}
 
 
 AVERAGING: dict[str, Any] = dict(

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -184,8 +184,3 @@ def kind(dtype: str) -> torch.dtype:
 def of_client(facts: Facts, client: int, rows: int) -> Facts:
     """The facts of a client's answer to a message with these."""
     return replace(facts, client=client, rows=rows)
-
-
-def own(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The same numbers in memory of their own: what `unpack` gives are views of the message."""
-    return {n: v.clone() for n, v in tensors.items()}

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .answers import Answers, InOrder
 from .asks import Client, Pools, Sent, Told
-from .message import SERVER, Facts, Refused, bound, of_client, own, pack, read_facts, unpack
-from .registry import Method, Reply, Setting, State
+from .message import SERVER, Facts, Refused, Table, bound, of_client, pack, read_facts, unpack
+from .registry import Method, Setting, State
 
 
 def facts(setting: Setting, round: int, client: int = SERVER, rows: int = 0) -> Facts:
@@ -54,7 +55,7 @@ class Inbox(NamedTuple):
     """What has come of a round so far. replies: those that count, by client. refused: the others, by reason.
     errors: the last ones in words."""
 
-    replies: dict[int, Reply]
+    replies: Answers
     refused: Counter[str]
     errors: dict[int, str]
 
@@ -69,26 +70,26 @@ class Gathering:
     round: int
     chosen: Collection[int]
     rows: Mapping[int, int] | None = None
-    inbox: Inbox = field(default_factory=lambda: Inbox({}, Counter(), {}))
+    inbox: Inbox = field(default_factory=lambda: Inbox(Answers(), Counter(), {}))
 
     def put(self, data: bytes, sender: int | None = None) -> bool:
         """Whether an answer counts. sender: who it came from, where the carrier knows. What is wrong is counted by name
         and the round goes on; the first good answer of a client stays."""
         try:
-            reply = self._look(data, sender)
+            client, rows, table = self._look(data, sender)
         except Refused as e:
             self.inbox.refused[e.reason] += 1
             self.inbox.errors[SERVER if sender is None else sender] = str(e)
             return False
-        self.inbox.replies[reply.client] = reply
+        self.inbox.replies.put(client, rows, data, table)
         return True
 
-    def _look(self, data: bytes, sender: int | None) -> Reply:
+    def _look(self, data: bytes, sender: int | None) -> tuple[int, int, Table]:
         client = sender
         if client is None:
             client = self._client(data)
         table = self.method.up(self.setting, self.round, client if client in self.chosen else min(self.chosen))
-        found, tensors = unpack(data, table, facts(self.setting, self.round))
+        found, _ = unpack(data, table, facts(self.setting, self.round))
         if found.client not in self.chosen or (sender is not None and found.client != sender):
             raise Refused("unknown client", f"{found.client} was not asked in round {self.round}")
         if found.client in self.inbox.replies:
@@ -96,7 +97,7 @@ class Gathering:
         rows = found.rows if self.rows is None else self.rows[found.client]
         if rows < 1 or found.rows != rows:
             raise Refused("wrong shape", f"client {found.client} says {found.rows} rows; it has {rows}")
-        return Reply(found.client, rows, own(tensors))
+        return found.client, rows, table
 
     def _client(self, data: bytes) -> int:
         """Who a message says it is from, its length looked at first."""
@@ -116,8 +117,7 @@ class Gathering:
         clients, whenever they came."""
         if len(self.inbox.replies) < max(1, minimum):
             return state._replace(seen={})
-        replies = [self.inbox.replies[c] for c in sorted(self.inbox.replies)]
-        return self.method.gather(self.setting, state, self.round, replies)
+        return self.method.gather(self.setting, state, self.round, InOrder(self.inbox.replies))
 
 
 def starting(setting: Setting, pools: Mapping[str, Tensor]) -> dict[str, Tensor]:
