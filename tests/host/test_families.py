@@ -220,3 +220,41 @@ def test_convolutions_as_wide_as_their_kernel_are_left_out_where_a_rank_does_not
     assert left.sites
     host.add("v", "pissa", sites="*.conv1d", rank=2)
     assert {u.site.split(".")[-1] for u in host["v"].plan.uses} == {"conv1d"}
+
+
+NORMS = {
+    "batch": lambda: nn.BatchNorm2d(8), "no running mean": lambda: nn.BatchNorm2d(8, track_running_stats=False),
+    "instance": lambda: nn.InstanceNorm2d(8, affine=True), "group": lambda: nn.GroupNorm(2, 8),
+}  # fmt: skip
+
+
+def pictures(norm: str) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(8, 8, 3, padding=1, bias=False), NORMS[norm](), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", ["bitfit", "lntuning", "full"])
+def test_norms_of_channels_are_norms(norm, method):
+    """Whose biases are all that many networks of convolutions have."""
+    host = cw.Host(pictures(norm).eval())
+    stir(host.add("t", method), std=0.3)
+    assert "norm" in {s.kind for s in host["t"].sites}
+    x = torch.randn(3, 8, 5, 5, generator=torch.Generator().manual_seed(1))
+    like = pictures(norm).eval()
+    like.load_state_dict(host.merged("t"), strict=False)
+    with torch.no_grad(), host.route("t"):
+        y = host.model(x)
+        torch.testing.assert_close(y, like(x), rtol=1e-4, atol=1e-5)
+    if norm != "no running mean":  # where a row is what the others are too
+        with torch.no_grad(), host.route(["t", None, "t"]):
+            mixed = host.model(x)
+        torch.testing.assert_close(mixed[[0, 2]], y[[0, 2]])
+        torch.testing.assert_close(mixed[1], pictures(norm).eval()(x)[1])
+    like.train()
+    host.model.train()
+    with host.route("t"):
+        torch.testing.assert_close(host.model(x), like(x), rtol=1e-4, atol=1e-5)
+    for (n, b), c in zip(host.model.named_buffers(), like.buffers()):
+        torch.testing.assert_close(b, c, msg=n)  # a running mean has moved once

@@ -106,7 +106,7 @@ class SiteHook:
     def known_rows(self, route: Route, x: Tensor) -> bool:
         """Whether what a site sees first are the batch's rows. A convolution reads its neighbours: it has no tokens."""
         seen = route.images or not self.of_images
-        return seen and self.at.rows_of(x) and not (self.at.kind == "conv" and route.shape is not None)
+        return seen and self.at.rows_of(x) and (self.at.tokens or route.shape is None)
 
     def transform(self, entry: Entry, x: Tensor) -> Tensor:
         return entry.inputs(x, self.at.rows(entry.rows), **entry.slots(x.dtype))  # type: ignore[misc]

@@ -33,6 +33,8 @@ def depthwise(modules: Mapping[str, Physical], site: Site) -> bool:
 class Conv(Physical):
     """x and y have their channels last, (B, *places, channels); rows of a weight are filters, its columns a patch."""
 
+    tokens = False
+
     def __init__(self, name: str, module: nn.Module):
         super().__init__(name, module, "conv", False)
         self.run = (_PLAIN | _TURNED)[type(module).forward]

@@ -26,6 +26,7 @@ class Physical:
 
     forms: Literal["all", "through", "output", "none"] = "all"
     alone = False  # whether it must be called with one tensor and nothing else
+    tokens = True  # whether its input has places that are tokens
 
     def __init__(
         self,
