@@ -21,6 +21,8 @@ SMALL = {
     "fedpara": {"rank": 2},
     "pfedpara": {"rank": 2},
     "legend": {"rank": 4, "least": 2, "depths": (0.5, 1.0)},
+    "mezo": {"rank": 2, "directions": 2},
+    "one-byte": {"rank": 2, "directions": 2},
     "submodel": {"rank": 2, "share": 0.4},
 }
 

@@ -41,11 +41,13 @@ class Trained(NamedTuple):
 class Loss(NamedTuple):
     """The mean loss of these pools on one batch of the client's rows, without gradients: batch k is the same for every
     ask of a round. along: (seed, scale) pairs; the loss is that at pools + sum of scale * z(seed), where z(seed) of the
-    pool `name` is ``Rng(seed, name).normal(shape)``. Answer: a float."""
+    pool `name` is ``core.directions.direction(seed, name, shape)``. moved: the pools that this moves; None: all.
+    Answer: a float."""
 
     pools: Pools
     batch: int = 0
     along: tuple[tuple[int, float], ...] = ()
+    moved: tuple[str, ...] | None = None
 
 
 Ask = Train | Loss

@@ -13,6 +13,7 @@ from ..adapt.tasks import Example, Task
 from ..adapt.tasks.base import length
 from ..adapt.trainer import without_dropout
 from ..core import Rng
+from ..core.directions import move_
 from ..host import Host, Tenant
 from ..host.route import Route
 from ..host.weights import device_of
@@ -213,7 +214,7 @@ class Work:
     # -- losses ----------------------------------------------------------------------------------------------------
 
     def _loss(self, round: int, asks: list[tuple[int, Loss]]) -> list[float]:
-        moved = [along(ask.pools, self.names, ask.along) for _, ask in asks]
+        moved = [along(ask.pools, self.names if ask.moved is None else ask.moved, ask.along) for _, ask in asks]
         tenant = together(
             self.like, {k: v.to(self.device) for k, v in stack(moved, self.names).items()}, self._plan(len(asks))
         )
@@ -251,14 +252,8 @@ class Stream:
 
 
 def along(pools: Mapping[str, Tensor], names: Sequence[str], moves: Sequence[tuple[int, float]]) -> dict[str, Tensor]:
-    """pools + sum of scale * z(seed), pool by pool; see `Loss`."""
-    out = {}
-    for name in names:
-        value = pools[name]
-        for seed, scale in moves:
-            value = value + scale * Rng(seed, name).normal(tuple(value.shape)).to(value)
-        out[name] = value
-    return out
+    """pools, and of those named + sum of scale * z(seed); see `Loss`."""
+    return {n: move_(v.clone(), n, moves) if moves and n in names else v for n, v in pools.items()}
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ Adding one: the file, its name here, its test.
 """
 
 from ..registry import available, get, resolve
-from . import fed_sb, fedavg, fedpara, ffa_lora, legend, pfedpara, submodel
+from . import fed_sb, fedavg, fedpara, ffa_lora, legend, mezo, one_byte, pfedpara, submodel
 from .fed_sb import FedSB
 from .fedavg import FedAvg
 from .fedpara import FedPara
 from .ffa_lora import FFALoRA
 from .legend import Legend
+from .mezo import Mezo
+from .one_byte import OneByte
 from .pfedpara import PFedParaExchange
 from .submodel import SubModel
 
@@ -19,6 +21,8 @@ __all__ = [
     "FedPara",
     "FedSB",
     "Legend",
+    "Mezo",
+    "OneByte",
     "PFedParaExchange",
     "SubModel",
     "available",
@@ -28,6 +32,8 @@ __all__ = [
     "ffa_lora",
     "get",
     "legend",
+    "mezo",
+    "one_byte",
     "pfedpara",
     "resolve",
     "submodel",
