@@ -95,6 +95,23 @@ def test_a_prompt_alone(client):
         assert "".join(c["text"] for c in mine) == choice["text"] and mine[-1]["finish_reason"] == "length"
 
 
+def test_fields_that_say_what_happens_anyway(client):
+    from commonweight.serve.http.bodies import NEUTRAL, ChatBody, CompletionBody
+
+    for path, body, start in (
+        ("/v1/completions", CompletionBody, {"prompt": "w1"}),
+        ("/v1/chat/completions", ChatBody, {"messages": [{"role": "user", "content": "w1"}]}),
+    ):
+        served = {*start, "tool_choice", "top_logprobs", "add_special_tokens"}
+        names = [n for n in NEUTRAL if n in body.model_fields and n not in served]
+        said = {n: NEUTRAL[n][0] if NEUTRAL[n] else None for n in names} | {"cache_salt": "x", "user": "me"}
+        got = client.post(path, json={"model": "a", "max_tokens": 1, **start, **said})
+        assert got.status_code == 200, got.text
+        for name in set(names) - {"echo", "tools", "include_reasoning"}:
+            odd = client.post(path, json={"model": "a", "max_tokens": 1, **start, name: "odd"})
+            assert odd.status_code == 400 and odd.json()["error"]["param"] == name, (name, odd.text)
+
+
 def test_objects_that_say_nothing(client):
     said = {
         "messages": [{"role": "user", "content": "w1"}],

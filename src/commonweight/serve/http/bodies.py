@@ -66,6 +66,7 @@ class Sampled(Body):
     prompt_cache_retention: Any = None
     request_id: Any = None
     priority: Any = None
+    cache_salt: Any = None
     # taken where they say what happens anyway
     best_of: Any = None
     use_beam_search: Any = None
@@ -79,6 +80,13 @@ class Sampled(Body):
     add_special_tokens: Any = None
     guided_decoding_backend: Any = None
     guided_whitespace_pattern: Any = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
+    logits_processors: Any = None
+    return_token_ids: Any = None
+    return_tokens_as_token_ids: Any = None
+    kv_transfer_params: Any = None
+    vllm_xargs: Any = None
 
 
 class CompletionBody(Sampled):
@@ -87,6 +95,7 @@ class CompletionBody(Sampled):
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = Field(None, description="The prompt stands before the answer, with its log probabilities.")
     suffix: Any = None
+    prompt_embeds: Any = None
 
 
 class ChatBody(Sampled):
@@ -110,6 +119,9 @@ class ChatBody(Sampled):
     continue_final_message: Any = None
     chat_template: Any = None
     chat_template_kwargs: Any = None
+    documents: Any = None
+    mm_processor_kwargs: Any = None
+    include_reasoning: Any = None
 
 
 class ResponseBody(Body):
@@ -189,6 +201,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (),  # by the kind of body
     "guided_decoding_backend": ("auto", "guidance"),
     "guided_whitespace_pattern": (),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "kv_transfer_params": ({},),
+    "vllm_xargs": ({},),
+    "prompt_embeds": (),
+    "documents": ([],),
+    "mm_processor_kwargs": ({},),
+    "include_reasoning": (True, False),
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
