@@ -15,6 +15,7 @@ from tests.adapt import tiny
 
 METHODS = sorted(methods.available())
 SMALL = {
+    "diloco": {"rank": 2, "steps": 4, "fragments": 2, "delay": 1, "alpha": 0.25, "bits": 4},
     "fedavg": {"rank": 2},
     "ffa-lora": {"rank": 4},
     "fed-sb": {"rank": 4},

@@ -19,13 +19,15 @@ class Train(NamedTuple):
 
     steps: None for the recipe's own number. moments: what an earlier `Trained` gave, to go on with the optimiser; {}
     to begin and be given them; None: nobody wants them. mask: of some pools, 1 where a number is trained and 0 where it
-    stays as it is, of the pool's shape or one that broadcasts to it; what is not named is trained. Answer: `Trained`.
+    stays as it is, of the pool's shape or one that broadcasts to it; what is not named is trained. first: steps of the
+    round that came before, so that its rows go on where those ended. Answer: `Trained`.
     """
 
     pools: Pools
     steps: int | None = None
     moments: Mapping[str, Tensor] | None = None
     mask: Mapping[str, Tensor] | None = None
+    first: int = 0
 
 
 class Trained(NamedTuple):

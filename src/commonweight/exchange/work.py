@@ -126,7 +126,8 @@ class Work:
             optimizer = self._optimizer(tenant, round)
             _restore(optimizer, tenant, state)
             for step in range(at, until):
-                places, clients = [s.rows(step) for s in streams[:n]], [c for c, _ in asks[:n]]
+                places = [s.rows(step + ask.first) for s, (_, ask) in zip(streams[:n], asks)]
+                clients = [c for c, _ in asks[:n]]
                 found = self._step(tenant, optimizer, places, clients, {k: m[:n] for k, m in masks.items()})
                 losses[:n] += found.double().cpu()
             at = until

@@ -4,7 +4,8 @@ Adding one: the file, its name here, its test.
 """
 
 from ..registry import available, get, resolve
-from . import fed_sb, fedavg, fedpara, ffa_lora, legend, mezo, one_byte, pfedpara, submodel
+from . import diloco, fed_sb, fedavg, fedpara, ffa_lora, legend, mezo, one_byte, pfedpara, submodel
+from .diloco import DiLoCo
 from .fed_sb import FedSB
 from .fedavg import FedAvg
 from .fedpara import FedPara
@@ -16,6 +17,7 @@ from .pfedpara import PFedParaExchange
 from .submodel import SubModel
 
 __all__ = [
+    "DiLoCo",
     "FFALoRA",
     "FedAvg",
     "FedPara",
@@ -26,6 +28,7 @@ __all__ = [
     "PFedParaExchange",
     "SubModel",
     "available",
+    "diloco",
     "fed_sb",
     "fedavg",
     "fedpara",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from ...core import Rng, Site, config, option
 from ..asks import Client, Pools, Sent, Told, Train
 from ..averaging import AVERAGING
 from ..message import Part, Table, payload
+from ..outer import layer
 from ..registry import Setting, State, method
 
 
@@ -31,12 +31,6 @@ class Legend:
         if not self.depths or not all(0 < d <= 1 for d in self.depths):
             return f"depths={self.depths}; wanted shares above 0, at most 1"
         return None
-
-
-def layer(name: str) -> int | None:
-    """The number of the layer in a site's or pool's name; None outside of layers."""
-    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return int(found[1]) if found else None
 
 
 def ranks(config: Legend, sites: Sequence[Site]) -> dict[str, Any]:
