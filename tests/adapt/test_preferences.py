@@ -196,6 +196,16 @@ def test_rewards(tmp_path):
 
 @needs_trl
 @quiet
+def test_fewer_prompts_than_a_step_has_are_repeated(llama):
+    how = {"reward": likes, "batch_size": 8, "generations": 2, "completion_length": 2}
+    prompts = [{"prompt": r["prompt"]} for r in PAIRS[:3]]
+    for accumulate in (1, 2):
+        result = adapt(host_of(llama), "t", prompts, task="grpo", method="lora", epochs=2, accumulate=accumulate, **how)
+        assert result.steps == len(result.curve) == 2
+
+
+@needs_trl
+@quiet
 def test_what_does_not_go(llama):
     with pytest.raises(CommonweightError, match="make it a multiple of generations"):
         adapt(host_of(llama), "t", PAIRS, task="grpo", method="lora", reward=likes, batch_size=5, generations=4)

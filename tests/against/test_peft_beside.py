@@ -13,6 +13,8 @@ from tests.methods.selective.test_tokens import llama
 from tests.models import VOCAB, B, make
 
 peft = pytest.importorskip("peft")
+from peft.tuners.tuners_utils import replicate_layers  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.randint(3, VOCAB, (B, 7), generator=torch.Generator().manual_seed(4))
 
@@ -43,6 +45,14 @@ def bert():
         vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=3
     )
     return tf.BertForSequenceClassification(config).eval()
+
+
+def words():
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    return tf.BertForMaskedLM(config).eval()
 
 
 def gpt2():
@@ -95,6 +105,7 @@ def test_in_and_out(name, tied, tmp_path):
         (gpt2, peft.LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["c_proj", "ln_f", "wte"])),
         (gpt2, peft.LoraConfig(r=2, target_modules=["c_attn"], trainable_token_indices=[3, 4])),
         (bert, peft.LoraConfig(r=2, target_modules=["query"], bias="all")),
+        (words, peft.LoraConfig(r=2, target_modules=["query"], bias="all")),  # a bias of two names
         (gpt2, peft.LoraConfig(r=2, target_modules=["c_attn"], bias="all")),
     ],
 )
@@ -191,6 +202,64 @@ def test_rows_that_a_folder_does_not_bring_are_asked_for(tmp_path):
     host.import_peft("t", tmp_path / "a")
     with host.route("t"):
         torch.testing.assert_close(logits(host.model, NEW), logits(theirs, NEW), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make_base", [lambda: llama(True), gpt2])
+@pytest.mark.parametrize("ranks", [(), (("*embed_tokens|*wte", 3),)])
+def test_lora_on_a_table_that_the_head_follows(make_base, ranks, tmp_path):
+    host, again = cw.Host(make_base()), cw.Host(make_base())
+    stir(host.add("t", "lora", rank=2, sites="*embed_tokens|*wte|*.0.*q_proj|*.0.*c_attn", ranks=ranks))
+    host.export_peft("t", tmp_path / "t")
+    assert not again.import_peft("t", tmp_path / "t").apart
+    back = peft.PeftModel.from_pretrained(make_base(), str(tmp_path / "t")).eval()
+    with host.route("t"), again.route("t"):
+        torch.testing.assert_close(logits(back), logits(host.model), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(again.model), logits(host.model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["wte"], ["wte", "lm_head"]])
+def test_a_head_that_peft_did_not_tie_stays_as_in_peft(targets, tmp_path):
+    """Alone, ensure_weight_tying does nothing with GPT-2."""
+    config = peft.LoraConfig(r=2, target_modules=targets, ensure_weight_tying=True, init_lora_weights=False)
+    theirs = trained(gpt2(), config, tmp_path / "a")
+    host = cw.Host(gpt2())
+    assert host.import_peft("t", tmp_path / "a").apart == ("lm_head" not in targets)
+    with host.route("t"):
+        torch.testing.assert_close(logits(host.model), logits(theirs), rtol=1e-4, atol=1e-4)
+
+
+DEEPER = {
+    "llama": (lambda: make("llama")[0], "q_proj", "model.layers"),
+    "bert": (bert, "query", "bert.encoder.layer"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEPER)
+@pytest.mark.parametrize("shared", [True, False])
+def test_repeated_layers_open_on_the_deeper_model(kind, shared, tmp_path):
+    make_base, target, at = DEEPER[kind]
+    more = {"task_type": "SEQ_CLS", "modules_to_save": []} if kind == "bert" else {}
+    config = peft.LoraConfig(r=2, target_modules=[target], layer_replication=[[0, 2], [1, 2]], **more)
+    theirs = trained(make_base(), config, tmp_path / "a")
+    deep = make_base()
+    replicate_layers(deep, [(0, 2), (1, 2)])
+    if not shared:
+        blocks = deep.get_submodule(at)
+        blocks[2].load_state_dict({k: v.clone() for k, v in blocks[1].state_dict().items()})
+        for m in blocks[2].modules():
+            m._parameters.update({k: nn.Parameter(p.clone()) for k, p in m._parameters.items() if p is not None})
+    host = cw.Host(deep)
+    host.import_peft("t", tmp_path / "a")
+    with host.route("t"):
+        torch.testing.assert_close(logits(deep), logits(theirs), rtol=1e-4, atol=1e-5)
+    with pytest.raises(cw.CommonweightError, match="it has 3 layers; this base has 2 layers"):
+        cw.Host(make_base()).import_peft("t", tmp_path / "a")
+    if not shared:
+        host.close()
+        with torch.no_grad():
+            next(deep.get_submodule(at)[2].parameters()).add_(1)
+        with pytest.raises(cw.CommonweightError, match="makes layers 1 and 2 copies of one layer"):
+            cw.Host(deep).import_peft("t", tmp_path / "a")
 
 
 def test_what_no_folder_can_say_is_refused(tmp_path):

@@ -135,6 +135,7 @@ def train(
     steps = recipe.steps(len(part.train) * shown)
     loop = Loop(host, part, recipe, per_epoch, steps, progress, settings)
     loop.optimizer = optimizer  # type: ignore[assignment]
+    rows = part.task.given(part.train)  # type: ignore[attr-defined]
     more: dict[str, Any] = {} if recipe.beta is None else {"beta": recipe.beta}
     if task == "grpo":
         if recipe.batch_size % recipe.generations:
@@ -142,6 +143,9 @@ def train(
                 f"grpo: batch_size {recipe.batch_size} counts completions, {recipe.generations} of each prompt; make "
                 "it a multiple of generations"
             )
+        # TRL takes whole steps of prompts alone, and of fewer prompts than a step has it makes none
+        whole = recipe.batch_size * recipe.accumulate // recipe.generations
+        rows = rows * (whole if len(rows) < whole else 1)
         more |= {"num_generations": recipe.generations, "max_completion_length": recipe.completion_length}
         part.task.answer_length = recipe.completion_length  # type: ignore[attr-defined]
     else:
@@ -161,7 +165,7 @@ def train(
             )  # fmt: skip
             warm = round(recipe.warmup * steps)
             given: dict[str, Any] = {
-                "model": policy, "args": args, "train_dataset": Dataset.from_list(part.task.given(part.train)),  # type: ignore[attr-defined]
+                "model": policy, "args": args, "train_dataset": Dataset.from_list(rows),
                 "processing_class": part.task.tokenizer,  # type: ignore[attr-defined]
                 "optimizers": (optimizer, optimizers.schedule(recipe.optimizer, optimizer, warm, steps)),
                 "callbacks": [loop],
@@ -177,6 +181,8 @@ def train(
     finally:
         if bars:
             enable_progress_bars()
+    if not loop.curve:
+        raise CommonweightError(f"{task}: TRL took no step of {len(rows)} rows; nothing was trained")
     loop.finish()
     return loop
 

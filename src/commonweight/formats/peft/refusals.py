@@ -23,7 +23,8 @@ _OPTIONS = {
     "arrow_config": ("Arrow routes each token between several adapters", "Import the adapters one by one"),
     "layer_replication": (
         "layers of the base were copied, so it belongs to a deeper model",
-        "PEFT can merge it (merge_and_unload, then save_pretrained) into that deeper model, which can be a base here",
+        "Open it on that model: the base with its layers repeated, as `commonweight merge` makes it by passthrough of "
+        "slices. Or merge it with PEFT (merge_and_unload, then save_pretrained), and take the result as a base",
     ),
     "megatron_config": ("it was trained on Megatron's parallel layers", f"{MERGE}; or {_AGAIN}"),
     "trainable_token_indices": ("the file has no such rows", "Save the adapter again with PEFT"),
@@ -49,8 +50,8 @@ def kind(name: str) -> CommonweightError:
     return CommonweightError(f"adapter_config.json: peft_type {name} is not read: {found.says}. {works}")
 
 
-def option(key: str, value: Any) -> CommonweightError:
-    """For a config that turns on what is not read."""
+def option(key: str, value: Any, more: str = "") -> CommonweightError:
+    """For a config that turns on what is not read. more: what is known about it here."""
     said = repr(value) if len(repr(value)) < 120 else f"{repr(value)[:117]}..."
     if key == "modules_to_save":
         head = isinstance(value, list) and any(n in ("classifier", "score") for n in value)
@@ -63,7 +64,7 @@ def option(key: str, value: Any) -> CommonweightError:
             )
         )
     what, works = _OPTIONS.get(key, ("this reader does not know it", f"{MERGE}; or {_AGAIN}"))
-    return CommonweightError(f"adapter_config.json: {key}={said} is not supported: {what}. {works}")
+    return CommonweightError(f"adapter_config.json: {key}={said} is not supported: {what}{more}. {works}")
 
 
 def moved(init: str) -> CommonweightError:

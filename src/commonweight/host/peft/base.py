@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +58,22 @@ def without_copies(
     if not any(key.endswith(".bias") for key in rest):
         config["bias"] = "none"
     return config, out
+
+
+def of_layers(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], sites: Collection[str]
+) -> dict[str, Tensor]:
+    """The tensors with a bias that goes by two names under that of its layer alone, as in BERT's head of words."""
+    held: dict[int, list[str]] = {}
+    for key in (k for k in tensors if k.endswith(".bias") and own(k) in parameters):
+        held.setdefault(id(parameters[own(key)]), []).append(key)
+    out = dict(tensors)
+    for keys in held.values():
+        at = next((k for k in keys if own(k).rpartition(".")[0] in sites), None)
+        for key in keys:
+            if at and own(key).rpartition(".")[0] not in sites and torch.equal(tensors[key], tensors[at]):
+                del out[key]
+    return out
 
 
 def _placed(key: str, mine: Tensor | None) -> None:

@@ -23,8 +23,8 @@ from ..roster import Roster
 from ..sites import once
 from ..tenant import Tenant
 from ..vocabulary import brings, ready
-from . import beside, names, through, words
-from .base import Frozen, without_copies
+from . import beside, names, replicated, through, tied, words
+from .base import Frozen, of_layers, without_copies
 from .entering import enter
 
 
@@ -54,6 +54,7 @@ def import_peft(
     folder = peft.layout.snapshot(folder.parent if folder.is_file() else folder)
     config, tensors = peft.folder.read(folder)
     try:
+        config = replicated.opened(base.inner, config)
         tensors = keys.plain(tensors, names.tops(n for n, _ in named(base.model)))
         of_head: dict[str, Tensor] = {}
         if labels:
@@ -62,8 +63,8 @@ def import_peft(
             config, tensors, of_head = peft.heads.part(config, tensors)
         values, extra = _head(base, peft.heads.read(of_head), labels) if labels else ({}, None)
         view = names.view_of(base, tensors)
-        config, tensors = without_copies(config, tensors, names.parameters(base, view))
-        sites, frozen = names.sites(base, view), Frozen(base)
+        sites, frozen, parameters = names.sites(base, view), Frozen(base), names.parameters(base, view)
+        config, tensors = without_copies(config, of_layers(tensors, parameters, sites), parameters)
         config, tensors, found = beside.part(base, config, tensors, sites)
         sites = {**sites, **found.sites}
         tensors = _narrow(tensors, sites, frozen)
@@ -81,9 +82,9 @@ def import_peft(
             mine = {s.name for s in once(base.ties, [s for s in base.every if s.name in adapter.sites])}
             values_of = {k: v for k, v in adapter.values.items() if k.removesuffix(".rows") in mine}
             adapter = adapter._replace(sites=tuple(n for n in adapter.sites if n in mine), values=values_of)
-        # to PEFT a LoRA on a table is none on the head that is tied to it, unless it was told so
+        # to PEFT a LoRA on a table is none on the head that is tied to it, unless the file says it there too
         apart = adapter.method != "tokens" and any(n in base.ties for n in adapter.sites)
-        apart = apart and not config.get("ensure_weight_tying")
+        apart = apart and not tied.follows(base, adapter, bool(config.get("ensure_weight_tying")))
         apart = apart or any(n in base.ties and n not in found.tied for n in found.held.sites)
         found = beside.spread(base, found) if apart else found
         brings(base, "", found.size, beside.relied(base, found))

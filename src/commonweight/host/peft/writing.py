@@ -14,7 +14,7 @@ from ..experts import Stacked
 from ..hooked import HookedModel
 from ..names import adapters, named
 from ..tenant import Tenant
-from . import beside, mixtures
+from . import beside, mixtures, tied
 from .base import Frozen
 from .changes import low_of_one
 from .names import within
@@ -91,9 +91,12 @@ def export_peft(
             pools[f"{n}.A"] = grouped.wide(pools[f"{n}.A"], grouped.Shape(frozen.groups(n), sites[n].inp))
         subject = peft.Subject(tenant.method.name, tenant.config, plan, sites, pools, frozen, prefix)
         config, tensors = peft.write(subject)
-        tensors = shaped.kept(tensors, sites, {n: frozen.kernel(n) for n in sites})
         names = list(sites)
-        report["modules"] = {peft.short(n, prefix): {**_rank(subject, n), "error": 0.0} for n in names}
+        if not tenant.apart and tenant.method.name == "lora":
+            config, tensors, also = tied.with_heads(base, config, tensors, prefix)
+            names += also
+        tensors = shaped.kept(tensors, sites, {n: frozen.kernel(n) for n in sites})
+        report["modules"] = {peft.short(n, prefix): {**_rank(subject, n), "error": 0.0} for n in sites}
     else:
         if hindrance:
             report["why_not_native"] = hindrance
@@ -139,12 +142,10 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     used = {u.site for u in plan.uses}
     if any(isinstance(base.modules[n.split("[")[0]], Stacked) for n in used):
         return f"PEFT's own format of {tenant.method.name} is not written for experts and routers of a mixture"
-    if (
-        not tenant.apart
-        and tenant.method.name != "tokens"
-        and (table := next((n for n in used if n in base.ties), None))
-    ):
-        return f"{table}: the head is tied to it, and an adapter of PEFT's changes the table alone"
+    if not tenant.apart and tenant.method.name != "tokens":
+        plain = tenant.method.name == "lora"
+        if table := next((n for n in used if n in base.ties and not (plain and tied.by_heads(base, n))), None):
+            return f"{table}: others are tied to it, and PEFT's {tenant.method.name} changes the table alone"
     others = [n for n in used if base.modules[n.split("[")[0]].kind in ("conv", "embedding")]
     if others and tenant.method.name not in ("lora", "tokens"):
         return f"{others[0]}: PEFT's own format of {tenant.method.name} is written for linear layers alone"
@@ -177,8 +178,9 @@ def low_of(
                 "the tenant in its own file (host.save), or write the merged weights (host.merged)"
             )
         if at.kind not in ("linear", "expert", "router"):
+            kind = f"{'an' if at.kind == 'embedding' else 'a'} {at.kind}"
             raise CommonweightError(
-                f"{name}: {tenant.method.name} changes a {at.kind}, which LoRA cannot express; "
+                f"{name}: {tenant.method.name} changes {kind}, which LoRA cannot express; "
                 "keep the tenant in its own file, or leave native out where PEFT has the method"
             )
         out[name] = low_of_one(at, entries, rank, tolerance)
