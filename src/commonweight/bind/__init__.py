@@ -25,6 +25,7 @@ from .rotate import Butterfly, RotateBlocks, RotatePairs
 from .routed import Drawn, Skills
 from .scale import ScaleInput, ScaleOutput
 from .shift import BiasShift, Classify, Shift
+from .thin import ThinHead, ThinTable
 
 __all__ = [
     "Anchored",
@@ -68,6 +69,8 @@ __all__ = [
     "Shift",
     "Skills",
     "Step",
+    "ThinHead",
+    "ThinTable",
     "Times",
     "TokenChoice",
     "Turned",

@@ -56,12 +56,15 @@ class Weight(NamedTuple):
 @dataclass(frozen=True)
 class Anatomy:
     """blocks: the weights of each, in the order of depth. rest: every parameter outside of the blocks, tied ones once.
-    path: the name of the list of blocks. width: of the hidden states."""
+    path: the name of the list of blocks. width: of the hidden states. table, head: the names of the modules of input
+    embeddings and of the output layer, "" where there is none."""
 
     blocks: tuple[tuple[Weight, ...], ...]
     rest: tuple[Weight, ...]
     path: str
     width: int
+    table: str = ""
+    head: str = ""
 
     @property
     def depth(self) -> int:
@@ -83,7 +86,17 @@ def anatomy(model: nn.Module) -> Anatomy:
     config: Any = getattr(inner, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     width = getattr(text, "hidden_size", None) or max((w.shape[0] for w in found[0] if w.kind == "norm"), default=0)
-    return Anatomy(found, tuple(rest.values()), path, int(width))
+    ends = [_named(inner, getattr(inner, f"get_{which}_embeddings", None)) for which in ("input", "output")]
+    return Anatomy(found, tuple(rest.values()), path, int(width), *ends)
+
+
+def _named(model: nn.Module, get: Any) -> str:
+    """The name of the module that `get` gives."""
+    try:
+        module = None if get is None else get()
+    except NotImplementedError:
+        return ""
+    return next((n for n, m in model.named_modules() if m is module and m is not model), "")
 
 
 def stack(model: nn.Module) -> str:

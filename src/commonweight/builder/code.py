@@ -35,11 +35,12 @@ Record = dict[str, Any]
 def of(model: Any, config_class: str, base: str, head: str | None, prefix: str) -> str:
     """The source. base, head: classes of transformers; the head's is None where the model has none."""
     sharing = model.config.sharing
-    used = sorted({f["form"] for f in sharing["forms"]})
+    used = sorted({f["form"] for f in (*sharing["forms"], *sharing.get("outside", ()))})
     parts = [_source(kind) for kind in _needed(KINDS[name] for name in used)]
     parts += _addresses(sharing["forms"])
     parts += [
-        _source(f) for f in (shared.stack_of, shared.form, shared.arrange, shared.ties, shared.freeze, shared.Shared)
+        _source(f)
+        for f in (shared.stack_of, shared.form, shared.here, shared.arrange, shared.ties, shared.freeze, shared.Shared)
     ]
     parts.append(f'class {prefix}{config_class}({config_class}):\n    model_type = "{shared_type(model)}"\n')
     kinds = ", ".join(f'"{n}": {n}' for n in used)

@@ -27,11 +27,13 @@ class Weights(Protocol):
 class Originals:
     """The weights of a list of blocks by depth and name, and a memory of what was computed of them."""
 
-    def __init__(self, blocks: nn.Module):
-        self.blocks, self._made = blocks, {}
+    def __init__(self, blocks: nn.Module, model: nn.Module | None = None):
+        self.blocks, self.model, self._made = blocks, model, {}
 
     def stored(self, name: str) -> Tensor:
-        """As the module holds it, in its own layout and dtype."""
+        """As the module holds it, in its own layout and dtype. A name that begins with a dot is one of the model."""
+        if name.startswith(".") and self.model is not None:
+            return self.model.get_parameter(name[1:]).detach()
         return self.blocks.get_parameter(name).detach()
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:

@@ -29,6 +29,8 @@ from ..bind import (
     Replace,
     Requantised,
     Step,
+    ThinHead,
+    ThinTable,
     Times,
     TokenChoice,
     Twice,
@@ -77,6 +79,8 @@ _SLOTS = {
     (Halt, Whole): Form(forms.Halted, {n: (n,) for n in ("halt_in", "halt_out", "halt_bias")}, True),
     (Expecting, Whole): Form(forms.Heard, {}, True),
     (Expected, Whole): Form(forms.Spoken, {}, True),
+    (ThinTable, Whole): Form(forms.Thin, {"table": ("table",), "map": ("map",)}, True, ("weight",)),
+    (ThinHead, Whole): Form(forms.ThinHead, {"table": ("table",), "down": ("down",)}, True, ("weight",)),
     (Exit, Whole): Form(forms.Leaving, {"router": ("router",), "bias": ("bias",)}, True),
 }
 

@@ -1,7 +1,8 @@
 """What a shared model is made of: which block each depth is like, and which pool each of its weights reads.
 
-A site is a weight of a depth, ``3.self_attn.q_proj.weight``, or a whole block, ``3``. Every weight has one use that
-gives it its value (`Replace`); what is added to it follows.
+A site is a weight of a depth, ``3.self_attn.q_proj.weight``, a module there, or a whole block, ``3``. Every weight has
+one use that gives it its value (`Replace`); what is added to it follows. A site that begins with a dot is a module
+outside of the blocks, by its name in the model: ``.model.embed_tokens``.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from .inits import Mean, Residual
 @dataclass(frozen=True)
 class Layout:
     """like: for each depth of the new model, the block of the original whose structure it has: blocks may be repeated,
-    dropped, reordered. plan: pools and uses."""
+    dropped, reordered. plan: pools and uses. config: fields of the model's config that change."""
 
     like: tuple[int, ...]
     plan: Plan
+    config: tuple[tuple[str, Any], ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -44,10 +44,22 @@ def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
         for depth in told["depths"]:
             module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
             form(module, kinds[told["form"]], told)
+    for told in sharing.get("outside", ()):
+        if (name := here(model, told["at"])) is not None:
+            form(model.get_submodule(name), kinds[told["form"]], told)
     shared: dict[type, Any] = {}
     for module in blocks.modules():  # what forms tell each other in a forward pass: one object for the whole model
         if (kind := getattr(module, "together", None)) is not None:
             module.walk = shared.setdefault(kind, kind())
+
+
+def here(model: nn.Module, name: str) -> str | None:
+    """The name of a module that the model with its head calls `name`; None: the model has no head."""
+    inner = getattr(model, "base_model_prefix", "")
+    for one in (name, name.removeprefix(f"{inner}.") if inner else name):
+        if one in dict(model.named_modules()):
+            return one
+    return None
 
 
 def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
@@ -59,6 +71,12 @@ def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
             if owner not in (depth, None):
                 there = owner if isinstance(owner, str) else f"{owner}.{name}"
                 out[f"{path}.{depth}.{name}"] = f"{path}.{there}"
+    for told in sharing.get("outside", ()):
+        for name, owner in told.get("like", {}).items():
+            home, _, key = owner.rpartition(".")
+            mine, there = here(model, told["at"]), here(model, home)
+            if mine is not None and there is not None:
+                out[f"{mine}.{name}"] = f"{there}.{key}"
     return out
 
 
@@ -73,6 +91,10 @@ def freeze(model: nn.Module, sharing: Record) -> None:
             module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
             for name in told["frozen"]:
                 module.get_parameter(name).requires_grad_(False)
+    for told in sharing.get("outside", ()):
+        if (at := here(model, told["at"])) is not None:
+            for name in told.get("frozen", ()):
+                model.get_submodule(at).get_parameter(name).requires_grad_(False)
 
 
 class Shared:

@@ -37,9 +37,12 @@ def build(model: nn.Module, layout: Layout) -> Any:
     parent, _, name = path.rpartition(".")
     setattr(small.get_submodule(parent), name, type(originals)(blocks))
     _count(small, layout, len(originals))
+    for key, value in layout.config:
+        setattr(small.config, key, value)
+        setattr(small.config.get_text_config(), key, value)
     record = record_of(layout, small, path)
     arrange(small, {**record, "path": _below(small, path)}, KINDS)
-    _fill(small.get_submodule(path), layout, Originals(originals))
+    _fill(small, path, layout, Originals(originals, inner))
     if hasattr(small, "config"):
         small.config.sharing = record
     known(small)
@@ -59,9 +62,14 @@ def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
     tied: dict[str, list[int | str | None]] = {}
     forms: dict[str, dict[str, Any]] = {}
     depths = len(layout.like)
+    outside: list[Record] = []
+    away: dict[str, str] = {}
     for use in layout.plan.uses:
         depth, _, name = use.site.partition(".")
         found = form_of(use)
+        if not depth:
+            outside.append(_outside(layout, use, found, away))
+            continue
         at = name if found is not None and found.whole else name.rpartition(".")[0]
         shapes = {}
         for key, pool in _parameters(use, found):
@@ -70,23 +78,39 @@ def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
             tied.setdefault(full, [None] * depths)[int(depth)] = owner if called == full else f"{owner}.{called}"
             shapes[key] = list(layout.plan.pools[pool].shape)
         if found is not None:
-            told = {"at": at, "form": found.kind.__name__, "parameters": shapes, "without": list(found.without)}
-            told |= {"options": options} if (options := options_of(use)) else {}
-            read = {key: layout.plan.pools[pool] for key, pool in _parameters(use, found)}
-            frozen = [key for key, pool in read.items() if not pool.train]
-            whole = {key: pool.dtype for key, pool in read.items() if not getattr(torch, pool.dtype).is_floating_point}
-            told |= ({"frozen": frozen} if frozen else {}) | ({"dtypes": whole} if whole else {})
+            told = {"at": at, "form": found.kind.__name__, "parameters": shapes, **_more(layout, use, found)}
             forms.setdefault(repr(told), {**told, "depths": []})["depths"].append(int(depth))
     shared = {n: o for n, o in tied.items() if any(own not in (None, d) for d, own in enumerate(o))}
     told = {"path": _below(model, path), "tied": shared, "forms": list(forms.values())}
+    told |= {"outside": outside} if outside else {}
     return told | ({"still": still} if (still := _still(layout)) else {})
+
+
+def _more(layout: Layout, use: Any, found: Any) -> Record:
+    told: Record = {"without": list(found.without)}
+    told |= {"options": options} if (options := options_of(use)) else {}
+    read = {key: layout.plan.pools[pool] for key, pool in _parameters(use, found)}
+    frozen = [key for key, pool in read.items() if not pool.train]
+    whole = {key: pool.dtype for key, pool in read.items() if not getattr(torch, pool.dtype).is_floating_point}
+    return told | ({"frozen": frozen} if frozen else {}) | ({"dtypes": whole} if whole else {})
+
+
+def _outside(layout: Layout, use: Any, found: Any, owners: dict[str, str]) -> Record:
+    """Of a module outside of the blocks. owners: pool -> the parameter that it is, of those before. like: {parameter:
+    the one that it is another name of}."""
+    at = use.site[1:]
+    shapes = {key: list(layout.plan.pools[pool].shape) for key, pool in _parameters(use, found)}
+    named = {key: (owners.setdefault(pool, f"{at}.{key}"), f"{at}.{key}") for key, pool in _parameters(use, found)}
+    like = {key: owner for key, (owner, mine) in named.items() if owner != mine}
+    told = {"at": at, "form": found.kind.__name__, "parameters": shapes, **_more(layout, use, found)}
+    return told | ({"like": like} if like else {})
 
 
 def _still(layout: Layout) -> list[str]:
     """Weights that train at no depth."""
     trains: dict[str, bool] = {}
     for use in layout.plan.uses:
-        if form_of(use) is None:
+        if form_of(use) is None and not use.site.startswith("."):
             name = use.site.partition(".")[2]
             trains[name] = trains.get(name, False) or layout.plan.pools[use.reads["weight"].pools[0]].train
     return sorted(n for n, t in trains.items() if not t)
@@ -130,13 +154,14 @@ def _count(model: Any, layout: Layout, before: int) -> None:
 
 
 @torch.no_grad()
-def _fill(blocks: Any, layout: Layout, base: Originals) -> None:
+def _fill(small: Any, path: str, layout: Layout, base: Originals) -> None:
     """Every pool becomes one parameter, wherever it is read."""
     made: dict[str, nn.Parameter] = {}
     for use in layout.plan.uses:
         found = form_of(use)
         whole = found is not None and found.whole
-        module = blocks.get_submodule(use.site if whole else use.site.rpartition(".")[0])
+        full = use.site[1:] if use.site.startswith(".") else f"{path}.{use.site}"
+        module = small.get_submodule(full if whole else full.rpartition(".")[0])
         for key, pool in _parameters(use, found):
             if pool not in made:
                 made[pool] = _made(layout, pool, base, getattr(module, key))

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..bind import Elastic, Guided, ProductKeys, Replace, Requantised
+from ..bind import Elastic, Guided, ProductKeys, Replace, Requantised, ThinHead, ThinTable
 from ..builder import Anatomy, Layout, anatomy
 from ..core import CommonweightError, Pool, Use, first_line
+from .ends import tied
 from .make import unshared
 from .methods import Method, available, layout_of, resolve
 
@@ -79,19 +80,27 @@ def laid_out(method: Method, about: Anatomy, config: Any) -> Layout:
 
 
 def original(about: Anatomy) -> Layout:
-    from ..builder import tied
+    from ..builder import tied as plain
 
-    return tied(about, range(about.depth), lambda at, weight: None)
+    return plain(about, range(about.depth), lambda at, weight: None)
 
 
 def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
-    rest = sum(prod(w.shape) for w in about.rest)
-    rest_bytes = sum(prod(w.shape) * getattr(torch, w.dtype).itemsize for w in about.rest)
     depth, layout = len(layout.like), layout.settled()
+    left = [w for w in about.rest if w.name not in gone(about, layout)]
+    rest = sum(prod(w.shape) for w in left)
+    rest_bytes = sum(prod(w.shape) * getattr(torch, w.dtype).itemsize for w in left)
     return Cost(
         name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.nbytes, flops(model, about, layout),
         int(held(layout) * cache_of_a_layer(model, about)),
     )  # fmt: skip
+
+
+def gone(about: Anatomy, layout: Layout) -> set[str]:
+    """Weights outside of the blocks that the model has no more. A table that the output layer has too stays there."""
+    sites = {u.site[1:] for u in layout.plan.uses if u.site.startswith(".")}
+    kept = about.head not in sites and tied(about)
+    return {f"{s}.weight" for s in sites if not (kept and s == about.table)}
 
 
 def held(layout: Layout) -> float:
@@ -110,7 +119,9 @@ def flops(model: Any, about: Anatomy, layout: Layout) -> int:
         part = prod(share for home, share in taken if use.site.startswith(home))
         total += part * sum(2 * prod(s) for s in _matrices(use, layout.plan.pools, shapes.get(use.site)))
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    return int(total) + (2 * head.weight.numel() if head is not None else 0)
+    if head is None or any(isinstance(u.bind, ThinHead) for u in layout.plan.uses):
+        return int(total)
+    return int(total) + 2 * head.weight.numel()
 
 
 def _shares(bind: Any) -> list[tuple[str, float]]:
@@ -123,6 +134,8 @@ def _matrices(use: Use, pools: Mapping[str, Pool], whole: tuple[int, ...] | None
         return [whole] if len(whole) == 2 else []
     if isinstance(use.bind, Guided):  # its dense weight is gone after training
         return [pools[use.reads[n].pools[0]].shape for n in "AB"]
+    if isinstance(use.bind, ThinTable):  # of its table a token reads a row
+        return [pools[use.reads["map"].pools[0]].shape]
     shapes = {slot: pools[n].shape for slot, read in use.reads.items() for n in read.pools}
     if isinstance(use.bind, ProductKeys):  # of its table a token reads a few rows
         rows = use.bind.heads * use.bind.k, shapes["values"][1]

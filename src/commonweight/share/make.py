@@ -51,7 +51,7 @@ def layout(
 
 def _layout(model: nn.Module, method: Method, config: Any, rows: Sequence[Any] | None) -> Layout:
     sharing = getattr(getattr(model, "config", None), "sharing", None) or {}
-    if sharing.get("forms"):
+    if sharing.get("forms") or sharing.get("outside"):
         raise CommonweightError(
             f"{type(model).__name__} is a shared model already ({sharing.get('method', 'depths')}), whose layers read "
             "pools; share the one that it was made of"

@@ -15,6 +15,7 @@ from .memory import Recalled
 from .mixture import Mixture
 from .quantised import Elastic, Requantised
 from .relaxed import Relaxed
+from .thin import Thin, ThinHead
 from .walk import Walk, Walked
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "Serial",
     "Spoken",
     "Stepped",
+    "Thin",
+    "ThinHead",
     "Told",
     "Twice",
     "Walk",

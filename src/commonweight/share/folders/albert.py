@@ -70,7 +70,7 @@ def _loops(model: Any) -> tuple[list[int], int]:
     _, blocks = stack_of(model, sharing["path"])
     depths = list(range(len(blocks)))  # type: ignore[arg-type]
     maps = {tuple(sharing["tied"].get(n, depths)) for n, _ in blocks[0].named_parameters()}  # type: ignore[index]
-    if len(maps) > 1 or sharing["forms"]:
+    if len(maps) > 1 or sharing["forms"] or "outside" in sharing:
         raise CommonweightError(
             "form=albert repeats whole layers, norms too, and nothing else; this model has more of its own at each "
             "depth; save it as remote-code"

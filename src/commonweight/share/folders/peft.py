@@ -50,7 +50,7 @@ def write(model: Any, folder: Path, final: Path) -> None:
 def copies(model: Any) -> tuple[list[int], bool]:
     """(the depth whose layer each depth repeats, whether it has norms of its own)."""
     sharing = model.config.sharing
-    for told in sharing["forms"]:
+    for told in (*sharing["forms"], *sharing.get("outside", ())):
         if told["form"] != Relaxed.__name__:
             raise CommonweightError(f"form=peft: PEFT has nothing for {told['form']}; save it as remote-code")
     _, blocks = stack_of(model, sharing["path"])

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...builder.forms import Addressed, Factored, Guided, Relaxed
+from ...builder.forms import Addressed, Factored, Guided, Relaxed, Thin, ThinHead
 from ...builder.kinds import KINDS
 from ...builder.remote import plain_class
-from ...builder.shared import stack_of
+from ...builder.shared import here, stack_of
 from ...core import CommonweightError
 
 
@@ -63,6 +63,17 @@ def dense(model: Any) -> dict[str, Tensor]:
         for depth in told["depths"]:
             name = f"{path}.{depth}.{told['at']}"
             module: Any = blocks.get_submodule(f"{depth}.{told['at']}")
+            tensors[f"{name}.weight"] = module.composed_weight().detach()
+            for key in told["parameters"]:
+                tensors.pop(f"{name}.{key}", None)
+    for told in model.config.sharing.get("outside", ()):
+        if (name := here(model, told["at"])) is not None:
+            module = model.get_submodule(name)
+            if not isinstance(module, Thin | ThinHead):
+                raise CommonweightError(
+                    f"form=unrolled: {told['form']} at {told['at']} is nothing that a {plain_class(model).__name__} "
+                    "does; save it with form=remote-code"
+                )
             tensors[f"{name}.weight"] = module.composed_weight().detach()
             for key in told["parameters"]:
                 tensors.pop(f"{name}.{key}", None)

@@ -24,6 +24,7 @@ from .nanoflow import NanoFlow
 from .product_keys import ProductKeys
 from .qfa import QFA
 from .recursive import Recursive
+from .rembert import RemBERT
 from .shared_diff import SharedDIFF
 from .sret import SReT
 from .steps import Steps
@@ -60,6 +61,7 @@ __all__ = [
     "NanoFlow",
     "ProductKeys",
     "Recursive",
+    "RemBERT",
     "SReT",
     "SharedDIFF",
     "Steps",
