@@ -40,7 +40,16 @@ def of(model: Any, config_class: str, base: str, head: str | None, prefix: str) 
     parts += _addresses(sharing["forms"])
     parts += [
         _source(f)
-        for f in (shared.stack_of, shared.form, shared.here, shared.arrange, shared.ties, shared.freeze, shared.Shared)
+        for f in (
+            shared.stack_of,
+            shared.form,
+            shared.here,
+            shared.homes,
+            shared.arrange,
+            shared.ties,
+            shared.freeze,
+            shared.Shared,
+        )
     ]
     parts.append(f'class {prefix}{config_class}({config_class}):\n    model_type = "{shared_type(model)}"\n')
     kinds = ", ".join(f'"{n}": {n}' for n in used)

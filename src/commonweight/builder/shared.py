@@ -37,33 +37,33 @@ def form(module: nn.Module, kind: type, told: Record) -> None:
         setattr(module, name, nn.Parameter(nn.init.normal_(made, std=0.02) if trains else made, requires_grad=trains))
 
 
+def here(model: nn.Module, name: str) -> str:
+    """The name of a module that the model with its head calls `name`; "" where this one has none."""
+    names, inner = dict(model.named_modules()), getattr(model, "base_model_prefix", "")
+    return next((n for n in (name, name.removeprefix(f"{inner}.")) if n in names), "")
+
+
+def homes(model: nn.Module, sharing: Record, told: Record) -> list[nn.Module]:
+    """The modules that a form is of: one at each depth, or one outside of the blocks."""
+    if "depths" not in told:
+        return [model.get_submodule(name)] if (name := here(model, told["at"])) else []
+    _, blocks = stack_of(model, sharing["path"])
+    return [blocks.get_submodule(f"{d}.{told['at']}" if told["at"] else str(d)) for d in told["depths"]]
+
+
 def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
     """Gives the layers of a model their forms. kinds: the classes by name."""
-    _, blocks = stack_of(model, sharing["path"])
-    for told in sharing["forms"]:
-        for depth in told["depths"]:
-            module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
+    for told in (*sharing["forms"], *sharing.get("outside", ())):
+        for module in homes(model, sharing, told):
             form(module, kinds[told["form"]], told)
-    for told in sharing.get("outside", ()):
-        if (name := here(model, told["at"])) is not None:
-            form(model.get_submodule(name), kinds[told["form"]], told)
     shared: dict[type, Any] = {}
-    for module in blocks.modules():  # what forms tell each other in a forward pass: one object for the whole model
+    for module in model.modules():  # what forms tell each other in a forward pass: one object for the whole model
         if (kind := getattr(module, "together", None)) is not None:
             module.walk = shared.setdefault(kind, kind())
 
 
-def here(model: nn.Module, name: str) -> str | None:
-    """The name of a module that the model with its head calls `name`; None: the model has no head."""
-    inner = getattr(model, "base_model_prefix", "")
-    for one in (name, name.removeprefix(f"{inner}.") if inner else name):
-        if one in dict(model.named_modules()):
-            return one
-    return None
-
-
 def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
-    """{name: the name it is another one of} for every parameter that an earlier depth has."""
+    """{name: the name it is another one of} for every parameter that an earlier depth, or module, has."""
     path, _ = stack_of(model, sharing["path"])
     out = {}
     for name, owners in sharing["tied"].items():
@@ -72,10 +72,8 @@ def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
                 there = owner if isinstance(owner, str) else f"{owner}.{name}"
                 out[f"{path}.{depth}.{name}"] = f"{path}.{there}"
     for told in sharing.get("outside", ()):
-        for name, owner in told.get("like", {}).items():
-            home, _, key = owner.rpartition(".")
-            mine, there = here(model, told["at"]), here(model, home)
-            if mine is not None and there is not None:
+        for name, (home, key) in told.get("like", {}).items():
+            if (mine := here(model, told["at"])) and (there := here(model, home)):
                 out[f"{mine}.{name}"] = f"{there}.{key}"
     return out
 
@@ -86,15 +84,10 @@ def freeze(model: nn.Module, sharing: Record) -> None:
     for name in sharing.get("still", ()):
         for depth in range(len(blocks)):  # type: ignore[arg-type]
             blocks.get_parameter(f"{depth}.{name}").requires_grad_(False)
-    for told in sharing["forms"]:
-        for depth in told["depths"] if "frozen" in told else ():
-            module = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
+    for told in (*sharing["forms"], *sharing.get("outside", ())):
+        for module in homes(model, sharing, told) if "frozen" in told else ():
             for name in told["frozen"]:
                 module.get_parameter(name).requires_grad_(False)
-    for told in sharing.get("outside", ()):
-        if (at := here(model, told["at"])) is not None:
-            for name in told.get("frozen", ()):
-                model.get_submodule(at).get_parameter(name).requires_grad_(False)
 
 
 class Shared:

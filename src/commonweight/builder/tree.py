@@ -97,11 +97,11 @@ def _more(layout: Layout, use: Any, found: Any) -> Record:
 
 def _outside(layout: Layout, use: Any, found: Any, owners: dict[str, str]) -> Record:
     """Of a module outside of the blocks. owners: pool -> the parameter that it is, of those before. like: {parameter:
-    the one that it is another name of}."""
+    the module, and its parameter, that has it}."""
     at = use.site[1:]
     shapes = {key: list(layout.plan.pools[pool].shape) for key, pool in _parameters(use, found)}
     named = {key: (owners.setdefault(pool, f"{at}.{key}"), f"{at}.{key}") for key, pool in _parameters(use, found)}
-    like = {key: owner for key, (owner, mine) in named.items() if owner != mine}
+    like = {key: list(owner.rpartition(".")[::2]) for key, (owner, mine) in named.items() if owner != mine}
     told = {"at": at, "form": found.kind.__name__, "parameters": shapes, **_more(layout, use, found)}
     return told | ({"like": like} if like else {})
 

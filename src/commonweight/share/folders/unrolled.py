@@ -67,7 +67,7 @@ def dense(model: Any) -> dict[str, Tensor]:
             for key in told["parameters"]:
                 tensors.pop(f"{name}.{key}", None)
     for told in model.config.sharing.get("outside", ()):
-        if (name := here(model, told["at"])) is not None:
+        if name := here(model, told["at"]):
             module = model.get_submodule(name)
             if not isinstance(module, Thin | ThinHead):
                 raise CommonweightError(
