@@ -28,7 +28,7 @@ class Whole:
 
     def __init__(self, model: nn.Module, name: str = "model", lr: float = 2e-4):
         self.model, self.name = model, name
-        self.method = SimpleNamespace(name=name, lr=lr)
+        self.method = SimpleNamespace(name=name, lr=lr, schedule=None, penalty=None)
         inner = dict(model.named_modules())
         self.paced: list[Any] = [m.pace for m in inner.values() if hasattr(m, "pace")]
         # a block that is recomputed must know that it is in training; what has dropout stands inside of it
