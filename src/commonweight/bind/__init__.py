@@ -11,6 +11,7 @@ from .entries import Entries, Turned, turned
 from .experts import Experts
 from .factors import added, added_grouped
 from .first import First
+from .givens import Givens
 from .guided import Guided
 from .intervene import Edit
 from .keys import ProductKeys
@@ -24,6 +25,7 @@ from .replace import Replace
 from .rotate import Butterfly, RotateBlocks, RotatePairs
 from .routed import Drawn, Skills
 from .scale import ScaleInput, ScaleOutput
+from .sequential import Hydra
 from .shift import BiasShift, Classify, Shift
 from .thin import ThinHead, ThinTable
 
@@ -48,8 +50,10 @@ __all__ = [
     "ExpertChoice",
     "Experts",
     "First",
+    "Givens",
     "Guided",
     "Halt",
+    "Hydra",
     "Kron",
     "LowRank",
     "Magnitude",

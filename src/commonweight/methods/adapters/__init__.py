@@ -3,12 +3,14 @@
 from . import bottleneck, compacter, snnk
 from .bottleneck import Bottleneck
 from .compacter import Compacter
+from .hydra import Hydra
 from .snnk import SNNK
 
 __all__ = [
     "SNNK",
     "Bottleneck",
     "Compacter",
+    "Hydra",
     "bottleneck",
     "compacter",
     "snnk",

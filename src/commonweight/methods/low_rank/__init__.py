@@ -8,10 +8,12 @@ from .eva import EVA
 from .gralora import GraLoRA
 from .lora import LoRA
 from .lora_ga import LoRAGA
+from .lora_mini import LoRAMini
 from .lora_xs import LoRAXS
 from .lori import LoRI
 from .miss import MiSS
 from .nlora import NLoRA
+from .olora import OLoRA
 from .pissa import PiSSA
 from .slora import SLoRA
 from .sora import SoRA
@@ -25,10 +27,12 @@ __all__ = [
     "GraLoRA",
     "LoRA",
     "LoRAGA",
+    "LoRAMini",
     "LoRAXS",
     "LoRI",
     "MiSS",
     "NLoRA",
+    "OLoRA",
     "PiSSA",
     "SLoRA",
     "SoRA",

@@ -1,8 +1,9 @@
 """Products: Kronecker and entrywise products of small matrices, and of such with the weight."""
 
 from .hira import HiRA
+from .kadaptation import KAdaptation
 from .loha import LoHa
 from .lokr import LoKr
 from .pfedpara import PFedPara
 
-__all__ = ["HiRA", "LoHa", "LoKr", "PFedPara"]
+__all__ = ["HiRA", "KAdaptation", "LoHa", "LoKr", "PFedPara"]

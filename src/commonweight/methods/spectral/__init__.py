@@ -3,11 +3,15 @@
 from . import svf
 from .c3a import C3A
 from .fourierft import FourierFT
+from .spectral_adapter import SpectralAdapter
 from .svf import SVF
+from .vectorfit import VectorFit
 
 __all__ = [
     "C3A",
     "SVF",
     "FourierFT",
+    "SpectralAdapter",
+    "VectorFit",
     "svf",
 ]

@@ -1,0 +1,57 @@
+"""GOFT against its stages written as whole matrices."""
+
+import math
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.bind.givens import Givens, pairs
+from tests.laws.subjects import stir
+from tests.models import make
+
+SMALL = {}
+VARIANTS = [{"quasi": True}]
+
+
+def rotation(width, blocks):
+    """R = P_m ... P_1; a stage turns the coordinates that are still in the tournament."""
+    R, live, at = torch.eye(width).double(), list(range(width)), 0
+    while len(live) > 1:
+        P = torch.eye(width).double()
+        for k in range(len(live) // 2):
+            i, j = live[2 * k], live[2 * k + 1]
+            P[[i, i, j, j], [i, j, i, j]] = blocks[at].double().flatten()
+            at += 1
+        R, live = P @ R, live[::2]
+    assert at == len(blocks)
+    return R
+
+
+@pytest.mark.parametrize("width", [2, 3, 6, 7, 12, 16, 24])
+def test_stages(width):
+    assert sum(n for _, n in pairs(width)) == width - 1
+    t = torch.randn(width - 1)
+    blocks = torch.stack([
+        torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for a in (math.pi * t.tanh()).tolist()
+    ])  # fmt: skip
+    R = rotation(width, blocks)
+    torch.testing.assert_close(R @ R.T, torch.eye(width).double())
+    x, w = torch.randn(5, width), torch.randn(4, width)
+    bind = Givens()
+    torch.testing.assert_close(bind.input(x, None, t).double(), x.double() @ R, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bind.weight(w, t).double(), w.double() @ R.T, rtol=1e-4, atol=1e-4)
+
+
+def test_quasi():
+    host = cw.Host(make("llama")[0], sites="*.q_proj")
+    tenant = stir(host.add("t", "goft", quasi=True, penalty=0.5))
+    want = 0.0
+    for site in host.sites:
+        G = tenant.pools[f"{site.name}.G"].detach()
+        R = rotation(site.inp, G)
+        got = host.merged("t")[f"{site.name}.weight"].double()
+        torch.testing.assert_close(got, host.weight(site.name).double() @ R.T, rtol=1e-3, atol=1e-4)
+        want += sum(float(g[:, 0] @ g[:, 1]) ** 2 for g in G)
+    got = tenant.method.penalty(tenant.config, tenant.plan, tenant.pools)
+    assert got.item() == pytest.approx(0.5 * want, rel=1e-4)
