@@ -182,3 +182,10 @@ def test_mlx_lm_itself_gives_the_same(tmp_path, method):
     core.save_safetensors(str(tmp_path / "out" / mlx.TENSORS), trained)  # what it trained and saves is read here
     host.load_adapter(tmp_path / "out", "back")
     torch.testing.assert_close(outputs(host, "back"), outputs(host, "t"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["mlx", "gguf"])
+def test_a_table_of_embeddings_is_refused_by_name(host, tmp_path, format):
+    stir(host.add("t", "lora", rank=2, sites="*embed_tokens"))
+    with pytest.raises(cw.CommonweightError, match=f"embed_tokens: the tenant changes .* not written to {format}"):
+        host.export("t", tmp_path / "t", format)

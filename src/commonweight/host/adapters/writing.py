@@ -62,6 +62,11 @@ def changes(
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
+    if table := next((n for n in tenant.table if base.modules[n].kind == "embedding"), None):
+        raise CommonweightError(
+            f"{table}: the tenant changes this table of embeddings, which is not written to {format}; export to peft, "
+            "or make the tenant without this site"
+        )
     if format == "mlx" and rank is tolerance is None and (dora := _dora(tenant)):
         return dora
     asked = rank is not None or tolerance is not None
