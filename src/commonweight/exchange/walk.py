@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.directions import move_
 from .asks import Ask, Loss, Pools
-from .registry import Setting, State
+from .registry import Setting
 
 NOISE = "what travels are numbers along seeded directions; clipping and noise would be of another kind than of pools"
 START = "start/"
@@ -50,7 +50,3 @@ def resting(setting: Setting, start: Pools) -> dict[str, Tensor]:
 def first(setting: Setting, start: Pools) -> dict[str, Tensor]:
     """The first values, as a server keeps them."""
     return {f"{START}{n}": start[n].clone() for n in setting.travels}
-
-
-def from_first(setting: Setting, state: State) -> dict[str, Tensor]:
-    return {n: state.tensors[f"{START}{n}"].clone() for n in setting.travels}

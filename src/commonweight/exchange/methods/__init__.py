@@ -4,11 +4,28 @@ Adding one: the file, its name here, its test.
 """
 
 from ..registry import available, get, resolve
-from . import diloco, fed_sb, fedavg, fedpara, ffa_lora, legend, mezo, one_byte, pfedpara, submodel
+from . import (
+    diloco,
+    fed_sb,
+    fedavg,
+    fedkseed,
+    fedkseed_pro,
+    fedpara,
+    ferret,
+    ffa_lora,
+    legend,
+    mezo,
+    one_byte,
+    pfedpara,
+    submodel,
+)
 from .diloco import DiLoCo
 from .fed_sb import FedSB
 from .fedavg import FedAvg
+from .fedkseed import FedKSeed
+from .fedkseed_pro import FedKSeedPro
 from .fedpara import FedPara
+from .ferret import Ferret
 from .ffa_lora import FFALoRA
 from .legend import Legend
 from .mezo import Mezo
@@ -20,8 +37,11 @@ __all__ = [
     "DiLoCo",
     "FFALoRA",
     "FedAvg",
+    "FedKSeed",
+    "FedKSeedPro",
     "FedPara",
     "FedSB",
+    "Ferret",
     "Legend",
     "Mezo",
     "OneByte",
@@ -31,7 +51,10 @@ __all__ = [
     "diloco",
     "fed_sb",
     "fedavg",
+    "fedkseed",
+    "fedkseed_pro",
     "fedpara",
+    "ferret",
     "ffa_lora",
     "get",
     "legend",
