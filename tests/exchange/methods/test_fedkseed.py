@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from commonweight.core.directions import direction
+from commonweight.exchange import rounds
 from commonweight.exchange.asks import Sent, Told, drive
 from commonweight.exchange.methods.fedkseed import candidate, walked
 from commonweight.exchange.methods.fedkseed_pro import chances, drawn
@@ -92,8 +93,8 @@ def test_under_18_kilobytes(bert, name, up, down):
     told = Told(0, 0, 5, p.method.tell(p.setting, state, 0, 0), small.start(p), {})
 
     data = [
-        message(p.method, p.setting, state, 0),
-        answer(p.method, p.setting, told, Sent({"slopes": torch.ones(200)}, {})),
+        rounds.down(p.method, p.setting, state, 0),
+        rounds.up(p.method, p.setting, told, Sent({"slopes": torch.ones(200)}, {})),
     ]
     assert sum(map(len, data)) < 18_000
 
