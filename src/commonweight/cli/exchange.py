@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from . import networks
+
 EXAMPLES = """[bold]Examples[/bold]
 
 Which methods there are, and what a client sends with each:
@@ -242,3 +244,6 @@ def simulate(
         f"{out}: {made.method.name}, {made.setting.count:,} numbers travel; of a client {made.up / n:,.0f} bytes up "
         f"and {made.down / n:,.0f} down in all"
     )
+
+
+networks.add(app)

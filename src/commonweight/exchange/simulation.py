@@ -14,9 +14,10 @@ from ..adapt.checkpoint import same_settings
 from ..adapt.rows import Row
 from ..adapt.tasks import Example
 from ..core import CommonweightError, Rng
-from ..host import Host, Tenant
+from ..host import Host
 from .asks import Told, drive_all
 from .checkpoint import Kept
+from .measured import load, measure
 from .registry import State
 from .rounds import Gathering, down, heard, starting, up
 from .run import Run, Seat, finish, open_out, write
@@ -147,7 +148,7 @@ class Engine:
             self.kept.commit(state, {"settings": mine, "curve": self.curve, "seats": self.seats})
             if self.folder is not None:
                 write(self.folder, p, self.curve, self.seats)
-        self.load(state)
+        load(p, state)
         run = Run(
             p.host, p.tenant, p.method, p.setting, self.curve, self.seats, state, self.kept, self.folder,
             p.task.better[0],
@@ -156,8 +157,8 @@ class Engine:
             for c, rows in enumerate(self.held):
                 if rows:
                     seat = self.seats.get(c, Seat())
-                    self.seats[c] = seat._replace(metrics=self.measure(run.personal(c), rows))
-            self.load(state)
+                    self.seats[c] = seat._replace(metrics=measure(p, run.personal(c), rows))
+            load(p, state)
         if self.folder is not None:
             write(self.folder, p, self.curve, self.seats)
             finish(self.folder, run)
@@ -200,8 +201,8 @@ class Engine:
         state = inbox.close(state, p.plan.minimum)
         metrics = {}
         if self.eval_rows and ((round + 1) % p.plan.eval_every == 0 or round + 1 == p.setting.rounds):
-            self.load(state)
-            metrics = self.measure(p.tenant, self.eval_rows)
+            load(p, state)
+            metrics = measure(p, p.tenant, self.eval_rows)
         refused = dict(sorted(inbox.inbox.refused.items()))
         self.curve.append({
             "round": round, "clients": len(chosen), "replies": len(inbox.inbox.replies), "refused": refused,
@@ -242,19 +243,6 @@ class Engine:
             times[c] = steps * batch * float(speed[c])
         limit = plan.deadline * float(torch.tensor(list(times.values())).median())
         return [c for c in chosen if times[c] > limit]
-
-    def load(self, state: State) -> None:
-        """The server's numbers become the global tenant's."""
-        pools = self.p.method.pools(self.p.setting, state)
-        with torch.no_grad():
-            for n, v in pools.items():
-                self.p.tenant.pools[n].copy_(v)
-
-    def measure(self, tenant: Tenant, rows: list[Example]) -> dict[str, float]:
-        model = self.p.host.model.eval()
-        with torch.no_grad(), self.p.host.route(tenant.name):
-            found = self.p.task.measure(model, rows, 64)
-        return {k: float(v) for k, v in found.items() if k != "n"}
 
 
 def _held_out(places: list[list[int]], share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -1,0 +1,209 @@
+"""A run that Flower carries is a simulated run, to the bit; what goes wrong is counted by name."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("flwr")
+
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from commonweight.core import CommonweightError
+from commonweight.exchange import simulate
+from commonweight.exchange.flower import app, client, serve
+from commonweight.exchange.flower.records import KIND, data_of, packed
+from commonweight.exchange.message import Refused
+from tests.adapt import tiny
+from tests.exchange import small
+from tests.exchange.flower.grid import Here, config_of, other
+
+RECIPE = {"clients": 3, "rounds": 3, "batch_size": 4, "lr": 1e-2}
+NODES = {100 + c: {"partition-id": c} for c in range(3)}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Each test opens its own base."""
+    yield
+    client._node.cache_clear()
+
+
+def made(folder, model, method="fedavg", **more):
+    rows = tiny.jsonl(folder / "rows.jsonl", tiny.rows(24))
+    test = tiny.jsonl(folder / "test.jsonl", tiny.rows(8, 5))
+    options = {"options": small.SMALL[method], "dtype": "float32", "wait": 0.0, **RECIPE, **more}
+    return app(str(model), folder / "app", method=method, rows=str(rows), eval_file=str(test), **options)
+
+
+def simulated(model, method="fedavg", **more):
+    return simulate(
+        small.prepared_host(model), tiny.rows(24), method=method, options=small.SMALL[method], mixed=1,
+        eval_rows=tiny.rows(8, 5), **RECIPE, **more,
+    )  # fmt: skip
+
+
+def alike(run, other):
+    """The same state, and the same curve but for the loss, which a client does not send, and the run's name."""
+    assert small.same(run.state.tensors, other.state.tensors) and run.state.facts == other.state.facts
+    without = [[{k: v for k, v in r.items() if k not in ("loss", "up", "down")} for r in x.curve] for x in (run, other)]
+    assert without[0] == without[1]
+
+
+@pytest.mark.parametrize("method", small.METHODS)
+def test_as_simulated_to_the_bit(bert, tmp_path, method):
+    folder = made(tmp_path, bert, method, run="run")
+    run = serve(Here(folder, NODES), config_of(folder))
+    wanted = simulated(bert, method)
+    alike(run, wanted)
+    assert [(r["up"], r["down"]) for r in run.curve] == [(r["up"], r["down"]) for r in wanted.curve]
+    assert (tmp_path / "app-run" / "run.json").is_file() and (tmp_path / "app-run" / "store").is_dir()
+
+
+def test_private_pools_and_samples_too(bert, tmp_path):
+    more = {"private": "*head*", "sample": 2}
+    folder = made(tmp_path, bert, **more)
+    alike(serve(Here(folder, NODES), config_of(folder)), simulated(bert, **more))
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["contexts", "folder"])
+def test_a_server_that_was_killed_goes_on(bert, tmp_path, memory):
+    """In the middle of a round; the nodes live on, or were started anew and have a folder of their own."""
+    nodes = {n: {**c, **({"state": str(tmp_path / "memory")} if memory else {})} for n, c in NODES.items()}
+    folder = made(tmp_path, bert, private="*head*")
+    grid = Here(folder, nodes)
+
+    def killed(message, reply):
+        if message.metadata.group_id == "1" and message.metadata.dst_node_id == 102:
+            raise KeyboardInterrupt
+        return [reply]
+
+    grid.spoil = killed
+    with pytest.raises(KeyboardInterrupt):
+        serve(grid, config_of(folder))
+    again = Here(folder, nodes)
+    if not memory:
+        again.contexts = grid.contexts
+    client._node.cache_clear()
+    run = serve(again, config_of(folder))
+    alike(run, simulated(bert, private="*head*"))
+
+
+def test_a_node_s_own_file(bert, tmp_path):
+    folder = made(tmp_path, bert)
+    own = tiny.jsonl(tmp_path / "own.jsonl", tiny.rows(5, 9))
+    grid = Here(folder, {7: {"client": 0, "rows": str(own)}, 8: {"client": 1}, 9: {"client": 2}})
+    run = serve(grid, config_of(folder))
+    assert [run.seats[c].rows for c in range(3)] == [5, 8, 8]
+
+
+def nothing(reply):
+    return []
+
+
+def twice(reply):
+    return [reply, reply]
+
+
+def cut(reply):
+    return [with_data(reply, data_of(reply.content)[:-9])]
+
+
+def long(reply):
+    return [with_data(reply, data_of(reply.content) + bytes(10**5))]
+
+
+def numbers(reply):
+    """As Flower's own averaging would take it: an array of another name."""
+    return [other(reply, message=ArrayRecord({"w": Array(torch.zeros(3).numpy())}))]
+
+
+def no_array(reply):
+    """Flower's own averaging would count it as zeros."""
+    return [other(reply)]
+
+
+def nan(reply):
+    data = bytearray(data_of(reply.content))
+    data[-4:] = b"\x00\x00\xc0\x7f"
+    return [with_data(reply, bytes(data))]
+
+
+def with_data(reply, data):
+    return other(reply, message=packed(data)["message"])
+
+
+FAULTS = {
+    nothing: {"late": 1}, twice: {"answered twice": 1}, cut: {"not whole": 1}, long: {"too long": 1},
+    numbers: {"wrong shape": 1}, no_array: {"wrong shape": 1}, nan: {"not finite": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_what_is_wrong_is_counted_and_the_round_goes_on(bert, tmp_path, fault):
+    folder = made(tmp_path, bert, rounds=1)
+
+    def spoil(message, reply):
+        bad = message.metadata.message_type == "train" and message.metadata.dst_node_id == 101
+        return fault(reply) if bad else [reply]
+
+    run = serve(Here(folder, NODES, spoil), config_of(folder))
+    assert run.curve[0]["refused"] == FAULTS[fault]
+    assert run.curve[0]["replies"] == (3 if fault is twice else 2)
+
+
+def test_a_client_that_crashes_has_vanished(bert, tmp_path):
+    folder = made(tmp_path, bert, rounds=2)
+    grid = Here(folder, NODES)
+
+    def spoil(message, reply):
+        if message.metadata.group_id == "0" and message.metadata.dst_node_id == 100:
+            del grid.contexts[100]
+            return []
+        return [reply]
+
+    grid.spoil = spoil
+    run = serve(grid, config_of(folder))
+    assert [r["refused"] for r in run.curve] == [{"vanished": 1}, {"vanished": 1}]
+    assert [r["replies"] for r in run.curve] == [2, 2]
+
+
+def test_nodes_that_do_not_belong_are_not_asked(bert, tmp_path):
+    folder = made(tmp_path, bert, minimum=3)
+    wrong = {100: {"partition-id": 0}, 101: {"partition-id": 0}, 102: {"partition-id": 9}, 103: {}}
+    with pytest.raises(CommonweightError) as e:
+        serve(Here(folder, wrong), config_of(folder))
+    text = str(e.value)
+    assert "1 clients came in 0 s, and a round needs 3" in text
+    assert (
+        "which is another node" in text and "the app has clients 0 to 2" in text and "--node-config 'client=0'" in text
+    )
+
+
+def test_another_base_is_told(bert, tmp_path, monkeypatch):
+    folder = made(tmp_path, bert, minimum=3)
+    grid = Here(folder, NODES)
+    opened = client.opened
+
+    def changed(config):
+        p, config = opened(config)
+        return dataclasses.replace(p, setting=dataclasses.replace(p.setting, base="another")), config
+
+    monkeypatch.setattr(client, "opened", changed)
+    with pytest.raises(CommonweightError, match="other base: 'another'; this run has"):
+        serve(grid, config_of(folder))
+
+
+def test_an_array_is_ours_alone():
+    assert packed(b"abc")["message"]["message"].stype == KIND
+    with pytest.raises(Refused, match="wrong shape"):
+        data_of(RecordDict({"message": ArrayRecord({"a": Array(torch.zeros(1).numpy())})}))
+
+
+def test_the_app_is_short_and_whole(bert, tmp_path):
+    folder = made(tmp_path, bert, "fed-sb")
+    assert sorted(p.name for p in folder.iterdir()) == ["client_app.py", "pyproject.toml", "server_app.py"]
+    config = config_of(folder)
+    assert json.loads(config["labels"]) and json.loads(config["options"]) == small.SMALL["fed-sb"]
+    assert len((folder / "client_app.py").read_text().splitlines()) < 30
