@@ -74,5 +74,5 @@ def test_host_add():
     assert tenant.config.rank == 4 and tenant.config.alpha == 4
     with pytest.raises(cw.CommonweightError, match="layers are chosen by sites"):
         host.add("u", "lora", target_modules=["q_proj"])
-    with pytest.raises(cw.CommonweightError, match=r"'ADALORA': this library does not have it; nearest here: 'lora'"):
-        host.add("u", "ADALORA")
+    with pytest.raises(cw.CommonweightError, match=r"'LORA_FA': this library does not have it; nearest here: 'lori'"):
+        host.add("u", "LORA_FA")

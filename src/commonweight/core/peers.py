@@ -30,7 +30,6 @@ TASKS: Mapping[str, str] = {"seq_cls": "classify", "causal_lm": "lm", "feature_e
 
 # What PEFT has and this library has not, by its name there -> what is nearest here.
 NEAREST: Mapping[str, str] = {
-    "adalora": "'lora' with `-o ranks=...`, which sets the rank of each layer by hand",
     "adaption-prompt": "'bottleneck' or 'loreft', which add no tokens",
     "prefix-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
     "prompt-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
@@ -38,15 +37,13 @@ NEAREST: Mapping[str, str] = {
     "multitask-prompt-tuning": "'poly' or 'mos', which share parameters among tasks and add no tokens",
     "cpt": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
     "bone": "'miss', which it became",
-    "shira": "'bitfit' or 'svf', which change few numbers of the model",
+    "shira": "'fish', which trains single entries of the weights too",
     "waveft": "'fourierft', which trains a sparse spectrum too",
     "xlora": "'scalearn' or 'cpoly', which mix trained tenants",
     "trainable-tokens": "'tokens', or token_rows beside another method",
     "qlora": "'lora', on a base that is loaded in 4 bits",
     "rslora": "'lora' with rslora=true",
     "lora-fa": "'lori' with sparsity=0, whose A is frozen",
-    "eva": "'pissa', which starts from the weights too (import_peft reads adapters that PEFT trained this way)",
-    "olora": "'pissa', which starts from the weights too (import_peft reads adapters that PEFT trained this way)",
 }
 
 
@@ -95,7 +92,7 @@ def elsewhere(name: str) -> str | None:
         "host.add(..., token_rows=...)",
         "layers_to_transform": "layers are chosen by sites, globs over their names: --sites '*.layers.[0-9].*'",
         "exclude_modules": "layers are chosen by sites, globs over their names: --sites '*.q_proj|*.v_proj'",
-        "init_lora_weights": "another start is a method of its own: 'pissa'",
+        "init_lora_weights": "another start is a method of its own: 'pissa', 'olora', 'eva', 'lora-ga'",
         "use_dora": "DoRA is a method of its own: --method dora",
         "rank_pattern": "ranks of single layers are pairs of a glob and a number: ranks='[[\"*.q_proj\", 4]]'",
         "alpha_pattern": "alphas of single layers are pairs of a glob and a number: alphas='[[\"*.q_proj\", 8]]'",
