@@ -27,6 +27,7 @@ from .routed import Drawn, Skills
 from .scale import ScaleInput, ScaleOutput
 from .sequential import Hydra
 from .shift import BiasShift, Classify, Shift
+from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "ExpertChoice",
     "Experts",
     "First",
+    "Gathered",
     "Givens",
     "Guided",
     "Halt",
@@ -60,6 +62,7 @@ __all__ = [
     "Mapped",
     "Parallel",
     "Place",
+    "Prefixes",
     "Product",
     "ProductKeys",
     "Projected",
@@ -73,6 +76,7 @@ __all__ = [
     "Shift",
     "Skills",
     "Step",
+    "Streams",
     "ThinHead",
     "ThinTable",
     "Times",

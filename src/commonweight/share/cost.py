@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..bind import Elastic, Guided, ProductKeys, Replace, Requantised, ThinHead, ThinTable
+from ..bind import Elastic, Guided, ProductKeys, Replace, Requantised, Streams, ThinHead, ThinTable
 from ..builder import Anatomy, Layout, anatomy
+from ..builder.kinds import form_of
 from ..core import CommonweightError, Pool, Use, first_line
 from .ends import tied
 from .make import unshared
@@ -98,7 +99,8 @@ def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
 
 def gone(about: Anatomy, layout: Layout) -> set[str]:
     """Weights outside of the blocks that the model has no more. A table that the output layer has too stays there."""
-    sites = {u.site[1:] for u in layout.plan.uses if u.site.startswith(".")}
+    found = [(u.site[1:], form_of(u)) for u in layout.plan.uses if u.site.startswith(".")]
+    sites = {site for site, form in found if form is not None and "weight" in form.without}
     kept = about.head not in sites and tied(about)
     return {f"{s}.weight" for s in sites if not (kept and s == about.table)}
 
@@ -106,7 +108,14 @@ def gone(about: Anatomy, layout: Layout) -> set[str]:
 def held(layout: Layout) -> float:
     """How many layers' keys and values a token has."""
     left_out = sum(1 - s for u in layout.plan.uses for what, s in _shares(u.bind) if not what)
-    return len(layout.like) - left_out + sum(getattr(u.bind, "more_cache", 0.0) for u in layout.plan.uses)
+    return streams(layout) * (
+        len(layout.like) - left_out + sum(getattr(u.bind, "more_cache", 0.0) for u in layout.plan.uses)
+    )
+
+
+def streams(layout: Layout) -> int:
+    """How many times the blocks run for each row."""
+    return next((u.bind.n for u in layout.plan.uses if isinstance(u.bind, Streams)), 1)
 
 
 def flops(model: Any, about: Anatomy, layout: Layout) -> int:
@@ -117,6 +126,7 @@ def flops(model: Any, about: Anatomy, layout: Layout) -> int:
     total = 0.0
     for use in layout.plan.uses:
         part = prod(share for home, share in taken if use.site.startswith(home))
+        part *= 1 if use.site.startswith(".") else streams(layout)
         total += part * sum(2 * prod(s) for s in _matrices(use, layout.plan.pools, shapes.get(use.site)))
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None or any(isinstance(u.bind, ThinHead) for u in layout.plan.uses):

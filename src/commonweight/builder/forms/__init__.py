@@ -15,6 +15,7 @@ from .memory import Recalled
 from .mixture import Mixture
 from .quantised import Elastic, Requantised
 from .relaxed import Relaxed
+from .streams import Gathered, Prefixed, Streamed
 from .thin import Thin, ThinHead
 from .walk import Walk, Walked
 
@@ -26,6 +27,7 @@ __all__ = [
     "Elastic",
     "Encoded",
     "Factored",
+    "Gathered",
     "Guided",
     "Halted",
     "Heard",
@@ -34,6 +36,7 @@ __all__ = [
     "MappedBlock",
     "Mixture",
     "Parallel",
+    "Prefixed",
     "Projection",
     "Recalled",
     "Relaxed",
@@ -42,6 +45,7 @@ __all__ = [
     "Serial",
     "Spoken",
     "Stepped",
+    "Streamed",
     "Thin",
     "ThinHead",
     "Told",

@@ -21,6 +21,7 @@ from .mixturegrowth import MixtureGrowth
 from .mobillama import MobiLlama
 from .mor import MoR
 from .nanoflow import NanoFlow
+from .parscale import ParScale
 from .product_keys import ProductKeys
 from .qfa import QFA
 from .recursive import Recursive
@@ -59,6 +60,7 @@ __all__ = [
     "MoR",
     "MobiLlama",
     "NanoFlow",
+    "ParScale",
     "ProductKeys",
     "Recursive",
     "RemBERT",
