@@ -44,6 +44,10 @@ class Rounds:
     minimum: int = option(1, "replies below which a round changes nothing", ge=1)
     split: str = option("iid", "who has which rows: iid, dirichlet:0.3, labels:2, column:NAME, files")
     weigh: Literal["rows", "clients"] = option("rows", "how replies are weighed: by their rows, or all alike")
+    shown: int = option(
+        64, "rows of the first client from whose gradient a method begins that asks for data; what comes of it is sent "
+        "once to each client", ge=1,
+    )  # fmt: skip
     private: str | None = option(None, "pattern of pools that stay with a client, such as *head*")
     vanish: float = option(0.0, "simulated: the share of clients of a round that never answer", ge=0, le=1)
     spread: float = option(0.0, "simulated: how much clients differ in speed (sigma of a log-normal)", ge=0, le=10)

@@ -24,7 +24,7 @@ FILE = "run.json"
 
 class Seat(NamedTuple):
     """A client's account. rounds: those it answered. up, down: bytes. loss: of its last round. metrics: of its own
-    model on the rows that it held out."""
+    model on the rows that it held out. setup: whether it was sent what a start from rows made."""
 
     rows: int = 0
     rounds: int = 0
@@ -32,6 +32,7 @@ class Seat(NamedTuple):
     down: int = 0
     loss: float | None = None
     metrics: Mapping[str, float] = {}
+    setup: bool = False
 
 
 @dataclass
@@ -80,8 +81,9 @@ class Run:
         )  # fmt: skip
         mine = self.kept.of(client)
         with torch.no_grad():
-            for n, p in new.named_parameters():
-                p.copy_(mine[n] if n in mine and n in self.setting.private else like.pools[n])
+            for n, p in new.pools.items():
+                if like.plan.pools[n].save:
+                    p.copy_(mine[n] if n in mine and n in self.setting.private else like.pools[n])
         return new
 
 
@@ -112,7 +114,8 @@ def to_json(p: Prepared, curve: Sequence[Mapping[str, Any]], seats: Mapping[int,
         "format": 1, "method": p.method.name, "paper": p.method.paper, "options": config, "adapter": adapter,
         "adapter_options": options, "base": p.setting.base, "task": type(p.task).__name__.lower(),
         "travels": p.setting.count, "private": sum(p.setting.plan.pools[n].numel for n in p.setting.private),
-        "payload_up": up, "payload_down": down, "formula": p.method.formula, "rounds": numbers_of(p.plan),
+        "payload_up": up, "payload_down": down, "setup": sum(v.nbytes for v in p.setup.values()),
+        "formula": p.method.formula, "rounds": numbers_of(p.plan),
         "local": numbers_of(p.local), "better": list(p.task.better), "curve": list(curve),
         "clients": {str(c): {**s._asdict(), "metrics": dict(s.metrics)} for c, s in sorted(seats.items())},
     }  # fmt: skip

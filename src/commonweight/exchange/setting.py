@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
+
+from torch import Tensor
 
 from ..adapt.base import limit, prepare, tokenizer_of
 from ..adapt.data import named
@@ -14,6 +16,8 @@ from ..adapt.tasks import Classify, Example, Task, get
 from ..core import CommonweightError, build, dump
 from ..host import Host, Tenant
 from ..methods import get as adapter_of
+from ..methods import resolve as resolve_adapter
+from ..methods.shown import Shown
 from .local import Local, Rounds
 from .methods import resolve
 from .registry import Method, Setting
@@ -23,8 +27,8 @@ NAME = "global"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to begin. tenant: the global one, on the host, with its first numbers. examples: of all
-    rows; rows: client -> places in them."""
+    """A run that is ready to begin. tenant: the global one, on the host, with its first numbers. setup: pools that no
+    seed makes again, as the tenant began from rows: every client needs them once, before its first round."""
 
     host: Host
     method: Method
@@ -33,6 +37,7 @@ class Prepared:
     plan: Rounds
     tenant: Tenant
     task: Task
+    setup: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def numbers(given: Mapping[str, Any]) -> tuple[Rounds, Local]:
@@ -60,10 +65,7 @@ def travelling(tenant: Tenant, private: str | None) -> tuple[tuple[str, ...], tu
     """
     pools = {n: tenant.plan.pools[n] for n, _ in tenant.named_parameters()}
     shared = any(p.scope == "shared" for p in pools.values())
-    heads = {
-        p for u in tenant.plan.uses if type(u.bind).__name__ == "Classify" for r in u.reads.values() for p in r.pools
-    }
-    stay = {n for n, p in pools.items() if shared and p.scope != "shared" and n not in heads}
+    stay = {n for n, p in pools.items() if shared and p.scope != "shared" and n not in heads(tenant)}
     if private is not None:
         more = {n for n in pools if any(fnmatchcase(n, one) for one in private.split("|"))}
         if not more:
@@ -76,19 +78,36 @@ def travelling(tenant: Tenant, private: str | None) -> tuple[tuple[str, ...], tu
     return tuple(n for n in pools if n not in stay), tuple(n for n in pools if n in stay)
 
 
+def heads(tenant: Tenant) -> set[str]:
+    """The pools of a tenant's classifier."""
+    uses = [u for u in tenant.plan.uses if type(u.bind).__name__ == "Classify"]
+    return {p for u in uses for r in u.reads.values() for p in r.pools}
+
+
 def ready(
     host: Host, task: Task, method: str | Any, options: Mapping[str, Any], plan: Rounds, local: Local, *,
     clients: int, sites: Any = None, name: str = NAME, run: str = "run", common: str | None = None,
+    shown: Shown | None = None,
 ) -> Prepared:  # fmt: skip
     """Adds the global tenant to the host. common: a frozen common of the host that it reads; its own numbers alone are
-    trained and travel. Raises: CommonweightError; the host is then as it was."""
+    trained and travel. shown: rows for an adapter that begins from data.
+    Raises: CommonweightError; the host is then as it was."""
     found, config = resolve(method, options)
     adapter, how = found.adapter(config)
     if common is not None and not host.common(common).frozen:
         raise CommonweightError(f"common={common!r} is still trained; freeze it first: host.freeze({common!r})")
     if found.by_sites is not None:
         how = how | found.by_sites(config, host.sites_for(adapter_of(adapter), sites))
-    tenant = host.add(name, adapter, sites=sites, seed=plan.seed, labels=task.labels, common=common, **how)
+    about, made = resolve_adapter(adapter, how)
+    if about.penalty is not None or about.schedule is not None:
+        raise CommonweightError(
+            f"{adapter} acts between the steps of one long run, which no client has; choose another"
+        )
+    wants = bool(about.wants(made))
+    tenant = host.add(
+        name, adapter, sites=sites, seed=plan.seed, labels=task.labels, common=common, rows=shown if wants else None,
+        **how,
+    )  # fmt: skip
     try:
         if not tenant.count():
             raise CommonweightError(f"{adapter} has no trainable number for this task; choose another")
@@ -100,7 +119,9 @@ def ready(
     except BaseException:
         host.remove(name)
         raise
-    return Prepared(host, found, setting, local, replace(plan, clients=clients), tenant, task)
+    begun = {n: p for n, p in tenant.plan.pools.items() if p.save and n not in heads(tenant)} if wants else {}
+    setup = {n: tenant.pools[n].detach().cpu().clone() for n in begun}
+    return Prepared(host, found, setting, local, replace(plan, clients=clients), tenant, task, setup)
 
 
 def told(p: Prepared) -> dict[str, Any]:

@@ -12,14 +12,17 @@ import torch
 
 from ..adapt.checkpoint import same_settings
 from ..adapt.rows import Row
-from ..adapt.tasks import Example
+from ..adapt.tasks import Example, Task
 from ..core import CommonweightError, Rng
 from ..host import Host
+from ..host.weights import device_of
+from ..methods.shown import Shown
 from .asks import Told, drive_all
 from .checkpoint import Kept
 from .measured import load, measure
+from .message import Part, pack
 from .registry import State
-from .rounds import Gathering, down, heard, starting, up
+from .rounds import Gathering, down, facts, heard, starting, up
 from .run import Run, Seat, finish, open_out, write
 from .setting import NAME, Prepared, by_client, make_task, numbers, ready
 from .setting import told as settings_of
@@ -98,12 +101,13 @@ def simulate(
     )
     doing = make_task(host, task, rows, labels, tokenizer, local, reading, source)
     train, held = _held_out(places, holdout, plan.seed)
+    seats = by_client(doing, rows, train)
     folder = None if out is None else open_out(Path(out), resume=resume, overwrite=overwrite)
     prepared = ready(
-        host, doing, method, options or {}, plan, local, clients=len(places), sites=sites, name=name, common=common
-    )
+        host, doing, method, options or {}, plan, local, clients=len(places), sites=sites, name=name, common=common,
+        shown=shown(host, doing, seats[0][: plan.shown], local.batch_size),
+    )  # fmt: skip
     try:
-        seats = by_client(doing, rows, train)
         measured = doing.examples(eval_rows) if eval_rows else []
         held_rows = by_client(doing, rows, held) if any(held) else []
         engine = Engine(prepared, seats, measured, held_rows, Kept(folder and folder / "state"), wire, progress, folder)
@@ -135,14 +139,16 @@ class Engine:
         self.start = starting(p.setting, p.tenant.pools)
         self.work = Work(p.host, p.tenant, p.task, self.rows, p.local, p.setting.rounds, p.setting.seed, p.plan.mixed)
         self.counts = {c: len(r) for c, r in enumerate(self.rows)}
+        table = {n: Part(tuple(v.shape)) for n, v in p.setup.items()}
+        self.setup = len(pack(facts(p.setting, 0), p.setup, table)) if p.setup else 0
         state = p.method.begin(p.setting, self.start)
         mine = settings_of(p) | {"rows": sum(self.counts.values())}
         found = self.kept.read() if resume else None
         if found is not None:
-            state, facts = found
-            same_settings(mine, facts["settings"], self.kept.folder or Path())
-            self.curve = facts["curve"]
-            self.seats = {int(c): Seat(*s) for c, s in facts["seats"].items()}
+            state, about = found
+            same_settings(mine, about["settings"], self.kept.folder or Path())
+            self.curve = about["curve"]
+            self.seats = {int(c): Seat(*s) for c, s in about["seats"].items()}
         for round in range(len(self.curve), p.setting.rounds):
             state = self.round(state, round)
             self.kept.commit(state, {"settings": mine, "curve": self.curve, "seats": self.seats})
@@ -196,6 +202,14 @@ class Engine:
         for c in (*vanished, *late):
             sent_down += size
             self._seat(c, None, 0, size, None)
+        if self.setup:  # the first client made it and sends it once; whoever is new is sent it
+            if round == 0:
+                sent_up += self.setup
+                self._seat(0, None, self.setup, 0, None)
+            new = [c for c in chosen if c != 0 and not self.seats[c].setup]
+            for c in new:
+                self.seats[c] = self.seats[c]._replace(down=self.seats[c].down + self.setup, setup=True)
+            sent_down += self.setup * len(new)
         inbox.lost(late, "late")
         inbox.lost((c for c in chosen if c not in late), "vanished")
         state = inbox.close(state, p.plan.minimum)
@@ -243,6 +257,13 @@ class Engine:
             times[c] = steps * batch * float(speed[c])
         limit = plan.deadline * float(torch.tensor(list(times.values())).median())
         return [c for c in chosen if times[c] > limit]
+
+
+def shown(host: Host, task: Task, examples: list[Example], batch: int) -> Shown:
+    """Rows for a method that begins from data."""
+    device = device_of(host.model)
+    parts = [task.collate(examples[at : at + batch]) for at in range(0, len(examples), batch)]
+    return Shown([{k: v.to(device) for k, v in b.items()} for b in parts], task.loss)
 
 
 def _held_out(places: list[list[int]], share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:

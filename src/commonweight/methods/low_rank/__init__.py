@@ -9,6 +9,7 @@ from .gralora import GraLoRA
 from .lora import LoRA
 from .lora_ga import LoRAGA
 from .lora_mini import LoRAMini
+from .lora_sb import LoRASB
 from .lora_xs import LoRAXS
 from .lori import LoRI
 from .miss import MiSS
@@ -28,6 +29,7 @@ __all__ = [
     "LoRA",
     "LoRAGA",
     "LoRAMini",
+    "LoRASB",
     "LoRAXS",
     "LoRI",
     "MiSS",
