@@ -16,6 +16,7 @@ from .miss import MiSS
 from .nlora import NLoRA
 from .olora import OLoRA
 from .pissa import PiSSA
+from .relora import ReLoRA
 from .slora import SLoRA
 from .sora import SoRA
 from .tinylora import TinyLoRA
@@ -36,6 +37,7 @@ __all__ = [
     "NLoRA",
     "OLoRA",
     "PiSSA",
+    "ReLoRA",
     "SLoRA",
     "SoRA",
     "TinyLoRA",
