@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,9 +97,7 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Te
         counts[name] = counts.get(name, 0) + len(x)
 
     names = dict.fromkeys(s.name.split("[")[0] for s in sites)
-    handles = [
-        base.modules[n].module.register_forward_pre_hook(lambda m, args, n=n: see(n, args[0])) for n in names
-    ]  # fmt: skip
+    handles = [base.modules[n].module.register_forward_pre_hook(partial(_came, see, n)) for n in names]
     try:
         for batch in shown.batches:
             given = batch.get("attention_mask")
@@ -115,3 +114,7 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Te
     if lost := [s.name for s in sites if s.name.split("[")[0] not in counts]:
         raise CommonweightError(f"{lost[0]}: no token of the rows came to it; give more rows, or leave the site out")
     return {s.name: (sums[n] / counts[n]).float() for s in sites for n in [s.name.split("[")[0]]}
+
+
+def _came(see: Callable[[str, Tensor], None], name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    see(name, args[0])

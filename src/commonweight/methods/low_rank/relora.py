@@ -93,8 +93,8 @@ def plan(sites: Sequence[Site], config: ReLoRA) -> Plan:
 
     Shapes: dw (d_out, d_in), A (r, d_in), B (d_out, r). Linear in: each alone. Source: arXiv 2307.05695, algorithm 1;
     github.com/Guitaricet/relora @176f376. Differs: the base, which others read too, keeps W, so that the sum lies in
-    the tenant; no full-rank start (train `full` before it), norms and embeddings stay; cycles are shares of the run, and
-    the rate between the new beginnings is the recipe's own. Ours: A as LoRA's from the first cycle on, where the
+    the tenant; no full-rank start (train `full` before it), norms and embeddings stay; cycles are shares of the run,
+    and the rate between the new beginnings is the recipe's own. Ours: A as LoRA's from the first cycle on, where the
     released code zeroes A as well as B until the first merge.
     """
     pools, uses = {}, []
