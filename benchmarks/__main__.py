@@ -33,6 +33,7 @@ ALL = (
     "store",
     "codecs",
     "share_memory",
+    "exchange_seeds",
 )
 SLOW = ("commons",)  # an hour and more: only by name
 NAMES = (*ALL, *SLOW)

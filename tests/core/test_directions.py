@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from commonweight.core import directions
-from commonweight.core.directions import GRID, LEVELS, blocks, direction, levels, move_
+from commonweight.core.directions import GRID, LEVELS, blocks, direction, levels, move_, moved_rows
 
 
 def test_levels_are_those_of_the_normal_distribution():
@@ -66,3 +66,13 @@ def test_moves_are_made_in_place(dtype):
 def test_a_view_is_refused():
     with pytest.raises(ValueError, match=r"a: \(5, 3\) is not contiguous"):
         move_(torch.ones(3, 5).T, "a", [(1, 1.0)])
+
+
+@pytest.mark.parametrize("block", [8, 64, 1 << 16])
+def test_rows_are_those_of_the_whole(monkeypatch, block):
+    """Rows that lie in two parts of a sequence, too."""
+    monkeypatch.setattr(directions, "BLOCK", block)
+    value, moves = torch.randn(20, 7), [(1, 0.5), (2, -1.0)]
+    for rows in ([0, 3, 4, 19], [9], list(range(20)), []):
+        at = torch.tensor(rows, dtype=torch.long)
+        assert torch.equal(moved_rows(value, "w", moves, at), move_(value.clone(), "w", moves)[at])

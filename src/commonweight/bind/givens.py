@@ -44,11 +44,10 @@ class Givens:
 
     def stage(self, x: Tensor, G: Tensor, stride: int, n: int) -> Tensor:
         """x (..., d), G (n, 2, 2): its columns for pairs (2 s k, 2 s k + s)."""
-        first, second = slice(0, 2 * stride * n, 2 * stride), slice(stride, 2 * stride * n, 2 * stride)
-        a, b, out = x[..., first], x[..., second], x.clone()
-        out[..., first] = a * G[:, 0, 0] + b * G[:, 1, 0]
-        out[..., second] = a * G[:, 0, 1] + b * G[:, 1, 1]
-        return out
+        first = torch.arange(0, 2 * stride * n, 2 * stride, device=x.device)
+        a, b = x[..., first], x[..., first + stride]
+        out = x.index_copy(-1, first, a * G[:, 0, 0] + b * G[:, 1, 0])
+        return out.index_copy(-1, first + stride, a * G[:, 0, 1] + b * G[:, 1, 1])
 
     def parts(self, t: Tensor, width: int) -> list[tuple[Tensor, int, int]]:
         found, at = [], 0

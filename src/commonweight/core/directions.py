@@ -64,3 +64,20 @@ def move_(value: Tensor, name: str, moves: Sequence[tuple[int, float]]) -> Tenso
         for at, z in blocks(seed, name, flat.numel(), flat.device):
             flat[at : at + len(z)] += (z * scale).to(flat.dtype)
     return value
+
+
+@torch.no_grad()
+def moved_rows(value: Tensor, name: str, moves: Sequence[tuple[int, float]], rows: Tensor) -> Tensor:
+    """``move_(value.clone(), ...)[rows]`` to the bit, without the clone. Shapes: value (n, d), rows (k,) ascending,
+    each once -> (k, d). Cost: all numbers are made, those of the rows are used."""
+    out, width = value[rows], value.shape[1]
+    columns = torch.arange(width, device=rows.device)
+    for seed, scale in moves:
+        for at, z in blocks(seed, name, value.numel(), value.device):
+            first, last = torch.tensor([at // width, (at + len(z) - 1) // width], device=rows.device)
+            mine = slice(int(torch.searchsorted(rows, first)), int(torch.searchsorted(rows, last, right=True)))
+            place = rows[mine, None] * width + columns - at
+            inside = (place >= 0) & (place < len(z))
+            some = out[mine]
+            some[inside] += (z[place[inside]] * scale).to(out.dtype)
+    return out

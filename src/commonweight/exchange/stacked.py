@@ -144,3 +144,8 @@ def together(like: Tenant, pools: Mapping[str, Tensor], plan: Plan) -> Tenant:
 def stack(each: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> dict[str, Tensor]:
     """The named tensors of n clients, each (n, *shape), in memory of their own."""
     return {k: torch.stack([one[k] for one in each]) for k in names}
+
+
+def beside(each: Sequence[Tensor]) -> Tensor:
+    """(n, *shape) to read; of one tensor the same memory."""
+    return each[0][None] if len(each) == 1 else torch.stack(list(each))

@@ -13,14 +13,14 @@ from ..adapt.tasks import Example, Task
 from ..adapt.tasks.base import length
 from ..adapt.trainer import without_dropout
 from ..core import Rng
-from ..core.directions import move_
 from ..host import Host, Tenant
 from ..host.route import Route
 from ..host.weights import device_of
 from .asks import Ask, Loss, Train, Trained
 from .local import Local
 from .losses import by_row
-from .stacked import stack, stacked, together
+from .moving import moving
+from .stacked import beside, stack, stacked, together
 
 CELLS = 64
 
@@ -215,10 +215,8 @@ class Work:
     # -- losses ----------------------------------------------------------------------------------------------------
 
     def _loss(self, round: int, asks: list[tuple[int, Loss]]) -> list[float]:
-        moved = [along(ask.pools, self.names if ask.moved is None else ask.moved, ask.along) for _, ask in asks]
-        tenant = together(
-            self.like, {k: v.to(self.device) for k, v in stack(moved, self.names).items()}, self._plan(len(asks))
-        )
+        pools = {k: beside([ask.pools[k] for _, ask in asks]).to(self.device) for k in self.names}
+        tenant = together(self.like, pools, moving(self._plan(len(asks)), [ask for _, ask in asks], self.names))
         places = [self._stream(client, round).rows(ask.batch) for client, ask in asks]
         with torch.no_grad():
             return self._losses(tenant, places, [c for c, _ in asks]).tolist()
@@ -250,11 +248,6 @@ class Stream:
             n = len(batches)
             self.epochs[epoch] = [batches[k] for k in sorted(range(n), key=lambda k: (when[k * CELLS // n], k))]
         return self.epochs[epoch]
-
-
-def along(pools: Mapping[str, Tensor], names: Sequence[str], moves: Sequence[tuple[int, float]]) -> dict[str, Tensor]:
-    """pools, and of those named + sum of scale * z(seed); see `Loss`."""
-    return {n: move_(v.clone(), n, moves) if moves and n in names else v for n, v in pools.items()}
 
 
 @torch.no_grad()
