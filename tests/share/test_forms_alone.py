@@ -17,6 +17,7 @@ MADE = {
     "sret": (gpt2, "sret", {}),
     "mixturegrowth": (llama, "mixturegrowth", {}),
     "widenet": (llama, "widenet", {"experts": 2}),
+    "tiled": (gpt2, "tiled", {"size": 16}), "fusegpt": (llama, "fusegpt", {"layers": (3,), "group": 4, "fused": 2}),
     "sut": (llama, "sut", {"halts": 0.5, "done": 0.8, "experts": 3, "k": 2}),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from .kronecker import Kronecker, RowKronecker, RowPairs
 from .linear import Gather, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
 from .networked import Magnitudes, Routed, perceptron
+from .repeated import Repeated
 from .tiles import Tiles, grown, tiled
 
 WHOLE = Whole()
@@ -32,6 +33,7 @@ __all__ = [
     "Kronecker",
     "Magnitudes",
     "Mix",
+    "Repeated",
     "Routed",
     "Row",
     "RowKronecker",

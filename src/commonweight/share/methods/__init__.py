@@ -33,6 +33,7 @@ from .structured import Structured
 from .subformer import Subformer
 from .supernet import Supernet
 from .sut import SUT
+from .tiled import Tiled
 from .widenet import WideNet
 from .zamba import Zamba
 
@@ -70,6 +71,7 @@ __all__ = [
     "Structured",
     "Subformer",
     "Supernet",
+    "Tiled",
     "WideNet",
     "Zamba",
     "available",
