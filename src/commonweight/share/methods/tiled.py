@@ -59,7 +59,7 @@ def plan(anatomy: Anatomy, config: Tiled) -> Layout:
     is the original. FLOPs do not fall. Source: arXiv 2303.04143; code SamsungSAILMontreal/ghn3 (nn.py): what its
     decoder predicts, 64 x 64 for each operation, is repeated and cut so, and multiplied by sqrt(2 / fan_in). Only that
     is here: the graph transformer that predicts the tiles, and its training on many architectures, are not built; the
-    tile begins with the mean of a pretrained weight's copies. Its channels are exact copies, and stay so while they train.
+    tile begins with the mean of a pretrained weight's copies. Channels that are exact copies stay so in training.
     """
     pools: dict[str, Pool] = {}
     uses = []
