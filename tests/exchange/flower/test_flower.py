@@ -1,5 +1,6 @@
 """A run that Flower carries is a simulated run, to the bit; what goes wrong is counted by name."""
 
+import copy
 import dataclasses
 import json
 
@@ -8,7 +9,7 @@ import torch
 
 pytest.importorskip("flwr")
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
 from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
@@ -160,7 +161,9 @@ def test_a_client_that_crashes_has_vanished(bert, tmp_path):
     def spoil(message, reply):
         if message.metadata.group_id == "0" and message.metadata.dst_node_id == 100:
             del grid.contexts[100]
-            return []
+            metadata = copy.copy(reply.metadata)
+            metadata.__dict__["_src_node_id"] = 1  # as SuperLink answers for a node that is gone
+            return [Message(Error(3, "gone"), metadata=metadata)]
         return [reply]
 
     grid.spoil = spoil

@@ -102,7 +102,7 @@ class Exchange(Strategy):
         """What each client of the round is told. server_round and arrays are Flower's count and copy; the run's own
         are used, which go on after a restart."""
         self.grid = grid
-        self.refused = {n: why for n, why in self.refused.items() if "which is another node" not in why}
+        self.refused = {}  # a node keeps its number when it is started anew with what it lacked
         self.meet(grid)
         self.begun = True
         p, round = self.p, len(self.curve)
@@ -132,7 +132,8 @@ class Exchange(Strategy):
         for reply in replies:
             client = self.nodes.get(reply.metadata.src_node_id, (None, 0))[0]
             if client not in up:
-                inbox.inbox.refused["unknown client"] += 1
+                if not reply.has_error():  # an error in the server's own name: of a node that is gone, counted below
+                    inbox.inbox.refused["unknown client"] += 1
             elif reply.has_error():
                 inbox.inbox.refused["vanished"] += 1
                 inbox.inbox.errors[client] = reply.error.reason or f"error {reply.error.code}"

@@ -1,0 +1,54 @@
+"""One process of a run; python -m tests.exchange.replicas.run FOLDER MODEL OPTIONS CLIENT CLIENTS [LIGHTHOUSE [DIE]]"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+import torch
+
+from commonweight.exchange.replicas import exchange
+from commonweight.exchange.replicas.carrier import carrier
+from commonweight.exchange.setting import by_client
+from commonweight.exchange.splits import split
+from tests.adapt import tiny
+from tests.exchange import small
+
+RECIPE = {"rounds": 4, "batch_size": 4, "lr": 1e-2, "schedule": "constant"}
+
+
+def worker(rank, port, folder, model, options, clients):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(clients)}
+    for name, more in options.items():
+        one(folder, model, name, more, rank, clients, carrier())
+
+
+def one(folder, model, name, options, client, clients, by, die=None, **recipe):
+    p = small.prepared(model, "diloco", options, clients=clients, **{**RECIPE, **recipe})
+    rows = tiny.rows(16)
+    mine = by_client(p.task, rows, split(rows, clients, "iid", seed=0))[client]
+
+    def say(line):
+        if die is not None:
+            print(json.dumps(line), flush=True)
+        if line["round"] == die:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    done = exchange(p, mine, by, say)
+    torch.save((done.state.tensors, done.curve), f"{folder}/{name}{client}.pt")
+    return done
+
+
+if __name__ == "__main__":
+    from commonweight.exchange.replicas.ft import Torchft
+
+    torch.set_num_threads(1)
+    folder, model, options, client, clients, lighthouse, die, rounds = sys.argv[1:]
+    one(
+        folder, model, "ft", json.loads(options), int(client), int(clients),
+        Torchft(int(client), int(clients), lighthouse, minimum=1, seconds=10.0), int(die), rounds=int(rounds),
+    )  # fmt: skip

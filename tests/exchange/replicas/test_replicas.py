@@ -1,0 +1,74 @@
+"""Processes that exchange without a server hold the same bits as the simulated run."""
+
+import socket
+
+import pytest
+import torch
+
+from commonweight.core import CommonweightError
+from commonweight.exchange import simulate
+from commonweight.exchange.replicas import Alone, exchange
+from commonweight.exchange.replicas.carrier import framed, unframed
+from tests.adapt import tiny
+from tests.exchange import small
+from tests.exchange.replicas.run import RECIPE, worker
+
+OPTIONS = {
+    "plain": {"rank": 2, "steps": 2},
+    "streaming": {"rank": 2, "steps": 4, "fragments": 2, "delay": 1, "alpha": 0.5, "bits": 4},
+    "synchronous": {"rank": 2, "steps": 1, "outer_lr": 1.0, "outer_momentum": 0.0, "bits": 8},
+}
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_two_processes_are_the_simulated_run(bert, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, str(tmp_path), bert, OPTIONS, 2), nprocs=2)  # type: ignore[attr-defined]
+    for name, options in OPTIONS.items():
+        run = simulate(
+            small.prepared_host(bert), tiny.rows(16), method="diloco", options=options, clients=2, mixed=1, **RECIPE
+        )
+        (a, first), (b, second) = (torch.load(tmp_path / f"{name}{i}.pt") for i in range(2))
+        assert small.same(a, b) and small.same(a, run.state.tensors)
+        for i, curve in enumerate((first, second)):
+            assert [r["replies"] for r in curve] == [2] * RECIPE["rounds"]
+            assert sum(r["up"] for r in curve) == run.seats[i].up
+        base = sum(p.numel() for p in small.prepared_host(bert).model.parameters())
+        assert max(r["up"] for r in first) < 4 * base / 8, "the frozen base stays where it is"
+
+
+def test_one_process_alone(bert):
+    p = small.prepared(bert, "fedavg", clients=1, **RECIPE)
+    rows = p.task.examples(tiny.rows(8))
+    done = exchange(p, rows, Alone())
+    run = simulate(
+        small.prepared_host(bert), tiny.rows(8), method="fedavg", options=small.SMALL["fedavg"], clients=1, mixed=1,
+        **RECIPE,
+    )  # fmt: skip
+    assert small.same(done.state.tensors, run.state.tensors)
+
+
+def test_one_replica_with_plain_outer_steps_is_plain_training(bert):
+    """eta = 1, mu = 0: after every round the outer numbers are the replica's own."""
+    p = small.prepared(bert, "diloco", {"rank": 2, "steps": 2, "outer_lr": 1.0, "outer_momentum": 0.0}, clients=1)
+    done = exchange(p, p.task.examples(tiny.rows(8)), Alone())
+    for n, v in p.method.pools(p.setting, done.state).items():
+        torch.testing.assert_close(v, done.keep[n], atol=1e-6, rtol=1e-5)
+
+
+def test_a_process_that_is_gone_is_told(bert):
+    class Gone(Alone):
+        def send(self, data, most):
+            def wait():
+                raise CommonweightError("a process is gone, and the others cannot go on without it")
+
+            return wait
+
+    with pytest.raises(CommonweightError, match="a process is gone"):
+        exchange((p := small.prepared(bert, "fedavg", clients=1)), p.task.examples(tiny.rows(8)), Gone())
+
+
+def test_frames():
+    assert unframed(framed(b"abc", 10)) == b"abc" and len(framed(b"a", 10)) == 18
