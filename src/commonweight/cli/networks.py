@@ -20,6 +20,18 @@ Nodes with rows of their own: the app has the labels alone, each node its file:
   flower-supernode --superlink HOST:8000 --root-certificates ca.crt --node-config 'client=0 rows="/data/mine.tsv"'
 """  # noqa: E501
 
+DILOCO = """[bold]Examples[/bold]
+
+Two processes of this machine, 30 steps between two messages, outer gradients of 4 bits:
+
+  torchrun --nproc-per-node 2 -m commonweight exchange diloco ./my-model rows.tsv -o steps=30 -o bits=4 --out t.safetensors
+
+Streaming: two fragments in turn, two steps of overlap. Processes that may die and come back, one command each:
+
+  torchft_lighthouse --min_replicas 2 --bind 0.0.0.0:29510
+  commonweight exchange diloco ./my-model rows.tsv -o steps=30 -o fragments=2 -o delay=2 -o alpha=0.5 --lighthouse http://HOST:29510 --clients 2 --client 0 --out t.safetensors
+"""  # noqa: E501
+
 
 def numbers(pairs: list[str], **more: Any) -> dict[str, Any]:
     """Rounds and local steps from NAME=VALUE and from options of their own."""
@@ -83,5 +95,57 @@ def app(
     typer.echo(f"{out}: flwr run {out}")
 
 
+def diloco(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of the base model.")],
+    rows: Annotated[str, typer.Argument(help="Rows; each process trains on its part.")],
+    out: Annotated[Path, typer.Option(help="File for the tenant.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="Of diloco, see exchange methods diloco."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="classify or lm.")] = "classify",
+    eval_file: Annotated[str | None, typer.Option("--eval", help="Rows on which the tenant is measured.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds (20).")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other number of exchange simulate: lr=0.01."),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of texts.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
+    no_header: Annotated[bool, typer.Option("--no-header", help="The first line is a row.")] = False,
+    sites: Annotated[str | None, typer.Option(help="Pattern of layers to adapt.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the base: auto, float32, bfloat16.")] = "auto",
+    lighthouse: Annotated[str | None, typer.Option(help="torchft's, http://HOST:PORT: processes may come and go.")] = (
+        None
+    ),
+    client: Annotated[int | None, typer.Option(help="With --lighthouse: which one this is, from 0.")] = None,
+    clients: Annotated[int | None, typer.Option(help="With --lighthouse: how many there are.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+) -> None:
+    """Train one tenant in several processes that seldom talk: DiLoCo, Streaming DiLoCo."""
+    from . import early
+
+    early.model(model, task)
+    early.exchange("diloco", option or [])
+    early.one_of("task", task, ("classify", "lm"))
+    early.dtype(dtype)
+    early.rows(rows, eval_file)
+    recipe = numbers(more or [], rounds=rounds, seed=seed)
+    early.exchange_recipe(recipe)
+    from ..exchange.replicas.files import run
+
+    done, found = run(
+        model, rows, out, pairs=option or [], task=task, eval_file=eval_file, text_column=text_column,
+        label_column=label_column, no_header=no_header, sites=sites, dtype=dtype, lighthouse=lighthouse, client=client,
+        clients=clients, say=typer.echo, **recipe,
+    )  # fmt: skip
+    if done.carrier.client == 0 or lighthouse:
+        up = sum(r["up"] for r in done.curve)
+        typer.echo(f"{out}: {done.p.setting.count:,} numbers, {up:,} bytes sent" + "".join(
+            f", {k} {v:.4f}" for k, v in found.items()
+        ))  # fmt: skip
+
+
 def add(to: typer.Typer) -> None:
+    to.command("diloco", epilog=DILOCO)(diloco)
     to.command("app", epilog=APP)(app)

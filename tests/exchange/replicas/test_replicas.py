@@ -1,6 +1,10 @@
 """Processes that exchange without a server hold the same bits as the simulated run."""
 
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +13,12 @@ from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
 from commonweight.exchange.replicas import Alone, exchange
 from commonweight.exchange.replicas.carrier import framed, unframed
+from commonweight.exchange.replicas.files import run
 from tests.adapt import tiny
 from tests.exchange import small
 from tests.exchange.replicas.run import RECIPE, worker
 
+ROOT = Path(__file__).parents[3]
 OPTIONS = {
     "plain": {"rank": 2, "steps": 2},
     "streaming": {"rank": 2, "steps": 4, "fragments": 2, "delay": 1, "alpha": 0.5, "bits": 4},
@@ -72,3 +78,45 @@ def test_a_process_that_is_gone_is_told(bert):
 
 def test_frames():
     assert unframed(framed(b"abc", 10)) == b"abc" and len(framed(b"a", 10)) == 18
+
+
+def test_a_process_that_died_goes_on_with_the_others(bert, tmp_path):
+    """A Lighthouse of torchft; client 1 is killed after round 1, and started again."""
+    coordination = pytest.importorskip("torchft.coordination")
+    options = '{"rank": 2, "steps": 2, "bits": 8}'
+    light = coordination.LighthouseServer(
+        bind="127.0.0.1:0", min_replicas=2, join_timeout_ms=8000, quorum_tick_ms=100, heartbeat_timeout_ms=2000
+    )
+
+    def start(client, die):
+        command = [sys.executable, "-m", "tests.exchange.replicas.run", str(tmp_path), str(bert), options, str(client)]
+        return subprocess.Popen([*command, "2", light.address(), str(die), "4"], cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    first, second = start(0, -1), start(1, 1)
+    try:
+        assert second.wait(timeout=100) == -signal.SIGKILL
+        second = start(1, -1)
+        assert (first.wait(timeout=100), second.wait(timeout=100)) == (0, 0)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+        light.shutdown()
+    (a, one), (b, two) = (torch.load(tmp_path / f"ft{i}.pt") for i in range(2))
+    assert small.same(a, b)
+    assert [r["replies"] for r in one] == [r["replies"] for r in two] == [2] * 4
+
+
+def test_files(bert, tmp_path):
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(16))
+    how = {"pairs": ["rank=2", "steps=2"], "rounds": 2, "batch_size": 4, "dtype": "float32"}
+    done, found = run(str(bert), str(rows), tmp_path / "t.safetensors", eval_file=str(rows), say=lambda _: None, **how)
+    assert 0 <= found["accuracy"] <= 1 and (tmp_path / "t.safetensors").is_file()
+    host = small.prepared_host(bert)
+    host.load("t", tmp_path / "t.safetensors")
+    for n, v in done.p.method.pools(done.p.setting, done.state).items():
+        torch.testing.assert_close(host["t"].pools[n].detach(), v)
+    with pytest.raises(CommonweightError, match="--client belongs to --lighthouse"):
+        run(str(bert), str(rows), tmp_path / "u.safetensors", client=1, **how)
+    with pytest.raises(CommonweightError, match="needs --clients N and --client 0 to N-1"):
+        run(str(bert), str(rows), tmp_path / "u.safetensors", lighthouse="http://x", client=2, clients=2, **how)

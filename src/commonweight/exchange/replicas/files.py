@@ -1,0 +1,68 @@
+"""One process of a run of files, as the command line asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...adapt.base import open_host
+from ...adapt.rows import read
+from ...core import CommonweightError
+from ..files import options
+from ..measured import measure
+from ..setting import by_client, make_task, numbers, ready
+from ..splits import split
+from .carrier import Carrier, carrier
+from .engine import Replica, exchange
+
+
+def carried(lighthouse: str | None, client: int | None, clients: int | None) -> Carrier:
+    """torchft's where there is a Lighthouse; else what `torchrun` started. Raises: CommonweightError."""
+    if lighthouse is None:
+        if client is not None:
+            raise CommonweightError("--client belongs to --lighthouse; torchrun numbers its processes itself")
+        return carrier()
+    if client is None or clients is None or not 0 <= client < clients:
+        raise CommonweightError(f"--lighthouse needs --clients N and --client 0 to N-1; given {clients} and {client}")
+    try:
+        from .ft import Torchft
+    except ImportError as e:
+        raise CommonweightError(f"--lighthouse needs torchft ({e}); pip install torchft-nightly") from e
+    return Torchft(client, clients, lighthouse)
+
+
+def run(
+    model: str, rows: str, out: Path, *, pairs: Sequence[str] = (), method: str = "diloco", task: str = "classify",
+    eval_file: str | None = None, text_column: str | None = None, label_column: str | None = None,
+    no_header: bool = False, sites: str | None = None, dtype: str = "auto", lighthouse: str | None = None,
+    client: int | None = None, clients: int | None = None, say: Callable[[str], None] = print, **recipe: Any,
+) -> tuple[Replica, dict[str, float]]:  # fmt: skip
+    """Deals the rows out, trains, and writes the tenant: the first process, or with a Lighthouse each, the same bytes.
+
+    Raises: CommonweightError.
+    """
+    given = options(method, pairs)
+    asked = [c for c in (text_column, label_column) if c]
+    every = read(rows, asked, no_header=no_header, say=lambda _: None)
+    by = carried(lighthouse, client, clients)
+    plan, local = numbers({**recipe, "clients": by.clients})
+    places = split(every, by.clients, plan.split, seed=plan.seed, label_column=label_column)
+    host = open_host(model, task, dtype=dtype)
+    reading = {"text_column": text_column, "label_column": label_column}
+    doing = make_task(host, task, every, None, None, local, reading, rows)
+    p = ready(host, doing, method, given, plan, local, clients=by.clients, sites=sites)
+    first = by.client == 0
+
+    def told(line: dict[str, Any]) -> None:
+        if first or lighthouse:
+            say(f"round {line['round'] + 1}/{plan.rounds}: {line['replies']} of {by.clients}, loss {line['loss']:.4f}")
+
+    done = exchange(p, by_client(doing, every, places)[by.client], by, told)
+    found: dict[str, float] = {}
+    if first or lighthouse:
+        if eval_file is not None:
+            held = read(eval_file, asked, split="test", no_header=no_header, say=lambda _: None)
+            found = measure(p, p.tenant, doing.examples(held))
+        host.save(p.tenant.name, out)
+    return done, found
