@@ -22,6 +22,7 @@ SMALL = {
     "fedpara": {"rank": 2},
     "pfedpara": {"rank": 2},
     "legend": {"rank": 4, "least": 2, "depths": (0.5, 1.0)},
+    "coded": {"rank": 2, "codec": "int4"},
     "fedkseed": {"rank": 2, "seeds": 16, "steps": 3},
     "fedkseed-pro": {"rank": 2, "seeds": 16, "steps": 3},
     "ferret": {"rank": 2, "seeds": 4},

@@ -5,6 +5,7 @@ Adding one: the file, its name here, its test.
 
 from ..registry import available, get, resolve
 from . import (
+    coded,
     diloco,
     fed_sb,
     fedavg,
@@ -19,6 +20,7 @@ from . import (
     pfedpara,
     submodel,
 )
+from .coded import Coded
 from .diloco import DiLoCo
 from .fed_sb import FedSB
 from .fedavg import FedAvg
@@ -34,6 +36,7 @@ from .pfedpara import PFedParaExchange
 from .submodel import SubModel
 
 __all__ = [
+    "Coded",
     "DiLoCo",
     "FFALoRA",
     "FedAvg",
@@ -48,6 +51,7 @@ __all__ = [
     "PFedParaExchange",
     "SubModel",
     "available",
+    "coded",
     "diloco",
     "fed_sb",
     "fedavg",

@@ -1,0 +1,170 @@
+"""FedAvg whose clients send their change in few bits; what was lost is sent with the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core import CommonweightError, config, option
+from ...formats.codecs import Codec, get
+from ..asks import Client, Sent, Told, Train
+from ..averaging import AVERAGING, mean, weights
+from ..lgreco import choose
+from ..message import Part, Table, payload
+from ..registry import Reply, Setting, State, method
+
+LEVELS = (*(f"compeft:density={d}" for d in (0.05, 0.1, 0.2, 0.5)), "int4", "int8")
+
+
+@config
+class Coded:
+    codec: str = option(
+        "int8", "int8, int4, bfloat16 or compeft:density=0.1; l-greco: one of these for each pool, so that together "
+        "they err as int4 and take the fewest bytes"
+    )  # fmt: skip
+    feedback: bool = option(True, "what a client's codec lost is added to its next change")
+    adapter: str = option("lora", "the method that clients train: any of `commonweight methods`")
+    options: tuple = option((), "the adapter's options, as (name, value) pairs; other options given are taken as these")
+
+    def check(self) -> str | None:
+        try:
+            if self.codec != "l-greco":
+                get(self.codec)
+        except CommonweightError as e:
+            return str(e)
+        return None
+
+
+def encode(codec: Codec, value: Tensor) -> Tensor:
+    return codec.encode(value, None).contiguous().view(torch.uint8).flatten()
+
+
+def decode(name: str, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Raises: CommonweightError for what the codec does not write, and for numbers that are not finite."""
+    stored = stored.clone()
+    value = get(name).decode(stored.view(torch.bfloat16).view(shape) if name == "bfloat16" else stored, shape, None)
+    if not value.isfinite().all():
+        raise CommonweightError("it decodes to numbers that are not finite")
+    return value
+
+
+def longest(name: str, n: int) -> int:
+    """Bytes of n numbers, at most."""
+    if name.startswith("compeft"):  # its places as a bit mask, and the signs
+        return 11 + -(-n // 8) + -(-max(1, round(getattr(get(name), "density") * n)) // 8) + 1  # noqa: B009
+    return {"bfloat16": 2 * n, "int8": 2 * -(-n // 64) + n, "int4": 2 * -(-n // 64) + -(-n // 2)}[name]
+
+
+def varies(setting: Setting) -> bool:
+    return setting.config.codec.startswith(("compeft", "l-greco"))
+
+
+def down(setting: Setting, round: int, client: int) -> Table:
+    return {n: Part(p.shape, p.dtype) for n, p in setting.pools.items()}
+
+
+def up(setting: Setting, round: int, client: int) -> Table:
+    """bytes: of all pools, one behind the other; where they vary, how many each has; of l-greco which codec."""
+    codec = setting.config.codec
+    names = LEVELS if codec == "l-greco" else (codec,)
+    total = sum(max(longest(one, p.numel) for one in names) for p in setting.pools.values())
+    if not varies(setting):
+        return {"bytes": Part((total,), "uint8")}
+    out = {"bytes": Part((None,), "uint8", total), "lengths": Part((len(setting.travels),), "int32")}
+    return out | ({"codecs": Part((len(setting.travels),), "uint8")} if codec == "l-greco" else {})
+
+
+def coded(setting: Setting, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of a message."""
+    name = setting.config.codec
+    if name != "l-greco":
+        each, which = [encode(get(name), values[n]) for n in setting.travels], None
+    else:
+        every = [[encode(get(one), values[n]) for one in LEVELS] for n in setting.travels]
+        errors = [
+            [float((decode(one, b, tuple(v.shape)) - v).double().square().sum()) for one, b in zip(LEVELS, row)]
+            for row, v in zip(every, (values[n] for n in setting.travels))
+        ]
+        budget = sum(e[LEVELS.index("int4")] for e in errors) * 1.01  # the errors' rounding up to bins
+        which = choose([[len(b) for b in row] for row in every], errors, budget)
+        which = which or [LEVELS.index("int8")] * len(every)
+        each = [row[c] for row, c in zip(every, which)]
+    out = {"bytes": torch.cat(each)}
+    if varies(setting):
+        out["lengths"] = torch.tensor([len(b) for b in each], dtype=torch.int32)
+    return out if which is None else out | {"codecs": torch.tensor(which, dtype=torch.uint8)}
+
+
+def read(setting: Setting, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A message's changes. Raises: CommonweightError where it does not hold together."""
+    pools, codec = setting.pools, setting.config.codec
+    if "lengths" in sent:
+        lengths = sent["lengths"].tolist()
+    else:
+        lengths = [longest(codec, p.numel) for p in pools.values()]
+    if sum(lengths) != len(sent["bytes"]) or min(lengths) < 0:
+        raise CommonweightError("its lengths are not those of its bytes")
+    which = sent["codecs"].tolist() if "codecs" in sent else None
+    if which is not None and max(which) >= len(LEVELS):
+        raise CommonweightError(f"it names codec {max(which)} of {len(LEVELS)}")
+    names = [codec] * len(pools) if which is None else [LEVELS[c] for c in which]
+    parts = sent["bytes"].split(lengths)
+    return {n: decode(one, b, p.shape) for (n, p), one, b in zip(pools.items(), names, parts)}
+
+
+def client(setting: Setting, told: Told) -> Client:
+    """Sends the coded change + what earlier codings lost; keeps what this one loses."""
+    mine = {n: told.keep.get(n, told.start[n]) for n in setting.private}
+    done = yield Train({**told.tensors, **mine})
+    change = {n: done.pools[n] - told.tensors[n] for n in setting.travels}
+    if setting.config.feedback:
+        change = {n: v + told.keep[f"lost/{n}"] if f"lost/{n}" in told.keep else v for n, v in change.items()}
+    sent = coded(setting, change)
+    keep = {n: done.pools[n] for n in setting.private}
+    if setting.config.feedback:
+        keep |= {f"lost/{n}": change[n] - v for n, v in read(setting, sent).items()}
+    return Sent(sent, keep, done.loss)
+
+
+def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply]) -> State:
+    """theta <- theta + sum_n w_n decoded change_n; an answer that does not decode is left out and counted."""
+    good, changes = [], []
+    for r in replies:
+        try:
+            changes.append(read(setting, r.tensors))
+            good.append(r)
+        except CommonweightError:
+            continue
+    seen = {"not_decoded": float(len(replies) - len(good))}
+    if not good:
+        return state._replace(seen=seen)
+    shares = weights(good, setting.weigh)
+    return State({n: v + mean([c[n] for c in changes], shares) for n, v in state.tensors.items()}, state.facts, seen)
+
+
+def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
+    return payload(up(setting, round, client)), 4 * setting.count
+
+
+@method(
+    "coded",
+    Coded,
+    paper="Error Feedback Fixes SignSGD and other Gradient Compression Schemes, arXiv 1901.09847; L-GreCo: Layerwise-"
+    "Adaptive Gradient Compression, arXiv 2210.17357",
+    id=426,
+    **{
+        **AVERAGING, "down": down, "up": up, "client": client, "gather": gather, "nbytes": nbytes,
+        "formula": "bits p / 8 and a scale of 2 for every 64 numbers up (int8, int4), fewer by compeft; 4 p down",
+        "each": "what its codec lost", "noise": "what travels is coded: clip and add noise before it is",
+    },
+)  # fmt: skip
+def adapter(config: Coded) -> tuple[str, dict[str, Any]]:
+    """e_t = c_t + (what was lost before); sent: C(e_t); lost: e_t - C(e_t).
+
+    Source: arXiv 1901.09847, algorithm 2, with the codecs of stored tenants. Only changes are coded, so that what comes
+    down is the server's own float32.
+    """
+    return config.adapter, dict(config.options)
