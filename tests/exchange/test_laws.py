@@ -96,3 +96,14 @@ def test_the_mean_is_exact(bert, name):
     for site, change in small.changes(p, after).items():
         mean = sum(n * e[site].double() for n, e in zip(rows, each)) / sum(rows)
         assert (change - mean).norm() <= 1e-6 * mean.norm().clamp(min=1e-6), site
+
+
+def test_the_curve_has_the_loss_of_training_and_that_of_the_eval_rows(bert):
+    rows, how = tiny.rows(30), {"method": "fed-sb", "options": {"rank": 2}, **RECIPE}
+    plain = simulate(small.prepared_host(bert), rows, **how)
+    run = simulate(small.prepared_host(bert), rows, eval_rows=tiny.rows(20, 5), **how)
+    assert [r["train_loss"] for r in run.curve] == [r["train_loss"] for r in plain.curve]
+    assert all(r["loss"] != r["train_loss"] and "accuracy" in r for r in run.curve)
+    lost = simulate(small.prepared_host(bert), rows, eval_rows=tiny.rows(20, 5), vanish=1.0, **how)
+    assert all(r["train_loss"] is None and r["replies"] == 0 for r in lost.curve)
+    assert len({r["accuracy"] for r in lost.curve}) == 1

@@ -91,7 +91,7 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def rounds(curve: Sequence[Mapping[str, Any]], metric: str) -> str:
-    known = {"round", "clients", "replies", "refused", "loss", "up", "down", metric}
+    known = {"round", "clients", "replies", "refused", "train_loss", "up", "down", metric}
     more = [k for k in dict.fromkeys(k for r in curve for k in r) if k not in known and k != "macro_f1"]
 
     def column(title: str, key: str, show: Any) -> Column:
@@ -103,7 +103,7 @@ def rounds(curve: Sequence[Mapping[str, Any]], metric: str) -> str:
     )  # fmt: skip
     columns = [
         column("round", "round", lambda v: str(v + 1)), column("replies", "replies", str),
-        column("loss", "loss", number), column(metric, metric, number),
+        column("loss in training", "train_loss", number), column(metric, metric, number),
         *(column(k.replace("_", " "), k, number) for k in more),
         column("up", "up", compact), column("down", "down", compact), left_out,
     ]  # fmt: skip

@@ -220,12 +220,12 @@ class Engine:
         refused = dict(sorted(inbox.inbox.refused.items()))
         self.curve.append({
             "round": round, "clients": len(chosen), "replies": len(inbox.inbox.replies), "refused": refused,
-            "loss": sum(losses) / len(losses) if losses else None, "up": sent_up, "down": sent_down, **metrics,
+            "train_loss": sum(losses) / len(losses) if losses else None, "up": sent_up, "down": sent_down, **metrics,
             **state.seen,
         })  # fmt: skip
         if self.progress is not None:
             total = [sum(r[k] for r in self.curve) for k in ("up", "down")]
-            loss = self.curve[-1]["loss"]
+            loss = self.curve[-1]["train_loss"]
             self.progress(Progress(
                 round + 1, p.setting.rounds, len(chosen), float("nan") if loss is None else loss, metrics, total[0],
                 total[1], refused, time.perf_counter() - began,

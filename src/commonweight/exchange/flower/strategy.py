@@ -158,7 +158,7 @@ class Exchange(Strategy):
             )
         self.curve.append({
             "round": inbox.round, "clients": len(self.chosen), "replies": len(inbox.inbox.replies),
-            "refused": dict(sorted(inbox.inbox.refused.items())), "loss": None, "up": sum(up.values()),
+            "refused": dict(sorted(inbox.inbox.refused.items())), "train_loss": None, "up": sum(up.values()),
             "down": sum(self.sizes.values()), **self.measure(self.state, inbox.round), **self.state.seen,
         })  # fmt: skip
         self.done(self.state)
