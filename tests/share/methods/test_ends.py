@@ -65,6 +65,7 @@ def test_bytes_are_those_of_the_plan():
         _, cost = share.plan(model, {method: [options]})
         assert (cost.parameters, cost.bytes) == (count[1], 4 * count[1])
     _, strict, thin = share.plan(qwen(), {"subformer": [{}, {"reduction": 4}]})
+    assert strict.blocks == thin.blocks
     assert strict.flops == thin.flops + 2 * 61 * 32 - 2 * 4 * (61 + 2 * 32)
 
 
