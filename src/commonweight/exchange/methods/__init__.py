@@ -14,11 +14,15 @@ from . import (
     fedpara,
     ferret,
     ffa_lora,
+    flag,
     legend,
+    median,
+    merged,
     mezo,
     one_byte,
     pfedpara,
     submodel,
+    trimmed_mean,
 )
 from .coded import Coded
 from .diloco import DiLoCo
@@ -29,11 +33,15 @@ from .fedkseed_pro import FedKSeedPro
 from .fedpara import FedPara
 from .ferret import Ferret
 from .ffa_lora import FFALoRA
+from .flag import Flag
 from .legend import Legend
+from .median import Median
+from .merged import Merged
 from .mezo import Mezo
 from .one_byte import OneByte
 from .pfedpara import PFedParaExchange
 from .submodel import SubModel
+from .trimmed_mean import TrimmedMean
 
 __all__ = [
     "Coded",
@@ -45,11 +53,15 @@ __all__ = [
     "FedPara",
     "FedSB",
     "Ferret",
+    "Flag",
     "Legend",
+    "Median",
+    "Merged",
     "Mezo",
     "OneByte",
     "PFedParaExchange",
     "SubModel",
+    "TrimmedMean",
     "available",
     "coded",
     "diloco",
@@ -60,11 +72,15 @@ __all__ = [
     "fedpara",
     "ferret",
     "ffa_lora",
+    "flag",
     "get",
     "legend",
+    "median",
+    "merged",
     "mezo",
     "one_byte",
     "pfedpara",
     "resolve",
     "submodel",
+    "trimmed_mean",
 ]
