@@ -23,8 +23,10 @@ def worker(rank, port, folder, model, options, clients):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(clients)}
+    torch.distributed.init_process_group("gloo")
     for name, more in options.items():
         one(folder, model, name, more, rank, clients, carrier())
+    torch.distributed.destroy_process_group()
 
 
 def one(folder, model, name, options, client, clients, by, die=None, **recipe):

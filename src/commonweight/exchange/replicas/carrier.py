@@ -20,7 +20,7 @@ class Carrier(Protocol):
 
     begin: at the start of a round, (its number, what this process knows) -> what it shall go on from: the same, or
     what another process knows, of a later round. ended: whether the round counts, after its messages were heard; where
-    it does not, they are sent again.
+    it does not, they are sent again. part: after the last round, waits until all have heard it.
     """
 
     client: int
@@ -32,6 +32,8 @@ class Carrier(Protocol):
     def send(self, data: bytes, most: int) -> Wait: ...
 
     def ended(self) -> bool: ...
+
+    def part(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -49,6 +51,9 @@ class Alone:
 
     def ended(self) -> bool:
         return True
+
+    def part(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -91,6 +96,9 @@ class Gloo:
 
     def ended(self) -> bool:
         return True
+
+    def part(self) -> None:
+        dist.barrier(self.group)
 
     def close(self) -> None:
         if self.mine:

@@ -133,7 +133,9 @@ def exchange(
 ) -> Replica:
     """A whole run of this process. rows: its own. Raises: CommonweightError."""
     try:
-        return Replica(p, carrier, rows, say).run()
+        done = Replica(p, carrier, rows, say).run()
+        carrier.part()
+        return done
     finally:
         carrier.close()
         p.host.model.eval()

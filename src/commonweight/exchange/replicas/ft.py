@@ -66,5 +66,8 @@ class Torchft:
     def ended(self) -> bool:
         return self.manager.should_commit()
 
+    def part(self) -> None:
+        pass
+
     def close(self) -> None:
         self.manager.shutdown(wait=False)
