@@ -1,0 +1,36 @@
+"""What both sides know, and which adapters cannot be exchanged."""
+
+import pytest
+
+from commonweight.core import CommonweightError
+from commonweight.exchange import simulate
+from tests.adapt import tiny
+from tests.exchange import small
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"options": {"adapter": "adalora"}}, "acts between the steps of one long run"),
+        ({"private": "*nothing*"}, r"private='\*nothing\*' is no trained pool; there: "),
+        ({"private": "*"}, "no trained pool is left to travel"), ({"clints": 3}, "option of Local 'clints'"),
+        ({"holdout": 1.0}, "holdout=1.0: wanted a share"), ({"minimum": 4}, "minimum=4, but a round has 3 clients"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_leaves_the_host_as_it_was(bert, how, what):
+    host = small.prepared_host(bert)
+    with pytest.raises(CommonweightError, match=what):
+        simulate(host, tiny.rows(12), **{"clients": 3, "rounds": 1, **how})
+    assert list(host) == []
+
+
+def test_an_adapter_that_begins_from_data_wants_rows(bert):
+    with pytest.raises(CommonweightError, match="eva begins from data"):
+        small.prepared(bert, "fedavg", {"adapter": "eva", "rank": 2})
+    run = simulate(small.prepared_host(bert), tiny.rows(12), options={"adapter": "eva", "rank": 2}, clients=3, rounds=1)
+    assert run.seats[1].setup and run.seats[1].down > run.seats[0].down
+
+
+def test_options_that_are_not_the_method_s_are_the_adapter_s(bert):
+    p = small.prepared(bert, "fedavg", {"adapter": "lora", "r": 3, "alpha": 2.0})
+    assert (p.tenant.config.rank, p.tenant.config.alpha) == (3, 2.0)
