@@ -27,6 +27,7 @@ SMALL = {
     "median": {"rank": 2},
     "merged": {"rank": 2},
     "trimmed-mean": {"rank": 2, "trim": 0.34},
+    "fedcac": {"rank": 2},
     "fedkseed": {"rank": 2, "seeds": 16, "steps": 3},
     "fedkseed-pro": {"rank": 2, "seeds": 16, "steps": 3},
     "ferret": {"rank": 2, "seeds": 4},

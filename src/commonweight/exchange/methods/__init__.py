@@ -9,6 +9,7 @@ from . import (
     diloco,
     fed_sb,
     fedavg,
+    fedcac,
     fedkseed,
     fedkseed_pro,
     fedpara,
@@ -28,6 +29,7 @@ from .coded import Coded
 from .diloco import DiLoCo
 from .fed_sb import FedSB
 from .fedavg import FedAvg
+from .fedcac import FedCAC
 from .fedkseed import FedKSeed
 from .fedkseed_pro import FedKSeedPro
 from .fedpara import FedPara
@@ -48,6 +50,7 @@ __all__ = [
     "DiLoCo",
     "FFALoRA",
     "FedAvg",
+    "FedCAC",
     "FedKSeed",
     "FedKSeedPro",
     "FedPara",
@@ -67,6 +70,7 @@ __all__ = [
     "diloco",
     "fed_sb",
     "fedavg",
+    "fedcac",
     "fedkseed",
     "fedkseed_pro",
     "fedpara",
