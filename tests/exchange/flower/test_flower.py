@@ -212,3 +212,20 @@ def test_the_app_is_short_and_whole(bert, tmp_path):
     config = config_of(folder)
     assert json.loads(config["labels"]) and json.loads(config["options"]) == small.SMALL["fed-sb"]
     assert len((folder / "client_app.py").read_text().splitlines()) < 30
+
+
+def test_a_mod_for_privacy_ends_in_an_error_and_not_in_a_run_without_it(bert, tmp_path):
+    """Flower's mods clip and noise float arrays; a packed message has none."""
+    mods = pytest.importorskip("flwr.clientapp.mod")
+    folder = made(tmp_path, bert, rounds=1)
+    grid = Here(folder, NODES)
+    plain = grid.app
+
+    def noised(message, context):
+        if message.metadata.message_type == "query":
+            return plain(message, context)
+        return mods.LocalDpMod(1.0, 1.0, 1.0, 1e-5)(message, context, plain)
+
+    grid.app = noised
+    run = serve(grid, config_of(folder))
+    assert run.curve[0]["refused"] == {"vanished": 3} and run.curve[0]["replies"] == 0
