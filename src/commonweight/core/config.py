@@ -165,7 +165,10 @@ def _from_text(owner: str, name: str, text: str, hint: Any) -> Any:
                 return kind(text)
             if get_origin(kind) is tuple and isinstance(value := json.loads(text), list):
                 return _frozen(value)
-            if kind is str or (get_origin(kind) is Literal and text in get_args(kind)):
+            if get_origin(kind) is Literal:
+                if (choice := {str(k): k for k in get_args(kind)}.get(text)) is not None:
+                    return choice
+            elif kind is str:
                 return text
         except ValueError:
             continue

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from commonweight.core import CommonweightError
+from commonweight.core import CommonweightError, parse
 from commonweight.exchange import simulate
 from commonweight.exchange.asks import Train, drive
 from commonweight.exchange.methods.diloco import DiLoCo
@@ -144,3 +144,9 @@ def test_a_run_with_vanishing_clients(bert, bits):
 def test_what_cannot_be(options, what):
     with pytest.raises(ValueError, match=what):
         DiLoCo(**options)
+
+
+def test_options_of_a_command_line():
+    assert parse(DiLoCo, ["bits=4", "steps=6", "fragments=2"]) == {"bits": 4, "steps": 6, "fragments": 2}
+    with pytest.raises(CommonweightError, match=r"bits=5: wanted 32\|8\|4"):
+        parse(DiLoCo, ["bits=5"])
