@@ -30,8 +30,16 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Of everything that the blocks hold, each pool once."""
+        """Of everything that the blocks hold, and modules outside that read a pool, each pool once."""
         return self.plan.nbytes
+
+    def within(self) -> Layout:
+        """What the blocks read, without modules outside of them."""
+        uses = tuple(u for u in self.plan.uses if not u.site.startswith("."))
+        names = {n for u in uses for r in u.reads.values() for n in r.pools}
+        return replace(
+            self, plan=self.plan._replace(pools={n: p for n, p in self.plan.pools.items() if n in names}, uses=uses)
+        )
 
     def count(self) -> int:
         return sum(p.numel for p in self.plan.pools.values())

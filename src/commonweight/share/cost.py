@@ -92,15 +92,9 @@ def cost(model: nn.Module, about: Anatomy, name: str, layout: Layout) -> Cost:
     rest = sum(prod(w.shape) for w in left)
     rest_bytes = sum(prod(w.shape) * getattr(torch, w.dtype).itemsize for w in left)
     return Cost(
-        name, depth, rest + layout.count(), rest_bytes + layout.nbytes, inside(layout), flops(model, about, layout),
-        int(held(layout) * cache_of_a_layer(model, about)),
+        name, depth, rest + layout.count(), rest_bytes + layout.nbytes, layout.within().nbytes,
+        flops(model, about, layout), int(held(layout) * cache_of_a_layer(model, about)),
     )  # fmt: skip
-
-
-def inside(layout: Layout) -> int:
-    """Bytes of what the blocks read, each pool once."""
-    names = {n for u in layout.plan.uses if not u.site.startswith(".") for r in u.reads.values() for n in r.pools}
-    return layout.plan._replace(pools={n: p for n, p in layout.plan.pools.items() if n in names}).nbytes
 
 
 def gone(about: Anatomy, layout: Layout) -> set[str]:
