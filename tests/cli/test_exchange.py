@@ -86,6 +86,18 @@ def test_what_cannot_be(bert, rows, tmp_path, more, what):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [([], "--resume goes on"), (["--overwrite"], "no run of exchange"), (["--split", "iid:3", "--resume"], "no value")],
+)
+def test_what_cannot_be_is_said_before_the_base_is_opened(bert, rows, tmp_path, monkeypatch, more, what):
+    monkeypatch.setattr("commonweight.adapt.base.open_host", lambda *_, **__: pytest.fail("opened"))
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(CommonweightError, match=what):
+        app(["exchange", "simulate", str(bert), str(rows[0]), "--out", str(tmp_path), *more], standalone_mode=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_a_mistake_ends_with_2(bert, tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         main(["exchange", "report", str(tmp_path)])

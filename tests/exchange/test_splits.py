@@ -5,7 +5,7 @@ import torch
 
 from commonweight.core import CommonweightError, Rng
 from commonweight.exchange import split
-from commonweight.exchange.splits import gammas, sampled
+from commonweight.exchange.splits import gammas, known, sampled
 
 ROWS = [{"text": f"t{i}", "label": f"l{i % 3}", "who": f"p{i % 7}"} for i in range(120)]
 
@@ -72,3 +72,11 @@ def test_clients_of_a_round():
 def test_what_cannot_be(spec, clients, what):
     with pytest.raises(CommonweightError, match=what):
         split(ROWS, clients, spec)
+
+
+@pytest.mark.parametrize(
+    "spec", ["iid:3", "files:a", "column", "column:", "dirichlet", "dirichlet:0", "labels:1.5", ""]
+)
+def test_a_spec_is_known_before_rows_are(spec):
+    with pytest.raises(CommonweightError, match=f"split '?{spec}"):
+        known(spec)

@@ -10,8 +10,9 @@ from ..adapt.rows import read
 from ..core import CommonweightError, parse
 from ..methods import get as adapter_of
 from .methods import get
-from .run import Run
+from .run import Run, free
 from .simulation import Progress, simulate
+from .splits import known
 
 
 def options(name: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def run(
     """
     from ..adapt.base import open_host, where
 
+    free(Path(out), resume=more.get("resume", False), overwrite=more.get("overwrite", False))
+    known(more.get("split", "iid"))
     asked = [more[c] for c in ("text_column", "label_column", "prompt_column", "completion_column") if more.get(c)]
     each = [read(r, asked, no_header=no_header, say=say) for r in rows]
     heads = [sorted(r[0]) for r in each]

@@ -87,16 +87,22 @@ class Run:
         return new
 
 
-def open_out(folder: Path, *, resume: bool, overwrite: bool) -> Path:
-    """The folder of a run. Raises: CommonweightError where one lies there that is neither resumed nor replaced."""
+def free(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Writes nothing. Raises: CommonweightError where something lies there that is neither resumed nor replaced."""
     if folder.is_file():
         raise CommonweightError(f"--out {folder} is a file; wanted a folder")
-    there = folder.is_dir() and any(folder.iterdir())
-    if there and not resume:
-        if not overwrite:
-            raise CommonweightError(f"--out {folder}: not empty; --resume goes on with a run, --overwrite replaces it")
-        if not (folder / FILE).is_file() and not (folder / "state").is_dir():
-            raise CommonweightError(f"--out {folder}: not empty, and no run of exchange; choose another folder")
+    if resume or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise CommonweightError(f"--out {folder}: not empty; --resume goes on with a run, --overwrite replaces it")
+    if not (folder / FILE).is_file() and not (folder / "state").is_dir():
+        raise CommonweightError(f"--out {folder}: not empty, and no run of exchange; choose another folder")
+
+
+def open_out(folder: Path, *, resume: bool, overwrite: bool) -> Path:
+    """The folder of a run. Raises: CommonweightError where one lies there that is neither resumed nor replaced."""
+    free(folder, resume=resume, overwrite=overwrite)
+    if overwrite and not resume:
         for part in ("state", "store"):
             shutil.rmtree(folder / part, ignore_errors=True)
         (folder / FILE).unlink(missing_ok=True)

@@ -27,9 +27,7 @@ def split(
     clients: None for column and files, which bring their own number.
     Raises: CommonweightError for another spec, or more clients than rows.
     """
-    kind, _, value = spec.partition(":")
-    if kind not in KINDS:
-        raise unknown("split", spec, ("iid", "dirichlet:0.3", "labels:2", "column:NAME", "files"))
+    kind, value = known(spec)
     if kind in ("column", "files"):
         found = by_column(rows, value, spec) if kind == "column" else by_file(files, spec)
         if clients is not None and clients != len(found):
@@ -48,8 +46,22 @@ def split(
         labels.setdefault(str(row.get(name)), []).append(i)
     groups = [labels[k] for k in sorted(labels, key=natural)]
     if kind == "labels":
-        return shards(groups, clients, _number(spec, value, whole=True), seed)
-    return dirichlet(groups, clients, _number(spec, value), seed)
+        return shards(groups, clients, value, seed)
+    return dirichlet(groups, clients, value, seed)
+
+
+def known(spec: str) -> tuple[str, Any]:
+    """The kind of a split and its value, before any row is read. Raises: CommonweightError for another spec."""
+    kind, colon, value = spec.partition(":")
+    if kind not in KINDS:
+        raise unknown("split", spec, ("iid", "dirichlet:0.3", "labels:2", "column:NAME", "files"))
+    if kind in ("iid", "files") and colon:
+        raise CommonweightError(f"split {spec}: {kind} takes no value; wanted {kind}")
+    if kind == "column" and not value:
+        raise CommonweightError(f"split {spec}: wanted column:NAME, with the name of a column that every row has")
+    if kind in ("dirichlet", "labels"):
+        return kind, _number(spec, value, whole=kind == "labels")
+    return kind, value
 
 
 def by_column(rows: Sequence[Row], name: str, spec: str = "column") -> list[list[int]]:
