@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class Gloo:
         self.mine = not dist.is_initialized()
         if self.mine:
             dist.init_process_group("gloo")
-        self.group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self.group: Any = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self.client, self.clients = dist.get_rank(), dist.get_world_size()
 
     def begin(self, round: int, known: dict[str, Tensor]) -> dict[str, Tensor] | None:
