@@ -18,11 +18,11 @@ BEGIN, END = "<!-- exchange:begin -->", "<!-- exchange:end -->"
 def table() -> str:
     """A line for each method."""
     lines = [
-        "| method | bytes of a client and round | the server keeps | a client keeps | exact | mixed batch | DP mods |",
+        "| method | bytes of a client and round | the server keeps | a client keeps | exact | mixed batch | noise for privacy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in available().values():
-        exact, mixed, noise = "yes" if m.exact else "no", m.apart or "yes", m.noise or "yes"
+        exact, mixed, noise = "yes" if m.exact else "no", m.apart or "yes", m.noise or "could be added, is not built"
         lines.append(f"| `{m.name}` | {m.formula} | {m.keeps} | {m.each} | {exact} | {mixed} | {noise} |")
     papers = [f"- `{m.name}`: {m.paper}." for m in available().values()]
     return "\n".join([*lines, "", *papers])

@@ -49,3 +49,13 @@ def test_a_state_that_is_damaged_is_told(bert, tmp_path):
     (tmp_path / "o" / "state" / "server.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(CommonweightError, match="is damaged"):
         simulate(small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", resume=True, **RECIPE)
+
+
+@pytest.mark.parametrize("wrong", [{"options": {"rank": 999}}, {"sites": "nothing.like.it"}, {"lr": -1.0}])
+def test_what_cannot_be_run_replaces_no_run(bert, tmp_path, wrong):
+    rows, out = tiny.rows(20), tmp_path / "o"
+    simulate(small.prepared_host(bert), rows, method="fed-sb", out=out, **RECIPE)
+    before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(CommonweightError):
+        simulate(small.prepared_host(bert), rows, method="fed-sb", out=out, overwrite=True, **{**RECIPE, **wrong})
+    assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before

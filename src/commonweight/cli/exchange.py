@@ -82,7 +82,7 @@ def facts_of(m: Any) -> dict[str, str]:
         "a client keeps": m.each,
         "the mean is exact": "yes" if m.exact else "no: that of the factors is not that of the updates",
         "clients in one mixed batch": m.apart or "yes",
-        "Flower's noise for privacy": m.noise or "yes",
+        "noise for privacy": m.noise or "could be added to what it averages; not built",
     }
 
 

@@ -72,8 +72,7 @@ class Method:
     nbytes: (setting, round, client) -> (bytes up, bytes down), at most, without the frames of the messages; formula:
     the same in words, p: numbers that travel. keeps, each: what the server keeps, and a client.
     broadcast: whether all clients of a round are told the same. apart: why clients cannot be trained in one mixed
-    batch. noise: why Flower's mods of differential privacy, which expect averages of pools, cannot be used; empty: they
-    can.
+    batch. noise: why noise for privacy, which is added to averages of pools, cannot be; empty: it can.
     exact: whether the server's mean is the mean of what the clients' models do, and not of its factors.
     by_sites: (config, sites) -> more options of the adapter, where they depend on the model.
     """

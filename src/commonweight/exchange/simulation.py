@@ -102,7 +102,6 @@ def simulate(
     doing = make_task(host, task, rows, labels, tokenizer, local, reading, source)
     train, held = _held_out(places, holdout, plan.seed)
     seats = by_client(doing, rows, train)
-    folder = None if out is None else open_out(Path(out), resume=resume, overwrite=overwrite)
     prepared = ready(
         host, doing, method, options or {}, plan, local, clients=len(places), sites=sites, name=name, common=common,
         shown=shown(host, doing, seats[0][: plan.shown], local.batch_size),
@@ -110,6 +109,8 @@ def simulate(
     try:
         measured = doing.examples(eval_rows) if eval_rows else []
         held_rows = by_client(doing, rows, held) if any(held) else []
+        # last of all: what cannot be run loses no run that lies there
+        folder = None if out is None else open_out(Path(out), resume=resume, overwrite=overwrite)
         engine = Engine(prepared, seats, measured, held_rows, Kept(folder and folder / "state"), wire, progress, folder)
         return engine.run(resume)
     except BaseException:
