@@ -18,7 +18,7 @@ BEGIN, END = "<!-- exchange:begin -->", "<!-- exchange:end -->"
 def table() -> str:
     """A line for each method."""
     lines = [
-        "| method | bytes of a client and round | the server keeps | a client keeps | exact | mixed batch | noise for privacy |",
+        "| method | bytes of a client and round | the server keeps | a client keeps | exact | mixed batch | privacy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in available().values():
