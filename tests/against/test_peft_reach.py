@@ -48,14 +48,6 @@ def test_a_table_goes_in_as_peft_answers(config, tied, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_change_that_follows_its_table_cannot_be_said_by_an_adapter(tmp_path):
-    host = cw.Host(llama(True))
-    host.add("t", "lora", sites="embeddings")
-    with pytest.raises(cw.CommonweightError, match="the head is tied to it"):
-        host.export_peft("t", tmp_path / "a", native=True)
-
-
-@pytest.mark.filterwarnings("ignore")
 def test_convolutions_go_in_and_out(tmp_path):
     model, batch = made("resnet")
     theirs = moved(peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["convolution"])))

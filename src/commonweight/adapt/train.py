@@ -205,7 +205,7 @@ def train_understood(
 def shown(method: Any, options: Mapping[str, Any] | None, task: Any, rows: Sequence[Any], recipe: Recipe) -> Any:
     """The first rows of a training, for a method that begins from data; else None."""
     found, config = resolve(method, options or {})
-    if not found.wants(config):
+    if not found.asks(config):
         return None
     first, n = rows[: recipe.rows_shown], recipe.batch_size
     return Shown([task.collate(first[i : i + n]) for i in range(0, len(first), n)], task.loss)

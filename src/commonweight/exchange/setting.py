@@ -103,7 +103,7 @@ def ready(
         raise CommonweightError(
             f"{adapter} acts between the steps of one long run, which no client has; choose another"
         )
-    wants = bool(about.wants(made))
+    wants = bool(about.asks(made))
     tenant = host.add(
         name, adapter, sites=sites, seed=plan.seed, labels=task.labels, common=common, rows=shown if wants else None,
         **how,

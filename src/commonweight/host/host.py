@@ -108,7 +108,7 @@ class Host:
         held, more = chosen(self.base, modules_to_save, token_rows)
         mine = others(self.base, self.sites_for(found, sites), held)
         values: Mapping[str, Tensor] = {}
-        if kind := found.wants(config):
+        if kind := found.asks(config):
             mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
             config, values = self._begun(found, config, kind, mine, rows, labels)
         elif rows is not None:

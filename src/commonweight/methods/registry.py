@@ -32,8 +32,8 @@ class Method:
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
     schedule: (config, plan) -> what it does between the steps of a training run. penalty: (config, plan, pools) -> a
     number that is added to the loss of its rows, with gradients. wants: of a config, the kind of `shown.KINDS` that its
-    start is worked out from, or "". begin: (config, sites, that of each site) -> (the config of a tenant that has
-    begun, first values of pools).
+    start is worked out from, or ""; None: of no config. begin: (config, sites, that of each site) -> (the config of a
+    tenant that has begun, first values of pools).
     """
 
     name: str
@@ -53,8 +53,18 @@ class Method:
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
     schedule: Callable[[Any, Plan], Schedule] | None = None
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
-    wants: Callable[[Any], str] = lambda config: ""
+    wants: Callable[[Any], str] | None = None
     begin: Callable[[Any, Sequence[Site], Statistics], tuple[Any, Mapping[str, Tensor]]] | None = None
+
+    def __reduce__(self) -> Any:
+        """What is registered goes by its name: a method's functions may have none that a pickle could find them by."""
+        if METHODS.all.get(self.name) is self:
+            return _named, (self.name,)
+        return super().__reduce__()
+
+    def asks(self, config: Any) -> str:
+        """The statistic of rows that a tenant of this config begins from; "" where it needs none."""
+        return self.wants(config) if self.wants is not None else ""
 
     @property
     def family(self) -> str:
@@ -73,6 +83,10 @@ METHODS = Registry[Method]("method", known)  # in any spelling: LORA, LN_TUNING
 available = METHODS.available
 get = METHODS.get
 resolve = METHODS.resolve
+
+
+def _named(name: str) -> Method:
+    return METHODS.all[name]
 
 
 def method(name: str, config: type, **about: Any) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
