@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -114,3 +115,39 @@ def test_flights():
         go.set()
         assert one.result(60) == 1
     assert "x" not in flights and flights("x", work) == 2
+
+
+def test_an_error_that_is_over_when_somebody_asks_is_not_theirs():
+    """A load that began while the store had no such tenant, and requests that came after it was published."""
+    flights, began, go, there, calls = Flights(), threading.Event(), threading.Event(), threading.Event(), []
+
+    def work():
+        calls.append(1)
+        found = there.is_set()
+        began.set()
+        assert go.wait(60)
+        if not found:
+            raise KeyError("no such tenant")
+        return "tenant"
+
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(flights, "x", work)
+        assert began.wait(60)
+        there.set()
+        after = [pool.submit(flights, "x", work) for _ in range(4)]
+        time.sleep(0.05)  # they wait for the first one's work by now
+        go.set()
+        assert [f.result(60) for f in after] == ["tenant"] * 4
+        with pytest.raises(KeyError):
+            first.result(60)
+    began.clear()
+    there.clear()
+    go.clear()
+    calls.clear()
+    with ThreadPoolExecutor(5) as pool:
+        every = [pool.submit(flights, "x", work) for _ in range(5)]
+        assert began.wait(60)
+        time.sleep(0.05)
+        go.set()
+        assert all(isinstance(f.exception(60), KeyError) for f in every)
+    assert len(calls) <= 5, "nobody tries what is wrong for good more than once"

@@ -10,7 +10,8 @@ from typing import Any
 
 class Flights:
     """flights(key, work): what `work()` gives. While it runs, others who ask for the same key wait for it and get the
-    same, an error too; other keys are not held back."""
+    same; other keys are not held back. An error of work that had begun before one asked may be over by then: who waited
+    for it asks once more, and gets what work that begins now gives."""
 
     def __init__(self) -> None:
         self._open: dict[Hashable, Future] = {}
@@ -20,13 +21,18 @@ class Flights:
         return key in self._open
 
     def __call__(self, key: Hashable, work: Callable[[], Any]) -> Any:
-        with self._lock:
-            flight = self._open.get(key)
-            mine = flight is None
-            if flight is None:
-                flight = self._open[key] = Future()
-        if not mine:
-            return flight.result()
+        before = True  # whether the work began before this call
+        while True:
+            with self._lock:
+                flight = self._open.get(key)
+                mine = flight is None
+                if flight is None:
+                    flight = self._open[key] = Future()
+            if mine:
+                break
+            if flight.exception() is None or not before:
+                return flight.result()
+            before = False
         try:
             found = work()
         except BaseException as e:
