@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import marked
+
 from commonweight.exchange import available
 
 PAGE = Path(__file__).with_name("exchange.md")
-BEGIN, END = "<!-- exchange:begin -->", "<!-- exchange:end -->"
 
 
 def table() -> str:
@@ -28,15 +29,5 @@ def table() -> str:
     return "\n".join([*lines, "", *papers])
 
 
-def main() -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-    if "--write" in sys.argv:
-        PAGE.write_text(new, encoding="utf-8")
-    return int("--check" in sys.argv and new != page)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(marked.main(PAGE, "exchange", table, sys.argv[1:], __doc__))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import marked
+
 from commonweight.formats.peft.kinds import KINDS, Kind
 
-BEGIN, END = "<!-- peft:begin -->", "<!-- peft:end -->"
 PAGE = Path(__file__).with_name("from-peft.md")
 HOW = {
     "native": "our own method",
@@ -32,23 +33,5 @@ def _line(name: str, kind: Kind) -> str:
     return f"| `{name}` | {HOW[kind.how]} | {kind.says} |"
 
 
-def main(arguments: list[str]) -> int:
-    if arguments not in (["--write"], ["--check"]):
-        print(__doc__, file=sys.stderr)
-        return 2
-    old = PAGE.read_text(encoding="utf-8")
-    head, begin, rest = old.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE.name}: the markers {BEGIN} and {END} are missing")
-    new = f"{head}{begin}\n{rows()}\n{end}{tail}"
-    if arguments == ["--write"]:
-        PAGE.write_text(new, encoding="utf-8")
-    elif new != old:
-        print("docs/from-peft.md: the table is not current; run `make readme`", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(marked.main(PAGE, "peft", rows, sys.argv[1:], __doc__))

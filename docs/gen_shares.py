@@ -11,12 +11,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import marked
 import transformers as tf
 
 import commonweight as cw
 
 PAGE = Path(__file__).with_name("sites.md")
-BEGIN, END = "<!-- shares:begin -->", "<!-- shares:end -->"
 _LM: dict[str, Any] = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -71,16 +71,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    warnings.simplefilter("ignore")
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-    if "--write" in sys.argv:
-        PAGE.write_text(new, encoding="utf-8")
-    return int("--check" in sys.argv and new != page)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    warnings.simplefilter("ignore")
+    sys.exit(marked.main(PAGE, "shares", table, sys.argv[1:], __doc__))

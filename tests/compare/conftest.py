@@ -6,11 +6,6 @@ from tests.adapt import tiny
 
 
 @pytest.fixture(scope="session")
-def bert(tmp_path_factory):
-    return tiny.base(tmp_path_factory.mktemp("bert"), "bert")
-
-
-@pytest.fixture(scope="session")
 def files(tmp_path_factory):
     """Two tasks, their files named so that they are found by each other."""
     folder = tmp_path_factory.mktemp("data")

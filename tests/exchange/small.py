@@ -12,6 +12,7 @@ from commonweight.exchange.rounds import starting
 from commonweight.exchange.setting import by_client, make_task, ready
 from commonweight.exchange.work import Work
 from tests.adapt import tiny
+from tests.laws import subjects
 
 METHODS = sorted(methods.available())
 SMALL = {
@@ -70,7 +71,16 @@ def same(a, b):
 
 
 def adapters():
-    return sorted(cw.methods.available())
+    """Those that a client can train."""
+    return sorted(n for n, m in cw.methods.available().items() if not (m.schedule or m.penalty))
+
+
+def options(adapter):
+    """At which it fits the model, without random numbers in training."""
+    fields = cw.methods.get(adapter).config.__dataclass_fields__
+    still = {k: v for k, v in {"noise": False, "dropout": 0.0}.items() if k in fields}
+    found = {"tokens": (3, 4, 5)} if adapter == "tokens" else subjects.small(adapter)
+    return {"adapter": adapter, **found, **still}
 
 
 def prepared_host(model):

@@ -2,16 +2,19 @@
 
 import pytest
 
+import commonweight as cw
 from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
 from tests.adapt import tiny
 from tests.exchange import small
 
+LONG = sorted({*cw.methods.available()} - {*small.adapters()})
+
 
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        ({"options": {"adapter": "adalora"}}, "acts between the steps of one long run"),
+        *(({"options": {"adapter": a}}, f"{a} has a schedule or a penalty of one long run") for a in LONG),
         ({"private": "*nothing*"}, r"private='\*nothing\*' is no trained pool; there: "),
         ({"private": "*"}, "no trained pool is left to travel"), ({"clints": 3}, "option of Local 'clints'"),
         ({"holdout": 1.0}, "holdout=1.0: wanted a share"), ({"minimum": 4}, "minimum=4, but a round has 3 clients"),

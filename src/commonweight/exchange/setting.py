@@ -101,7 +101,7 @@ def ready(
     about, made = resolve_adapter(adapter, how)
     if about.penalty is not None or about.schedule is not None:
         raise CommonweightError(
-            f"{adapter} acts between the steps of one long run, which no client has; choose another"
+            f"{adapter} has a schedule or a penalty of one long run, which no client has; choose another"
         )
     wants = bool(about.asks(made))
     tenant = host.add(

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...address import WHOLE
 from ...bind import Anchored
-from ...core import Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
+from ...core import Plan, Rng, Site, Source, Use, config, option, serial
 from ..registry import method
+from .anchored import twins
 from .lora_xs import fits
 
 
@@ -56,9 +56,8 @@ def plan(sites: Sequence[Site], config: OLoRA) -> Plan:
     pools, uses = {}, []
     for site in sites:
         fits("olora", site, config.rank)
-        for k, part, shape in (("A", "R", (config.rank, site.inp)), ("B", "Q", (site.out, config.rank))):
-            pools[f"{site.name}.{k}"] = Pool(shape, QR(site.name, part))
-            pools[f"{site.name}.{k}0"] = Pool(shape, QR(site.name, part), train=False, save=False)
-        reads = {k: Read(WHOLE, (f"{site.name}.{k}",)) for k in ("A", "B", "A0", "B0")}
+        shapes = {"A": ("R", (config.rank, site.inp)), "B": ("Q", (site.out, config.rank))}
+        mine, reads = twins(site.name, {k: (shape, QR(site.name, part)) for k, (part, shape) in shapes.items()})
+        pools |= mine
         uses.append(Use(site.name, Anchored(s), reads))
     return Plan(pools, tuple(uses))

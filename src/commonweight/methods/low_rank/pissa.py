@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...address import WHOLE
 from ...bind import Anchored
-from ...core import BaseWeight, CommonweightError, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
+from ...core import BaseWeight, CommonweightError, Plan, Rng, Site, Source, Use, config, option, serial
 from ..registry import method
+from .anchored import twins
 
 
 @config
@@ -60,11 +60,9 @@ def plan(sites: Sequence[Site], config: PiSSA) -> Plan:
                 f"pissa: {site.name}: rank={config.rank} is more than the {min(site.out, site.inp)} singular values of "
                 f"a weight ({site.out}, {site.inp}); lower rank, or exclude the site"
             )
-        for k, part, shape in (("A", "V", (config.rank, site.inp)), ("B", "U", (site.out, config.rank))):
-            start = Principal(site.name, part, s)
-            pools[f"{site.name}.{k}"] = Pool(shape, start)
-            pools[f"{site.name}.{k}0"] = Pool(shape, start, train=False, save=False)
-        uses.append(
-            Use(site.name, Anchored(s), {k: Read(WHOLE, (f"{site.name}.{k}",)) for k in ("A", "B", "A0", "B0")})
-        )
+        shapes = {"A": ("V", (config.rank, site.inp)), "B": ("U", (site.out, config.rank))}
+        starts = {k: (shape, Principal(site.name, part, s)) for k, (part, shape) in shapes.items()}
+        mine, reads = twins(site.name, starts)
+        pools |= mine
+        uses.append(Use(site.name, Anchored(s), reads))
     return Plan(pools, tuple(uses))

@@ -56,7 +56,7 @@ def entries(s: Site, tokens: Sequence[int]) -> tuple[dict[str, Pool], Use]:
     tokens = tokens or range(max(0, size - LAST), size)
     if max(tokens) >= size:
         raise CommonweightError(
-            f"tokens: {s.name} has the entries 0 to {size - 1}; tokens={tuple(tokens)[:8]} names one beyond them: "
+            f"tokens: {s.name} has the entries 0 to {size - 1}; tokens={max(tokens)} names one beyond them: "
             "resize the model first (resize_token_embeddings)"
         )
     pools = {

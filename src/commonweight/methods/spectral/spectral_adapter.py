@@ -12,6 +12,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import Anchored
 from ...core import BaseWeight, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
+from ..low_rank.anchored import twins
 from ..low_rank.lora_xs import fits
 from ..registry import method
 
@@ -53,11 +54,10 @@ def plan(sites: Sequence[Site], config: SpectralAdapter) -> Plan:
     for s in sites:
         r = config.rank
         fits("spectral-adapter", s, r)
-        for slot, shape, part in (("A", (r, s.inp), "V"), ("B", (s.out, r), "U")):
-            start = BaseWeight(s.name, part, 0.0, rounded=True)
-            pools[f"{s.name}.{slot}"] = Pool(shape, start)
-            pools[f"{s.name}.{slot}0"] = Pool(shape, start, train=False, save=False)
+        shapes = {"A": ("V", (r, s.inp)), "B": ("U", (s.out, r))}
+        starts = {k: (shape, BaseWeight(s.name, part, 0.0, rounded=True)) for k, (part, shape) in shapes.items()}
+        mine, reads = twins(s.name, starts)
+        pools |= mine
         pools[f"{s.name}.S"] = Pool((r, r), ValuesOfSVD(s.name), train=False, save=False)
-        reads = {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in ("A", "B", "A0", "B0")}
         uses.append(Use(s.name, Anchored(), {**reads, **dict.fromkeys(("M", "M0"), Read(WHOLE, (f"{s.name}.S",)))}))
     return Plan(pools, tuple(uses))
