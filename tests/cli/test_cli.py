@@ -61,6 +61,16 @@ def test_the_file_gives_the_measured_tenant_back(capsys, files, tmp_path, bert):
     assert line("classify", metrics) in out
 
 
+def test_a_method_that_begins_from_data(capsys, files, tmp_path):
+    code, _, err = call(capsys, *files, "--method", "fish", "-o", "ratio=0.01", "--rows-shown", "4")
+    assert code == 0, err
+    settings = json.loads((tmp_path / "legal.json").read_text())["settings"]
+    assert settings["rows_shown"] == 4 and settings["options"]["start"] == "given" and settings["options"]["kept"]
+    assert (
+        call(capsys, *files[:3], "--method", "fish", "--rows-shown", "0", "--out", tmp_path / "x.safetensors")[0] == 2
+    )
+
+
 def test_adapt_embed_and_lm(capsys, tmp_path, bert, llama):
     pairs = tiny.jsonl(tmp_path / "pairs.jsonl", tiny.pairs(20))
     args = ["--dtype", "float32", "--epochs", "1", "--method", "lora"]

@@ -118,3 +118,17 @@ def test_commands_of_a_help_text(name):
 def test_a_flag_that_is_not_there_is_seen():
     with pytest.raises(Exception, match="No such option: --no-such-flag"):
         parsed(["serve", "model", "--no-such-flag"])
+
+
+OTHERS = {"from-mergekit.md", "from-vllm.md", "exchange-networks.md", "LOG.md"}  # name flags of other tools
+
+
+def flags(command: Any) -> set[str]:
+    mine = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
+    return mine.union(*(flags(c) for c in getattr(command, "commands", {}).values()))
+
+
+@pytest.mark.parametrize("page", [p for p in SHOWN if p.name not in OTHERS], ids=lambda p: p.name)
+def test_every_flag_that_a_text_names_is_there(page):
+    named = set(re.findall(r"`(--[a-z][a-z0-9-]+)", page.read_text(encoding="utf-8")))
+    assert not named - flags(COMMAND)

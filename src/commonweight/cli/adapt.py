@@ -240,6 +240,10 @@ def command(
         int | None,
         typer.Option(help="Epochs without a better dev score before it stops (3).", rich_help_panel=TRAINING),
     ] = None,
+    rows_shown: Annotated[
+        int | None,
+        typer.Option(help="Rows from which eva, fish and lora-ga begin (256).", rich_help_panel=TRAINING),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same result, bit for bit (0).", rich_help_panel=TRAINING)
     ] = None,

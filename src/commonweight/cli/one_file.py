@@ -15,7 +15,7 @@ PATHS = ("out", "store")
 SWITCHES = ("overwrite", "gradient_checkpointing", "resume", "dry_run", "no_header", "packing", "bf16")
 NUMBERS = (
     "epochs", "batch_size", "accumulate", "eval_batch_size", "lr", "max_length", "patience", "seed", "checkpoint_every",
-    "lora_plus", "beta", "generations", "completion_length",
+    "lora_plus", "beta", "generations", "completion_length", "rows_shown",
 )  # fmt: skip
 
 

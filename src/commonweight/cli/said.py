@@ -45,6 +45,7 @@ class Said:
     lr: float | None = None
     max_length: int | None = None
     patience: int | None = None
+    rows_shown: int | None = None
     seed: int | None = None
     dtype: str | None = None
     device: str | None = None
@@ -75,7 +76,7 @@ class Said:
         return self.given(
             "epochs", "batch_size", "accumulate", "eval_batch_size", "gradient_checkpointing", "lr", "max_length",
             "patience", "seed", "checkpoint_every", "packing", "optimizer", "lora_plus",
-            "beta", "generations", "completion_length", "compile", "bf16",
+            "beta", "generations", "completion_length", "compile", "bf16", "rows_shown",
         )  # fmt: skip
 
     @property
