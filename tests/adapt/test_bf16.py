@@ -8,7 +8,6 @@ import commonweight as cw
 from commonweight import share
 from commonweight.adapt import adapt
 from tests.adapt import tiny
-from tests.adapt.conftest import bert, llama  # noqa: F401
 
 
 def trained(folder, task, rows, **recipe):
@@ -23,7 +22,7 @@ def trained(folder, task, rows, **recipe):
 
 
 @pytest.mark.parametrize("task", ["lm", "classify"])
-def test_the_curve_is_that_of_float32_up_to_rounding(task, llama, bert):  # noqa: F811
+def test_the_curve_is_that_of_float32_up_to_rounding(task, llama, bert):
     folder, rows = (llama, [{"text": r["text"]} for r in tiny.rows(40)]) if task == "lm" else (bert, tiny.rows(40))
     plain, exact, formats = trained(folder, task, rows)
     mixed, curve, lower = trained(folder, task, rows, bf16=True)
@@ -34,7 +33,7 @@ def test_the_curve_is_that_of_float32_up_to_rounding(task, llama, bert):  # noqa
     assert any(not torch.equal(plain.pools[n], p) for n, p in mixed.pools.items())
 
 
-def test_a_shared_model_is_healed_in_bfloat16_and_stays_in_float32(llama):  # noqa: F811
+def test_a_shared_model_is_healed_in_bfloat16_and_stays_in_float32(llama):
     def healed(**recipe):
         teacher = tf.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
         small = share.share(teacher, "recursive", loops=2)

@@ -7,7 +7,6 @@ import transformers as tf
 from commonweight import CommonweightError, share
 from commonweight.adapt.tasks import distil
 from tests.adapt import tiny
-from tests.adapt.conftest import bert, llama  # noqa: F401
 
 ROWS = [{"text": r["text"]} for r in tiny.rows(60)]
 
@@ -44,7 +43,7 @@ def test_losses_by_hand():
         assert torch.allclose(f(t, t), torch.zeros(4), atol=1e-6)
 
 
-def test_a_model_comes_nearer_to_its_teacher(llama):  # noqa: F811
+def test_a_model_comes_nearer_to_its_teacher(llama):
     small, teacher = pair(llama)
     ids = torch.randint(4, 44, (8, 12), generator=torch.Generator().manual_seed(0))
 
@@ -60,7 +59,7 @@ def test_a_model_comes_nearer_to_its_teacher(llama):  # noqa: F811
     assert len({id(b.mlp.up_proj.weight) for b in small.model.layers}) == 1
 
 
-def test_a_killed_run_ends_with_the_same_bits(llama, tmp_path):  # noqa: F811
+def test_a_killed_run_ends_with_the_same_bits(llama, tmp_path):
     def stop(p):
         if p.step == 5:
             raise KeyboardInterrupt
@@ -77,19 +76,19 @@ def test_a_killed_run_ends_with_the_same_bits(llama, tmp_path):  # noqa: F811
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters()))
 
 
-def test_recomputed_activations_change_nothing(llama):  # noqa: F811
+def test_recomputed_activations_change_nothing(llama):
     a, b = call(llama), call(llama, gradient_checkpointing=True)
     assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(a.model.parameters(), b.model.parameters()))
     assert not b.model.model.gradient_checkpointing
 
 
-def test_an_encoder_learns_its_teachers_states(bert):  # noqa: F811
+def test_an_encoder_learns_its_teachers_states(bert):
     done = call(bert, tf.AutoModel, lr=1e-3)
     first = next(c["dev_loss"] for c in done.curve if "dev_loss" in c)
     assert done.metrics["loss"] <= first and done.metrics["n"] == 12
 
 
-def test_an_adapter_is_trained_with_a_teacher(llama):  # noqa: F811
+def test_an_adapter_is_trained_with_a_teacher(llama):
     """LLM-Neo: LoRA and distillation at once; the shared model itself stays."""
     small, teacher = pair(llama)
     before = {k: v.clone() for k, v in small.state_dict().items()}
@@ -98,7 +97,7 @@ def test_an_adapter_is_trained_with_a_teacher(llama):  # noqa: F811
     assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())
 
 
-def test_hidden_states_of_the_last_blocks(llama):  # noqa: F811
+def test_hidden_states_of_the_last_blocks(llama):
     """tail: the loss is higher by the error of the last blocks' states, and 0 where nothing is lost."""
     teacher = tf.AutoModelForCausalLM.from_pretrained(llama)
     from commonweight.adapt.base import tokenizer_of
@@ -117,7 +116,7 @@ def test_hidden_states_of_the_last_blocks(llama):  # noqa: F811
     assert ce.loss(small, dict(batch)).item() == pytest.approx(task.loss(small, dict(batch)).item(), abs=1e-6)
 
 
-def test_refusals(llama, bert):  # noqa: F811
+def test_refusals(llama, bert):
     small, _teacher = pair(llama)
     with pytest.raises(CommonweightError, match="the teacher is the model itself"):
         share.heal(small, teacher=small, rows=ROWS)
@@ -129,7 +128,7 @@ def test_refusals(llama, bert):  # noqa: F811
         share.heal(pair(llama)[0], rows=ROWS, loss="kl")
 
 
-def test_lora_with_a_teacher_is_llm_neo(llama):  # noqa: F811
+def test_lora_with_a_teacher_is_llm_neo(llama):
     """(1 - a) CE + a KL(teacher || student) at each scored token; a = 0 is LoRA on the text, to the bit."""
     from commonweight.adapt.base import tokenizer_of
     from commonweight.adapt.tasks import LM
@@ -150,7 +149,7 @@ def test_lora_with_a_teacher_is_llm_neo(llama):  # noqa: F811
     assert all(torch.allclose(p, pools[1][n], atol=1e-6) for n, p in pools[0].items()) and pools[0]
 
 
-def test_foldgpt_is_healed_layer_by_layer(llama):  # noqa: F811
+def test_foldgpt_is_healed_layer_by_layer(llama):
     teacher = tf.AutoModelForCausalLM.from_pretrained(llama)
     small = share.share(teacher, "foldgpt", rows=[[3, 4, 5, 6]], keep=2, steps=1)
     done = share.heal(small, teacher=teacher, rows=ROWS, tokens=300, max_length=32)

@@ -9,10 +9,8 @@ from commonweight.builder.settle import settle
 from commonweight.share import surveys
 from commonweight.share.methods.fusegpt import near
 from tests.adapt import tiny
-from tests.adapt.conftest import llama as folder_of_a_llama
 from tests.share.deep import IDS, answer, far, gpt2, llama
 
-llama_folder = folder_of_a_llama
 ROWS = [IDS[0].tolist(), IDS[1].tolist()]
 
 
@@ -107,8 +105,8 @@ def test_what_is_left_is_plain(tmp_path):
     assert far(answer(tf.AutoModelForCausalLM.from_pretrained(tmp_path / "s").eval()), answer(fused)) < 1e-6
 
 
-def test_healing_ends_in_plain_weights(llama_folder):
-    teacher = tf.AutoModelForCausalLM.from_pretrained(llama_folder)
+def test_healing_ends_in_plain_weights(request):
+    teacher = tf.AutoModelForCausalLM.from_pretrained(request.getfixturevalue("llama"))
     fused = share.share(teacher, "fusegpt", layers=(1,), rank=4, fused=4)
     how = {"tokens": 2500, "lr": 3e-3, "batch_size": 4, "max_length": 32, "distillation": {"share": 1.0}}
     done = share.heal(fused, teacher=teacher, rows=[{"text": r["text"]} for r in tiny.rows(60)], **how)

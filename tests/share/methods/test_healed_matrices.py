@@ -6,7 +6,6 @@ import transformers as tf
 
 from commonweight import share
 from tests.adapt import tiny
-from tests.adapt.conftest import llama  # noqa: F401
 
 ROWS = [{"text": r["text"]} for r in tiny.rows(60)]
 METHODS = {
@@ -24,7 +23,7 @@ def healed(folder, method, tokens=2500, **more):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_loss_falls(method, llama, tmp_path):  # noqa: F811
+def test_the_loss_falls(method, llama, tmp_path):
     done = healed(llama, method)
     losses = [c["loss"] for c in done.curve]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -34,7 +33,7 @@ def test_the_loss_falls(method, llama, tmp_path):  # noqa: F811
         assert torch.equal(share.load(tmp_path / "s")(ids).logits, done.model(ids).logits)
 
 
-def test_a_guided_run_is_resumed_to_the_same_bits(llama, tmp_path):  # noqa: F811
+def test_a_guided_run_is_resumed_to_the_same_bits(llama, tmp_path):
     def stop(p):
         if p.step == 3:
             raise KeyboardInterrupt
