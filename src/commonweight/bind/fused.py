@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .products import thin, times
+
 
 def low(x: Tensor, A: Tensor) -> Tensor:
     """x A^T. Shapes: x (..., d_in), A (r, d_in) -> (..., r)."""
@@ -57,39 +59,14 @@ def recorded(*tensors: Tensor) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-# what torch.compile's own code calls for linear layers; x86 alone has it
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-_LARGE = 1 << 28  # multiplications; a kernel for a new number of rows is made in about a millisecond
-
-
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _product(g: Tensor, weight: Tensor) -> Tensor:
-    """g weight, of the frozen layer's backward pass. Shapes: g (T, d_out), weight (d_out, d_in) -> (T, d_in).
-
-    Large ones in float32 by oneDNN where the processor has AVX512: MKL, which torch takes, leaves that unused on AMD's
-    (Zen 4, one thread, 1024 rows: 1376 to 512 wide 14.6 and 13.3 ms, 512 to 512 5.7 and 5.0).
-    """
-    if (
-        _ONEDNN is not None
-        and g.dtype is torch.float32
-        and g.device.type == "cpu"
-        and g.numel() * weight.shape[1] >= _LARGE
-        and g.is_contiguous()
-        and torch.backends.mkldnn.enabled
-        and torch.cpu._is_avx512_supported()
-        and not torch.is_grad_enabled()  # it has no derivative
-    ):
-        return _ONEDNN(g, weight.mT, None, "none", [], "")
-    return g @ weight
 
 
 class _Low(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, A: Tensor) -> Tensor:
-        return torch.mm(A, _flat(x).mT).mT.reshape(*x.shape[:-1], len(A))
+        return thin(A, _flat(x)).mT.reshape(*x.shape[:-1], len(A))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -100,7 +77,7 @@ class _Low(torch.autograd.Function):
         x, A = ctx.saved_tensors
         g = _flat(g)
         gx = (g @ A).view(x.shape) if ctx.needs_input_grad[0] else None
-        return gx, g.mT @ _flat(x) if ctx.needs_input_grad[1] else None
+        return gx, thin(g.mT, _flat(x).mT) if ctx.needs_input_grad[1] else None
 
 
 class _Raised(torch.autograd.Function):
@@ -119,15 +96,15 @@ class _Raised(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor):  # type: ignore[override]
         h, B = ctx.saved_tensors
         g = _flat(gy)
-        gh = (torch.mm(B.mT, g.mT) * ctx.scale).mT.reshape(h.shape) if ctx.needs_input_grad[1] else None
-        gB = ((_flat(h).mT * ctx.scale) @ g).mT if ctx.needs_input_grad[2] else None
+        gh = (thin(B.mT, g) * ctx.scale).mT.reshape(h.shape) if ctx.needs_input_grad[1] else None
+        gB = thin(_flat(h).mT * ctx.scale, g.mT).mT if ctx.needs_input_grad[2] else None
         return gy, gh, gB, None
 
 
 class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, weight: Tensor | None) -> Tensor:  # type: ignore[override]
-        h = torch.mm(A, _flat(x).mT)  # (r, T)
+        h = thin(A, _flat(x))  # (r, T)
         _flat(y).addmm_(h.mT, B.mT, alpha=scale)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, A, B, weight, h if ctx.needs_input_grad[3] else None)
@@ -141,13 +118,13 @@ class _Add(torch.autograd.Function):
         g, flat = _flat(gy), _flat(x)
         gx = gA = gB = None
         if wants_x or wants_A:
-            gh = torch.mm(B.mT, g.mT) * ctx.scale  # (r, T)
+            gh = thin(B.mT, g) * ctx.scale  # (r, T)
             if wants_A:
-                gA = gh @ flat
+                gA = thin(gh, flat.mT)
             if wants_x:
-                gx = (gh.mT @ A if weight is None else _product(g, weight).addmm_(gh.mT, A)).view(x.shape)
+                gx = (gh.mT @ A if weight is None else times(g, weight).addmm_(gh.mT, A)).view(x.shape)
         if wants_B:
             if torch.is_grad_enabled():  # of a derivative of this one, h is a function of x and A
-                h = torch.mm(A, flat.mT)
-            gB = ((h * ctx.scale) @ g).mT
+                h = thin(A, flat)
+            gB = thin(h * ctx.scale, g.mT).mT
         return gy if wants_y else None, gx, gA, gB, None, None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from ..methods import Method
-from . import carry, checkpoints, entrances, experts
+from . import carry, checkpoints, entrances, experts, frozen
 from .current import Current
 from .door import Door
 from .doors import Doors
@@ -79,6 +79,7 @@ class HookedModel:
         self.hooks = [h for hook in hooks.values() for h in hook.install()]
         self.hooks += experts.hooks(self.modules, dict(named(self.model)), self.current)
         self.hooks += experts.listed_hooks(dict(named(self.model)), list(alone), self.current)
+        self.hooks += frozen.install(alone.values(), self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)
         self.places = Places.of(self.model, self.modules.values())
 

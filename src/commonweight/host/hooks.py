@@ -15,6 +15,7 @@ from .apart import Unfit
 from .carried import bare
 from .change import changed
 from .current import Current
+from .frozen import own_forward
 from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
@@ -259,7 +260,7 @@ class SiteHook:
         """Whether the module's output is a new tensor that no other hook was given before: it may be written over."""
         return (
             self.plain
-            and "forward" not in self.at.module.__dict__
+            and own_forward(self.at.module)
             and not torch.compiler.is_compiling()
             and next(iter(self.at.module._forward_hooks.values()), None) is self
         )

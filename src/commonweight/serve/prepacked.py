@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..host.frozen import own_forward
 from . import attention
 
 _SHARE = 4  # of the memory that is free, the copies take one part of so many at most
@@ -26,9 +27,10 @@ class Forward:
 
     def __init__(self, module: nn.Linear):
         self.module, self.seen, self.packed = module, None, None
+        self.before = module.__dict__.get("forward")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "seen": None, "packed": None}
+        return {**self.__dict__, "seen": None, "packed": None}
 
     def __call__(self, input: Tensor) -> Tensor:
         weight = self.module.weight
@@ -54,7 +56,7 @@ def layers(model: nn.Module) -> list[nn.Linear]:
     """Those whose forward is nn.Linear's own, with a dense weight on the CPU."""
     return [
         m for m in model.modules()
-        if isinstance(m, nn.Linear) and type(m).forward is nn.Linear.forward and "forward" not in m.__dict__
+        if isinstance(m, nn.Linear) and type(m).forward is nn.Linear.forward and own_forward(m)
         and type(m.weight) is nn.Parameter and m.weight.device.type == "cpu"
         and m.weight.dtype in (torch.float32, torch.bfloat16)
     ]  # fmt: skip
@@ -75,8 +77,10 @@ def prepack(model: nn.Module, wanted: bool | None) -> list[nn.Linear]:
 def unpack(found: list[nn.Linear]) -> None:
     """Takes the copies away; the layers are as they were."""
     for module in found:
-        if isinstance(module.__dict__.get("forward"), Forward):
+        if isinstance(placed := module.__dict__.get("forward"), Forward):
             del module.forward
+            if placed.before is not None:
+                module.forward = placed.before
 
 
 def _free() -> int:

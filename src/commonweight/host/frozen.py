@@ -1,0 +1,64 @@
+"""The frozen layers' own products while somebody trains; see `bind.products`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..bind.fused import recorded
+from ..bind.products import at_hand, frozen, large
+from .weights import plain
+
+if TYPE_CHECKING:
+    from .current import Current
+    from .sites import Physical
+
+
+class Frozen:
+    """In the place of a linear layer's `forward`: another product under a route where a graph is made, else its own."""
+
+    def __init__(self, module: nn.Linear, current: Current):
+        self.module, self.current = module, current
+
+    def __call__(self, input: Tensor) -> Tensor:
+        own = self.module._parameters
+        w, b = own.get("weight"), own.get("bias")
+        if (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and self.current.route is not None
+            and w is not None
+            and plain(w)
+            and type(input) is Tensor
+            and large(input, w)
+            and not (w.requires_grad or (b is not None and b.requires_grad))
+            and recorded(input)
+        ):
+            return frozen(input, w, b)
+        return type(self.module).forward(self.module, input)
+
+    def remove(self) -> None:
+        if self.module.__dict__.get("forward") is self:
+            del self.module.forward
+
+
+def install(sites: Iterable[Physical], current: Current) -> list[Frozen]:
+    """Every plain linear layer of a float32 base on a CPU that has such products. `remove` gives the layer its own."""
+    if not at_hand():
+        return []
+    made = []
+    for at in sites:
+        module, w = at.module, at.module._parameters.get("weight")
+        if type(module) is nn.Linear and own_forward(module) and w is not None and plain(w):
+            if w.dtype is torch.float32 and w.device.type == "cpu":
+                module.forward = Frozen(module, current)  # type: ignore[method-assign]
+                made.append(module.__dict__["forward"])
+    return made
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether a layer's forward is still its class's, or the one that stands here for it."""
+    return type(module.__dict__.get("forward")) in (type(None), Frozen)

@@ -1,0 +1,110 @@
+"""The frozen layers' own products while somebody trains: another kernel, the same numbers."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import commonweight as cw
+from commonweight.bind import products
+from commonweight.host.frozen import Frozen
+from commonweight.serve.prepacked import prepack, unpack
+
+pytestmark = pytest.mark.skipif(not products.at_hand(), reason="this processor has no such products")
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 512, bias=False), nn.Linear(512, 512))
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(1024, 512, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(base: nn.Sequential, host: cw.Host) -> list[torch.Tensor]:
+    tenant = host.get("t")
+    with host.route("t"):
+        y = base(rows())
+        y.square().mean().backward()
+    return [y.detach(), *(p.grad for p in tenant.parameters())]  # type: ignore[misc]
+
+
+def test_a_step_has_the_numbers_of_the_layers_own(monkeypatch):
+    found = {}
+    for quick in (True, False):
+        base = model()
+        if not quick:
+            monkeypatch.setattr("commonweight.host.frozen.large", lambda x, w: False)
+        host = cw.Host(base)
+        host.add("t", "lora", rank=8, sites="0|3")  # the layer between has no reader
+        with torch.no_grad():
+            for p in host.get("t").parameters():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) / 20)
+        found[quick] = gradients(base, host)
+    for a, b in zip(found[True], found[False]):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert a.abs().sum() > 0
+
+
+def test_the_plain_base_and_a_pass_without_gradients_are_the_layers_own_to_the_bit():
+    base = model()
+    with torch.no_grad():
+        want = base(rows())
+    host = cw.Host(base)
+    host.add("t", "lora", rank=8)  # B is zero
+    assert torch.equal(base(rows()), want)
+    with torch.no_grad(), host.route("t"):
+        assert torch.equal(base(rows()), want)
+
+
+def test_a_closed_host_leaves_nothing():
+    base = model()
+    host = cw.Host(base)
+    assert [type(m.__dict__.get("forward")) for m in base] == [Frozen, type(None), Frozen, Frozen]
+    host.close()
+    assert all("forward" not in m.__dict__ for m in base)
+
+
+def test_what_others_put_around_a_layers_forward_stays():
+    base = model()
+    host, seen = cw.Host(base), []
+    own = base[0].forward
+    base[0].forward = lambda x: seen.append(x) or own(x)
+    host.add("t", "lora", rank=8)
+    gradients(base, host)
+    host.close()
+    assert len(seen) == 1 and "forward" in base[0].__dict__
+    base(rows())
+    assert len(seen) == 2
+
+
+def test_a_copy_of_a_model_runs_its_own_layers():
+    base = model()
+    host = cw.Host(base)
+    host.add("t", "lora", rank=8)
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other[0].weight.zero_()
+    assert other[0].__dict__["forward"].module is other[0]
+    assert not torch.equal(other(rows()), base(rows()))
+
+
+def test_packed_weights_of_an_engine_come_and_go():
+    base = model()
+    host = cw.Host(base)
+    packed = prepack(base, True)
+    assert len(packed) == 3
+    unpack(packed)
+    assert type(base[0].__dict__["forward"]) is Frozen
+    host.close()
+    assert all("forward" not in m.__dict__ for m in base)
+
+
+def test_a_layer_is_pickled():
+    base = model()
+    cw.Host(base)
+    again = pickle.loads(pickle.dumps(base[0]))
+    assert torch.equal(again(rows()), base[0](rows()))
