@@ -92,15 +92,3 @@ def test_what_is_more_than_autograd_takes_the_plain_way():
         short = {n: p.float() for n, p in given.items()}
         y = torch.nn.functional.linear(x.float(), w.float())
         assert LowRank().trained(x.float(), y, Base(), None, **short).dtype is torch.bfloat16
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_frozen_product_by_another_library(monkeypatch, turned):
-    """With derivatives of derivatives it is torch's own, which has them."""
-    monkeypatch.setattr(fused, "_LARGE", 1)
-    g = drawn(70, 24).detach().float()
-    w = drawn(40, 24).detach().float().T if turned else drawn(24, 40).detach().float()
-    with torch.no_grad():
-        torch.testing.assert_close(fused._product(g, w), g @ w)
-        torch.testing.assert_close(fused._product(g.T.contiguous().T, w), g @ w)
-    assert torch.autograd.grad(fused._product(g.requires_grad_(), w).sum(), g)[0].shape == g.shape

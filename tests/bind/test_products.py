@@ -18,12 +18,16 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("shape", [LARGE, (3, 8, 4)])
-def test_a_gradient_through_a_frozen_weight(shape):
+def test_a_gradient_through_a_frozen_weight(shape, turned):
     rows, inp, out = shape
-    g, w = numbers(rows, out), numbers(out, inp)
+    g, w = numbers(rows, out), numbers(inp, out).T if turned else numbers(out, inp)
+    want = (g.double() @ w.double()).float()
     with torch.no_grad():
-        close(products.times(g, w), (g.double() @ w.double()).float())
+        close(products.times(g, w), want)
+        close(products.times(g.T.contiguous().T, w), want)
+    assert torch.autograd.grad(products.times(g.requires_grad_(), w).sum(), g)[0].shape == g.shape
 
 
 @pytest.mark.parametrize("wide", [4, 1 << 17])
@@ -60,5 +64,12 @@ def test_other_numbers_stay_with_torch(dtype):
     rows, inp, out = LARGE
     assert not products.large(torch.zeros(rows, inp, dtype=dtype), torch.zeros(out, inp, dtype=dtype))
     assert not products.large(torch.zeros(inp, rows).mT, torch.zeros(out, inp))
-    with torch.backends.mkldnn.flags(enabled=False):
+
+
+def test_switched_off():
+    rows, inp, out = LARGE
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of another flag on the way
+    try:
         assert not products.large(torch.zeros(rows, inp), torch.zeros(out, inp))
+    finally:
+        torch._C._set_mkldnn_enabled(True)

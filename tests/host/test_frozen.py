@@ -25,7 +25,7 @@ def rows() -> torch.Tensor:
 
 
 def gradients(base: nn.Sequential, host: cw.Host) -> list[torch.Tensor]:
-    tenant = host.get("t")
+    tenant = host["t"]
     with host.route("t"):
         y = base(rows())
         y.square().mean().backward()
@@ -41,7 +41,7 @@ def test_a_step_has_the_numbers_of_the_layers_own(monkeypatch):
         host = cw.Host(base)
         host.add("t", "lora", rank=8, sites="0|3")  # the layer between has no reader
         with torch.no_grad():
-            for p in host.get("t").parameters():
+            for p in host["t"].parameters():
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) / 20)
         found[quick] = gradients(base, host)
     for a, b in zip(found[True], found[False]):

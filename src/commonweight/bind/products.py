@@ -1,9 +1,9 @@
 """Products in float32 on a CPU by oneDNN, where they are faster than those that torch takes.
 
 MKL leaves AVX512 unused on AMD's processors (Zen 4, two threads, 1,024 rows: 512 to 1,376 wide 12.7 and 8.8 ms, 512 to
-512 4.3 and 3.3), and is slow where one side is a rank of 8 and the other is wide (1,024 rows of 1,376: the gradient of A
-0.53 and 0.15 ms). oneDNN makes a kernel for each new number of rows, in about a millisecond: small products stay with
-torch.
+512 4.3 and 3.3), and is slow where one side is a rank of 8 and the other is wide (1,024 rows of 1,376: the gradient
+of A 0.53 and 0.15 ms). oneDNN makes a kernel for each new number of rows, in about a millisecond: small products stay
+with torch.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FEW = 6  # rows of a group, for one batched product of all of them
+FEW = 16  # rows of a group, for one batched product of all of them
 _GROUPED = (torch.float32, torch.bfloat16, torch.float16)
 
 
