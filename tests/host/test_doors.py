@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -382,3 +383,51 @@ def test_an_error_of_the_model_itself_comes_out_of_the_first_routed_pass():
         host.model(ids, labels=torch.ones(3, 4, dtype=torch.long))
     with host.route("t"):
         host.model(ids)
+
+
+HOUSEKEEPING = {
+    "add": lambda host, at: [host.add(f"n-{m}", m) for m in ("lora", "full", "dora", "pissa", "svf", "tokens", "mos")],
+    "save": lambda host, at: host.save("other", at / "saved.safetensors"),
+    "load": lambda host, at: host.load("again", at / "other.safetensors"),
+    "export": lambda host, at: host.export_peft("other", at / "peft"),
+    "import": lambda host, at: host.import_peft("came", at / "other-peft"),
+    "fingerprint": lambda host, at: host.fingerprint,
+    "coverage": lambda host, at: host.coverage(),
+    "merged": lambda host, at: host.merged("other"),
+    "remove": lambda host, at: host.remove("other"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOUSEKEEPING)
+@pytest.mark.filterwarnings("ignore:.*tied")
+def test_a_house_is_kept_by_a_thread_of_its_own_while_another_runs_the_model(what, tmp_path):
+    """Nobody there asks which route is in force: it is no work of the model's."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    for i, name in enumerate(("mine", "other")):
+        stir(host.add(name, "lora", rank=2, seed=i), i)
+    host.save("other", tmp_path / "other.safetensors")
+    host.export_peft("other", tmp_path / "other-peft")
+    opened, done, wrong = threading.Event(), threading.Event(), []
+
+    def serve():
+        with host.route("mine"):
+            opened.set()
+            done.wait(60)
+
+    def keep():
+        opened.wait(60)
+        try:
+            HOUSEKEEPING[what](host, tmp_path)
+        except Exception as e:
+            wrong.append(e)
+        finally:
+            done.set()
+
+    threads = [threading.Thread(target=f) for f in (serve, keep)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong, wrong[0]
+    answer(model, batch)

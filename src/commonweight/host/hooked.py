@@ -32,6 +32,7 @@ from .sites import (
     unknown_kind,
 )
 from .tenant import Tenant
+from .weights import stored
 
 
 class HookedModel:
@@ -194,7 +195,7 @@ class HookedModel:
     def vocabulary(self) -> int | None:
         """Entries of the table of input tokens; None for a model that has none."""
         table = input_table(self.inner, self.modules)
-        return None if table is None else self.modules[table].module.weight.shape[0]  # type: ignore[union-attr]
+        return None if table is None else stored(self.modules[table].module).shape[0]  # no route is asked for
 
     @property
     def fingerprint(self) -> str:
