@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from ..core.schedule import Edit, Moment, State
+from ..core.schedule import Edit, Moment, Pools, State
 from ..host import Tenant
 
 
@@ -30,6 +30,9 @@ class Scheduled:
         self.schedule = made(tenant.config, tenant.plan)
         taken = tenant.common.pools if tenant.common is not None else {}
         self.pools = {n: p for n, p in tenant.named_parameters() if n not in taken}
+        self.frozen = {
+            n: tenant.pools[n] for n, p in tenant.plan.pools.items() if p.save and not p.train and n not in taken
+        }
         self.state: State = {}
         self.masks: dict[str, Tensor] = {}
         self.factors: dict[str, float] = {}
@@ -40,8 +43,7 @@ class Scheduled:
     def begin(self) -> None:
         """Nothing where a run goes on."""
         if not self.begun:
-            values = {n: p.detach() for n, p in self.pools.items()}
-            self.state, edit = self.schedule.begin(self.tenant.plan, values, self.steps)
+            self.state, edit = self.schedule.begin(self.tenant.plan, self._values(), self.steps)
             self._do(edit)
             self.begun = True
 
@@ -51,26 +53,45 @@ class Scheduled:
             if (grad := self.pools[n].grad) is not None:
                 grad.mul_(m)
 
+    def _values(self) -> dict[str, Tensor]:
+        return {n: p.detach() for n, p in {**self.pools, **self.frozen}.items()}
+
     @torch.no_grad()
-    def after(self, step: int) -> None:
+    def after(self, step: int, loss: Callable[[], float] | None = None) -> None:
+        """loss: of rows, for schedules that compare what they might do; always of the same ones in one call."""
         for n, m in self.masks.items():
             self.pools[n].mul_(m)
-        values = {n: p.detach() for n, p in self.pools.items()}
         grads = {n: p.grad for n, p in self.pools.items() if p.grad is not None}
-        self.state, edit = self.schedule.after(
-            Moment(step, self.steps, values, grads, _moments(self.optimizer, self.pools)), self.state
-        )
+        at = Moment(step, self.steps, self._values(), grads, _moments(self.optimizer, self.pools))
+        if loss is not None:
+            at = at._replace(loss=lambda values: self._if(values, loss))
+        self.state, edit = self.schedule.after(at, self.state)
         self._do(edit)
+
+    @torch.no_grad()
+    def _if(self, values: Pools, loss: Callable[[], float]) -> float:
+        """The loss with other values in some pools, which are then put back."""
+        pools = {**self.pools, **self.frozen}
+        before = {n: pools[n].detach().clone() for n in values}
+        for n, v in values.items():
+            pools[n].copy_(v)
+        try:
+            return loss()
+        finally:
+            for n, v in before.items():
+                pools[n].copy_(v)
 
     def settled(self, step: int) -> bool:
         return self.schedule.settled(step, self.steps)
 
     @torch.no_grad()
     def _do(self, edit: Edit) -> None:
-        if lost := [n for part in edit for n in part or () if n not in self.pools]:
+        known = {**self.pools, **self.frozen}
+        lost = [n for n in edit.values if n not in known]
+        if lost := lost + [n for part in edit[1:] for n in part or () if n not in self.pools]:
             raise CommonweightError(f"{self.tenant.method.name}: its schedule names {lost[0]}, no pool that it trains")
         for n, v in edit.values.items():
-            self.pools[n].copy_(v)
+            known[n].copy_(v)
         for n, m in edit.masks.items():
             self.masks[n] = m.to(self.pools[n].dtype)
             self.pools[n].mul_(self.masks[n])
@@ -111,6 +132,7 @@ class Scheduled:
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, numbers): what `restore` takes."""
         tensors = {f"state/{k}": v for k, v in self.state.items()} | {f"mask/{k}": v for k, v in self.masks.items()}
+        tensors |= {f"pool/{k}": v for k, v in self.frozen.items()}
         return tensors, {"resting": sorted(self.resting), "rates": dict(self.factors)}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -118,7 +140,8 @@ class Scheduled:
         device = next(iter(self.pools.values())).device
         self.state = {k[6:]: v.to(device) for k, v in tensors.items() if k.startswith("state/")}
         masks = {k[5:]: v.to(device) for k, v in tensors.items() if k.startswith("mask/")}
-        self._do(Edit(masks=masks, resting=frozenset(facts["resting"]), rates=facts["rates"]))
+        values = {k[5:]: v for k, v in tensors.items() if k.startswith("pool/")}
+        self._do(Edit(values=values, masks=masks, resting=frozenset(facts["resting"]), rates=facts["rates"]))
         self.begun = True
 
 

@@ -88,7 +88,7 @@ class Watch(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for schedule in self.run.schedules:
-            schedule.after(state.global_step + 1)
+            schedule.after(state.global_step + 1, self.run.probe)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         run, step = self.run, state.global_step
@@ -139,6 +139,7 @@ class Run(Trainer):
         self.curve: list[dict[str, float]] = []
         self.best = Best(self.pools)
         self.done, self.loss = False, 0.0
+        self.batch: dict[str, Any] = {}  # the step's last one, for schedules that ask what they might do
         self.losses: list[float] = []  # of the batches of a step
         self.tokens, self.read, self.rate = 0, 0, 0.0  # read: tokens of the step, of this process
         optimizer = optimizers.make(recipe, tenants)
@@ -219,6 +220,8 @@ class Run(Trainer):
         for part in self.still:  # the loop has just put the whole model into training mode
             part.training = False
         idle = inputs.pop("idle", None) is not None
+        if self.schedules:
+            self.batch = dict(inputs)
         with self.precision():
             loss = self.task.loss(model, inputs)
         loss = loss + penalty([p.tenant for p in self.parts], inputs.get("tenants"))
@@ -243,6 +246,20 @@ class Run(Trainer):
         for schedule in self.schedules:
             schedule.masked()
         return loss
+
+    @torch.no_grad()
+    def probe(self) -> float:
+        """The loss of the step's last batch with the pools as they are, without dropout."""
+        self.module.eval()
+        try:
+            with self.precision():
+                loss, items = self.task.loss(self.module, self.batch).item(), self.task.items(self.batch)
+        finally:
+            self.module.train()
+        if processes.world() == 1:
+            return loss
+        found, of = processes.total(loss * items, items)
+        return found / max(1.0, of)
 
     def finite(self, loss: float) -> None:
         if not math.isfinite(loss):

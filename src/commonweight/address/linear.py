@@ -25,6 +25,15 @@ class Whole:
 
 @serial
 @dataclass(frozen=True)
+class Multiplied:
+    """The pool times one number. Shapes: pool (*s), factor (1,) -> (*s). Linear in: both, each alone."""
+
+    def __call__(self, pool: Tensor, factor: Tensor) -> Tensor:
+        return pool * factor
+
+
+@serial
+@dataclass(frozen=True)
 class Window:
     """The leading corner ``pool[:rows, :cols]``. Shapes: pool (n, m) -> (rows, cols)."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from .errors import CommonweightError
 from .types import Plan
 
 Pools = Mapping[str, Tensor]
@@ -17,12 +18,17 @@ State = Mapping[str, Tensor]  # what a schedule remembers; it lies in the run's 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
+def _unknown(values: Pools) -> float:
+    raise CommonweightError("this schedule wants the loss of rows: Scheduled.after(step, loss), a function of nothing")
+
+
 class Moment(NamedTuple):
     """A step that the optimiser has just taken.
 
-    step: how many there were, this one among them. steps: of the whole run. pools: the trained ones, as they are now.
-    grads: of this step, after clipping; a pool that rests has none. moments: the optimiser's own tensors by their names
-    there ("exp_avg"), then by pool.
+    step: how many there were, this one among them. steps: of the whole run. pools: as they are now, the trained ones
+    and the frozen ones that the tenant's file holds. grads: of this step, after clipping; a pool that rests has none.
+    moments: the optimiser's own tensors by their names there ("exp_avg"), then by pool. loss: of the step's last batch,
+    without dropout and penalties, if some pools had other values; cost: a forward pass each time.
     """
 
     step: int
@@ -30,15 +36,16 @@ class Moment(NamedTuple):
     pools: Pools
     grads: Pools
     moments: Mapping[str, Pools]
+    loss: Callable[[Pools], float] = _unknown
 
 
 class Edit(NamedTuple):
     """What is to be other from now on. All of it is by the names of trained pools, and may be empty.
 
-    values: numbers in place of a pool's. masks: 0 where a number of the pool is zero and stays it, in place of an
-    earlier mask. resting: the pools that get no gradients, all of them; None: as before. rates: factors on the pools'
-    learning rates, in place of earlier ones. moments: factors (numbers in the pool's shape, or one) on the optimiser's
-    tensors; 0 forgets.
+    values: numbers in place of a pool's; also of a frozen one that the tenant's file holds. masks: 0 where a number of
+    the pool is zero and stays it, in place of an earlier mask. resting: the pools that get no gradients, all of them;
+    None: as before. rates: factors on the pools' learning rates, in place of earlier ones. moments: factors (numbers in
+    the pool's shape, or one) on the optimiser's tensors; 0 forgets.
     """
 
     values: Pools = NONE

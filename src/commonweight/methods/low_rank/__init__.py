@@ -2,10 +2,14 @@
 
 from . import lora, lori
 from .adalora import AdaLoRA
+from .alora import ALoRA
 from .delora import DeLoRA
 from .dora import DoRA
 from .eva import EVA
 from .gralora import GraLoRA
+from .increlora import IncreLoRA
+from .ist import IST
+from .lamda import LaMDA
 from .lora import LoRA
 from .lora_ga import LoRAGA
 from .lora_mini import LoRAMini
@@ -20,13 +24,18 @@ from .relora import ReLoRA
 from .slora import SLoRA
 from .sora import SoRA
 from .tinylora import TinyLoRA
+from .triadaptlora import TriAdaptLoRA
 
 __all__ = [
     "EVA",
+    "IST",
+    "ALoRA",
     "AdaLoRA",
     "DeLoRA",
     "DoRA",
     "GraLoRA",
+    "IncreLoRA",
+    "LaMDA",
     "LoRA",
     "LoRAGA",
     "LoRAMini",
@@ -41,6 +50,7 @@ __all__ = [
     "SLoRA",
     "SoRA",
     "TinyLoRA",
+    "TriAdaptLoRA",
     "lora",
     "lori",
 ]

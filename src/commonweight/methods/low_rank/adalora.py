@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core import ZEROS, Normal, Plan, Site, config, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
-from .pruned import gated, kept, wrong_ranks
+from .pruned import far_from_orthonormal, gated, kept, wrong_ranks
 
 _START = Normal(0.02)
 
@@ -105,13 +105,7 @@ class Budget:
 
 
 def _penalty(config: AdaLoRA, plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:
-    """The mean over matrices of |A A^T - I| and |B^T B - I| (Frobenius norms)."""
-    found = []
-    for n, p in pools.items():
-        if n.endswith((".A", ".B")) and n in plan.pools and p.requires_grad:
-            gram = p @ p.mT if n.endswith("A") else p.mT @ p
-            found.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=p.dtype, device=p.device)))
-    return config.orthogonal * torch.stack(found).mean() if found else torch.zeros(())
+    return config.orthogonal * far_from_orthonormal(plan, pools)
 
 
 def _schedule(config: AdaLoRA, plan: Plan) -> Budget:

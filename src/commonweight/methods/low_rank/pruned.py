@@ -1,4 +1,4 @@
-"""Updates B diag(d) A whose directions a schedule drops: where d is zero, nothing is stored."""
+"""Updates B diag(d) A whose directions a schedule drops or adds: where d is zero, nothing is stored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...address import WHOLE
@@ -49,3 +50,20 @@ def kept(config: Any, pools: Mapping[str, Tensor], target: int) -> tuple[Any, di
         out |= {f"{site}.A": pools[f"{site}.A"].detach()[at], f"{site}.B": pools[f"{site}.B"].detach()[:, at]}
         out[f"{site}.d"] = pools[f"{site}.d"].detach()[at]
     return replace(config, ranks=tuple((site, len(at)) for site, at in gates.items())), out
+
+
+def far_from_orthonormal(plan: Plan, pools: Mapping[str, Tensor], slot: str = "") -> Tensor:
+    """The mean over matrices of |A A^T - I| and |B^T B - I| (Frobenius norms). slot: the pool of a site whose rows tell
+    by not being zero which directions there are; "": there are all."""
+    found = []
+    for n, p in pools.items():
+        site, _, mine = n.rpartition(".")
+        if mine not in ("A", "B") or n not in plan.pools or not p.requires_grad:
+            continue
+        rows = p if mine == "A" else p.mT
+        if slot:
+            rows = rows[pools[f"{site}.{slot}"].detach().reshape(len(rows), -1).any(1)]
+        if len(rows):
+            eye = torch.eye(len(rows), dtype=p.dtype, device=p.device)
+            found.append(torch.linalg.matrix_norm(rows @ rows.mT - eye))
+    return torch.stack(found).mean() if found else torch.zeros(())

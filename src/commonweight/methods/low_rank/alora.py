@@ -1,0 +1,162 @@
+"""ALoRA: ranks that the loss does not miss are taken away, and given to sites that lost none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core import CommonweightError, Plan, Rng, Site, config, kaiming, option
+from ...core.schedule import Edit, Moment, Pools, State
+from ..registry import method
+from .lora import LoRA, pick
+from .lora import plan as lora_plan
+from .pruned import wrong_ranks
+
+
+@config
+class ALoRA:
+    rank: int = option(8, "rank of every site at the start, and in the mean at the end", ge=1)
+    most: int | None = option(None, "rank that a site can have; none: 2 * rank", ge=1)
+    alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
+    dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    rounds: int = option(8, "how often ranks are moved", ge=0)
+    begin: float = option(0.3, "share of the steps before the first round", ge=0, le=1)
+    between: float = option(0.075, "share of the steps from one round to the next", gt=0, le=1)
+    move: float = option(1.0, "ranks that go in a round, for each site", gt=0)
+    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: what a trained tenant was left with")
+
+    @property
+    def room(self) -> int:
+        return 2 * self.rank if self.most is None else self.most
+
+    def check(self) -> str | None:
+        if self.room < self.rank:
+            return f"most={self.most} is less than rank={self.rank}"
+        return wrong_ranks(self.ranks)
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Score of a rank: loss without it - loss with it alone. Those with the least go; sites that lost none get as many
+    new ones, A drawn and B zero, so that a new rank changes no answer."""
+
+    config: ALoRA
+    sites: tuple[str, ...]
+    seed: int
+
+    def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]:
+        if self.config.ranks:
+            return {}, Edit()
+        gates = torch.zeros(len(self.sites), self.config.room)
+        gates[:, : self.config.rank] = 1
+        return {"gates": gates, "rounds": torch.zeros(1)}, Edit(masks=self._masks(pools, gates))
+
+    def _masks(self, pools: Pools, gates: Tensor) -> dict[str, Tensor]:
+        out = {}
+        for s, g in zip(self.sites, gates):
+            A, B = pools[f"{s}.A"], pools[f"{s}.B"]
+            out |= {f"{s}.A": g.to(A)[:, None].expand_as(A), f"{s}.B": g.to(B).expand_as(B)}
+        return out
+
+    def step_of(self, n: int, steps: int) -> int:
+        """The step after which round n = 0, 1, ... is held."""
+        return max(1, round((self.config.begin + n * self.config.between) * steps))
+
+    def settled(self, step: int, steps: int) -> bool:
+        rounds = [n for n in range(self.config.rounds) if self.step_of(n, steps) < steps]
+        return not rounds or bool(self.config.ranks) or step >= self.step_of(rounds[-1], steps)
+
+    def after(self, at: Moment, state: State) -> tuple[State, Edit]:
+        n = int(state["rounds"]) if state else self.config.rounds
+        if n >= self.config.rounds or at.step >= at.steps or at.step < self.step_of(n, at.steps):
+            return state, Edit()
+        gates, given = self.moved(self.scores(at, state["gates"]), state["gates"])
+        values: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for i, (s, new) in enumerate(zip(self.sites, given)):
+            A, B = at.pools[f"{s}.A"], at.pools[f"{s}.B"]
+            if new.any():
+                drawn = kaiming(A.shape[1])(tuple(A.shape), Rng(self.seed, f"{s}.A/{n}"), None).to(A)  # type: ignore[arg-type]
+                fresh = new.bool().to(A.device)
+                values[f"{s}.A"] = torch.where(fresh[:, None], drawn, A)
+                values[f"{s}.B"] = torch.where(fresh, torch.zeros_like(B), B)
+            stay = (gates[i] * (1 - new)).to(A)
+            moments |= {f"{s}.A": stay[:, None].expand_as(A), f"{s}.B": stay.expand_as(B)}
+        new_state = {"gates": gates, "rounds": state["rounds"] + 1}
+        return new_state, Edit(values=values, masks=self._masks(at.pools, gates), moments=moments)
+
+    def scores(self, at: Moment, gates: Tensor) -> Tensor:
+        """(sites, room); infinite where there is no rank."""
+        out = torch.full_like(gates, torch.inf)
+        nothing = {f"{s}.B": torch.zeros_like(at.pools[f"{s}.B"]) for s in self.sites}
+        for i, s in enumerate(self.sites):
+            B = at.pools[f"{s}.B"]
+            for j in gates[i].nonzero()[:, 0].tolist():
+                one = torch.zeros_like(B)
+                one[:, j] = B[:, j]
+                out[i, j] = at.loss({f"{s}.B": B - one}) - at.loss({**nothing, f"{s}.B": one})
+        return out
+
+    def moved(self, scores: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """(gates from now on, those of them that are new). Of equal scores the earlier ranks go."""
+        many = min(int(gates.sum()), max(1, round(self.config.move * len(self.sites))))
+        gates = gates.clone()
+        gates.view(-1)[scores.view(-1).argsort(stable=True)[:many]] = 0
+        there = scores.isfinite()
+        whole = [i for i in range(len(gates)) if torch.equal(gates[i].bool(), there[i]) and gates[i].any()]
+        means = {i: scores[i][there[i]].mean().item() for i in whole}
+        order = sorted(whole, key=lambda i: -means[i])
+        room = {i: int((gates[i] == 0).sum()) for i in whole}
+        each, more = divmod(many, len(order)) if order else (0, 0)
+        given = torch.zeros_like(gates)
+        for k, i in enumerate(order):
+            free = (gates[i] == 0).nonzero()[:, 0][: min(room[i], each + (k < more))]
+            given[i, free] = 1
+        return gates + given, given
+
+
+def _compact(config: ALoRA, pools: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The ranks that are not zero."""
+    out, ranks = {}, []
+    for n, A in pools.items():
+        if n.endswith(".A"):
+            s, at = n.removesuffix(".A"), A.detach().any(1).nonzero()[:, 0]
+            out |= {n: A.detach()[at], f"{s}.B": pools[f"{s}.B"].detach()[:, at]}
+            ranks.append((s, len(at)))
+    return replace(config, ranks=tuple(ranks) or (*config.ranks, ("*", config.rank))), out
+
+
+@method(
+    "alora",
+    ALoRA,
+    paper="ALoRA: Allocating Low-Rank Adaptation for Fine-tuning Large Language Models, arXiv 2403.16187",
+    formula="sum over sites of most (d_in + d_out) while it trains; of the ranks that are left alone in the file",
+    lr=1e-3,
+    size=("rank",),
+    compact=_compact,
+    schedule=lambda config, plan: Moving(
+        config, tuple(n.removesuffix(".A") for n in plan.pools if n.endswith(".A")), plan.seed
+    ),
+)
+def plan(sites: Sequence[Site], config: ALoRA) -> Plan:
+    """h = W0 x + (alpha / r) B diag(g) A x, gates g of 0 and 1; A uniform, B zero at the start.
+
+    Shapes: A (m, d_in), B (d_out, m), m the most that a site can have; a gate is a row of A and a column of B that are
+    zero and stay it. Linear in: A and B, each alone. Cost: two forward passes a rank in each round, 2 r for a site;
+    rounds=2 is a quarter of the paper's. Source: arXiv 2403.16187, sections 3.2 to 3.4; no code was found.
+    Differs: the loss is that of the step's own rows, where the paper keeps 32 dev rows for it; rounds are shares of the
+    run; a site has room for most ranks, and what finds no room is not given out. New columns of B are zero, which
+    the paper does not say. `adapt` and `Scheduled` move ranks; other loops train all m of a site.
+    """
+    sizes = {s.name: int(pick(config.ranks, s.name, config.room)) for s in sites}
+    mine = [s for s in sites if sizes[s.name]]
+    if not mine:
+        raise CommonweightError("alora: ranks leaves no site with a rank above 0")
+    alpha = 2.0 * config.rank if config.alpha is None else config.alpha
+    pairs = tuple((s.name, sizes[s.name]) for s in mine)
+    alphas = tuple((n, alpha * r / config.rank) for n, r in pairs)
+    return lora_plan(mine, LoRA(rank=config.rank, dropout=config.dropout, ranks=pairs, alphas=alphas))

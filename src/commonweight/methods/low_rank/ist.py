@@ -1,0 +1,108 @@
+"""IST: every step trains the updates of a few layers, those that the loss can do without least often."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core import Plan, Rng, Site, config, option
+from ...core.schedule import Edit, Moment, Pools, State
+from ..registry import method
+from .lora import LoRA
+from .lora import plan as lora_plan
+
+
+@config
+class IST:
+    rank: int = option(8, "rank r of the update", ge=1)
+    alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
+    dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    active: float = option(0.25, "share of the layers that a step trains", gt=0, le=1)
+    every: int = option(10, "steps between two looks at what layers are worth", ge=1)
+    draws: int = option(3, "sets of layers that are compared in a look", ge=2)
+    weakened: float = option(0.5, "share of the layers whose update is weakened in such a set", ge=0, le=1)
+    factor: float = option(0.25, "what a weakened update is multiplied by", ge=0, le=1)
+    pace: float = option(10.0, "how quickly the importance of a layer follows what was seen", ge=0)
+
+
+def by_layer(names: Sequence[str]) -> list[list[str]]:
+    """Pools by layer: the first number in a name; those without one are a layer together."""
+    found: dict[str, list[str]] = {}
+    for n in names:
+        at = re.search(r"(?<![^.])\d+(?![^.])", n)
+        found.setdefault(n[: at.end()] if at else "", []).append(n)
+    return [*found.values()]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """I: an importance for each layer, zero at the start. A step trains layers that are drawn by sigmoid(-I). At a
+    look, sets of layers are drawn by sigmoid(I), p; with their updates weakened the loss is L_k, the reward
+    R_k = exp(-L_k), and I_i += pace (R_k - mean R) p_i (1 - p_i) for i in set k."""
+
+    config: IST
+    layers: tuple[tuple[str, ...], ...]
+    seed: int
+
+    def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]:
+        state = {"importance": torch.zeros(len(self.layers), dtype=torch.float64)}
+        return state, Edit(resting=self._resting(state, 0))
+
+    def settled(self, step: int, steps: int) -> bool:
+        return True
+
+    def drawn(self, weights: Tensor, share: float, name: str) -> list[int]:
+        """Layers without replacement, at least one, by their weights: the largest of log u / w (Efraimidis)."""
+        u = Rng(self.seed, name).uniform((len(weights),)).double().clamp(min=1e-12)
+        many = max(1, int(share * len(weights)))
+        return (u.log() / weights).argsort(descending=True, stable=True)[:many].tolist()
+
+    def _resting(self, state: State, step: int) -> frozenset[str]:
+        mine = self.drawn(torch.sigmoid(-state["importance"]), self.config.active, f"ist/{step}")
+        return frozenset(n for i, names in enumerate(self.layers) if i not in mine for n in names)
+
+    def after(self, at: Moment, state: State) -> tuple[State, Edit]:
+        c = self.config
+        if at.step % c.every == 0:
+            p = torch.sigmoid(state["importance"])
+            sets = [self.drawn(p, c.weakened, f"ist/{at.step}/{k}") for k in range(c.draws)]
+            rewards = [math.exp(-at.loss(self.weakened(at.pools, s))) for s in sets]
+            importance = state["importance"].clone()
+            for mine, reward in zip(sets, rewards):
+                importance[mine] += c.pace * (reward - sum(rewards) / len(rewards)) * (p * (1 - p))[mine]
+            state = {"importance": importance}
+        last = at.step >= at.steps
+        return state, Edit(resting=frozenset() if last else self._resting(state, at.step))
+
+    def weakened(self, pools: Pools, layers: Sequence[int]) -> dict[str, Tensor]:
+        return {n: pools[n] * self.config.factor for i in layers for n in self.layers[i] if n.endswith(".B")}
+
+
+def _schedule(config: IST, plan: Plan) -> Layers:
+    mine = [n for n, p in plan.pools.items() if p.train and n.endswith((".A", ".B"))]
+    return Layers(config, tuple(map(tuple, by_layer(mine))), plan.seed)
+
+
+@method(
+    "ist",
+    IST,
+    paper="Layer-wise Importance Matters: Less Memory for Better Performance in PEFT of LLMs, arXiv 2410.11772",
+    formula="sum over sites of r (d_in + d_out), of which a step trains a share",
+    lr=2e-3,
+    schedule=_schedule,
+)
+def plan(sites: Sequence[Site], config: IST) -> Plan:
+    """h = W0 x + (alpha / r) B A x as LoRA; which layers train is drawn at every step.
+
+    Linear in: A and B, each alone. Cost: `draws` forward passes at every look. Source: arXiv 2410.11772;
+    github.com/antgroup/importance-aware-sparse-tuning-IST-paper @53ab149. As there, a layer whose weakening lowers the
+    loss is trained less often, and a layer that rests keeps its moments. Differs: a look reads the step's own rows,
+    without dropout, where the code takes rows of its own; it is over LoRA alone, where the paper takes other methods
+    too. `adapt` and `Scheduled` choose layers; other loops train all of them.
+    """
+    return lora_plan(sites, LoRA(rank=config.rank, alpha=config.alpha, dropout=config.dropout))

@@ -1,0 +1,58 @@
+"""IST: which layers train, and how what they are worth follows the loss."""
+
+import math
+
+import pytest
+import torch
+
+from commonweight.core.schedule import Moment
+from commonweight.methods.low_rank.ist import IST, Layers, by_layer
+
+SMALL = {"rank": 2, "every": 2}
+
+NAMES = [tuple(f"m.layers.{i}.q.{k}" for k in "AB") for i in range(8)]
+
+
+def test_layers_of_pools():
+    names = ["m.layers.2.q.A", "m.layers.2.k.A", "m.layers.10.q.A", "head.A"]
+    assert by_layer(names) == [names[:2], [names[2]], [names[3]]]
+
+
+def test_two_of_eight_layers_train_and_others_each_step():
+    way = Layers(IST(every=100), tuple(NAMES), 1)
+    state, edit = way.begin(None, {}, 50)
+    every = {n for names in NAMES for n in names}
+    seen = [every - edit.resting]
+    for step in range(1, 50):
+        state, edit = way.after(Moment(step, 50, {}, {}, {}), state)
+        seen.append(every - edit.resting)
+    assert all(len(s) == 4 for s in seen) and set.union(*seen) == every and len({*map(frozenset, seen)}) > 10
+    assert not way.after(Moment(50, 50, {}, {}, {}), state)[1].resting
+
+
+def test_importance_follows_the_reward():
+    way = Layers(IST(every=2, draws=3, pace=10.0), tuple(NAMES), 1)
+    start = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    pools, losses, asked = {n: torch.ones(2) for names in NAMES for n in names}, [0.5, 1.0, 2.0], []
+
+    def loss(values):
+        assert all(n.endswith(".B") and (v == 0.25).all() for n, v in values.items())
+        asked.append([i for i, (_, b) in enumerate(NAMES) if b in values])
+        return losses[len(asked) - 1]
+
+    state, _ = way.after(Moment(2, 50, pools, {}, {}, loss), {"importance": start})
+    assert [len(a) for a in asked] == [4, 4, 4]
+    rewards = [math.exp(-v) for v in losses]
+    want = start.clone()
+    for layers, r in zip(asked, rewards):
+        for i in layers:
+            p = 1 / (1 + math.exp(-start[i].item()))
+            want[i] += 10 * (r - sum(rewards) / 3) * p * (1 - p)
+    torch.testing.assert_close(state["importance"], want)
+
+
+def test_layers_are_drawn_by_their_weights():
+    way, many = Layers(IST(), tuple(NAMES), 1), 400
+    weights = torch.tensor([3.0, 1.0])
+    first = sum(way.drawn(weights, 0.5, f"x/{k}")[0] == 0 for k in range(many))
+    assert first / many == pytest.approx(0.75, abs=0.06)

@@ -1,0 +1,73 @@
+"""TriAdaptLoRA: the growth of C, and that it changes no answer but by the scale."""
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.core.schedule import Moment
+from commonweight.methods.low_rank.triadaptlora import Blocks, TriAdaptLoRA
+from tests.models import make
+
+SMALL = {"target": 2, "start": 1, "block": 1}
+VARIANTS = [{"pace": "exponential"}, {"ranks": [["*q_proj", 1], ["*", 2]]}]
+
+
+def test_the_sites_whose_c_grows_get_blocks():
+    config = TriAdaptLoRA(target=3, most=4, block=2, begin=0.1, end=0.5)
+    names = ("a", "b", "c")
+    way = Blocks(config, names, 3)
+    g = torch.Generator().manual_seed(0)
+    pools = {f"{n}.C": torch.randn(4, 4, generator=g) for n in names} | {f"{n}.gain": torch.ones(1) for n in names}
+    state, edit = way.begin(None, pools, 20)
+    ranks, blocks, last = [1] * 3, [1] * 3, [float(pools[f"{n}.C"][0, 0].abs()) for n in names]
+    for step in range(1, 12):
+        for n, v in edit.values.items():
+            pools[n] = v
+        for n, m in edit.masks.items():
+            pools[n] = pools[n] * m
+        for n, r in zip(names, ranks):
+            assert pools[f"{n}.C"][:r, :r].all() and int(pools[f"{n}.C"].count_nonzero()) == r * r
+            assert pools[f"{n}.gain"].item() == pytest.approx(1 / (r + 1e-5))
+        pools |= {f"{n}.C": pools[f"{n}.C"] * (1 + 0.5 * torch.rand(1, generator=g)) for n in names}
+        before = {n: pools[n].clone() for n in pools}
+        state, edit = way.after(Moment(step, 20, pools, {}, {}), state)
+        if step > 2 and sum(ranks) < 9:
+            norms = [float(before[f"{n}.C"].square().sum().sqrt()) / b for n, b in zip(names, blocks)]
+            k = min(3, max(1, int((9 - sum(ranks)) * (step - 2) / 8)))
+            for i in sorted(range(3), key=lambda i: last[i] - norms[i])[:k]:
+                more = min(2, 4 - ranks[i], 9 - sum(ranks))
+                blocks[i] += more > 0
+                ranks[i] += more
+            last = norms
+        assert state["ranks"].tolist() == ranks and state["blocks"].tolist() == blocks
+        for n in names:
+            if f"{n}.C" in edit.values:
+                old = int(before[f"{n}.C"].any(1).sum())
+                assert torch.equal(edit.values[f"{n}.C"][:old, :old], before[f"{n}.C"][:old, :old])
+    assert sum(ranks) == 9
+
+
+def test_formula_and_what_is_stored():
+    host = cw.Host(make("llama")[0], sites="*.q_proj")
+    tenant = host.add("t", "triadaptlora", target=2, alpha=6)
+    name, g = "model.layers.0.self_attn.q_proj", torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        tenant.pools[f"{name}.B"].normal_(generator=g)
+        tenant.pools[f"{name}.C"][2:] = tenant.pools[f"{name}.C"][:, 2:] = 0
+        tenant.pools[f"{name}.gain"].fill_(0.5)
+    A, B, C = (tenant.pools[f"{name}.{k}"].detach() for k in "ABC")
+    want = host.weight(name) + 3 * B[:, :2] @ C[:2, :2] @ A[:2]
+    torch.testing.assert_close(host.merged("t")[f"{name}.weight"], want, rtol=1e-4, atol=1e-5)
+    small = host.compact("t")
+    torch.testing.assert_close(host.merged("t")[f"{name}.weight"], want, rtol=1e-4, atol=1e-5)
+    assert small.pools[f"{name}.C"].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [({"target": 1, "start": 2}, "must not fall"), ({"begin": 0.6, "end": 0.5}, "more than all steps"),
+     ({"ranks": [["*", -1]]}, "must be >= 0")],
+)  # fmt: skip
+def test_bad_options(options, says):
+    with pytest.raises(cw.CommonweightError, match=says):
+        TriAdaptLoRA(**options)
