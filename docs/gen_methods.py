@@ -37,11 +37,12 @@ SAMPLE = [
         cw.Site(f"layers.{i}", 768, 768, "block", "", False),
     )
 ] + [cw.Site("embed", 768, 30522, "embedding", "", False)]
+EXPERTS = [cw.Site(f"layers.0.experts.up[{e}]", 3072, 768, "expert", "up", False) for e in range(8)]  # BERT has none
 
 
 def sample_plan(method: Method) -> cw.Plan:
     """The method with its default options on the sites of the sample that it takes by default."""
-    mine = [s for s in SAMPLE if s.kind in method.kinds]
+    mine = [s for s in SAMPLE if s.kind in method.kinds] or [s for s in EXPERTS if s.kind in method.kinds]
     chosen = [s for s in mine if s.role in method.roles] or mine
     return cw.plan(method.name, chosen)
 
@@ -49,17 +50,18 @@ def sample_plan(method: Method) -> cw.Plan:
 def facts(method: Method) -> dict[str, str]:
     """What the plan's binds can do; none of it is written by hand. Column -> cell."""
     plan = sample_plan(method)
-    kinds = {s.name: s.kind for s in SAMPLE}
+    kinds = {s.name: s.kind for s in SAMPLE + EXPERTS}
+    none = any(kinds[u.site] == "expert" for u in plan.uses)
     linear = [u for u in plan.uses if kinds[u.site] == "linear"]  # the host takes the fast paths at linear sites only
     merges = all(hasattr(u.bind, "weight") for u in plan.uses)
     grouped = [hasattr(u.bind, "grouped") for u in linear]
     to_lora = merges and len(linear) == len(plan.uses)
     nothing = not plan.uses
     return {
-        "on BERT base": f"{plan.count():,}",
+        "on BERT base": "none" if none else f"{plan.count():,}",
         "merge": "-" if nothing else _yes(merges),
         "mixed batch": "-" if nothing else _degree(grouped, "one product", "partly", "each apart"),
-        "quantised base": "-" if nothing else _quantised(plan, linear),
+        "quantised base": "-" if nothing else _quantised(plan, linear or [*plan.uses]),
         "experts": _yes("expert" in (*method.kinds, *method.named)),
         "common pools": _yes(bool(method.common)),
         "PEFT file": next((kind for kind, f in FAMILIES.items() if method.name in f.methods), "-"),

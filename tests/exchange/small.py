@@ -71,8 +71,9 @@ def same(a, b):
 
 
 def adapters():
-    """Those that a client can train."""
-    return sorted(n for n, m in cw.methods.available().items() if not (m.schedule or m.penalty))
+    """Those that a client can train, of an encoder."""
+    found = (n for n, m in cw.methods.available().items() if not (m.schedule or m.penalty))
+    return sorted(n for n in found if subjects.model_of(n) != "moe")
 
 
 def options(adapter):

@@ -63,6 +63,8 @@ class Scheduled:
             self.pools[n].mul_(m)
         grads = {n: p.grad for n, p in self.pools.items() if p.grad is not None}
         at = Moment(step, self.steps, self._values(), grads, _moments(self.optimizer, self.pools))
+        if (base := self.tenant.base and self.tenant.base()) is not None:
+            at = at._replace(weight=base.weight)
         if loss is not None:
             at = at._replace(loss=lambda values: self._if(values, loss))
         self.state, edit = self.schedule.after(at, self.state)

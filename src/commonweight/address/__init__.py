@@ -4,7 +4,7 @@ from .blocks import BlockDiagonal, Dealt
 from .combined import Mix
 from .decoded import Decoded
 from .emitted import Emitted, Enlarged
-from .flat import Scatter, Segment, Signed
+from .flat import Lines, Scatter, Segment, Signed
 from .hadamard import Hadamard
 from .hashed import Hashed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
@@ -31,6 +31,7 @@ __all__ = [
     "Hashed",
     "Heads",
     "Kronecker",
+    "Lines",
     "Magnitudes",
     "Mix",
     "Multiplied",

@@ -27,6 +27,22 @@ class Scatter:
 
 @serial
 @dataclass(frozen=True)
+class Lines:
+    """A matrix that is zero but in some rows, or columns. Shapes: pool (k, width), index (k,) -> shape; without an
+    index k is all of them. Linear in: pool. Cost: one matrix of zeros and its k lines.
+    """
+
+    shape: tuple[int, int]
+    columns: bool = False
+
+    def __call__(self, pool: Tensor, index: Tensor | None = None) -> Tensor:
+        if index is not None:
+            pool = pool.new_zeros(self.shape[::-1] if self.columns else self.shape).index_add(0, index, pool)
+        return pool.mT if self.columns else pool
+
+
+@serial
+@dataclass(frozen=True)
 class Signed:
     """Every number is plus or minus one entry of a vector. Shapes: pool (d,), index `shape` in [0, 2d) -> shape.
 

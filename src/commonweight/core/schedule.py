@@ -18,6 +18,10 @@ State = Mapping[str, Tensor]  # what a schedule remembers; it lies in the run's 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
+def _none(site: str) -> Tensor:
+    raise CommonweightError(f"{site}: this schedule wants the base's weight, and no base is at hand")
+
+
 def _unknown(values: Pools) -> float:
     raise CommonweightError("this schedule wants the loss of rows: Scheduled.after(step, loss), a function of nothing")
 
@@ -28,7 +32,8 @@ class Moment(NamedTuple):
     step: how many there were, this one among them. steps: of the whole run. pools: as they are now, the trained ones
     and the frozen ones that the tenant's file holds. grads: of this step, after clipping; a pool that rests has none.
     moments: the optimiser's own tensors by their names there ("exp_avg"), then by pool. loss: of the step's last batch,
-    without dropout and penalties, if some pools had other values; cost: a forward pass each time.
+    without dropout and penalties, if some pools had other values; cost: a forward pass each time. weight: the frozen
+    weight (out, inp) of a site.
     """
 
     step: int
@@ -37,6 +42,7 @@ class Moment(NamedTuple):
     grads: Pools
     moments: Mapping[str, Pools]
     loss: Callable[[Pools], float] = _unknown
+    weight: Callable[[str], Tensor] = _none
 
 
 class Edit(NamedTuple):

@@ -14,6 +14,7 @@ from ..methods import get, head
 from ..methods import plan as make_plan
 from ..methods.shown import Shown, Statistics
 from .roster import Roster
+from .routes import routes
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -27,13 +28,19 @@ def statistics(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, l
 
     Gradients are those of a tenant that may change every weight, at zero: whatever a layer may store its weight in, an
     expert's or a part of a fused one, they have the site's shape. Cost: `gradient` a step of full fine-tuning a batch
-    and two copies of the weights read; `squared` the same a row; `inputs` a forward pass a batch and inp^2 a site.
+    and two copies of the weights read; `squared` the same a row; `inputs` a forward pass a batch and inp^2 a site;
+    `routes` a forward pass a batch.
     Raises: CommonweightError for no rows, and for a site that the rows never came to.
     """
     was = roster.base.model.training
     roster.base.model.eval()
     try:
-        found = _inputs(roster, sites, shown) if kind == "inputs" else _gradients(roster, kind, sites, shown, labels)
+        if kind == "inputs":
+            found = _inputs(roster, sites, shown)
+        elif kind == "routes":
+            found = routes(roster.base, sites, shown, partial(_pass, roster))
+        else:
+            found = _gradients(roster, kind, sites, shown, labels)
     finally:
         roster.base.model.train(was)
     return found
@@ -102,10 +109,7 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Te
         for batch in shown.batches:
             given = batch.get("attention_mask")
             mask = None if given is None else given.bool()
-            if shown.loss is not None:
-                shown.loss(base.model, dict(batch))
-            else:
-                base.model(**{k: v for k, v in batch.items() if k != "labels"})
+            _pass(roster, batch, shown)
     finally:
         for h in handles:
             h.remove()
@@ -114,6 +118,14 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Te
     if lost := [s.name for s in sites if s.name.split("[")[0] not in counts]:
         raise CommonweightError(f"{lost[0]}: no token of the rows came to it; give more rows, or leave the site out")
     return {s.name: (sums[n] / counts[n]).float() for s in sites for n in [s.name.split("[")[0]]}
+
+
+def _pass(roster: Roster, batch: Mapping[str, Any], shown: Shown) -> None:
+    """A forward pass whose answer nobody wants."""
+    if shown.loss is not None:
+        shown.loss(roster.base.model, dict(batch))
+    else:
+        roster.base.model(**{k: v for k, v in batch.items() if k != "labels"})
 
 
 def _came(see: Callable[[str, Tensor], None], name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -11,6 +11,7 @@ KINDS = {
     "gradient": "the mean gradient of the loss by each weight, (out, inp)",
     "squared": "the sum over rows of the squared gradient of each row's loss by each weight, (out, inp)",
     "inputs": "X^T X / n of the n tokens that come into each layer, (inp, inp)",
+    "routes": "the share of a layer's routes, tokens times experts a token, that each expert gets, a number",
 }
 Statistics = Mapping[str, Tensor]  # site -> float32
 

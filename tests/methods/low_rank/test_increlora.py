@@ -58,7 +58,7 @@ def test_formula_and_reserves():
     torch.testing.assert_close(host.merged("t")[f"{name}.weight"], want, rtol=1e-4, atol=1e-5)
     found = tenant.method.penalty(tenant.config, tenant.plan, tenant.pools)
     far = [torch.linalg.matrix_norm(m @ m.T - torch.eye(2)) for m in (A[:2], B[:, :2].T)]
-    torch.testing.assert_close(found, 0.1 * sum(far) / 2), "other sites have no direction yet"
+    torch.testing.assert_close(found, 0.1 * sum(far) / 2)  # other sites have no direction yet
     small = host.compact("t")
     torch.testing.assert_close(host.merged("t")[f"{name}.weight"], want, rtol=1e-4, atol=1e-5)
     assert small.pools[f"{name}.A"].shape == (2, 32)

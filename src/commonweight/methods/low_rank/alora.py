@@ -159,4 +159,7 @@ def plan(sites: Sequence[Site], config: ALoRA) -> Plan:
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
     pairs = tuple((s.name, sizes[s.name]) for s in mine)
     alphas = tuple((n, alpha * r / config.rank) for n, r in pairs)
-    return lora_plan(mine, LoRA(rank=config.rank, dropout=config.dropout, ranks=pairs, alphas=alphas))
+    lora = LoRA(
+        rank=config.rank, alpha=alpha, dropout=config.dropout, ranks=pairs, alphas=alphas, rslora=False, bias=False
+    )
+    return lora_plan(mine, lora)

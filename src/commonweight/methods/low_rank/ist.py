@@ -105,4 +105,7 @@ def plan(sites: Sequence[Site], config: IST) -> Plan:
     without dropout, where the code takes rows of its own; it is over LoRA alone, where the paper takes other methods
     too. `adapt` and `Scheduled` choose layers; other loops train all of them.
     """
-    return lora_plan(sites, LoRA(rank=config.rank, alpha=config.alpha, dropout=config.dropout))
+    lora = LoRA(
+        rank=config.rank, alpha=config.alpha, dropout=config.dropout, ranks=(), alphas=(), rslora=False, bias=False
+    )
+    return lora_plan(sites, lora)

@@ -1,18 +1,24 @@
 """Selective: numbers that the model has already: all of them, biases, norms, entries of the vocabulary, none."""
 
 from . import probe
+from .apet import APET
 from .bitfit import BitFit
+from .esft import ESFT
 from .fish import FISH
 from .full import Full
 from .lntuning import LNTuning
+from .neft import NeFT
 from .probe import Probe
 from .tokens import Tokens
 
 __all__ = [
+    "APET",
+    "ESFT",
     "FISH",
     "BitFit",
     "Full",
     "LNTuning",
+    "NeFT",
     "Probe",
     "Tokens",
     "probe",

@@ -1,0 +1,70 @@
+"""ESFT: the experts that tokens go to, counted a second time from the router's own answers."""
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.methods.selective.esft import enough, expert
+from tests.mixtures import mixtral
+from tests.models import make
+
+SMALL = {"start": "random", "threshold": 0.5}
+MODEL = "moe"
+
+
+def READS(site):
+    return site.kind == "expert"
+
+
+def rows(n=4, pad=0):
+    g = torch.Generator().manual_seed(3)
+    mask = torch.ones(n, 9, dtype=torch.int64)
+    if pad:
+        mask[0, -pad:] = 0
+    return {"input_ids": torch.randint(5, 40, (n, 9), generator=g), "attention_mask": mask}
+
+
+def test_shares_are_those_of_the_router():
+    torch.manual_seed(0)
+    model = mixtral().eval()
+    host = cw.Host(model, sites="*.experts.*")
+    batch = rows(pad=4)
+    with torch.no_grad():
+        logits = model(**batch, output_router_logits=True).router_logits
+    tenant = host.add("t", "esft", rows=[batch], threshold=0.5)
+    real = batch["attention_mask"].bool().reshape(-1)
+    for layer, found in enumerate(logits):
+        chosen = found[real].topk(2).indices
+        shares = {i: float((chosen == i).sum()) / chosen.numel() for i in range(4)}
+        want, total = set(), 0.0
+        for i in sorted(shares, key=lambda i: -shares[i]):
+            if total >= 0.5:
+                break
+            want.add(i)
+            total += shares[i]
+        mine = {expert(u.site)[1] for u in tenant.plan.uses if f".{layer}." in u.site}
+        assert mine == want
+    assert not [n for n in tenant.pools if "experts" not in n]
+
+
+def test_the_one_that_crosses_is_in():
+    shares = {0: 0.15, 1: 0.05, 2: 0.6, 3: 0.2}
+    assert enough(shares, 0.2) == [2] and enough(shares, 0.61) == [2, 3] and enough(shares, 1.0) == [2, 3, 0, 1]
+    assert enough({0: 0.0, 1: 0.0}, 0.2) == [0, 1]
+
+
+def test_names_of_experts():
+    assert expert("l.0.mlp.experts.gate_up_proj[3]") == ("l.0.mlp.experts", 3)
+    assert expert("l.0.mlp.experts.12.up_proj") == ("l.0.mlp.experts", 12)
+    with pytest.raises(cw.CommonweightError, match="does not say which expert"):
+        expert("l.0.mlp.up_proj")
+
+
+def test_what_is_asked_for():
+    host = cw.Host(make("moe")[0], sites="*.experts.*")
+    with pytest.raises(cw.CommonweightError, match="esft begins from data: the share of a layer's routes"):
+        host.add("t", "esft")
+    with pytest.raises(cw.CommonweightError, match="no rows to take statistics of"):
+        host.add("t", "esft", rows=[])
+    with pytest.raises(cw.CommonweightError, match="with 0 chosen sites"):
+        host.add("t", "esft", start="given")
