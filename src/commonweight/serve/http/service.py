@@ -155,17 +155,25 @@ class Service:
         try:
             if self.engine.tenants.ready(tenant):
                 return await self.run(load, tenant)
-            loading = self._loading.get(tenant)
-            if loading is None:
-                loading = asyncio.get_running_loop().run_in_executor(self.loaders, load, tenant)
-                loading.add_done_callback(lambda done: self._landed(tenant, done))
-                self._loading[tenant] = loading
-            return await asyncio.shield(loading)
+            return await self._load(tenant, load)
         except Unknown as e:  # it has left since it was looked for
             raise Refused(404, f"The model `{tenant}` does not exist.", "model") from e
         except (CommonweightError, OSError) as e:
             which = "" if several(tenant) else f"tenant {tenant!r} cannot be loaded: "
             raise Refused(400, f"{which}{self.inside(str(e))}", "model") from e
+
+    async def _load(self, tenant: str, load: Callable[[Any], Any]) -> Any:
+        if (earlier := self._loading.get(tenant)) is not None:
+            try:
+                return await asyncio.shield(earlier)
+            except (CommonweightError, OSError):
+                pass  # it had begun before this call: what was wrong with the tenant then may be over
+        loading = self._loading.get(tenant)
+        if loading is None:
+            loading = asyncio.get_running_loop().run_in_executor(self.loaders, load, tenant)
+            loading.add_done_callback(lambda done: self._landed(tenant, done))
+            self._loading[tenant] = loading
+        return await asyncio.shield(loading)
 
     def _landed(self, tenant: str, loading: asyncio.Future) -> None:
         del self._loading[tenant]
