@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from commonweight import CommonweightError
 from commonweight.formats import atomic
 
 from ..harness import machine
@@ -61,7 +62,11 @@ def run(bases: list[Base], seconds: float, only: str) -> None:
                 continue
             if time.monotonic() > until:
                 return
-            result = measured(cell, base, model, console.print)
+            try:
+                result = measured(cell, base, model, console.print)
+            except CommonweightError as e:  # a method that this base is not for
+                console.print(f"{cell.key}: left out; {e}")
+                continue
             console.print(cell.key, result.get("healed", result["unhealed"]), f"{result['cpu_s']} s")
             found = kept(page.DATA)
             found["runs"][cell.key] = result

@@ -11,6 +11,7 @@ from .entries import Entries, Turned, turned
 from .experts import Experts
 from .factors import added, added_grouped
 from .first import First
+from .gated import Gated
 from .givens import Givens
 from .guided import Guided
 from .intervene import Edit
@@ -51,6 +52,7 @@ __all__ = [
     "ExpertChoice",
     "Experts",
     "First",
+    "Gated",
     "Gathered",
     "Givens",
     "Guided",

@@ -106,7 +106,7 @@ class LowRank:
         b: Tensor | None = None,
     ) -> Tensor:
         """`output` of n readers at once: x (n, T, d_in), A (n, r, d_in), ...; without gradients y is written over."""
-        h = self._low(x, base, A, M, d, base.many, _each)
+        h = self._low(x, base, A, M, d, base.many, each)
         if b is not None:
             return torch.add(y, torch.bmm(h, B.mT) * b[:, None], alpha=self.scale)
         if torch.is_grad_enabled() or not h.dtype == B.dtype == y.dtype:  # autocast does not cast what works in place
@@ -118,7 +118,7 @@ def _call(base: Base, x: Tensor, A: Tensor) -> Tensor:
     return base.call(x, A, None)
 
 
-def _each(x: Tensor, w: Tensor) -> Tensor:
+def each(x: Tensor, w: Tensor) -> Tensor:
     """F.linear of n readers: x (n, T, i), w (n, o, i) -> (n, T, o)."""
     return torch.bmm(x, w.mT)
 

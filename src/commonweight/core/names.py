@@ -1,8 +1,9 @@
-"""Names that are safe as file names everywhere."""
+"""Names that are safe as file names everywhere, and what names of sites and pools say of the layer they are of."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from .errors import CommonweightError
 
@@ -19,3 +20,12 @@ def safe(name: str) -> str:
             f"{name!r} cannot be a tenant's name: use 1 to 100 letters, digits, '.', '-' or '_', not starting with '.'"
         )
     return name
+
+
+def by_layer(names: Sequence[str]) -> list[list[str]]:
+    """Names of sites or pools by layer: the first number in a name; those without one are a layer together."""
+    found: dict[str, list[str]] = {}
+    for n in names:
+        at = re.search(r"(?<![^.])\d+(?![^.])", n)
+        found.setdefault(n[: at.end()] if at else "", []).append(n)
+    return [*found.values()]

@@ -7,6 +7,7 @@ from . import (
     adapters,
     hidden_states,
     low_rank,
+    mixtures,
     products,
     quantised,
     rotation,
@@ -21,6 +22,7 @@ from .beside import Beside, beside
 from .head import head
 from .hidden_states import *  # noqa: F403
 from .low_rank import *  # noqa: F403
+from .mixtures import *  # noqa: F403
 from .products import *  # noqa: F403
 from .quantised import *  # noqa: F403
 from .registry import Method, available, families, get, method, plan, resolve
@@ -48,6 +50,7 @@ __all__ = [
 __all__ += adapters.__all__
 __all__ += hidden_states.__all__
 __all__ += low_rank.__all__
+__all__ += mixtures.__all__
 __all__ += products.__all__
 __all__ += quantised.__all__
 __all__ += rotation.__all__

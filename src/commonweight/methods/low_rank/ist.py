@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core import Plan, Rng, Site, config, option
+from ...core.names import by_layer
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
 from .lora import LoRA
@@ -28,15 +28,6 @@ class IST:
     weakened: float = option(0.5, "share of the layers whose update is weakened in such a set", ge=0, le=1)
     factor: float = option(0.25, "what a weakened update is multiplied by", ge=0, le=1)
     pace: float = option(10.0, "how quickly the importance of a layer follows what was seen", ge=0)
-
-
-def by_layer(names: Sequence[str]) -> list[list[str]]:
-    """Pools by layer: the first number in a name; those without one are a layer together."""
-    found: dict[str, list[str]] = {}
-    for n in names:
-        at = re.search(r"(?<![^.])\d+(?![^.])", n)
-        found.setdefault(n[: at.end()] if at else "", []).append(n)
-    return [*found.values()]
 
 
 @dataclass(frozen=True)

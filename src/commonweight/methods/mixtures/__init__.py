@@ -1,0 +1,8 @@
+"""Mixtures: low-rank experts inside one tenant, of which every token takes what a router says."""
+
+from .hydralora import HydraLoRA
+from .mola import MoLA
+from .molora import MoLORA
+from .smora import SMoRA
+
+__all__ = ["HydraLoRA", "MoLA", "MoLORA", "SMoRA"]

@@ -1,0 +1,51 @@
+"""MoLA: low-rank experts, more of them in the upper layers; a token takes two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...bind import Gated
+from ...core import Plan, Site, config, option
+from ...core.names import by_layer
+from ..registry import method
+from .gated import gated
+
+
+@config
+class MoLA:
+    rank: int = option(8, "rank of each expert", ge=1)
+    experts: tuple[int, ...] = option((2, 4, 6, 8), "experts at a site, from the lowest layers to the highest")
+    active: int = option(2, "experts that a token takes, where there are so many", ge=1)
+    alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
+    dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+
+    def check(self) -> str | None:
+        if not self.experts or min(self.experts) < 1:
+            return f"experts {self.experts}: give one number or several, each 1 or more"
+        return None
+
+
+@method(
+    "mola",
+    MoLA,
+    paper="Higher Layers Need More LoRA Experts, arXiv 2402.08562",
+    formula="sum over sites of E (r (d_in + d_out) + d_in), E by layer",
+    kinds=("linear", "expert"),
+    named=("router",),
+)
+def plan(sites: Sequence[Site], config: MoLA) -> Plan:
+    """h = W x + (alpha / r) sum_e g_e B_e A_e x; p = softmax(R x), g the k largest over their sum, else 0.
+
+    Shapes: A (E r, d_in), B (d_out, E r), R (E, d_in); A and R uniform, B zero at the start. The layers are cut into as
+    many runs as `experts` has numbers; sites outside of layers belong to the first. Linear in: A and B, each alone.
+    Source: arXiv 2402.08562; github.com/GCYZSL/MoLA @01785c8. Differs: no term that balances the experts' load is added
+    to the loss; the official script has one, switched off. Products are done for all experts.
+    """
+    alpha = 2.0 * config.rank if config.alpha is None else config.alpha
+    layers = by_layer([s.name for s in sites])
+    number = {n: i * len(config.experts) // len(layers) for i, names in enumerate(layers) for n in names}
+    experts = [config.experts[number[s.name]] for s in sites]
+    return gated(
+        sites, lambda n: Gated(alpha / config.rank, k=min(config.active, n), dropout=config.dropout), experts,
+        config.rank,
+    )  # fmt: skip

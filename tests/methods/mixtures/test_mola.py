@@ -1,0 +1,34 @@
+"""MoLA against its formula, token by token."""
+
+import pytest
+import torch
+
+import commonweight as cw
+
+from .tokens import largest, mixture, site
+
+SMALL = {"rank": 2, "experts": (2, 3)}
+
+
+def test_formula():
+    pools, x, got = site("mola", rank=2, experts=(4,), alpha=6.0)
+    want = 3.0 * mixture(x, lambda z: largest(torch.softmax(z, -1), 2), pools, 2)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert want.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("layers, wanted", [(4, [2, 4, 6, 8]), (8, [2, 2, 4, 4, 6, 6, 8, 8]), (2, [2, 6])])
+def test_upper_layers_have_more(layers, wanted):
+    sites = [cw.Site(f"model.layers.{i}.{p}", 8, 8) for i in range(layers) for p in ("q", "k")]
+    plan = cw.plan("mola", sites, rank=2)
+    assert [plan.pools[f"{s.name}.router"].shape[0] for s in sites] == [n for n in wanted for _ in "qk"]
+
+
+def test_more_than_there_are():
+    plan = cw.plan("mola", [cw.Site("q", 8, 8)], experts=(1,), active=2)
+    assert plan.uses[0].bind.k == 1
+
+
+def test_what_does_not_go():
+    with pytest.raises(cw.CommonweightError, match="each 1 or more"):
+        cw.plan("mola", [cw.Site("q", 8, 8)], experts=(0, 2))
