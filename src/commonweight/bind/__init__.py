@@ -3,6 +3,7 @@
 from .anchored import Anchored
 from .bottleneck import Bottleneck, Parallel, Weighed
 from .branch import Before, Mapped, Projected, Step, Times
+from .channels import ChannelMix
 from .coded import Coded
 from .contrast import Contrast, Doubled, Twice
 from .copied import Copy
@@ -37,6 +38,7 @@ __all__ = [
     "BiasShift",
     "Bottleneck",
     "Butterfly",
+    "ChannelMix",
     "Classify",
     "Coded",
     "Contrast",

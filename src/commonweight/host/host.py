@@ -110,7 +110,7 @@ class Host:
         values: Mapping[str, Tensor] = {}
         if kind := found.asks(config):
             mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
-            config, values = self._begun(found, config, kind, mine, rows, labels)
+            config, values = self._begun(found, config, kind, mine, rows, labels, seed)
         elif rows is not None:
             raise CommonweightError(f"rows: {found.name} does not begin from data; leave rows out")
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
@@ -123,7 +123,7 @@ class Host:
         )  # fmt: skip
 
     def _begun(
-        self, method: Method, config: Any, kind: str, sites: list[Site], rows: Any, labels: Any
+        self, method: Method, config: Any, kind: str, sites: list[Site], rows: Any, labels: Any, seed: int
     ) -> tuple[Any, Mapping[str, Tensor]]:
         if rows is None:
             raise CommonweightError(
@@ -133,7 +133,8 @@ class Host:
         assert method.begin is not None
         shown = rows if isinstance(rows, Shown) else Shown(rows)
         classes = None if labels is None else len(_classes(labels))
-        return method.begin(config, sites, statistics(self.roster, kind, sites, shown, classes))
+        twin = None if method.twin is None else (method, method.twin(config), seed)
+        return method.begin(config, sites, statistics(self.roster, kind, sites, shown, classes, twin))
 
     def resize_vocabulary(self, size: int) -> int:
         """Adds entries to the table of tokens and to the head, each the mean of those there; gives how many there were.

@@ -10,21 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Plan, Site
-from ..methods import get, head
+from ..methods import Method, get, head
 from ..methods import plan as make_plan
 from ..methods.shown import Shown, Statistics
 from .roster import Roster
 from .routes import routes
+from .tenant import Tenant
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
 
+Twin = tuple[Method, Any, int]
 _NAME = "statistics-of-rows"
 
 
-def statistics(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None) -> Statistics:
+def statistics(
+    roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None, twin: Twin | None = None
+) -> Statistics:
     """kind: of `methods.shown.KINDS`. labels: the classes of a head that the model has not, whose start is the one that
-    a tenant of seed 0 has.
+    a tenant of seed 0 has. twin: (method, config, seed) of the dense tenant that the kind "twin" is of.
 
     Gradients are those of a tenant that may change every weight, at zero: whatever a layer may store its weight in, an
     expert's or a part of a fused one, they have the site's shape. Cost: `gradient` a step of full fine-tuning a batch
@@ -37,6 +41,11 @@ def statistics(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, l
     try:
         if kind == "inputs":
             found = _inputs(roster, sites, shown)
+        elif kind == "channels":
+            found = _channels(roster, sites, shown)
+        elif kind == "twin":
+            assert twin is not None
+            found = _twin(roster, sites, shown, labels, twin)
         elif kind == "routes":
             found = routes(roster.base, sites, shown, partial(_pass, roster))
         else:
@@ -49,11 +58,30 @@ def statistics(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, l
 def _gradients(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None) -> dict[str, Tensor]:
     full = get("full")
     plan: Plan = make_plan(full.config(), [s._replace(bias=False) for s in sites])
+    tenant = _attached(roster, full, full.config(), plan, labels, sites)
+    return _summed(roster, kind, {s.name: tenant.pools[f"{s.name}.dw"] for s in sites}, shown)
+
+
+def _twin(roster: Roster, sites: Sequence[Site], shown: Shown, labels: int | None, twin: Twin) -> dict[str, Tensor]:
+    method, config, seed = twin
+    plan = make_plan(config, sites, seed=seed)
+    tenant = _attached(roster, method, config, plan, labels, sites)
+    pools = {n: tenant.pools[n] for n, p in plan.pools.items() if p.train}
+    values = {f"{n}=": p.detach().clone() for n, p in pools.items()}
+    return {**_summed(roster, "gradient", pools, shown), **values}
+
+
+def _attached(
+    roster: Roster, method: Method, config: Any, plan: Plan, labels: int | None, sites: Sequence[Site]
+) -> Tenant:
     if labels is not None:
         plan += head(roster.base.head_site(), labels)
     classes = None if labels is None else tuple(map(str, range(labels)))
-    tenant = roster.attach(_NAME, full, full.config(), plan, classes, sites=sites)
-    pools = {s.name: tenant.pools[f"{s.name}.dw"] for s in sites}
+    return roster.attach(_NAME, method, config, plan, classes, sites=sites)
+
+
+def _summed(roster: Roster, kind: str, pools: Mapping[str, Tensor], shown: Shown) -> dict[str, Tensor]:
+    """Of the pools of the tenant that is attached, which is removed."""
     sums = {n: torch.zeros_like(p) for n, p in pools.items()}
     count = 0
     try:
@@ -86,6 +114,47 @@ def _loss(model: nn.Module, batch: Any, shown: Shown) -> Tensor:
     if loss is None:
         raise CommonweightError('rows: the model gives no loss of these batches; give them "labels", or a loss')
     return loss
+
+
+@torch.no_grad()
+def _channels(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Tensor]:
+    """Rows are of the class that "labels" says, (rows,) whole numbers; without such all are of one."""
+    base: HookedModel = roster.base
+    sums: dict[tuple[str, int], Tensor] = {}
+    mask: Tensor | None = None
+    rows: list[int] = []
+
+    def see(name: str, y: Tensor) -> None:
+        for i, (k, found) in enumerate(zip(rows, y.detach().double())):
+            if mask is not None and found.shape[:1] == mask.shape[1:]:
+                found = found[mask[i]]
+            squares = found.reshape(-1, found.shape[-1]).square().sum(0)
+            sums[name, k] = sums[name, k] + squares if (name, k) in sums else squares
+
+    names = dict.fromkeys(s.name.split("[")[0] for s in sites)
+    handles = [base.modules[n].module.register_forward_hook(partial(_gave, see, n)) for n in names]
+    try:
+        for batch in shown.batches:
+            given, labels = batch.get("attention_mask"), batch.get("labels")
+            mask = None if given is None else given.bool()
+            rows = [0] * len(next(iter(batch.values())))
+            if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point():
+                rows = labels.tolist()
+            _pass(roster, batch, shown)
+    finally:
+        for h in handles:
+            h.remove()
+    if not sums:
+        raise CommonweightError("rows: no rows to take statistics of")
+    out = {}
+    for s in sites:
+        name = s.name.split("[")[0]
+        found = [v.sqrt() for (n, _), v in sums.items() if n == name]
+        if not found:
+            raise CommonweightError(f"{s.name}: no token of the rows came to it; give more rows, or leave the site out")
+        mean = torch.stack(found).mean(0)
+        out[s.name] = (mean if s.rows is None else mean[s.rows[0] : s.rows[1]]).float()
+    return out
 
 
 @torch.no_grad()
@@ -126,6 +195,10 @@ def _pass(roster: Roster, batch: Mapping[str, Any], shown: Shown) -> None:
         shown.loss(roster.base.model, dict(batch))
     else:
         roster.base.model(**{k: v for k, v in batch.items() if k != "labels"})
+
+
+def _gave(see: Callable[[str, Tensor], None], name: str, module: nn.Module, args: Any, y: Tensor) -> None:
+    see(name, y)
 
 
 def _came(see: Callable[[str, Tensor], None], name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:

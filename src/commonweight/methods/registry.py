@@ -33,7 +33,8 @@ class Method:
     schedule: (config, plan) -> what it does between the steps of a training run. penalty: (config, plan, pools) -> a
     number that is added to the loss of its rows, with gradients. wants: of a config, the kind of `shown.KINDS` that its
     start is worked out from, or ""; None: of no config. begin: (config, sites, that of each site) -> (the config of a
-    tenant that has begun, first values of pools).
+    tenant that has begun, first values of pools). twin: of a config, that of the dense tenant whose pools' gradients
+    the kind "twin" is of.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Method:
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
     wants: Callable[[Any], str] | None = None
     begin: Callable[[Any, Sequence[Site], Statistics], tuple[Any, Mapping[str, Tensor]]] | None = None
+    twin: Callable[[Any], Any] | None = None
 
     def __reduce__(self) -> Any:
         """What is registered goes by its name: a method's functions may have none that a pickle could find them by."""

@@ -11,6 +11,8 @@ KINDS = {
     "gradient": "the mean gradient of the loss by each weight, (out, inp)",
     "squared": "the sum over rows of the squared gradient of each row's loss by each weight, (out, inp)",
     "inputs": "X^T X / n of the n tokens that come into each layer, (inp, inp)",
+    "channels": "the norm of each channel of what a layer gives, over the tokens of a class; the mean over classes",
+    "twin": "the mean gradient of the loss by each pool of a dense tenant, and the pool",
     "routes": "the share of a layer's routes, tokens times experts a token, that each expert gets, a number",
 }
 Statistics = Mapping[str, Tensor]  # site -> float32

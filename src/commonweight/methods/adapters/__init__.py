@@ -5,12 +5,14 @@ from .bottleneck import Bottleneck
 from .compacter import Compacter
 from .hydra import Hydra
 from .snnk import SNNK
+from .sparse_adapter import SparseAdapter
 
 __all__ = [
     "SNNK",
     "Bottleneck",
     "Compacter",
     "Hydra",
+    "SparseAdapter",
     "bottleneck",
     "compacter",
     "snnk",

@@ -3,8 +3,10 @@
 from . import lora, lori
 from .adalora import AdaLoRA
 from .alora import ALoRA
+from .apt import APT
 from .delora import DeLoRA
 from .dora import DoRA
+from .dsee import DSEE
 from .eva import EVA
 from .gralora import GraLoRA
 from .increlora import IncreLoRA
@@ -27,6 +29,8 @@ from .tinylora import TinyLoRA
 from .triadaptlora import TriAdaptLoRA
 
 __all__ = [
+    "APT",
+    "DSEE",
     "EVA",
     "IST",
     "ALoRA",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError, Plan, Rng, Site, config, kaiming, option
+from ...core import CommonweightError, Plan, Site, config, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
-from .lora import LoRA, pick
-from .lora import plan as lora_plan
+from .grown import grow, left, masks, roomy
 from .pruned import wrong_ranks
 
 
@@ -53,14 +51,7 @@ class Moving:
             return {}, Edit()
         gates = torch.zeros(len(self.sites), self.config.room)
         gates[:, : self.config.rank] = 1
-        return {"gates": gates, "rounds": torch.zeros(1)}, Edit(masks=self._masks(pools, gates))
-
-    def _masks(self, pools: Pools, gates: Tensor) -> dict[str, Tensor]:
-        out = {}
-        for s, g in zip(self.sites, gates):
-            A, B = pools[f"{s}.A"], pools[f"{s}.B"]
-            out |= {f"{s}.A": g.to(A)[:, None].expand_as(A), f"{s}.B": g.to(B).expand_as(B)}
-        return out
+        return {"gates": gates, "rounds": torch.zeros(1)}, Edit(masks=masks(self.sites, pools, gates))
 
     def step_of(self, n: int, steps: int) -> int:
         """The step after which round n = 0, 1, ... is held."""
@@ -75,19 +66,8 @@ class Moving:
         if n >= self.config.rounds or at.step >= at.steps or at.step < self.step_of(n, at.steps):
             return state, Edit()
         gates, given = self.moved(self.scores(at, state["gates"]), state["gates"])
-        values: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
-        for i, (s, new) in enumerate(zip(self.sites, given)):
-            A, B = at.pools[f"{s}.A"], at.pools[f"{s}.B"]
-            if new.any():
-                drawn = kaiming(A.shape[1])(tuple(A.shape), Rng(self.seed, f"{s}.A/{n}"), None).to(A)  # type: ignore[arg-type]
-                fresh = new.bool().to(A.device)
-                values[f"{s}.A"] = torch.where(fresh[:, None], drawn, A)
-                values[f"{s}.B"] = torch.where(fresh, torch.zeros_like(B), B)
-            stay = (gates[i] * (1 - new)).to(A)
-            moments |= {f"{s}.A": stay[:, None].expand_as(A), f"{s}.B": stay.expand_as(B)}
-        new_state = {"gates": gates, "rounds": state["rounds"] + 1}
-        return new_state, Edit(values=values, masks=self._masks(at.pools, gates), moments=moments)
+        edit = grow(self.sites, at.pools, gates, given, self.seed, str(n))
+        return {"gates": gates, "rounds": state["rounds"] + 1}, edit
 
     def scores(self, at: Moment, gates: Tensor) -> Tensor:
         """(sites, room); infinite where there is no rank."""
@@ -119,17 +99,6 @@ class Moving:
         return gates + given, given
 
 
-def _compact(config: ALoRA, pools: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """The ranks that are not zero."""
-    out, ranks = {}, []
-    for n, A in pools.items():
-        if n.endswith(".A"):
-            s, at = n.removesuffix(".A"), A.detach().any(1).nonzero()[:, 0]
-            out |= {n: A.detach()[at], f"{s}.B": pools[f"{s}.B"].detach()[:, at]}
-            ranks.append((s, len(at)))
-    return replace(config, ranks=tuple(ranks) or (*config.ranks, ("*", config.rank))), out
-
-
 @method(
     "alora",
     ALoRA,
@@ -137,7 +106,7 @@ def _compact(config: ALoRA, pools: Mapping[str, Tensor]) -> tuple[Any, dict[str,
     formula="sum over sites of most (d_in + d_out) while it trains; of the ranks that are left alone in the file",
     lr=1e-3,
     size=("rank",),
-    compact=_compact,
+    compact=lambda config, pools: left(config, pools, config.rank),
     schedule=lambda config, plan: Moving(
         config, tuple(n.removesuffix(".A") for n in plan.pools if n.endswith(".A")), plan.seed
     ),
@@ -152,14 +121,8 @@ def plan(sites: Sequence[Site], config: ALoRA) -> Plan:
     run; a site has room for most ranks, and what finds no room is not given out. New columns of B are zero, which
     the paper does not say. `adapt` and `Scheduled` move ranks; other loops train all m of a site.
     """
-    sizes = {s.name: int(pick(config.ranks, s.name, config.room)) for s in sites}
-    mine = [s for s in sites if sizes[s.name]]
-    if not mine:
-        raise CommonweightError("alora: ranks leaves no site with a rank above 0")
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-    pairs = tuple((s.name, sizes[s.name]) for s in mine)
-    alphas = tuple((n, alpha * r / config.rank) for n, r in pairs)
-    lora = LoRA(
-        rank=config.rank, alpha=alpha, dropout=config.dropout, ranks=pairs, alphas=alphas, rslora=False, bias=False
-    )
-    return lora_plan(mine, lora)
+    found = roomy(sites, config, config.room, alpha / config.rank)
+    if not found.uses:
+        raise CommonweightError("alora: ranks leaves no site with a rank above 0")
+    return found

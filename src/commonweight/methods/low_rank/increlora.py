@@ -125,7 +125,7 @@ def _compact(config: IncreLoRA, pools: Mapping[str, Tensor]) -> tuple[Any, dict[
     IncreLoRA,
     paper="IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning, arXiv 2308.12043",
     formula="sum over sites of most (d_in + d_out + 1) while it trains; of the directions that count alone in the file",
-    lr=2e-3,
+    lr=4e-3,
     size=("target",),
     compact=_compact,
     schedule=_schedule,

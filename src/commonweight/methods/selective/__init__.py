@@ -9,12 +9,14 @@ from .full import Full
 from .lntuning import LNTuning
 from .neft import NeFT
 from .probe import Probe
+from .sct import SCT
 from .tokens import Tokens
 
 __all__ = [
     "APET",
     "ESFT",
     "FISH",
+    "SCT",
     "BitFit",
     "Full",
     "LNTuning",
