@@ -165,6 +165,53 @@ def test_forgotten_moments():
     torch.testing.assert_close(optimizer.state[pools[NAMES[2]]]["exp_avg_sq"], 0.5 * whole)
 
 
+class Asks:
+    """Compares what the loss would be with other values, and writes into a frozen pool."""
+
+    def __init__(self, name):
+        self.name, self.told = name, []
+
+    def begin(self, plan, pools, steps):
+        return {}, Edit()
+
+    def after(self, at, state):
+        gain, site = f"{self.name}.gain", self.name
+        self.told += [(at.loss({gain: torch.zeros(1)}), at.loss({}), at.weight(site))]
+        return state, Edit(values={gain: torch.tensor([0.25])})
+
+    def settled(self, step, steps):
+        return True
+
+
+def test_what_a_schedule_sees():
+    model, _ = make("llama")
+    host, ids = cw.Host(model, sites="*.q_proj"), torch.randint(5, 40, (2, 6))
+    tenant, name = stir(host.add("t", "increlora", target=2)), NAMES[0][:-2]
+    asks = Asks(name)
+    tenant.method = dataclasses.replace(tenant.method, schedule=lambda config, plan: asks)
+    at = Scheduled(tenant, torch.optim.AdamW(alone(tenant.param_groups(0.1))), None, 2)
+    at.begin()
+
+    def loss():
+        with host.route("t"):
+            return host.model(ids, labels=ids).loss.item()
+
+    with torch.no_grad():
+        before = loss()
+        at.after(1, loss)
+        gains = [tenant.pools[f"{n[:-2]}.gain"].item() for n in NAMES[::2]]
+        assert gains[0] == 0.25 and gains[1] != 0.25
+        without, same, weight = asks.told[0]
+        assert same == before and without != before and torch.equal(weight, host.weight(name))
+    kept, facts = at.kept()
+    kept = {n: v.clone() for n, v in kept.items()}
+    tenant.pools[f"{name}.gain"].zero_()
+    at.restore(kept, facts)
+    assert tenant.pools[f"{name}.gain"].item() == 0.25
+    with pytest.raises(CommonweightError, match=r"wants the loss of rows: Scheduled.after\(step, loss\)"):
+        at.after(2)
+
+
 def test_a_name_that_is_no_pool():
     with pytest.raises(CommonweightError, match=r"lora: its schedule names x, no pool that it trains"):
         run({1: Edit(values={"x": torch.ones(1)})})
