@@ -27,6 +27,11 @@ SITES += [cw.Site(f"layers.{i}", 32, 32, "block") for i in range(3)] + [
     cw.Site(f"layers.{i}.norm", 32, 1, "norm") for i in range(3)
 ]
 SITES += [cw.Site(f"layers.0.experts.up[{e}]", 32, 32, "expert", "up", False) for e in range(2)]
+SITES += [
+    cw.Site(f"layers.{i}.{n}", 32, 32, k, "", False)
+    for i in range(3)
+    for n, k in (("attn", "attention"), ("mlp", "ffn"))
+]
 SITES += [cw.Site("embed", 32, 64, "embedding", "", False)]
 
 

@@ -75,15 +75,24 @@ class Weighed:
 @serial
 @dataclass(frozen=True)
 class Parallel:
-    """y' = y + up act(down x + down_bias) + up_bias, x what the module is given: an adapter beside it.
+    """y' = y + scale (up act(down x + down_bias) + up_bias), x what the module is given: an adapter beside it.
 
     Shapes: down (r, d_in), down_bias (r,), up (d_out, r), up_bias (d_out,). Linear in: up and up_bias, each alone.
     Cost: T r (d_in + d_out) products. Source: arXiv 2110.04366, table 1.
     """
 
     act: str = "relu"
+    scale: float = 1.0
 
     def output(
         self, x: Tensor, y: Tensor, base: Base, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
     ) -> Tensor:
-        return y + F.linear(ACTS[self.act](F.linear(x, down, down_bias)), up, up_bias)
+        h = ACTS[self.act](F.linear(x, down, down_bias))
+        return y + self.scale * F.linear(h, up, up_bias)
+
+    def grouped(
+        self, x: Tensor, y: Tensor, base: Base, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
+    ) -> Tensor:
+        """`output` of n readers at once: x (n, T, d_in), down (n, r, d_in), ..."""
+        h = ACTS[self.act](torch.baddbmm(down_bias[:, None], x, down.mT))
+        return y + self.scale * torch.baddbmm(up_bias[:, None], h, up.mT)

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
         kaiming,
     )
     from .rng import Rng
-    from .types import Address, Base, Bind, Plan, Pool, Read, Site, Use
+    from .types import WEIGHTLESS, Address, Base, Bind, Plan, Pool, Read, Site, Use
 
 __all__ = [
     "ONES",
+    "WEIGHTLESS",
     "ZEROS",
     "Address",
     "Around",
@@ -77,7 +78,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("ONES", "ZEROS", "Around", "BaseWeight", "Constant", "Init", "Normal", "Orthonormal"), "init"),
     **dict.fromkeys(("Source", "Uniform", "Values", "kaiming"), "init"),
-    **dict.fromkeys(("Address", "Base", "Bind", "Plan", "Pool", "Read", "Site", "Use"), "types"),
+    **dict.fromkeys(("Address", "Base", "Bind", "Plan", "Pool", "Read", "Site", "Use", "WEIGHTLESS"), "types"),
     "Rng": "rng",
 }
 

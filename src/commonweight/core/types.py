@@ -16,13 +16,16 @@ from torch import Tensor
 from .init import Init
 from .serial import dump, load, serial
 
+WEIGHTLESS = frozenset({"block", "attention", "ffn", "head"})  # kinds of sites that are no weight
+
 
 class Site(NamedTuple):
     """A logical reader: one weight (out, inp) of the model, or a row range of a fused one.
 
     kind: "linear" | "expert" and "router" (of a mixture) | "conv" (inp: the numbers of a patch) | "embedding" (the
     table (inp, out), out its width) | "norm" (inp = 1) | "parameter" (what a module computes with by itself; inp = 1 of
-    a vector) | "block" (a whole layer's output) | "head" (where a task's classifier reads).
+    a vector) | "block" (a whole layer's output) | "attention" and "ffn" (parts of a layer: what they are given, inp,
+    and what they give before it is added, out) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells.
     """
 

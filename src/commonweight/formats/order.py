@@ -3,8 +3,8 @@
 Two fields of the header, beside ``sites``, whose keys (sorted) are numbered from 0:
 
 - ``order``: [[[keys' numbers, ...], "0-5"], ...]: those sites for layer 0, then for layer 1, ..., then the next entry.
-- ``kinds``: one letter a key: l(inear), e(xpert), r(outer), c(onv), v (embedding: a vocabulary), n(orm), p(arameter) or
-  b(lock); a capital where the site has a bias.
+- ``kinds``: one letter a key: l(inear), e(xpert), r(outer), c(onv), v (embedding: a vocabulary), n(orm), p(arameter),
+  b(lock), a(ttention) or f(fn); a capital where the site has a bias.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..core import Site
 from . import native
 
 _LETTERS = {"linear": "l", "norm": "n", "block": "b", "expert": "e", "router": "r", "conv": "c",
-            "embedding": "v", "parameter": "p"}  # fmt: skip
+            "embedding": "v", "parameter": "p", "attention": "a", "ffn": "f"}  # fmt: skip
 _KINDS = {letter: kind for kind, letter in _LETTERS.items()}
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ..core import CommonweightError, Site
+from ..core import WEIGHTLESS, CommonweightError, Site
 from ..methods import Beside
 from ..methods.selective.tokens import wrong_tokens
 from .experts import Stacked
@@ -63,7 +63,11 @@ def _copies(base: HookedModel, modules: Names) -> set[str]:
     every = dict(named(base.model))
     for wanted in names:
         homes = [n for n in every if n and _fits(n, wanted)]
-        mine = [s for s in base.every if s.kind != "block" and any(_within(s.name, h) for h in homes)]
+        mine = [
+            s
+            for s in base.every
+            if (s.kind == "head" or s.kind not in WEIGHTLESS) and any(_within(s.name, h) for h in homes)
+        ]
         if any(s.kind == "head" for s in mine):
             raise CommonweightError(
                 f"modules_to_save: {wanted} is where a tenant's own head stands; it comes with labels="

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..core import Site
+from ..core import WEIGHTLESS, Site
 from ..methods import Method, available
 from .experts import Stacked
 from .hooked import HookedModel
@@ -143,7 +143,7 @@ def _owned(base: HookedModel) -> dict[int, int]:
 def _count(base: HookedModel, site: Site, owned: dict[int, int], covered: set[int]) -> int:
     """Numbers of a site that nobody counted yet. Sites that are rows of one weight count by their rows."""
     at = base.modules[site.name.split("[")[0]]
-    if at.kind in ("block", "head"):
+    if at.kind in WEIGHTLESS:
         return 0
     out = 0
     for slot in (at.slot, at.bias_slot):

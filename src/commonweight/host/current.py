@@ -17,6 +17,7 @@ from functools import wraps
 from types import FrameType
 from typing import Any
 
+from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..core import CommonweightError
@@ -56,6 +57,7 @@ class _OfThread(threading.local):
         self.route: Route | None = None
         self.brought = False  # whether it was brought up to date outside of what is compiled
         self.room = Room()
+        self.given_to: dict[str, Tensor] = {}  # part of a block that runs -> what it was given
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..core import WEIGHTLESS
 from .door import Door
 from .hooks import WATCH, SiteHook
 from .sites import Physical
@@ -50,7 +51,7 @@ class Doors:
             at = hook.at
             if (weight := at.module._parameters.get(at.slot)) is not None:
                 self.readers[id(weight)] = self.readers.get(id(weight), 0) + 1
-            if at.kind in ("block", "head") or (not by_itself(at) and id(at.module) in called):
+            if at.kind in WEIGHTLESS or (not by_itself(at) and id(at.module) in called):
                 continue
             home = at_home[id(at.module)]
             if home not in self.doors:

@@ -38,17 +38,28 @@ class SiteHook:
         self.at, self.current, self.of_images = physical, current, of_images
         self.limit: Limit | None = None  # of the head that scores the vocabulary
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
-        self.plain = type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
+        self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
+        self.plain = physical.kind == "linear" and (
+            type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
+        )
         self.regrouped = ".experts." in physical.name
-        self.packed = type(physical.module).__module__ == "bitsandbytes.nn.modules"
+        self.packed = self.at.kind == "linear" and type(physical.module).__module__ == "bitsandbytes.nn.modules"
 
     def install(self) -> list[RemovableHandle]:
         if self.at.slot != "weight" or self.at.kind == "parameter":  # read through its door
             return []
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
+        if self.entry is not None:
+            return [self.entry.register_forward_pre_hook(self.enter, with_kwargs=True), after]
         if self.at.kind != "linear" or self.at.forms != "all":  # a change of the input is one of the weight there
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        """A part of a block begins: what it is given waits for its end, which runs in the same thread."""
+        route = self.current.route
+        if route is not None and route.touches(self.at.name):
+            self.current.thread.given_to[self.at.name] = self.input(args, kwargs or {})
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
         """kwargs: None where another library hands the hook on to a module that it puts in this one's place."""
@@ -121,7 +132,8 @@ class SiteHook:
             return None if self.limit is None or self.limit.own is None else self.limit(None, y)
         if isinstance(self.at, Block) and not route.touches(self.at.name):
             return None
-        x, route = self.at.seen(bare(self.input(args, kwargs))), self.readers(route)
+        x = self.input(args, kwargs) if self.entry is None else self.current.thread.given_to.pop(self.at.name)
+        x, route = self.at.seen(bare(x)), self.readers(route)
         if self.at.alone and (len(args) + len(kwargs) > 1) and route.touches(self.at.name):
             raise CommonweightError(
                 f"{self.at.name}: it was called with an output_size, which what a tenant adds cannot follow; leave "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError, Site
+from ...core import WEIGHTLESS, CommonweightError, Site
 from ...formats.peft import PREFIX, heads, refusals, short
 from ...formats.peft.keys import is_slot
 from ...methods import Beside
@@ -54,7 +54,7 @@ def part(
             rest[key] = value
         elif name in sites and sites[name].kind == "parameter":
             weights[name] = value
-        elif slot == "weight" and at in sites and sites[at].kind not in ("block", "head") and sites[at].rows is None:
+        elif slot == "weight" and at in sites and sites[at].kind not in WEIGHTLESS and sites[at].rows is None:
             weights[at] = value
         elif slot == "bias" and at in sites and _alone(at, sites, tensors):
             biases[at] = value
@@ -120,7 +120,7 @@ def spread(base: HookedModel, found: Found) -> Found:
 
 def _alone(at: str, sites: Mapping[str, Site], tensors: Mapping[str, Tensor]) -> bool:
     """Whether a bias is of a module that is saved whole, and no layer's beside its factors."""
-    return sites[at].kind not in ("block", "head") and f"{PREFIX}{at}.weight" in tensors
+    return sites[at].kind not in WEIGHTLESS and f"{PREFIX}{at}.weight" in tensors
 
 
 def _bare(at: str, sites: Mapping[str, Site], tensors: Mapping[str, Tensor]) -> bool:

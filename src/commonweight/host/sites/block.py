@@ -16,11 +16,14 @@ from .physical import Physical
 
 
 class Block(Physical):
-    """The output of a block: of several, the one that is shaped as the block's input is."""
+    """The output of a block or of a part of one: of several, the one that is shaped as its input is.
 
-    def __init__(self, name: str, module: nn.Module, width: int):
-        super().__init__(name, module, "block", False)
-        self.width = width
+    entry: the layer whose input is the part's, where the part is no module and `module` is its last layer.
+    """
+
+    def __init__(self, name: str, module: nn.Module, width: int, kind: str = "block", entry: nn.Module | None = None):
+        super().__init__(name, module, kind, False)
+        self.width, self.entry = width, entry
 
     def main(self, x: Tensor, y: Any) -> int | None:
         """Which of the outputs holds the states (None: y itself does). Blocks of two streams give the text's first.
@@ -32,8 +35,8 @@ class Block(Physical):
         if not fits:
             shapes = ", ".join(str(tuple(t.shape)) if isinstance(t, Tensor) else type(t).__name__ for t in outputs)
             raise CommonweightError(
-                f"{self.name}: this block gives {shapes}; wanted states with {self.width} features last. Leave blocks "
-                "out, or take a method that changes weights, such as lora"
+                f"{self.name}: this {self.kind} gives {shapes}; wanted states with {self.width} features last. Leave "
+                "it out, or take a method that changes weights, such as lora"
             )
         if outputs is not y:
             return None

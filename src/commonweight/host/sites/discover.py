@@ -10,7 +10,7 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import packed_whole
-from . import attention, block, conv, embedding, linear, norm, parameter
+from . import attention, block, conv, embedding, linear, norm, parameter, parts
 from .found import Found, Whole
 from .physical import Physical
 
@@ -24,9 +24,9 @@ def discover(
 ) -> tuple[dict[str, Physical], list[Site], list[Site]]:
     """(modules by name, every site, the default ones).
 
-    Default: linear projections, convolutions, norms, parameters and outputs of the blocks, all but embeddings of a
-    model that has no blocks; with experts and routers of a mixture. fused: {pattern: parts} splits a fused weight's
-    rows evenly.
+    Default: linear projections, convolutions, norms, parameters, outputs of the blocks and their attention and
+    feed-forward parts, all but embeddings of a model that has no blocks; with experts and routers of a mixture.
+    fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
     names = dict(named(model))
@@ -38,7 +38,8 @@ def discover(
     every: list[Site] = []
     default: list[Site] = []
     for name, module in names.items():
-        for found in next((f for kind in KINDS if (f := kind(name, module, whole))), []):
+        mine = next((f for kind in KINDS if (f := kind(name, module, whole))), [])
+        for found in [*mine, *(parts.find(name, whole) if name in whole.blocks else [])]:
             modules[found.site.name] = found.at
             sites = _split(found, fused or {})
             every += sites

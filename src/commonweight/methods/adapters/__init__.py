@@ -4,6 +4,7 @@ from . import bottleneck, compacter, snnk
 from .bottleneck import Bottleneck
 from .compacter import Compacter
 from .hydra import Hydra
+from .parallel import Parallel
 from .snnk import SNNK
 from .sparse_adapter import SparseAdapter
 
@@ -13,6 +14,7 @@ __all__ = [
     "Compacter",
     "Hydra",
     "SparseAdapter",
+    "Parallel",
     "bottleneck",
     "compacter",
     "snnk",
