@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import commonweight as cw
-from commonweight.core import table
+from commonweight.core import WEIGHTLESS, table
 from commonweight.formats.peft import FAMILIES
 from commonweight.methods import Method
 
@@ -35,6 +35,8 @@ SAMPLE = [
         *(cw.Site(f"layers.{i}.{name}", out, inp, "linear", role) for name, out, inp, role in _LINEAR),
         cw.Site(f"layers.{i}.norm", 768, 1, "norm"),
         cw.Site(f"layers.{i}", 768, 768, "block", "", False),
+        cw.Site(f"layers.{i}.attention", 768, 768, "attention", "", False),
+        cw.Site(f"layers.{i}.ffn", 768, 768, "ffn", "", False),
     )
 ] + [cw.Site("embed", 768, 30522, "embedding", "", False)]
 EXPERTS = [cw.Site(f"layers.0.experts.up[{e}]", 3072, 768, "expert", "up", False) for e in range(8)]  # BERT has none
@@ -54,7 +56,7 @@ def facts(method: Method) -> dict[str, str]:
     none = any(kinds[u.site] == "expert" for u in plan.uses)
     linear = [u for u in plan.uses if kinds[u.site] == "linear"]  # the host takes the fast paths at linear sites only
     merges = all(hasattr(u.bind, "weight") for u in plan.uses)
-    grouped = [hasattr(u.bind, "grouped") for u in linear]
+    grouped = [hasattr(u.bind, "grouped") for u in plan.uses if kinds[u.site] in ("linear", *WEIGHTLESS)]
     to_lora = merges and len(linear) == len(plan.uses)
     nothing = not plan.uses
     return {

@@ -15,6 +15,7 @@ SITES = [
         *(cw.Site(f"layers.{i}.{role}", out, inp, "linear", role) for role, out, inp in SHAPES),
         cw.Site(f"layers.{i}.norm", 64, 1, "norm"),
         cw.Site(f"layers.{i}", 64, 64, "block", "", False),
+        cw.Site(f"layers.{i}.mlp", 64, 64, "ffn", "", False),
     )
 ] + [cw.Site("embed", 64, 512, "embedding", "", False)]
 
