@@ -5,7 +5,7 @@ import torch
 
 import commonweight as cw
 from commonweight.methods.selective.esft import enough, expert
-from tests.mixtures import mixtral
+from tests.mixtures import mixtral, mixture
 from tests.models import make
 
 SMALL = {"start": "random", "threshold": 0.5}
@@ -68,3 +68,30 @@ def test_what_is_asked_for():
         host.add("t", "esft", rows=[])
     with pytest.raises(cw.CommonweightError, match="with 0 chosen sites"):
         host.add("t", "esft", start="given")
+
+
+class Listed(torch.nn.Module):
+    """A mixture whose experts are modules: tokens go to experts by their numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"experts": torch.nn.ModuleList()})])
+        self.layers[0]["experts"].extend(torch.nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x, to):
+        y = torch.zeros_like(x)
+        for e, expert in enumerate(self.layers[0]["experts"]):
+            y[to == e] = expert(x[to == e])
+        return y
+
+
+def test_experts_that_are_modules_and_those_that_say_nothing():
+    to = torch.tensor([[0, 2, 2, 2], [2, 0, 2, 0]])
+    host = cw.Host(Listed(), sites="*.experts.*")
+    for threshold, chosen in ((0.6, ["2"]), (0.7, ["0", "2"])):
+        tenant = host.add("t", "esft", rows=[{"x": torch.ones(2, 4, 4), "to": to}], threshold=threshold)
+        assert [u.site for u in tenant.plan.uses] == [f"layers.0.experts.{e}" for e in chosen]
+        host.remove("t")
+    host = cw.Host(mixture("llama4")[0], sites="*.experts.*")
+    with pytest.raises(cw.CommonweightError, match="is not told by indices which experts a token goes to"):
+        host.add("t", "esft", rows=[rows()])
