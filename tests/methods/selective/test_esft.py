@@ -80,8 +80,8 @@ class Listed(torch.nn.Module):
 
     def forward(self, x, to):
         y = torch.zeros_like(x)
-        for e, expert in enumerate(self.layers[0]["experts"]):
-            y[to == e] = expert(x[to == e])
+        for e, one in enumerate(self.layers[0]["experts"]):
+            y[to == e] = one(x[to == e])
         return y
 
 
