@@ -23,6 +23,7 @@ ALL = (
     "adding_tenants",
     "mixed_batch",
     "experts",
+    "mixture",
     "qlora",
     "packing",
     "serving",

@@ -8,7 +8,14 @@ import commonweight as cw
 from commonweight.host.hooks import SiteHook
 from tests.models import answer, make
 
-METHODS = {"lora": {"rank": 2}, "lora-xs": {"rank": 2}, "vera": {"rank": 4}, "mos": {}, "pissa": {"rank": 2}}
+METHODS = {
+    "lora": {"rank": 2},
+    "lora-xs": {"rank": 2},
+    "vera": {"rank": 4},
+    "mos": {},
+    "pissa": {"rank": 2},
+    "mola": {"rank": 2},
+}
 
 
 def gradients(kind, method, options, recompute=False):

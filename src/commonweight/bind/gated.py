@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Base, serial
+from . import fused
 from .low_rank import each
 
 SCORES = {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid}
@@ -42,18 +43,35 @@ class Gated:
         top, at = p.topk(self.k, -1)
         return torch.zeros_like(p).scatter(-1, at, top / top.sum(-1, keepdim=True))
 
+    @staticmethod
+    def rank(B: Tensor, router: Tensor) -> int:
+        """Of one expert."""
+        return B.shape[-1] // router.shape[-2]
+
     def output(self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor) -> Tensor:
-        return y + self._update(F.linear, x, base, A, B, router)
+        return y + F.linear(self._low(F.linear, x, base, self.rank(B, router), A, router), B.to(x.dtype) * self.scale)
+
+    def trained(
+        self, x: Tensor, y: Tensor, base: Base, weight: Tensor | None, A: Tensor, B: Tensor, router: Tensor
+    ) -> Tensor:
+        """`output` with the graph of `fused`, written over y."""
+        if x.dtype is not torch.float32 or not fused.recorded(x, y, A, B, router):
+            return self.output(x, y, base, A, B, router)
+        return fused.raised(self._low(fused.low, x, base, self.rank(B, router), A, router), y, B, self.scale)
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor) -> Tensor:
         """`output` of n readers at once: x (n, T, d_in), A (n, E r, d_in), ..."""
-        return y + self._update(each, x, base, A, B, router)
+        return y + each(self._low(each, x, base, self.rank(B, router), A, router), B.to(x.dtype) * self.scale)
 
-    def _update(
-        self, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor
+    def _low(
+        self, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, base: Base, r: int, A: Tensor, router: Tensor
     ) -> Tensor:
+        """g_e A_e x of every expert, side by side: (..., E r)."""
         low = F.dropout(x, self.dropout) if self.dropout and base.training else x
-        g = self.gates(product((low if self.dropped else x).float(), router))
-        r = B.shape[-1] // router.shape[-2]
-        h = product(low, A.to(x.dtype)).unflatten(-1, (-1, r)) * g.to(x.dtype)[..., None]
-        return product(h.flatten(-2), B.to(x.dtype) * self.scale)
+        if x.dtype is torch.float32 and (self.dropped or low is x):  # one product for both
+            both = product(low, torch.cat([A, router], -2))
+            h, logits = both.split([A.shape[-2], router.shape[-2]], -1)
+        else:
+            h, logits = product(low, A.to(x.dtype)), product((low if self.dropped else x).float(), router)
+        g = self.gates(logits).to(x.dtype)[..., None]
+        return (h.unflatten(-1, (-1, r)) * g).flatten(-2)  # one A for all experts is as wide as one of them
