@@ -14,6 +14,16 @@ from ...core import Plan, Rng, Site, kaiming
 from ...core.schedule import Edit, Pools
 from .lora import LoRA, pick
 from .lora import plan as lora_plan
+from .pruned import wrong_ranks
+
+
+def wrong_growth(config: Any) -> str | None:
+    """What is wrong with start, target and room, shares of the steps, and ranks."""
+    if not config.start <= config.target <= config.room:
+        return f"start={config.start}, target={config.target}, most={config.room}: they must not fall"
+    if config.begin + config.end > 1:
+        return f"begin={config.begin} and end={config.end} are more than all steps"
+    return wrong_ranks(config.ranks)
 
 
 def over(rank: int) -> float:

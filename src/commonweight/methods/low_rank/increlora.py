@@ -15,9 +15,9 @@ from ...bind import LowRank
 from ...core import ZEROS, Constant, Normal, Plan, Pool, Read, Site, Use, config, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
-from .grown import over, wanted
+from .grown import over, wanted, wrong_growth
 from .lora import pick
-from .pruned import far_from_orthonormal, kept, wrong_ranks
+from .pruned import far_from_orthonormal, kept
 
 _START = Normal(0.02)
 _RESERVE = 1e-5  # e of a direction that is trained before it counts
@@ -44,11 +44,7 @@ class IncreLoRA:
         return 2 * self.target if self.most is None else self.most
 
     def check(self) -> str | None:
-        if not self.start <= self.target <= self.room:
-            return f"start={self.start}, target={self.target}, most={self.room}: they must not fall"
-        if self.begin + self.end > 1:
-            return f"begin={self.begin} and end={self.end} are more than all steps"
-        return wrong_ranks(self.ranks)
+        return wrong_growth(self)
 
 
 @dataclass(frozen=True)
