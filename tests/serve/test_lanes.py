@@ -10,6 +10,7 @@ import torch
 import commonweight as cw
 from commonweight.serve import Engine
 from commonweight.serve.bank import Bank, together
+from commonweight.serve.frozen import frozen
 from commonweight.serve.pooled import Commons
 from commonweight.serve.readers import Lead, Step
 
@@ -159,3 +160,10 @@ def test_what_left_is_kept_nowhere(tmp_path: Path):
         engine.generate([ask(None)])
         engine.generate([ask(None)])
         assert not engine._router.lanes.known() and not engine._router.lanes.banks
+
+
+def test_factors_are_kept_as_a_bank_reads_them():
+    host = cw.Host(make())
+    add(host, "a")
+    form = frozen(host["a"], host.base.modules)
+    assert form and all(x.T.is_contiguous() for f in form.values() for x in (f.A, f.B) if x is not None)

@@ -20,7 +20,8 @@ WIDEST = 64  # a larger rank is better read through the method's own form, which
 
 
 class Frozen(NamedTuple):
-    """A (r, inp), B (out, r), s and c (out,), t (inp,); None where a part is missing. float32, without gradients."""
+    """A (r, inp), B (out, r), s and c (out,), t (inp,); None where a part is missing. float32, without gradients. As
+    `frozen` makes them, A and B lie column by column, as a bank reads them."""
 
     A: Tensor | None = None
     B: Tensor | None = None
@@ -39,8 +40,13 @@ def frozen(tenant: Tenant, modules: Mapping[str, Any]) -> dict[str, Frozen] | No
         found = _at(name, entries, modules)
         if isinstance(found, str):
             return None
-        out[name] = found
+        out[name] = found._replace(A=_by_columns(found.A), B=_by_columns(found.B))
     return out
+
+
+def _by_columns(x: Tensor | None) -> Tensor | None:
+    """The same numbers: turned round here, beside the batch, and not in the step that a tenant joins."""
+    return None if x is None else x.T.contiguous().T
 
 
 def why(tenant: Tenant, modules: Mapping[str, Any]) -> str:
