@@ -13,6 +13,7 @@ from .experts import Experts
 from .factors import added, added_grouped
 from .first import First
 from .gated import Gated
+from .gated_part import GatedPart
 from .givens import Givens
 from .guided import Guided
 from .intervene import Edit
@@ -55,6 +56,7 @@ __all__ = [
     "Experts",
     "First",
     "Gated",
+    "GatedPart",
     "Gathered",
     "Givens",
     "Guided",

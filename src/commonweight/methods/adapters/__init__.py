@@ -7,9 +7,11 @@ from .hydra import Hydra
 from .parallel import Parallel
 from .snnk import SNNK
 from .sparse_adapter import SparseAdapter
+from .vl_pet import VLPET
 
 __all__ = [
     "SNNK",
+    "VLPET",
     "Bottleneck",
     "Compacter",
     "Hydra",
