@@ -29,6 +29,7 @@ ALL = (
     "serving",
     "road_batching",
     "file_size",
+    "one_bit",
     "accuracy",
     "recipes",
     "store",

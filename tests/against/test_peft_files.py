@@ -87,6 +87,7 @@ CONFIGS = {
     "fourierft": lambda k: peft.FourierFTConfig(
         n_frequency=30, scaling=40.0, random_loc_seed=5, target_modules=SOME[k]
     ),
+    "waveft": lambda k: peft.WaveFTConfig(n_frequency=30, scaling=4.0, random_loc_seed=5, target_modules=SOME[k]),
     "gralora": lambda k: peft.GraloraConfig(r=4, alpha=6, gralora_k=2, target_modules=SOME[k]),
     "gralora-hybrid": lambda k: peft.GraloraConfig(r=8, alpha=6, gralora_k=4, hybrid_r=3, target_modules=SOME[k]),
     "c3a": lambda k: peft.C3AConfig(block_size=8, target_modules=SOME[k]),
@@ -150,6 +151,7 @@ NATIVE = {
     "hra": {"rank": 4},
     "miss": {"rank": 5},
     "fourierft": {"n_frequency": 30, "random_loc_seed": 3},
+    "waveft": {"n_frequency": 30, "random_loc_seed": 3},
     "gralora": {"rank": 4, "hybrid": 2},
     "c3a": {"block_size": 8},
     "delora": {"rank": 4, "bound": 3.0},

@@ -128,7 +128,7 @@ def test_what_is_no_change_of_weights_is_refused_with_the_reason(tmp_path, kind)
     assert f"peft_type {kind} is not read: {KINDS[kind].says}" in str(e.value) and "t" not in host
 
 
-@pytest.mark.parametrize("kind", ["ADALORA", "C3A", "FOURIERFT", "HIRA", "LOHA", "MISS"])
+@pytest.mark.parametrize("kind", ["ADALORA", "C3A", "FOURIERFT", "HIRA", "LOHA", "MISS", "WAVEFT"])
 def test_gpt2s_transposed_layers_and_berts_biases(tmp_path, kind):
     for model, targets in (("bert", ["query", "output.dense"]), ("gpt2", ["c_attn"])):
         if model == "gpt2" and kind in ("C3A", "LOHA", "MISS"):  # PEFT has none
@@ -174,7 +174,7 @@ def test_an_error_may_remain_where_it_is_asked_for(tmp_path):
         host.load_adapter(tmp_path, "t", tolerance=-1)
 
 
-@pytest.mark.parametrize("kind, option", [("WAVEFT", "n_frequency"), ("TINYLORA", "u"), ("PVERA", "r")])
+@pytest.mark.parametrize("kind, option", [("TINYLORA", "u"), ("PVERA", "r")])
 def test_counts_are_bounded_before_anything_is_made(tmp_path, kind, option):
     made(kind, tmp_path)
     at = tmp_path / "adapter_config.json"
@@ -189,6 +189,9 @@ def test_counts_are_bounded_before_anything_is_made(tmp_path, kind, option):
         ("LOHA", {"rank_dropout": 0.1}, "lora"),
         ("LOKR", {"rank_pattern": {"v_proj": 2}}, "lora"),
         ("HRA", {"apply_GS": True}, "lora"),
+        ("WAVEFT", {"wavelet_family": "db2"}, "full"),
+        ("WAVEFT", {"use_idwt": False}, "full"),
+        ("WAVEFT", {"proportional_parameters": True}, "full"),
         ("MISS", {"init_weights": "bat"}, "full"),
         ("DELORA", {"rank_pattern": {"v_proj": 2}}, "lora"),
     ],
@@ -236,16 +239,16 @@ def test_kinds_of_lora_that_only_peft_computes(tmp_path, options):
 
 
 def test_another_base_and_damage_are_told(tmp_path):
-    made("WAVEFT", tmp_path)
+    made("SHIRA", tmp_path)
     with pytest.raises(cw.CommonweightError, match="made for another model"):
         cw.Host(make("gpt2")[0]).load_adapter(tmp_path, "t")
     at = tmp_path / "adapter_model.safetensors"
     tensors = load_file(at)
     save_file(dict([*tensors.items()][1:]), at)
-    with pytest.raises(cw.CommonweightError, match=r"adapter_model.safetensors: has no .*waveft_spectrum"):
+    with pytest.raises(cw.CommonweightError, match=r"adapter_model.safetensors: has no .*shira"):
         cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
     save_file({**tensors, next(iter(tensors)): torch.zeros(3, 3)}, at)
-    with pytest.raises(cw.CommonweightError, match=r"PEFT 0.21.2 cannot load this WAVEFT adapter .* size mismatch"):
+    with pytest.raises(cw.CommonweightError, match=r"PEFT 0.21.2 cannot load this SHIRA adapter .* size mismatch"):
         cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
     save_file({**tensors, "base_model.model.model.norm.weight": torch.ones(32) * 3}, at)
     with pytest.raises(cw.CommonweightError, match=r"norm\.weight: a parameter of the base"):

@@ -51,7 +51,8 @@ def command(
     codec: Annotated[
         str | None,
         typer.Option(
-            help="Store the pools in fewer bytes before measuring: bfloat16, int8, int4 or compeft:density=0.05.",
+            help="Store the pools in fewer bytes before measuring: bfloat16, int8, int4, onebit or "
+            "compeft:density=0.05.",
             rich_help_panel=METHODS,
         ),
     ] = None,

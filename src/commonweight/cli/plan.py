@@ -37,7 +37,7 @@ def command(
         int, typer.Option(min=1, help="Number of tenants; they share one common where the method has one.")
     ] = 1,
     codec: Annotated[
-        str | None, typer.Option(help="How trained pools are stored: bfloat16, int8 or int4 (float32).")
+        str | None, typer.Option(help="How trained pools are stored: bfloat16, int8, int4 or onebit (float32).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

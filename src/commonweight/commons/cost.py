@@ -78,8 +78,11 @@ def _stored(pool: Pool, codec: Codec | None) -> int:
     if codec is None or not pool.train or pool.dtype != "float32":
         return pool.nbytes
     if isinstance(codec, Compeft):
-        raise CommonweightError("codec compeft: its size depends on what was trained; choose bfloat16, int8 or int4")
-    return min(pool.nbytes, -(-pool.numel * _per_4096(codec) // 4096))
+        raise CommonweightError(
+            "codec compeft: its size depends on what was trained; choose bfloat16, int8, int4 or onebit"
+        )
+    fixed = codec.encode(torch.zeros(0), None).nbytes
+    return min(pool.nbytes, fixed - (-pool.numel * (_per_4096(codec) - fixed) // 4096))
 
 
 def _per_4096(codec: Codec) -> int:

@@ -38,7 +38,6 @@ NEAREST: Mapping[str, str] = {
     "cpt": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
     "bone": "'miss', which it became",
     "shira": "'fish', which trains single entries of the weights too",
-    "waveft": "'fourierft', which trains a sparse spectrum too",
     "xlora": "'scalearn' or 'cpoly', which mix trained tenants",
     "trainable-tokens": "'tokens', or token_rows beside another method",
     "qlora": "'lora', on a base that is loaded in 4 bits",

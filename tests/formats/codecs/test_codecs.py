@@ -52,7 +52,8 @@ def test_the_law_at_changes_much_smaller_than_the_first_values(codec, size):
 @pytest.mark.parametrize(
     ("codec", "bits", "error"),
     [("bfloat16", 16, 0.002), ("int8", 8.25, 0.0065), ("int4", 4.25, 0.11), ("compeft:density=0.5", 1.5, 0.53),
-     ("compeft", 1.5, 0.53), ("compeft:density=0.2", 0.95, 0.78), ("compeft:density=0.05", 0.34, 1.1)],
+     ("compeft", 1.5, 0.53), ("compeft:density=0.2", 0.95, 0.78), ("compeft:density=0.05", 0.34, 1.1),
+     ("onebit", 1, 0.64)],
 )  # fmt: skip
 def test_bits_and_error_of_normal_numbers(codec, bits, error):
     c, value = get(codec), normal(64_000)
@@ -108,7 +109,7 @@ def test_ternary_changes_are_stored_as_they_are():
 
 
 @drawn(100)
-@given(codec=st.sampled_from(["int8", "int4", "compeft"]), raw=st.binary(max_size=200), n=st.integers(0, 300))
+@given(codec=st.sampled_from(["int8", "int4", "compeft", "onebit"]), raw=st.binary(max_size=200), n=st.integers(0, 300))
 def test_any_bytes_are_decoded_or_refused(codec, raw, n):
     stored = torch.tensor(list(raw), dtype=torch.uint8)
     try:
@@ -141,7 +142,7 @@ def test_another_form_is_refused(codec, stored):
     [("int5", "unknown codec 'int5'; did you mean 'int4'|'int8'"), ("zip", "unknown codec 'zip'; known: bfloat16"),
      ("compeft:density=2", "density is 2.0; it must be <= 1"), ("compeft:densty=0.2", "did you mean 'density'"),
      ("int8:density=0.2", "unknown option of Int8"), ("compeft:0.2", "wanted name=value"),
-     (3, "codec is 3; wanted one of bfloat16, int8, int4, compeft"), (Compeft, "wanted one of")],
+     (3, "codec is 3; wanted one of bfloat16, int8, int4, compeft, onebit"), (Compeft, "wanted one of")],
 )  # fmt: skip
 def test_what_is_no_codec(codec, message):
     with pytest.raises(cw.CommonweightError, match=message):
@@ -150,3 +151,22 @@ def test_what_is_no_codec(codec, message):
 
 def test_a_codec_is_itself():
     assert get(Compeft(density=0.1)) == get("compeft:density=0.1")
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 7), (16, 16), (3, 4, 5), (2, 0, 4)])
+def test_two_values_of_each_matrix_take_a_bit_a_number_and_stay_exact(shape):
+    value = torch.where(normal(math.prod(shape)) > 0.2, 0.3, -0.1).reshape(shape)
+    count = math.prod(shape[:-2])
+    if count > 1:
+        value = value * torch.arange(1.0, count + 1)[:, None, None]
+    c = get("onebit")
+    stored = c.encode(value, None)
+    assert stored.nbytes == 8 * count + -(-value.numel() // 8) and c.decode(stored, shape, None).equal(value)
+
+
+def test_one_bit_of_other_numbers_is_mean_and_deviation():
+    value = normal(1000) * 0.5 + 2
+    back = get("onebit").decode(get("onebit").encode(value, None), (1000,), None)
+    low, high = back.unique().tolist()
+    assert (low + high) / 2 == pytest.approx(value.mean().item(), rel=1e-5)
+    assert (high - low) / 2 == pytest.approx(0.674490 * value.std().item(), rel=1e-5)

@@ -23,6 +23,7 @@ from ...core import CommonweightError, build, parse, unknown
 from .absmax import Int4, Int8
 from .compeft import Compeft
 from .floats import Bfloat16
+from .onebit import OneBit
 
 
 class Codec(Protocol):
@@ -34,7 +35,7 @@ class Codec(Protocol):
     def decode(self, stored: Tensor, shape: tuple[int, ...], first: Tensor | None) -> Tensor: ...
 
 
-CODECS: dict[str, Any] = {"bfloat16": Bfloat16, "int8": Int8, "int4": Int4, "compeft": Compeft}
+CODECS: dict[str, Any] = {"bfloat16": Bfloat16, "int8": Int8, "int4": Int4, "compeft": Compeft, "onebit": OneBit}
 
 
 def get(codec: Any) -> Codec:
@@ -53,4 +54,4 @@ def name(codec: Codec) -> str:
     return next(n for n, cls in CODECS.items() if type(codec) is cls)
 
 
-__all__ = ["CODECS", "Bfloat16", "Codec", "Compeft", "Int4", "Int8", "get", "name"]
+__all__ = ["CODECS", "Bfloat16", "Codec", "Compeft", "Int4", "Int8", "OneBit", "get", "name"]

@@ -48,6 +48,7 @@ FAMILIES: dict[str, Family] = {
     "C3A": _plain(plain.C3A),
     "DELORA": _plain(plain.DELORA),
     "FOURIERFT": _plain(plain.FOURIERFT, conv1d=True),
+    "WAVEFT": _plain(plain.WAVEFT, conv1d=True),
     "GRALORA": _plain(plain.GRALORA, conv1d=True),
     "HIRA": _plain(plain.HIRA, conv1d=True),
     "HRA": _plain(plain.HRA),

@@ -14,14 +14,14 @@ _WRAPPERS = "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"  #
 _SLOTS = (
     "lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|ia3_l|oft_R|boft_[Rs]|vera_lambda_[db]|vblora_logits_[AB]|"
     "randlora_(?:lambda|gamma|A|B)|road_(?:theta|alpha)|ln_tuning_layers|"
-    "hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|hra_u|hira_[AB]|miss_block|fourierft_spectrum|gralora_[AB](?:_general)?|"
+    "hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|hra_u|hira_[AB]|miss_block|fourierft_spectrum|waveft_spectrum|gralora_[AB](?:_general)?|"
     "c3a_kernel|delora_(?:A|B|lambda|w_norm)"
 )
 _NAMED = re.compile(rf"\.(?:{_SLOTS})\.([^.]+)(?=\.(?:weight|bias)$|$)")
 
 
 _OF_A_METHOD = re.compile(
-    r"\.(?:lora|ia3|oft|boft|vera|randlora|vblora|road|ln_tuning|hada|lokr|hra|hira|miss|fourierft|gralora|c3a|"
+    r"\.(?:lora|ia3|oft|boft|vera|randlora|vblora|road|ln_tuning|hada|lokr|hra|hira|miss|fourierft|waveft|gralora|c3a|"
     r"delora)_"
 )
 

@@ -64,7 +64,7 @@ KINDS: dict[str, Kind] = {
     "UNILORA": Kind("low rank", "of rank r"),
     "VBLORA": Kind("native", "`vb-lora`"),
     "VERA": Kind("native", "`vera`"),
-    "WAVEFT": Kind("whole", "a sparse set of wavelets"),
+    "WAVEFT": Kind("native", "`waveft`; other wavelets than db1, proportional_parameters and patterns through PEFT"),
     "XLORA": Kind("refused", f"{_GATE}: it weighs several LoRA by the hidden states; import these one by one"),
 }
 

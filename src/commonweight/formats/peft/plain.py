@@ -111,6 +111,13 @@ FOURIERFT = Plain(
     "FOURIERFT", "fourierft", {"fourierft_spectrum": "c"},
     {"n_frequency": "n_frequency", "scaling": "scaling", "random_loc_seed": "random_loc_seed"},
 )  # fmt: skip
+WAVEFT = Plain(
+    "WAVEFT", "waveft", {"waveft_spectrum": "c"},
+    {"n_frequency": "n_frequency", "scaling": "scaling", "random_loc_seed": "random_loc_seed"},
+    lambda c: {"wavelet_family": "db1", "use_idwt": True},
+    lambda c: c.get("wavelet_family", "db1") != "db1" or not c.get("use_idwt", True),
+    silent=("wavelet_family", "use_idwt"),
+)  # fmt: skip
 DELORA = Plain(
     "DELORA", "delora", {"delora_A": "A", "delora_B": "B", "delora_lambda": "l", "delora_w_norm": "n"},
     {"r": "rank", "delora_lambda": "bound"}, stored=True,

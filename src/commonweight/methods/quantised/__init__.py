@@ -1,7 +1,9 @@
 """Quantised: trained numbers, or a base, of a few bits."""
 
 from .alphatuning import AlphaTuning
+from .bi_lora import BiLoRA
 
 __all__ = [
     "AlphaTuning",
+    "BiLoRA",
 ]

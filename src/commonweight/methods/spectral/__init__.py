@@ -6,6 +6,7 @@ from .fourierft import FourierFT
 from .spectral_adapter import SpectralAdapter
 from .svf import SVF
 from .vectorfit import VectorFit
+from .waveft import WaveFT
 
 __all__ = [
     "C3A",
@@ -13,5 +14,6 @@ __all__ = [
     "FourierFT",
     "SpectralAdapter",
     "VectorFit",
+    "WaveFT",
     "svf",
 ]

@@ -1,0 +1,87 @@
+"""Bi-LoRA against its quantiser written out a second time, and its file of one bit a number."""
+
+import math
+from statistics import NormalDist
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.core.onebit import onebit
+from tests.laws.subjects import stir
+from tests.models import make
+
+SMALL = {"rank": 4}
+NAME = "model.layers.1.mlp.up_proj"
+
+
+def fixed_point(rounds: int = 500) -> float:
+    """The upper one of two levels of N(0, 1): each is the median of its cell, whose boundary lies between them."""
+    normal, low, high = NormalDist(), -1.0, 1.0
+    for _ in range(rounds):
+        boundary = normal.cdf((low + high) / 2)
+        low, high = normal.inv_cdf(boundary / 2), normal.inv_cdf((1 + boundary) / 2)
+    return high
+
+
+def straight(p: torch.Tensor) -> torch.Tensor:
+    """The released quantiser: a sign times half of the gap, with a gradient of one for the standardised number."""
+    mean, std = p.mean(), p.std()
+    z = (p - mean) / (std + 1e-5)
+    return (z + ((z - 0).sign() * fixed_point() - z).detach()) * std + mean
+
+
+def test_levels():
+    assert fixed_point() == pytest.approx(0.67449, abs=1e-5)
+    x = torch.randn(3, 6, 10)
+    torch.testing.assert_close(onebit(x), torch.stack([straight(p) for p in x]))
+    assert all(len(p.unique()) == 2 for p in onebit(x))
+
+
+def test_gradients_pass_the_sign_and_the_spread():
+    x = torch.randn(6, 10, dtype=torch.float64, requires_grad=True)
+    seed = torch.randn(6, 10, dtype=torch.float64)
+    (ours,) = torch.autograd.grad((onebit(x) * seed).sum(), x)
+    (theirs,) = torch.autograd.grad((straight(x) * seed).sum(), x)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_formula():
+    host = cw.Host(make("llama")[0])
+    tenant = stir(host.add("t", "bi-lora", rank=4, scale=2.0))
+    A, B = (straight(tenant.pools[f"{NAME}.{k}"].detach()) for k in "AB")
+    torch.testing.assert_close(host.merged("t")[f"{NAME}.weight"], host.weight(NAME) + 2.0 * B @ A)
+
+
+def test_the_file_has_one_bit_a_number_and_the_same_answers(tmp_path):
+    model, batch = make("llama")
+    host = cw.Host(model)
+    stir(host.add("t", "bi-lora", rank=4))
+    with torch.no_grad(), host.route("t"):
+        before = model(**batch).logits
+    tenant = host.compact("t")
+    path = host.save("t", tmp_path / "t.safetensors", codec="onebit")
+    host.load("again", path)
+    with torch.no_grad(), host.route("again"):
+        torch.testing.assert_close(model(**batch).logits, before, rtol=1e-5, atol=1e-5)
+    assert all(host["again"].pools[n].equal(p) for n, p in tenant.pools.items())
+    assert host.save("again", tmp_path / "b.safetensors", codec="onebit").read_bytes() == path.read_bytes()
+    assert host.compact("again").config.stored
+
+
+def test_a_28th_of_float32(tmp_path):
+    """At the paper's width: 32 directions of 768 numbers."""
+    model = torch.nn.ModuleDict({f"q_{i}": torch.nn.Linear(768, 768) for i in range(4)})
+    host = cw.Host(model)
+    host.add("t", "bi-lora", sites="*")
+    whole = host.save("t", tmp_path / "whole.safetensors").stat().st_size
+    host.compact("t")
+    packed = host.save("t", tmp_path / "packed.safetensors", codec="onebit").stat().st_size
+    assert packed <= whole / 28
+
+
+def test_count():
+    sites = [cw.Site(f"{i}.q", 768, 768) for i in range(12)]
+    plan = cw.plan("bi-lora", sites)
+    assert plan.count() == 12 * 32 * 2 * 768
+    assert math.isclose(plan.count() / 8 + 12 * 2 * 8, 73_920 * 1, rel_tol=1e-9)
