@@ -18,9 +18,12 @@ SITES = [
         cw.Site(f"layers.{i}.mlp", 64, 64, "ffn", "", False),
     )
 ] + [cw.Site("embed", 64, 512, "embedding", "", False)]
+EXPERTS = [cw.Site(f"layers.{i}.experts.up[{e}]", 64, 64, "expert", "up", False) for i in range(3) for e in range(4)]
 
 
 def sites(method):
+    if get(method).kinds == ("expert",):
+        return EXPERTS
     mine = [s for s in SITES if s.kind in get(method).kinds]
     return [s for s in mine if s.role in get(method).roles] or mine
 

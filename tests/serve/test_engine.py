@@ -184,6 +184,21 @@ def test_the_models_own_end_stops_an_answer(host: cw.Host, engine: Engine):
     assert stopped.tokens[-1] == ends
 
 
+def test_nothing_ends_an_answer_before_its_least_length(engine: Engine):
+    plain = engine.generate([ask("a", 1, max_new_tokens=8)])[0].tokens
+    how = {"max_new_tokens": 8, "stop_token_ids": [plain[2]]}
+    early, late, other = engine.generate(
+        [ask("a", 1, **how), ask("a", 1, min_tokens=5, **how), ask("a", 1, max_new_tokens=8)]
+    )
+    first = early.tokens.index(plain[2])
+    assert early.tokens == plain[: first + 1] and other.tokens == plain, "others are not held to it"
+    assert late.tokens[:first] == plain[:first] and plain[2] not in late.tokens[:5]
+    drawn = engine.generate([ask("a", 1, temperature=2.0, seed=s, min_tokens=6, **how) for s in range(8)])
+    assert all(plain[2] not in a.tokens[:6] and len(a.tokens) >= 6 for a in drawn)
+    whole = engine.generate([ask("a", 1, min_tokens=8, **how)])[0]
+    assert whole.finish_reason == "length" and len(whole.tokens) == 8
+
+
 def test_seeds_decide_draws_whatever_the_batch(engine: Engine):
     one = ask("a", 1, temperature=1.5, seed=11, top_p=0.9, max_new_tokens=12)
     others = [ask(t, i, temperature=1, max_new_tokens=9) for i, t in enumerate([None, "b", "c", "d"])]

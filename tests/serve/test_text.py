@@ -60,6 +60,16 @@ def test_a_stop_string_is_seen_across_what_came_before():
     assert said("abcabd", ["abd"])[0] == "abc"
 
 
+def test_a_stop_string_within_the_least_length_is_text():
+    ids = TOKENIZER("stop a stop b", add_special_tokens=False)["input_ids"]
+    assert TOKENIZER.decode(ids).count("stop") == 2
+    for least in range(len(ids) + 1):
+        decoder = Decoder(TOKENIZER, ["stop"], least=least)
+        text = "".join(decoder.feed(i) for i in ids) + decoder.rest()
+        assert text == "" if least == 0 else text.startswith("s"), least
+    assert text == TOKENIZER.decode(ids) and decoder.stopped is None
+
+
 def test_without_a_tokenizer_there_is_no_text():
     decoder = Decoder(None)
     assert decoder.feed(3) == "" and decoder.rest() == "" and decoder.tokens == [3]

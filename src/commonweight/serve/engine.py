@@ -166,7 +166,8 @@ class Engine:
         ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.ends)
         tickets = [
             Ticket(
-                request, edition, tokens, ends, Decoder(self.tokenizer, request.stops, request.special),
+                request, edition, tokens, ends,
+                Decoder(self.tokenizer, request.stops, request.special, request.min_tokens),
                 deliver or pieces.put, seed + i, most, i, None if grammar is None else grammar.copy(),
             )
             for i in range(request.n)

@@ -19,7 +19,8 @@ class Request:
     prompt: text; token ids, which are taken as they are; or messages (`{"role": ..., "content": ...}`), which go
     through the tokenizer's chat template. tenant: a name, None for the plain base, or a weighted sum as `a+0.5*b`.
 
-    max_new_tokens: None: as many as the model and the engine's cache have room for, at most 256.
+    max_new_tokens: None: as many as the model and the engine's cache have room for, at most 256. min_tokens: before
+    so many no token ends the answer, and no stop string is looked for.
 
     temperature: 0 takes the likeliest token. top_p, top_k (0: all), min_p narrow the choice, in the order top_k,
     top_p, min_p after temperature. repetition_penalty divides (or multiplies, below zero) the logits of tokens that
@@ -38,6 +39,7 @@ class Request:
     prompt: Prompt
     tenant: str | None = None
     max_new_tokens: int | None = None
+    min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -68,6 +70,12 @@ class Request:
                 raise CommonweightError(f"{name} is {value!r}; wanted {wanted}")
         if self.max_new_tokens is not None:
             _whole("max_new_tokens", self.max_new_tokens, 1, None)
+        _whole("min_tokens", self.min_tokens, 0, self.max_new_tokens)
+        if self.min_tokens and self.structured is not None:
+            raise CommonweightError(
+                f"min_tokens is {self.min_tokens} beside structured, whose answer ends where its form does; "
+                "leave one out"
+            )
         _whole("top_k", self.top_k, 0, None)
         _whole("n", self.n, 1, 64)
         ranges = (

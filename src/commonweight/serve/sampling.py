@@ -22,13 +22,14 @@ _FIRST = 1024  # of the likeliest tokens that are looked at before all of them a
 @dataclass
 class Row:
     """A request at one position. prompt: its tokens; tokens: those of its answer so far; allowed: True where a grammar
-    lets a token be, or None."""
+    lets a token be, or None. barred: tokens that may not come yet."""
 
     request: Request
     seed: int
     prompt: Sequence[int]
     tokens: Sequence[int]
     allowed: Tensor | None = None
+    barred: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def greedy(row: Row) -> bool:
     """Whether the likeliest token of the model's own scores is what it asks for."""
     r = row.request
     plain = r.repetition_penalty == 1 and not (r.presence_penalty or r.frequency_penalty or r.logit_bias)
-    return r.temperature == 0 and plain and row.allowed is None
+    return r.temperature == 0 and plain and row.allowed is None and not row.barred
 
 
 def _choose(scores: Tensor, row: Row) -> int:
@@ -73,11 +74,11 @@ def _choose(scores: Tensor, row: Row) -> int:
 
 
 def adjusted(scores: Tensor, row: Row) -> Tensor:
-    """Penalties, bias and grammar. As in the OpenAI and vLLM interfaces: repetition looks at prompt and answer,
-    presence and frequency at the answer alone."""
+    """Penalties, bias, grammar and what is barred. As in the OpenAI and vLLM interfaces: repetition looks at
+    prompt and answer, presence and frequency at the answer alone."""
     r = row.request
     plain = r.repetition_penalty == 1 and not (r.presence_penalty or r.frequency_penalty)
-    if plain and not r.logit_bias and row.allowed is None:
+    if plain and not r.logit_bias and row.allowed is None and not row.barred:
         return scores
     scores = scores.clone()
     if r.repetition_penalty != 1 and (seen := sorted({*row.prompt, *row.tokens})):
@@ -96,6 +97,8 @@ def adjusted(scores: Tensor, row: Row) -> Tensor:
         some = len(row.allowed)  # a head may be wider than the vocabulary
         scores[:some].masked_fill_(~row.allowed[: len(scores)].to(scores.device), float("-inf"))
         scores[some:] = float("-inf")
+    if barred := [t for t in row.barred if t < len(scores)]:
+        scores[barred] = float("-inf")
     return scores
 
 

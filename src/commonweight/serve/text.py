@@ -14,11 +14,12 @@ class Decoder:
     text, to the character as `tokenizer.decode` has it.
 
     stops: strings that end the text; `stopped` is then the one that did, and the text ends before it. special: special
-    tokens that are text here, others are left out. tokenizer None: no text. Cost: two decodings of a few tokens each.
+    tokens that are text here, others are left out. least: tokens in whose text no stop is looked for.
+    tokenizer None: no text. Cost: two decodings of a few tokens each.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), special: Sequence[str] = ()):
-        self.tokenizer, self.stops = tokenizer, stops
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), special: Sequence[str] = (), least: int = 0):
+        self.tokenizer, self.stops, self.least = tokenizer, stops, least
         self._mute = _others(tokenizer, special) if special and tokenizer is not None else None
         self.tokens: list[int] = []
         self.stopped: str | None = None
@@ -63,7 +64,7 @@ class Decoder:
         return self.tokenizer.decode(tokens, skip_special_tokens=mute is None, clean_up_tokenization_spaces=False)
 
     def _safe(self, new: str) -> str:
-        if not self.stops:
+        if not self.stops or len(self.tokens) <= self.least:
             return new
         text = self._held + new
         found = [(i, s) for s in self.stops if (i := text.find(s)) >= 0]

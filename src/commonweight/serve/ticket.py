@@ -60,7 +60,8 @@ class Ticket:
     @property
     def row(self) -> Row:
         allowed = None if self.grammar is None else self.grammar.allowed()
-        return Row(self.request, self.seed, self.prompt, self.tokens, allowed)
+        early = len(self.tokens) < self.request.min_tokens
+        return Row(self.request, self.seed, self.prompt, self.tokens, allowed, self.ends if early else frozenset())
 
     @property
     def late(self) -> bool:

@@ -191,6 +191,10 @@ def test_what_shapes_an_answer(client):
     assert ended["choices"][0]["stop_reason"] == token
     *_, last, _ = shop.events(post(client, model="a", stop=["none", first], stream=True).text)
     assert last["choices"][0]["stop_reason"] == first
+    late = post(client, model="a", stop_token_ids=[token], min_tokens=3).json()
+    assert late["usage"]["completion_tokens"] > 1 and not late["choices"][0]["text"].startswith(first)
+    few = post(client, model="a", min_tokens=7)
+    assert few.status_code == 400 and few.json()["error"]["param"] == "min_tokens"
     assert len(post(client, model="a", max_tokens=None).json()["choices"][0]["text"]) > 0
 
 

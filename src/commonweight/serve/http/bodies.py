@@ -45,6 +45,7 @@ class Sampled(Body):
     min_p: Share | None = Field(None, description="vLLM's.")
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="vLLM's.")
     ignore_eos: bool | None = Field(None, description="vLLM's.")
+    min_tokens: int | None = Field(None, ge=0, description="vLLM's: no end and no stop before so many.")
     stop_token_ids: list[Token] | None = Field(None, description="vLLM's.")
     response_format: dict[str, Any] | None = Field(None, description="text, json_object or json_schema.")
     structured_outputs: dict[str, Any] | None = Field(
@@ -71,7 +72,6 @@ class Sampled(Body):
     best_of: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
-    min_tokens: Any = None
     skip_special_tokens: Any = None
     spaces_between_special_tokens: Any = None
     include_stop_str_in_output: Any = None
@@ -192,7 +192,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
-    "min_tokens": (0,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,),

@@ -66,7 +66,7 @@ def of_request(message: str) -> Refused:
 
 
 FIELDS = {
-    "max_tokens", "top_k", "n", "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "max_tokens", "min_tokens", "top_k", "n", "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "seed", "logprobs", "stop", "stop_token_ids", "logit_bias", "prompt",
 }  # fmt: skip
 

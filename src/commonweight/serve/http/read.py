@@ -116,6 +116,7 @@ def _sampled(body: Sampled, settings: Settings, most: int | None, vocabulary: in
     _served(body)
     return {
         "max_new_tokens": _most(most, settings),
+        "min_tokens": body.min_tokens or 0,
         "temperature": _or(body.temperature, 1.0),
         "top_p": _or(body.top_p, 1.0),
         "top_k": max(0, body.top_k or 0),
