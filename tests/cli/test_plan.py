@@ -40,7 +40,7 @@ def test_options_codec_and_json(capsys):
         (["minilm-l6", "-m", "lotr:rank=0"], "rank is 0; it must be >= 1"),
         (["minilm-l6", "-m", "lotr:rank"], "option 'rank': wanted name=value"),
         (["minilm-l6", "--codec", "int9"], "unknown codec 'int9'"),
-        (["minilm-l6", "-m", "lora", "--codec", "compeft"], "choose bfloat16, int8 or int4"),
+        (["minilm-l6", "-m", "lora", "--codec", "compeft"], "choose bfloat16, int8, int4 or onebit"),
     ],
 )
 def test_mistakes(capsys, arguments, message):

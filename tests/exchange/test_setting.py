@@ -8,13 +8,15 @@ from commonweight.exchange import simulate
 from tests.adapt import tiny
 from tests.exchange import small
 
+SCHEDULED = "has a schedule or a penalty of one long run"
+WHY = {"esft": "reads sites of kind expert"}
 LONG = sorted({*cw.methods.available()} - {*small.adapters()})
 
 
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        *(({"options": {"adapter": a}}, f"{a} has a schedule or a penalty of one long run") for a in LONG),
+        *(({"options": {"adapter": a}}, f"{a} {WHY.get(a, SCHEDULED)}") for a in LONG),
         ({"private": "*nothing*"}, r"private='\*nothing\*' is no trained pool; there: "),
         ({"private": "*"}, "no trained pool is left to travel"), ({"clints": 3}, "option of Local 'clints'"),
         ({"holdout": 1.0}, "holdout=1.0: wanted a share"), ({"minimum": 4}, "minimum=4, but a round has 3 clients"),

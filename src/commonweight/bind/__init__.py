@@ -12,7 +12,6 @@ from .entries import Entries, Turned, turned
 from .experts import Experts
 from .factors import added, added_grouped
 from .first import First
-from .gated import Gated
 from .gated_part import GatedPart
 from .givens import Givens
 from .guided import Guided
@@ -21,6 +20,7 @@ from .keys import ProductKeys
 from .kron import Kron
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
+from .mixture import Mixture
 from .product import Product
 from .quantised import Elastic, Requantised
 from .random_bases import RandomBases
@@ -55,7 +55,6 @@ __all__ = [
     "ExpertChoice",
     "Experts",
     "First",
-    "Gated",
     "GatedPart",
     "Gathered",
     "Givens",
@@ -66,6 +65,7 @@ __all__ = [
     "LowRank",
     "Magnitude",
     "Mapped",
+    "Mixture",
     "Parallel",
     "Place",
     "Prefixes",

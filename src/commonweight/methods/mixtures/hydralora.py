@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...bind import Gated
+from ...bind import Mixture
 from ...core import Plan, Site, config, option
 from ..registry import method
-from .gated import gated
+from .plans import mixture
 
 
 @config
@@ -35,7 +35,7 @@ def plan(sites: Sequence[Site], config: HydraLoRA) -> Plan:
     balances the experts' load is added to the loss; the router's start is that of a linear layer.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-    return gated(
-        sites, lambda n: Gated(alpha / config.rank, dropout=config.dropout), [config.experts] * len(sites),
+    return mixture(
+        sites, lambda n: Mixture(alpha / config.rank, dropout=config.dropout), [config.experts] * len(sites),
         config.rank, shared=True,
     )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...bind import Gated
+from ...bind import Mixture
 from ...core import Plan, Site, config, option
 from ...core.names import by_layer
 from ..registry import method
-from .gated import gated
+from .plans import mixture
 
 
 @config
@@ -45,7 +45,7 @@ def plan(sites: Sequence[Site], config: MoLA) -> Plan:
     layers = by_layer([s.name for s in sites])
     number = {n: i * len(config.experts) // len(layers) for i, names in enumerate(layers) for n in names}
     experts = [config.experts[number[s.name]] for s in sites]
-    return gated(
-        sites, lambda n: Gated(alpha / config.rank, k=min(config.active, n), dropout=config.dropout), experts,
+    return mixture(
+        sites, lambda n: Mixture(alpha / config.rank, k=min(config.active, n), dropout=config.dropout), experts,
         config.rank,
     )  # fmt: skip

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...bind import Gated
+from ...bind import Mixture
 from ...core import Normal, Plan, Site, config, option
 from ..registry import method
-from .gated import gated
+from .plans import mixture
 
 
 @config
@@ -37,7 +37,7 @@ def plan(sites: Sequence[Site], config: MoLORA) -> Plan:
     """
     scale = config.alpha / config.rank
     small = lambda _: Normal(0.02)  # noqa: E731
-    return gated(
-        sites, lambda n: Gated(scale, dropout=config.dropout), [config.experts] * len(sites), config.rank,
+    return mixture(
+        sites, lambda n: Mixture(scale, dropout=config.dropout), [config.experts] * len(sites), config.rank,
         first=small, router=small,
     )  # fmt: skip

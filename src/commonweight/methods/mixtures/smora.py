@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...bind import Gated
+from ...bind import Mixture
 from ...core import Plan, Site, config, option
 from ..registry import method
-from .gated import gated
+from .plans import mixture
 
 
 @config
@@ -46,7 +46,7 @@ def plan(sites: Sequence[Site], config: SMoRA) -> Plan:
     experts, k = config.rank // config.partition, config.active // config.partition
     # k of the official numerator is that of ranks; over p ranks each, sum g = k again
     scale = config.alpha / config.partition
-    return gated(
-        sites, lambda n: Gated(scale, "sigmoid", k, config.dropout, dropped=True), [experts] * len(sites),
+    return mixture(
+        sites, lambda n: Mixture(scale, "sigmoid", k, config.dropout, dropped=True), [experts] * len(sites),
         config.partition,
     )  # fmt: skip

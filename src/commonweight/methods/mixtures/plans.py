@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...address import WHOLE
-from ...bind import Gated
+from ...bind import Mixture
 from ...core import ZEROS, Plan, Pool, Read, Site, Use, kaiming
 from ...core.init import Init
 
 
-def gated(
+def mixture(
     sites: Sequence[Site],
-    bind: Callable[[int], Gated],
+    bind: Callable[[int], Mixture],
     experts: Sequence[int],
     rank: int,
     *,

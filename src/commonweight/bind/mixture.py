@@ -19,7 +19,7 @@ SCORES = {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid}
 
 @serial
 @dataclass(frozen=True)
-class Gated:
+class Mixture:
     """y' = y + scale sum_e g_e(x) B_e A_e x: one low rank of rank E r whose diagonal each token has to itself.
 
     g = score(router x); k > 0: the k largest of them, over their sum, and 0 elsewhere. dropped: the router too reads x
