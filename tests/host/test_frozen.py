@@ -103,6 +103,34 @@ def test_packed_weights_of_an_engine_come_and_go():
     assert all("forward" not in m.__dict__ for m in base)
 
 
+@pytest.mark.parametrize("bias", [torch.ones(1), torch.ones(1).expand(512), torch.ones(1024)[::2]])
+def test_a_bias_that_does_not_lie_as_usual(bias):
+    base = model()
+    base[0].bias = nn.Parameter(bias, requires_grad=False)
+    host = cw.Host(base)
+    host.add("t", "lora", rank=8)
+    with host.route("t"):
+        got = base[0](rows())
+    torch.testing.assert_close(got, torch.nn.functional.linear(rows(), base[0].weight, bias), rtol=1e-4, atol=1e-5)
+
+
+def test_an_input_of_another_width_is_the_layers_own_error():
+    base = model()
+    host = cw.Host(base)
+    host.add("t", "lora", rank=8)
+    with host.route("t"), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        base[0](torch.zeros(1024, 768))
+
+
+def test_a_host_that_is_closed_before_an_engine_leaves_nothing():
+    base = model()
+    host = cw.Host(base)
+    packed = prepack(base, True)
+    host.close()
+    unpack(packed)
+    assert all("forward" not in m.__dict__ for m in base)
+
+
 def test_a_layer_is_pickled():
     base = model()
     cw.Host(base)

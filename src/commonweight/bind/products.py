@@ -38,6 +38,8 @@ def thin(a: Tensor, x: Tensor) -> Tensor:
 
 def large(x: Tensor, weight: Tensor) -> bool:
     """Whether x weight^T is one that oneDNN makes faster. Shapes: x (..., d_in), weight (d_out, d_in)."""
+    if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:]:
+        return False
     return x.numel() * weight.shape[0] >= _LARGE and x.is_contiguous() and _plain(x, weight)
 
 

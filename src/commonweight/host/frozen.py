@@ -21,7 +21,7 @@ class Frozen:
     """In the place of a linear layer's `forward`: another product under a route where a graph is made, else its own."""
 
     def __init__(self, module: nn.Linear, current: Current):
-        self.module, self.current = module, current
+        self.module, self.current, self.closed = module, current, False
 
     def __call__(self, input: Tensor) -> Tensor:
         own = self.module._parameters
@@ -29,18 +29,21 @@ class Frozen:
         if (
             torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
+            and not self.closed
             and self.current.route is not None
             and w is not None
             and plain(w)
             and type(input) is Tensor
             and large(input, w)
-            and not (w.requires_grad or (b is not None and b.requires_grad))
+            and not w.requires_grad
+            and (b is None or (plain(b) and not b.requires_grad and b.shape == w.shape[:1] and b.is_contiguous()))
             and recorded(input)
         ):
             return frozen(input, w, b)
         return type(self.module).forward(self.module, input)
 
     def remove(self) -> None:
+        self.closed = True
         if self.module.__dict__.get("forward") is self:
             del self.module.forward
 

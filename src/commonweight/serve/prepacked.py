@@ -79,7 +79,7 @@ def unpack(found: list[nn.Linear]) -> None:
     for module in found:
         if isinstance(placed := module.__dict__.get("forward"), Forward):
             del module.forward
-            if placed.before is not None:
+            if placed.before is not None and not getattr(placed.before, "closed", False):
                 module.forward = placed.before
 
 
