@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,27 @@ class Spectrum:
         return y + (self.scale * torch.fft.ifft(summed).real).to(y.dtype)
 
 
+def placed(who: str, sites: Sequence[Site], n: int, seed: int, bind: Any) -> Plan:
+    """n trained numbers of every site, zero at the start, at places that are drawn once for all sites of one shape.
+
+    bind: what is made of slots c (n,) and places (n,). Raises: CommonweightError, under the method's name, when a
+    weight has fewer than n numbers.
+    """
+    pools, uses = {}, []
+    for s in sites:
+        if n > s.out * s.inp:
+            raise CommonweightError(
+                f"{who}: {s.name}: n_frequency={n} is more than the {s.out * s.inp} numbers of a weight "
+                f"({s.out}, {s.inp}); lower it, or exclude the site"
+            )
+        pools[f"{s.name}.c"] = Pool((n,), ZEROS)
+        at = f"{who}.{s.out}x{s.inp}"
+        pools[at] = Pool((n,), DrawnPlaces(s.out * s.inp, seed), train=False, save=False, dtype="int32")
+        reads = {"c": Read(WHOLE, (f"{s.name}.c",)), "places": Read(WHOLE, (at,))}
+        uses.append(Use(s.name, bind, reads))
+    return Plan(pools, tuple(uses))
+
+
 @method(
     "fourierft",
     FourierFT,
@@ -76,17 +97,4 @@ def plan(sites: Sequence[Site], config: FourierFT) -> Plan:
     once for all sites of one shape, as PEFT draws them.
     Raises: CommonweightError when a weight has fewer than n numbers.
     """
-    n, pools, uses = config.n_frequency, {}, []
-    for s in sites:
-        if n > s.out * s.inp:
-            raise CommonweightError(
-                f"fourierft: {s.name}: n_frequency={n} is more than the {s.out * s.inp} numbers of a weight "
-                f"({s.out}, {s.inp}); lower it, or exclude the site"
-            )
-        pools[f"{s.name}.c"] = Pool((n,), ZEROS)
-        at = f"fourierft.{s.out}x{s.inp}"
-        init = DrawnPlaces(s.out * s.inp, config.random_loc_seed)
-        pools[at] = Pool((n,), init, train=False, save=False, dtype="int32")
-        reads = {"c": Read(WHOLE, (f"{s.name}.c",)), "places": Read(WHOLE, (at,))}
-        uses.append(Use(s.name, Spectrum(config.scaling), reads))
-    return Plan(pools, tuple(uses))
+    return placed("fourierft", sites, config.n_frequency, config.random_loc_seed, Spectrum(config.scaling))

@@ -9,10 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...address import WHOLE
-from ...core import ZEROS, Base, CommonweightError, Plan, Pool, Read, Site, Use, config, option, serial
+from ...core import Base, Plan, Site, config, option, serial
 from ..registry import method
-from .fourierft import DrawnPlaces
+from .fourierft import placed
 
 
 @config
@@ -76,17 +75,4 @@ def plan(sites: Sequence[Site], config: WaveFT) -> Plan:
     wavelet_family="db1"; its other wavelets are read through PEFT. Differs: the same n for every site.
     Raises: CommonweightError when a weight has fewer than n numbers.
     """
-    n, pools, uses = config.n_frequency, {}, []
-    for s in sites:
-        if n > s.out * s.inp:
-            raise CommonweightError(
-                f"waveft: {s.name}: n_frequency={n} is more than the {s.out * s.inp} numbers of a weight "
-                f"({s.out}, {s.inp}); lower it, or exclude the site"
-            )
-        pools[f"{s.name}.c"] = Pool((n,), ZEROS)
-        at = f"waveft.{s.out}x{s.inp}"
-        init = DrawnPlaces(s.out * s.inp, config.random_loc_seed)
-        pools[at] = Pool((n,), init, train=False, save=False, dtype="int32")
-        reads = {"c": Read(WHOLE, (f"{s.name}.c",)), "places": Read(WHOLE, (at,))}
-        uses.append(Use(s.name, Haar(config.scaling), reads))
-    return Plan(pools, tuple(uses))
+    return placed("waveft", sites, config.n_frequency, config.random_loc_seed, Haar(config.scaling))
