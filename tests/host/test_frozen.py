@@ -11,6 +11,8 @@ import commonweight as cw
 from commonweight.bind import products
 from commonweight.host.frozen import Frozen
 from commonweight.serve.prepacked import prepack, unpack
+from tests.laws.subjects import METHODS, can, model_of, small, stir
+from tests.models import answer, make
 
 pytestmark = pytest.mark.skipif(not products.at_hand(), reason="this processor has no such products")
 
@@ -136,3 +138,27 @@ def test_a_layer_is_pickled():
     cw.Host(base)
     again = pickle.loads(pickle.dumps(base[0]))
     assert torch.equal(again(rows()), base[0](rows()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_over_such_products(method, monkeypatch):
+    """A layer's output is a tensor of its own, which a bind may write over."""
+    kind, found = model_of(method), {}
+    for at in (0, 1 << 60):
+        monkeypatch.setattr(products, "_LARGE", at)
+        base, batch = make(kind)
+        host = cw.Host(base)
+        if not can(method, host):
+            pytest.skip(f"{method} reads nothing in a {kind}")
+        tenant = stir(host.add("t", method, **small(method)))
+        if not tenant.count():
+            pytest.skip(f"{method} trains nothing here")
+        torch.manual_seed(0)
+        with host.route("t"):
+            answer(base, batch).square().mean().backward()
+        found[at] = [p.grad for p in tenant.parameters()]
+    assert found[0]
+    for a, b in zip(*found.values(), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

@@ -63,7 +63,9 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(weight)
-        return _made(x, weight, bias)
+        made = _made(x.view(-1, x.shape[-1]), weight, bias)
+        # not a view, so that what follows may write over it
+        return torch.ops.aten._unsafe_view.default(made, [*x.shape[:-1], len(weight)])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor):  # type: ignore[override]
