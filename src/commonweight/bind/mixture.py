@@ -61,14 +61,22 @@ class Mixture:
 
     def grouped(self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor) -> Tensor:
         """`output` of n readers at once: x (n, T, d_in), A (n, E r, d_in), ..."""
-        return y + each(self._low(each, x, base, self.rank(B, router), A, router), B.to(x.dtype) * self.scale)
+        h = self._low(each, x, base, self.rank(B, router), A, router, joined=False)
+        return torch.add(y, each(h, B.to(x.dtype)), alpha=self.scale)
 
     def _low(
-        self, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, base: Base, r: int, A: Tensor, router: Tensor
+        self,
+        product: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        base: Base,
+        r: int,
+        A: Tensor,
+        router: Tensor,
+        joined: bool = True,
     ) -> Tensor:
-        """g_e A_e x of every expert, side by side: (..., E r)."""
+        """g_e A_e x of every expert, side by side: (..., E r). joined: A and router in one product where they may be."""
         low = F.dropout(x, self.dropout) if self.dropout and base.training else x
-        if x.dtype is torch.float32 and (self.dropped or low is x):  # one product for both
+        if joined and x.dtype is torch.float32 and (self.dropped or low is x):
             both = product(low, torch.cat([A, router], -2))
             h, logits = both.split([A.shape[-2], router.shape[-2]], -1)
         else:
