@@ -74,7 +74,7 @@ class Mixture:
         router: Tensor,
         joined: bool = True,
     ) -> Tensor:
-        """g_e A_e x of every expert, side by side: (..., E r). joined: one product of A and the router where it may be."""
+        """g_e A_e x of every expert, side by side: (..., E r). joined: A and router in one product, where it may be."""
         low = F.dropout(x, self.dropout) if self.dropout and base.training else x
         if joined and x.dtype is torch.float32 and (self.dropped or low is x):
             both = product(low, torch.cat([A, router], -2))
