@@ -24,6 +24,7 @@ from .data import Data, Understood, examples, make_task
 from .loop import loop
 from .names import PREFERENCES
 from .offload import mapped
+from .penalties import routed
 from .preferences import train as train_preference
 from .recipe import Recipe
 from .recompute import recomputed
@@ -241,6 +242,7 @@ def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextMan
         return nullcontext()
     reasons = {
         "gradient_checkpointing": recipe.gradient_checkpointing,
+        "a loss of routers, which the compiler would not see": any(routed(p.tenant) for p in parts),
         "several tenants, whose rows mix anew in every batch": len(parts) > 1,
         "a sharded base": sharded(host.model),
         "a device map": mapped(host.model),
@@ -253,7 +255,7 @@ def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextMan
 def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume: bool, progress: Any) -> Any:
     if len(parts) > 1:
         raise CommonweightError(f"the task {task} trains one tenant at a time; run it for each")
-    if (found := parts[0].tenant.method).schedule or found.penalty:
+    if (found := parts[0].tenant.method).schedule or found.penalty or routed(parts[0].tenant):
         raise CommonweightError(f"{found.name} has a schedule or a penalty, and the task {task} runs in TRL's loop")
     if resume:
         raise CommonweightError(f"the task {task} runs in TRL's loop, whose state is not kept; start it without resume")

@@ -31,7 +31,7 @@ from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
 from .offload import mapped
-from .penalties import penalty
+from .penalties import penalty, routed
 from .recipe import Recipe
 from .sampler import Mixed
 from .scheduled import Scheduled
@@ -172,6 +172,7 @@ class Run(Trainer):
         if processes.world() > 1 or mapped(host.model):
             # nothing is wrapped or moved: gradients are summed in `training_step`
             self.accelerator.prepare_model = lambda model, *_, **__: model  # type: ignore[method-assign]
+        self.routed = any(routed(t) for t in tenants)
         self.schedules = [
             Scheduled(p.tenant, optimizer, self.lr_scheduler, self.steps) for p in parts if p.tenant.method.schedule
         ]
@@ -222,9 +223,9 @@ class Run(Trainer):
         idle = inputs.pop("idle", None) is not None
         if self.schedules:
             self.batch = dict(inputs)
-        with self.precision():
+        with self.precision(), self.listening() as heard:
             loss = self.task.loss(model, inputs)
-        loss = loss + penalty([p.tenant for p in self.parts], inputs.get("tenants"))
+        loss = loss + penalty([p.tenant for p in self.parts], inputs.get("tenants"), heard)
         if self.recipe.accumulate > 1 or processes.world() > 1:
             loss = loss * (0 if idle else self.task.items(inputs) / max(1, int(num_items_in_batch)))
         self.losses.append(loss.item())
@@ -238,6 +239,9 @@ class Run(Trainer):
     def precision(self) -> AbstractContextManager[Any]:
         kind = next(iter(self.pools.values())).device.type
         return torch.autocast(kind, torch.bfloat16) if self.recipe.bf16 else nullcontext()
+
+    def listening(self) -> AbstractContextManager[Any]:
+        return self.host.listening() if self.routed else nullcontext()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

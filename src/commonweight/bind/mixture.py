@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +18,56 @@ from .low_rank import each
 SCORES = {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid}
 
 
+def tell(base: Base, logits: Tensor) -> None:
+    """What a router says, for a loss, where somebody listens."""
+    if (told := getattr(base, "tell", None)) is not None:
+        told(logits)
+
+
+@serial
+@dataclass(frozen=True)
+class Dynamic:
+    """Gates of as many experts as a token is sure of. p = softmax(logits); the largest are kept while their sum is at
+    most `p`, `least` of them always, all of them where the normalised Tsallis entropy of p is above `entropy`. A gate
+    is p itself: what is kept is not renormalised.
+
+    Source: DynMoLE, github.com/mikecovlee/DynMoLE @9354b27, moe_peft/adapters/dynmole/model.py. Shapes: (..., E) ->
+    (..., E). The expert with which the sum crosses `p` is not kept by it.
+    """
+
+    p: float = 0.75
+    least: int = 2
+    entropy: float = 0.9
+    q: float = 1.1
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        p = logits.softmax(-1)
+        order = p.argsort(-1, descending=True)
+        ranked = p.gather(-1, order)
+        kept = ranked.cumsum(-1) <= self.p
+        kept[..., : self.least] = True
+        kept = torch.zeros_like(kept).scatter(-1, order, kept)
+        return p * (kept | (tsallis(p, self.q) > self.entropy)[..., None])
+
+
+def tsallis(p: Tensor, q: float, eps: float = 1e-5) -> Tensor:
+    """Entropy of p (..., E) of index q, over that of E equal shares: (...). q = 1 is Shannon's. 0 where E is 1."""
+    n = p.shape[-1]
+    if n == 1:
+        return p.new_zeros(p.shape[:-1])
+    p = p + eps
+    if abs(q - 1) < 1e-6:
+        return -(p * p.log()).sum(-1) / math.log(n)
+    return (1 - (p**q).sum(-1)) / (1 - n ** (1 - q))
+
+
 @serial
 @dataclass(frozen=True)
 class Mixture:
     """y' = y + scale sum_e g_e(x) B_e A_e x: one low rank of rank E r whose diagonal each token has to itself.
 
-    g = score(router x); k > 0: the k largest of them, over their sum, and 0 elsewhere. dropped: the router too reads x
+    g = score(router x); k > 0: the k largest of them, over their sum, and 0 elsewhere. gate: what makes gates of logits
+    in place of score and k. dropped: the router too reads x
     after the dropout. Shapes: A (E r, d_in), or (r, d_in) where all experts have one A; B (d_out, E r), router
     (E, d_in). Linear in: A and B, each alone. No form of a weight: it would be another one for each token.
     Cost: T E (r (d_in + d_out) + d_in) products, whatever k is: a gate of 0 is a product with 0.
@@ -33,10 +78,13 @@ class Mixture:
     k: int = 0
     dropout: float = 0.0
     dropped: bool = False
+    gate: Any = None
     precise: ClassVar[bool] = True  # gates are worked out in float32
 
     def gates(self, logits: Tensor) -> Tensor:
         """(..., E) of logits (..., E)."""
+        if self.gate is not None:
+            return self.gate(logits)
         p = SCORES[self.score](logits)
         if not self.k:
             return p
@@ -81,5 +129,6 @@ class Mixture:
             h, logits = both.split([A.shape[-2], router.shape[-2]], -1)
         else:
             h, logits = product(low, A.to(x.dtype)), product((low if self.dropped else x).float(), router)
+        tell(base, logits)
         g = self.gates(logits).to(x.dtype)[..., None]
         return (h.unflatten(-1, (-1, r)) * g).flatten(-2)  # one A for all experts is as wide as one of them

@@ -99,7 +99,7 @@ def ready(
     if found.by_sites is not None:
         how = how | found.by_sites(config, host.sites_for(adapter_of(adapter), sites))
     about, made = resolve_adapter(adapter, how)
-    if about.penalty is not None or about.schedule is not None:
+    if about.penalty is not None or about.schedule is not None or about.router_loss(made) is not None:
         raise CommonweightError(
             f"{adapter} has a schedule or a penalty of one long run, which no client has; choose another"
         )

@@ -59,6 +59,7 @@ class _OfThread(threading.local):
         self.room = Room()
         self.given_to: dict[str, Tensor] = {}  # part of a block that runs -> what it was given
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
+        self.heard: Any = None  # where routers say what they say, while somebody listens
 
 
 class _Speaks(threading.local):

@@ -16,6 +16,7 @@ from .carried import bare
 from .change import changed
 from .current import Current
 from .frozen import own_forward
+from .heard import listener
 from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
@@ -162,31 +163,36 @@ class SiteHook:
             entries = route.single.table.get(self.at.name)
             if entries is None:
                 return y
+            heard = self.current.thread.heard
+            at = self.at if heard is None else listener(heard, self.at, [route.single], None, heard.real(x))
             try:
                 if torch.is_grad_enabled() and len(entries) == 1:
                     if self.owns_output():
-                        return self.trained(entries[0], x, y)
+                        return self.trained(entries[0], x, y, at)
                     if self.packed:  # what these answer is a view of a function's output, not to be written over
-                        return self.trained(entries[0], x, y.clone())
-                return self.apply(entries, x, y)
+                        return self.trained(entries[0], x, y.clone(), at)
+                return self.apply(entries, x, y, at)
             except LinAlgError as e:
                 return self.ill(route.single, y, e)
         if not route.length or not route.touches(self.at.name):
             return y
         folded, layout = self.layout(route, x)
-        return self.by_bucket(layout, folded, route.fold(y)[0], self.mixed, y)  # type: ignore[index]
+        run, heard = self.mixed, self.current.thread.heard
+        if heard is not None:
+            run = partial(self.mixed, real=route.fold(heard.real(x))[0])  # type: ignore[index]
+        return self.by_bucket(layout, folded, route.fold(y)[0], run, y)  # type: ignore[index]
 
-    def apply(self, entries: list[Entry], x: Tensor, y: Tensor) -> Tensor:
-        """All uses of one tenant at this site, in order."""
+    def apply(self, entries: list[Entry], x: Tensor, y: Tensor, at: Physical) -> Tensor:
+        """All uses of one tenant at this site, in order. at: the site as they see it."""
         if len(entries) == 1 and entries[0].rows is None:
             entry = entries[0]
             if (form := self.form(entry)) is not None:
-                return form(x, y, self.at, **entry.slots(active(x, y)))
+                return form(x, y, at, **entry.slots(active(x, y)))
             return y if entry.inputs is not None and self.at.forms == "all" else self.reference(entries, x, y)
         if any(self.form(e) is None or e.inputs is not None for e in entries) or reads_own(entries):
             return self.reference(entries, x, y)
         for entry in entries:
-            base = self.at.rows(entry.rows)
+            base = at.rows(entry.rows)
             if entry.rows is None:
                 y = entry.output(x, y, base, **entry.slots(active(x, y)))  # type: ignore[misc]
             else:
@@ -195,11 +201,11 @@ class SiteHook:
                 y = torch.slice_scatter(y, part, -1, a, b)
         return y
 
-    def trained(self, entry: Entry, x: Tensor, y: Tensor) -> Tensor:
+    def trained(self, entry: Entry, x: Tensor, y: Tensor, at: Physical) -> Tensor:
         """`apply` where a graph is made and y is the module's own new output."""
         if entry.trained is None or entry.rows is not None:
-            return self.apply([entry], x, y)
-        return entry.trained(x, y, self.at, self.product(x), **entry.slots(x.dtype))
+            return self.apply([entry], x, y, at)
+        return entry.trained(x, y, at, self.product(x), **entry.slots(x.dtype))
 
     def product(self, x: Tensor) -> Tensor | None:
         """The frozen weight, (out, inp), of which the module's output is x weight^T + bias; None where more is done."""
@@ -253,19 +259,24 @@ class SiteHook:
         entries = bucket.entries[0]
         return self.transform(entries[0], x) if takes_input(entries) else x
 
-    def mixed(self, bucket: Bucket, x: Tensor, y: Tensor) -> Tensor:
-        """A bucket of one tenant by its own form; of several, one batched product for all of them."""
+    def mixed(self, bucket: Bucket, x: Tensor, y: Tensor, real: Tensor | None = None) -> Tensor:
+        """A bucket of one tenant by its own form; of several, one batched product for all of them. real: which tokens
+        of all places are no padding, where somebody listens."""
         if not bucket.entries[0]:
             return y
+        at = self.at
+        if real is not None:
+            mine = real if bucket.where is None else real[bucket.where]
+            at = listener(self.current.thread.heard, at, bucket.tenants, bucket.reader, mine)
         if len(bucket.entries) == 1:
             self.tokenwise(bucket, y)
-            return self.apply(bucket.entries[0], x, y)
+            return self.apply(bucket.entries[0], x, y, at)
         stacked = self.stacked(bucket, active(x, y), x[0].numel() // x.shape[-1])
         if bucket.where is None and not (torch.is_grad_enabled() or self.owns_output()):
             y = y.clone()
         n, grouped = x.shape[0], bucket.entries[0][0].grouped
         x = x.reshape(n, -1, x.shape[-1]) if self.at.forms == "all" else x
-        out = grouped(x, y.reshape(n, -1, y.shape[-1]), self.at, **stacked)  # type: ignore[misc]
+        out = grouped(x, y.reshape(n, -1, y.shape[-1]), at, **stacked)  # type: ignore[misc]
         return out.view(y.shape)
 
     def owns_output(self) -> bool:
@@ -384,6 +395,8 @@ class ModelHook:
             arrive(module, found)
         elif not self.current.thread.brought:
             bring(self.current, module, found)
+        if (heard := self.current.thread.heard) is not None:
+            heard.begin(module, args, kwargs)
         route = self.current.route
         if route is None or route.single is not None or found is None:
             return

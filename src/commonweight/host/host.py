@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .coverage import Coverage, coverage
 from .current import Opened
 from .files import Source
 from .follow import served
+from .heard import Heard, listening
 from .hooked import HookedModel
 from .merged import in_float, merged
 from .module import tenant_module
@@ -226,6 +228,17 @@ class Host:
         through ``.data``, or only the next route sees the change."""
         encode.install()
         return self.roster.base.current.within(self.roster.route(readers))
+
+    def listening(self) -> AbstractContextManager[Heard]:
+        """Within it, what tenants' routers say in passes with gradients is kept, for a loop of one's own::
+
+            with host.route("t"), host.listening() as heard:
+                loss = model(**batch).loss
+            (loss + heard.loss(host["t"])).backward()
+
+        A loss of routers (load balance, entropy) is a mean over its tenant's own tokens, padding aside, so that a mixed
+        batch gives each tenant what it has alone. `commonweight.adapt` adds it by itself."""
+        return listening(self.base.current)
 
     def module(self, name: str | Sequence[str] | None) -> nn.Module:
         """The model as this tenant, as an nn.Module whose only trainable parameters are the tenant's pools.

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core import CommonweightError, Plan, Registry, Site, counted
 from ..core.peers import known
 from ..core.schedule import Schedule
+from .said import RouterLoss
 from .shown import Statistics
 
 
@@ -31,7 +32,8 @@ class Method:
     where it starts with "-". None: "rank", where there is such an option.
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
     schedule: (config, plan) -> what it does between the steps of a training run. penalty: (config, plan, pools) -> a
-    number that is added to the loss of its rows, with gradients. wants: of a config, the kind of `shown.KINDS` that its
+    number that is added to the loss of its rows, with gradients. routing: of a config, what it makes of its routers'
+    logits for the same end, or None. wants: of a config, the kind of `shown.KINDS` that its
     start is worked out from, or ""; None: of no config. begin: (config, sites, that of each site) -> (the config of a
     tenant that has begun, first values of pools). twin: of a config, that of the dense tenant whose pools' gradients
     the kind "twin" is of.
@@ -54,6 +56,7 @@ class Method:
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
     schedule: Callable[[Any, Plan], Schedule] | None = None
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
+    routing: Callable[[Any], RouterLoss | None] | None = None
     wants: Callable[[Any], str] | None = None
     begin: Callable[[Any, Sequence[Site], Statistics], tuple[Any, Mapping[str, Tensor]]] | None = None
     twin: Callable[[Any], Any] | None = None
@@ -67,6 +70,10 @@ class Method:
     def asks(self, config: Any) -> str:
         """The statistic of rows that a tenant of this config begins from; "" where it needs none."""
         return self.wants(config) if self.wants is not None else ""
+
+    def router_loss(self, config: Any) -> RouterLoss | None:
+        """What a tenant of this config adds to its loss of what its routers say; None: nothing."""
+        return self.routing(config) if self.routing is not None else None
 
     @property
     def family(self) -> str:

@@ -8,6 +8,7 @@ from ...bind import Mixture
 from ...core import Plan, Site, config, option
 from ...core.names import by_layer
 from ..registry import method
+from .losses import largest, weighed
 from .plans import mixture
 
 
@@ -18,6 +19,7 @@ class MoLA:
     active: int = option(2, "experts that a token takes, where there are so many", ge=1)
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    balance: float = option(0.0, "weight of the load of experts in the loss; the official flag's is 1e-3", ge=0)
 
     def check(self) -> str | None:
         if not self.experts or min(self.experts) < 1:
@@ -32,14 +34,16 @@ class MoLA:
     formula="sum over sites of E (r (d_in + d_out) + d_in), E by layer",
     kinds=("linear", "expert"),
     named=("router",),
+    routing=lambda config: weighed(config.balance, 0.0, largest(config.active), "layer"),
 )
 def plan(sites: Sequence[Site], config: MoLA) -> Plan:
     """h = W x + (alpha / r) sum_e g_e B_e A_e x; p = softmax(R x), g the k largest over their sum, else 0.
 
     Shapes: A (E r, d_in), B (d_out, E r), R (E, d_in); A and R uniform, B zero at the start. The layers are cut into as
     many runs as `experts` has numbers; sites outside of layers belong to the first. Linear in: A and B, each alone.
-    Source: arXiv 2402.08562; github.com/GCYZSL/MoLA @01785c8. Differs: no term that balances the experts' load is added
-    to the loss; the official script has one, switched off. Products are done for all experts.
+    Source: arXiv 2402.08562; github.com/GCYZSL/MoLA @01785c8. `balance` times E sum_i f_i P_i of each layer, the routers
+    of its projections as one, is added to the loss: the official script has it, switched off. Differs: padding counts
+    for nothing in it. Products are done for all experts.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
     layers = by_layer([s.name for s in sites])

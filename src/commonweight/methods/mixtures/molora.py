@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ...bind import Mixture
 from ...core import Normal, Plan, Site, config, option
 from ..registry import method
+from .losses import largest, weighed
 from .plans import mixture
 
 
@@ -16,6 +17,8 @@ class MoLORA:
     experts: int = option(10, "experts at each site", ge=1)
     alpha: float = option(16.0, "numerator of the scale alpha / rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    balance: float = option(0.0, "weight of the load of experts in the loss, site by site", ge=0)
+    small: float = option(0.0, "weight of the routers' z-loss, which keeps logits small", ge=0)
 
 
 @method(
@@ -26,6 +29,7 @@ class MoLORA:
     formula="sum over sites of E (r (d_in + d_out) + d_in)",
     kinds=("linear", "expert"),
     named=("router",),
+    routing=lambda config: weighed(config.balance, config.small, largest(1), "site"),
     size=("rank", "experts"),
 )
 def plan(sites: Sequence[Site], config: MoLORA) -> Plan:
@@ -33,7 +37,8 @@ def plan(sites: Sequence[Site], config: MoLORA) -> Plan:
 
     Shapes: A (E r, d_in), B (d_out, E r), R (E, d_in). Linear in: A and B, each alone. Cost: as LoRA of rank E r.
     Source: arXiv 2309.05444, section 3; github.com/for-ai/parameter-efficient-moe @e2683fe, src/molora.py and
-    configs/molora.gin, whose constants these are. Differs: AdamW, where the official runs take Adafactor at 3e-4.
+    configs/molora.gin, whose constants these are; the two losses are off, as there. Differs: AdamW, where the official
+    runs take Adafactor at 3e-4.
     """
     scale = config.alpha / config.rank
     small = lambda _: Normal(0.02)  # noqa: E731

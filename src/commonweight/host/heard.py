@@ -1,0 +1,125 @@
+"""What routers of tenants say while a model runs, kept for a loss: tenant by tenant, padding told from tokens."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CommonweightError
+from ..methods.said import Said
+from .current import Current
+from .sites import Physical
+from .tenant import Tenant
+
+
+class Heard:
+    """Of the passes within one `listening`. Cost: the routers' logits, E numbers a token and site, and their graph."""
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None  # of the pass that runs: (B, T), 0 for padding
+        self.parts: dict[tuple[int, str], list[Said]] = {}  # (tenant's number, site)
+
+    def begin(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """A pass of the model begins."""
+        mask = kwargs.get("attention_mask")
+        if mask is None and len(args) > 1:
+            at = [*inspect.signature(model.forward).parameters].index
+            try:
+                mask = args[at("attention_mask")]
+            except (ValueError, IndexError):
+                mask = None
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def real(self, x: Tensor) -> Tensor:
+        """1 for each token of x (..., d) and 0 for padding: (..., 1). All count where no mask of their shape is known,
+        as in the decoder of an encoder-decoder."""
+        lead = x.shape[:-1]
+        if self.mask is None or (lead != self.mask.shape and lead != (self.mask.numel(),)):
+            return torch.ones(*lead, 1, device=x.device)
+        return (self.mask != 0).float().reshape(*lead, 1).to(x.device)
+
+    def keep(
+        self, site: str, tenants: Sequence[Tenant | None], reader: Tensor | None, real: Tensor, logits: Tensor
+    ) -> None:
+        """reader: per place, which of the tenants; None: the i-th place is the i-th's, or all places are the one's."""
+        if len(tenants) == 1:
+            self._add(tenants[0], site, logits, real)
+            return
+        for i, tenant in enumerate(tenants):
+            mine = slice(i, i + 1) if reader is None else reader == i
+            self._add(tenant, site, logits[mine], real[mine])
+
+    def _add(self, tenant: Tenant | None, site: str, logits: Tensor, real: Tensor) -> None:
+        assert tenant is not None
+        said = Said(logits.reshape(-1, logits.shape[-1]), real.reshape(-1))
+        self.parts.setdefault((tenant.number, site), []).append(said)
+
+    def said(self, tenant: Tenant) -> dict[str, Said]:
+        """By site, of all passes."""
+        mine = {site: ps for (number, site), ps in self.parts.items() if number == tenant.number}
+        return {n: ps[0] if len(ps) == 1 else Said(*map(torch.cat, zip(*ps))) for n, ps in mine.items()}
+
+    def loss(self, tenant: Tenant) -> Tensor:
+        """What the tenant's method makes of what its routers said; 0 where it makes nothing of it.
+
+        A mean over the tenant's own tokens, whoever else is in the batch. Raises: CommonweightError where no pass of
+        the tenant was heard.
+        """
+        made = tenant.method.router_loss(tenant.config)
+        if made is None:
+            return torch.zeros(())
+        if not (said := self.said(tenant)):
+            raise CommonweightError(
+                f"tenant {tenant.name!r} ({tenant.method.name}): its routers said nothing with a gradient here. The "
+                "pass has to be within host.listening(); checkpoints need use_reentrant=False"
+            )
+        return made(said)
+
+
+class Ear:
+    """A site as a bind sees it, which keeps what a router there says."""
+
+    def __init__(self, at: Physical, keep: partial, suffix: str = ""):
+        self._at, self._keep, self._suffix = at, keep, suffix
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._at, name)
+
+    def rows(self, rows: tuple[int, int] | None) -> Ear:
+        return self if rows is None else Ear(self._at.rows(rows), self._keep, f"[{rows[0]}:{rows[1]}]")
+
+    def tell(self, logits: Tensor) -> None:
+        self._keep(f"{self._at.name}{self._suffix}", logits)
+
+
+def listener(heard: Heard | None, at: Physical, tenants: Sequence[Tenant | None], reader: Any, real: Tensor) -> Any:
+    """The site for a bind of these tenants. A pass without gradients, or a recomputed one, is not kept."""
+    if heard is None or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+        return at
+    return Ear(at, partial(_keep, heard, tenants, reader, real))
+
+
+def _keep(heard: Heard, tenants: Any, reader: Any, real: Tensor, site: str, logits: Tensor) -> None:
+    if math.prod(logits.shape[:-1]) != real.numel():
+        raise CommonweightError(
+            f"{site}: a router said {tuple(logits.shape)} of {real.numel()} tokens; its loss is not known here. Take "
+            "its weight out of the method's options, or leave the site out"
+        )
+    heard.keep(site, tenants, reader, real, logits)
+
+
+@contextmanager
+def listening(current: Current) -> Iterator[Heard]:
+    thread, heard = current.thread, Heard()
+    before, thread.heard = thread.heard, heard
+    try:
+        yield heard
+    finally:
+        thread.heard = before
