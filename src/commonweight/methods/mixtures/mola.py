@@ -41,9 +41,9 @@ def plan(sites: Sequence[Site], config: MoLA) -> Plan:
 
     Shapes: A (E r, d_in), B (d_out, E r), R (E, d_in); A and R uniform, B zero at the start. The layers are cut into as
     many runs as `experts` has numbers; sites outside of layers belong to the first. Linear in: A and B, each alone.
-    Source: arXiv 2402.08562; github.com/GCYZSL/MoLA @01785c8. `balance` times E sum_i f_i P_i of each layer, the routers
-    of its projections as one, is added to the loss: the official script has it, switched off. Differs: padding counts
-    for nothing in it. Products are done for all experts.
+    Source: arXiv 2402.08562; github.com/GCYZSL/MoLA @01785c8. `balance` times E sum_i f_i P_i of each layer, the
+    routers of its projections as one, is added to the loss: the official script has it, switched off. Differs:
+    padding counts for nothing in it. Products are done for all experts.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
     layers = by_layer([s.name for s in sites])
