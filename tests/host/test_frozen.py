@@ -146,6 +146,7 @@ def test_every_method_trains_over_such_products(method, monkeypatch):
     kind, found = model_of(method), {}
     for at in (0, 1 << 60):
         monkeypatch.setattr(products, "_LARGE", at)
+        monkeypatch.setattr(products, "_WIDE", at)
         base, batch = make(kind)
         host = cw.Host(base)
         if not can(method, host):
