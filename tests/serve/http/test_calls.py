@@ -81,3 +81,21 @@ def test_ids():
         calls = Calls(FORMS[form], {"f"})
         calls.feed({"hermes": f"<tool_call>{ONE}", "mistral": f"[TOOL_CALLS][{ONE}]"}[form])
         assert len(calls.found[0].id) == length
+
+
+@pytest.mark.parametrize(("form", "text"), [
+    ("hermes", 'Well. <tool_call>{"name": "g", "arguments": {"x": 4}}</tool_call>'),
+    ("llama3", '{"name": "g", "parameters": {"x": 4}}'),
+    ("mistral", '[TOOL_CALLS][{"name": "g", "arguments": {"x": 4}}'),
+    ("mistral", '[TOOL_CALLS]g{"x": 4}'),
+])  # fmt: skip
+@pytest.mark.parametrize("step", [1, 7, 999])
+def test_a_call_that_is_barred_stays_text(form, text, step):
+    for barred in ((), ("g",)):
+        calls, content, deltas = Calls(FORMS[form], {"f", "g"}, None, barred), "", []
+        for i in range(0, len(text), step):
+            more, found = calls.feed(text[i : i + step])
+            content, deltas = content + more, deltas + found
+        content += calls.end()[0]
+        said = text.replace("S][{", "S]{")  # the list around calls is no part of one
+        assert (content == said and not deltas) if barred else deltas[0]["function"]["name"] == "g"

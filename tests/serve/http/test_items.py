@@ -89,7 +89,8 @@ def test_what_is_cut_off_says_so():
 
 
 def test_a_call_that_is_asked_for(client):
-    for choice in ("required", {"type": "function", "name": "say"}):
+    say = {"type": "function", "name": "say"}
+    for choice in ("required", say, {"type": "allowed_tools", "mode": "required", "tools": [say]}):
         more = {**ASK, "tool_choice": choice, "parallel_tool_calls": False}
         got = client.post("/v1/responses", json=more).json()
         (item,) = got["output"]

@@ -132,7 +132,45 @@ def test_what_the_template_is_given(host, client, monkeypatch):
     assert said[2] == {"role": "user", "content": "<tool_response>\n5\n</tool_response>"}
 
 
+def allowed(mode, *names):
+    tools = [{"type": "function", "function": {"name": n}} for n in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_tools_that_are_allowed(host, client, monkeypatch):
+    got = chat(client, tool_choice=allowed("required", "say"), parallel_tool_calls=False).json()["choices"][0]
+    assert [c["function"]["name"] for c in got["message"]["tool_calls"]] == ["say"]
+    wrote = '<tool_call>{"name": "%s", "arguments": {"x": 4}}</tool_call>'
+    got = chat(client, tool_choice=allowed("auto", "add"), guided_choice=[wrote % "add"]).json()["choices"][0]
+    assert [c["function"]["name"] for c in got["message"]["tool_calls"]] == ["add"]
+    got = chat(client, tool_choice=allowed("auto", "say"), guided_choice=[wrote % "add"]).json()["choices"][0]
+    assert "tool_calls" not in got["message"] and got["message"]["content"] == wrote % "add"
+    assert prompted(monkeypatch, client, tool_choice=allowed("auto", "say"))[1] == TOOLS[1:]
+    with shop.client(host, words=letters(PLAIN)) as plain:
+        said, _ = prompted(monkeypatch, plain, tool_choice=allowed("auto", "add"))
+    assert '"name": "add"' in said[0]["content"] and '"name": "say"' not in said[0]["content"]
+
+
+def test_the_tokens_of_messages_with_tools(client):
+    got = client.post("/tokenize", json={"model": "a", "messages": ASK["messages"], "tools": TOOLS}).json()
+    want = chat(client, max_tokens=1).json()["usage"]["prompt_tokens"]
+    assert got["count"] == want > client.post("/tokenize", json={"messages": ASK["messages"]}).json()["count"]
+    for body, told in (
+        ({"prompt": "hi", "tools": TOOLS}, "only beside messages"),
+        ({"messages": ASK["messages"], "tools": [tool("f"), tool("f")]}, "two tools"),
+    ):
+        assert told in client.post("/tokenize", json=body).json()["error"]["message"]
+
+
 WRONG = {
+    "allowed nobody": ({"tool_choice": allowed("auto")}, "tool_choice", "wants a mode"),
+    "allowed never": ({"tool_choice": allowed("never", "add")}, "tool_choice", "wants a mode"),
+    "allowed other": ({"tool_choice": allowed("auto", "sub")}, "tool_choice", "no tool 'sub'"),
+    "allowed nothing": ({"tool_choice": {"type": "allowed_tools", "allowed_tools": 3}}, "tool_choice", "wants a mode"),
+    "allowed text": (
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": ["add", None]}}},
+        "tool_choice", "no tool None",
+    ),
     "type": ({"tools": [{"type": "retrieval"}]}, "tools", "of type function"),
     "name": ({"tools": [tool("a b")]}, "tools", "'a b'"),
     "twice": ({"tools": [tool("f"), tool("f")]}, "tools", "two tools 'f'"),

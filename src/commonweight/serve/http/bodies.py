@@ -104,7 +104,9 @@ class ChatBody(Sampled):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = Field(None, description="none, auto, required, or a function.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="none, auto, required, a function, or allowed_tools."
+    )
     parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
     functions: Any = None
     function_call: Any = None
@@ -143,7 +145,9 @@ class ResponseBody(Body):
     truncation: Any = None
     text: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = Field(None, description="Of type function alone.")
-    tool_choice: str | dict[str, Any] | None = Field(None, description="none, auto, required, or a function.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="none, auto, required, a function, or allowed_tools."
+    )
     parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
     max_tool_calls: Any = None
     include: Any = None
@@ -163,6 +167,7 @@ class TokenizeBody(Body):
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    tools: list[dict[str, Any]] | None = Field(None, description="Beside messages, as a chat with them has it.")
     return_token_strs: bool | None = None
 
 

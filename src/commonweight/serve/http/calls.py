@@ -116,10 +116,10 @@ class Call:
 
 class Calls:
     """feed(text) -> (content, deltas of calls) that are certain now; end() -> the rest. names: of the tools. most: so
-    many calls are handed on, and nothing after them."""
+    many calls are handed on, and nothing after them. barred: tools of which a call stays text."""
 
-    def __init__(self, form: Form, names: Collection[str], most: int | None = None):
-        self.form, self.names, self.most = form, names, most
+    def __init__(self, form: Form, names: Collection[str], most: int | None = None, barred: Collection[str] = ()):
+        self.form, self.names, self.most, self.barred = form, names, most, barred
         self.found: list[Call] = []
         self._text, self._content = "", ""
         self._deltas: list[dict[str, Any]] = []
@@ -216,8 +216,8 @@ class Calls:
             if one.add(c):
                 self._text = self._text[i + 1 :]
                 self._hand(one, True)
-                if self._call is None:  # an object without a name is no call
-                    self._content += self._mark + one.raw
+                if self._call is None:  # an object without a name, or of a tool that is barred
+                    self._content += self._mark + (self._named or "") + one.raw
                     self._inside = False
                     if self.form.end and self._text.lstrip().startswith(self.form.end):
                         self._content += self._text[: self._text.index(self.form.end) + len(self.form.end)]
@@ -232,6 +232,8 @@ class Calls:
         if self._call is None:
             name = self._named or one.whole("name")
             if not isinstance(name, str) or not name or (self.form.bare and name not in self.names):
+                return
+            if name in self.barred:
                 return
             self._call = Call(len(self.found), "call_" + secrets.token_hex(12), name)
             if self.form.letters < 24:

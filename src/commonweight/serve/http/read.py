@@ -44,14 +44,15 @@ def chat(
     shared = _sampled(body, settings, most, vocabulary)
     formatted = body.response_format not in (None, {"type": "text"})
     wanted = Wanted(body.tools or [], body.tool_choice, body.parallel_tool_calls is not False, formatted)
-    said, used, more = _tooled(messages(body.messages), wanted, settings, tokenizer)
+    said, used, more = tooled(messages(body.messages), wanted, settings, tokenizer)
     return [Request(said, tenant, logprobs=logprobs, **{**shared, **more})], used
 
 
-def _tooled(
+def tooled(
     said: list[dict[str, Any]], wanted: Wanted, settings: Settings, tokenizer: Any
 ) -> tuple[list[dict[str, Any]], Tools | None, dict[str, Any]]:
     """(the messages for the template, the tools, what else the request says). Raises: Refused."""
+    wanted = tools.narrowed(wanted)
     used = tools.asked(wanted, tokenizer, settings.tool_parser)
     said = tools.fitting(used, wanted.tools, said, tokenizer, settings.tool_parser)
     if used is None:
@@ -74,7 +75,7 @@ def response(
     if body.instructions:
         said.insert(0, {"role": "system", "content": body.instructions})
     form = _format(body)
-    told, used, more = _tooled(messages(said, "input"), tools.flat(body, form is not None), settings, tokenizer)
+    told, used, more = tooled(messages(said, "input"), tools.flat(body, form is not None), settings, tokenizer)
     shared: dict[str, Any] = {
         "max_new_tokens": _most(body.max_output_tokens, settings), "temperature": _or(body.temperature, 1.0),
         "top_p": _or(body.top_p, 1.0), "timeout": settings.timeout, "structured": form,

@@ -14,7 +14,9 @@ from .bodies import DetokenizeBody, TokenizeBody
 from .errors import Refused, of_request
 from .json import Json
 from .messages import messages, unicode
+from .read import tooled
 from .service import Service
+from .tools import Wanted
 
 
 def routes(service: Service) -> APIRouter:
@@ -27,6 +29,8 @@ def routes(service: Service) -> APIRouter:
         await service.tenant(call, body.model)
         if (body.prompt is None) == (body.messages is None):
             raise Refused(400, "prompt: wanted either a prompt or messages", "prompt")
+        if body.tools and body.messages is None:
+            raise Refused(400, "tools: only beside messages; a prompt is text as it is", "tools")
         if body.add_generation_prompt is False:
             raise Refused(400, "add_generation_prompt: only True is served", "add_generation_prompt")
         found = await service.run(_tokens, service, body)
@@ -52,9 +56,11 @@ def _tokens(service: Service, body: TokenizeBody) -> list[int]:
         said: Any = unicode(body.prompt or "", "prompt")
         if body.add_special_tokens is False and engine.tokenizer is not None:
             return list(engine.tokenizer(said, add_special_tokens=False)["input_ids"])
+        more: dict[str, Any] = {}
     else:
-        said = messages(body.messages)
+        wanted = Wanted(body.tools or [], None, True, False)
+        said, _, more = tooled(messages(body.messages), wanted, service.settings, engine.tokenizer)
     try:
-        return prompts.tokens(Request(said), engine.tokenizer, engine.vocabulary)
+        return prompts.tokens(Request(said, **more), engine.tokenizer, engine.vocabulary)
     except CommonweightError as e:
         raise of_request(str(e)) from e

@@ -26,16 +26,18 @@ _WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 
 class Tools(NamedTuple):
     """A chat's. form: how its calls are written. names: of its tools. told: the tools for the template, None where it
-    takes none. structured: what the answer must be, None where it is free. most: calls of one answer, None: any."""
+    takes none. structured: what the answer must be, None where it is free. most: calls of one answer, None: any.
+    barred: tools that may not be called."""
 
     form: Form
     names: tuple[str, ...]
     told: list[dict[str, Any]] | None
     structured: Mapping[str, Any] | None
     most: int | None
+    barred: frozenset[str]
 
     def calls(self) -> Calls:
-        return Calls(self.form, self.names, self.most)
+        return Calls(self.form, self.names, self.most, self.barred)
 
 
 def named(parser: str, tokenizer: Any) -> str:
@@ -59,12 +61,40 @@ def _template(tokenizer: Any) -> str:
 
 class Wanted(NamedTuple):
     """What a body says of tools, in the form of chats. parallel: several may be called at once. formatted: the text of
-    the answer has a form."""
+    the answer has a form. barred: names of tools that may not be called."""
 
     tools: Sequence[Any]
     choice: str | Mapping[str, Any] | None
     parallel: bool
     formatted: bool
+    barred: frozenset[str] = frozenset()
+
+
+def narrowed(body: Wanted) -> Wanted:
+    """With those tools alone that a choice of type allowed_tools names, and its mode as the choice: the model is told
+    of no other. Raises: Refused."""
+    choice = body.choice
+    if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
+        return body
+    said = choice.get("allowed_tools", choice)  # /v1/responses has the fields beside the type
+    mode, allowed = (said.get("mode"), said.get("tools")) if isinstance(said, Mapping) else (None, None)
+    if mode not in ("auto", "required") or not isinstance(allowed, Sequence) or isinstance(allowed, str) or not allowed:
+        told = "tool_choice: of type allowed_tools wants a mode, auto or required, and tools, a list of functions"
+        raise Refused(400, told, "tool_choice")
+    names, functions = [_called(tool) for tool in allowed], _functions(body.tools)
+    for name in names:
+        if name not in functions:
+            raise Refused(400, f"tool_choice: there is no tool {name!r} among tools", "tool_choice")
+    tools = [t for t in body.tools if t["function"]["name"] in names]
+    return body._replace(tools=tools, choice=mode, barred=frozenset(functions) - frozenset(names))
+
+
+def _called(tool: Any) -> Any:
+    """The name in {"type": "function", "function": {"name": ...}} or {"type": "function", "name": ...}."""
+    if not isinstance(tool, Mapping) or tool.get("type") != "function":
+        return None
+    function = tool.get("function", tool)
+    return function.get("name") if isinstance(function, Mapping) else None
 
 
 def asked(body: Wanted, tokenizer: Any, parser: str) -> Tools | None:
@@ -85,7 +115,7 @@ def asked(body: Wanted, tokenizer: Any, parser: str) -> Tools | None:
     most = 1 if not body.parallel or isinstance(choice, Mapping) else None
     structured = {"grammar": grammar(form, chosen, most, tokenizer)} if forced else None
     told = list(tools) if "tools" in _template(tokenizer) else None
-    return Tools(FORMS[form], tuple(functions), told, structured, most)
+    return Tools(FORMS[form], tuple(functions), told, structured, most, body.barred)
 
 
 def flat(body: ResponseBody, formatted: bool) -> Wanted:
@@ -128,7 +158,8 @@ def _choice(choice: Any, functions: Mapping[str, Any]) -> tuple[dict[str, Any], 
     function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
-        raise Refused(400, "tool_choice: wanted none, auto, required, or a function's name", "tool_choice")
+        told = "tool_choice: wanted none, auto, required, a function's name, or allowed_tools"
+        raise Refused(400, told, "tool_choice")
     if name not in functions:
         raise Refused(400, f"tool_choice: there is no tool {name!r} among tools", "tool_choice")
     return {name: functions[name]}, True
