@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .asks import Loss, Sent, Told, Train, Trained, drive, drive_all
+    from .asks import Gradient, Loss, Sent, Slope, Told, Train, Trained, drive, drive_all
     from .local import Local, Rounds
     from .message import REASONS, Facts, Part, Refused, bound, pack, payload, unpack
     from .methods import available, get
@@ -19,6 +19,7 @@ __all__ = [
     "REASONS",
     "Facts",
     "Gathering",
+    "Gradient",
     "Local",
     "Loss",
     "Method",
@@ -30,6 +31,7 @@ __all__ = [
     "Run",
     "Sent",
     "Setting",
+    "Slope",
     "State",
     "Told",
     "Train",
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Loss", "Sent", "Told", "Train", "Trained", "drive", "drive_all"), "asks"),
+    **dict.fromkeys(("Gradient", "Loss", "Sent", "Slope", "Told", "Train", "Trained", "drive", "drive_all"), "asks"),
     **dict.fromkeys(("Local", "Rounds"), "local"),
     **dict.fromkeys(("REASONS", "Facts", "Part", "Refused", "bound", "pack", "payload", "unpack"), "message"),
     **dict.fromkeys(("Method", "Reply", "Setting", "State"), "registry"),

@@ -52,7 +52,23 @@ class Loss(NamedTuple):
     moved: tuple[str, ...] | None = None
 
 
-Ask = Train | Loss
+class Gradient(NamedTuple):
+    """The gradient of the mean loss at these pools, on the batch that step `step` of the recipe trains on; the pools
+    are not written. For clients that make the step by themselves. Answer: `Slope`."""
+
+    pools: Pools
+    step: int = 0
+
+
+class Slope(NamedTuple):
+    """gradients: of every trained pool; without clipping. loss: at the pools. steps: of a round, by the recipe."""
+
+    gradients: dict[str, Tensor]
+    loss: float
+    steps: int
+
+
+Ask = Train | Loss | Gradient
 
 
 class Told(NamedTuple):

@@ -140,7 +140,7 @@ class Engine:
         self.start = starting(p.setting, p.tenant.pools)
         self.work = Work(p.host, p.tenant, p.task, self.rows, p.local, p.setting.rounds, p.setting.seed, p.plan.mixed)
         self.counts = {c: len(r) for c, r in enumerate(self.rows)}
-        table = {n: Part(tuple(v.shape)) for n, v in p.setup.items()}
+        table = {n: Part(tuple(v.shape), str(v.dtype).removeprefix("torch.")) for n, v in p.setup.items()}
         self.setup = len(pack(facts(p.setting, 0), p.setup, table)) if p.setup else 0
         state = p.method.begin(p.setting, self.start)
         mine = settings_of(p) | {"rows": sum(self.counts.values())}

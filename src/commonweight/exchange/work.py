@@ -16,7 +16,7 @@ from ..core import Rng
 from ..host import Host, Tenant
 from ..host.route import Route
 from ..host.weights import device_of
-from .asks import Ask, Loss, Train, Trained
+from .asks import Ask, Gradient, Loss, Slope, Train, Trained
 from .local import Local
 from .losses import by_row
 from .moving import moving
@@ -66,8 +66,8 @@ class Work:
         was = self.host.model.training
         try:
             many: Any  # each takes asks of its own kind
-            for kind, many in ((Train, self._train), (Loss, self._loss)):
-                self.host.model.train(kind is Train)
+            for kind, many in ((Train, self._train), (Gradient, self._gradient), (Loss, self._loss)):
+                self.host.model.train(kind is not Loss)
                 for part in self.still:
                     part.training = False
                 places = [i for i, (_, ask) in enumerate(asks) if isinstance(ask, kind)]
@@ -99,7 +99,7 @@ class Work:
     def _size(self, client: int, ask: Ask) -> tuple[int, int]:
         """(steps, rows of a step)."""
         steps, batch = self.local.of(len(self.rows[client]))
-        if isinstance(ask, Loss):
+        if not isinstance(ask, Train):
             return 1, batch
         return ask.steps or steps, batch
 
@@ -211,6 +211,22 @@ class Work:
         if self.local.optimizer == "sgd":
             return torch.optim.SGD(given, momentum=self.local.momentum)
         return torch.optim.AdamW(given, weight_decay=self.local.weight_decay, fused=self.device.type == "cpu" or None)
+
+    def _gradient(self, round: int, asks: list[tuple[int, Gradient]]) -> list[Slope]:
+        first, at = asks[0]
+        torch.manual_seed(int(Rng(self.seed, f"noise/{round}/{first}/{at.step}").integers((1,), 2**31)))
+        pools = {k: v.to(self.device) for k, v in stack([ask.pools for _, ask in asks], self.names).items()}
+        tenant = together(self.like, pools, self._plan(len(asks)))
+        places = [self._stream(client, round).rows(ask.step) for client, ask in asks]
+        loss = self._losses(tenant, places, [c for c, _ in asks])
+        loss.sum().backward()
+        found = loss.tolist()
+        grads = {k: tenant.pools[k].grad for k in self.names}
+        grads = {k: torch.zeros_like(tenant.pools[k]) if g is None else g for k, g in grads.items()}
+        return [
+            Slope({k: g[i].cpu() for k, g in grads.items()}, found[i], self.local.of(len(self.rows[client]))[0])
+            for i, (client, _) in enumerate(asks)
+        ]
 
     # -- losses ----------------------------------------------------------------------------------------------------
 

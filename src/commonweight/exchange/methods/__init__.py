@@ -15,7 +15,9 @@ from . import (
     fedpara,
     ferret,
     ffa_lora,
+    fish_mask,
     flag,
+    frl,
     legend,
     median,
     merged,
@@ -35,7 +37,9 @@ from .fedkseed_pro import FedKSeedPro
 from .fedpara import FedPara
 from .ferret import Ferret
 from .ffa_lora import FFALoRA
+from .fish_mask import FishMask
 from .flag import Flag
+from .frl import FRL
 from .legend import Legend
 from .median import Median
 from .merged import Merged
@@ -46,6 +50,7 @@ from .submodel import SubModel
 from .trimmed_mean import TrimmedMean
 
 __all__ = [
+    "FRL",
     "Coded",
     "DiLoCo",
     "FFALoRA",
@@ -56,6 +61,7 @@ __all__ = [
     "FedPara",
     "FedSB",
     "Ferret",
+    "FishMask",
     "Flag",
     "Legend",
     "Median",
@@ -76,7 +82,9 @@ __all__ = [
     "fedpara",
     "ferret",
     "ffa_lora",
+    "fish_mask",
     "flag",
+    "frl",
     "get",
     "legend",
     "median",

@@ -1,0 +1,121 @@
+"""Five sentence tasks, 16 clients, Dirichlet 0.3: accuracy against what a client sends and is sent, for every method.
+
+A run is kept as soon as it is done, and none is done twice: `python -m benchmarks.exchange proof` goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from commonweight.adapt import adapt, evaluate, open_host, read
+from commonweight.exchange import simulate
+from commonweight.formats import atomic
+
+from ..harness import machine
+from ..shapes import minilm_folder
+
+ROOT = Path(__file__).parents[2]
+DATA, KEPT = ROOT / "demo" / "data", ROOT / "docs" / "results" / "exchange.json"
+TASKS = ("trec", "sst2", "sst5", "mr", "cr")
+SEEDS = (0, 1, 2)
+HOW = {"clients": 16, "rounds": 8, "split": "dirichlet:0.3", "batch_size": 8, "eval_every": 8}
+CENTRAL = "central"
+FIRST = 7  # sides that the target compares
+
+
+class Side(NamedTuple):
+    """method, its options, and what differs of the recipe."""
+
+    method: str
+    options: dict[str, Any]
+    recipe: dict[str, Any] = {}  # noqa: RUF012
+
+
+SIDES = {  # the first ones are the comparison of the target; the others follow
+    "fedavg, LoRA r16": Side("fedavg", {"rank": 16}),
+    CENTRAL: Side("", {"rank": 16}),
+    "fed-sb r4, lr 1e-2": Side("fed-sb", {"rank": 4}, {"lr": 1e-2}),
+    "fed-sb r6, lr 1e-2": Side("fed-sb", {"rank": 6}, {"lr": 1e-2}),
+    "fed-sb r8, lr 1e-2": Side("fed-sb", {"rank": 8}, {"lr": 1e-2}),
+    "coded int8, LoRA-XS r8, lr 1e-2": Side("coded", {"adapter": "lora-xs", "rank": 8, "codec": "int8"}, {"lr": 1e-2}),
+    "coded int4, LoRA-XS r8, lr 1e-2": Side("coded", {"adapter": "lora-xs", "rank": 8, "codec": "int4"}, {"lr": 1e-2}),
+    "ffa-lora r16": Side("ffa-lora", {"rank": 16}),
+    "frl r16": Side("frl", {"rank": 16}),
+    "fish-mask": Side("fish-mask", {}),
+    "uni-lora": Side("fedavg", {"adapter": "uni-lora", "dim": 1024}),
+    "coded int4, LoRA r16": Side("coded", {"rank": 16, "codec": "int4"}),
+    "coded l-greco, LoRA r16": Side("coded", {"rank": 16, "codec": "l-greco"}),
+    "diloco, 4 bits": Side("diloco", {"rank": 16, "bits": 4}),
+    "submodel": Side("submodel", {"rank": 16}),
+    "legend": Side("legend", {"rank": 16}),
+    "fedpara": Side("fedpara", {}),
+    "pfedpara": Side("pfedpara", {}),
+    "fedcac": Side("fedcac", {"rank": 16}),
+    "flag": Side("flag", {"rank": 16}),
+    "median": Side("median", {"rank": 16}),
+    "trimmed-mean": Side("trimmed-mean", {"rank": 16}),
+    "merged": Side("merged", {"rank": 16}),
+    "ferret": Side("ferret", {}),
+    "fedkseed": Side("fedkseed", {}),
+    "fedkseed-pro": Side("fedkseed-pro", {}),
+    "mezo": Side("mezo", {}),
+    "one-byte": Side("one-byte", {}),
+}
+
+
+def cells() -> Iterator[tuple[str, str, str, int]]:
+    """(key, side, task, seed): a seed after the other; in each the target's sides on all tasks, then the rest."""
+    sides = list(SIDES)
+    for seed in SEEDS:
+        for some in (sides[:FIRST], sides[FIRST:]):
+            for task in TASKS:
+                for side in some:
+                    yield f"{side} | {task} | {seed}", side, task, seed
+
+
+def kept() -> dict[str, Any]:
+    return json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {"machine": machine(), "how": HOW, "runs": {}}
+
+
+def keep(found: dict[str, Any]) -> None:
+    """A line for each run."""
+    runs = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(found["runs"].items()))
+    head = json.dumps({**found, "runs": {}}, indent=1).replace('"runs": {}', f'"runs": {{\n{runs}\n }}')
+    atomic.write(KEPT, head.encode() + b"\n")
+
+
+def measured(side: str, task: str, seed: int, host: Any) -> dict[str, Any]:
+    """accuracy in percent; up and down: bytes of one client and run, the mean of all, frames and setup counted."""
+    train, test = (read(DATA / f"{task}.{part}.tsv") for part in ("train", "test"))
+    began, s = time.process_time(), SIDES[side]
+    if side == CENTRAL:
+        adapt(host, "t", train, method="lora", options=s.options, seed=seed, epochs=HOW["rounds"])
+        out: dict[str, Any] = {"accuracy": round(100 * evaluate(host, "t", test)["accuracy"], 2)}
+        host.remove("t")
+    else:
+        run = simulate(
+            host, train, method=s.method, options=s.options, eval_rows=test, seed=seed, name="t", **{**HOW, **s.recipe}
+        )
+        last = run.curve[-1]
+        out = {"accuracy": round(100 * last["accuracy"], 2), "numbers": run.setting.count}
+        out |= {"up": round(run.up / HOW["clients"]), "down": round(run.down / HOW["clients"])}
+        host.remove("t")
+    return out | {"cpu_s": round(time.process_time() - began, 1)}
+
+
+def main(minutes: float, only: str = "") -> None:
+    until, host = time.monotonic() + 60 * minutes, open_host(minilm_folder())
+    for key, side, task, seed in cells():
+        if only not in key or key in kept()["runs"]:
+            continue
+        if time.monotonic() > until:
+            return
+        result = measured(side, task, seed, host)
+        found = kept()
+        found["runs"][key] = result
+        keep(found)
+        print(key, result, flush=True)
