@@ -29,6 +29,12 @@ def variants(method: str) -> list[dict[str, Any]]:
     return [small(method), *({**small(method), **v} for v in _says(method, "VARIANTS", []))]
 
 
+def soft(method: str) -> dict[str, Any]:
+    """`SOFT`: small options under which nothing is chosen token by token, where inputs that are rounded a little would
+    now and then choose another expert."""
+    return dict(_says(method, "SOFT", small(method)))
+
+
 def model_of(method: str) -> str:
     """`MODEL`: the kind of model for the laws that need only one, where the method reads nothing in a Llama."""
     return _says(method, "MODEL", "llama")

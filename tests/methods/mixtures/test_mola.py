@@ -8,6 +8,7 @@ import commonweight as cw
 from .tokens import largest, mixture, site
 
 SMALL = {"rank": 2, "experts": (2, 3)}
+SOFT = {**SMALL, "active": 3}
 
 
 def test_formula():

@@ -8,6 +8,7 @@ import commonweight as cw
 from .tokens import largest, mixture, site
 
 SMALL = {"rank": 6, "active": 2}
+SOFT = {**SMALL, "active": 6}
 VARIANTS = [{"partition": 2}]
 
 
