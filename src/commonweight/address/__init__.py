@@ -14,6 +14,7 @@ from .mixture import Chosen, TopK
 from .networked import Magnitudes, Routed, perceptron
 from .repeated import Repeated
 from .tiles import Tiles, grown, tiled
+from .train import TensorTrain, modes
 
 WHOLE = Whole()
 
@@ -45,6 +46,7 @@ __all__ = [
     "Segment",
     "Signed",
     "Stack",
+    "TensorTrain",
     "Tiles",
     "TopK",
     "Whole",
@@ -53,6 +55,7 @@ __all__ = [
     "grown",
     "logistic",
     "mix",
+    "modes",
     "perceptron",
     "routing",
     "tiled",

@@ -4,6 +4,7 @@ from . import bottleneck, compacter, snnk
 from .bottleneck import Bottleneck
 from .compacter import Compacter
 from .hydra import Hydra
+from .loretta_adp import LoRETTAadp
 from .parallel import Parallel
 from .snnk import SNNK
 from .sparse_adapter import SparseAdapter
@@ -15,6 +16,7 @@ __all__ = [
     "Bottleneck",
     "Compacter",
     "Hydra",
+    "LoRETTAadp",
     "Parallel",
     "SparseAdapter",
     "bottleneck",

@@ -17,6 +17,7 @@ from .lora_ga import LoRAGA
 from .lora_mini import LoRAMini
 from .lora_sb import LoRASB
 from .lora_xs import LoRAXS
+from .loretta import LoRETTA
 from .lori import LoRI
 from .miss import MiSS
 from .nlora import NLoRA
@@ -45,6 +46,7 @@ __all__ = [
     "LoRAMini",
     "LoRASB",
     "LoRAXS",
+    "LoRETTA",
     "LoRI",
     "MiSS",
     "NLoRA",
