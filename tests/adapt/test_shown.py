@@ -14,6 +14,8 @@ METHODS = [n for n, m in cw.methods.available().items() if m.begin]
 def trained(folder, method, **more):
     host = open_host(folder, dtype="float32")
     options = {k: v for k, v in small(method).items() if k != "start"}
+    found, config = cw.methods.resolve(method, options)
+    more |= {"kept": tiny.rows(9)[5:]} if found.kept(config) else {}
     result = adapt(host, "t", tiny.rows(24), method=method, options=options, batch_size=4, epochs=1, **more)
     return result.tenant, {n: p.detach().clone() for n, p in result.tenant.pools.items()}
 
@@ -42,3 +44,12 @@ def test_it_wants_rows_and_says_which(method):
     with pytest.raises(cw.CommonweightError, match=f"{method} begins from data: .* or start='random'"):
         host.add("t", method)
     host.add("t", method, **small(method))
+
+
+def test_rows_to_keep_are_refused_where_nobody_asks_and_wanted_where_somebody_does(bert):
+    host = open_host(bert, dtype="float32")
+    with pytest.raises(cw.CommonweightError, match="kept: lora does not ask for rows to keep; leave kept out"):
+        adapt(host, "t", tiny.rows(8), kept=tiny.rows(4), method="lora")
+    with pytest.raises(cw.CommonweightError, match="salora begins from data: .* give kept="):
+        adapt(host, "t", tiny.rows(8), method="salora")
+    assert "t" not in host

@@ -22,7 +22,8 @@ from .tasks.base import told
 class Data:
     """One tenant's rows (dicts by column). dev: rows, or the share of the training rows that is held out.
     labels: classes of a classification; None: those of the training rows. truncation_side: left or right. reward: of
-    the task grpo, see `reward`. sources: what errors call rows and dev."""
+    the task grpo, see `reward`. kept: rows of which a method keeps what the model makes. sources: what errors call rows
+    and dev."""
 
     rows: Sequence[Row]
     dev: Sequence[Row] | float | None = None
@@ -33,6 +34,7 @@ class Data:
     completion_column: str | None = None
     truncation_side: str | None = None
     reward: Any = None
+    kept: Sequence[Row] = ()
     sources: tuple[str, str] = ("training rows", "dev rows")
 
 
@@ -57,6 +59,7 @@ class Understood(NamedTuple):
     dev: list[Example]
     seen: Seen
     dev_seen: Seen
+    kept: Sequence[Example] = ()
 
     @property
     def note(self) -> str:
@@ -76,6 +79,7 @@ def examples(host: Host, name: str, data: Data, task: str, recipe: Recipe, token
     if task == "classify" and labels is None:
         labels = named(sources[0], lambda r: kind.classes(r, data.label_column), rows, whole)  # type: ignore
     doing = make_task(host, task, labels, tokenizer, recipe.max_length, **reading(data))
+    kept = named(f"{of}rows to keep", doing.examples, data.kept, None) if data.kept else []
     train = named(sources[0], doing.examples, rows, whole)
     seen = doing.seen
     if recipe.packing and train:
@@ -85,7 +89,7 @@ def examples(host: Host, name: str, data: Data, task: str, recipe: Recipe, token
     dev = named(sources[1], doing.examples, dev_rows, whole) if dev_rows else []
     if not train:
         raise CommonweightError(f"{sources[0]}: no row is long enough to learn from")
-    return Understood(doing, train, dev, seen, doing.seen if dev_rows else Seen())
+    return Understood(doing, train, dev, seen, doing.seen if dev_rows else Seen(), kept)
 
 
 def make_task(

@@ -49,7 +49,8 @@ def of_all(model: nn.Module, base: str, part: Part, recipe: Recipe) -> dict[str,
 
 
 def of_rows(part: Part) -> dict[str, Any]:
-    return {"train rows": _digest(part.train), "dev rows": _digest(part.dev), "labels": part.task.labels}
+    kept = {"kept rows": _digest([*part.kept])} if part.kept else {}
+    return {"train rows": _digest(part.train), "dev rows": _digest(part.dev), "labels": part.task.labels, **kept}
 
 
 def _bits(pools: Mapping[str, torch.Tensor]) -> str:

@@ -87,7 +87,7 @@ def _source(at: Place, here: tuple[str, ...], entry: Any, folder: Path) -> Sourc
             raise at.error((*here, key), f"is {shown(value)}; wanted {wanted}")
         out[key] = (
             path_from(folder, str(value))
-            if key in ("data", "eval") or (key == "dev" and isinstance(value, str))
+            if key in ("data", "eval", "kept") or (key == "dev" and isinstance(value, str))
             else value
         )
     if "dev" in out:

@@ -73,6 +73,7 @@ def adapt(
     completion_column: str | None = None,
     truncation_side: str | None = None,
     reward: Any = None,
+    kept: Sequence[Row] = (),
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -85,7 +86,7 @@ def adapt(
     train_rows, dev_rows: dicts by column; a fraction as dev_rows holds out that share of the training rows. With dev
     rows, the best state is kept and training stops early. labels: the classes (None: those of the training rows).
     common: as in `Host.add`; with a frozen one, only the tenant's own pools are trained. modules_to_save, token_rows:
-    as in `Host.add`.
+    as in `Host.add`. kept: rows of which a method keeps what the model makes (`salora`, `corda` in its mode kpm).
     recipe: fields of `Recipe`. checkpoint: a folder from which a killed run can be resumed; it is not deleted.
     sources: names of the training and dev rows in error messages.
     The same rows, settings and number of threads give the same result, bit for bit, also after a kill and a resume.
@@ -94,7 +95,7 @@ def adapt(
     data = Data(
         rows=train_rows, dev=dev_rows, labels=labels, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
-        reward=reward, sources=sources,
+        reward=reward, kept=kept, sources=sources,
     )  # fmt: skip
     more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
     more |= {"modules_to_save": modules_to_save, "token_rows": token_rows}
@@ -178,12 +179,12 @@ def train_understood(
             seed = plan.seed if common is None else draws(plan.seed, name)
             tenant = host.add(
                 name, method, sites=sites, seed=seed, labels=doing.labels, common=common,
-                modules_to_save=modules_to_save, token_rows=token_rows, rows=shown(method, options, doing, train, plan),
-                **(options or {}),
+                modules_to_save=modules_to_save, token_rows=token_rows,
+                **shown(method, options, given[name], plan), **(options or {}),
             )  # fmt: skip
             if plan.packing and (pack := getattr(doing, "pack", None)) is not None:
                 train = pack(train)
-            parts.append(Part(tenant, doing, train, dev))
+            parts.append(Part(tenant, doing, train, dev, given[name].kept))
             if not tenant.count():
                 raise CommonweightError(
                     f"{tenant.method.name} has no trainable number for this task; choose another method"
@@ -203,13 +204,19 @@ def train_understood(
     return {p.tenant.name: _result(run, p, seconds, given[p.tenant.name].note) for p in parts}
 
 
-def shown(method: Any, options: Mapping[str, Any] | None, task: Any, rows: Sequence[Any], recipe: Recipe) -> Any:
-    """The first rows of a training, for a method that begins from data; else None."""
+def shown(method: Any, options: Mapping[str, Any] | None, given: Understood, recipe: Recipe) -> dict[str, Shown]:
+    """The first rows of a training, for a method that begins from data, and the first of those to keep.
+
+    Raises: CommonweightError for rows to keep that the method does not ask for, and where it has none."""
     found, config = resolve(method, options or {})
-    if not found.asks(config):
-        return None
-    first, n = rows[: recipe.rows_shown], recipe.batch_size
-    return Shown([task.collate(first[i : i + n]) for i in range(0, len(first), n)], task.loss)
+    task, n, out = given.task, recipe.batch_size, {}
+    if given.kept and not found.kept(config):
+        raise CommonweightError(f"kept: {found.name} does not ask for rows to keep; leave kept out")
+    for name, asked, rows in (("rows", found.asks(config), given.train), ("kept", found.kept(config), given.kept)):
+        if asked and rows:
+            first = rows[: recipe.rows_shown]
+            out[name] = Shown([task.collate(first[i : i + n]) for i in range(0, len(first), n)], task.loss)
+    return out
 
 
 def draws(seed: int, name: str) -> int:

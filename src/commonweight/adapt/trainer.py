@@ -65,6 +65,7 @@ class Part:
     task: Task
     train: list[Example]
     dev: list[Example]
+    kept: Sequence[Example] = ()
 
 
 class Watch(TrainerCallback):

@@ -9,7 +9,7 @@ from .hadamard import Hadamard
 from .hashed import Hashed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
 from .kronecker import Kronecker, RowKronecker, RowPairs
-from .linear import Gather, Multiplied, Row, Whole, Window, fold
+from .linear import Gather, Multiplied, Outside, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
 from .networked import Magnitudes, Routed, perceptron
 from .repeated import Repeated
@@ -36,6 +36,7 @@ __all__ = [
     "Magnitudes",
     "Mix",
     "Multiplied",
+    "Outside",
     "Repeated",
     "Routed",
     "Row",

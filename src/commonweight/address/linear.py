@@ -34,6 +34,16 @@ class Multiplied:
 
 @serial
 @dataclass(frozen=True)
+class Outside:
+    """What of a matrix's columns lies outside of given directions: P - V (V^T P). Shapes: pool (d, r), V (d, k) with
+    orthonormal columns -> (d, r). Linear in: pool. Cost: 2 d k r products."""
+
+    def __call__(self, pool: Tensor, directions: Tensor) -> Tensor:
+        return pool - directions @ (directions.mT @ pool)
+
+
+@serial
+@dataclass(frozen=True)
 class Window:
     """The leading corner ``pool[:rows, :cols]``. Shapes: pool (n, m) -> (rows, cols)."""
 

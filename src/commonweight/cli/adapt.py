@@ -244,6 +244,14 @@ def command(
         int | None,
         typer.Option(help="Rows from which eva, fish and lora-ga begin (256).", rich_help_panel=TRAINING),
     ] = None,
+    kept: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows of which salora, and corda with -o mode=kpm, keep what the model makes.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same result, bit for bit (0).", rich_help_panel=TRAINING)
     ] = None,

@@ -83,6 +83,6 @@ def _value(name: str, key: str, value: Any, folder: Path) -> Any:
         return str(value) if name == "dev" else value
     if name == "model" and (folder / value).is_dir():
         return str(folder / value)
-    if name in ("data", "eval_file", "dev"):
+    if name in ("data", "eval_file", "dev", "kept"):
         return path_from(folder, value)
     return folder / value if name in PATHS else value

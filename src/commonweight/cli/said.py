@@ -38,6 +38,7 @@ class Said:
     generations: int | None = None
     completion_length: int | None = None
     reward: str | None = None
+    kept: str | None = None
     optimizer: str | None = None
     lora_plus: float | None = None
     gradient_checkpointing: bool = False
@@ -90,6 +91,7 @@ class Said:
             "truncation_side",
             "no_header",
             "reward",
+            "kept",
         )
 
     @property

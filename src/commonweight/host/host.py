@@ -14,7 +14,7 @@ from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
 from ..methods import Method, beside, head, resolve
 from ..methods import plan as make_plan
-from ..methods.shown import KINDS, Shown
+from ..methods.shown import KINDS, Seen, Shown, Statistics
 from . import adapters, encode, files, peft
 from .beside import Names, Rows, chosen, others
 from .common import Common
@@ -87,6 +87,7 @@ class Host:
         modules_to_save: Names = None,
         token_rows: Rows = None,
         rows: Shown | Iterable[Mapping[str, Any]] | None = None,
+        kept: Shown | Iterable[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Tenant:
         """Adds a tenant, by a method's name and options or by its config. If an error is raised, nothing has changed.
@@ -99,7 +100,8 @@ class Host:
         (``[128256, 128257]``), or {name of a table or head: entries}. Where the head is tied to the table, a change of
         the table is one of the head.
         rows: for a method that begins from data: batches of the model's inputs (with "labels" where it wants
-        gradients), or a `Shown`, with a loss of one's own. What they cost: see `host.shown`.
+        gradients), or a `Shown`, with a loss of one's own. What they cost: see `host.shown`. kept: the same, of rows
+        of which a method keeps what the model makes (`salora`, `corda` in its mode kpm).
         Cost: the tenant's own pools. No module is touched, however many tenants there are.
         Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
         """
@@ -109,12 +111,9 @@ class Host:
         found, config = resolve(method, options)
         held, more = chosen(self.base, modules_to_save, token_rows)
         mine = others(self.base, self.sites_for(found, sites), held)
-        values: Mapping[str, Tensor] = {}
-        if kind := found.asks(config):
+        if found.asks(config) or found.kept(config):
             mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
-            config, values = self._begun(found, config, kind, mine, rows, labels, seed)
-        elif rows is not None:
-            raise CommonweightError(f"rows: {found.name} does not begin from data; leave rows out")
+        config, values = self._begun(found, config, mine, rows, kept, labels, seed)
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
         if labels is not None:
             labels = _classes(labels)
@@ -125,18 +124,30 @@ class Host:
         )  # fmt: skip
 
     def _begun(
-        self, method: Method, config: Any, kind: str, sites: list[Site], rows: Any, labels: Any, seed: int
+        self, method: Method, config: Any, sites: list[Site], rows: Any, kept: Any, labels: Any, seed: int
     ) -> tuple[Any, Mapping[str, Tensor]]:
-        if rows is None:
-            raise CommonweightError(
-                f"{method.name} begins from data: {KINDS[kind]}; give rows=, batches of the model's inputs, or "
-                "start='random'"
-            )
-        assert method.begin is not None
-        shown = rows if isinstance(rows, Shown) else Shown(rows)
+        """The config and the first values of a tenant that begins from data; else the config as it is, and none."""
+        kinds = method.asks(config), method.kept(config)
+        for name, given, kind in zip(("rows", "kept"), (rows, kept), kinds):
+            if given is not None and not kind:
+                what = "begin from data" if name == "rows" else "ask for rows to keep"
+                raise CommonweightError(f"{name}: {method.name} does not {what}; leave {name} out")
+            if given is None and kind:
+                raise CommonweightError(
+                    f"{method.name} begins from data: {KINDS[kind]}; give {name}=, batches of the model's inputs, or "
+                    "start='random'"
+                )
+        if method.begin is None or not any(kinds):
+            return config, {}
         classes = None if labels is None else len(_classes(labels))
         twin = None if method.twin is None else (method, method.twin(config), seed)
-        return method.begin(config, sites, statistics(self.roster, kind, sites, shown, classes, twin))
+
+        def seen(kind: str, given: Any) -> Statistics:
+            given = given if isinstance(given, Shown) else Shown(given)
+            return statistics(self.roster, kind, sites, given, classes, twin) if kind else {}
+
+        found = seen(kinds[0], rows), seen(kinds[1], kept)
+        return method.begin(config, sites, Seen(found[0], found[1], self.weight))
 
     def resize_vocabulary(self, size: int) -> int:
         """Adds entries to the table of tokens and to the head, each the mean of those there; gives how many there were.

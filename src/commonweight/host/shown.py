@@ -39,8 +39,8 @@ def statistics(
     was = roster.base.model.training
     roster.base.model.eval()
     try:
-        if kind == "inputs":
-            found = _inputs(roster, sites, shown)
+        if kind in ("inputs", "answers"):
+            found = _inputs(roster, sites, shown, kind == "answers")
         elif kind == "channels":
             found = _channels(roster, sites, shown)
         elif kind == "twin":
@@ -158,7 +158,7 @@ def _channels(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, 
 
 
 @torch.no_grad()
-def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Tensor]:
+def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown, answers: bool) -> dict[str, Tensor]:
     base: HookedModel = roster.base
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -176,8 +176,7 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Te
     handles = [base.modules[n].module.register_forward_pre_hook(partial(_came, see, n)) for n in names]
     try:
         for batch in shown.batches:
-            given = batch.get("attention_mask")
-            mask = None if given is None else given.bool()
+            mask = _counted(batch, answers)
             _pass(roster, batch, shown)
     finally:
         for h in handles:
@@ -187,6 +186,15 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Te
     if lost := [s.name for s in sites if s.name.split("[")[0] not in counts]:
         raise CommonweightError(f"{lost[0]}: no token of the rows came to it; give more rows, or leave the site out")
     return {s.name: (sums[n] / counts[n]).float() for s in sites for n in [s.name.split("[")[0]]}
+
+
+def _counted(batch: Mapping[str, Any], answers: bool) -> Tensor | None:
+    """Which tokens count: all but padding; answers: of these the ones with a label, where each token may have one."""
+    given, labels = batch.get("attention_mask"), batch.get("labels")
+    mask = None if given is None else given.bool()
+    if answers and isinstance(labels, Tensor) and labels.dim() == 2 and batch["input_ids"].shape == labels.shape:
+        mask = labels.ne(-100) if mask is None else mask & labels.ne(-100)
+    return mask
 
 
 def _pass(roster: Roster, batch: Mapping[str, Any], shown: Shown) -> None:

@@ -35,8 +35,9 @@ class Method:
     number that is added to the loss of its rows, with gradients. routing: of a config, what it makes of its routers'
     logits for the same end, or None. wants: of a config, the kind of `shown.KINDS` that its
     start is worked out from, or ""; None: of no config. begin: (config, sites, that of each site) -> (the config of a
-    tenant that has begun, first values of pools). twin: of a config, that of the dense tenant whose pools' gradients
-    the kind "twin" is of.
+    tenant that has begun, first values of pools). keeps: of a config, the kind of the statistic of other rows, of which
+    the method keeps what the model makes; "" where it needs none. twin: of a config, that of the dense tenant whose
+    pools' gradients the kind "twin" is of.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Method:
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
     routing: Callable[[Any], RouterLoss | None] | None = None
     wants: Callable[[Any], str] | None = None
+    keeps: Callable[[Any], str] | None = None
     begin: Callable[[Any, Sequence[Site], Statistics], tuple[Any, Mapping[str, Tensor]]] | None = None
     twin: Callable[[Any], Any] | None = None
 
@@ -74,6 +76,10 @@ class Method:
     def router_loss(self, config: Any) -> RouterLoss | None:
         """What a tenant of this config adds to its loss of what its routers say; None: nothing."""
         return self.routing(config) if self.routing is not None else None
+
+    def kept(self, config: Any) -> str:
+        """The same of the rows of which it keeps what the model makes."""
+        return self.keeps(config) if self.keeps is not None else ""
 
     @property
     def family(self) -> str:

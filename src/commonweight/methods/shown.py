@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,9 +14,33 @@ KINDS = {
     "inputs": "X^T X / n of the n tokens that come into each layer, (inp, inp)",
     "channels": "the norm of each channel of what a layer gives, over the tokens of a class; the mean over classes",
     "twin": "the mean gradient of the loss by each pool of a dense tenant, and the pool",
+    "answers": "the same of the tokens alone that have a label, rows of which the method keeps what the model makes",
     "routes": "the share of a layer's routes, tokens times experts a token, that each expert gets, a number",
 }
 Statistics = Mapping[str, Tensor]  # site -> float32
+KEPT, WEIGHT = "kept/", "weight/"  # before a site's name: of the rows to keep; the frozen weight (out, inp), float32
+
+
+@dataclass(frozen=True)
+class Seen(Mapping[str, Tensor]):
+    """What a method begins from: the statistic of each site, under "kept/" that of the rows to keep, and under
+    "weight/" its frozen weight, which is read when it is asked for."""
+
+    rows: Statistics
+    kept: Statistics
+    weight: Callable[[str], Tensor]
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key.startswith(WEIGHT):
+            return self.weight(key.removeprefix(WEIGHT)).detach().float().cpu()
+        return self.kept[key.removeprefix(KEPT)] if key.startswith(KEPT) else self.rows[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.rows
+        yield from (KEPT + n for n in self.kept)
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.kept)
 
 
 class Shown(NamedTuple):

@@ -4,6 +4,7 @@ from . import lora, lori
 from .adalora import AdaLoRA
 from .alora import ALoRA
 from .apt import APT
+from .corda import CorDA
 from .delora import DeLoRA
 from .dora import DoRA
 from .dsee import DSEE
@@ -24,6 +25,7 @@ from .nlora import NLoRA
 from .olora import OLoRA
 from .pissa import PiSSA
 from .relora import ReLoRA
+from .salora import SaLoRA
 from .slora import SLoRA
 from .sora import SoRA
 from .tinylora import TinyLoRA
@@ -36,6 +38,7 @@ __all__ = [
     "IST",
     "ALoRA",
     "AdaLoRA",
+    "CorDA",
     "DeLoRA",
     "DoRA",
     "GraLoRA",
@@ -54,6 +57,7 @@ __all__ = [
     "PiSSA",
     "ReLoRA",
     "SLoRA",
+    "SaLoRA",
     "SoRA",
     "TinyLoRA",
     "TriAdaptLoRA",

@@ -9,12 +9,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...address import WHOLE
-from ...bind import Anchored
-from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ...core import CommonweightError, Plan, Site, config, option
 from ...core.spectrum import svd
 from ..registry import method
 from ..shown import Statistics
+from .anchored import started
 
 
 @config
@@ -68,16 +67,5 @@ def plan(sites: Sequence[Site], config: LoRAGA) -> Plan:
     keeps W, and the start lies in the file; an exact SVD. PEFT 0.21's LoRA-GA is another: see
     findings/peft_loraga_start_follows_the_loss.sh.
     """
-    r = config.rank
-    s = 2.0 if config.alpha is None else config.alpha / math.sqrt(r)
-    drawn = config.start != "given"
-    pools, uses = {}, []
-    for site in sites:
-        a, b = f"{site.name}.A", f"{site.name}.B"
-        pools[a], pools[b] = Pool((r, site.inp), kaiming(site.inp)), Pool((site.out, r), ZEROS)
-        reads = {"A": Read(WHOLE, (a,)), "B": Read(WHOLE, (b,))}
-        for k, of in (("A0", a), ("B0", b)):
-            pools[f"{site.name}.{k}"] = replace(pools[of], init=ZEROS, train=False, save=not drawn)
-            reads[k] = Read(WHOLE, (f"{site.name}.{k}",))
-        uses.append(Use(site.name, Anchored(s), reads))
-    return Plan(pools, tuple(uses))
+    s = 2.0 if config.alpha is None else config.alpha / math.sqrt(config.rank)
+    return started(sites, config.rank, s, config.start == "given")
