@@ -50,6 +50,6 @@ def test_rows_to_keep_are_refused_where_nobody_asks_and_wanted_where_somebody_do
     host = open_host(bert, dtype="float32")
     with pytest.raises(cw.CommonweightError, match="kept: lora does not ask for rows to keep; leave kept out"):
         adapt(host, "t", tiny.rows(8), kept=tiny.rows(4), method="lora")
-    with pytest.raises(cw.CommonweightError, match="salora begins from data: .* give kept="):
+    with pytest.raises(cw.CommonweightError, match=r"salora begins from data: .* give kept="):
         adapt(host, "t", tiny.rows(8), method="salora")
     assert "t" not in host
