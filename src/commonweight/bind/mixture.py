@@ -63,13 +63,23 @@ def tsallis(p: Tensor, q: float, eps: float = 1e-5) -> Tensor:
 
 @serial
 @dataclass(frozen=True)
+class Winner:
+    """The expert with the largest logit, whole: a router that the task's loss does not reach. Shapes: as `Dynamic`."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+
+
+@serial
+@dataclass(frozen=True)
 class Mixture:
     """y' = y + scale sum_e g_e(x) B_e A_e x: one low rank of rank E r whose diagonal each token has to itself.
 
-    g = score(router x); k > 0: the k largest of them, over their sum, and 0 elsewhere. gate: what makes gates of logits
-    in place of score and k. dropped: the router too reads x
-    after the dropout. Shapes: A (E r, d_in), or (r, d_in) where all experts have one A; B (d_out, E r), router
-    (E, d_in). Linear in: A and B, each alone. No form of a weight: it would be another one for each token.
+    g = score(router x + bias); k > 0: the k largest of them, over their sum, and 0 elsewhere. gate: what makes gates of
+    logits in place of score and k. dropped: the router too reads x after the dropout. source: the site whose input the
+    router reads, where it is not its own; lends: that site's. quiet: another site says the same for the loss.
+    Shapes: A (E r, d_in), or (r, d_in) where all experts have one A; B (d_out, E r), router (E, d_in), bias (E,), if
+    any. Linear in: A and B, each alone. No form of a weight: it would be another one for each token.
     Cost: T E (r (d_in + d_out) + d_in) products, whatever k is: a gate of 0 is a product with 0.
     """
 
@@ -79,6 +89,9 @@ class Mixture:
     dropout: float = 0.0
     dropped: bool = False
     gate: Any = None
+    source: str = ""
+    lends: bool = False
+    quiet: bool = False
     precise: ClassVar[bool] = True  # gates are worked out in float32
 
     def gates(self, logits: Tensor) -> Tensor:
@@ -96,39 +109,48 @@ class Mixture:
         """Of one expert."""
         return B.shape[-1] // router.shape[-2]
 
-    def output(self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor) -> Tensor:
-        return y + F.linear(self._low(F.linear, x, base, self.rank(B, router), A, router), B.to(x.dtype) * self.scale)
+    def output(
+        self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        low = self._low(F.linear, x, base, self.rank(B, router), A, router, bias)
+        return y + F.linear(low, B.to(x.dtype) * self.scale)
 
     def trained(
-        self, x: Tensor, y: Tensor, base: Base, weight: Tensor | None, A: Tensor, B: Tensor, router: Tensor
-    ) -> Tensor:
+        self, x: Tensor, y: Tensor, base: Base, weight: Tensor | None, A: Tensor, B: Tensor, router: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """`output` with the graph of `fused`, written over y."""
         if x.dtype is not torch.float32 or not fused.recorded(x, y, A, B, router):
-            return self.output(x, y, base, A, B, router)
-        return fused.raised(self._low(fused.low, x, base, self.rank(B, router), A, router), y, B, self.scale)
+            return self.output(x, y, base, A, B, router, bias)
+        return fused.raised(self._low(fused.low, x, base, self.rank(B, router), A, router, bias), y, B, self.scale)
 
-    def grouped(self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor) -> Tensor:
+    def grouped(
+        self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         """`output` of n readers at once: x (n, T, d_in), A (n, E r, d_in), ..."""
-        h = self._low(each, x, base, self.rank(B, router), A, router, joined=False)
-        return torch.add(y, each(h, B.to(x.dtype)), alpha=self.scale)
+        bias = None if bias is None else bias[:, None]
+        return y + each(self._low(each, x, base, self.rank(B, router), A, router, bias), B.to(x.dtype) * self.scale)
 
     def _low(
         self,
         product: Callable[[Tensor, Tensor], Tensor],
         x: Tensor,
-        base: Base,
+        base: Any,
         r: int,
         A: Tensor,
         router: Tensor,
-        joined: bool = True,
+        bias: Tensor | None,
     ) -> Tensor:
-        """g_e A_e x of every expert, side by side: (..., E r). joined: A and router in one product, where it may be."""
+        """g_e A_e x of every expert, side by side: (..., E r)."""
         low = F.dropout(x, self.dropout) if self.dropout and base.training else x
-        if joined and x.dtype is torch.float32 and (self.dropped or low is x):
+        if x.dtype is torch.float32 and not self.source and (self.dropped or low is x):  # one product for both
             both = product(low, torch.cat([A, router], -2))
             h, logits = both.split([A.shape[-2], router.shape[-2]], -1)
         else:
-            h, logits = product(low, A.to(x.dtype)), product((low if self.dropped else x).float(), router)
-        tell(base, logits)
+            asked = base.lent(self.source) if self.source else low if self.dropped else x
+            h, logits = product(low, A.to(x.dtype)), product(asked.float(), router)
+        logits = logits if bias is None else logits + bias
+        if not self.quiet:
+            tell(base, logits)
         g = self.gates(logits).to(x.dtype)[..., None]
         return (h.unflatten(-1, (-1, r)) * g).flatten(-2)  # one A for all experts is as wide as one of them

@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from ..core import CommonweightError
 from ..methods.said import Said
 from .current import Current
-from .sites import Physical
 from .tenant import Tenant
 
 
@@ -83,30 +81,12 @@ class Heard:
         return made(said)
 
 
-class Ear:
-    """A site as a bind sees it, which keeps what a router there says."""
-
-    def __init__(self, at: Physical, keep: partial, suffix: str = ""):
-        self._at, self._keep, self._suffix = at, keep, suffix
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._at, name)
-
-    def rows(self, rows: tuple[int, int] | None) -> Ear:
-        return self if rows is None else Ear(self._at.rows(rows), self._keep, f"[{rows[0]}:{rows[1]}]")
-
-    def tell(self, logits: Tensor) -> None:
-        self._keep(f"{self._at.name}{self._suffix}", logits)
+def keeps(heard: Heard | None) -> bool:
+    """Whether what is said now is kept: not in a pass without gradients, nor in one that is recomputed."""
+    return heard is not None and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
 
 
-def listener(heard: Heard | None, at: Physical, tenants: Sequence[Tenant | None], reader: Any, real: Tensor) -> Any:
-    """The site for a bind of these tenants. A pass without gradients, or a recomputed one, is not kept."""
-    if heard is None or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
-        return at
-    return Ear(at, partial(_keep, heard, tenants, reader, real))
-
-
-def _keep(heard: Heard, tenants: Any, reader: Any, real: Tensor, site: str, logits: Tensor) -> None:
+def keep(heard: Heard, tenants: Any, reader: Any, real: Tensor, site: str, logits: Tensor) -> None:
     if math.prod(logits.shape[:-1]) != real.numel():
         raise CommonweightError(
             f"{site}: a router said {tuple(logits.shape)} of {real.numel()} tokens; its loss is not known here. Take "

@@ -16,10 +16,10 @@ from .carried import bare
 from .change import changed
 from .current import Current
 from .frozen import own_forward
-from .heard import listener
 from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
+from .seat import Places, of_one
 from .sites import Block, Physical
 from .stacks import stack
 from .straight import Straight
@@ -163,8 +163,7 @@ class SiteHook:
             entries = route.single.table.get(self.at.name)
             if entries is None:
                 return y
-            heard = self.current.thread.heard
-            at = self.at if heard is None else listener(heard, self.at, [route.single], None, heard.real(x))
+            at = of_one(self.at, route, x, self.current.thread.heard, self.current.thread.given_to)
             try:
                 if torch.is_grad_enabled() and len(entries) == 1:
                     if self.owns_output():
@@ -177,9 +176,9 @@ class SiteHook:
         if not route.length or not route.touches(self.at.name):
             return y
         folded, layout = self.layout(route, x)
-        run, heard = self.mixed, self.current.thread.heard
-        if heard is not None:
-            run = partial(self.mixed, real=route.fold(heard.real(x))[0])  # type: ignore[index]
+        thread = self.current.thread
+        places = Places.of(self.at, route, x, thread.heard, thread.given_to)
+        run = self.mixed if places is None else partial(self.mixed, places=places)
         return self.by_bucket(layout, folded, route.fold(y)[0], run, y)  # type: ignore[index]
 
     def apply(self, entries: list[Entry], x: Tensor, y: Tensor, at: Physical) -> Tensor:
@@ -259,15 +258,11 @@ class SiteHook:
         entries = bucket.entries[0]
         return self.transform(entries[0], x) if takes_input(entries) else x
 
-    def mixed(self, bucket: Bucket, x: Tensor, y: Tensor, real: Tensor | None = None) -> Tensor:
-        """A bucket of one tenant by its own form; of several, one batched product for all of them. real: which tokens
-        of all places are no padding, where somebody listens."""
+    def mixed(self, bucket: Bucket, x: Tensor, y: Tensor, places: Places | None = None) -> Tensor:
+        """A bucket of one tenant by its own form; of several, one batched product for all of them."""
         if not bucket.entries[0]:
             return y
-        at = self.at
-        if real is not None:
-            mine = real if bucket.where is None else real[bucket.where]
-            at = listener(self.current.thread.heard, at, bucket.tenants, bucket.reader, mine)
+        at = self.at if places is None else places.seat(self.at, bucket, self.current.thread.heard)
         if len(bucket.entries) == 1:
             self.tokenwise(bucket, y)
             return self.apply(bucket.entries[0], x, y, at)

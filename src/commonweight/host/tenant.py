@@ -47,7 +47,9 @@ _SIGNATURES: dict[Any, int] = {}  # what entries must agree in to run as one gro
 class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
-    __slots__ = ("bind", "grouped", "inputs", "output", "precise", "reads", "rows", "signature", "trained")
+    __slots__ = (
+        "bind", "grouped", "inputs", "lends", "output", "precise", "reads", "rows", "signature", "source", "trained",
+    )  # fmt: skip
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
         self.bind, self.reads = bind, reads
@@ -56,6 +58,8 @@ class Entry:
         self.trained: Callable | None = getattr(bind, "trained", None)
         self.grouped: Callable | None = getattr(bind, "grouped", None)
         self.precise: bool = getattr(bind, "precise", False)
+        self.lends: bool = getattr(bind, "lends", False)  # whether others read what this site is given
+        self.source: str = getattr(bind, "source", "")  # the site whose input it reads beside its own
         self.narrow(rows)
 
     def narrow(self, rows: tuple[int, int] | None) -> None:

@@ -18,7 +18,7 @@ def site(method: str, **options) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     layer.register_forward_hook(lambda m, args, y: seen.update(x=args[0].detach(), y=y.detach()))
     with torch.no_grad(), host.route("t"):
         model(**batch)
-    base = torch.nn.functional.linear(seen["x"], layer.weight, layer.bias)
+    base = torch.nn.functional.linear(seen["x"], layer.get_parameter("weight"), layer.get_parameter("bias"))
     return {k: tenant.pools[f"{name}.{k}"].detach() for k in ("A", "B", "router")}, seen["x"], seen["y"] - base
 
 

@@ -2,8 +2,9 @@
 
 from .dynmole import DynMoLE
 from .hydralora import HydraLoRA
+from .llava_mole import LLaVAMoLE
 from .mola import MoLA
 from .molora import MoLORA
 from .smora import SMoRA
 
-__all__ = ["DynMoLE", "HydraLoRA", "MoLA", "MoLORA", "SMoRA"]
+__all__ = ["DynMoLE", "HydraLoRA", "LLaVAMoLE", "MoLA", "MoLORA", "SMoRA"]
