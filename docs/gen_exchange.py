@@ -23,7 +23,7 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in available().values():
-        exact, mixed, noise = "yes" if m.exact else "no", m.apart or "yes", m.noise or "could be added, is not built"
+        exact, mixed, noise = "yes" if m.exact else "no", m.apart or "yes", m.noise or "yes"
         lines.append(f"| `{m.name}` | {m.formula} | {m.keeps} | {m.each} | {exact} | {mixed} | {noise} |")
     papers = [f"- `{m.name}`: {m.paper}." for m in available().values()]
     return "\n".join([*lines, "", *papers])

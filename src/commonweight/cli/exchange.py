@@ -36,6 +36,7 @@ A third of the clients never answers, the others differ in speed, and a round wa
   commonweight exchange simulate ./my-model rows.tsv --clients 100 --vanish 0.3 --spread 0.5 --deadline 2 --out hard
 """
 ROUNDS, LOCAL, DATA, NETWORK = "Rounds", "What a client does", "Rows", "What goes wrong (simulated)"
+PRIVACY = "Differential privacy of clients"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,7 +83,7 @@ def facts_of(m: Any) -> dict[str, str]:
         "a client keeps": m.each,
         "the mean is exact": "yes" if m.exact else "no: that of the factors is not that of the updates",
         "clients in one mixed batch": m.apart or "yes",
-        "noise for privacy": m.noise or "could be added to what it averages; not built",
+        "noise for privacy": m.noise or "yes: --dp-noise and --dp-clip",
     }
 
 
@@ -154,6 +155,16 @@ def simulate(
     private: Annotated[
         str | None, typer.Option(help="Pattern of pools that stay with a client: *head*.", rich_help_panel=ROUNDS)
     ] = None,
+    dp_noise: Annotated[
+        float | None,
+        typer.Option(help="Noise of the sum of changes, over --dp-clip; epsilon is printed.", rich_help_panel=PRIVACY),
+    ] = None,
+    dp_clip: Annotated[
+        float | None, typer.Option(help="Largest norm of a client's change in a round.", rich_help_panel=PRIVACY)
+    ] = None,
+    dp_delta: Annotated[
+        float | None, typer.Option(help="delta of (epsilon, delta) (1e-5).", rich_help_panel=PRIVACY)
+    ] = None,
     eval_every: Annotated[
         int | None, typer.Option(help="Rounds between measurements (1).", rich_help_panel=ROUNDS)
     ] = None,
@@ -213,7 +224,7 @@ def simulate(
         "private": private, "eval_every": eval_every, "mixed": mixed, "epochs": epochs, "steps": steps,
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "momentum": momentum,
         "weight_decay": weight_decay, "clip": clip, "max_length": max_length, "vanish": vanish, "spread": spread,
-        "deadline": deadline, "seed": seed,
+        "deadline": deadline, "seed": seed, "dp_noise": dp_noise, "dp_clip": dp_clip, "dp_delta": dp_delta,
     }  # fmt: skip
     recipe = {k: v for k, v in numbers.items() if v is not None}
     early.exchange_recipe(recipe)
@@ -239,6 +250,11 @@ def simulate(
     last = made.curve[-1] if made.curve else {}
     if made.metric in last:
         typer.echo(f"{made.metric} {last[made.metric]:.4f}")
+    if made.setting.privacy is not None:
+        from ..exchange.privacy import told, words
+
+        rounds_of_one = max((s.rounds for s in made.seats.values()), default=0)
+        typer.echo(words(told(made.setting.privacy, rounds_of_one)))
     n = max(1, len(made.seats))
     typer.echo(
         f"{out}: {made.method.name}, {made.setting.count:,} numbers travel; of a client {made.up / n:,.0f} bytes up "

@@ -67,6 +67,9 @@ def app(
     no_header: Annotated[bool, typer.Option("--no-header", help="The first line is a row.")] = False,
     sites: Annotated[str | None, typer.Option(help="Pattern of layers to adapt.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder of the server's run (the app's name and -run).")] = None,
+    floats: Annotated[
+        bool, typer.Option("--floats", help="Send plain arrays, as Flower's mods of differential privacy want them.")
+    ] = False,
     wait: Annotated[float, typer.Option(help="Seconds for clients to come.")] = 60.0,
     timeout: Annotated[float, typer.Option(help="Seconds of a round.")] = 600.0,
     dtype: Annotated[str, typer.Option(help="Of the base: auto, float32, bfloat16.")] = "auto",
@@ -89,7 +92,7 @@ def app(
     write(
         model, out, method=method, options=options(method, option or []), rows=rows, eval_file=eval_file, task=task,
         labels=[x.strip() for x in labels.split(",")] if labels else None, sites=sites, state=state, wait=wait,
-        timeout=timeout, dtype=dtype, no_header=no_header, overwrite=overwrite,
+        floats=floats, timeout=timeout, dtype=dtype, no_header=no_header, overwrite=overwrite,
         columns={"text-column": text_column, "label-column": label_column}, **recipe,
     )  # fmt: skip
     typer.echo(f"{out}: flwr run {out}")

@@ -48,6 +48,11 @@ class Rounds:
         64, "rows of the first client from whose gradient a method begins that asks for data; what comes of it is sent "
         "once to each client", ge=1,
     )  # fmt: skip
+    dp_noise: float | None = option(
+        None, "differential privacy: the noise of the server's sum over dp_clip; all clients then weigh the same", ge=0
+    )
+    dp_clip: float | None = option(None, "differential privacy: largest norm of a client's change in a round", gt=0)
+    dp_delta: float = option(1e-5, "differential privacy: delta of (epsilon, delta)", gt=0, le=0.1)
     private: str | None = option(None, "pattern of pools that stay with a client, such as *head*")
     vanish: float = option(0.0, "simulated: the share of clients of a round that never answer", ge=0, le=1)
     spread: float = option(0.0, "simulated: how much clients differ in speed (sigma of a log-normal)", ge=0, le=10)
@@ -59,6 +64,8 @@ class Rounds:
     seed: int = option(0, "seed of everything that is drawn", ge=0)
 
     def check(self) -> str | None:
+        if self.dp_noise is not None and self.dp_clip is None:
+            return f"dp_noise={self.dp_noise:g} without dp_clip: noise is a multiple of the largest change; give it too"
         if self.sample is not None and self.sample > self.clients:
             return f"sample={self.sample} of {self.clients} clients"
         most = self.sample or self.clients

@@ -11,6 +11,7 @@ from typing import Any
 from ..formats import atomic
 from ..report import Column, compact, facts, page, table
 from .picture import Line, picture
+from .privacy import again, words
 from .run import read
 
 PAGE = "report.html"
@@ -42,6 +43,8 @@ def render(runs: Mapping[str, Mapping[str, Any]]) -> str:
         "left out": ", ".join(f"{n} {k}" for k, n in refused(curve).items()) or "nothing",
     }
     lines = [Line(label(name, run), points(run, metric)) for name, run in runs.items()]
+    if about := first.get("privacy"):
+        told["privacy"] = words(again(about))
     sections = [("", facts(told))]
     if any(line.points for line in lines):
         figure = picture(f"{metric} against bytes of a client", lines, "bytes up and down of one client, mean", metric)

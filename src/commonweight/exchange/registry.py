@@ -31,9 +31,20 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Privacy:
+    """noise: z, the noise of a number over `clip`; 0: changes are clipped and no privacy is claimed. clip: C, the most
+    that a client's change may be, its norm over all pools that travel. delta: of (epsilon, delta)."""
+
+    noise: float
+    clip: float
+    delta: float = 1e-5
+
+
+@dataclass(frozen=True)
 class Setting:
     """What both sides of a run know. plan: of the tenant that is trained. travels, private: its trainable pools that
     go to the server and back, and those that stay with a client. weigh: "rows" or "clients", how replies are weighed.
+    privacy: how a private mean is made, in place of the method's own; None: it is not.
     """
 
     method: str
@@ -47,6 +58,7 @@ class Setting:
     rounds: int = 1
     clients: int = 1
     weigh: str = "rows"
+    privacy: Privacy | None = None
 
     @property
     def pools(self) -> dict[str, Pool]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .answers import Answers, InOrder
 from .asks import Client, Pools, Sent, Told
 from .message import SERVER, Facts, Refused, Table, bound, of_client, pack, read_facts, unpack
+from .privacy import gather as private
 from .registry import Method, Setting, State
 
 
@@ -114,9 +115,11 @@ class Gathering:
 
     def close(self, state: State, minimum: int = 1) -> State:
         """The next state; the same where fewer than `minimum` answers count. Replies are taken in the order of their
-        clients, whenever they came."""
+        clients, whenever they came. With privacy the mean is `privacy.gather`'s."""
         if len(self.inbox.replies) < max(1, minimum):
             return state._replace(seen={})
+        if self.setting.privacy is not None:
+            return private(self.setting.privacy, state, InOrder(self.inbox.replies), len(self.chosen))
         return self.method.gather(self.setting, state, self.round, InOrder(self.inbox.replies))
 
 

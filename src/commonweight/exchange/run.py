@@ -16,6 +16,7 @@ from ..core import CommonweightError, dump
 from ..formats import atomic
 from ..host import Host, Tenant
 from .checkpoint import Kept
+from .privacy import told as told_of_privacy
 from .registry import Method, Setting, State
 from .setting import Prepared, numbers_of
 
@@ -116,12 +117,14 @@ def to_json(p: Prepared, curve: Sequence[Mapping[str, Any]], seats: Mapping[int,
     config = dump(p.setting.config)
     config.pop("is")
     adapter, options = p.method.adapter(p.setting.config)
+    rounds = max((s.rounds for s in seats.values()), default=0)
+    private = {"privacy": told_of_privacy(p.setting.privacy, rounds)} if p.setting.privacy else {}
     return {
         "format": 1, "method": p.method.name, "paper": p.method.paper, "options": config, "adapter": adapter,
         "adapter_options": options, "base": p.setting.base, "task": type(p.task).__name__.lower(),
         "travels": p.setting.count, "private": sum(p.setting.plan.pools[n].numel for n in p.setting.private),
         "payload_up": up, "payload_down": down, "setup": sum(v.nbytes for v in p.setup.values()),
-        "formula": p.method.formula, "rounds": numbers_of(p.plan),
+        "formula": p.method.formula, **private, "rounds": numbers_of(p.plan),
         "local": numbers_of(p.local), "better": list(p.task.better), "curve": list(curve),
         "clients": {str(c): {**s._asdict(), "metrics": dict(s.metrics)} for c, s in sorted(seats.items())},
     }  # fmt: skip

@@ -20,7 +20,8 @@ from ..methods import resolve as resolve_adapter
 from ..methods.shown import Shown
 from .local import Local, Rounds
 from .methods import resolve
-from .registry import Method, Setting
+from .privacy import refuse
+from .registry import Method, Privacy, Setting
 
 NAME = "global"
 
@@ -112,14 +113,16 @@ def ready(
         if not tenant.count():
             raise CommonweightError(f"{adapter} has no trainable number for this task; choose another")
         travels, private = travelling(tenant, plan.private)
+        begun = {n: p for n, p in tenant.plan.pools.items() if p.save and n not in heads(tenant)} if wants else {}
+        if plan.dp_clip is not None:
+            refuse(found, begun)
         setting = Setting(
             found.name, config, tenant.plan, travels, private, run, host.fingerprint, plan.seed, plan.rounds, clients,
-            plan.weigh,
+            plan.weigh, None if plan.dp_clip is None else Privacy(plan.dp_noise or 0.0, plan.dp_clip, plan.dp_delta),
         )  # fmt: skip
     except BaseException:
         host.remove(name)
         raise
-    begun = {n: p for n, p in tenant.plan.pools.items() if p.save and n not in heads(tenant)} if wants else {}
     setup = {n: tenant.pools[n].detach().cpu().clone() for n in begun}
     return Prepared(host, found, setting, local, replace(plan, clients=clients), tenant, task, setup)
 

@@ -193,10 +193,11 @@ class Engine:
             for c, t, sent in zip(some, begun, done):
                 answer = up(p.method, p.setting, t, sent)
                 self.kept.keep(c, round, sent.keep)
-                self._seat(c, round, len(answer), len(data[c]), sent.loss)
+                loss = None if p.setting.privacy else sent.loss  # it is of a client's rows, and has no noise
+                self._seat(c, round, len(answer), len(data[c]), loss)
                 sent_up, sent_down = sent_up + len(answer), sent_down + len(data[c])
-                if sent.loss is not None:
-                    losses.append(sent.loss)
+                if loss is not None:
+                    losses.append(loss)
                 for arrived in [answer] if self.wire is None else self.wire(round, c, answer):
                     inbox.put(arrived, c)
         size = len(one) if one is not None else 0

@@ -36,6 +36,8 @@ def test_what_cannot_be(bert, tmp_path):
     for more, what in (
         ({"rows": rows, "vanish": 0.3}, "vanish: only exchange simulate has that"),
         ({"rows": rows, "split": "files"}, "give each node its own file"),
+        ({"rows": rows, "method": "frl", "floats": True}, "floats: frl cannot: clients send rankings"),
+        ({"rows": rows, "method": "mezo", "dp_clip": 1.0}, "dp_clip: mezo cannot: "),
         ({}, "every side must know the labels"),
         ({"rows": rows, "method": "fed-sb", "options": {"rank": 0}}, "rank is 0"),
     ):

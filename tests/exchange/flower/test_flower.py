@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ pytest.importorskip("flwr")
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
 from commonweight.core import CommonweightError
-from commonweight.exchange import simulate
+from commonweight.exchange import methods, simulate
 from commonweight.exchange.flower import app, client, serve
 from commonweight.exchange.flower.records import KIND, data_of, packed
 from commonweight.exchange.message import Refused
@@ -214,7 +215,64 @@ def test_the_app_is_short_and_whole(bert, tmp_path):
     assert len((folder / "client_app.py").read_text().splitlines()) < 30
 
 
-def test_a_mod_for_privacy_ends_in_an_error_and_not_in_a_run_without_it(bert, tmp_path):
+@pytest.mark.parametrize("method", [n for n in small.METHODS if not methods.get(n).noise])
+def test_plain_arrays_are_the_same_run(bert, tmp_path, method):
+    folder = made(tmp_path, bert, method, run="run", floats=True)
+    alike(serve(Here(folder, NODES), config_of(folder)), simulated(bert, method))
+
+
+def test_flower_s_mod_clips_and_adds_noise_to_plain_arrays(bert, tmp_path):
+    """LocalDpMod of a clip so small that a client's change is nearly nothing, and of noise that is counted."""
+    mods, moved = pytest.importorskip("flwr.clientapp.mod"), []
+    for sensitivity in (0.0, 1e-3):
+        at = tmp_path / str(sensitivity)
+        at.mkdir()
+        folder = made(at, bert, rounds=1, floats=True)
+        grid = Here(folder, NODES)
+        plain = grid.app
+
+        def noised(message, context, plain=plain, sensitivity=sensitivity):
+            if message.metadata.message_type == "query":
+                return plain(message, context)
+            return mods.LocalDpMod(1e-3, sensitivity, 1.0, 1e-5)(message, context, plain)
+
+        grid.app = noised
+        run = serve(grid, config_of(folder))
+        assert run.curve[0]["replies"] == 3 and not run.curve[0]["refused"]
+        start = small.start(small.prepared(bert))
+        moved.append(sum(float((v - start[n]).square().sum()) for n, v in run.state.tensors.items()) ** 0.5)
+    assert 0 < moved[0] <= 1.01e-3
+    std = 1e-3 * (2 * math.log(1.25e5)) ** 0.5 / 3**0.5  # of a number of the mean of three, all but alike in rows
+    assert moved[1] == pytest.approx(std * small.prepared(bert).setting.count ** 0.5, rel=0.1)
+
+
+def test_plain_arrays_that_are_wrong_are_refused_by_name(bert, tmp_path):
+    folder = made(tmp_path, bert, floats=True)
+
+    def spoil(message, reply):
+        if message.metadata.message_type == "query" or message.metadata.dst_node_id == 100:
+            return [reply]
+        record = dict(reply.content.array_records["message"])
+        first = next(iter(record))
+        if message.metadata.dst_node_id == 101:
+            record[first] = Array(record[first].numpy().reshape(-1)[:1])
+        else:
+            del record[first]
+        content = RecordDict({**reply.content, "message": ArrayRecord(record)})
+        return [Message(content, metadata=reply.metadata)]
+
+    run = serve(Here(folder, NODES, spoil), config_of(folder))
+    assert all(r["refused"] == {"wrong shape": 2} and r["replies"] == 1 for r in run.curve)
+
+
+def test_a_private_mean_on_a_network(bert, tmp_path):
+    folder = made(tmp_path, bert, rounds=1, dp_clip=1e-3, dp_noise=0.0)
+    run = serve(Here(folder, NODES), config_of(folder))
+    start = small.start(small.prepared(bert))
+    assert sum(float((v - start[n]).square().sum()) for n, v in run.state.tensors.items()) <= 1.01e-6
+
+
+def test_a_mod_on_packed_messages_ends_in_an_error_and_not_in_a_run_without_it(bert, tmp_path):
     """Flower's mods clip and noise float arrays; a packed message has none."""
     mods = pytest.importorskip("flwr.clientapp.mod")
     folder = made(tmp_path, bert, rounds=1)

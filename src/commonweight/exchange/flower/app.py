@@ -84,20 +84,23 @@ def app(
     model: str, out: Path, *, method: str = "fedavg", options: Mapping[str, Any] | None = None,
     rows: str | None = None, eval_file: str | None = None, run: str | None = None, state: Path | None = None,
     task: str = "classify", labels: Sequence[str] | None = None, sites: str | None = None, dtype: str = "auto",
-    no_header: bool = False, wait: float = 60.0, timeout: float = 600.0, overwrite: bool = False,
+    no_header: bool = False, floats: bool = False, wait: float = 60.0, timeout: float = 600.0, overwrite: bool = False,
     columns: Mapping[str, str | None] | None = None, **recipe: Any,
 ) -> Path:  # fmt: skip
     """The folder of an app. Paths that are there are written whole, since Flower runs a copy of it elsewhere.
 
     rows: from which clients without a file of their own take their part, and the labels are read; eval_file: on the
     server. state: the run's own folder (``run`` beside the app's). run: the name that all messages must bear; drawn
-    where it is None. wait: seconds for clients to come; timeout: of a round. recipe: fields of `Rounds` and `Local`.
+    where it is None. wait: seconds for clients to come; timeout: of a round. floats: messages are plain
+    arrays, as Flower's mods of differential privacy (LocalDpMod) want them. recipe: fields of `Rounds` and `Local`.
     Raises: CommonweightError, also for what only a simulation has.
     """
     if fake := [k for k in SIMULATED if recipe.get(k) is not None]:
         raise CommonweightError(f"{', '.join(fake)}: only exchange simulate has that; a network does it by itself")
-    resolve(method, options or {})
+    found, _ = resolve(method, options or {})
     plan, _ = numbers({k: v for k, v in recipe.items() if v is not None})
+    if (floats or plan.dp_clip is not None) and found.noise:
+        raise CommonweightError(f"{'floats' if floats else 'dp_clip'}: {found.name} cannot: {found.noise}")
     columns = {k: v for k, v in (columns or {}).items() if v}
     read_rows = read(rows, list(columns.values()), no_header=no_header, say=lambda _: None) if rows else []
     if plan.split == "files":
@@ -114,7 +117,8 @@ def app(
         "out": str((state or out.parent / f"{out.name}-run").absolute()), "run": run or secrets.token_hex(4),
         "method": method, "options": json.dumps(dict(options)) if options else None, "task": task,
         "labels": json.dumps(list(labels)) if labels else None, "sites": sites, "dtype": dtype,
-        "no-header": no_header or None, "wait": float(wait), "timeout": float(timeout), **columns, **recipe,
+        "no-header": no_header or None, "floats": floats or None, "wait": float(wait), "timeout": float(timeout),
+        **columns, **recipe,
     }  # fmt: skip
     lines = [f"{k.replace('_', '-')} = {json.dumps(v)}" for k, v in config.items() if v is not None]
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):

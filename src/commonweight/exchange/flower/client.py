@@ -16,12 +16,12 @@ from ...adapt.tasks import Example
 from ...core import CommonweightError
 from ..asks import drive
 from ..checkpoint import Kept
-from ..rounds import begun, starting, told, up
+from ..rounds import begun, facts, starting, told, up
 from ..setting import Prepared, by_client
 from ..splits import split
 from ..work import Work
 from .config import opened, rows_of
-from .records import data_of, fact, packed, remember, remembered
+from .records import data_of, fact, packed, packed_again, plain, remember, remembered
 
 
 @dataclass
@@ -93,14 +93,22 @@ def train(message: Message, context: Context) -> Message:
     memory = context.node_config.get("state")
     folder = Path(str(memory), p.setting.run) if memory else None
     keep = _read(folder, client, round) if folder else remembered(context.state, client, round)
-    got = told(p.method, p.setting, data_of(message.content), round, client, len(rows), node.start, keep)
+    plainly = node.config.get("floats")
+    data = (
+        packed_again(message.content, p.method.down(p.setting, round, client)) if plainly else data_of(message.content)
+    )
+    got = told(p.method, p.setting, data, round, client, len(rows), node.start, keep)
     sent = drive(begun(p.method, p.setting, got), lambda ask: node.work.answer(round, [(client, ask)])[0])
     answer = up(p.method, p.setting, got, sent)
     if folder:
         _write(folder, client, round, sent.keep)
     else:
         remember(context.state, client, round, sent.keep)
-    return Message(packed(answer, round=round, client=client), reply_to=message)
+    if plainly:
+        content = plain(answer, p.method.up(p.setting, round, client), facts(p.setting, round))
+    else:
+        content = packed(answer, round=round, client=client)
+    return Message(content, reply_to=message)
 
 
 def _rounds(folder: Path, client: int) -> list[int]:

@@ -15,7 +15,7 @@ from ..setting import Prepared, make_task, numbers, ready
 READING = ("text-column", "label-column", "prompt-column", "completion-column")
 OWN = (
     "model", "rows", "eval", "out", "run", "method", "options", "task", "labels", "sites", "dtype", "wait", "timeout",
-    "no-header", *READING,
+    "no-header", "floats", *READING,
 )  # fmt: skip
 
 
@@ -49,7 +49,17 @@ def opened(config: Mapping[str, Any]) -> Served:
         host, doing, config["method"], json.loads(config.get("options") or "{}"), plan, local, clients=plan.clients,
         sites=config.get("sites") or None, run=config["run"],
     )  # fmt: skip
+    if config.get("floats") and (why := not_floats(prepared)):
+        raise CommonweightError(f"floats, for Flower's mods of differential privacy: {why}")
     return Served(prepared, config)
+
+
+def not_floats(p: Prepared) -> str:
+    """Why messages are no pools that a mod could clip and add noise to; empty: they are."""
+    if p.setting.privacy:
+        return "the server itself clips and adds noise, by dp_clip; use one of both"
+    name, noise = p.method.name, p.method.noise
+    return f"{name} cannot: {noise}; fedavg, ffa-lora and fed-sb can" if noise else ""
 
 
 def rows_of(config: Mapping[str, Any], path: str, split: str = "train") -> list[Row]:

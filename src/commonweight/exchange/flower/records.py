@@ -7,13 +7,15 @@ The array is never made into numbers by Flower: its kind of serialisation is a n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, from_numpy
 
-from ..message import Refused
+from ..message import Facts, Refused, Table, pack, unpack
 
 NAME, KIND = "message", "commonweight.message"
 
@@ -37,6 +39,35 @@ def data_of(content: RecordDict) -> bytes:
     if not isinstance(data, bytes):
         raise Refused("not whole", f"its array holds {type(data).__name__}; wanted bytes")
     return data
+
+
+# the same message as arrays of float32 under the names of its pools, for mods of Flower that clip and add noise
+
+FACTS = "facts"
+
+
+def plain(data: bytes, table: Table, wanted: Facts) -> RecordDict:
+    """A message as arrays that Flower's mods can work on. Raises: Refused for what `unpack` refuses."""
+    said, tensors = unpack(data, table, wanted)
+    record = ArrayRecord({n: Array(v.contiguous().numpy()) for n, v in tensors.items()})
+    return RecordDict({NAME: record, FACTS: ConfigRecord(asdict(said))})
+
+
+def packed_again(content: RecordDict, table: Table) -> bytes:
+    """The message's bytes, of `plain` and what a mod made of it. Raises: Refused."""
+    if set(content.array_records) != {NAME} or content.array_records[NAME].keys() != table.keys():
+        found = {k: len(r) for k, r in content.array_records.items()}
+        raise Refused("wrong shape", f"it holds arrays {found}; wanted {len(table)} of the record {NAME}")
+    try:
+        said = {f.name: content.config_records[FACTS][f.name] for f in fields(Facts)}
+        arrays = {n: content.array_records[NAME][n].numpy() for n in table}
+    except (KeyError, ValueError, TypeError) as e:
+        raise Refused("not whole", f"its arrays or facts cannot be read ({e})") from e
+    for n, v in arrays.items():
+        if v.shape != table[n].shape:
+            raise Refused("wrong shape", f"{n} is {v.shape}; wanted {table[n].shape}")
+    tensors = {n: from_numpy(np.ascontiguousarray(v, np.float32)) for n, v in arrays.items()}
+    return pack(Facts(**said), tensors, table)  # type: ignore[arg-type]
 
 
 def fact(content: RecordDict, name: str) -> Any:

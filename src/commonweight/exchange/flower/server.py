@@ -51,7 +51,9 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> Run:
         if folder is not None:
             write(folder, p, curve, seats)
 
-    strategy = Exchange(p, state, curve, seats, float(config.get("wait", 60)), done, measured)
+    strategy = Exchange(
+        p, state, curve, seats, float(config.get("wait", 60)), done, bool(config.get("floats")), measured
+    )
     left = p.setting.rounds - len(curve)
     if left > 0:
         strategy.start(grid, array(b""), num_rounds=left, timeout=float(config.get("timeout", 600)))

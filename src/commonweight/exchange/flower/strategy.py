@@ -15,11 +15,11 @@ from flwr.serverapp.strategy import Strategy
 from ...core import CommonweightError
 from ..message import Refused
 from ..registry import State
-from ..rounds import Gathering, down
+from ..rounds import Gathering, down, facts
 from ..run import Seat
 from ..setting import Prepared
 from ..splits import sampled
-from .records import array, data_of, packed
+from .records import array, data_of, packed, packed_again, plain
 
 PAUSE = 0.2  # seconds between two looks for nodes
 
@@ -31,7 +31,8 @@ class Seen(dict[int, tuple[int, int]]):
 @dataclass
 class Exchange(Strategy):
     """p: the run. state: the server's. curve, seats: of the rounds that are done. wait: seconds until enough clients
-    must have come. done: called after every round with the new state. measure: of a state, for the curve."""
+    must have come. floats: messages are arrays under the pools' names, for Flower's mods. done: called after every
+    round with the new state. measure: of a state, for the curve."""
 
     p: Prepared
     state: State
@@ -39,6 +40,7 @@ class Exchange(Strategy):
     seats: dict[int, Seat] = field(default_factory=dict)
     wait: float = 60.0
     done: Callable[[State], None] = lambda _: None
+    floats: bool = False
     measure: Callable[[State, int], Mapping[str, float]] = lambda _, __: {}
 
     def __post_init__(self) -> None:
@@ -117,8 +119,12 @@ class Exchange(Strategy):
                 continue
             data = one or down(p.method, p.setting, self.state, round, c)
             self.sizes[c] = len(data)
+            if self.floats:
+                content = plain(data, p.method.down(p.setting, round, c), facts(p.setting, round))
+            else:
+                content = packed(data, round=round)
             out.append(Message(
-                packed(data, round=round), dst_node_id=place[c], message_type=MessageType.TRAIN, group_id=str(round)
+                content, dst_node_id=place[c], message_type=MessageType.TRAIN, group_id=str(round)
             ))  # fmt: skip
         return out
 
@@ -139,7 +145,7 @@ class Exchange(Strategy):
                 inbox.inbox.errors[client] = reply.error.reason or f"error {reply.error.code}"
             else:
                 try:
-                    data = data_of(reply.content)
+                    data = self._read(reply.content, client)
                 except Refused as e:
                     inbox.inbox.refused[e.reason] += 1
                     inbox.inbox.errors[client] = str(e)
@@ -164,6 +170,12 @@ class Exchange(Strategy):
         self.done(self.state)
         last = {k: v for k, v in self.curve[-1].items() if isinstance(v, int | float)}
         return array(b""), MetricRecord(last)
+
+    def _read(self, content: Any, client: int) -> bytes:
+        """Raises: Refused."""
+        if not self.floats:
+            return data_of(content)
+        return packed_again(content, self.p.method.up(self.p.setting, len(self.curve), client))
 
     # -- what this run does not use --------------------------------------------------------------------------------
 

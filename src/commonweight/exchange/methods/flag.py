@@ -70,7 +70,7 @@ def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply])
     paper="Flag Aggregator: Scalable Distributed Training under Failures and Augmented Losses "
     "using Convex Optimization, arXiv 2302.05865",
     id=276,
-    **{**AVERAGING, "gather": gather},
+    **{**AVERAGING, "gather": gather, "noise": "its directions depend on every client, and noise is for a mean"},
 )
 def adapter(config: Flag) -> tuple[str, dict[str, Any]]:
     """Differs: the published code gives sum of Y Y^T x_i / r of unit vectors, whose norm says nothing of a change's and

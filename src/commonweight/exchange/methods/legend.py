@@ -92,6 +92,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     **{
         **AVERAGING, "down": table, "up": table, "tell": tell, "client": client, "nbytes": nbytes, "broadcast": False,
         "formula": "4 (numbers of the layers that the client has) up and down",
+        "noise": "a layer's mean is over the clients that have it, and noise is for a mean over all",
     },
 )  # fmt: skip
 def adapter(config: Legend) -> tuple[str, dict[str, Any]]:

@@ -35,8 +35,11 @@ def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply])
     "median",
     Median,
     paper="Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates, arXiv 1803.01498",
-    **{**AVERAGING, "gather": gather},
-)
+    **{
+        **AVERAGING, "gather": gather,
+        "noise": "a median changes with one client by more than its share, and noise is for a mean",
+    },
+)  # fmt: skip
 def adapter(config: Median) -> tuple[str, dict[str, Any]]:
     """theta_j <- median over clients of theta_nj: less than half of them cannot move it beyond the others' values.
 

@@ -40,7 +40,7 @@ def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply])
     Merged,
     paper="Vanishing Variance Problem in Fully Decentralized Neural-Network Systems, arXiv 2404.04616",
     id=531,
-    **{**AVERAGING, "gather": gather},
+    **{**AVERAGING, "gather": gather, "noise": "its factors depend on every client, and noise is for a mean"},
 )
 def adapter(config: Merged) -> tuple[str, dict[str, Any]]:
     """theta <- mu + (mean - mu) sqrt(mean of the clients' variances / variance of the mean), pool by pool.

@@ -99,6 +99,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     **{
         **AVERAGING, "down": table, "up": table, "tell": tell, "client": client, "gather": gather, "nbytes": nbytes,
         "broadcast": False, "formula": "4 share p up, 4 share p down; masks are drawn on both sides",
+        "noise": "a number's mean is over the clients that have it, and noise is for a mean over all",
     },
 )  # fmt: skip
 def adapter(config: SubModel) -> tuple[str, dict[str, Any]]:

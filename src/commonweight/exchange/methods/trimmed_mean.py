@@ -37,7 +37,7 @@ def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply])
     "trimmed-mean",
     TrimmedMean,
     paper="Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates, arXiv 1803.01498",
-    **{**AVERAGING, "gather": gather},
+    **{**AVERAGING, "gather": gather, "noise": "what is trimmed depends on every client, and noise is for a mean"},
 )
 def adapter(config: TrimmedMean) -> tuple[str, dict[str, Any]]:
     """theta_j <- mean over clients of theta_nj without the trim * n largest and smallest.
