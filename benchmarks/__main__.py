@@ -35,6 +35,7 @@ ALL = (
     "store",
     "codecs",
     "share_memory",
+    "share_running",
     "exchange_seeds",
 )
 SLOW = ("commons",)  # an hour and more: only by name
