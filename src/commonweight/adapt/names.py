@@ -11,7 +11,7 @@ OPTIMIZERS = (
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 LOGS = ("tensorboard", "trackio")
 SIDES = ("left", "right")
-CODECS = ("bfloat16", "int8", "int4", "compeft", "onebit")
+CODECS = ("bfloat16", "int8", "int4", "compeft", "onebit", "ordered")
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
 QUANTISED = (
     "nf4",

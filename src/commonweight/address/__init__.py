@@ -6,6 +6,7 @@ from .decoded import Decoded
 from .emitted import Emitted, Enlarged
 from .flat import Lines, Scatter, Segment, Signed
 from .hadamard import Hadamard
+from .hadamard_rotation import Unrotated, spread
 from .hashed import Hashed
 from .inventory import Combine, Heads, Scaled, Stack, logistic, mix, routing
 from .kronecker import Kronecker, RowKronecker, RowPairs
@@ -50,6 +51,7 @@ __all__ = [
     "TensorTrain",
     "Tiles",
     "TopK",
+    "Unrotated",
     "Whole",
     "Window",
     "fold",
@@ -59,5 +61,6 @@ __all__ = [
     "modes",
     "perceptron",
     "routing",
+    "spread",
     "tiled",
 ]

@@ -139,8 +139,8 @@ def command(
     codec: Annotated[
         str | None,
         typer.Option(
-            help="Store the pools in fewer bytes: bfloat16, int8, int4, compeft or onebit. What is measured is what "
-            "the file holds.",
+            help="Store the pools in fewer bytes: bfloat16, int8, int4, compeft or onebit, or ordered, the places of "
+            "sparse methods. What is measured is what the file holds.",
             rich_help_panel=METHOD,
         ),
     ] = None,

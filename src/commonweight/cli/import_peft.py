@@ -45,7 +45,8 @@ def command(
         str, typer.Option(help="Name of the common; tenants of the store that already use it are updated, too.")
     ] = "adapters",
     codec: Annotated[
-        str | None, typer.Option(help="Store the numbers in fewer bytes: bfloat16, int8, int4, compeft or onebit.")
+        str | None,
+        typer.Option(help="Store the numbers in fewer bytes: bfloat16, int8, int4, compeft, onebit or ordered."),
     ] = None,
     eval: Annotated[
         Path | None,

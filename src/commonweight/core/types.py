@@ -103,7 +103,7 @@ class Bind(Protocol):
                                        reads y, so that one node may stand for both; else None
     bias(b, **slots) -> b'             when the bias changes too
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
-                                       are recorded it may write over y
+                                       are recorded it may write over y. A bind with `input` has none
     factors(**slots) -> (A, B)         when w' = w + B A exactly; leading dimensions of the slots stay. Where `draws`
                                        is true, training draws other ones
 

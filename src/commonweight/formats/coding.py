@@ -27,28 +27,26 @@ class _NoBase:
 def choose(plan: Plan, layout: Layout, choice: Choice) -> dict[str, Codec]:
     """Tensor of the file -> its codec.
 
-    choice: one codec, for all trainable float32 pools; or a mapping from patterns over pool names (globs joined by
-    ``|``; the first that fits counts) to codecs, None for as it is. Integer pools are never coded.
-    Raises: CommonweightError for an unknown codec, a pattern that fits no float32 pool or a part of a stacked tensor.
+    choice: one codec, for all trainable float32 pools (`ordered`: for all int32 pools); or a mapping from patterns over
+    pool names (globs joined by ``|``; the first that fits counts) to codecs, None for as it is. A codec is for pools of
+    its own dtype alone.
+    Raises: CommonweightError for an unknown codec, a pattern that fits no such pool or a part of a stacked tensor.
     """
     if choice is None:
         return {}
     if not isinstance(choice, Mapping):
         codec = get(choice)
-        return {k: codec for k, names in layout.items() if plan.pools[names[0]].train and _float(plan, names)}
+        return {k: codec for k, names in layout.items() if _suits(plan, names, codec) and _usual(plan, names)}
     wanted = {pattern: None if codec is None else get(codec) for pattern, codec in choice.items()}
-    able = [n for names in layout.values() if _float(plan, names) for n in names]
-    for pattern in wanted:
+    for pattern, codec in wanted.items():
+        able = [n for names in layout.values() if _suits(plan, names, codec) for n in names]
         if not isinstance(pattern, str) or not any(_fits(n, pattern) for n in able):
-            some = ", ".join(able[:3])
-            raise CommonweightError(
-                f"codec: {pattern!r} matches no saved float32 pool of this tenant; it has {some}, ..."
-            )
+            some = f"; it has {', '.join(able[:3])}, ..." if able else ""
+            raise CommonweightError(f"codec: {pattern!r} matches no saved {_dtype(codec)} pool of this tenant{some}")
     out = {}
     for key, names in layout.items():
-        if not _float(plan, names):
-            continue
-        found = [next((c for p, c in wanted.items() if _fits(n, p)), None) for n in names]
+        mine = {p: c for p, c in wanted.items() if _suits(plan, names, c)}
+        found = [next((c for p, c in mine.items() if _fits(n, p)), None) for n in names]
         if found.count(found[0]) != len(found):
             other = names[next(i for i, c in enumerate(found) if c != found[0])]
             raise CommonweightError(
@@ -81,10 +79,13 @@ def read(where: str, plan: Plan, layout: Layout, said: str | Mapping[str, str] |
     try:
         if said is None or isinstance(said, str):
             return choose(plan, layout, said)
-        strange = [k for k in said if k not in layout or not _float(plan, layout[k])]
-        if strange:
-            raise CommonweightError(f"its header names a codec for {strange[0]}, which is not a float32 tensor of it")
-        return {k: get(v) for k, v in said.items()}
+        found = {k: get(v) for k, v in said.items()}
+        for k, codec in found.items():
+            if k not in layout or not _suits(plan, layout[k], codec):
+                raise CommonweightError(
+                    f"its header names a codec for {k}, which is not a {_dtype(codec)} tensor of it"
+                )
+        return found
     except CommonweightError as e:
         raise CommonweightError(f"{where}: {e}") from e
 
@@ -115,7 +116,7 @@ def unpack(
     """The inverse of `pack`, up to what the codec rounds."""
     pool = plan.pools[names[0]]
     shape = pool.shape if len(names) == 1 else (len(names), *pool.shape)
-    if stored.dtype == torch.float32:
+    if stored.dtype == getattr(torch, pool.dtype):
         return stored  # its shape is looked at like that of any pool
     try:
         return codec.decode(stored, shape, _first(plan, names, codec, common, shape))
@@ -138,6 +139,20 @@ def _first(plan: Plan, names: Sequence[str], codec: Codec, common: bool, shape: 
 
 def _float(plan: Plan, names: Sequence[str]) -> bool:
     return plan.pools[names[0]].dtype == "float32"
+
+
+def _dtype(codec: Codec | None) -> str:
+    return getattr(codec, "dtype", "float32")
+
+
+def _suits(plan: Plan, names: Sequence[str], codec: Codec | None) -> bool:
+    """Whether the pools are of the codec's dtype."""
+    return plan.pools[names[0]].dtype == _dtype(codec)
+
+
+def _usual(plan: Plan, names: Sequence[str]) -> bool:
+    """Whether a codec that is named alone is for them: what was trained, and whole numbers."""
+    return plan.pools[names[0]].train or not _float(plan, names)
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -315,9 +315,9 @@ class Host:
         """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header.
 
         codec: stores the pools in fewer bytes, with a small error: ``"bfloat16"``, ``"int8"``, ``"int4"``,
-        ``"compeft"`` or ``"onebit"`` for all trainable pools, or a mapping from patterns of pool names,
-        ``{"*.A|*.B": "int4"}``. The tenant in memory does not change. Loading needs no option and gives
-        float32 pools again.
+        ``"compeft"`` or ``"onebit"`` for all trainable pools, ``"ordered"`` for all places of sparse methods, without
+        error, or a mapping from patterns of pool names, ``{"*.places": "ordered", "*": "int4"}``. The tenant in memory
+        does not change. Loading needs no option and gives the pools in their own dtypes again.
 
         overwrite: False refuses to replace another file, with a CommonweightError; one with the same bytes stays.
         """

@@ -109,7 +109,11 @@ def test_ternary_changes_are_stored_as_they_are():
 
 
 @drawn(100)
-@given(codec=st.sampled_from(["int8", "int4", "compeft", "onebit"]), raw=st.binary(max_size=200), n=st.integers(0, 300))
+@given(
+    codec=st.sampled_from(["int8", "int4", "compeft", "onebit", "ordered"]),
+    raw=st.binary(max_size=200),
+    n=st.integers(0, 300),
+)
 def test_any_bytes_are_decoded_or_refused(codec, raw, n):
     stored = torch.tensor(list(raw), dtype=torch.uint8)
     try:
@@ -142,7 +146,7 @@ def test_another_form_is_refused(codec, stored):
     [("int5", "unknown codec 'int5'; did you mean 'int4'|'int8'"), ("zip", "unknown codec 'zip'; known: bfloat16"),
      ("compeft:density=2", "density is 2.0; it must be <= 1"), ("compeft:densty=0.2", "did you mean 'density'"),
      ("int8:density=0.2", "unknown option of Int8"), ("compeft:0.2", "wanted name=value"),
-     (3, "codec is 3; wanted one of bfloat16, int8, int4, compeft, onebit"), (Compeft, "wanted one of")],
+     (3, "codec is 3; wanted one of bfloat16, int8, int4, compeft, onebit, ordered"), (Compeft, "wanted one of")],
 )  # fmt: skip
 def test_what_is_no_codec(codec, message):
     with pytest.raises(cw.CommonweightError, match=message):
@@ -170,3 +174,29 @@ def test_one_bit_of_other_numbers_is_mean_and_deviation():
     low, high = back.unique().tolist()
     assert (low + high) / 2 == pytest.approx(value.mean().item(), rel=1e-5)
     assert (high - low) / 2 == pytest.approx(0.674490 * value.std().item(), rel=1e-5)
+
+
+@drawn(60)
+@given(
+    rows=st.integers(1, 3), k=st.integers(1, 40), high=st.sampled_from([1, 7, 300, 50_000_000]), seed=st.integers(0, 99)
+)
+def test_places_in_order_come_back_and_take_few_bytes(rows, k, high, seed):
+    g = torch.Generator().manual_seed(seed)
+    value = torch.randint(0, high, (rows, k), generator=g).cumsum(1).add(torch.arange(k)).int()
+    c = get("ordered")
+    stored = c.encode(value, None)
+    back = c.decode(stored, (rows, k), None)
+    assert stored.dtype == torch.uint8 and back.dtype == torch.int32 and back.equal(value)
+    assert stored.nbytes <= 2 + rows * k * (2 + high.bit_length()) / 8 + 2
+
+
+@pytest.mark.parametrize("value", [torch.tensor([3, 3]).int(), torch.tensor([-1, 4]).int(), torch.tensor([2, 1]).int(),
+                                   torch.zeros(0).int(), torch.tensor([1.0, 2.0])])  # fmt: skip
+def test_what_is_in_no_order_stays_as_it_is(value):
+    c = get("ordered")
+    assert c.encode(value, None) is value and c.decode(value, tuple(value.shape), None) is value
+
+
+def test_one_place_in_two_hundred_takes_nine_bits():
+    places = torch.randperm(200_000, generator=torch.Generator().manual_seed(0))[:1000].sort().values.int()
+    assert get("ordered").encode(places, None).nbytes * 8 / 1000 < 9.3

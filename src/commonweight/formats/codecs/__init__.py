@@ -6,7 +6,8 @@ A codec is a frozen config with
 - ``decode(stored, shape, first) -> value``: float32. Raises: CommonweightError for what `encode` does not write;
 
 `first`: the pool's values before training, where every reader can make them anew, else None. ``uses_first``: what is
-coded is value - first, which is smaller. ``needs_first``: it means nothing else.
+coded is value - first, which is smaller. ``needs_first``: it means nothing else. ``dtype``: that of the
+pools that it is for, where they are not of float32.
 
 The law: ``encode(decode(encode(v)))`` has the bytes of ``encode(v)``, so that a file that is loaded and saved again by
 the same codec does not change. It needs `first` to be the same, and changes that float32 adds to it almost exactly:
@@ -24,6 +25,7 @@ from .absmax import Int4, Int8
 from .compeft import Compeft
 from .floats import Bfloat16
 from .onebit import OneBit
+from .ordered import Ordered
 
 
 class Codec(Protocol):
@@ -35,7 +37,9 @@ class Codec(Protocol):
     def decode(self, stored: Tensor, shape: tuple[int, ...], first: Tensor | None) -> Tensor: ...
 
 
-CODECS: dict[str, Any] = {"bfloat16": Bfloat16, "int8": Int8, "int4": Int4, "compeft": Compeft, "onebit": OneBit}
+CODECS: dict[str, Any] = {
+    "bfloat16": Bfloat16, "int8": Int8, "int4": Int4, "compeft": Compeft, "onebit": OneBit, "ordered": Ordered,
+}  # fmt: skip
 
 
 def get(codec: Any) -> Codec:
@@ -54,4 +58,4 @@ def name(codec: Codec) -> str:
     return next(n for n, cls in CODECS.items() if type(codec) is cls)
 
 
-__all__ = ["CODECS", "Bfloat16", "Codec", "Compeft", "Int4", "Int8", "OneBit", "get", "name"]
+__all__ = ["CODECS", "Bfloat16", "Codec", "Compeft", "Int4", "Int8", "OneBit", "Ordered", "get", "name"]

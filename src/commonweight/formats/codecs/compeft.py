@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core import CommonweightError, config, option
 from ...core.ternary import ternary
+from . import golomb
 from .absmax import BESIDE, LEAST
 
 HEAD = struct.Struct("<HBQ")  # the scale as bfloat16, the low bits b of a gap, the count k
@@ -44,7 +45,7 @@ class Compeft:
         near = 0.0 if first is None or not len(change) else BESIDE * first.abs().max().item()
         if scale.item() < max(LEAST, near):
             places, scale = places[:0], scale.new_zeros(())
-        b, high, low = _golomb(places.numpy())
+        b, high, low = golomb.coded(np.diff(places.numpy(), prepend=-1) - 1)
         bits = (signs[places].numpy() < 0, low, high)
         body = b"".join(np.packbits(part, bitorder="little").tobytes() for part in bits)
         head = HEAD.pack(int(scale.view(torch.int16)) & 0xFFFF, b, len(places))
@@ -65,27 +66,14 @@ class Compeft:
         return out.reshape(shape).float()
 
 
-def _golomb(places: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """(b, unary bits of the gaps >> b, the gaps' low b bits) with the b that takes the fewest bits."""
-    gaps = np.diff(places, prepend=-1) - 1
-    cost = [int((gaps >> b).sum()) + len(gaps) * (1 + b) for b in range(int(gaps.max(initial=0)).bit_length() + 1)]
-    b = cost.index(min(cost))
-    high = np.zeros(int((gaps >> b).sum()) + len(gaps), bool)
-    high[np.cumsum((gaps >> b) + 1) - 1] = True
-    return b, high, (gaps[:, None] >> np.arange(b) & 1).astype(bool).flatten()
-
-
 def _places(body: np.ndarray, n: int, b: int, k: int) -> tuple[np.ndarray, np.ndarray] | None:
     """(kept places, which of them are negative); None for anything that `Compeft.encode` does not write."""
-    signs, lows = -(-k // 8), -(-k * b // 8)
-    if k > n or b > 40 or len(body) < signs + lows:
+    signs = -(-k // 8)
+    if k > n or len(body) < signs:
         return None
     minus = np.unpackbits(body[:signs], bitorder="little")[:k].astype(bool)
-    low = np.unpackbits(body[signs : signs + lows], bitorder="little")[: k * b].reshape(k, b)
-    ones = np.flatnonzero(np.unpackbits(body[signs + lows :], bitorder="little"))
-    needed = -(-(int(ones[-1]) + 1) // 8) if len(ones) else 0
-    if len(ones) != k or len(body) != signs + lows + needed:
+    gaps = golomb.decoded(body[signs:], b, k)
+    if gaps is None:
         return None
-    gaps = ((np.diff(ones, prepend=-1) - 1) << b) + (low.astype(np.int64) << np.arange(b)).sum(1)
     places = np.cumsum(gaps + 1) - 1
     return (places, minus) if not k or places[-1] < n else None

@@ -25,6 +25,8 @@ from .nlora import NLoRA
 from .olora import OLoRA
 from .pissa import PiSSA
 from .relora import ReLoRA
+from .reslora import ResLoRA
+from .rolora import RoLoRA
 from .salora import SaLoRA
 from .slora import SLoRA
 from .sora import SoRA
@@ -56,6 +58,8 @@ __all__ = [
     "OLoRA",
     "PiSSA",
     "ReLoRA",
+    "ResLoRA",
+    "RoLoRA",
     "SLoRA",
     "SaLoRA",
     "SoRA",

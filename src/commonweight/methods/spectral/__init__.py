@@ -3,6 +3,7 @@
 from . import svf
 from .c3a import C3A
 from .fourierft import FourierFT
+from .soda import SODA
 from .spectral_adapter import SpectralAdapter
 from .svf import SVF
 from .vectorfit import VectorFit
@@ -10,6 +11,7 @@ from .waveft import WaveFT
 
 __all__ = [
     "C3A",
+    "SODA",
     "SVF",
     "FourierFT",
     "SpectralAdapter",
