@@ -27,6 +27,7 @@ ALL = (
     "qlora",
     "packing",
     "serving",
+    "skipping",
     "road_batching",
     "file_size",
     "one_bit",

@@ -30,6 +30,7 @@ from .routed import Drawn, Skills
 from .scale import ScaleInput, ScaleOutput
 from .sequential import Hydra
 from .shift import BiasShift, Classify, Shift
+from .skipped import Replaced, SoftTopK, TokenSelect
 from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
 
@@ -74,6 +75,7 @@ __all__ = [
     "Projected",
     "RandomBases",
     "Replace",
+    "Replaced",
     "Requantised",
     "RotateBlocks",
     "RotatePairs",
@@ -81,12 +83,14 @@ __all__ = [
     "ScaleOutput",
     "Shift",
     "Skills",
+    "SoftTopK",
     "Step",
     "Streams",
     "ThinHead",
     "ThinTable",
     "Times",
     "TokenChoice",
+    "TokenSelect",
     "Turned",
     "Twice",
     "Weighed",

@@ -26,7 +26,8 @@ class Site(NamedTuple):
     table (inp, out), out its width) | "norm" (inp = 1) | "parameter" (what a module computes with by itself; inp = 1 of
     a vector) | "block" (a whole layer's output) | "attention" and "ffn" (parts of a layer: what they are given, inp,
     and what they give before it is added, out) | "head" (where a task's classifier reads).
-    role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells.
+    role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
+    a block "causal" where a token sees those before it alone.
     """
 
     name: str
@@ -102,6 +103,9 @@ class Bind(Protocol):
                                        the frozen one, (out, inp), where y = x weight^T + a constant and nobody else
                                        reads y, so that one node may stand for both; else None
     bias(b, **slots) -> b'             when the bias changes too
+    gate(x, base, there, **slots) -> g (..., T)  at a block or a part of one: what share of it each token gets. y is
+                                       then g y of a part, x + g (y - x) of a block, before `output`; where g is 0 it is
+                                       not computed. there: which tokens are no padding, bool (..., T), or None
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y. A bind with `input` has none
     factors(**slots) -> (A, B)         when w' = w + B A exactly; leading dimensions of the slots stay. Where `draws`

@@ -63,6 +63,17 @@ class Stacked:
         out = self.mapped(lambda x, **slots: self.bind.input(x, base, **slots), slots)(apart(x, n))
         return out.flatten(0, 1)
 
+    @property
+    def gate(self) -> Callable[..., Tensor] | None:
+        return self._gate if getattr(self.bind, "gate", None) is not None else None
+
+    def _gate(self, x: Tensor, base: Base, there: Tensor | None, **slots: Tensor) -> Tensor:
+        each, n = [], self.size(slots)
+        for i, rows in enumerate(apart(x, n)):
+            mine = {k: v[i] if k in self.many else v for k, v in slots.items()}
+            each.append(self.bind.gate(rows, base, None if there is None else apart(there, n)[i], **mine))
+        return torch.cat(each)
+
     def output(self, x: Tensor, y: Tensor, base: Any, **slots: Tensor) -> Tensor:
         n, bind = self.size(slots), self.bind
         if getattr(bind, "grouped", None) is not None and getattr(bind, "tokenwise", True):

@@ -57,9 +57,27 @@ class _OfThread(threading.local):
         self.route: Route | None = None
         self.brought = False  # whether it was brought up to date outside of what is compiled
         self.room = Room()
-        self.given_to: dict[str, Tensor] = {}  # part of a block that runs -> what it was given
+        self.given_to: dict[str, Any] = {}  # block, or part of one, that runs -> what it was given, or its Skip
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
         self.heard: Any = None  # where routers say what they say, while somebody listens
+        self.masks: Mapping[str, Any] = NOTHING  # of the pass that runs: which tokens are no padding
+
+    def begin(self, module: Any, args: tuple, kwargs: dict) -> None:
+        """A pass of the model begins."""
+        given = kwargs
+        if len(args) > 1:
+            known = inspect.signature(module.forward).parameters
+            given = {**dict(zip(known, args)), **kwargs}
+        named = "attention_mask", "decoder_attention_mask", "decoder_input_ids"
+        self.masks = {k: given[k] for k in named if k in given}
+
+    def there(self, site: str, x: Tensor) -> Tensor | None:
+        """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""
+        paired = "decoder_input_ids" in self.masks and "decoder" in site.split(".")
+        mask = self.masks.get("decoder_attention_mask" if paired else "attention_mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or x.dim() < 3 or mask.shape[0] != x.shape[0]:
+            return None
+        return mask[:, -x.shape[1] :].bool() if mask.shape[1] >= x.shape[1] else None
 
 
 class _Speaks(threading.local):

@@ -81,6 +81,7 @@ class Called(Entrance):
         before = self.current.thread.brought
         found = size(args, kwargs)
         self.current.bring(found)
+        self.current.thread.begin(self.model, args, kwargs)
         arrive(self.model, found, compiled=True)
         self.current.thread.brought = True
         return before

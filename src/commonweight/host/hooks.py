@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..bind import Copy, Entries, active
 from ..core import CommonweightError, counted
+from . import skips
 from .apart import Unfit
 from .carried import bare
 from .change import changed
@@ -21,6 +23,7 @@ from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
 from .sites import Block, Physical
+from .skips import Skip, shorter
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
@@ -50,17 +53,77 @@ class SiteHook:
         if self.at.slot != "weight" or self.at.kind == "parameter":  # read through its door
             return []
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
-        if self.entry is not None:
-            return [self.entry.register_forward_pre_hook(self.enter, with_kwargs=True), after]
+        if isinstance(self.at, Block):
+            begins = self.entry or self.at.module
+            return [begins.register_forward_pre_hook(self.enter, with_kwargs=True), after]
         if self.at.kind != "linear" or self.at.forms != "all":  # a change of the input is one of the weight there
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
-        """A part of a block begins: what it is given waits for its end, which runs in the same thread."""
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
+        """A block or a part of one begins: what a part is given waits for its end, which runs in the same thread; so
+        does what some tokens skip, see `skips`."""
         route = self.current.route
-        if route is not None and route.touches(self.at.name):
-            self.current.thread.given_to[self.at.name] = self.input(args, kwargs or {})
+        if route is None or not route.touches(self.at.name):
+            return None
+        waiting, x = self.current.thread.given_to, self.input(args, kwargs or {})
+        waiting.pop(self.at.name, None)
+        if self.entry is not None:
+            waiting[self.at.name] = x
+        if (gates := self.gates(route, x)) is None:
+            return None
+        waiting[self.at.name] = skip = self.skip(route, x, gates, (args, kwargs or {}))
+        if skip.given is x:
+            return None
+        given = shorter(skip, args, kwargs or {})
+        return given[0] if kwargs is None else given
+
+    def gates(self, route: Route, x: Tensor) -> Tensor | None:
+        """What share of the module each token gets, (..., 1); None where no reader has a gate here."""
+        thread, there = self.current.thread, self.current.thread.there(self.at.name, x)
+        if route.single is not None:
+            if not any(e.gate for e in route.single.table[self.at.name]):
+                return None
+            at = of_one(self.at, route, x, thread.heard, thread.given_to)
+            return self.opened(route.single.table[self.at.name], x, there, at)
+        if not any(e.gate for t, _ in route.groups if t is not None for e in t.table.get(self.at.name, [])):
+            return None
+        folded, layout = self.layout(route, x)
+        known = x.new_ones(*x.shape[:-1], 1) if there is None else there[..., None]
+        run = partial(self.some_opened, places=Places.of(self.at, route, x, thread.heard, thread.given_to))
+        return self.by_bucket(layout, folded, route.fold(known)[0], run, x)  # type: ignore[index]
+
+    def opened(self, entries: list[Entry], x: Tensor, there: Tensor | None, at: Any) -> Tensor:
+        found = [e.gate(x, at, there, **e.slots(x.dtype)) for e in entries if e.gate is not None]
+        return torch.stack(found).prod(0)[..., None]
+
+    def some_opened(self, bucket: Bucket, x: Tensor, there: Tensor, places: Places | None) -> Tensor:
+        """Of a bucket: `there` is (..., 1)."""
+        entries = bucket.entries[0]
+        if not any(e.gate for e in entries):
+            return torch.ones_like(there)
+        at = self.at if places is None else places.seat(self.at, bucket, self.current.thread.heard)
+        if len(bucket.entries) == 1:
+            self.tokenwise(bucket, x)
+            return self.opened(entries, x, there[..., 0].bool(), at)
+        stacked = self.stacked(bucket, x.dtype, x[0].numel() // x.shape[-1])
+        n = x.shape[0]
+        given = x.reshape(n, -1, x.shape[-1]), there.reshape(n, -1).bool()
+        return entries[0].gate(given[0], at, given[1], **stacked).view(there.shape)  # type: ignore[misc]
+
+    def skip(self, route: Route, x: Tensor, gates: Tensor, given: tuple) -> Skip:
+        at = self.at
+        assert isinstance(at, Block)
+        if at.kind == "block":
+            cached = any(hasattr(v, "get_seq_length") for v in pytree.tree_leaves(given))
+            there = self.current.thread.there(at.name, x)
+            return skips.block(at, x, gates, there, route.single is None, cached)
+        home = f"{at.name}." if self.entry is None else f"{at.name.rpartition('.')[0]}."
+        key = ("inside", at.name)
+        if route.single is None and key not in route.kept:
+            read = {n for t, _ in route.groups if t is not None for n in t.table} - {at.name}
+            route.kept[key] = any(n.startswith(home) for n in read)
+        return skips.part(x, gates, whole=route.single is None and route.kept[key])
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
         """kwargs: None where another library hands the hook on to a module that it puts in this one's place."""
@@ -133,7 +196,9 @@ class SiteHook:
             return None if self.limit is None or self.limit.own is None else self.limit(None, y)
         if isinstance(self.at, Block) and not route.touches(self.at.name):
             return None
-        x = self.input(args, kwargs) if self.entry is None else self.current.thread.given_to.pop(self.at.name)
+        waiting = self.current.thread.given_to.pop(self.at.name, None) if isinstance(self.at, Block) else None
+        skip = waiting if isinstance(waiting, Skip) else None
+        x = skip.x if skip is not None else self.input(args, kwargs) if waiting is None else waiting
         x, route = self.at.seen(bare(x)), self.readers(route)
         if self.at.alone and (len(args) + len(kwargs) > 1) and route.touches(self.at.name):
             raise CommonweightError(
@@ -142,10 +207,14 @@ class SiteHook:
             )
         if self.limit is not None and isinstance(y, Tensor):
             return self.limit(route, self.after(route, x, self.linked(x, y)))
-        at = self.at.main(x, y) if isinstance(self.at, Block) else 0 if isinstance(y, tuple) else None
+        at = 0 if isinstance(y, tuple) else None
+        if isinstance(self.at, Block):
+            at = self.at.main(x if skip is None else skip.given, y)
+        if skip is not None:
+            main: Any = y if at is None else y[at]
+            y = replaced(y, at, skip.back(main, self.at.kind == "block"))
         if at is not None:
-            parts = *y[:at], self.after(route, x, self.linked(x, y[at])), *y[at + 1 :]
-            return type(y)(*parts) if hasattr(y, "_fields") else type(y)(parts)
+            return replaced(y, at, self.after(route, x, self.linked(x, y[at])))
         return self.at.given(self.after(route, x, self.at.seen(self.linked(x, y))))  # type: ignore[arg-type]
 
     def form(self, entry: Entry) -> Callable | None:
@@ -320,6 +389,14 @@ class SiteHook:
         return torch.cat(parts)
 
 
+def replaced(y: Any, at: int | None, new: Tensor) -> Any:
+    """A module's output with another tensor in the place `at`; None: it is that tensor."""
+    if at is None:
+        return new
+    parts = *y[:at], new, *y[at + 1 :]
+    return type(y)(*parts) if hasattr(y, "_fields") else type(y)(parts)
+
+
 def reads_own(entries: list[Entry]) -> bool:
     """Whether a fast form would read the base's weight where the tenant has one of its own."""
     return isinstance(entries[0].bind, Copy | Entries) and any(not getattr(e.bind, "anywhere", "") for e in entries)
@@ -386,6 +463,7 @@ class ModelHook:
         found = size(args, kwargs)
         if not torch.compiler.is_compiling():
             self.current.bring(found)
+            self.current.thread.begin(module, args, kwargs)
             self.keep_routes()
             arrive(module, found)
         elif not self.current.thread.brought:

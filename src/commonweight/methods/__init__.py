@@ -5,6 +5,7 @@ Adding one: the file, its name in the list of its folder, its test.
 
 from . import (
     adapters,
+    conditional,
     hidden_states,
     low_rank,
     mixtures,
@@ -19,6 +20,7 @@ from . import (
 )
 from .adapters import *  # noqa: F403
 from .beside import Beside, beside
+from .conditional import *  # noqa: F403
 from .head import head
 from .hidden_states import *  # noqa: F403
 from .low_rank import *  # noqa: F403
@@ -48,6 +50,7 @@ __all__ = [
     "resolve",
 ]
 __all__ += adapters.__all__
+__all__ += conditional.__all__
 __all__ += hidden_states.__all__
 __all__ += low_rank.__all__
 __all__ += mixtures.__all__

@@ -47,7 +47,8 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
     """The output of a block, and what parameters the block has of its own."""
     if name not in whole.blocks or not (width := _width(whole.model, module)):
         return []
-    block = Found(Block(name, module, width), Site(name, width, width, "block", "", False), True)
+    role = "causal" if _causal(module, whole.model) else ""
+    block = Found(Block(name, module, width), Site(name, width, width, "block", role, False), True)
     return [block, *parameter.find(name, module, whole)]
 
 
@@ -75,6 +76,16 @@ def blocks_of(names: Mapping[str, nn.Module], *kinds: Callable[[nn.Module], obje
             if sum(n.startswith(f"{start}{key}.") for n in linears) >= 2:
                 found.append(f"{start}{key}")
     return found
+
+
+def _causal(block: nn.Module, model: nn.Module) -> bool:
+    """Whether a token sees those before it alone: as attention says it, else where a model of one stack speaks."""
+    if any(getattr(m, "is_causal", False) is True or getattr(m, "is_decoder", False) is True for m in block.modules()):
+        return True
+    inner: Any = unwrapped(model)
+    speaks = getattr(inner, "can_generate", None)
+    paired = getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
+    return bool(speaks is not None and speaks() and not paired)
 
 
 def _width(model: nn.Module, block: nn.Module) -> int:

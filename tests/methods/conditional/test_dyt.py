@@ -1,0 +1,84 @@
+"""DyT against its formula, written out on the model's own modules."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import commonweight as cw
+from commonweight.bind.skipped import logistic
+from commonweight.methods.conditional.dyt import rate
+from commonweight.methods.said import Said
+from tests.laws.subjects import stir
+from tests.models import answer, make
+
+SMALL = {"size": 3}
+VARIANTS = [{"first": True, "scale": 0.1}]
+PARTS = {"llama": "model.layers.{}.mlp", "gpt2": "transformer.h.{}.mlp", "vit": "layers.{}.mlp"}
+
+
+class Dynamic(nn.Module):
+    """g mlp(x) + s (W_up relu(W_down x + b_down) + b_up), all tokens computed."""
+
+    def __init__(self, module, pools, scale, first):
+        super().__init__()
+        self.module, self.pools, self.scale, self.first = module, pools, scale, first
+
+    def forward(self, x):
+        p = self.pools
+        g = (torch.sigmoid(x @ p["select"] + p["select_bias"]) > 0.5).float()
+        if self.first:
+            g[:, 0] = 1.0
+        more = torch.relu(x @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"]
+        return g[..., None] * self.module(x) + self.scale * more
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("first", [False, True])
+def test_formula(kind, first):
+    model, batch = make(kind)
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    tenant = stir(host.add("t", "dyt", size=5, scale=2.0, first=first), std=0.3)
+    for i in range(2):
+        name = PARTS[kind].format(i)
+        slots = ("select", "select_bias", "down", "down_bias", "up", "up_bias")
+        pools = {k: tenant.pools[f"{name}.{k}"].detach() for k in slots}
+        plain.set_submodule(name, Dynamic(plain.get_submodule(name), pools, 2.0, first))
+    with torch.no_grad(), host.route("t"):
+        torch.testing.assert_close(answer(model, batch), answer(plain, batch))
+
+
+def test_the_noise_is_the_difference_of_two_gumbel_numbers():
+    torch.manual_seed(0)
+    drawn = logistic(torch.zeros(20000))
+    assert abs(float(drawn.mean())) < 0.05 and abs(float(drawn.var()) - torch.pi**2 / 3) < 0.15
+    for logit in (-1.0, 0.5):  # a token is kept with probability sigmoid(logit), whatever tau
+        kept = (logit + drawn > 0).float().mean()
+        torch.testing.assert_close(kept, torch.sigmoid(torch.tensor(logit)), atol=0.02, rtol=0)
+
+
+def test_the_gradient_of_a_gate_is_that_of_its_sigmoid():
+    bind, x = cw.bind.TokenSelect(tau=5.0), torch.randn(2, 3, 4)
+    select, bias = torch.randn(4, requires_grad=True), torch.zeros(1, requires_grad=True)
+
+    class Base:
+        training = False
+
+    weight = torch.randn(2, 3)
+    (bind.gate(x, Base(), None, select, bias) * weight).sum().backward()
+    p = torch.sigmoid((x @ select.detach()) / 5.0)
+    torch.testing.assert_close(select.grad, ((weight * p * (1 - p) / 5.0)[..., None] * x).sum((0, 1)))
+
+
+def test_the_rate_is_the_square_of_the_mean_over_layers_and_tokens():
+    said = {"a": Said(torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([1.0, 1.0, 0.0]))}
+    said["b"] = Said(torch.tensor([[1.0], [0.0]]), torch.ones(2))
+    torch.testing.assert_close(rate(cw.methods.DyT(keep=0.5), said), torch.tensor(2.0 * 0.25**2))
+
+
+def test_count_is_the_papers():
+    """Per block 2 r d + r + d of the adapter and d + 1 of the selector."""
+    sites = [cw.Site(f"layers.{i}.mlp", 768, 768, "ffn") for i in range(12)]
+    assert cw.plan("dyt", sites, size=64).count() == 12 * (2 * 64 * 768 + 64 + 768 + 768 + 1)
