@@ -19,11 +19,15 @@ from .recipe import Recipe
 from .scheduled import alone
 
 Groups = list[dict[str, Any]]
+Maker = Callable[[Groups, float], Optimizer]  # of groups and a weight decay
 ONE_RATE = ("prodigy",)  # it finds its rate itself, one for all
 
 
-def make(recipe: Recipe, tenants: Sequence[Tenant]) -> Optimizer:
+def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, maker: Maker | None = None) -> Optimizer:
     """The optimizer of a run over the tenants' pools, each pool with its own rate.
+
+    scheduled: each pool in a group of its own, whatever the methods ask. maker: (groups, weight decay) -> an optimizer,
+    in place of the one that the recipe names.
 
     Raises: CommonweightError for an unknown name, a library that is not there, and what does not go together.
     """
@@ -39,12 +43,12 @@ def make(recipe: Recipe, tenants: Sequence[Tenant]) -> Optimizer:
         groups = distinct(
             g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr, lora_plus=recipe.lora_plus)
         )
-    if any(t.method.schedule for t in tenants):
+    if scheduled or any(t.method.schedule for t in tenants):
         if name in ONE_RATE:
-            one = next(t.method.name for t in tenants if t.method.schedule)
+            one = next((t.method.name for t in tenants if t.method.schedule), "what it is trained by")
             raise CommonweightError(f"{name} has one rate for all pools, {one} one for each: take another optimizer")
         groups = alone(groups)
-    return _MAKERS[name](groups, recipe.weight_decay)
+    return (maker or _MAKERS[name])(groups, recipe.weight_decay)
 
 
 def schedule(name: str, optimizer: Optimizer, warm: int, steps: int) -> Any:
@@ -162,7 +166,7 @@ def _muon(groups: Groups, decay: float) -> Optimizer:
     return parts[0] if len(parts) == 1 else Several(parts)
 
 
-def _from(module: str, cls: str, install: str, **fixed: Any) -> Callable[[Groups, float], Optimizer]:
+def _from(module: str, cls: str, install: str, **fixed: Any) -> Maker:
     def build(groups: Groups, decay: float) -> Optimizer:
         try:
             found = getattr(import_module(module), cls)
@@ -173,7 +177,7 @@ def _from(module: str, cls: str, install: str, **fixed: Any) -> Callable[[Groups
     return build
 
 
-_MAKERS: dict[str, Callable[[Groups, float], Optimizer]] = {
+_MAKERS: dict[str, Maker] = {
     "adamw": _adamw,
     "adamw-8bit": _from("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
     "adafactor": _from("torch.optim", "Adafactor", "torch"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from ..core.schedule import Edit, Moment, Pools, State
+from ..core.schedule import Edit, Moment, Pools, Schedule, State
 from ..host import Tenant
 
 
@@ -18,16 +18,17 @@ class Scheduled:
     step of the optimiser, before its gradients are cleared.
 
     optimizer: every pool of the tenant stands in a group of its own (`alone`). rates: the scheduler of its rates, whose
-    `base_lrs` are changed; None: the groups' rates themselves are. What another tenant of a common trains is not its to
-    change: it sees and edits the tenant's own pools alone.
+    `base_lrs` are changed; None: the groups' rates themselves are. schedule: in place of its method's. What another
+    tenant of a common trains is not its to change: it sees and edits the tenant's own pools alone.
     """
 
-    def __init__(self, tenant: Tenant, optimizer: Any, rates: Any, steps: int):
-        made = tenant.method.schedule
-        assert made is not None
+    def __init__(self, tenant: Tenant, optimizer: Any, rates: Any, steps: int, schedule: Schedule | None = None):
         self.tenant, self.steps, self.rates = tenant, steps, rates
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.schedule = made(tenant.config, tenant.plan)
+        if schedule is None:
+            assert tenant.method.schedule is not None
+            schedule = tenant.method.schedule(tenant.config, tenant.plan)
+        self.schedule = schedule
         taken = tenant.common.pools if tenant.common is not None else {}
         self.pools = {n: p for n, p in tenant.named_parameters() if n not in taken}
         self.frozen = {
@@ -35,6 +36,7 @@ class Scheduled:
         }
         self.state: State = {}
         self.masks: dict[str, Tensor] = {}
+        self.held: dict[str, tuple[Tensor, Tensor]] = {}  # (where, the numbers)
         self.factors: dict[str, float] = {}
         self.first: dict[str, float] = {}  # rates before any factor
         self.resting: frozenset[str] = frozenset()
@@ -48,8 +50,8 @@ class Scheduled:
             self.begun = True
 
     def masked(self) -> None:
-        """Numbers that are zero for good have no gradient."""
-        for n, m in self.masks.items():
+        """Numbers that are zero for good, or held, have no gradient."""
+        for n, m in (*self.masks.items(), *((n, ~m) for n, (m, _) in self.held.items())):
             if (grad := self.pools[n].grad) is not None:
                 grad.mul_(m)
 
@@ -61,6 +63,8 @@ class Scheduled:
         """loss: of rows, for schedules that compare what they might do; always of the same ones in one call."""
         for n, m in self.masks.items():
             self.pools[n].mul_(m)
+        for n, (m, value) in self.held.items():
+            self.pools[n].copy_(torch.where(m, value, self.pools[n]))
         grads = {n: p.grad for n, p in self.pools.items() if p.grad is not None}
         at = Moment(step, self.steps, self._values(), grads, _moments(self.optimizer, self.pools))
         if (base := self.tenant.base and self.tenant.base()) is not None:
@@ -97,6 +101,8 @@ class Scheduled:
         for n, m in edit.masks.items():
             self.masks[n] = m.to(self.pools[n].dtype)
             self.pools[n].mul_(self.masks[n])
+        for n, m in edit.held.items():
+            self.held[n] = m.to(self.pools[n].device).bool(), self.pools[n].detach().clone()
         for n, f in edit.moments.items():
             for held in self.optimizer.state.get(self.pools[n], {}).values():
                 if isinstance(held, Tensor) and held.shape == self.pools[n].shape:
@@ -134,7 +140,9 @@ class Scheduled:
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, numbers): what `restore` takes."""
         tensors = {f"state/{k}": v for k, v in self.state.items()} | {f"mask/{k}": v for k, v in self.masks.items()}
-        tensors |= {f"pool/{k}": v for k, v in self.frozen.items()}
+        tensors |= {f"pool/{k}": v for k, v in self.frozen.items()} | {
+            f"held/{k}": m for k, (m, _) in self.held.items()
+        }
         return tensors, {"resting": sorted(self.resting), "rates": dict(self.factors)}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -143,7 +151,9 @@ class Scheduled:
         self.state = {k[6:]: v.to(device) for k, v in tensors.items() if k.startswith("state/")}
         masks = {k[5:]: v.to(device) for k, v in tensors.items() if k.startswith("mask/")}
         values = {k[5:]: v for k, v in tensors.items() if k.startswith("pool/")}
-        self._do(Edit(values=values, masks=masks, resting=frozenset(facts["resting"]), rates=facts["rates"]))
+        held = {k[5:]: v for k, v in tensors.items() if k.startswith("held/")}
+        resting, rates = frozenset(facts["resting"]), facts["rates"]
+        self._do(Edit(values=values, masks=masks, resting=resting, rates=rates, held=held))
         self.begun = True
 
 

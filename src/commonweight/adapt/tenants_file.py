@@ -41,7 +41,7 @@ def read_tenants(path: str | Path) -> Job:
             safe(name)
         except CommonweightError as e:
             raise at.error(here, str(e)) from e
-        sources[name] = _source(at, here, entry, path.parent)
+        sources[name] = source(at, here, entry, path.parent)
     for key in ("common", "method", "task", "sites", "dtype", "quantize", "pool"):
         at.kind(body, key, str, "a name")
     for key in ("shard", "liger"):
@@ -68,7 +68,8 @@ def read_tenants(path: str | Path) -> Job:
     return job
 
 
-def _source(at: Place, here: tuple[str, ...], entry: Any, folder: Path) -> Source:
+def source(at: Place, here: tuple[str, ...], entry: Any, folder: Path) -> Source:
+    """One entry of a file that names tenants or tasks."""
     known = {f.name for f in fields(Source)}
     if not isinstance(entry, dict):
         raise at.error(here, f"is {shown(entry)}; wanted keys, as in {{data: train.tsv, dev: 0.1}}")

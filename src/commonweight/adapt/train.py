@@ -189,7 +189,7 @@ def train_understood(
                 raise CommonweightError(
                     f"{tenant.method.name} has no trainable number for this task; choose another method"
                 )
-        run = _run(host, task, parts, plan, checkpoint, resume, progress)
+        run = train_parts(host, task, parts, plan, checkpoint, resume, progress)
     except BaseException:
         for p in parts:
             host.remove(p.tenant.name)
@@ -224,10 +224,10 @@ def draws(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=4).digest())
 
 
-def _run(
+def train_parts(
     host: Host, task: str, parts: list[Part], recipe: Recipe, checkpoint: str | Path | None, resume: bool, progress: Any
 ) -> Any:
-    """A `Run`, or a preference's `Loop`."""
+    """A `Run`, or a preference's `Loop`, of tenants that are there."""
     if processes.world() > 1 and (task == "embed" or task in PREFERENCES):
         why = "the other rows of a batch are its negatives" if task == "embed" else "TRL's loop is run in one"
         raise CommonweightError(f"the task {task} in {processes.world()} processes: {why}; start it in one process")

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from ..core import CommonweightError
+from ..core.schedule import Schedule
 from ..host import Host, Tenant
 from ..host.module import together
 from ..host.weights import device_of
@@ -59,13 +60,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class Part:
-    """One tenant's part in a run: what it is trained for, on what, and what it is measured on."""
+    """One tenant's part in a run: what it is trained for, on what, and what it is measured on. schedule: beside that of
+    its method, which then has none. optimizer: of the run, in place of the recipe's."""
 
     tenant: Tenant
     task: Task
     train: list[Example]
     dev: list[Example]
     kept: Sequence[Example] = ()
+    schedule: Schedule | None = None
+    optimizer: optimizers.Maker | None = None
+
+    @property
+    def scheduled(self) -> bool:
+        return self.schedule is not None or self.tenant.method.schedule is not None
 
 
 class Watch(TrainerCallback):
@@ -143,7 +151,8 @@ class Run(Trainer):
         self.batch: dict[str, Any] = {}  # the step's last one, for schedules that ask what they might do
         self.losses: list[float] = []  # of the batches of a step
         self.tokens, self.read, self.rate = 0, 0, 0.0  # read: tokens of the step, of this process
-        optimizer = optimizers.make(recipe, tenants)
+        scheduled = [p for p in parts if p.scheduled]
+        optimizer = optimizers.make(recipe, tenants, bool(scheduled), parts[0].optimizer)
         warm = round(recipe.warmup * self.steps)
         args = TrainingArguments(
             output_dir=unused,
@@ -174,9 +183,7 @@ class Run(Trainer):
             # nothing is wrapped or moved: gradients are summed in `training_step`
             self.accelerator.prepare_model = lambda model, *_, **__: model  # type: ignore[method-assign]
         self.routed = any(routed(t) for t in tenants)
-        self.schedules = [
-            Scheduled(p.tenant, optimizer, self.lr_scheduler, self.steps) for p in parts if p.tenant.method.schedule
-        ]
+        self.schedules = [Scheduled(p.tenant, optimizer, self.lr_scheduler, self.steps, p.schedule) for p in scheduled]
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the step's items
 
     # -- what transformers.Trainer asks -----------------------------------------------------------------------------

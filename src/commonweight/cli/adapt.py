@@ -33,6 +33,10 @@ Several tenants that share parameters, trained together into a store; then a lat
 
   commonweight adapt MODEL cr.tsv --dev 0.1 --store store --common sentences --tenant cr
 
+Tasks that come one after another, with a page of what is forgotten:
+
+  commonweight adapt MODEL --stream tasks.yaml --method replay --store shop --eval
+
 The same from a file, with another seed:
 
   commonweight adapt tone.yaml --seed 1 --out tone1.safetensors
@@ -70,6 +74,14 @@ def command(
     tenants: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Train several tenants together, as described in a YAML file."),
+    ] = None,
+    stream: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Learn the tasks of a YAML file one after another, into --store. --method is then one of `methods "
+            "--lifelong`; --eval, without a file, measures all tasks after each.",
+        ),
     ] = None,
     config: Annotated[
         Path | None,

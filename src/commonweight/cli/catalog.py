@@ -46,6 +46,12 @@ def exchanges() -> dict[str, type]:
 
 
 @cache
+def lifelong() -> dict[str, type]:
+    """The same of lifelong methods."""
+    return _twins(HERE / "lifelong" / "methods")
+
+
+@cache
 def merges() -> list[str]:
     """The names of merge methods. Empty where there are no sources."""
     return [name for tree in _trees(HERE / "merge" / "methods") for name, _ in _registered(tree)]

@@ -48,11 +48,19 @@ def sharing(name: str | None, options: Sequence[str]) -> None:
 
 def exchange(name: str | None, options: Sequence[str] = ()) -> None:
     """An exchange method and its options; of one whose adapter can be chosen, that adapter's too."""
-    there = catalog.exchanges()
+    _carrying("exchange method", catalog.exchanges(), name, options)
+
+
+def lifelong(name: str | None, options: Sequence[str] = ()) -> None:
+    """The same of a lifelong method."""
+    _carrying("lifelong method", catalog.lifelong(), name, options)
+
+
+def _carrying(what: str, there: Mapping[str, type], name: str | None, options: Sequence[str]) -> None:
     if not there or name is None:
         return
     if name not in there:
-        raise unknown("exchange method", name, there)
+        raise unknown(what, name, there)
     fields = there[name].__dataclass_fields__  # type: ignore[attr-defined]
     own = [o for o in options if "options" not in fields or o.partition("=")[0] in fields]
     made = build(there[name], parse(there[name], own))

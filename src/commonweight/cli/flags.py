@@ -14,7 +14,18 @@ class Peers(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {o.lstrip("-").replace("-", "_"): o for p in self.params for o in p.opts if o.startswith("--")}
-        return super().parse_args(ctx, [_ours(a, known) for a in args])
+        return super().parse_args(ctx, bare([_ours(a, known) for a in args]))
+
+
+EVERY = "eval rows of every task"
+
+
+def bare(args: list[str]) -> list[str]:
+    """With --stream, --eval needs no file: the rows stand in the stream's."""
+    if not any(a == "--stream" or a.startswith("--stream=") for a in args):
+        return args
+    last = [a == "--eval" and (i + 1 == len(args) or args[i + 1].startswith("-")) for i, a in enumerate(args)]
+    return [f"--eval={EVERY}" if bare else a for a, bare in zip(args, last)]
 
 
 def _ours(arg: str, known: dict[str, str]) -> str:

@@ -20,12 +20,19 @@ The options of one, for `commonweight adapt -o name=value`:
 
 def command(
     name: Annotated[str | None, typer.Argument(help="A method: its options, defaults and what they do.")] = None,
+    lifelong: Annotated[
+        bool, typer.Option("--lifelong", help="Methods for tasks that come one after another: adapt --stream.")
+    ] = False,
 ) -> None:
     """List the methods, or the options of one."""
     from rich.console import Console
 
     from . import early
 
+    if lifelong:
+        early.lifelong(name)
+        Console(highlight=False).print(streams() if name is None else stream(name))
+        return
     name = early.method(name)
     console = Console(highlight=False)
     console.print(everything() if name is None else one(name))
@@ -42,6 +49,35 @@ def everything() -> Any:
     for m in available().values():
         table.add_row(m.name, m.paper, m.formula, ", ".join(m.kinds) or "the head")
     return table
+
+
+def streams() -> Any:
+    from rich.table import Table
+
+    from ..lifelong import available
+
+    table = Table(title="Lifelong methods", title_justify="left", show_lines=True)
+    for head in ("name", "paper", "carries over", "a further task adds", "rows kept"):
+        table.add_column(head, overflow="fold", no_wrap=head == "name")
+    for m in available().values():
+        table.add_row(m.name, m.paper, m.carries, m.grows, m.rows)
+    return table
+
+
+def stream(name: str) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    from ..lifelong import get
+
+    m = get(name)
+    about = [
+        f"{m.name}: {m.paper}",
+        f"carries over: {m.carries}",
+        f"a further task adds: {m.grows}",
+        f"rows kept: {m.rows}",
+    ]
+    return Group(*(Text(line) for line in about), options_table(m.config))
 
 
 def one(name: str) -> Any:

@@ -27,13 +27,18 @@ def filled(path: Path, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     body, lines = parse(path, "model: and data:")
     at = Place(path, lines)
-    flags = [f.name for f in fields(Said) if f.name not in ("option", "tenants")]
+    flags = [f.name for f in fields(Said) if f.name not in ("option", "tenants", "stream")]
     out: dict[str, Any] = {}
     options = body.pop("options", {})
     if not isinstance(options, dict):
         raise at.error(("options",), f"is {shown(options)}; wanted keys and values, as in {{rank: 16}}")
     if "tenants" in body:
         raise at.error(("tenants",), "a file of several tenants goes to --tenants: adapt MODEL --tenants FILE")
+    if "tasks" in body or "stream" in body:
+        key = "tasks" if "tasks" in body else "stream"
+        raise at.error(
+            (key,), "a file of tasks that come one after another goes to --stream: adapt MODEL --stream FILE"
+        )
     options, of = dict(options), _options(said.get("method", body.get("method", "mos")))
     for key, value in body.items():
         plain = str(key).replace("-", "_")

@@ -17,6 +17,7 @@ class Said:
     out: Path | None = None
     store: Path | None = None
     tenants: Path | None = None
+    stream: Path | None = None
     overwrite: bool = False
     common: str | None = None
     task: str | None = None

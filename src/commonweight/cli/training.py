@@ -23,6 +23,10 @@ def run(said: Said, options: dict[str, Any]) -> None:
     from ..commons import Commons
     from ..core import CommonweightError, safe
 
+    if said.stream is not None:
+        from .streams import run as run_stream
+
+        return run_stream(said, training)
     if said.tenants is not None:
         alone = {"DATA": said.data, "eval": said.eval_file}
         alone |= said.given("tenant", "common", "method", "option")
@@ -83,10 +87,10 @@ def _one(said: Said, name: str, options: dict[str, Any]) -> None:
     if said.out is None or said.dry_run:
         files = {name: Source(data=said.data, eval=said.eval_file, **said.source)}
         job = Job(tenants=files, method=method, options=options, recipe=said.recipe, **said.how)
-        with _training(said, name) as (bar, _):
+        with training(said, name) as (bar, _):
             look(said.model, job, dry_run=True, say=bar.say)
         return
-    with _training(said, name) as (bar, progress):
+    with training(said, name) as (bar, progress):
         files = run(
             said.model, said.data, said.out, method=method, options=options, tenant=name, eval_file=said.eval_file,
             resume=said.resume, overwrite=said.overwrite, say=bar.say, progress=progress, **said.how, **said.source,
@@ -123,7 +127,7 @@ def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
     job = Job(
         tenants={name: source}, method=method, options=options, common=said.common, recipe=said.recipe, **said.how
     )
-    with _training(said, name) as (bar, progress):
+    with training(said, name) as (bar, progress):
         made = run_late(
             said.model, job, said.store, resume=said.resume, dry_run=said.dry_run, say=bar.say, progress=progress
         )
@@ -145,7 +149,7 @@ def _together(said: Said) -> None:
 
     assert said.model is not None and said.tenants is not None
     job = read_tenants(said.tenants)
-    with _training(said, said.tenants.stem) as (bar, progress):
+    with training(said, said.tenants.stem) as (bar, progress):
         found = run_together(
             said.model, job, out=said.out, store=said.store, resume=said.resume, overwrite=said.overwrite,
             dry_run=said.dry_run, say=bar.say, progress=progress,
@@ -163,7 +167,7 @@ def _together(said: Said) -> None:
 
 
 @contextmanager
-def _training(said: Said, name: str) -> Iterator[tuple[Bar, Any]]:
+def training(said: Said, name: str) -> Iterator[tuple[Bar, Any]]:
     """A progress bar, and the callback for it and the log; and what to do after Ctrl-C."""
     from ..adapt.logs import logged
     from ..adapt.processes import first

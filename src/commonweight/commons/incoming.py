@@ -17,13 +17,15 @@ SMALL = 1 << 16  # bytes: below that a pool's own file and its hash would weigh,
 
 
 class Given(NamedTuple):
-    """What is to be published. data: the bytes of its file. metrics: in place of the file's own. parents: labels."""
+    """What is to be published. data: the bytes of its file. metrics: in place of the file's own. parents: labels.
+    own: the tensors that no other tenant has, where that is not what the file says."""
 
     name: str
     where: str
     data: bytes
     metrics: Mapping[str, Any] | None = None
     parents: Sequence[str] = ()
+    own: Sequence[str] | None = None
 
 
 def of_file(
@@ -59,6 +61,8 @@ def take(given: Iterable[Given]) -> tuple[list[Incoming], dict[str, Content]]:
         if any(i.name == g.name for i in out):
             raise CommonweightError(f"{g.where}: another tenant is called {g.name!r} too; publish them under two names")
         header, tensors = _split(g.where, g.data)
+        if g.own is not None:
+            header = {**header, "own": sorted(g.own)}
         if g.metrics is not None:
             header = {**header, "metrics": dict(g.metrics)}
         small = {k: c for k, c in tensors.items() if k in _own(g.where, header, tensors) and len(c.data) < SMALL}

@@ -145,21 +145,30 @@ class Commons:
         metrics: Mapping[str, Mapping[str, Any]] | None = None,
         parents: Mapping[str, Sequence[str]] | None = None,
         codecs: Mapping[str, Choice] | None = None,
+        own: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, Manifest]:
         """Publishes several tenants of the host at once. Readers see all of them or none, also after a kill.
 
-        Use it for a common that was trained again, with all its tenants. metrics, parents, codecs: by name of a
-        published tenant; another name is an error.
+        Use it for a common that was trained again, with all its tenants. metrics, parents, codecs, own: by name of a
+        published tenant; another name is an error. own: the tensors of its file that no other tenant has; all others
+        become pools of their own, which are there once for all tenants that have them.
         """
         from ..host.files import encode
 
         names = list(names)
-        metrics, parents, codecs = metrics or {}, parents or {}, codecs or {}
-        for name in (*metrics, *parents, *codecs):
+        metrics, parents, codecs, own = metrics or {}, parents or {}, codecs or {}, own or {}
+        for name in (*metrics, *parents, *codecs, *own):
             if name not in names:
                 raise unknown("tenant to publish", name, names)
         given = (
-            Given(n, f"tenant {n}", encode(host.base, host[n], metrics.get(n), codecs.get(n)), None, parents.get(n, ()))
+            Given(
+                n,
+                f"tenant {n}",
+                encode(host.base, host[n], metrics.get(n), codecs.get(n)),
+                None,
+                parents.get(n, ()),
+                own.get(n),
+            )
             for n in names
         )
         return {m.name: m for m in self._publish(given)}

@@ -8,7 +8,7 @@ from .config import build, config, option, parse, table
 from .counts import counted
 from .errors import CommonweightError, Unknown, first_line, unknown
 from .names import natural, safe
-from .registry import Registry
+from .registry import Registry, with_rest
 from .serial import dump, load, serial
 from .version import library
 
@@ -72,6 +72,7 @@ __all__ = [
     "serial",
     "table",
     "unknown",
+    "with_rest",
 ]
 
 # These need torch, whose import takes longer than any command of the store.

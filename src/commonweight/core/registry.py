@@ -57,3 +57,13 @@ class Registry(Generic[M]):
                     )
                 return found, method
         raise CommonweightError(f"{method!r} is neither a {self.what}'s name nor a {self.what}'s config")
+
+
+def with_rest(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method that passes some on: where its config has ``options``, (name, value) pairs, those that are
+    none of its own become such."""
+    own = set(config.__dataclass_fields__)  # type: ignore[attr-defined]
+    out = {k: v for k, v in options.items() if k in own or "options" not in own}
+    if rest := [(k, v) for k, v in options.items() if k not in out]:
+        out["options"] = (*out.get("options", ()), *rest)
+    return out

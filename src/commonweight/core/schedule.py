@@ -51,7 +51,8 @@ class Edit(NamedTuple):
     values: numbers in place of a pool's; also of a frozen one that the tenant's file holds. masks: 0 where a number of
     the pool is zero and stays it, in place of an earlier mask. resting: the pools that get no gradients, all of them;
     None: as before. rates: factors on the pools' learning rates, in place of earlier ones. moments: factors (numbers in
-    the pool's shape, or one) on the optimiser's tensors; 0 forgets.
+    the pool's shape, or one) on the optimiser's tensors; 0 forgets. held: masks, 1 where a number of the pool stays
+    what it is now, whatever the optimiser does; in place of an earlier one.
     """
 
     values: Pools = NONE
@@ -59,6 +60,7 @@ class Edit(NamedTuple):
     resting: frozenset[str] | None = None
     rates: Mapping[str, float] = NONE
     moments: Pools = NONE
+    held: Pools = NONE
 
 
 class Schedule(Protocol):

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats import atomic
-from ..report import Column, compact, facts, page, table
-from .picture import Line, picture
+from ..report import Column, Line, compact, facts, page, picture, table
 from .privacy import again, words
 from .run import read
 

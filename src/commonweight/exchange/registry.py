@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..core import Plan, Pool, Registry, Site
+from ..core import Plan, Pool, Registry, Site, with_rest
 from .asks import Client, Pools, Told
 from .message import Table
 
@@ -130,11 +130,4 @@ def method(name: str, config: type, **about: Any) -> Callable[[Adapter], Adapter
 
 def resolve(name: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
     """(method, config). Of a method whose adapter can be chosen, options that are not its own are the adapter's."""
-    found = get(name)
-    own = set(found.config.__dataclass_fields__)
-    if "options" in own:
-        rest = {k: v for k, v in options.items() if k not in own}
-        options = {k: v for k, v in options.items() if k in own}
-        if rest:
-            options["options"] = (*options.get("options", ()), *rest.items())
-    return METHODS.resolve(name, options)
+    return METHODS.resolve(name, with_rest(get(name).config, options))

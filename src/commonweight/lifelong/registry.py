@@ -1,0 +1,64 @@
+"""The list of lifelong methods: name -> what it is. A method is a config and one generator, a stage of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core import Registry, with_rest
+from .asks import Carried, Run, Stage
+
+Adapter = Callable[[Any], tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to learn tasks one after another.
+
+    paper: title and address; id: in the list of surveyed methods. stage: (what the stage is, what was carried over) ->
+    a generator that yields `Train`, is sent `Trained`, and returns the next `Carried`. adapter: config -> (a method of
+    `commonweight.methods`, its options) of the tenants that are trained. carries: what goes from stage to stage, in
+    words; grows: what a further task adds. rows: whether it keeps rows of earlier tasks. goes_on: whether a task that
+    nobody has trained is answered by the newest tenant's pools; else by the base. tasks: those of `adapt` it can learn.
+    """
+
+    name: str
+    config: type
+    paper: str
+    stage: Callable[[Stage, Carried], Run]
+    adapter: Adapter
+    carries: str
+    grows: str
+    rows: str = "none"
+    id: int | None = None
+    goes_on: bool = True
+    tasks: tuple[str, ...] = ("classify", "lm")
+
+
+METHODS = Registry[Method]("lifelong method")
+available, get = METHODS.available, METHODS.get
+
+
+def chosen(config: Any) -> tuple[str, dict[str, Any]]:
+    """The adapter of a config that lets it be chosen."""
+    return config.adapter, dict(config.options)
+
+
+def method(
+    name: str, config: type, **about: Any
+) -> Callable[[Callable[[Stage, Carried], Run]], Callable[[Stage, Carried], Run]]:
+    """Registers a method under `name` by its stage; about: the other fields of `Method`. adapter: without it, what the
+    config's options `adapter` and `options` say. A name or a config used twice raises."""
+
+    def register(stage: Callable[[Stage, Carried], Run]) -> Callable[[Stage, Carried], Run]:
+        METHODS.add(Method(name=name, config=config, stage=stage, **{"adapter": chosen, **about}))
+        return stage
+
+    return register
+
+
+def resolve(name: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
+    """(method, config). Of a method whose adapter can be chosen, options that are not its own are the adapter's."""
+    found = get(name)
+    return METHODS.resolve(name, with_rest(found.config, options))

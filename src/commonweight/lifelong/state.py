@@ -1,0 +1,59 @@
+"""What was carried over, on disk: one safetensors file for tensors and facts, one of lines for rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..adapt.tasks.base import Example
+from ..core import CommonweightError
+from ..formats import atomic
+
+Rows = Mapping[str, Sequence[Example]]
+
+
+def lines(rows: Rows) -> bytes:
+    """A line of JSON for each row, with its task."""
+    each = [json.dumps({"task": name, **row}) for name, kept in rows.items() for row in kept]
+    return "".join(f"{one}\n" for one in each).encode()
+
+
+def write(folder: Path, stage: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], rows: Rows) -> int:
+    """Whole or not at all, each of the two files. Gives their bytes."""
+    held = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    data = save(held, {"facts": json.dumps(dict(facts))})
+    atomic.write(folder / f"carried-{stage}.safetensors", data)
+    text = lines(rows)
+    if text:
+        atomic.write(folder / f"memory-{stage}.jsonl", text)
+    return len(data) + len(text)
+
+
+def read(folder: Path, stage: int) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, list[Example]]]:
+    path = folder / f"carried-{stage}.safetensors"
+    try:
+        with safe_open(path, "pt") as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            facts = json.loads((f.metadata() or {})["facts"])
+        rows: dict[str, list[Example]] = {}
+        memory = folder / f"memory-{stage}.jsonl"
+        for line in memory.read_text("utf-8").splitlines() if memory.is_file() else ():
+            row = json.loads(line)
+            rows.setdefault(row.pop("task"), []).append(row)
+        return tensors, facts, rows
+    except (SafetensorError, OSError, ValueError, KeyError) as e:
+        raise CommonweightError(
+            f"{path}: what the stream carried over is damaged ({e}); start it again in another store"
+        ) from e
+
+
+def drop(folder: Path, stage: int) -> None:
+    """What later stages no longer need."""
+    for path in (folder / f"carried-{stage}.safetensors", folder / f"memory-{stage}.jsonl"):
+        path.unlink(missing_ok=True)
