@@ -49,6 +49,7 @@ lint: $(READY) ## style, format, types, import layers, and whether the generated
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_claims.py --check docs/claims.md
 	@$(PY) docs/gen_house.py --check
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_exchange.py --check
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_streams.py --check
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_coverage.py --check
 
 docs: $(READY) ## build the documentation into site/; a warning is an error

@@ -19,13 +19,19 @@ from typing import Any
 
 import marked
 
-from commonweight import exchange, merge, methods, share
+from commonweight import exchange, lifelong, merge, methods, share
 from commonweight.core import build
 
 PAGE, DATA = Path(__file__).with_name("coverage.md"), Path(__file__).with_name("coverage.json")
 
-REGISTRIES = {"method": methods, "merge": merge, "share": share, "exchange": exchange}
-PAGES = {"method": "methods.md", "merge": "merging.md", "share": "share.md", "exchange": "exchange.md"}
+REGISTRIES = {"method": methods, "merge": merge, "share": share, "exchange": exchange, "lifelong": lifelong}
+PAGES = {
+    "method": "methods.md",
+    "merge": "merging.md",
+    "share": "share.md",
+    "exchange": "exchange.md",
+    "lifelong": "streams.md",
+}
 FAMILIES = {
     "adapt": "tuning of one model with few parameters",
     "share": "parameters shared across layers, features, positions or depth",

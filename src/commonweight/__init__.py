@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import adapt, compare, exchange, merge, methods, serve, share
+    from . import adapt, compare, exchange, lifelong, merge, methods, serve, share
     from .adapt import Classifier
     from .commons import Commons
     from .core import CommonweightError, Plan, Pool, Site
@@ -30,6 +30,7 @@ __all__ = [
     "adapt",
     "compare",
     "exchange",
+    "lifelong",
     "merge",
     "methods",
     "plan",
@@ -61,6 +62,7 @@ _FOLDERS = {
     "compare",
     "core",
     "exchange",
+    "lifelong",
     "formats",
     "host",
     "merge",

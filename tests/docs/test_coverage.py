@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from commonweight import exchange, merge, methods, share
+from commonweight import exchange, lifelong, merge, methods, share
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -51,7 +51,7 @@ def test_whatever_answers_is_there(gen):
 
 
 def test_what_is_not_there_yet_is_in_no_registry(gen):
-    names = {re.sub("[-_]", "", n) for one in (methods, merge, share, exchange) for n in one.available()}
+    names = {re.sub("[-_]", "", n) for one in (methods, merge, share, exchange, lifelong) for n in one.available()}
     late = {
         r["id"]: word
         for r in gen.rows()

@@ -39,8 +39,6 @@ def run(said: Said, training: Training) -> None:
             f"--eval {said.eval_file} with --stream: it takes no file, each task's rows stand in {said.stream} as "
             "eval:; put --eval at the end"
         )
-    if said.store is None and not said.dry_run:
-        raise CommonweightError("no output: --stream learns into a store, give --store FOLDER")
     early.model(said.model, said.task or "classify")
     early.lifelong(said.method, said.option)
     early.task(said.task)
@@ -48,6 +46,8 @@ def run(said: Said, training: Training) -> None:
     early.device(said.device)
     early.optimizer(said.optimizer)
     early.recipe(said.recipe)
+    if said.store is None and not said.dry_run:
+        raise CommonweightError("no output: --stream learns into a store, give --store FOLDER")
     _learn(said, training)
 
 

@@ -72,9 +72,9 @@ class Train:
     options: of the adapter, over the stream's. start: the tenant whose pools it begins with; those of another shape,
     and the head, are its own; None: a fresh one. values: first values of pools, before all others. still: pools
     that are not trained. beside: earlier tasks whose rows are in the batches too; each has its own head, from `heads`,
-    and all read one body. penalty: of the body's pools, added to the loss. doing: the task in place of the stage's; rows, dev:
-    its rows. schedule, optimizer: see `adapt.trainer.Part`. recipe: numbers over the stream's. name: the tenant's, in
-    place of the task's.
+    and all read one body. penalty: of the body's pools, added to the loss. doing: the task in place of the stage's;
+    rows, dev: its rows. schedule, optimizer: see `adapt.trainer.Part`. recipe: numbers over the stream's. name: the
+    tenant's, in place of the task's.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -94,9 +94,10 @@ def summary(record: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def spent(store: Commons, labels: Sequence[str], carried: int) -> dict[str, int]:
-    """Bytes that the store needs after a stage: pools, each once; manifests; what was carried over."""
+    """Bytes that the store needs after a stage: pools, each once; manifests and blueprints; what was carried over."""
     found = [store.manifest(label) for label in labels]
     files = {h: c for m in found for h, c in m.files.items()}
     pools = sum(DTYPES[dtype][0] * math.prod(shape) for dtype, shape in files.values())
-    manifests = sum(len(m.text) for m in found)
+    blueprints = {m.blueprint.hash: len(m.blueprint.text) for m in found if m.blueprint}
+    manifests = sum(len(m.text) for m in found) + sum(blueprints.values())
     return {"pools": pools, "manifests": manifests, "carried": carried, "all": pools + manifests + carried}

@@ -147,6 +147,9 @@ def follow(
         record.same_rows(folder, done, n, rows_of(u))
     store = Commons(store.folder)
     record.write(folder, told)
+    for done in told["stages"]:  # what a kill left
+        shutil.rmtree(beside(store.folder, name, done["task"]), ignore_errors=True)
+    state.drop(folder, before=len(told["stages"]) - 1)
     tasks = {n: u.task for n, u in given.items()}
     carried: Carried | None = None
 
@@ -176,8 +179,7 @@ def follow(
             )  # fmt: skip
             record.write(folder, told)
             shutil.rmtree(checkpoint, ignore_errors=True)
-            if t:
-                state.drop(folder, t - 1)
+            state.drop(folder, before=t)
         if evals and (told["stages"][t].get("scores") is None):
             measure(stage_of(t), found, store, told, given, evals, recipe)
             record.write(folder, told)

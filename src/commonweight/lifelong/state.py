@@ -53,7 +53,9 @@ def read(folder: Path, stage: int) -> tuple[dict[str, Tensor], dict[str, Any], d
         ) from e
 
 
-def drop(folder: Path, stage: int) -> None:
-    """What later stages no longer need."""
-    for path in (folder / f"carried-{stage}.safetensors", folder / f"memory-{stage}.jsonl"):
-        path.unlink(missing_ok=True)
+def drop(folder: Path, before: int) -> None:
+    """What no stage from `before` on needs."""
+    for path in (*folder.glob("carried-*.safetensors"), *folder.glob("memory-*.jsonl")):
+        number = path.stem.rpartition("-")[2]
+        if number.isdecimal() and int(number) < before:
+            path.unlink(missing_ok=True)

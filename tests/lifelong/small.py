@@ -1,0 +1,47 @@
+"""Streams that are small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from commonweight.adapt import Data, open_host
+from commonweight.lifelong import available, learn
+from tests.adapt import tiny
+
+METHODS = sorted(available())
+LABELS = {"first": ("law", "sport", "food"), "second": ("one", "two"), "third": ("one", "two")}
+SMALL: dict[str, dict[str, Any]] = {
+    "ewc": {"rank": 2, "rows": 4},
+    "inflora": {"rank": 2, "rows": 8},
+    "joint": {"rank": 2, "every": True},
+    "replay": {"rank": 2, "rows": 4},
+}
+RECIPE: dict[str, Any] = {"epochs": 1, "batch_size": 6, "lr": 5e-3, "checkpoint_every": 1}
+
+
+def options(method: str) -> dict[str, Any]:
+    return SMALL.get(method, {"rank": 2})
+
+
+def tasks(n: int = 2, rows: int = 12) -> dict[str, Data]:
+    return {name: Data(rows=tiny.rows(rows, i, LABELS[name])) for i, name in enumerate([*LABELS][:n])}
+
+
+def evals(n: int = 2, rows: int = 6) -> dict[str, list[dict[str, str]]]:
+    return {name: tiny.rows(rows, 9 + i, LABELS[name]) for i, name in enumerate([*LABELS][:n])}
+
+
+def stream(model: Path, store: Path, method: str = "sequential", n: int = 2, host: Any = None, **more: Any):
+    host = host or open_host(model, "classify", dtype="float32")
+    given = {"options": options(method), **RECIPE, **more}
+    return learn(host, tasks(n), store, method=method, **given)
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """A stream's record without what a clock says."""
+    found = json.loads((folder / "stream.json").read_text())
+    for s in found["stages"]:
+        s.pop("seconds")
+    return found

@@ -1,0 +1,104 @@
+"""The command, and the file of a stream."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from commonweight import CommonweightError
+from commonweight.cli import main
+from commonweight.lifelong import read_stream, report
+from tests.adapt import tiny
+from tests.lifelong import small
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, n in enumerate(("first", "second")):
+        tiny.jsonl(tmp_path / f"{n}.jsonl", tiny.rows(12, i, small.LABELS[n]))
+    (tmp_path / "tasks.yaml").write_text(
+        "dtype: float32\nrecipe: {epochs: 1, batch_size: 6}\noptions: {rank: 2}\ntasks:\n"
+        "  first: {data: first.jsonl, dev: 0.25}\n  second: {data: second.jsonl, eval: first.jsonl, dev: 0.25}\n"
+    )
+    return tmp_path
+
+
+def ran(capsys, *args):
+    """(exit code, what it said)."""
+    try:
+        main([str(a) for a in args])
+        code = 0
+    except SystemExit as e:
+        code = e.code
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+def test_a_stream_from_the_command_line(folder, model, capsys):
+    text = (folder / "tasks.yaml").read_text().replace(", eval: first.jsonl", "")
+    (folder / "tasks.yaml").write_text(text)
+    shop = folder / "shop"
+    how = ("adapt", model, "--stream", folder / "tasks.yaml", "--method", "replay", "-o", "rows=3", "-o", "rank=2")
+    code, told = ran(capsys, *how, "--store", shop, "--eval")
+    assert code == 0 and "forgetting" in told and "after" in told
+    found = json.loads((shop / "streams" / "tasks" / "stream.json").read_text())
+    assert found["method"] == "replay" and found["stages"][1]["memory"] == {"first": 3, "second": 3}
+    assert (shop / "streams" / "tasks" / "report.html").is_file()
+    code, told = ran(capsys, *how, "--store", shop)
+    assert code == 2 and "--resume goes on with it" in told
+    code, _ = ran(capsys, "store", "verify", shop)
+    assert code == 0
+    other = folder / "other"
+    assert ran(capsys, *how[:4], "--store", other)[0] == 0  # the file has no method: sequential
+    assert "Streams" in report(shop / "streams" / "tasks", [other / "streams" / "tasks"]).read_text()
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (("--method", "replya"), "unknown lifelong method 'replya'; did you mean 'replay'?"),
+        (("--method", "replay", "-o", "rwos=2"), "unknown option"),
+        (("--method", "replay", "-o", "rows=0"), "rows"),
+        (("--eval", "x.tsv"), "it takes no file"),
+        (("--tenant", "a"), "--tenant cannot be used with --stream: they stand in the file of --stream; leave it out"),
+        (("--out", "a.safetensors"), "what is learned goes into --store"),
+        (("--task", "dpo", "--store", "s"), "a stream of the task dpo: wanted classify or lm"),
+        ((), "--stream learns into a store, give --store FOLDER"),
+    ],
+)
+def test_wrong_flags_end_with_2_and_what_to_do(more, told, folder, model, capsys):
+    code, said = ran(capsys, "adapt", model, "--stream", folder / "tasks.yaml", *more)
+    assert code == 2 and told in said
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("tasks: {}", "wanted names of tasks in their order"),
+        ("taks: {}", "line 1: taks: unknown key 'taks'; did you mean 'tasks'?"),
+        ("tasks:\n  a: {dev: 0.1}", "line 2: tasks.a: has no data"),
+        ("tasks:\n  a: {data: x.tsv, evl: y}", "did you mean 'eval'?"),
+        ("recipe: {epoch: 3}\ntasks:\n  a: {data: x.tsv}", "line 1: recipe: unknown"),
+        ("tasks:\n  a/b: {data: x.tsv}", "line 2: tasks.a/b"),
+        ("method: 3\ntasks:\n  a: {data: x.tsv}", "line 1: method: is 3; wanted a name"),
+        ("task: classfy\ntasks:\n  a: {data: x.tsv}", "line 1: task"),
+    ],
+)
+def test_a_wrong_file_says_where(text, told, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(CommonweightError) as e:
+        read_stream(path)
+    assert told in str(e.value)
+
+
+def test_rows_of_other_classes_are_found_before_anything_is_trained(folder, model, capsys):
+    code, told = ran(capsys, "adapt", model, "--stream", folder / "tasks.yaml", "--store", folder / "shop", "--eval")
+    assert code == 2 and "does not occur in the training rows" in told
+    assert not (folder / "shop").exists()
+
+
+def test_a_file_of_tasks_is_no_file_of_flags(folder, model, capsys):
+    code, told = ran(capsys, "adapt", folder / "tasks.yaml", "--store", folder / "shop")
+    assert code == 2 and "goes to --stream" in told

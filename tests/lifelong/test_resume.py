@@ -1,0 +1,130 @@
+"""A stream that is killed anywhere and resumed ends with the same bits."""
+
+from __future__ import annotations
+
+import pytest
+
+from commonweight import Commons, CommonweightError
+from commonweight.adapt import open_host
+from commonweight.commons.store import Commons as Store
+from commonweight.lifelong import learn, record, stages, state
+from tests.lifelong import small
+
+
+class Killed(BaseException):
+    pass
+
+
+def at_call(monkeypatch, owner, name, n, after=False):
+    """Dies at the n-th call of a function, before it or after it."""
+    old, calls = getattr(owner, name), [0]
+
+    def dying(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == n and not after:
+            raise Killed
+        out = old(*args, **kwargs)
+        if calls[0] == n:
+            raise Killed
+        return out
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+def at_step(n):
+    seen = [0]
+
+    def progress(_):
+        seen[0] += 1
+        if seen[0] == n:
+            raise Killed
+
+    return progress
+
+
+MOMENTS = {
+    "in the first task": lambda m: at_step(1),
+    "in the second task": lambda m: at_step(3),
+    "after the last step of a task": lambda m: at_step(4),
+    "before a task is in the store": lambda m: at_call(m, stages, "publish", 2),
+    "after a task is in the store": lambda m: at_call(m, Store, "publish_all", 2, after=True),
+    "before what is carried over is written": lambda m: at_call(m, state, "write", 2),
+    "before the stage is on record": lambda m: at_call(m, record, "write", 3),
+    "while it measures": lambda m: at_call(m, stages, "score", 3),
+    "before what is old goes": lambda m: at_call(m, state, "drop", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def host(model):
+    return open_host(model, "classify", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def whole(model, host, tmp_path_factory):
+    """Of some methods, the record of a stream that nothing stopped, and its tenants' pools."""
+    out = {}
+    for method in ("replay", "inflora"):
+        store = tmp_path_factory.mktemp("whole") / "shop"
+        made = small.stream(model, store, method, host=host, evals=small.evals())
+        out[method] = small.told(made.folder), pools(store)
+    return out
+
+
+def pools(store):
+    """What the newest versions of all tenants hold, by content."""
+    shop = Commons(store, make=False)
+    return {n: {k: r.hash for k, r in shop.manifest(n).pools.items()} for n in shop}
+
+
+@pytest.mark.parametrize(
+    "method, moment",
+    [("replay", m) for m in MOMENTS] + [("inflora", m) for m in [*MOMENTS][1::6]],
+)
+def test_killed_and_resumed_the_same_bits(method, moment, whole, model, tmp_path, monkeypatch):
+    record_then, pools_then = whole[method]
+    shop = tmp_path / "shop"
+    with monkeypatch.context() as m:
+        progress = MOMENTS[moment](m)
+        with pytest.raises(Killed):
+            small.stream(model, shop, method, evals=small.evals(), progress=progress)
+    made = small.stream(model, shop, method, evals=small.evals(), resume=True)
+    assert small.told(made.folder) == record_then
+    assert pools(shop) == pools_then
+    kept = {"stream.json", "report.html", "carried-1.safetensors", *(["memory-1.jsonl"] if method == "replay" else [])}
+    assert {p.name for p in made.folder.iterdir()} == kept
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
+
+
+def test_a_further_task_goes_on_where_the_stream_stood(model, host, tmp_path):
+    short = small.stream(model, tmp_path / "a", "ewc")
+    longer = small.stream(model, tmp_path / "a", "ewc", n=3, resume=True)
+    once = small.stream(model, tmp_path / "b", "ewc", n=3, host=host)
+    assert len(short.record["stages"]) == 2
+    assert small.told(longer.folder) == small.told(once.folder)
+    assert pools(tmp_path / "a") == pools(tmp_path / "b")
+
+
+def test_what_was_learned_is_measured_later_too(model, host, tmp_path):
+    small.stream(model, tmp_path / "a", host=host)
+    later = small.stream(model, tmp_path / "a", evals=small.evals(), resume=True)
+    once = small.stream(model, tmp_path / "b", host=host, evals=small.evals())
+    assert small.told(later.folder) == small.told(once.folder)
+
+
+def test_a_stream_that_is_there_is_not_written_over(model, host, tmp_path):
+    small.stream(model, tmp_path / "a", n=1, host=host)
+    with pytest.raises(CommonweightError, match="a stream of 1 learned task lies there; --resume goes on"):
+        small.stream(model, tmp_path / "a", n=1, host=host)
+    with pytest.raises(CommonweightError, match=r"started with other settings .lr: then 0.005, now 0.1"):
+        small.stream(model, tmp_path / "a", n=1, host=host, resume=True, lr=0.1)
+
+
+def test_the_order_of_what_was_learned_stays(model, host, tmp_path):
+    small.stream(model, tmp_path / "a", n=1, host=host)
+    other = dict(reversed(small.tasks().items()))
+    with pytest.raises(CommonweightError, match="learned first where the file now has second"):
+        learn(
+            host, other, tmp_path / "a", options=small.options("sequential"),
+            resume=True, **small.RECIPE,
+        )  # fmt: skip
