@@ -38,6 +38,13 @@ def of_file(
     return Given(path.stem if name is None else name, str(path), path.read_bytes(), metrics, parents)
 
 
+def of_host(host: Any, name: str, metrics: Mapping[str, Any] | None, codec: Any, parents: Sequence[str]) -> Given:
+    """A tenant of a host, as its file would be; see `Host.save`."""
+    from ..host.files import encode
+
+    return Given(name, f"tenant {name}", encode(host.base, host[name], metrics, codec), None, parents)
+
+
 class Incoming(NamedTuple):
     """A tenant without its version yet."""
 

@@ -33,7 +33,7 @@ from .agree import agree
 from .diff import Diff, diff
 from .fetched import Fetched
 from .garbage import Freed, garbage
-from .incoming import Given, of_file, take
+from .incoming import Given, of_file, of_host, take
 from .listing import Record, records
 from .manifest import JOINT, Entry, Manifest, digest
 from .pool import Gone
@@ -132,10 +132,7 @@ class Commons:
         tenants of one common share its pools in the store when all are published with one codec. Cost: its pools that
         the store does not have yet, and a manifest.
         """
-        from ..host.files import encode
-
-        data = encode(host.base, host[name], metrics, codec)
-        return self._publish([Given(name, f"tenant {name}", data, None, parents)])[0]
+        return self._publish([of_host(host, name, metrics, codec, parents)])[0]
 
     def publish_all(
         self,
@@ -153,23 +150,13 @@ class Commons:
         published tenant; another name is an error. own: the tensors of its file that no other tenant has; all others
         become pools of their own, which are there once for all tenants that have them.
         """
-        from ..host.files import encode
-
         names = list(names)
         metrics, parents, codecs, own = metrics or {}, parents or {}, codecs or {}, own or {}
         for name in (*metrics, *parents, *codecs, *own):
             if name not in names:
                 raise unknown("tenant to publish", name, names)
         given = (
-            Given(
-                n,
-                f"tenant {n}",
-                encode(host.base, host[n], metrics.get(n), codecs.get(n)),
-                None,
-                parents.get(n, ()),
-                own.get(n),
-            )
-            for n in names
+            of_host(host, n, metrics.get(n), codecs.get(n), parents.get(n, ()))._replace(own=own.get(n)) for n in names
         )
         return {m.name: m for m in self._publish(given)}
 
