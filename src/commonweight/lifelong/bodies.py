@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..adapt.data import Understood
+from ..adapt.tasks import Seen
 from ..adapt.train import shown
 from ..commons import Commons
 from ..core import Plan
@@ -31,9 +33,10 @@ def learned(tenant: Tenant) -> Learned:
 def fresh(stage: Stage, options: Mapping[str, Any], name: str, labels: Sequence[str] | None, rows: Any) -> Learned:
     """A tenant that nobody has trained. rows: examples for a method that begins from data."""
     every = {**stage.options, **options}
+    seen = Understood(stage.task, list(rows), [], Seen(), Seen())
     tenant = stage.host.add(
         name, stage.method, sites=stage.sites, seed=stage.recipe.seed, labels=labels,
-        rows=shown(stage.method, every, stage.task, rows, stage.recipe), **every,
+        **shown(stage.method, every, seen, stage.recipe), **every,
     )  # fmt: skip
     try:
         return learned(tenant)

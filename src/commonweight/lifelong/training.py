@@ -55,7 +55,7 @@ def train(stage: Stage, ask: Train, checkpoint: Path | None, resume: bool, progr
         own = put(host, name, first, ask.still, several)
         pools = {n: p for n, p in own.pools.items() if not is_head(n)}
         doing: Any = task if ask.penalty is None else Penalised(task, ask.penalty, pools)
-        parts.append(Part(own, doing, rows, dev, ask.schedule, ask.optimizer))
+        parts.append(Part(own, doing, rows, dev, schedule=ask.schedule, optimizer=ask.optimizer))
         for other, kept in ask.beside.items():
             tenant = put(host, other, made[other], ask.still, True)
             parts.append(Part(tenant, stage.tasks[other], list(kept), []))
