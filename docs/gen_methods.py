@@ -37,6 +37,7 @@ SAMPLE = [
         cw.Site(f"layers.{i}", 768, 768, "block", "", False),
         cw.Site(f"layers.{i}.attention", 768, 768, "attention", "", False),
         cw.Site(f"layers.{i}.ffn", 768, 768, "ffn", "", False),
+        cw.Site(f"layers.{i}.attention.prefix", 768, 64, "prefix", "", False),
     )
 ] + [cw.Site("embed", 768, 30522, "embedding", "", False)]
 EXPERTS = [cw.Site(f"layers.0.experts.up[{e}]", 3072, 768, "expert", "up", False) for e in range(8)]  # BERT has none

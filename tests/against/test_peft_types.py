@@ -86,6 +86,9 @@ def made(kind, folder, model="llama", **options):
         if KINDS[kind].how == "refused":
             return None, batch
         with torch.no_grad():
+            if kind in PROMPTS:  # which may answer for what stands in front, too
+                ones = torch.ones_like(batch["input_ids"])
+                return theirs(**batch, attention_mask=ones).logits[:, -ones.shape[1] :], batch
             return theirs.base_model(**batch, **task)[0], batch
 
 

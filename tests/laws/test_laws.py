@@ -32,6 +32,7 @@ SITES += [
     for i in range(3)
     for n, k in (("attn", "attention"), ("mlp", "ffn"))
 ]
+SITES += [cw.Site(f"layers.{i}.attn.prefix", 16, 8, "prefix", "", False) for i in range(3)]
 SITES += [cw.Site("embed", 32, 64, "embedding", "", False)]
 
 
@@ -135,6 +136,44 @@ def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
             mixed = answer(model, batch)
         for i, name in enumerate(route):
             torch.testing.assert_close(mixed[i : i + 1], alone(i, name), rtol=1e-4, atol=1e-5)
+
+
+IN_FRONT = [m for m in METHODS if {*cw.methods.get(m).kinds} & {"prefix", "prompt"}]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("method", IN_FRONT)
+def test_a_tenant_in_front_of_its_rows_changes_no_other_row(method, kind):
+    """Whatever it holds: with rows padded on both sides, and from a cache as in one pass."""
+    model, batch = make(kind)
+    host = cw.Host(model)
+    if method not in IN_FRONT or not can(method, host):
+        return
+    ill = stir(host.add("ill", method, seed=1, **small(method)), 1)
+    stir(host.add("long", method, seed=2, **{**small(method), "tokens": 7}), 2)
+    stir(host.add("lora", "lora", rank=3), 3)
+    with torch.no_grad():
+        for p in ill.parameters():
+            p.fill_(float("nan"))
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, :2] = mask[2, 3:] = mask[3, :1] = 0
+    batch |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    route = ["ill", None, "lora", "long"]
+    with torch.no_grad(), host.route(route):
+        mixed = answer(model, batch)
+        steps = {**batch, "input_ids": batch["input_ids"][:, :4], "position_ids": batch["position_ids"][:, :4]}
+        if kind != "bert":
+            first = model(**{**steps, "attention_mask": mask[:, :4]}, use_cache=True)
+            rest = {"input_ids": batch["input_ids"][:, 4:], "position_ids": batch["position_ids"][:, 4:]}
+            second = model(**rest, attention_mask=mask, past_key_values=first.past_key_values).logits
+            cached = torch.cat([first.logits, second], 1)
+            torch.testing.assert_close(cached[1:][mask[1:].bool()], mixed[1:][mask[1:].bool()], rtol=1e-4, atol=1e-5)
+    assert mixed[0].isnan().any() and mixed[1:].isfinite().all()
+    for i, name in list(enumerate(route))[1:]:
+        keep = mask[i].bool()
+        row = {"input_ids": batch["input_ids"][i : i + 1, keep]}
+        with torch.no_grad(), host.route(name):
+            torch.testing.assert_close(mixed[i, keep], answer(model, row)[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

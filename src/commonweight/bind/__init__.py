@@ -1,5 +1,6 @@
 """What a reader does with what it read: one small file per family of pure functions."""
 
+from .ahead import KeysValues, ProjectedKeysValues
 from .anchored import Anchored
 from .bottleneck import Bottleneck, Parallel, Weighed
 from .branch import Before, Mapped, Projected, Step, Times
@@ -62,6 +63,7 @@ __all__ = [
     "Guided",
     "Halt",
     "Hydra",
+    "KeysValues",
     "Kron",
     "LowRank",
     "Magnitude",
@@ -73,6 +75,7 @@ __all__ = [
     "Product",
     "ProductKeys",
     "Projected",
+    "ProjectedKeysValues",
     "RandomBases",
     "Replace",
     "Replaced",

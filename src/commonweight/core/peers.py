@@ -16,6 +16,7 @@ OPTIONS: Mapping[str, str] = {
     "miss_dropout": "dropout", "gralora_dropout": "dropout", "gralora_k": "blocks", "hybrid_r": "hybrid",
     "delora_lambda": "bound", "decompose_factor": "factor", "decompose_both": "both",
     "oft_block_size": "block_size", "boft_block_size": "block_size",
+    "num_virtual_tokens": "tokens",
     # transformers.TrainingArguments
     "num_train_epochs": "epochs", "num_epochs": "epochs", "learning_rate": "lr",
     "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size",
@@ -30,8 +31,7 @@ TASKS: Mapping[str, str] = {"seq_cls": "classify", "causal_lm": "lm", "feature_e
 
 # What PEFT has and this library has not, by its name there -> what is nearest here.
 NEAREST: Mapping[str, str] = {
-    "adaption-prompt": "'bottleneck' or 'loreft', which add no tokens",
-    "prefix-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
+    "adaption-prompt": "'prefix-tuning', without the gate",
     "prompt-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
     "p-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
     "multitask-prompt-tuning": "'poly' or 'mos', which share parameters among tasks and add no tokens",
@@ -58,7 +58,7 @@ def option(name: str, known: Collection[str]) -> str:
 def method(name: str, known: Iterable[str]) -> str:
     """The name here of a method in a peer's spelling, as in LORA, VBLORA or LN_TUNING; else as it came."""
     found = {_bare(n): n for n in known}
-    return found.get(_bare(name), name)
+    return found.get(_bare(name)) or found.get(f"{_bare(name)}tuning", name)
 
 
 def known(name: str, names: Iterable[str]) -> str:

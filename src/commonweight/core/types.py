@@ -16,7 +16,7 @@ from torch import Tensor
 from .init import Init
 from .serial import dump, load, serial
 
-WEIGHTLESS = frozenset({"block", "attention", "ffn", "head"})  # kinds of sites that are no weight
+WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "head"})  # kinds of sites that are no weight
 
 
 class Site(NamedTuple):
@@ -25,7 +25,8 @@ class Site(NamedTuple):
     kind: "linear" | "expert" and "router" (of a mixture) | "conv" (inp: the numbers of a patch) | "embedding" (the
     table (inp, out), out its width) | "norm" (inp = 1) | "parameter" (what a module computes with by itself; inp = 1 of
     a vector) | "block" (a whole layer's output) | "attention" and "ffn" (parts of a layer: what they are given, inp,
-    and what they give before it is added, out) | "head" (where a task's classifier reads).
+    and what they give before it is added, out) | "prefix" (keys and values in front of those of an attention; out:
+    the width of either over all heads, inp: of one head) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
     a block "causal" where a token sees those before it alone.
     """
@@ -106,6 +107,8 @@ class Bind(Protocol):
     gate(x, base, there, **slots) -> g (..., T)  at a block or a part of one: what share of it each token gets. y is
                                        then g y of a part, x + g (y - x) of a block, before `output`; where g is 0 it is
                                        not computed. there: which tokens are no padding, bool (..., T), or None
+    ahead(**slots) -> (K, V)           at a prefix site alone: m keys, behind their rotation, and values, (m, out)
+    places(**slots) -> int             of those, by how many positions the tokens behind them move; 0 where it lacks
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y. A bind with `input` has none
     factors(**slots) -> (A, B)         when w' = w + B A exactly; leading dimensions of the slots stay. Where `draws`

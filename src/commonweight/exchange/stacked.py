@@ -95,10 +95,18 @@ class Stacked:
         rows = enumerate(apart(x, n))
         return torch.cat([base.call(r, w[i].to(x), None if bias is None else bias[i].to(x)) for i, r in rows])
 
+    def ahead(self, **slots: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, m, w) each: every tenant's for its own rows."""
+        return self.mapped(lambda **slots: self.bind.ahead(**slots), slots)()
+
+    def places(self, **slots: Tensor) -> int:
+        one = {k: v[0] if k in self.many else v for k, v in slots.items()}
+        return self.bind.places(**one) if hasattr(self.bind, "places") else 0
+
     def size(self, slots: Mapping[str, Tensor]) -> int:
         return next(len(slots[k]) for k in slots if k in self.many)
 
-    def mapped(self, function: Callable[..., Tensor], slots: Mapping[str, Tensor]) -> Callable[..., Tensor]:
+    def mapped(self, function: Callable[..., Any], slots: Mapping[str, Tensor]) -> Callable[..., Any]:
         """function(*rows, **slots) for each tenant."""
         names = list(slots)
 

@@ -4,7 +4,7 @@ Two fields of the header, beside ``sites``, whose keys (sorted) are numbered fro
 
 - ``order``: [[[keys' numbers, ...], "0-5"], ...]: those sites for layer 0, then for layer 1, ..., then the next entry.
 - ``kinds``: one letter a key: l(inear), e(xpert), r(outer), c(onv), v (embedding: a vocabulary), n(orm), p(arameter),
-  b(lock), a(ttention) or f(fn); a capital where the site has a bias.
+  b(lock), a(ttention), f(fn) or k (prefix: keys and values); a capital where the site has a bias.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..core import Site
 from . import native
 
 _LETTERS = {"linear": "l", "norm": "n", "block": "b", "expert": "e", "router": "r", "conv": "c",
-            "embedding": "v", "parameter": "p", "attention": "a", "ffn": "f"}  # fmt: skip
+            "embedding": "v", "parameter": "p", "attention": "a", "ffn": "f", "prefix": "k"}  # fmt: skip
 _KINDS = {letter: kind for kind, letter in _LETTERS.items()}
 
 

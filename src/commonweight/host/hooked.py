@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from ..methods import Method
-from . import carry, checkpoints, entrances, experts, frozen
+from . import ahead, carry, checkpoints, entrances, experts, frozen, moved
 from .current import Current
 from .door import Door
 from .doors import Doors
@@ -19,6 +19,7 @@ from .kept import give_back, keep_storage, unpack_at_once
 from .limit import Ends, Limit, bends
 from .names import named, unwrapped
 from .sites import (
+    Ahead,
     Pattern,
     Physical,
     depthwise,
@@ -55,6 +56,7 @@ class HookedModel:
         self.limit = Limit(self.vocabulary)
         carry.install()
         checkpoints.install()
+        ahead.install()
         self.kept = keep_storage(model.modules())
         self.trained: dict[str, nn.Parameter] = {}
         self.closed = False
@@ -72,7 +74,7 @@ class HookedModel:
 
     def _hook(self) -> None:
         tower = towers(self.inner)
-        alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked)}
+        alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked | Ahead)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
         if (head := output_head(self.inner, self.modules)) in hooks:
             hooks[head].limit = self.limit
@@ -80,6 +82,9 @@ class HookedModel:
         self.hooks = [h for hook in hooks.values() for h in hook.install()]
         self.hooks += experts.hooks(self.modules, dict(named(self.model)), self.current)
         self.hooks += experts.listed_hooks(dict(named(self.model)), list(alone), self.current)
+        for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
+            self.hooks += ahead.AheadHook(at, self.current).install()
+        self.hooks += moved.install(self.inner, dict(named(self.model)), self.modules, self.current)
         self.hooks += frozen.install(alone.values(), self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)
         self.places = Places.of(self.model, self.modules.values())

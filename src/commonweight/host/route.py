@@ -47,7 +47,7 @@ class Route:
 
     __slots__ = (
         "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "order",
-        "root", "shape", "single", "tokens",
+        "root", "rows", "shape", "single", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +58,7 @@ class Route:
     ):
         self.single, self.shape = single, shape
         self.images = True  # whether each row brings its own images, as far as can be known
+        self.rows = 0  # of the model's input in the forward that runs
         self.tokens = 0  # per row, of the model's input in the forward that runs
         self.order: Order | None = None  # of a forward that is run to see where its rows go
         self.groups = list(groups)

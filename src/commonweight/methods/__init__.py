@@ -14,6 +14,7 @@ from . import (
     rotation,
     scaling,
     selective,
+    sequences,
     shared_pools,
     spectral,
     tasks,
@@ -31,6 +32,7 @@ from .registry import Method, available, families, get, method, plan, resolve
 from .rotation import *  # noqa: F403
 from .scaling import *  # noqa: F403
 from .selective import *  # noqa: F403
+from .sequences import *  # noqa: F403
 from .shared_pools import *  # noqa: F403
 from .shown import Shown
 from .spectral import *  # noqa: F403
@@ -59,6 +61,7 @@ __all__ += quantised.__all__
 __all__ += rotation.__all__
 __all__ += scaling.__all__
 __all__ += selective.__all__
+__all__ += sequences.__all__
 __all__ += shared_pools.__all__
 __all__ += spectral.__all__
 __all__ += tasks.__all__

@@ -56,12 +56,15 @@ def plain(tensors: Mapping[str, Tensor], tops: Collection[str]) -> dict[str, Ten
             f"({', '.join(sorted(names))}); save each "
             "with PEFT's save_pretrained, which writes one folder for each"
         )
+    ahead = any(bare(k).endswith("prompt_embeddings") for k in tensors)  # PEFT puts no `model.` before heads there
     out: dict[str, Tensor] = {}
     came: dict[str, str] = {}
     for key, value in tensors.items():
         if ".original_module." in key:  # the untouched module beside its copy in modules_to_save
             continue
         new = _plain(key, tops, names)
+        if ahead and not new.startswith(PREFIX):
+            new = PREFIX + new.removeprefix("base_model.")
         if new in out:
             raise CommonweightError(
                 f"adapter_model.safetensors: {came[new]} and {key} are both {new} without the prefixes of wrappers; "

@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
     "OSF": Kind("whole", "the small singular directions of the base"),
     "PEANUT": Kind("low rank", "of rank r"),
     "POLY": Kind("low rank", "of rank r: one task, which `task=` names"),
-    "PREFIX_TUNING": Kind("refused", _PROMPT),
+    "PREFIX_TUNING": Kind("native", "`prefix-tuning`; of encoder-decoders refused"),
     "PROMPT_TUNING": Kind("refused", _PROMPT),
     "PSOFT": Kind("low rank", "of rank r"),
     "PVERA": Kind("low rank", "of rank r; of its mean, and refused with sample_at_inference"),

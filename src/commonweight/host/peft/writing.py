@@ -125,10 +125,31 @@ def export_peft(
         "target_modules": targets([peft.short(n, prefix) for n in names], known),
         **config,
     }
+    if kind in ("PREFIX_TUNING",) and report["native"]:  # of no modules, and of no effect in PEFT without a task
+        config = {k: v for k, v in config.items() if k not in ("target_modules", "fan_in_fan_out")}
+        config["task_type"] = task(base)
     config_, more_ = beside.write(base, whole, prefix, config["peft_type"])
     config, tensors = {**config, **config_}, {**tensors, **more_}
-    keyed = {k if k.startswith("base_model.") else peft.PREFIX + peft.short(k, prefix): v for k, v in tensors.items()}
+    keyed = {
+        k if k.startswith("base_model.") or k == peft.prompts.KEY else peft.PREFIX + peft.short(k, prefix): v
+        for k, v in tensors.items()
+    }
     return peft.folder.write(folder, config, keyed, report, overwrite)
+
+
+_TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+
+
+def task(base: HookedModel) -> str:
+    """PEFT's word for what the model is for, which chooses the class that puts anything in front of a row."""
+    inner = base.inner
+    found = next((t for end, t in _TASKS.items() if type(inner).__name__.endswith(end)), None)
+    makes = found is None and getattr(inner, "can_generate", lambda: False)()
+    return found or ("CAUSAL_LM" if makes else "FEATURE_EXTRACTION")
 
 
 def _rank(subject: peft.Subject, site: str) -> dict[str, int]:
@@ -146,6 +167,11 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
         plain = tenant.method.name == "lora"
         if table := next((n for n in used if n in base.ties and not (plain and tied.by_heads(base, n))), None):
             return f"{table}: others are tied to it, and PEFT's {tenant.method.name} changes the table alone"
+    if any(base.modules[n.split("[")[0]].kind == "prefix" for n in used):
+        if getattr(getattr(base.inner, "config", None), "is_encoder_decoder", False):
+            return "PEFT puts a prefix of an encoder-decoder in front of its cross attention too"
+        if missing := next((s.name for s in base.every if s.kind == "prefix" and s.name not in used), None):
+            return f"{missing}: PEFT's prefix stands in every attention, and the tenant leaves this one out"
     others = [n for n in used if base.modules[n.split("[")[0]].kind in ("conv", "embedding")]
     if others and tenant.method.name not in ("lora", "tokens"):
         return f"{others[0]}: PEFT's own format of {tenant.method.name} is written for linear layers alone"

@@ -8,12 +8,14 @@ from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_ki
 from .conv import depthwise
 from .discover import discover
 from .families import families, towers
-from .physical import Physical, Rows, numbers
+from .physical import Physical, Rows, numbers, plain_class
+from .prefix import Ahead
 from .roles import role
 from .tied import input_table, once, output_head, said, ties
 
 __all__ = [
     "UNPACK",
+    "Ahead",
     "Block",
     "Pattern",
     "Physical",
@@ -27,6 +29,7 @@ __all__ = [
     "once",
     "output_head",
     "packed_fused",
+    "plain_class",
     "role",
     "said",
     "select",

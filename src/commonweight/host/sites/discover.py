@@ -10,7 +10,7 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import packed_whole
-from . import attention, block, conv, embedding, linear, norm, parameter, parts
+from . import attention, block, conv, embedding, linear, norm, parameter, parts, prefix
 from .found import Found, Whole
 from .physical import Physical
 
@@ -25,7 +25,8 @@ def discover(
     """(modules by name, every site, the default ones).
 
     Default: linear projections, convolutions, norms, parameters, outputs of the blocks and their attention and
-    feed-forward parts, all but embeddings of a model that has no blocks; with experts and routers of a mixture.
+    feed-forward parts, what stands ahead of their keys and values; all but embeddings of a model that has no blocks;
+    with experts and routers of a mixture.
     fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
@@ -44,6 +45,10 @@ def discover(
             sites = _split(found, fused or {})
             every += sites
             default += sites if found.default else []
+    for found in prefix.find(whole):
+        modules[found.site.name] = found.at
+        every.append(found.site)
+        default += [found.site] if found.default else []
     twice = _biases(modules)
     modules = {n: at for n, at in modules.items() if n not in twice}
     return modules, [s for s in every if s.name not in twice], [s for s in default if s.name not in twice]

@@ -1,0 +1,208 @@
+"""Keys and values of tenants in front of those that an attention makes, row by row, inside transformers' attention.
+
+Models ask `AttentionInterface.get_interface` for the function that attends; what they get here is that function with
+the rows' own keys and values put in front of it, under sdpa and eager attention. No cache knows of them, nothing gets
+longer: masks, labels, logits and caches stay the caller's. Shorter prefixes are padded, and the padding is masked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core import CommonweightError, counted
+from .apart import Unfit
+from .current import Current
+from .route import Route
+from .sites import Ahead
+from .tenant import Entry
+
+HOOK = "_commonweight_ahead"  # what a hooked attention keeps, to be found by the function that it asked for
+FUNCTIONS = ("sdpa", "eager", "commonweight_rows", "commonweight_paged")  # that take further keys as they are
+
+
+class Rows(NamedTuple):
+    """keys, values: (B, heads, M, d), or (1, ...) where all rows have the same; see: (B, M), which of them are there;
+    None: all."""
+
+    keys: Tensor
+    values: Tensor
+    see: Tensor | None
+
+
+def install() -> None:
+    """Once a process, by the first host that comes when transformers is there."""
+    cls = getattr(sys.modules.get("transformers.modeling_utils"), "AttentionInterface", None)
+    if cls is not None and hasattr(cls, "get_interface") and not hasattr(cls.get_interface, "joins_keys"):
+        cls.get_interface = _asked(cls.get_interface)
+
+
+def _asked(get: Callable) -> Callable:
+    @wraps(get)
+    def found(self: Any, attn_implementation: str, default: Callable) -> Callable:
+        return partial(attend, get(self, attn_implementation, default), attn_implementation)
+
+    found.joins_keys = True  # type: ignore[attr-defined]
+    return found
+
+
+def attend(function: Callable, named: str, module: Any, *args: Any, **kwargs: Any) -> Any:
+    """`function` with what the route puts in front at this module. Cost without a route: one look-up."""
+    hook: AheadHook | None = getattr(module, "__dict__", {}).get(HOOK)
+    route = None if hook is None else hook.current.route
+    if hook is None or route is None or not route.touches(hook.at.name):
+        return function(module, *args, **kwargs)
+    return hook.joined(route, function, named, *args, **kwargs)
+
+
+class AheadHook:
+    """At one attention. It sits in the module's own dictionary, so that a copy of the model has the copy's."""
+
+    def __init__(self, at: Ahead, current: Current):
+        self.at, self.current = at, current
+
+    def install(self) -> list[Any]:
+        self.at.module.__dict__[HOOK] = self
+        return [self.at.module.register_forward_hook(self.reached), self]
+
+    def remove(self) -> None:
+        self.at.module.__dict__.pop(HOOK, None)
+
+    def reached(self, module: nn.Module, args: tuple, y: Any) -> None:
+        """Raises: CommonweightError where a routed prefix did not come into the attention that has run."""
+        route = self.current.route
+        if route is None or not route.touches(self.at.name):
+            return
+        if self.at.name not in self.current.thread.joined:
+            raise CommonweightError(
+                f"{self.at.name}: this attention ran without asking transformers' attention interface for its function "
+                "(an option of its config that computes by itself, or a forward that was replaced), so that no keys "
+                "can join it; load the model with attn_implementation='sdpa', or take a method that changes weights"
+            )
+        self.current.thread.joined.discard(self.at.name)
+
+    def joined(
+        self, route: Route, function: Callable, named: str, query: Tensor, key: Tensor, value: Tensor,
+        attention_mask: Tensor | None = None, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        at, rows = self.at, key.shape[0]
+        if named not in FUNCTIONS:
+            raise CommonweightError(
+                f"{at.name}: {named} attention takes no keys in front of a row; call "
+                "model.set_attn_implementation('sdpa') (or 'eager') before you route a tenant with a prefix"
+            )
+        if kwargs.get("cache") is not None:
+            raise CommonweightError(
+                f"{at.name}: a tenant with a prefix is not served by continuous batching; use host.route and generate"
+            )
+        for x in (key, value):
+            if (x.shape[1], x.shape[3]) != (at.heads, at.width):
+                raise CommonweightError(
+                    f"{at.name}: keys and values have {x.shape[1]} heads of {x.shape[3]} here, the site has {at.heads} "
+                    f"of {at.width}; leave it out"
+                )
+        if route.single is None and (route.length != rows or (route.shape is not None and len(route.shape) > 1)):
+            raise Unfit(
+                f"{at.name}: keys and values stand in front of a row, and the route names "
+                f"{counted(route.length, 'reader')} for {counted(rows, 'row')}; give one reader per row",
+                at.name,
+            )
+        self.current.thread.joined.add(at.name)
+        front = self.rows(route, key)
+        mask = self.mask(route, front, attention_mask, query, key, named == "eager", kwargs)
+        more = front.keys.shape[2]
+        if (bias := kwargs.get("position_bias")) is not None:
+            kwargs["position_bias"] = F.pad(bias, (more, 0))  # T5: none for keys that have no position
+        key = torch.cat([front.keys.expand(rows, -1, -1, -1), key], 2)
+        value = torch.cat([front.values.expand(rows, -1, -1, -1), value], 2)
+        return function(self.at.module, query, key, value, mask, *args, **kwargs)
+
+    def rows(self, route: Route, like: Tensor) -> Rows:
+        """What stands in front, made anew where gradients are recorded; else kept while the route is open and no pool
+        is written."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.made(route, like)
+        groups = [(route.single, [])] if route.single is not None else route.groups
+        pools = [p for t, _ in groups if t is not None for e in t.table.get(self.at.name, []) for _, _, r in e.reads
+                 for p in r]  # fmt: skip
+        try:
+            written = [(p._version, p.data_ptr()) for p in pools]
+        except RuntimeError:  # pools made in inference mode do not count their writes
+            return self.made(route, like)
+        at = ("ahead", self.at.name, like.dtype, like.device)
+        found = route.kept.get(at)
+        if found is None or found[0] != written:
+            found = route.kept[at] = written, self.made(route, like)
+        return found[1]
+
+    def made(self, route: Route, like: Tensor) -> Rows:
+        if route.single is not None:
+            k, v = self.of(route.single.table[self.at.name], like)
+            if k.dim() == 4:  # several tenants as one, each with its own part of the rows
+                k, v = (x.repeat_interleave(len(like) // len(x), 0) for x in (k, v))
+                return Rows(k, v, None)
+            return Rows(k[None], v[None], None)
+        pairs = [self.of(t.table.get(self.at.name, []) if t is not None else [], like) for t, _ in route.groups]
+        sizes = [k.shape[1] for k, _ in pairs]
+        most = max(sizes)
+        reader = [0] * route.length
+        for i, (_, places) in enumerate(route.groups):
+            for p in places:
+                reader[p] = i
+        index = torch.tensor(reader, device=like.device)
+        k, v = (torch.stack([F.pad(x, (0, 0, most - x.shape[1], 0)) for x in xs])[index] for xs in zip(*pairs))
+        if min(sizes) == most:
+            return Rows(k, v, None)
+        free = torch.tensor([most - n for n in sizes], device=like.device)[index]
+        return Rows(k, v, torch.arange(most, device=like.device) >= free[:, None])
+
+    def of(self, entries: list[Entry], like: Tensor) -> tuple[Tensor, Tensor]:
+        """(keys, values) of one tenant, (heads, m, d) each; m is 0 where it has none."""
+        pairs = [e.bind.ahead(**e.slots(like.dtype)) for e in entries]
+        if not pairs:
+            none = like.new_empty(self.at.heads, 0, self.at.width)
+            return none, none
+        k, v = (torch.cat([x.to(like) for x in xs], -2) for xs in zip(*pairs))
+        return tuple(x.unflatten(-1, (self.at.heads, self.at.width)).transpose(-3, -2) for x in (k, v))  # type: ignore
+
+    def mask(
+        self, route: Route, front: Rows, mask: Tensor | None, query: Tensor, key: Tensor, added: bool, kwargs: dict
+    ) -> Tensor | None:
+        """The attention's mask with the columns of what stands in front. added: it is added to the scores."""
+        causal = kwargs.get("is_causal")
+        causal = getattr(self.at.module, "is_causal", True) if causal is None else causal
+        t, s, m = query.shape[2], key.shape[2], front.keys.shape[2]
+        causal = bool(causal) and mask is None and t > 1
+        if mask is None and front.see is None and not causal:
+            return None
+        kept = None if torch.compiler.is_compiling() else route.kept.get("ahead mask")
+        asked = mask, (t, s, m, causal, added, query.dtype), front.see
+        if kept is not None and kept[0][0] is mask and kept[0][1] == asked[1] and same(kept[0][2], front.see):
+            return kept[1]
+        if mask is None:
+            mask = torch.ones(t, s, dtype=torch.bool, device=query.device)
+            mask = (mask.tril() if causal else mask)[None, None]  # as sdpa: a static cache has its free places behind
+            mask = bent(mask, query.dtype) if added else mask
+        mask = mask[..., :s]
+        see = torch.ones(1, m, dtype=torch.bool, device=query.device) if front.see is None else front.see
+        see = see[:, None, None]
+        see = see if mask.dtype == torch.bool else bent(see, mask.dtype)
+        rows = max(len(see), len(mask))
+        out = torch.cat([x.expand(rows, mask.shape[1], t, -1) for x in (see, mask)], -1)
+        route.kept["ahead mask"] = asked, out
+        return out
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and a.shape == b.shape and torch.equal(a, b))
+
+
+def bent(see: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is seen, the smallest number where it is not."""
+    return torch.zeros(see.shape, dtype=dtype, device=see.device).masked_fill_(~see, torch.finfo(dtype).min)

@@ -1,0 +1,80 @@
+"""Where keys and values can stand in front of those of an attention: one site for each self-attention."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ...core import Site
+from . import linear
+from .families import towers
+from .found import Found, Whole
+from .physical import Physical, plain_class
+from .roles import role
+
+_ACROSS = re.compile(r"(?i)(enc_?dec|encoder_attn|cross_?att|multi_modal)\w*")
+_HEAD = "head_dim", "attention_head_size", "key_value_proj_dim", "dim_per_head", "d_head", "d_kv"
+_HEADS = "num_key_value_heads", "num_kv_heads", "num_attention_heads", "num_heads", "n_heads", "n_head", "heads"
+
+
+class Ahead(Physical):
+    """Keys and values before those that an attention makes. heads: of keys; width: of one head."""
+
+    forms = "none"
+
+    def __init__(self, name: str, module: nn.Module, heads: int, width: int):
+        super().__init__(name, module, "prefix", False)
+        self.heads, self.width = heads, width
+
+    @property
+    def flagged(self) -> nn.Module:
+        """One of the attention's projections: a site in training must not put the dropout of attention in force."""
+        return next(m for m in self.module.modules() if linear.shape(m) is not None)
+
+
+def find(whole: Whole) -> list[Found]:
+    """One for each self-attention that calls transformers' attention interface; of a model of several senses those of
+    its language alone are default. Attention with keys and values of different widths is left out."""
+    tower = towers(whole.model)
+    made = [(n, at) for n, m in whole.names.items() if (at := _site(n, m, whole)) is not None]
+    speaks = any(tower(n) == "language" for n, _ in made)
+    return [
+        Found(at, Site(at.name, at.heads * at.width, at.width, "prefix", "", False),
+              whole.inside(n) and (not speaks or tower(n) == "language"))
+        for n, at in made
+    ]  # fmt: skip
+
+
+def _site(name: str, module: nn.Module, whole: Whole) -> Ahead | None:
+    code = getattr(inspect.unwrap(plain_class(module).forward), "__code__", None)
+    if code is None or "get_interface" not in code.co_names:
+        return None
+    across = getattr(module, "is_cross_attention", False) or any(_ACROSS.fullmatch(p) for p in name.split("."))
+    found = None if across else _shape(name, module, whole.names)
+    return None if found is None else Ahead(f"{name}.prefix" if name else "prefix", module, *found)
+
+
+def _shape(name: str, module: Any, names: Mapping[str, nn.Module]) -> tuple[int, int] | None:
+    """(heads of keys, width of one)."""
+    config = getattr(module, "config", None)
+    widths = {role(n): s[0] for n, m in names.items() if n.startswith(f"{name}.") and (s := linear.shape(m))}
+    keys, heads = widths.get("key"), _said(module, config, _HEADS)
+    width = _said(module, config, _HEAD)
+    if keys is None and "qkv" in widths and heads:
+        keys = heads * (width or widths["qkv"] // (3 * heads))
+    if keys is None or widths.get("value", keys) != keys:
+        return None
+    if not width:
+        many = _said(module, config, _HEADS[2:])
+        width = widths.get("query", keys) // many if many else 0
+    return (keys // width, width) if width and keys % width == 0 else None
+
+
+def _said(module: Any, config: Any, names: tuple[str, ...]) -> int:
+    """The first of these numbers that the module says, else its config."""
+    found = [getattr(o, n, None) for o in (module, config) for n in names]
+    return next((v for v in found if isinstance(v, int) and v > 0), 0)

@@ -1,0 +1,122 @@
+"""Prefix tuning against PEFT: its files both ways, in decoders and encoders, with padding and with heads."""
+
+import copy
+import json
+
+import pytest
+import torch
+import transformers as tf
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import VOCAB, answer, make
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+DECODERS = "llama", "qwen", "gpt2", "moe"
+
+
+def theirs(model, folder, task="CAUSAL_LM", **options):
+    """PEFT's model with a prefix of 5, saved."""
+    torch.manual_seed(3)
+    config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=5, **options)
+    model = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_what_peft_saved_answers_the_same_here(kind, attention, tmp_path):
+    model, batch = make(kind)
+    model.set_attn_implementation(attention)
+    base = answer(model, batch)
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, :2] = 0
+    batch["attention_mask"] = mask
+    there = theirs(model, tmp_path / "a")
+    host = cw.Host(model)
+    tenant = host.import_peft("t", tmp_path / "a")
+    with torch.no_grad():
+        want = there(**batch).logits
+        with host.route(["t"] * 4):
+            got = answer(model, batch)
+    assert tenant.method.name == "prefix-tuning" and (want - base)[0].abs().max() > 1e-3
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_whose_keys_came_from_a_network(tmp_path):
+    model, batch = make("llama")
+    there = theirs(model, tmp_path / "a", prefix_projection=True, encoder_hidden_size=12)
+    want = there(**batch, attention_mask=torch.ones_like(batch["input_ids"])).logits
+    host = cw.Host(model)
+    host.import_peft("t", tmp_path / "a")
+    with torch.no_grad(), host.route("t"):
+        torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-6)
+
+
+def classifier(name):
+    config = getattr(tf, f"{name}Config")(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=VOCAB,
+        max_position_embeddings=40, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return getattr(tf, f"{name}ForSequenceClassification")(config).eval(), make("llama")[1]
+
+
+@pytest.mark.parametrize("name", ["Bert", "Roberta"])
+def test_an_encoder_padded_on_the_right(name, tmp_path):
+    model, batch = classifier(name)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["attention_mask"][1, 4:] = 0
+    want = theirs(model, tmp_path / "a", "SEQ_CLS")(**batch).logits
+    host = cw.Host(model)
+    host.import_peft("t", tmp_path / "a", labels=())
+    with torch.no_grad(), host.route("t"):
+        torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"projection": 6}])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_native_export_answers_the_same_in_peft_and_comes_back(kind, options, tmp_path):
+    model, batch = make(kind)
+    plain = copy.deepcopy(model)
+    host = cw.Host(model)
+    stir(host.add("t", "prefix-tuning", tokens=5, **options))
+    host.export_peft("t", tmp_path / "a", native=True)
+    with torch.no_grad(), host.route("t"):
+        want = answer(model, batch)
+    host.import_peft("u", tmp_path / "a")
+    there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
+    with torch.no_grad():
+        with host.route("u"):
+            torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-6)
+        got = there(**batch, attention_mask=torch.ones_like(batch["input_ids"])).logits
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_what_peft_cannot_say_is_refused(tmp_path):
+    host = cw.Host(make("llama")[0])
+    host.add("part", "prefix-tuning", tokens=2, sites="*.0.self_attn.prefix")
+    with pytest.raises(cw.CommonweightError, match="stands in every attention, and the tenant leaves"):
+        host.export_peft("part", tmp_path / "a", native=True)
+    both = cw.Host(make("t5")[0])
+    both.add("t", "prefix-tuning", tokens=2)
+    with pytest.raises(cw.CommonweightError, match="of an encoder-decoder in front of its cross attention too"):
+        both.export_peft("t", tmp_path / "a", native=True)
+    with pytest.raises(cw.CommonweightError, match="changes a prefix, which LoRA cannot express"):
+        host.export_peft("part", tmp_path / "a")
+
+
+def test_another_model_or_an_encoder_decoder_is_refused(tmp_path):
+    theirs(make("llama")[0], tmp_path / "a")
+    with pytest.raises(cw.CommonweightError, match=r"prompt_embeddings is \(5, 64\), the base wants \(5, 128\)"):
+        cw.Host(make("gpt2")[0]).import_peft("t", tmp_path / "a")
+    path = tmp_path / "a" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for key, value, said in (("num_layers", 3, "of 3 layers; this base has 2 attentions"),
+                             ("num_transformer_submodules", 2, "encoder's and the decoder's attention")):  # fmt: skip
+        path.write_text(json.dumps({**config, key: value}))
+        with pytest.raises(cw.CommonweightError, match=said):
+            cw.Host(make("llama")[0]).import_peft("t", tmp_path / "a")
