@@ -19,7 +19,7 @@ JOBS ?= 2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo demo-serve test fuzz lint docs bench bench-merge bench-serve bench-share compare claims house format readme wheel-test lock clean
+.PHONY: help setup demo demo-serve test fuzz lint docs bench bench-merge bench-serve bench-share bench-exchange compare claims house format readme wheel-test lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ bench-merge: $(READY) ## time merges beside mergekit (MERGEKIT=FOLDER) and a pla
 bench-serve: $(READY) ## time the engine beside its base, PEFT and vLLM (ARGS="--vllm PYTHON --smollm2 FOLDER --minutes 11")
 	@$(PY) -m benchmarks.serving $(ARGS)
 	@$(PY) -m benchmarks --table
+
+bench-exchange: $(READY) ## clients a second, memory, seeds (FLOWER=PYTHON of an environment with flwr[simulation]: its Ray beside)
+	@FLOWER=$(FLOWER) $(PY) -m benchmarks exchange exchange_seeds
 
 bench-share: $(READY) ## shrink and heal real models by every method (ARGS="--data FOLDER --smollm2 FOLDER"); goes on where it stopped
 	@$(PY) -m benchmarks.sharing $(ARGS)

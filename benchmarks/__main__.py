@@ -39,7 +39,7 @@ ALL = (
     "share_running",
     "exchange_seeds",
 )
-SLOW = ("commons",)  # an hour and more: only by name
+SLOW = ("commons", "exchange")  # an hour and more: only by name
 NAMES = (*ALL, *SLOW)
 
 

@@ -6,6 +6,7 @@ A run is kept as soon as it is done, and none is done twice: `python -m benchmar
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,7 @@ def kept() -> dict[str, Any]:
 def keep(found: dict[str, Any]) -> None:
     """A line for each run."""
     runs = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(found["runs"].items()))
+    found |= {"tasks": TASKS, "seeds": SEEDS, "sides": list(SIDES)}
     head = json.dumps({**found, "runs": {}}, indent=1).replace('"runs": {}', f'"runs": {{\n{runs}\n }}')
     atomic.write(KEPT, head.encode() + b"\n")
 
@@ -105,6 +107,36 @@ def measured(side: str, task: str, seed: int, host: Any) -> dict[str, Any]:
         out |= {"up": round(run.up / HOW["clients"]), "down": round(run.down / HOW["clients"])}
         host.remove("t")
     return out | {"cpu_s": round(time.process_time() - began, 1)}
+
+
+def bytes_row() -> list[dict[str, Any]]:
+    """The least that a client sends and is sent within a point of FedAvg-LoRA's mean accuracy, over its bytes; of the
+    tasks and seeds that all sides of the target have. [] where there are none."""
+    runs, (base, _, *others) = kept()["runs"], list(SIDES)[:FIRST]
+    have = [(t, s) for s in SEEDS for t in TASKS if all(f"{x} | {t} | {s}" in runs for x in (base, *others))]
+    if not have:
+        return []
+
+    def of(side: str, what: str) -> list[float]:
+        return [runs[f"{side} | {t} | {s}"][what] for t, s in have]
+
+    def spent(side: str) -> float:
+        return statistics.mean(of(side, "up")) + statistics.mean(of(side, "down"))
+
+    behind = {x: statistics.mean(of(base, "accuracy")) - statistics.mean(of(x, "accuracy")) for x in others}
+    near = [x for x in others if behind[x] <= 1.0]
+    best = min(near or others, key=spent)
+    ratio, seeds = spent(best) / spent(base), sorted({s for _, s in have})
+    each = [runs[f"{best} | {t} | {s}"] for t, s in have]
+    parts = [(r["up"] + r["down"]) / spent(base) for r in each]
+    tasks = len({t for t, _ in have})
+    return [{
+        "what": f"bytes of a client and run within 1 point of FedAvg-LoRA r16, {tasks} of 5 tasks, seeds {seeds}: "
+        f"{best} ({behind[best]:+.2f} points behind{'' if near else ': none is within'})",
+        "unit": "of its bytes", "target": 0.005, "ratio": round(ratio, 5),
+        "spread": [round(min(parts), 5), round(max(parts), 5)], "behind": {k: round(v, 2) for k, v in behind.items()},
+        "bytes": {x: round(spent(x)) for x in (base, *others)},
+    }]  # fmt: skip
 
 
 def main(minutes: float, only: str = "") -> None:

@@ -98,6 +98,27 @@ def test_what_cannot_be_is_said_before_the_base_is_opened(bert, rows, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["--clients", "41"], "41 clients for 40 rows"), (["--split", "column:hospital"], "column:NAME of a column"),
+        (["--split", "labels:30", "--clients", "3"], "90 shards of 40 rows"), (["--label-column", "topic"], "topic"),
+        (["--split", "files"], "wanted rows of several files"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["simulate", "app"])
+def test_what_rows_do_not_allow_is_said_before_the_base_is_opened(bert, rows, tmp_path, monkeypatch, verb, more, what):
+    if verb == "app":
+        more = [
+            f"--set={a.removeprefix('--')}={b}" if a == "--split" else f"{a}={b}" for a, b in zip(more[::2], more[1::2])
+        ]
+        what = "give each node its own file" if "--set=split=files" in more else what
+    monkeypatch.setattr("commonweight.adapt.base.open_host", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(CommonweightError, match=what):
+        app(["exchange", verb, str(bert), str(rows[0]), "--out", str(tmp_path / "o"), *more], standalone_mode=False)
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_mistake_ends_with_2(bert, tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         main(["exchange", "report", str(tmp_path)])

@@ -6,13 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..adapt.data import named
 from ..adapt.rows import read
+from ..adapt.tasks import Classify
 from ..core import CommonweightError, parse
 from ..methods import get as adapter_of
+from .local import Rounds
 from .methods import get
 from .run import Run, free
+from .setting import numbers
 from .simulation import Progress, simulate
-from .splits import known
+from .splits import dealt, known
 
 
 def options(name: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -58,10 +62,17 @@ def run(
     if any(h != heads[0] for h in heads):
         raise CommonweightError(f"{rows[0]} has the columns {', '.join(heads[0])}; the others have other ones")
     held = read(eval_file, asked, split="test", no_header=no_header, say=say) if eval_file is not None else None
-    given = options(method, pairs)
+    given, source = options(method, pairs), [i for i, one in enumerate(each) for _ in one]
+    every = [r for one in each for r in one]
+    plan, _ = numbers({k: v for k, v in more.items() if k in Rounds.__dataclass_fields__})  # type: ignore[attr-defined]
+    label = more.get("label_column")
+    dealt(
+        every, plan.clients, plan.split, seed=plan.seed, label_column=label, files=source
+    )  # before the base is opened
+    labels = named(rows[0], lambda r: Classify.classes(r, label), every) if task == "classify" else None
     host = open_host(model, task, dtype=dtype, device=device)
     say(where(host))
     return simulate(
-        host, [r for one in each for r in one], method=method, options=given, task=task, eval_rows=held, out=out,
-        files=[i for i, one in enumerate(each) for _ in one], progress=progress, source=rows[0], **more,
+        host, every, method=method, options=given, task=task, eval_rows=held, out=out, files=source, labels=labels,
+        progress=progress, source=rows[0], **more,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from .rounds import Gathering, down, facts, heard, starting, up
 from .run import Run, Seat, finish, open_out, write
 from .setting import NAME, Prepared, by_client, make_task, numbers, ready
 from .setting import told as settings_of
-from .splits import sampled, split
+from .splits import dealt, sampled
 from .work import Work
 
 Wire = Callable[[int, int, bytes], Iterable[bytes]]
@@ -88,19 +88,16 @@ def simulate(
     Raises: CommonweightError; the host is then as it was.
     """
     plan, local = numbers(recipe)
-    host = model if isinstance(model, Host) else _opened(model, task)
     reading = {
         "text_column": text_column, "label_column": label_column, "prompt_column": prompt_column,
         "completion_column": completion_column,
     }  # fmt: skip
     if not rows:
         raise CommonweightError(f"{source}: no rows to train on")
-    brings = plan.split.partition(":")[0] in ("column", "files")
-    places = split(
-        rows, None if brings else plan.clients, plan.split, seed=plan.seed, label_column=label_column, files=files
-    )
-    doing = make_task(host, task, rows, labels, tokenizer, local, reading, source)
+    places = dealt(rows, plan.clients, plan.split, seed=plan.seed, label_column=label_column, files=files)
     train, held = _held_out(places, holdout, plan.seed)
+    host = model if isinstance(model, Host) else _opened(model, task)
+    doing = make_task(host, task, rows, labels, tokenizer, local, reading, source)
     seats = by_client(doing, rows, train)
     prepared = ready(
         host, doing, method, options or {}, plan, local, clients=len(places), sites=sites, name=name, common=common,

@@ -50,6 +50,15 @@ def split(
     return dirichlet(groups, clients, value, seed)
 
 
+def dealt(
+    rows: Sequence[Row], clients: int, spec: str, *, seed: int = 0, label_column: str | None = None,
+    files: Sequence[int] | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """`split`, where column and files bring their own number of clients and the others make `clients`."""
+    brings = spec.partition(":")[0] in ("column", "files")
+    return split(rows, None if brings else clients, spec, seed=seed, label_column=label_column, files=files)
+
+
 def known(spec: str) -> tuple[str, Any]:
     """The kind of a split and its value, before any row is read. Raises: CommonweightError for another spec."""
     kind, colon, value = spec.partition(":")

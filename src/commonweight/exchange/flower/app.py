@@ -15,7 +15,7 @@ from ...core import CommonweightError
 from ...formats import atomic
 from ..methods import get, resolve
 from ..setting import numbers
-from ..splits import split
+from ..splits import dealt
 
 PROJECT = """[build-system]
 requires = ["hatchling"]
@@ -108,9 +108,11 @@ def app(
     if task == "classify" and labels is None:
         if not rows:
             raise CommonweightError("classify without rows: every side must know the labels; give rows or --labels")
-        labels = named(rows, lambda r: Classify.classes(r, columns.get("label_column")), read_rows)
-    if rows and plan.split.startswith("column:"):
-        recipe["clients"] = len(split(read_rows, None, plan.split, seed=plan.seed))
+        labels = named(rows, lambda r: Classify.classes(r, columns.get("label-column")), read_rows)
+    if rows:  # what cannot be dealt out is said here, and not by every node
+        places = dealt(read_rows, plan.clients, plan.split, seed=plan.seed, label_column=columns.get("label-column"))
+        if plan.split.startswith("column:"):
+            recipe["clients"] = len(places)
     recipe = {k: v for k, v in {"clients": plan.clients, "rounds": plan.rounds, **recipe}.items() if v is not None}
     config: dict[str, Any] = {
         "model": _whole(model), "rows": rows and _whole(rows), "eval": eval_file and _whole(eval_file),
