@@ -118,6 +118,8 @@ def diloco(
     no_header: Annotated[bool, typer.Option("--no-header", help="The first line is a row.")] = False,
     sites: Annotated[str | None, typer.Option(help="Pattern of layers to adapt.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the base: auto, float32, bfloat16.")] = "auto",
+    state: Annotated[Path | None, typer.Option(help="Folder for the last rounds of every process.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --state, to the same bits.")] = False,
     lighthouse: Annotated[str | None, typer.Option(help="torchft's, http://HOST:PORT: processes may come and go.")] = (
         None
     ),
@@ -140,7 +142,7 @@ def diloco(
     done, found = run(
         model, rows, out, pairs=option or [], task=task, eval_file=eval_file, text_column=text_column,
         label_column=label_column, no_header=no_header, sites=sites, dtype=dtype, lighthouse=lighthouse, client=client,
-        clients=clients, say=typer.echo, **recipe,
+        clients=clients, state=state, resume=resume, say=typer.echo, **recipe,
     )  # fmt: skip
     if done.carrier.client == 0 or lighthouse:
         up = sum(r["up"] for r in done.curve)

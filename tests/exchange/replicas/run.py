@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
 from commonweight.exchange.replicas import exchange
 from commonweight.exchange.replicas.carrier import carrier
+from commonweight.exchange.replicas.disk import Disk
+from commonweight.exchange.replicas.engine import Replica
 from commonweight.exchange.setting import by_client
 from commonweight.exchange.splits import split
 from tests.adapt import tiny
@@ -26,6 +29,7 @@ def worker(rank, port, folder, model, options, clients):
     torch.distributed.init_process_group("gloo")
     for name, more in options.items():
         one(folder, model, name, more, rank, clients, carrier())
+    stopped(folder, model, options["streaming"], rank, clients)
     torch.distributed.destroy_process_group()
 
 
@@ -43,6 +47,24 @@ def one(folder, model, name, options, client, clients, by, die=None, **recipe):
     done = exchange(p, mine, by, say)
     torch.save((done.state.tensors, done.curve), f"{folder}/{name}{client}.pt")
     return done
+
+
+def stopped(folder, model, options, client, clients):
+    """As if all were killed when the first process had not yet written the last round."""
+    rows = split(tiny.rows(16), clients, "iid", seed=0)[client]
+    for resume in (False, True):
+        p = small.prepared(model, "diloco", options, clients=clients, **RECIPE)
+        disk = Disk(Path(folder) / "disk", client, "a run")
+        if resume and client == 0:
+            disk._path(disk.rounds()).unlink()
+        torch.distributed.barrier()
+        replica = Replica(p, carrier(), by_client(p.task, tiny.rows(16), [rows])[0], disk=disk)
+        if resume:
+            replica.resume()
+            assert len(replica.curve) == RECIPE["rounds"] - 1
+        replica.run()
+        torch.distributed.barrier()
+    torch.save((replica.state.tensors, replica.curve), f"{folder}/stopped{client}.pt")
 
 
 if __name__ == "__main__":

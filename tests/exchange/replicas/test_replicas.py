@@ -13,6 +13,7 @@ from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
 from commonweight.exchange.replicas import Alone, exchange
 from commonweight.exchange.replicas.carrier import framed, unframed
+from commonweight.exchange.replicas.disk import Disk
 from commonweight.exchange.replicas.files import run
 from tests.adapt import tiny
 from tests.exchange import small
@@ -32,7 +33,7 @@ def test_two_processes_are_the_simulated_run(bert, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     torch.multiprocessing.spawn(worker, (port, str(tmp_path), bert, OPTIONS, 2), nprocs=2)  # type: ignore[attr-defined]
-    for name, options in OPTIONS.items():
+    for name, options in {**OPTIONS, "stopped": OPTIONS["streaming"]}.items():
         run = simulate(
             small.prepared_host(bert), tiny.rows(16), method="diloco", options=options, clients=2, mixed=1, **RECIPE
         )
@@ -62,6 +63,50 @@ def test_one_replica_with_plain_outer_steps_is_plain_training(bert):
     done = exchange(p, p.task.examples(tiny.rows(8)), Alone())
     for n, v in p.method.pools(p.setting, done.state).items():
         torch.testing.assert_close(v, done.keep[n], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_a_process_that_was_killed_goes_on_to_the_same_bits(bert, tmp_path, after):
+    """With a message on its way while the next round has begun, and an optimiser of its own."""
+    disk, done = Disk(tmp_path / "rounds", 0, "mine"), []
+
+    def killed(line):
+        if line["round"] + 1 == after:
+            raise InterruptedError
+
+    for on, say, resume in ((None, None, False), (disk, killed, False), (disk, None, True)):
+        p = small.prepared(bert, "diloco", OPTIONS["streaming"], clients=1, **RECIPE)
+        rows = p.task.examples(tiny.rows(8))
+        try:
+            done.append(exchange(p, rows, Alone(), say or (lambda _: None), on, resume))
+        except InterruptedError:
+            assert disk.rounds() == after and len(disk._have()) <= 2
+    assert small.same(done[0].state.tensors, done[1].state.tensors) and small.same(done[0].keep, done[1].keep)
+    assert done[0].curve == done[1].curve
+
+
+def test_what_cannot_be_gone_on_with(bert, tmp_path):
+    p = small.prepared(bert, "fedavg", clients=1, **RECIPE)
+    disk = Disk(tmp_path / "rounds", 0, "mine")
+    exchange(p, p.task.examples(tiny.rows(8)), Alone(), disk=disk)
+    with pytest.raises(CommonweightError, match="of a run with other settings; mine, and this one has other"):
+        Disk(tmp_path / "rounds", 0, "other").read(4)
+    with pytest.raises(CommonweightError, match="all go on after 2 rounds, which client 0 cannot read"):
+        disk.read(2)
+    rows, state = str(tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(8))), tmp_path / "rounds"
+    with pytest.raises(CommonweightError, match="--resume goes on from the folder of --state"):
+        run(str(bert), rows, tmp_path / "t.safetensors", resume=True)
+    with pytest.raises(CommonweightError, match="--resume goes on with it"):
+        run(str(bert), rows, tmp_path / "t.safetensors", state=state, say=lambda _: None)
+
+
+def test_the_command_goes_on(bert, tmp_path):
+    """After its last round too: nothing is trained again."""
+    rows, how = str(tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(8))), {"rounds": 2, "batch_size": 4}
+    out, told = [tmp_path / f"{k}.safetensors" for k in "ab"], []
+    run(str(bert), rows, out[0], pairs=["rank=2", "steps=1"], state=tmp_path / "s", say=lambda _: None, **how)
+    run(str(bert), rows, out[1], pairs=["rank=2", "steps=1"], state=tmp_path / "s", resume=True, say=told.append, **how)
+    assert out[0].read_bytes() == out[1].read_bytes() and not told
 
 
 def test_a_process_that_is_gone_is_told(bert):

@@ -21,6 +21,7 @@ class Carrier(Protocol):
     begin: at the start of a round, (its number, what this process knows) -> what it shall go on from: the same, or
     what another process knows, of a later round. ended: whether the round counts, after its messages were heard; where
     it does not, they are sent again. part: after the last round, waits until all have heard it.
+    agree: of the rounds that each process has on disk the least, where all begin together.
     """
 
     client: int
@@ -34,6 +35,8 @@ class Carrier(Protocol):
     def ended(self) -> bool: ...
 
     def part(self) -> None: ...
+
+    def agree(self, rounds: int) -> int: ...
 
     def close(self) -> None: ...
 
@@ -55,12 +58,16 @@ class Alone:
     def part(self) -> None:
         pass
 
+    def agree(self, rounds: int) -> int:
+        return rounds
+
     def close(self) -> None:
         pass
 
 
 class Gloo:
-    """The processes of `torchrun`, over torch.distributed alone: one that dies ends the run.
+    """The processes of `torchrun`, over torch.distributed alone: one that dies ends the run,
+    which can go on from disk.
 
     Cost: a process receives the messages of all others, (n - 1) of them, and sends its own as often.
     """
@@ -88,7 +95,7 @@ class Gloo:
             except RuntimeError as e:
                 raise CommonweightError(
                     f"a process is gone, and the others cannot go on without it ({str(e).splitlines()[0]}); "
-                    "with --lighthouse they can"
+                    "with --lighthouse they can; with --state, --resume goes on after the last whole round"
                 ) from e
             return [unframed(f) for f in found]
 
@@ -99,6 +106,11 @@ class Gloo:
 
     def part(self) -> None:
         dist.barrier(self.group)
+
+    def agree(self, rounds: int) -> int:
+        least = torch.tensor([rounds])
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
+        return int(least)
 
     def close(self) -> None:
         if self.mine:

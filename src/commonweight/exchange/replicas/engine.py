@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...adapt.tasks import Example
 from ..asks import Told, drive
 from ..measured import load
 from ..message import bound
-from ..registry import State
 from ..rounds import Gathering, begun, starting, up
 from ..setting import Prepared
 from ..work import Work
 from .carrier import Carrier, Wait
+from .disk import Disk, readable, written
 
 
 class Coming(Mapping[str, Tensor]):
@@ -51,6 +49,7 @@ class Replica:
     carrier: Carrier
     rows: list[Example]
     say: Callable[[dict[str, Any]], None] = lambda _: None
+    disk: Disk | None = None
     keep: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,6 +62,13 @@ class Replica:
         )
         self.waiting: tuple[int, Wait, int, float | None] | None = None
         self.again = 0
+
+    def resume(self) -> None:
+        """Goes on from the last round that every process has on disk. Raises: CommonweightError."""
+        assert self.disk is not None
+        rounds = self.carrier.agree(self.disk.rounds())
+        if rounds:
+            self.state, self.curve, self.keep = self.disk.read(rounds)
 
     def run(self) -> Replica:
         while len(self.curve) + (self.waiting is not None) < self.p.setting.rounds:
@@ -124,29 +130,25 @@ class Replica:
             "refused": dict(sorted(refused.items())), "loss": loss, "up": size, "down": sum(map(len, each)) - size,
             **self.state.seen,
         })  # fmt: skip
+        if self.disk is not None:  # what is kept is still of this round, though the next may have begun
+            self.disk.write(self.state, self.curve, self.keep)
         self.say(self.curve[-1])
         return True
 
 
 def exchange(
-    p: Prepared, rows: list[Example], carrier: Carrier, say: Callable[[dict[str, Any]], None] = lambda _: None
-) -> Replica:
-    """A whole run of this process. rows: its own. Raises: CommonweightError."""
+    p: Prepared, rows: list[Example], carrier: Carrier, say: Callable[[dict[str, Any]], None] = lambda _: None,
+    disk: Disk | None = None, resume: bool = False,
+) -> Replica:  # fmt: skip
+    """A whole run of this process. rows: its own. disk: where it keeps its last rounds; resume: goes on from there, to
+    the same bits. Raises: CommonweightError."""
     try:
-        done = Replica(p, carrier, rows, say).run()
+        replica = Replica(p, carrier, rows, say, disk)
+        if resume and disk is not None:
+            replica.resume()
+        done = replica.run()
         carrier.part()
         return done
     finally:
         carrier.close()
         p.host.model.eval()
-
-
-def written(state: State, curve: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """What a process tells one that is new: tensors alone, since nothing is unpickled."""
-    text = json.dumps([state.facts, state.seen, curve]).encode()
-    return {**state.tensors, "*": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
-
-
-def readable(known: Mapping[str, Tensor]) -> tuple[State, list[dict[str, Any]]]:
-    facts, seen, curve = json.loads(known["*"].numpy().tobytes())
-    return State({k: v.clone() for k, v in known.items() if k != "*"}, facts, seen), curve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from ...core import CommonweightError
 from ..files import options
 from ..measured import measure
 from ..setting import by_client, make_task, numbers, ready
+from ..setting import told as settings_of
 from ..splits import split
 from .carrier import Carrier, carrier
+from .disk import Disk
 from .engine import Replica, exchange
 
 
@@ -36,13 +39,17 @@ def run(
     model: str, rows: str, out: Path, *, pairs: Sequence[str] = (), method: str = "diloco", task: str = "classify",
     eval_file: str | None = None, text_column: str | None = None, label_column: str | None = None,
     no_header: bool = False, sites: str | None = None, dtype: str = "auto", lighthouse: str | None = None,
-    client: int | None = None, clients: int | None = None, say: Callable[[str], None] = print, **recipe: Any,
+    client: int | None = None, clients: int | None = None, state: Path | None = None, resume: bool = False,
+    say: Callable[[str], None] = print, **recipe: Any,
 ) -> tuple[Replica, dict[str, float]]:  # fmt: skip
     """Deals the rows out, trains, and writes the tenant: the first process, or with a Lighthouse each, the same bytes.
 
+    state: a folder for every process's last rounds; resume: goes on from there after all were killed.
     Raises: CommonweightError.
     """
     given = options(method, pairs)
+    if resume and state is None:
+        raise CommonweightError("--resume goes on from the folder of --state; name it")
     asked = [c for c in (text_column, label_column) if c]
     every = read(rows, asked, no_header=no_header, say=lambda _: None)
     by = carried(lighthouse, client, clients)
@@ -58,7 +65,10 @@ def run(
         if first or lighthouse:
             say(f"round {line['round'] + 1}/{plan.rounds}: {line['replies']} of {by.clients}, loss {line['loss']:.4f}")
 
-    done = exchange(p, by_client(doing, every, places)[by.client], by, told)
+    disk = None if state is None else Disk(state, by.client, json.dumps(settings_of(p), sort_keys=True))
+    if disk is not None and disk.rounds() and not resume:
+        raise CommonweightError(f"--state {state}: holds rounds of a run; --resume goes on with it, or empty it")
+    done = exchange(p, by_client(doing, every, places)[by.client], by, told, disk, resume)
     found: dict[str, float] = {}
     if first or lighthouse:
         if eval_file is not None:
