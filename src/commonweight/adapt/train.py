@@ -199,7 +199,8 @@ def train_understood(
         raise
     finally:
         host.model.eval()
-    parts = [replace(p, tenant=host.compact(p.tenant.name)) if p.tenant.method.schedule else p for p in parts]
+    ends = [p.tenant.method.schedule is not None or p.tenant.method.at_end for p in parts]
+    parts = [replace(p, tenant=host.compact(p.tenant.name)) if e else p for e, p in zip(ends, parts)]
     seconds = time.perf_counter() - started
     return {p.tenant.name: _result(run, p, seconds, given[p.tenant.name].note) for p in parts}
 

@@ -31,6 +31,7 @@ class Method:
     size: the options that make it larger or smaller, the one to turn first in front; the bytes grow with each, or fall
     where it starts with "-". None: "rank", where there is such an option.
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
+    at_end: a training ends with it; one with a schedule always does.
     schedule: (config, plan) -> what it does between the steps of a training run. penalty: (config, plan, pools) -> a
     number that is added to the loss of its rows, with gradients. routing: of a config, what it makes of its routers'
     logits for the same end, or None. wants: of a config, the kind of `shown.KINDS` that its
@@ -55,6 +56,7 @@ class Method:
     common: str = ""
     size: tuple[str, ...] | None = None
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
+    at_end: bool = False
     schedule: Callable[[Any, Plan], Schedule] | None = None
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
     routing: Callable[[Any], RouterLoss | None] | None = None

@@ -53,13 +53,17 @@ class OneBitLowRank:
         return self.plain.grouped(x, y, base, onebit(A).to(x.dtype), onebit(B).to(x.dtype))
 
 
-def compact(config: BiLoRA, pools: Mapping[str, Tensor]) -> tuple[BiLoRA, dict[str, Tensor]]:
-    """The factors at their levels, which codec="onebit" stores exactly."""
+def levelled(config: Any, pools: Mapping[str, Tensor], *ends: str) -> tuple[Any, dict[str, Tensor]]:
+    """The pools of these names at their levels, which codec="onebit" stores exactly."""
     if config.stored:
         return config, dict(pools)
     with torch.no_grad():
-        levelled = {n: onebit(p.float()) if n.endswith((".A", ".B")) else p for n, p in pools.items()}
-    return replace(config, stored=True), levelled
+        found = {n: onebit(p.float()) if n.endswith(ends) else p for n, p in pools.items()}
+    return replace(config, stored=True), found
+
+
+def compact(config: BiLoRA, pools: Mapping[str, Tensor]) -> tuple[BiLoRA, dict[str, Tensor]]:
+    return levelled(config, pools, ".A", ".B")
 
 
 @method(
@@ -72,6 +76,7 @@ def compact(config: BiLoRA, pools: Mapping[str, Tensor]) -> tuple[BiLoRA, dict[s
     lr=1e-3,
     fresh="B begins near zero, and at its two levels it is not zero",
     compact=compact,
+    at_end=True,
 )
 def plan(sites: Sequence[Site], config: BiLoRA) -> Plan:
     """h = W0 x + s B' A' x, P' = m + d z' with m and d mean and deviation of a factor P, z' = -+0.6745 by its sign.
