@@ -18,7 +18,9 @@ NEEDS = {"adamw-8bit": "bitsandbytes", "lion": "bitsandbytes", "lion-8bit": "bit
 
 def trained(folder, **more):
     host = open_host(folder, dtype="float32")
-    result = adapt(host, "t", tiny.rows(24), method="lora", options={"rank": 2}, batch_size=4, **{"epochs": 1, **more})
+    whole = more.get("optimizer") == "gradnormlorp"
+    method = {"method": "full"} if whole else {"method": "lora", "options": {"rank": 2}}
+    result = adapt(host, "t", tiny.rows(24), batch_size=4, **{**method, "epochs": 1, **more})
     return result, {n: p.detach().clone() for n, p in result.tenant.named_parameters()}
 
 
@@ -33,12 +35,12 @@ def test_each_trains(bert, name):
     more = {"epochs": 12} if name == "prodigy" else {"epochs": 3, "lr": 5e-3}  # Prodigy starts at a rate of 1e-6
     result, pools = trained(bert, optimizer=name, patience=99, dev_rows=tiny.rows(12, seed=1), **more)
     assert all(p.isfinite().all() for p in pools.values())
-    assert any(p.abs().sum() > 0 for n, p in pools.items() if n.endswith("B"))
+    assert any(p.abs().sum() > 0 for n, p in pools.items() if n.endswith(("B", "dw")))
     first, last = (sum(c["loss"] for c in part) for part in (result.curve[:4], result.curve[-4:]))
     assert last < first
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "adafactor", "gradnormlorp"])
 def test_resumed_to_the_same_bits(bert, tmp_path, name):
     def stop(p):
         if p.step == 4:

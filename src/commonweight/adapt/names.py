@@ -6,7 +6,7 @@ COMPARED = ("classify", "embed", "lm")
 CAUSAL = ("lm", *PREFERENCES)
 DTYPES = ("auto", "float32", "bfloat16")
 OPTIMIZERS = (
-    "adamw", "adamw-8bit", "adafactor", "lion", "lion-8bit", "muon", "prodigy", "schedule-free", "sgd",
+    "adamw", "adamw-8bit", "adafactor", "lion", "lion-8bit", "muon", "prodigy", "schedule-free", "sgd", "gradnormlorp",
 )  # fmt: skip
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 LOGS = ("tensorboard", "trackio")

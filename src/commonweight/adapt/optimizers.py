@@ -14,6 +14,7 @@ from transformers import get_constant_schedule_with_warmup, get_linear_schedule_
 from ..core import CommonweightError, unknown
 from ..host import Tenant
 from ..host.common import distinct
+from .gradnormlorp import GradNormLoRP, weights
 from .names import OPTIMIZERS
 from .recipe import Recipe
 from .scheduled import alone
@@ -48,6 +49,8 @@ def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, mak
             one = next((t.method.name for t in tenants if t.method.schedule), "what it is trained by")
             raise CommonweightError(f"{name} has one rate for all pools, {one} one for each: take another optimizer")
         groups = alone(groups)
+    if maker is None and name == "gradnormlorp":
+        return _projected(groups, recipe.weight_decay, weights(tenants))
     return (maker or _MAKERS[name])(groups, recipe.weight_decay)
 
 
@@ -156,11 +159,27 @@ def _adamw(groups: Groups, decay: float) -> Optimizer:
 
 def _muon(groups: Groups, decay: float) -> Optimizer:
     """Muon for matrices, at AdamW's rates (Moonlight's scaling); AdamW for all other pools."""
-    matrices = [{**g, "params": [p for p in g["params"] if p.dim() == 2]} for g in groups]
-    rest = [{**g, "params": [p for p in g["params"] if p.dim() != 2]} for g in groups]
+
+    def made(matrices: Groups) -> Optimizer:
+        return torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+
+    return _beside_adamw(groups, decay, lambda p: p.dim() == 2, made)
+
+
+def _projected(groups: Groups, decay: float, frozen: Mapping[Tensor, Callable[[], Tensor]]) -> Optimizer:
+    """GradNormLoRP for whole weights; AdamW for all other pools."""
+    return _beside_adamw(groups, decay, lambda p: p in frozen, lambda mine: GradNormLoRP(mine, frozen, decay))
+
+
+def _beside_adamw(
+    groups: Groups, decay: float, mine: Callable[[Tensor], bool], make: Callable[[Groups], Optimizer]
+) -> Optimizer:
+    """An optimizer for some pools, and AdamW for the rest."""
+    first = [{**g, "params": [p for p in g["params"] if mine(p)]} for g in groups]
+    rest = [{**g, "params": [p for p in g["params"] if not mine(p)]} for g in groups]
     parts: list[Optimizer] = []
-    if matrices := [g for g in matrices if g["params"]]:
-        parts.append(torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    if first := [g for g in first if g["params"]]:
+        parts.append(make(first))
     if rest := [g for g in rest if g["params"]]:
         parts.append(_adamw(rest, decay))
     return parts[0] if len(parts) == 1 else Several(parts)

@@ -36,7 +36,7 @@ class Recipe:
         False, "lm: rows side by side in sequences of max_length, none sees another; batch_size counts sequences"
     )
     optimizer: str = option(
-        "adamw", "adamw, adamw-8bit, adafactor, lion, lion-8bit, muon, prodigy, schedule-free or sgd"
+        "adamw", "adamw, adamw-8bit, adafactor, lion, lion-8bit, muon, prodigy, schedule-free, sgd or gradnormlorp"
     )
     lora_plus: float | None = option(None, "LoRA+: the rate of B over that of A, 16 say; none: the same", gt=0)
     beta: float | None = option(

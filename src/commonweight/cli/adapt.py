@@ -218,7 +218,8 @@ def command(
     optimizer: Annotated[
         str | None,
         typer.Option(
-            help="adamw (without it), adamw-8bit, adafactor, lion, lion-8bit, muon, prodigy, schedule-free or sgd.",
+            help="adamw (without it), adamw-8bit, adafactor, lion, lion-8bit, muon, prodigy, schedule-free, sgd, or "
+            "gradnormlorp for whole weights (-m full).",
             rich_help_panel=TRAINING,
         ),
     ] = None,
