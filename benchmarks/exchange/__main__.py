@@ -24,7 +24,7 @@ def main(given: argparse.Namespace) -> None:
     if given.part == "proof":
         part("proof").main(given.minutes, given.only)
     elif given.part == "clients":
-        print(part("clients").main(given.flower, given.clients, given.times))
+        print(part("clients").main(given.flower, given.clients, given.times, tuple(given.bases)))
     elif given.part == "killed":
         print(part("killed").main(given.flower, given.rounds))
     elif given.part == "many":
@@ -44,6 +44,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="", help="proof: runs whose name has this in it")
     parser.add_argument("--flower", default="", help="clients, killed: the Python of an environment with flwr and ray")
     parser.add_argument("--clients", type=int, default=1000, help="clients: how many (1000)")
+    parser.add_argument("--bases", nargs="+", default=["small", "minilm"], help="clients: of these")
     parser.add_argument("--times", type=int, default=2, help="clients: runs of each side (2)")
     parser.add_argument("--rounds", type=int, default=30, help="killed: rounds (30)")
     sys.exit(main(parser.parse_args()))

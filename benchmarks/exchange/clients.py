@@ -1,8 +1,8 @@
 """Clients a second: `simulate` beside Flower's own simulation with Ray, of the same app, in turn.
 
-Fed-SB r4, a row and a step for each client. Of both sides the second round and later ones: the first opens bases. Both
-have all cores: two threads here, two of Ray's actors there. --flower: the Python of an environment that has what this
-library needs, flwr[simulation] and ray.
+Fed-SB r4, a row and a step for each client. Of both sides the second round and later ones: the first opens bases. One
+thread here, with OMP_NUM_THREADS=1; an actor of Ray for every core there. --flower: the Python of an environment that
+has what this library needs, flwr[simulation] and ray.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import statistics
 import tempfile
 from itertools import pairwise
 from pathlib import Path
-
-import torch
 
 from commonweight.adapt import open_host, read
 from commonweight.exchange import simulate
@@ -31,13 +29,10 @@ HOW = {"rounds": 3, "steps": 1, "batch_size": 8, "lr": 1e-2, "seed": 0}
 def ours(base: Path, rows: list, clients: int) -> list[float]:
     """Seconds of each round but the first."""
     seconds: list[float] = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
     simulate(
         open_host(base), rows, method="fed-sb", options={"rank": 4}, clients=clients,
         progress=lambda p: seconds.append(p.seconds), **HOW,
     )  # fmt: skip
-    torch.set_num_threads(before)
     return seconds[1:]
 
 
