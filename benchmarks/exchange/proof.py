@@ -42,8 +42,12 @@ SIDES = {  # the first ones are the comparison of the target; the others follow
     "fed-sb r4, lr 1e-2": Side("fed-sb", {"rank": 4}, {"lr": 1e-2}),
     "fed-sb r6, lr 1e-2": Side("fed-sb", {"rank": 6}, {"lr": 1e-2}),
     "fed-sb r8, lr 1e-2": Side("fed-sb", {"rank": 8}, {"lr": 1e-2}),
-    "coded int8, LoRA-XS r8, lr 1e-2": Side("coded", {"adapter": "lora-xs", "rank": 8, "codec": "int8"}, {"lr": 1e-2}),
-    "coded int4, LoRA-XS r8, lr 1e-2": Side("coded", {"adapter": "lora-xs", "rank": 8, "codec": "int4"}, {"lr": 1e-2}),
+    "fed-sb r8, 8 bits both ways, lr 1e-2": Side(
+        "coded", {"adapter": "lora-xs", "rank": 8, "codec": "int8", "down": "int8"}, {"lr": 1e-2}
+    ),
+    "fed-sb r8, 8 bits both ways, lr 3e-2": Side(
+        "coded", {"adapter": "lora-xs", "rank": 8, "codec": "int8", "down": "int8"}, {"lr": 3e-2}
+    ),
     "ffa-lora r16": Side("ffa-lora", {"rank": 16}),
     "frl r16": Side("frl", {"rank": 16}),
     "fish-mask": Side("fish-mask", {}),

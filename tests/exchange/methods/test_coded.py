@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 
+from commonweight.exchange import simulate
 from commonweight.exchange.asks import Told, Train, Trained
 from commonweight.exchange.lgreco import choose
 from commonweight.exchange.methods.coded import LEVELS, decode, encode, get, longest, read
 from commonweight.exchange.registry import Reply
+from tests.adapt import tiny
 from tests.exchange import small
 
 CODECS = ("int8", "int4", "bfloat16", "compeft:density=0.1", "l-greco")
@@ -138,3 +140,32 @@ def test_of_one_error_it_takes_fewer_bytes_than_int4(bert):
 def test_a_codec_that_is_none(bert):
     with pytest.raises(ValueError, match="codec"):
         small.prepared(bert, "coded", {"codec": "int3"})
+
+
+@pytest.mark.parametrize(("down", "error"), [("int8", 0.5 / 127), ("bfloat16", 2**-8)])
+def test_pools_that_come_down_coded(bert, down, error):
+    """A client begins near the server's pools; what it does not change leaves them as they are, to the bit."""
+    p = small.prepared(bert, "coded", {"rank": 2, "codec": "int8", "down": down})
+    state = p.method.begin(p.setting, small.moved(small.start(p)))
+    told = Told(0, 0, 5, p.method.tell(p.setting, state, 0, 0), small.start(p), {})
+    gen = p.method.client(p.setting, told)
+    ask = next(gen)
+    for n, v in state.tensors.items():
+        assert 0 < (ask.pools[n] - v).abs().max() <= 1.02 * error * v.abs().max() + 1e-3 * v.abs().max()
+    with pytest.raises(StopIteration) as end:
+        gen.send(Trained(dict(ask.pools), 1, 0.5, {}))
+    after = p.method.gather(p.setting, state, 0, [Reply(0, 5, end.value.value.tensors)])
+    assert small.same(after.tensors, state.tensors)
+    up, down_bytes = p.method.nbytes(p.setting, 0, 0)
+    assert down_bytes == len(told.tensors["bytes"]) == sum(longest(down, q.numel) for q in p.setting.pools.values())
+    assert down_bytes == up or down == "bfloat16"
+
+
+def test_a_run_with_eight_bits_both_ways(bert):
+    how = {"clients": 3, "rounds": 3, "batch_size": 4, "lr": 1e-2, "method": "coded"}
+    coded, plain = (
+        simulate(small.prepared_host(bert), tiny.rows(30), options={"rank": 2, "codec": "int8", "down": d}, **how)
+        for d in ("int8", "float32")
+    )
+    assert coded.down < 0.45 * plain.down and coded.up == plain.up
+    assert abs(coded.curve[-1]["train_loss"] - plain.curve[-1]["train_loss"]) < 0.02

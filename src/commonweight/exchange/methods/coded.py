@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...core import CommonweightError, config, option
 from ...formats.codecs import Codec, get
-from ..asks import Client, Sent, Told, Train
+from ..asks import Client, Pools, Sent, Told, Train
 from ..averaging import AVERAGING, mean, weights
 from ..lgreco import choose
 from ..message import Part, Table, payload
@@ -25,6 +25,7 @@ class Coded:
         "int8", "int8, int4, bfloat16 or compeft:density=0.1; l-greco: one of these for each pool, so that together "
         "they err as int4 and take the fewest bytes"
     )  # fmt: skip
+    down: Literal["float32", "bfloat16", "int8"] = option("float32", "how the server's pools come down")
     feedback: bool = option(True, "what a client's codec lost is added to its next change")
     adapter: str = option("lora", "the method that clients train: any of `commonweight methods`")
     options: tuple = option((), "the adapter's options, as (name, value) pairs; other options given are taken as these")
@@ -63,7 +64,25 @@ def varies(setting: Setting) -> bool:
 
 
 def down(setting: Setting, round: int, client: int) -> Table:
-    return {n: Part(p.shape, p.dtype) for n, p in setting.pools.items()}
+    """The pools, or the bytes of all, one behind the other."""
+    if setting.config.down == "float32":
+        return {n: Part(p.shape, p.dtype) for n, p in setting.pools.items()}
+    return {"bytes": Part((sum(longest(setting.config.down, p.numel) for p in setting.pools.values()),), "uint8")}
+
+
+def tell(setting: Setting, state: State, round: int, client: int) -> Pools:
+    if setting.config.down == "float32":
+        return state.tensors
+    return {"bytes": torch.cat([encode(get(setting.config.down), state.tensors[n]) for n in setting.travels])}
+
+
+def came(setting: Setting, told: Told) -> Pools:
+    """The server's pools, as they came."""
+    name = setting.config.down
+    if name == "float32":
+        return told.tensors
+    parts = told.tensors["bytes"].split([longest(name, p.numel) for p in setting.pools.values()])
+    return {n: decode(name, b, p.shape) for (n, p), b in zip(setting.pools.items(), parts)}
 
 
 def up(setting: Setting, round: int, client: int) -> Table:
@@ -118,8 +137,9 @@ def read(setting: Setting, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def client(setting: Setting, told: Told) -> Client:
     """Sends the coded change + what earlier codings lost; keeps what this one loses."""
     mine = {n: told.keep.get(n, told.start[n]) for n in setting.private}
-    done = yield Train({**told.tensors, **mine})
-    change = {n: done.pools[n] - told.tensors[n] for n in setting.travels}
+    theirs = came(setting, told)
+    done = yield Train({**theirs, **mine})
+    change = {n: done.pools[n] - theirs[n] for n in setting.travels}
     if setting.config.feedback:
         change = {n: v + told.keep[f"lost/{n}"] if f"lost/{n}" in told.keep else v for n, v in change.items()}
     sent = coded(setting, change)
@@ -146,7 +166,7 @@ def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply])
 
 
 def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
-    return payload(up(setting, round, client)), 4 * setting.count
+    return payload(up(setting, round, client)), payload(down(setting, round, client))
 
 
 @method(
@@ -156,15 +176,15 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     "Adaptive Gradient Compression, arXiv 2210.17357",
     id=426,
     **{
-        **AVERAGING, "down": down, "up": up, "client": client, "gather": gather, "nbytes": nbytes,
-        "formula": "bits p / 8 and a scale of 2 for every 64 numbers up (int8, int4), fewer by compeft; 4 p down",
+        **AVERAGING, "down": down, "up": up, "tell": tell, "client": client, "gather": gather, "nbytes": nbytes,
+        "formula": "bits p / 8 and 2 for every 64 numbers up (int8, int4), fewer by compeft; 4 p down, or coded",
         "each": "what its codec lost", "noise": "what travels is coded: clip and add noise before it is",
     },
 )  # fmt: skip
 def adapter(config: Coded) -> tuple[str, dict[str, Any]]:
     """e_t = c_t + (what was lost before); sent: C(e_t); lost: e_t - C(e_t).
 
-    Source: arXiv 1901.09847, algorithm 2, with the codecs of stored tenants. Only changes are coded, so that what comes
-    down is the server's own float32.
+    Source: arXiv 1901.09847, algorithm 2, with the codecs of stored tenants. The server keeps its pools in float32 and
+    adds changes to them, so that what `down` loses does not add up: a client's change is against what came to it.
     """
     return config.adapter, dict(config.options)
