@@ -31,6 +31,7 @@ from .routed import Drawn, Skills
 from .scale import ScaleInput, ScaleOutput
 from .sequential import Hydra
 from .shift import BiasShift, Classify, Shift
+from .shortcut import Shortcut
 from .skipped import Replaced, SoftTopK, TokenSelect
 from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
@@ -85,6 +86,7 @@ __all__ = [
     "ScaleInput",
     "ScaleOutput",
     "Shift",
+    "Shortcut",
     "Skills",
     "SoftTopK",
     "Step",

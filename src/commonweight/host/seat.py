@@ -36,8 +36,8 @@ class Seat:
         not run before this one."""
         if site not in self._lent:
             raise CommonweightError(
-                f"{self._at.name}: its router reads what {site} is given, which did not run before it in this pass; "
-                "leave one of the two out with sites"
+                f"{self._at.name}: it reads what {site} is given, which did not run before it in this pass; "
+                "leave one of the two out with sites, and gradient checkpointing, which runs blocks one by one, aside"
             )
         return self._lent[site]
 

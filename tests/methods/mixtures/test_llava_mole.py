@@ -83,7 +83,7 @@ def test_what_is_read_must_run_first():
 
     A, B, R, x = torch.ones(2, 4), torch.ones(4, 2), torch.ones(2, 4), torch.ones(3, 4)
     base: Any = Seat(cw.Site("mlp.down", 4, 4), None, {})
-    with pytest.raises(cw.CommonweightError, match=r"its router reads what mlp\.up is given.*leave one of the two"):
+    with pytest.raises(cw.CommonweightError, match=r"it reads what mlp\.up is given.*leave one of the two"):
         Mixture(source="mlp.up").output(x, x, base, A, B, R)
 
 
