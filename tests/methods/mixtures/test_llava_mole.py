@@ -12,6 +12,7 @@ from tests.models import make
 
 SMALL = {"rank": 2, "experts": 3}
 VARIANTS = [{"dense": True}]
+SOFT = {**SMALL, "dense": True}
 
 
 @pytest.mark.parametrize("dense", [False, True])
