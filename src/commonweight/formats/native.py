@@ -310,11 +310,12 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "rows": whole,
     "codec": coding.fits_header,
     "own": lambda v: v is True or _names(v),
+    "over": lambda v: isinstance(v, list) and bool(v) and all(_names(p) and len(p) == 2 for p in v),
     "digest": lambda v: _text(v) and re.fullmatch("[0-9a-f]{32}", v) is not None,
 }
 _OPTIONAL = (
     "version", "labels", "metrics", "common", "quantised", "float", "apart", "beside", "vocabulary", "rows", "codec",
-    "own", "digest",
+    "own", "over", "digest",
 )  # fmt: skip
 
 

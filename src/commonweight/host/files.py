@@ -15,11 +15,12 @@ from ..formats import atomic, coding, native
 from ..formats.coding import Choice
 from ..formats.fingerprint import close, of_derived, of_weights
 from ..formats.order import site_fields
-from ..methods import Beside, beside, get, head
+from ..methods import METHODS, OVER, Beside, beside, head
 from ..methods import plan as make_plan
 from .common import Common
 from .follow import fit
 from .origin import of_float, quantised
+from .over import found, plan_over, pools_over, said
 from .roster import Roster
 from .tenant import Tenant
 from .vocabulary import brings, fingerprint, placed, ready, relied
@@ -95,6 +96,8 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
         header["metrics"] = metrics
     if tenant.common is not None:
         header["common"] = tenant.common.name
+    if tenant.over:
+        header["over"] = said(tenant)
     with _named(tenant.name):
         return native.encode(header, tenant.plan, tenant.pools, of_derived(tenant.plan, tenant.pools), codec)
 
@@ -185,7 +188,7 @@ def _enter(
     roster: Roster, name: str, path: str, header: Mapping[str, Any], read: Callable[[Plan], Read], check_base: bool
 ) -> Tenant:
     with _named(path):
-        method = get(header["method"])
+        method = (OVER if "over" in header else METHODS).get(header["method"])
         config = build(method.config, header["config"])
     base = roster.base
     base.follow([*roster.tenants.values()])
@@ -201,7 +204,9 @@ def _enter(
         )
     labels = header.get("labels")
     with _named(path):
-        plan = beside(beside_, held, header["seed"]) + make_plan(config, sites, seed=header["seed"])
+        below = found(roster, path, header) if "over" in header else []
+        made = plan_over(method, config, sites, below, header["seed"]) if below else None
+        plan = beside(beside_, held, header["seed"]) + (made or make_plan(config, sites, seed=header["seed"]))
         if labels is not None:
             labels = tuple(labels)
             plan += head(base.head_site(), len(labels))
@@ -221,8 +226,10 @@ def _enter(
         if of is not None:
             _same(of, pools)
         ready(base, size, [*roster.tenants.values()])
+        if made is not None:
+            pools = {**pools, **pools_over(method, config, made, below)}
         tenant = roster.attach(
-            name, method, config, plan, labels, pools, common, sites, of, "apart" in header, beside_, held
+            name, method, config, plan, labels, pools, common, sites, of, "apart" in header, beside_, held, below
         )
         tenant.vocabulary = size
         fit(tenant, {s.name: s for s in base.every})

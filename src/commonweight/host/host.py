@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
-from ..methods import Method, beside, head, resolve
+from ..methods import OVER, Method, beside, head, resolve
 from ..methods import plan as make_plan
 from ..methods.shown import KINDS, Seen, Shown, Statistics
 from . import adapters, encode, files, peft
@@ -26,6 +26,7 @@ from .heard import Heard, listening
 from .hooked import HookedModel
 from .merged import in_float, merged
 from .module import tenant_module
+from .over import of_names, over_tenants, plan_over, pools_over, sites_of
 from .roster import Reader, Roster
 from .shown import statistics
 from .sites import Pattern
@@ -88,6 +89,7 @@ class Host:
         token_rows: Rows = None,
         rows: Shown | Iterable[Mapping[str, Any]] | None = None,
         kept: Shown | Iterable[Mapping[str, Any]] | None = None,
+        over: Sequence[str] | None = None,
         **options: Any,
     ) -> Tenant:
         """Adds a tenant, by a method's name and options or by its config. If an error is raised, nothing has changed.
@@ -102,12 +104,17 @@ class Host:
         rows: for a method that begins from data: batches of the model's inputs (with "labels" where it wants
         gradients), or a `Shown`, with a loss of one's own. What they cost: see `host.shown`. kept: the same, of rows
         of which a method keeps what the model makes (`salora`, `corda` in its mode kpm).
+        over: for a method that weighs other tenants (`lorahub`, `arrow`, `psec`, `phatgoose`, `autolora`), their names.
+        While it is there, these are frozen and cannot be removed; its file holds its own numbers alone.
         Cost: the tenant's own pools. No module is touched, however many tenants there are.
         Raises: CommonweightError for a name that is taken or unsafe, an unknown method, option or site, a bad width.
         """
         self.roster.free(name)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise CommonweightError(f"seed is {seed!r}; wanted a whole number >= 0")
+        if over is not None or over_tenants(method):
+            given = sites, common, modules_to_save, token_rows, rows, kept
+            return self._over(name, *OVER.resolve(method, options), over or (), seed, labels, given)
         found, config = resolve(method, options)
         held, more = chosen(self.base, modules_to_save, token_rows)
         mine = others(self.base, self.sites_for(found, sites), held)
@@ -122,6 +129,23 @@ class Host:
             name, found, config, plan, labels, values, sites=mine, of=self.roster.join(common, found, plan),
             beside=held, held=more,
         )  # fmt: skip
+
+    def _over(
+        self, name: str, found: Method, config: Any, over: Sequence[str], seed: int, labels: Any, given: tuple
+    ) -> Tenant:
+        if any(v is not None for v in given):
+            raise CommonweightError(
+                f"{found.name} stands on tenants and reads what they read; leave out sites, common, modules_to_save, "
+                "token_rows, rows and kept"
+            )
+        below = of_names(self.roster, found, over)
+        mine = sites_of(self.base, below, found)
+        plan = plan_over(found, config, mine, below, seed)
+        values = pools_over(found, config, plan, below)
+        if labels is not None:
+            labels = _classes(labels)
+            plan += head(self.head_site(), len(labels))
+        return self.roster.attach(name, found, config, plan, labels, values, sites=mine, over=below)
 
     def _begun(
         self, method: Method, config: Any, sites: list[Site], rows: Any, kept: Any, labels: Any, seed: int

@@ -14,6 +14,7 @@ from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Beside, Method, available
 from .common import Common, Held, shared
 from .follow import served
+from .over import stood_on
 from .pools import drawn, packed
 from .route import Route
 from .tenant import Derive, Tenant, materialise
@@ -94,11 +95,12 @@ class Roster:
         apart: bool = False,
         beside: Beside = Beside(),  # noqa: B008
         held: Sequence[Site] = (),
+        over: Sequence[Tenant] = (),
     ) -> Tenant:
         """Builds everything first, then enters it in one step. values: pools that are not to be initialised.
         common: for those among them that exist once per host, the key. sites: those the plan was made for.
         of: the common it joins. apart: what it changes at a table is no change of what is tied to the table. beside,
-        held: what it holds beside its method, and the sites of that."""
+        held: what it holds beside its method, and the sites of that. over: the tenants that it stands on."""
         device = device_of(self.base.model)
         plan, like = self._known(method, plan)
         own = drawn(plan) if of is not None else []
@@ -136,6 +138,10 @@ class Roster:
             if of is not None:
                 of.enter(plan, pools)
                 self.commons[of.name] = of
+            if over:
+                if lost := next((t for t in over if self.tenants.get(t.name) is not t), None):
+                    raise CommonweightError(f"over: {lost.name!r} was removed meanwhile")
+                tenant.stand(over)
             self.tenants[name] = tenant
             self.alike[_kind(method, plan)] = tenant
             self.next += 1
@@ -154,6 +160,8 @@ class Roster:
         A route that is open keeps serving it until it closes. With its last tenant a common ends."""
         with self.lock:
             tenant = self[name]
+            stood_on(tenant, "removed")
+            tenant.leave()
             del self.tenants[name]
             if (common := tenant.common) is not None:
                 common.tenants -= 1

@@ -113,6 +113,8 @@ class Tenant:
         self.vocabulary: int | None = None  # entries of the base's table when it was made: it says no others
         self.known: dict[str, int] = {}  # tables that have grown since -> the entries that it knows
         self.common = common
+        self.over: tuple[Tenant, ...] = ()  # frozen tenants that it stands on
+        self.under: list[Tenant] = []  # those that stand on it: while there are any, nothing of it trains
         self.base: weakref.ref[Any] | None = None  # the model that it is on, for what only that knows: its weights
         self.misfit: str | None = None  # what the model no longer has of what it reads
         self.rows = rows
@@ -162,6 +164,25 @@ class Tenant:
             table[site] = [Entry(First(e.bind, n), e.reads, e.rows) for e in table[site]]
         return table
 
+    def stand(self, over: Sequence[Tenant]) -> None:
+        """On these, from now on: they are frozen, also for optimisers that hold their pools."""
+        self.over = tuple(over)
+        for t in over:
+            t.under.append(self)
+            for name, pool in t.plan.pools.items():
+                if pool.train:
+                    t.pools[name].requires_grad_(False)
+                    t.pools[name].grad = None
+
+    def leave(self) -> None:
+        """It stands on nothing any more; what it stood on trains again, if it was the last."""
+        for t in self.over:
+            t.under.remove(self)
+            for name, pool in t.plan.pools.items():
+                if pool.train and not t.under and not t.reads_frozen(name):
+                    t.pools[name].requires_grad_(True)
+        self.over = ()
+
     def bare(self) -> Tenant:
         """The same without what it holds beside its method."""
         if not self.held:
@@ -195,7 +216,7 @@ class Tenant:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, pool in self.plan.pools.items():
-            if pool.train and not self.reads_frozen(name):
+            if pool.train and not self.under and not self.reads_frozen(name):
                 yield name, self.pools[name]  # type: ignore[misc]
 
     def reads_frozen(self, pool: str) -> bool:

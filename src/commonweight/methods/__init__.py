@@ -9,6 +9,7 @@ from . import (
     hidden_states,
     low_rank,
     mixtures,
+    over,
     products,
     quantised,
     rotation,
@@ -26,9 +27,10 @@ from .head import head
 from .hidden_states import *  # noqa: F403
 from .low_rank import *  # noqa: F403
 from .mixtures import *  # noqa: F403
+from .over import *  # noqa: F403
 from .products import *  # noqa: F403
 from .quantised import *  # noqa: F403
-from .registry import Method, available, families, get, method, plan, resolve
+from .registry import METHODS, OVER, Method, available, families, get, method, plan, resolve
 from .rotation import *  # noqa: F403
 from .scaling import *  # noqa: F403
 from .selective import *  # noqa: F403
@@ -39,6 +41,8 @@ from .spectral import *  # noqa: F403
 from .tasks import *  # noqa: F403
 
 __all__ = [
+    "METHODS",
+    "OVER",
     "Beside",
     "Method",
     "Shown",
@@ -56,6 +60,7 @@ __all__ += conditional.__all__
 __all__ += hidden_states.__all__
 __all__ += low_rank.__all__
 __all__ += mixtures.__all__
+__all__ += over.__all__
 __all__ += products.__all__
 __all__ += quantised.__all__
 __all__ += rotation.__all__

@@ -38,7 +38,8 @@ class Method:
     start is worked out from, or ""; None: of no config. begin: (config, sites, that of each site) -> (the config of a
     tenant that has begun, first values of pools). keeps: of a config, the kind of the statistic of other rows, of which
     the method keeps what the model makes; "" where it needs none. twin: of a config, that of the dense tenant whose
-    pools' gradients the kind "twin" is of.
+    pools' gradients the kind "twin" is of. derived: of a method over tenants, (config, plan, its pools) -> those that
+    are worked out of its tenants'.
     """
 
     name: str
@@ -64,11 +65,14 @@ class Method:
     keeps: Callable[[Any], str] | None = None
     begin: Callable[[Any, Sequence[Site], Statistics], tuple[Any, Mapping[str, Tensor]]] | None = None
     twin: Callable[[Any], Any] | None = None
+    derived: Callable[[Any, Plan, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
     def __reduce__(self) -> Any:
         """What is registered goes by its name: a method's functions may have none that a pickle could find them by."""
         if METHODS.all.get(self.name) is self:
             return _named, (self.name,)
+        if OVER.all.get(self.name) is self:
+            return _over_tenants, (self.name,)
         return super().__reduce__()
 
     def asks(self, config: Any) -> str:
@@ -97,6 +101,7 @@ class Method:
 
 
 METHODS = Registry[Method]("method", known)  # in any spelling: LORA, LN_TUNING
+OVER = Registry[Method]("method over tenants")  # their plan: (sites, config, [(name, plan) of each tenant]) -> Plan
 available = METHODS.available
 get = METHODS.get
 resolve = METHODS.resolve
@@ -104,6 +109,20 @@ resolve = METHODS.resolve
 
 def _named(name: str) -> Method:
     return METHODS.all[name]
+
+
+def _over_tenants(name: str) -> Method:
+    return OVER.all[name]
+
+
+def over(name: str, config: type, **about: Any) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
+    """`method`, of those whose tenants stand on others."""
+
+    def register(plan: Callable[..., Plan]) -> Callable[..., Plan]:
+        OVER.add(Method(name=name, config=config, plan=plan, **about))
+        return plan
+
+    return register
 
 
 def method(name: str, config: type, **about: Any) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:

@@ -1,0 +1,9 @@
+"""Methods over tenants: what is trained, if anything, is how several frozen tenants are weighed."""
+
+from .arrow import Arrow
+from .autolora import AutoLoRA
+from .lorahub import LoRAHub
+from .phatgoose import PHATGOOSE
+from .psec import PSEC
+
+__all__ = ["PSEC", "PHATGOOSE", "Arrow", "AutoLoRA", "LoRAHub"]
