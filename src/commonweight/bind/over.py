@@ -18,9 +18,9 @@ from .low_rank import LowRank
 @serial
 @dataclass(frozen=True)
 class Over:
-    """y' = y + sum_i g_i u_i, u_i what tenant i adds to y. parts: of each tenant its binds here, in order; none where it
-    does nothing. gate: (x, y, [u_i], slots of its own) -> the sum. source: the site whose input the gate reads, where
-    it is not its own; lends: that site's.
+    """y' = y + sum_i g_i u_i, u_i what tenant i adds. parts: of each tenant its binds here, in order; none where
+    it does nothing. gate: (x, y, [u_i], slots of its own) -> the sum. source: the site whose input the gate reads,
+    where it is not its own; lends: that site's.
 
     Slots: ``i.j.slot`` for bind j of tenant i; the gate's own have no dot. No form of a weight: the sum is another one
     for each token. Cost: every tenant's own form, one after the other.
@@ -96,7 +96,7 @@ class Sigmoid:
 @serial
 @dataclass(frozen=True)
 class Standard:
-    """g = softmax(the k largest of v'_i x' / sqrt(d_in)), each of mean 0 and variance 1. Slots: v0, v1, ... (1, d_in)."""
+    """g = softmax(the k largest v'_i x' / sqrt(d_in)), v' and x' of mean 0 and variance 1. Slots: v0, ... (1, d_in)."""
 
     k: int
 
@@ -121,7 +121,7 @@ class State:
 @serial
 @dataclass(frozen=True)
 class Fusion:
-    """sum_i w g_i u_i channel by channel, g_i = sigmoid(u' a + y' u' c + b), u' and y' normalised. Slots: all (d_out,)."""
+    """sum_i w g_i u_i, g_i = sigmoid(u' a + y' u' c + b), u' and y' normalised. Slots: all (d_out,)."""
 
     def __call__(
         self, x: Tensor, y: Tensor, added: list[Tensor], a: Tensor, b: Tensor, c: Tensor, w: Tensor, gain_u: Tensor,

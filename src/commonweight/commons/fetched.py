@@ -19,8 +19,9 @@ class Fetched:
     """What `Host.load_from` takes. Nothing is read before it is asked for; what is open can be read to the end."""
 
     def __init__(self, root: Path, m: Manifest):
-        self.where, self.name = f"{root}: {m.label}", m.name
+        self.where, self.name, self.label = f"{root}: {m.label}", m.name, m.label
         self.header: Mapping[str, Any] = m.tenant
+        self.parents = m.parents
         # of one content, one text: what lies in a pack is known by its place there
         self.hashes: Mapping[str, str] = {
             k: r.hash if r.at is None else f"{r.hash} {r.at} {r.dtype} {r.shape}" for k, r in m.pools.items()

@@ -74,6 +74,8 @@ def records(texts: Iterable[tuple[Entry, bytes]], blueprint: Get, only: str | No
     readers: dict[str, str | None] = {}  # of a file, or of all files of a blueprint: the one tenant, or None
     sizes: Sizes = {}
     alone: dict[str, int] = {}
+    files: dict[str, tuple[Sizes, str]] = {}  # by label, those of its own and its blueprint
+    over: list[tuple[str, str]] = []  # (name, label of what it stands on)
     for entry, text in texts:
         name = entry.name
         try:
@@ -89,6 +91,9 @@ def records(texts: Iterable[tuple[Entry, bytes]], blueprint: Get, only: str | No
                 pools, mine = _own(plan, raw)
                 if readers.setdefault(hash, name) != name:
                     readers[hash] = None
+            files[entry.label] = mine, "" if raw["commons"] == 1 else raw["blueprint"]
+            if on := {n for n, _ in about.get("over", ())}:
+                over += [(name, p) for p in raw["parents"] if p.partition("@")[0] in on]
             for hash, size in mine.items():
                 sizes[hash] = size
                 if readers.setdefault(hash, name) != name:
@@ -107,6 +112,11 @@ def records(texts: Iterable[tuple[Entry, bytes]], blueprint: Get, only: str | No
         sizes |= plan.files
         for hash in plan.files:
             if readers.setdefault(hash, who) != who:
+                readers[hash] = None
+    for name, label in over:  # what it stands on is read by it too
+        mine, made = files.get(label, ({}, ""))
+        for hash in [*mine, *(plans[made].files if made else ())]:
+            if readers.get(hash) != name:
                 readers[hash] = None
     for hash, size in sizes.items():
         if (who := readers[hash]) is not None:

@@ -71,6 +71,12 @@ class Manifest:
     def metrics(self) -> dict[str, Any]:
         return dict(self.tenant.get("metrics", {}))
 
+    @property
+    def below(self) -> tuple[str, ...]:
+        """``name@version`` of the tenants that it stands on, without which it is nothing."""
+        names = {name for name, _ in self.tenant.get("over", ())}
+        return tuple(p for p in self.parents if p.partition("@")[0] in names)
+
     @cached_property
     def blueprint(self) -> Blueprint | None:
         """What it has in common with other manifests; None of one of format 1, which says all by itself."""

@@ -27,25 +27,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core import CommonweightError, Unknown, safe, unknown
 from ..formats import atomic
-from . import blueprint, index, pool
+from . import blueprint, index, place, pool
 from .again import again, once
 from .agree import agree
 from .diff import Diff, diff
 from .fetched import Fetched
 from .garbage import Freed, garbage
-from .incoming import Given, of_file, of_host, take
+from .incoming import Given, Incoming, of_file, of_host, take
 from .listing import Record, records
 from .manifest import JOINT, Entry, Manifest, digest
 from .pool import Gone
+from .standing import batches, below, free, standing
 from .verify import LOST, Problem, problems
 
 if TYPE_CHECKING:
     from ..formats.coding import Choice
     from ..host import Host
 
-FORMAT = 2
-STORE = b'{"commons":"commonweight","format":2}\n'
-BEFORE = b'{"commons":"commonweight","format":1}\n'  # a store of old: the first publish makes it one of this format
 PATIENCE = 600.0  # seconds that a writer waits for another
 
 
@@ -63,52 +61,14 @@ class Commons:
         self._tenants = self.folder / "tenants"
         self._late = make == "late" and not self._there()
         if make and not self._there():
-            self._can_be_made()
+            place.can_be_made(self.folder)
             if make != "late":
-                self._make()
+                place.make(self.folder)
         if not self._late:
-            self._look()
+            place.look(self.folder)
 
     def _there(self) -> bool:
         return (self.folder / "store.json").exists()
-
-    def _can_be_made(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise CommonweightError(f"{self.folder} is a file; a store is a folder")
-        atomic.free(self.folder / "store.json", "store", overwrite=True)
-        # of another process that makes it, or was killed doing so
-        ours = ("lock", "pools", blueprint.FOLDER, "tenants", "store.json", index.FILE)
-        there = os.listdir(self.folder) if self.folder.exists() else []
-        strange = [n for n in there if n not in ours and not n.startswith(".store.json.")]
-        if strange:
-            raise CommonweightError(
-                f"{self.folder} is not a store and holds {min(strange)}; name a new or an empty folder"
-            )
-
-    def _make(self) -> None:
-        atomic.make_folder(self.folder)
-        for part in ("pools", blueprint.FOLDER, "tenants"):
-            (self.folder / part).mkdir(exist_ok=True)
-        atomic.write(self.folder / "store.json", STORE)  # last: a folder without it is not a store yet
-        atomic.sync(self.folder.absolute().parent)
-
-    def _look(self) -> None:
-        at = self.folder / "store.json"
-        try:
-            raw = at.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise CommonweightError(f"{self.folder} is not a store; `commonweight store init` makes one") from None
-        if raw in (STORE, BEFORE):
-            return
-        try:
-            version = json.loads(raw)["format"]
-        except (ValueError, KeyError, TypeError):
-            version = None
-        if isinstance(version, int) and version > FORMAT:
-            raise CommonweightError(
-                f"{self.folder}: a store of format {version}; this version reads up to {FORMAT}: upgrade commonweight"
-            )
-        raise CommonweightError(f"{at}: altered; it must read {STORE.decode().strip()}")
 
     def __repr__(self) -> str:
         return f"Commons({str(self.folder)!r})"
@@ -132,7 +92,15 @@ class Commons:
         tenants of one common share its pools in the store when all are published with one codec. Cost: its pools that
         the store does not have yet, and a manifest.
         """
-        return self._publish([of_host(host, name, metrics, codec, parents)])[0]
+        return self._publish([of_host(host, name, metrics, codec, (*parents, *self._below(host, name)))])[0]
+
+    def _below(self, host: Host, name: str) -> list[str]:
+        def there(name: str) -> Iterator[Fetched]:
+            entries = [] if self._late and not self._there() else self._entries()
+            for e in sorted((e for e in entries if e.name == name), key=lambda e: -e.version):
+                yield self.fetch(e.label)
+
+        return below(host, name, there)
 
     def publish_all(
         self,
@@ -146,19 +114,26 @@ class Commons:
     ) -> dict[str, Manifest]:
         """Publishes several tenants of the host at once. Readers see all of them or none, also after a kill.
 
-        Use it for a common that was trained again, with all its tenants. metrics, parents, codecs, own: by name of a
-        published tenant; another name is an error. own: the tensors of its file that no other tenant has; all others
-        become pools of their own, which are there once for all tenants that have them.
+        Use it for a common that was trained again, with all its tenants. Those that stand on others of them come after
+        these, in a second step. metrics, parents, codecs, own: by name of a published tenant; another name is an error.
+        own: the tensors of its file that no other tenant has; all others become pools of their own, which are there
+        once for all tenants that have them.
         """
         names = list(names)
         metrics, parents, codecs, own = metrics or {}, parents or {}, codecs or {}, own or {}
         for name in (*metrics, *parents, *codecs, *own):
             if name not in names:
                 raise unknown("tenant to publish", name, names)
-        given = (
-            of_host(host, n, metrics.get(n), codecs.get(n), parents.get(n, ()))._replace(own=own.get(n)) for n in names
-        )
-        return {m.name: m for m in self._publish(given)}
+        out: dict[str, Manifest] = {}
+        for some in batches(host, names):
+            given = (
+                of_host(host, n, metrics.get(n), codecs.get(n), (*parents.get(n, ()), *self._below(host, n)))._replace(
+                    own=own.get(n)
+                )
+                for n in some
+            )
+            out |= {m.name: m for m in self._publish(given)}
+        return {n: out[n] for n in names}
 
     def publish_file(
         self,
@@ -177,13 +152,13 @@ class Commons:
 
     def _publish(self, given: Iterable[Given]) -> list[Manifest]:
         incoming, contents = take(given)
-        incoming = [i._replace(parents=tuple(self._entry(p).label for p in i.parents)) for i in incoming]
+        incoming = [i._replace(parents=tuple(self._entry(p).label for p in self._all_parents(i))) for i in incoming]
         names = {i.name for i in incoming}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         if self._late and not self._there():
             _ = [i.manifest(1, now).text for i in incoming]  # what is wrong with them leaves no empty store
-            self._can_be_made()
-            self._make()
+            place.can_be_made(self.folder)
+            place.make(self.folder)
         with self._locked():
             entries = self._entries()
             last = {e.name: e for e in sorted(entries, key=lambda e: e.version) if e.name in names}
@@ -197,8 +172,8 @@ class Commons:
             files = {m.file: m.text for m in made if m is not there.get(m.name)}
             commons = {c for m in made if (c := m.tenant.get("common")) is not None}
             agree(str(self.folder), made, self._of_commons(commons, names))
-            if (self.folder / "store.json").read_bytes() == BEFORE:
-                atomic.write(self.folder / "store.json", STORE)
+            if (self.folder / "store.json").read_bytes() == place.BEFORE:
+                atomic.write(self.folder / "store.json", place.STORE)
             for hash in {h: None for m in made for h in m.files}:
                 pool.write(self.folder, hash, contents[hash])
             for b in {m.blueprint.hash: m.blueprint for m in made if m.blueprint}.values():
@@ -212,6 +187,11 @@ class Commons:
             labels = {m.label for m in made if m.file in files}
             self._unlink([e for e in self._files() if e.label in labels and e.key not in files])  # other metrics
         return made
+
+    def _all_parents(self, i: Incoming) -> list[str]:
+        """Those that were named, and the newest version of what it stands on beside them."""
+        named = {p.partition("@")[0] for p in i.parents}
+        return [*i.parents, *(n for n, _ in i.header.get("over", ()) if n not in named)]
 
     def _unlink(self, entries: Sequence[Entry]) -> None:
         for at in [self._tenants / e.file for e in entries]:
@@ -257,13 +237,17 @@ class Commons:
         return found
 
     def remove(self, name: str) -> None:
-        """Removes a tenant, or one version of it (``"legal@2"``), also if it is damaged. Its pools stay until `gc`."""
+        """Removes a tenant, or one version of it (``"legal@2"``), also if it is damaged. Its pools stay until `gc`.
+        Raises: CommonweightError where another tenant stands on it."""
         with self._locked():
             files = self._files()
             lost = [e for e in map(Entry.of, index.lost(self.folder, files)) if e and name in (e.name, e.label)]
             if not lost:
                 self._entry(name)
             gone = [e for e in files if name in (e.name, e.label)]
+            get = blueprint.open_all(self.folder)
+            texts = [t for t in self._texts(sound=True) if t[0] not in gone]
+            free(str(self.folder), gone, standing(texts, lambda e, t: Manifest.read(e.file, e, t, get)))
             index.drop(self.folder, {e.key for e in (*gone, *lost)})
             self._unlink(sorted(gone, key=lambda e: e.version))  # the newest last: until then nothing has changed
 
@@ -282,6 +266,8 @@ class Commons:
             get = blueprint.open_all(self.folder)
             manifests = {e: self._manifest(e, get) for e in entries}
             old = [e for e in entries if keep is not None and e.version not in _newest(entries, e.name, keep)]
+            needed_by = {label for e, m in manifests.items() if e not in old for label in m.below}
+            old = [e for e in old if e.label not in needed_by]
             torn, nbytes = 0, sum(len(manifests.pop(e).text) for e in old)
             index.rewrite(self.folder, {e.key: m.text for e, m in manifests.items()})
             self._unlink([e for e in files if e not in manifests])
@@ -363,7 +349,7 @@ class Commons:
         unread: list[tuple[Path, str]] = []
         files = self._files(unread)
         found = [Problem(at.relative_to(self.folder).as_posix(), f"cannot be read ({why})", ()) for at, why in unread]
-        return [*found, *problems(self.folder, (STORE, BEFORE), files, self._lost())]
+        return [*found, *problems(self.folder, (place.STORE, place.BEFORE), files, self._lost())]
 
     def _lost(self) -> list[str]:
         """The keys of manifests that the index has and the folder has not; looked at again while nobody writes."""

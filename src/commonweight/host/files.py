@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,7 @@ from ..methods import plan as make_plan
 from .common import Common
 from .follow import fit
 from .origin import of_float, quantised
-from .over import found, plan_over, pools_over, said
+from .over import content, found, having, plan_over, pools_over, said
 from .roster import Roster
 from .tenant import Tenant
 from .vocabulary import brings, fingerprint, placed, ready, relied
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 
 class Stored(Protocol):
-    """One tenant as a store holds it. where: for messages. hashes: tensor -> hash of its dtype, shape and bytes."""
+    """One tenant as a store holds it. where: for messages. parents: ``name@version`` of what it was made from. hashes:
+    tensor -> hash of its dtype, shape and bytes."""
 
     name: str
     where: str
     header: Mapping[str, Any]
     hashes: Mapping[str, str]
+    parents: tuple[str, ...]
 
     def read(self, tensor: str) -> Tensor: ...
 
@@ -153,9 +155,11 @@ def load(roster: Roster, name: str, path: Path, check_base: bool) -> Tenant:
     return _enter(roster, name, str(path), header, lambda plan: (*native.decode(path, plan, header), {}), check_base)
 
 
-def load_stored(roster: Roster, name: str, stored: Stored, check_base: bool) -> Tenant:
-    """A stored pool that is frozen, or of a common, exists once per host, however many read it; others are copies."""
+def load_stored(roster: Roster, name: str, stored: Stored, check_base: bool, source: Source | None = None) -> Tenant:
+    """A stored pool that is frozen, or of a common, exists once per host, however many read it; others are copies.
+    source: where the tenants that it stands on are fetched from, if the host does not have them."""
     header = native.look(stored.where, dict(stored.header))
+    below = _below(roster, name, stored, check_base, source) if "over" in header else None
     of = header.get("common")
 
     def read(plan: Plan) -> Read:
@@ -178,15 +182,41 @@ def load_stored(roster: Roster, name: str, stored: Stored, check_base: bool) -> 
         pools, check = native.unpack(stored.where, header, plan, stored.hashes, stored.read, known)
         return pools, check, common
 
-    return _enter(roster, name, stored.where, header, read, check_base)
+    return _enter(roster, name, stored.where, header, read, check_base, below)
+
+
+def _below(roster: Roster, name: str, stored: Stored, check_base: bool, source: Source | None) -> list[Tenant]:
+    """The tenants that a stored one stands on: the host's, or such as nobody else knows, which go with it."""
+    out = []
+    for parent, wanted in stored.header["over"]:
+        label = next((p for p in stored.parents if p.partition("@")[0] == parent), None)
+        if (there := having(roster, parent, wanted)) is None and source is not None and label is not None:
+            there = load_stored(roster, f"{parent[:40]}.under.{name[:40]}", source.fetch(label), check_base, source)
+            with roster.lock:
+                del roster.tenants[there.name]
+                there.name, there.hidden = parent, True
+            if content(there) != wanted:
+                raise CommonweightError(f"{stored.where}: it stands on {label}, which holds other numbers by now")
+        out += [] if there is None else [there]
+    return out if len(out) == len(stored.header["over"]) else found(roster, stored.where, stored.header)
+
+
+def same(tenant: Tenant, stored: Stored) -> bool:
+    """Whether a store holds the numbers that a tenant has. Cost: reads them."""
+    header = native.look(stored.where, dict(stored.header))
+    if header["plan"] != tenant.plan.digest() or header.get("over", []) != said(tenant):
+        return False
+    pools, _ = native.unpack(stored.where, header, tenant.plan, stored.hashes, stored.read)
+    return all(torch.equal(tenant.pools[n].detach().cpu(), t) for n, t in pools.items())
 
 
 Read = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]
 
 
 def _enter(
-    roster: Roster, name: str, path: str, header: Mapping[str, Any], read: Callable[[Plan], Read], check_base: bool
-) -> Tenant:
+    roster: Roster, name: str, path: str, header: Mapping[str, Any], read: Callable[[Plan], Read], check_base: bool,
+    below: Sequence[Tenant] | None = None,
+) -> Tenant:  # fmt: skip
     with _named(path):
         method = (OVER if "over" in header else METHODS).get(header["method"])
         config = build(method.config, header["config"])
@@ -204,7 +234,7 @@ def _enter(
         )
     labels = header.get("labels")
     with _named(path):
-        below = found(roster, path, header) if "over" in header else []
+        below = below or (found(roster, path, header) if "over" in header else [])
         made = plan_over(method, config, sites, below, header["seed"]) if below else None
         plan = beside(beside_, held, header["seed"]) + (made or make_plan(config, sites, seed=header["seed"]))
         if labels is not None:

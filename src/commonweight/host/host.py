@@ -235,7 +235,8 @@ class Host:
     def remove(self, name: str) -> None:
         """Removes a tenant, and frozen shared pools that no other tenant reads. O(1) in the number of tenants.
 
-        An open route keeps serving it until the route closes. A common is removed with its last tenant."""
+        An open route keeps serving it until the route closes. A common is removed with its last tenant.
+        Raises: CommonweightError where another tenant stands on it."""
         self.roster.remove(name)
 
     def compact(self, name: str) -> Tenant:
@@ -356,13 +357,14 @@ class Host:
         """Loads a tenant from a store, `commonweight.Commons`: its newest version, or ``"legal@2"``.
 
         Frozen pools that another tenant loaded from a store are shared in memory; trainable ones are copied.
+        What it stands on is loaded with it, where the host has no tenant with these numbers.
         as_: another name for it on this host. If an error is raised, the host is unchanged.
         """
         if as_ is not None:
             self.roster.free(as_)
         stored = source.fetch(name)
         self.roster.free(as_ or stored.name)
-        return files.load_stored(self.roster, as_ or stored.name, stored, check_base)
+        return files.load_stored(self.roster, as_ or stored.name, stored, check_base, source)
 
     def load_adapter(
         self,

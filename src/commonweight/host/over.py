@@ -25,7 +25,7 @@ def over_tenants(method: Any) -> bool:
 
 
 def of_names(roster: Roster, method: Method, names: Sequence[str]) -> list[Tenant]:
-    """Raises: CommonweightError for no name, one that stands there twice, and tenants of a common that still trains."""
+    """Raises: CommonweightError for no name, one that stands there twice, and for a common that is still trained."""
     if isinstance(names, str) or not names:
         raise CommonweightError(f"over={names!r}: wanted the names of tenants that {method.name} is to stand on")
     if len({*names}) < len(names):
@@ -46,8 +46,8 @@ def sites_of(base: HookedModel, below: Sequence[Tenant], method: Method) -> list
     mine = [s for s in base.every if s.name in used and s.kind != "head"]
     if strange := [s for s in mine if s.kind not in KINDS]:
         raise CommonweightError(
-            f"{method.name}: its tenants read {strange[0].name}, of kind {strange[0].kind}, where no sum of changes can "
-            f"be weighed; stand on tenants that read sites of kind {', '.join(KINDS)}"
+            f"{method.name}: its tenants read {strange[0].name}, of kind {strange[0].kind}, where no sum of changes "
+            f"can be weighed; stand on tenants that read sites of kind {', '.join(KINDS)}"
         )
     return mine
 
@@ -79,21 +79,26 @@ def said(tenant: Tenant) -> list[list[str]]:
     return [[t.name, content(t)] for t in tenant.over]
 
 
+def having(roster: Roster, name: str, wanted: str) -> Tenant | None:
+    """The host's tenant with this content: that of the name, if it is it, else any."""
+    there = sorted(roster.tenants.values(), key=lambda t: t.name != name)
+    return next((t for t in there if content(t) == wanted), None)
+
+
 def found(roster: Roster, path: str, header: Mapping[str, Any]) -> list[Tenant]:
     """The host's tenants that a file stands on, whatever they are called here.
 
     Raises: CommonweightError where one is not there, or holds other numbers."""
     out = []
     for name, wanted in header["over"]:
-        mine = [t for t in roster.tenants.values() if content(t) == wanted]
-        if not mine:
+        if (there := having(roster, name, wanted)) is None:
             why = (
                 "whose numbers are others here; load the one that it was made over"
                 if name in roster.tenants
                 else "which this host does not have; load that one first, or load this one from a store"
             )
             raise CommonweightError(f"{path}: it stands on the tenant {name!r}, {why}")
-        out.append(next((t for t in mine if t.name == name), mine[0]))
+        out.append(there)
     return out
 
 

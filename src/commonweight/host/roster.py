@@ -138,10 +138,7 @@ class Roster:
             if of is not None:
                 of.enter(plan, pools)
                 self.commons[of.name] = of
-            if over:
-                if lost := next((t for t in over if self.tenants.get(t.name) is not t), None):
-                    raise CommonweightError(f"over: {lost.name!r} was removed meanwhile")
-                tenant.stand(over)
+            tenant.stand(over)
             self.tenants[name] = tenant
             self.alike[_kind(method, plan)] = tenant
             self.next += 1
@@ -154,13 +151,15 @@ class Roster:
             return plan, None
         return there.plan._replace(seed=plan.seed), there
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, stood: bool = False) -> None:
         """Forgets a tenant; common frozen pools that nobody else reads go with it. O(1) in the number of tenants.
 
-        A route that is open keeps serving it until it closes. With its last tenant a common ends."""
+        A route that is open keeps serving it until it closes. With its last tenant a common ends. stood: also where
+        others stand on it, which keep its numbers. Raises: CommonweightError where they do, without."""
         with self.lock:
             tenant = self[name]
-            stood_on(tenant, "removed")
+            if not stood:
+                stood_on(tenant, "removed")
             tenant.leave()
             del self.tenants[name]
             if (common := tenant.common) is not None:

@@ -115,6 +115,7 @@ class Tenant:
         self.common = common
         self.over: tuple[Tenant, ...] = ()  # frozen tenants that it stands on
         self.under: list[Tenant] = []  # those that stand on it: while there are any, nothing of it trains
+        self.hidden = False  # whether it is there for these alone, and has no name on the host
         self.base: weakref.ref[Any] | None = None  # the model that it is on, for what only that knows: its weights
         self.misfit: str | None = None  # what the model no longer has of what it reads
         self.rows = rows
@@ -178,6 +179,8 @@ class Tenant:
         """It stands on nothing any more; what it stood on trains again, if it was the last."""
         for t in self.over:
             t.under.remove(self)
+            if t.hidden and not t.under:
+                t.leave()
             for name, pool in t.plan.pools.items():
                 if pool.train and not t.under and not t.reads_frozen(name):
                     t.pools[name].requires_grad_(True)

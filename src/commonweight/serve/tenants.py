@@ -147,7 +147,7 @@ class Tenants:
             return True
 
     def _remove(self, name: str) -> None:
-        self.host.remove(name)
+        self.host.roster.remove(name, stood=True)
         self._loaded.pop(name, None)
         self.left.set()
 

@@ -6,4 +6,4 @@ from .lorahub import LoRAHub
 from .phatgoose import PHATGOOSE
 from .psec import PSEC
 
-__all__ = ["PSEC", "PHATGOOSE", "Arrow", "AutoLoRA", "LoRAHub"]
+__all__ = ["PHATGOOSE", "PSEC", "Arrow", "AutoLoRA", "LoRAHub"]

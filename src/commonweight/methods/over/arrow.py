@@ -46,8 +46,8 @@ def _derived(config: Arrow, plan: Plan, pools: Mapping[str, Tensor]) -> dict[str
     fresh="it answers with its tenants' updates from the start",
 )
 def plan(sites: Sequence[Site], config: Arrow, below: Below) -> Plan:
-    """h = W x + sum_i g_i B_i A_i x, g the softmax over the k largest |v_i x| / temperature, v_i the first right singular
-    vector of B_i A_i.
+    """h = W x + sum_i g_i B_i A_i x, g the softmax over the k largest |v_i x| / temperature, v_i the first right
+    singular vector of B_i A_i.
 
     Shapes: v (n, d_in), worked out of the tenants. Source: arXiv 2405.11157, section 4.2; PEFT's `ArrowConfig`, whose
     constants these are, without its general adapters that are subtracted. Raises: for tenants that are not low rank.

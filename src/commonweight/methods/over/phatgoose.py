@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ...address import WHOLE
 from ...bind.over import Over, Sigmoid, Standard
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, option
 from ..registry import over
-from .plans import Below, stand
+from .plans import Below, frozen, stand
 
 
 @config
@@ -70,6 +69,6 @@ def _routed(sites: Sequence[Site], config: PHATGOOSE, below: Below) -> Plan:
             for slot, read in use.reads.items():
                 mine = f"v{i}" if slot == "v" else f"{i}.{slot.partition('.')[2]}"
                 reads[mine] = Read(read.address, tuple(f"{i}/{p}" for p in read.pools))
-                pools |= {f"{i}/{p}": replace(plan.pools[p], train=False, save=False) for p in read.pools}
+                pools |= {f"{i}/{p}": frozen(plan.pools[p]) for p in read.pools}
         uses.append(Use(s.name, Over(tuple(parts), Standard(min(config.active, len(below)))), reads))
     return Plan(pools, tuple(uses))

@@ -41,8 +41,14 @@ def stand(sites: Sequence[Site], below: Below) -> Stood:
             parts[use.site][i].append(bind)
             for slot, read in use.reads.items():
                 reads[use.site][f"{i}.{j}.{slot}"] = Read(read.address, tuple(f"{i}/{p}" for p in read.pools))
-                pools |= {f"{i}/{p}": replace(plan.pools[p], train=False, save=False, scope="tenant") for p in read.pools}
+                pools |= {
+                    f"{i}/{p}": replace(plan.pools[p], train=False, save=False, scope="tenant") for p in read.pools
+                }
     return Stood(pools, {n: tuple(map(tuple, ps)) for n, ps in parts.items()}, reads)
+
+
+def frozen(pool: Pool) -> Pool:
+    return replace(pool, train=False, save=False, scope="tenant")
 
 
 def values(below: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ...address import WHOLE
 from ...bind.over import Over, State
@@ -45,7 +44,7 @@ def plan(sites: Sequence[Site], config: PSEC, below: Below) -> Plan:
         pools |= {f"state{at.inp}.{k}": p for k, p in mine.items()}
         reads = {k: Read(WHOLE, (f"state{at.inp}.{k}",)) for k in mine}
         bind = Over(found.parts[s.name], State(), "" if at is s else at.name.split("[")[0], s.name in lends)
-        uses.append(Use(s.name, replace(bind), {**found.reads[s.name], **reads}))
+        uses.append(Use(s.name, bind, {**found.reads[s.name], **reads}))
     return Plan(pools, tuple(uses))
 
 
