@@ -24,9 +24,17 @@ from commonweight.core import build
 
 PAGE, DATA = Path(__file__).with_name("coverage.md"), Path(__file__).with_name("coverage.json")
 
-REGISTRIES = {"method": methods, "merge": merge, "share": share, "exchange": exchange, "lifelong": lifelong}
+REGISTRIES = {
+    "method": methods,
+    "method over tenants": methods.OVER,
+    "merge": merge,
+    "share": share,
+    "exchange": exchange,
+    "lifelong": lifelong,
+}
 PAGES = {
     "method": "methods.md",
+    "method over tenants": "commons.md#tenants-over-tenants",
     "merge": "merging.md",
     "share": "share.md",
     "exchange": "exchange.md",

@@ -239,3 +239,20 @@ def test_a_wrong_row_is_counted_in_the_whole(host, wrong):
     rows = [*tiny.rows(30), wrong]
     with pytest.raises(cw.CommonweightError, match=r"rows: row 31: '(text|label)' is"):
         adapt(host, "t", rows, method="lora", dev_rows=0.4)
+
+
+def test_a_tenant_over_tenants_is_trained(bert):
+    """Their numbers stay, its own learn, each time the same bits."""
+    host = open_host(bert, dtype="float32")
+    for n in "ab":
+        adapt(host, n, tiny.rows(40, ord(n)), method="lora", options={"rank": 2}, epochs=2, batch_size=8, lr=1e-2)
+    held = {n: {k: p.clone() for k, p in host[n].pools.items()} for n in "ab"}
+    how = {"method": "psec", "options": {"hidden": 4}, "over": ["a", "b"], "epochs": 3, "batch_size": 8, "lr": 1e-2}
+    seen = []
+    result = adapt(host, "t", tiny.rows(40, 3), **how, progress=seen.append)
+    assert seen[-1].loss < seen[0].loss
+    assert all(torch.equal(p, held[n][k]) for n in "ab" for k, p in host[n].pools.items())
+    mine = {k: p.clone() for k, p in result.tenant.named_parameters()}
+    host.remove("t")
+    again = adapt(host, "t", tiny.rows(40, 3), **how).tenant
+    assert all(torch.equal(p, mine[k]) for k, p in again.named_parameters())

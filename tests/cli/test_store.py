@@ -9,6 +9,7 @@ import pytest
 import commonweight as cw
 from tests.cli.test_cli import call
 from tests.commons.small import tenant
+from tests.models import make
 
 
 @pytest.fixture
@@ -130,3 +131,17 @@ def test_listing_does_not_load_torch(at):
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_is_stood_on_is_not_removed(tmp_path, capsys):
+    host = cw.Host(make("llama")[0])
+    for n in "ab":
+        host.add(n, "lora", rank=2)
+    host.add("both", "lorahub", over=["a", "b"])
+    cw.Commons(tmp_path / "s").publish_all(host, ["a", "b", "both"])
+    code, _, told = call(capsys, "store", "remove", tmp_path / "s", "a")
+    assert code == 2 and "a@1 cannot be removed: both stands on it; remove that first" in told
+    code, said, _ = call(capsys, "store", "show", tmp_path / "s", "both")
+    assert code == 0 and "parents: a@1, b@1" in said
+    assert call(capsys, "store", "remove", tmp_path / "s", "both")[0] == 0
+    assert call(capsys, "store", "remove", tmp_path / "s", "a")[0] == 0

@@ -14,6 +14,7 @@ import torch
 
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
+from ..host.over import over_tenants
 from ..methods import resolve
 from ..methods.shown import Shown
 from . import processes
@@ -67,6 +68,7 @@ def adapt(
     sites: Any = None,
     modules_to_save: Any = None,
     token_rows: Any = None,
+    over: Sequence[str] | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     prompt_column: str | None = None,
@@ -86,7 +88,7 @@ def adapt(
     train_rows, dev_rows: dicts by column; a fraction as dev_rows holds out that share of the training rows. With dev
     rows, the best state is kept and training stops early. labels: the classes (None: those of the training rows).
     common: as in `Host.add`; with a frozen one, only the tenant's own pools are trained. modules_to_save, token_rows:
-    as in `Host.add`. kept: rows of which a method keeps what the model makes (`salora`, `corda` in its mode kpm).
+    over: as in `Host.add`. kept: rows of which a method keeps what the model makes (`salora`, `corda` in its mode kpm).
     recipe: fields of `Recipe`. checkpoint: a folder from which a killed run can be resumed; it is not deleted.
     sources: names of the training and dev rows in error messages.
     The same rows, settings and number of threads give the same result, bit for bit, also after a kill and a resume.
@@ -98,7 +100,7 @@ def adapt(
         reward=reward, kept=kept, sources=sources,
     )  # fmt: skip
     more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
-    more |= {"modules_to_save": modules_to_save, "token_rows": token_rows}
+    more |= {"modules_to_save": modules_to_save, "token_rows": token_rows, "over": over}
     return adapt_together(
         host, {name: data}, task=task, method=method, options=options, common=common, sites=sites,
         tokenizer=tokenizer, **more,
@@ -116,6 +118,7 @@ def adapt_together(
     sites: Any = None,
     modules_to_save: Any = None,
     token_rows: Any = None,
+    over: Sequence[str] | None = None,
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -135,7 +138,8 @@ def adapt_together(
     given = understand(host, tenants, task, plan, tokenizer)
     return train_understood(
         host, given, plan, task=task, method=method, options=options, common=common, sites=sites,
-        modules_to_save=modules_to_save, token_rows=token_rows, checkpoint=checkpoint, resume=resume, progress=progress,
+        modules_to_save=modules_to_save, token_rows=token_rows, over=over, checkpoint=checkpoint, resume=resume,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -161,6 +165,7 @@ def train_understood(
     sites: Any = None,
     modules_to_save: Any = None,
     token_rows: Any = None,
+    over: Sequence[str] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -179,7 +184,7 @@ def train_understood(
             seed = plan.seed if common is None else draws(plan.seed, name)
             tenant = host.add(
                 name, method, sites=sites, seed=seed, labels=doing.labels, common=common,
-                modules_to_save=modules_to_save, token_rows=token_rows,
+                modules_to_save=modules_to_save, token_rows=token_rows, over=over,
                 **shown(method, options, given[name], plan), **(options or {}),
             )  # fmt: skip
             if plan.packing and (pack := getattr(doing, "pack", None)) is not None:
@@ -209,6 +214,8 @@ def shown(method: Any, options: Mapping[str, Any] | None, given: Understood, rec
     """The first rows of a training, for a method that begins from data, and the first of those to keep.
 
     Raises: CommonweightError for rows to keep that the method does not ask for, and where it has none."""
+    if over_tenants(method):
+        return {}
     found, config = resolve(method, options or {})
     task, n, out = given.task, recipe.batch_size, {}
     if given.kept and not found.kept(config):

@@ -100,12 +100,3 @@ def found(roster: Roster, path: str, header: Mapping[str, Any]) -> list[Tenant]:
             raise CommonweightError(f"{path}: it stands on the tenant {name!r}, {why}")
         out.append(there)
     return out
-
-
-def stood_on(tenant: Tenant, doing: str) -> None:
-    """Raises: CommonweightError where others stand on the tenant."""
-    if tenant.under:
-        names = ", ".join(repr(t.name) for t in tenant.under)
-        raise CommonweightError(
-            f"{tenant.name!r} cannot be {doing}: {names} stand{'s' * (len(tenant.under) == 1)} on it; remove that first"
-        )

@@ -14,7 +14,6 @@ from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Beside, Method, available
 from .common import Common, Held, shared
 from .follow import served
-from .over import stood_on
 from .pools import drawn, packed
 from .route import Route
 from .tenant import Derive, Tenant, materialise
@@ -159,7 +158,7 @@ class Roster:
         with self.lock:
             tenant = self[name]
             if not stood:
-                stood_on(tenant, "removed")
+                tenant.free("removed")
             tenant.leave()
             del self.tenants[name]
             if (common := tenant.common) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..methods import plan as make_plan
 from ..methods.beside import without
-from .over import stood_on
 from .roster import Roster
 from .tenant import Tenant
 
@@ -27,7 +26,7 @@ def smaller(roster: Roster, tenant: Tenant) -> Tenant:
     plan = new._replace(pools={**rest, **new.pools}, uses=(*first, *new.uses, *last))
     values = {n: p.detach() for n, p in tenant.pools.items() if n in rest}
     values |= {n: pools[n].detach() for n, p in new.pools.items() if n in pools and (p.train or p.save)}
-    stood_on(tenant, "made smaller")
+    tenant.free("made smaller")
     roster.remove(tenant.name)
     try:
         found = roster.attach(

@@ -175,6 +175,14 @@ class Tenant:
                     t.pools[name].requires_grad_(False)
                     t.pools[name].grad = None
 
+    def free(self, doing: str) -> None:
+        """Raises: CommonweightError where others stand on it."""
+        if self.under:
+            names = ", ".join(repr(t.name) for t in self.under)
+            raise CommonweightError(
+                f"{self.name!r} cannot be {doing}: {names} stand{'s' * (len(self.under) == 1)} on it; remove that first"
+            )
+
     def leave(self) -> None:
         """It stands on nothing any more; what it stood on trains again, if it was the last."""
         for t in self.over:

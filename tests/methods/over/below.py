@@ -1,5 +1,7 @@
 """Three LoRA tenants on a small model, what stands on them, and what a site of it adds."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,10 @@ from tests.models import make
 SITE = "model.layers.1.mlp.down_proj"
 
 
-def stand(method: str, names="abc", *, stirred: bool = True, **options):
+def stand(method: str, names: Any = "abc", *, stirred: bool = True, seen: Any = None, **options: Any):
     """(host, tenant, x of the site, y of the frozen weight, what the tenant adds, [(A, B) of each below, scaled])."""
     model, batch = make("llama")
-    host, seen = cw.Host(model, sites="*.up_proj|*.down_proj"), {}
+    host, seen = cw.Host(model, sites="*.up_proj|*.down_proj"), {} if seen is None else seen
     for i, n in enumerate("abc"):
         stir(host.add(n, "lora", rank=2, alpha=4.0, seed=i), i)
     if method == "phatgoose" and len(names) > 1:
@@ -35,6 +37,5 @@ def run(host, batch, seen) -> tuple[Tensor, Tensor, Tensor]:
     up.register_forward_hook(lambda m, args, y: seen.update(z=args[0].detach()))
     with torch.no_grad(), host.route("t"):
         host.model(**batch)
-    host.seen = seen
-    y = seen["x"] @ layer.weight.detach().T
+    y = seen["x"] @ layer.get_parameter("weight").detach().T
     return seen["x"], y, seen["y"] - y

@@ -11,7 +11,7 @@ from .below import stand
 def test_formula():
     _, t, x, _, added, pairs = stand("lorahub")
     c = t.pools["weights"].detach()
-    A, B = (sum(w * p[i] for w, p in zip(c, pairs)) for i in (0, 1))
+    A, B = (torch.stack([w * p[i] for w, p in zip(c, pairs)]).sum(0) for i in (0, 1))
     torch.testing.assert_close(added, x @ A.T @ B.T, rtol=1e-4, atol=1e-5)
     assert t.count() == 3
 

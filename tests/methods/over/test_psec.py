@@ -6,9 +6,10 @@ from .below import stand
 
 
 def test_formula():
-    host, t, x, _, added, pairs = stand("psec", hidden=5)
+    seen = {}
+    _, t, x, _, added, pairs = stand("psec", hidden=5, seen=seen)
     p = {k.rpartition(".")[2]: v.detach() for k, v in t.pools.items() if k.startswith("state32")}
-    z = host.seen["z"]
+    z = seen["z"]
     a = torch.relu(z @ p["W1"].T + p["b1"]) @ p["W2"].T + p["b2"]
     want = sum(a[..., i, None] * (x @ A.T @ B.T) for i, (A, B) in enumerate(pairs))
     torch.testing.assert_close(added, want, rtol=1e-4, atol=1e-5)
