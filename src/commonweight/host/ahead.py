@@ -97,9 +97,11 @@ class AheadHook:
                 f"{at.name}: {named} attention takes no keys in front of a row; call "
                 "model.set_attn_implementation('sdpa') (or 'eager') before you route a tenant with a prefix"
             )
-        if kwargs.get("cache") is not None:
+        packed = kwargs.get("cache") is not None and named == "commonweight_paged"
+        if kwargs.get("cache") is not None and not packed:
             raise CommonweightError(
-                f"{at.name}: a tenant with a prefix is not served by continuous batching; use host.route and generate"
+                f"{at.name}: transformers' own continuous batching takes no keys in front of a request; take "
+                "commonweight's engine, or host.route and generate"
             )
         for x in (key, value):
             if (x.shape[1], x.shape[3]) != (at.heads, at.width):
@@ -107,6 +109,10 @@ class AheadHook:
                     f"{at.name}: keys and values have {x.shape[1]} heads of {x.shape[3]} here, the site has {at.heads} "
                     f"of {at.width}; leave it out"
                 )
+        if packed and (route.single is not None or route.shape == (query.shape[2],)):
+            self.current.thread.joined.add(at.name)
+            kwargs["ahead"] = self.rows(route, key)
+            return function(at.module, query, key, value, attention_mask, *args, **kwargs)
         if route.single is None and (route.length != rows or (route.shape is not None and len(route.shape) > 1)):
             raise Unfit(
                 f"{at.name}: keys and values stand in front of a row, and the route names "

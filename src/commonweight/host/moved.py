@@ -50,24 +50,15 @@ class Moved:
         """By how many positions: of all rows, or of each place of the route; None where nobody has a prefix."""
         if "moved by" not in route.kept:
             if route.single is not None:
-                route.kept["moved by"] = self.places(route.single) or None
+                route.kept["moved by"] = places(route.single) or None
             else:
                 out = [0] * route.length
-                for tenant, places in route.groups:
-                    n = 0 if tenant is None else self.places(tenant)
-                    for p in places:
+                for tenant, mine in route.groups:
+                    n = 0 if tenant is None else places(tenant)
+                    for p in mine:
                         out[p] = n
                 route.kept["moved by"] = out if any(out) else None
         return route.kept["moved by"]
-
-    def places(self, tenant: Tenant) -> int:
-        """By how many positions a tenant moves its tokens: the most that stands ahead of them in a layer."""
-        with torch.no_grad():
-            each = [
-                sum(e.bind.places(**e.slots(None)) for e in tenant.table.get(n, []) if hasattr(e.bind, "places"))
-                for n in self.sites
-            ]
-        return max(each, default=0)
 
     def fitting(self, by: int | list[int], route: Route, given: Tensor) -> int | Tensor:
         """(rows, 1), or the shape of the positions where the route has a reader for each token."""
@@ -83,6 +74,18 @@ class Moved:
                 *self.sites,
             )
         return n[:, None] if given.dim() > 1 else n
+
+
+@torch.no_grad()
+def places(tenant: Tenant) -> int:
+    """By how many positions a tenant moves its tokens: the most that stands ahead of them in a layer."""
+    if not any(hasattr(u.bind, "places") for u in tenant.plan.uses):
+        return 0
+    each = (
+        sum(e.bind.places(**e.slots(None)) for e in entries if hasattr(e.bind, "places"))
+        for entries in tenant.table.values()
+    )
+    return max(each, default=0)
 
 
 def install(model: nn.Module, names: dict[str, nn.Module], modules: dict[str, Physical], current: Current) -> list[Any]:

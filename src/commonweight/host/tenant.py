@@ -54,7 +54,8 @@ class Entry:
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
         self.bind, self.reads = bind, reads
-        self.gate: Callable | None = getattr(bind, "gate", None)
+        gate = getattr(bind, "gate", None)  # of some binds an option
+        self.gate: Callable | None = gate if callable(gate) else None
         self.inputs: Callable | None = getattr(bind, "input", None)
         self.output: Callable | None = getattr(bind, "output", None)
         self.trained: Callable | None = getattr(bind, "trained", None)

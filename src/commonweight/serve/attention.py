@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from ..host.ahead import Rows
 from ..host.stacks import Room
 
 NAME = "commonweight_paged"
@@ -95,7 +96,7 @@ def attend(
         lengths = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
         found = STEP.plans[allocator.layer_type] = plan(*lengths, query.device, None if direct else read, query.dtype)
     window = getattr(allocator, "sliding_window", None)
-    how = _How(key.shape[1], scaling, window, kwargs.get("softcap"), kwargs.get("s_aux"))
+    how = _How(key.shape[1], scaling, window, kwargs.get("softcap"), kwargs.get("s_aux"), kwargs.get("ahead"))
     return _attended(found, query[0].transpose(0, 1), k, v, how)[None], None
 
 
@@ -154,13 +155,24 @@ def _rows(
 
 @dataclass(frozen=True)
 class _How:
-    """heads: of keys. window: how many keys a query sees, itself included."""
+    """heads: of keys. window: how many keys a query sees, itself included. ahead: what stands in front of each token's
+    request, `host.ahead.Rows`, (T, heads, M, d) each, or (1, ...) where all have the same."""
 
     heads: int
     scaling: float | None
     window: int | None
     softcap: float | None
     sinks: Tensor | None
+    ahead: Rows | None = None
+
+    def front(self, at: int) -> tuple[Tensor, Tensor, int] | None:
+        """(keys, values, how many) in front of the request that has a token at this place; keys (m, heads, d)."""
+        if self.ahead is None:
+            return None
+        k, v, see = self.ahead
+        i = at if len(k) > 1 else 0
+        m = k.shape[2] if see is None else int(see[i].sum())
+        return (*(x[i, :, x.shape[2] - m :].transpose(0, 1) for x in (k, v)), m)  # type: ignore[return-value]
 
 
 def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
@@ -170,9 +182,8 @@ def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor
         qs = q if found.singles is None else q.index_select(0, found.singles)
         b = len(qs)
         ks, vs = (_taken(n, x, found.index).view(b, -1, heads, x.shape[1] // heads) for n, x in (("k", k), ("v", v)))
-        got = _one(
-            qs.reshape(b, heads, q.shape[1] // heads, -1), ks.transpose(1, 2), vs.transpose(1, 2), found, how
-        ).reshape(b, q.shape[1], -1)
+        ks, vs, mask, bias = _behind(ks.transpose(1, 2), vs.transpose(1, 2), found, how)
+        got = _one(qs.reshape(b, heads, q.shape[1] // heads, -1), ks, vs, mask, bias, how).reshape(b, q.shape[1], -1)
         if found.singles is None:
             return got
         out = q.new_empty(len(q), q.shape[1], got.shape[-1])
@@ -182,7 +193,10 @@ def _attended(found: Plan, q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor
             (x[at] if isinstance(at, slice) else _taken(n, x, at)).view(-1, heads, x.shape[1] // heads)
             for n, x in (("k", k), ("v", v))
         )
-        got = _many(q[first:end], kx, vx, how)
+        more = 0
+        if (front := how.front(first)) is not None:
+            kx, vx, more = torch.cat([front[0], kx]), torch.cat([front[1], vx]), front[2]
+        got = _many(q[first:end], kx, vx, how, more)
         if out is None:
             out = q.new_empty(len(q), q.shape[1], got.shape[-1])
         out[first:end] = got
@@ -196,16 +210,35 @@ def _taken(name: str, x: Tensor, rows: Tensor) -> Tensor:
     return torch.index_select(x, 0, rows, out=place) if place is not None else x.index_select(0, rows)
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, found: Plan, how: _How) -> Tensor:
+def _behind(k: Tensor, v: Tensor, found: Plan, how: _How) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(keys, values, mask, bias) with what stands in front of each request; k and v (B, kv heads, L, d)."""
+    if how.ahead is None:
+        return k, v, found.mask, found.bias
+    fk, fv, see = how.ahead
+    if len(fk) > 1 and found.singles is not None:
+        fk, fv = (x.index_select(0, found.singles) for x in (fk, fv))
+        see = None if see is None else see.index_select(0, found.singles)
+    k, v = (torch.cat([f.expand(len(x), -1, -1, -1), x], 2) for f, x in ((fk, k), (fv, v)))
+    if see is None and found.mask is None:
+        return k, v, None, None
+    sees = [k.new_ones(m, dtype=torch.bool) for m in ((len(k), fk.shape[2]), (len(k), k.shape[2] - fk.shape[2]))]
+    sees[0] = sees[0] if see is None else see
+    sees[1] = sees[1] if found.mask is None else found.mask[:, 0, 0]
+    mask = torch.cat(sees, 1)[:, None, None]
+    return k, v, mask, torch.zeros(mask.shape, dtype=k.dtype, device=k.device).masked_fill_(~mask, -torch.inf)
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, how: _How) -> Tensor:
     """One query a request: q (B, kv heads, groups, d), k and v (B, kv heads, L, d)."""
     if how.softcap is None and how.sinks is None:
-        return sdpa(q, k, v, attn_mask=found.bias, scale=how.scaling)
+        return sdpa(q, k, v, attn_mask=bias, scale=how.scaling)
     sinks = None if how.sinks is None else how.sinks.view(1, how.heads, -1, 1)
-    return _plain(q, k, v, found.mask, how, sinks)
+    return _plain(q, k, v, mask, how, sinks)
 
 
-def _many(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
-    """The queries of one request, the last of its keys: q (n, heads, d), k and v (m, kv heads, d)."""
+def _many(q: Tensor, k: Tensor, v: Tensor, how: _How, ahead: int = 0) -> Tensor:
+    """The queries of one request, the last of its keys: q (n, heads, d), k and v (m, kv heads, d). ahead: so many of
+    the keys stand in front of the request, and are seen past a window."""
     n, m = len(q), len(k)
     mask = None
     if n != m or (how.window is not None and how.window < m) or how.softcap or how.sinks is not None:
@@ -213,7 +246,7 @@ def _many(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
         last = torch.arange(m - n, m, device=q.device)[:, None]
         mask = at[None] <= last
         if how.window is not None:
-            mask &= at[None] > last - how.window
+            mask &= (at[None] > last - how.window) | (at[None] < ahead)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     if how.softcap is None and how.sinks is None:
         wide = q.shape[1] > how.heads

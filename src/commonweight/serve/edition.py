@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from ..host import Tenant
+from ..host.moved import places
 from ..host.pools import stored
 from .blend import Part, total
 from .flight import Flights
@@ -48,6 +50,11 @@ class Edition:
         if callable(self._form):
             self._form = self._form()
         return self._form
+
+    @cached_property
+    def ahead(self) -> int:
+        """How many positions in front of a request it takes."""
+        return 0 if self.common is not None else max(map(places, self.tenants), default=0)
 
     def reads(self, site: str) -> bool:
         """Whether it changes what happens there."""

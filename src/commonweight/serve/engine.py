@@ -158,9 +158,9 @@ class Engine:
             raise CommonweightError(f"a {type(request).__name__} came; wanted a Request")
         request.check()
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
-        most = self._most(request, len(tokens))
         grammar = None if request.structured is None else self._grammars.of(request.structured)
         edition = edition or self.tenants.edition(request.tenant)
+        most = self._most(request, len(tokens), 0 if edition is None else edition.ahead)
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         seed = secrets.randbits(63) if request.seed is None else request.seed
         ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self.ends)
@@ -280,14 +280,17 @@ class Engine:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _most(self, request: Request, prompt: int) -> int:
-        """How many new tokens there may be. Raises: CommonweightError where prompt and answer have no room."""
+    def _most(self, request: Request, prompt: int, ahead: int) -> int:
+        """How many new tokens there may be. ahead: positions that the tenant takes in front. Raises: CommonweightError
+        where prompt and answer have no room."""
         if not prompt:
             raise CommonweightError("the prompt is empty; wanted at least one token")
         asked = request.max_new_tokens
         more = " without scaling the positions of all" if prompts.scaled(self.model) else ""
+        more += f" with the {ahead} that the tenant puts in front" if ahead else ""
+        length = None if self.length is None else self.length - ahead
         for limit, what, why in (
-            (self.length, "the model reads", more),
+            (length, "the model reads", more),
             (self.cache_tokens, "the engine's cache holds", ""),
         ):
             if limit is not None and prompt + (asked or 1) > limit:
@@ -296,7 +299,7 @@ class Engine:
                     f"the prompt has {counted(prompt, 'token')} and {new}, but {what} {limit}{why}; shorten the "
                     "prompt or max_new_tokens"
                 )
-        room = min(x for x in (self.length, self.cache_tokens, prompt + _NEW) if x is not None) - prompt
+        room = min(x for x in (length, self.cache_tokens, prompt + _NEW) if x is not None) - prompt
         return room if asked is None else asked
 
     # -- in the engine's thread --------------------------------------------------------------------------------------

@@ -1,0 +1,32 @@
+"""Tenants with keys and values in front of their requests, in continuous batching."""
+
+import pytest
+
+import commonweight as cw
+from commonweight.serve import Engine
+
+from .served import add, ask, make, prompt, right
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2", "gpt2"])
+def test_each_answer_is_its_tenants(family):
+    host = cw.Host(make(family))
+    add(host, "five", "prefix-tuning", tokens=5)
+    add(host, "two", "prefix-tuning", tokens=2, projection=4)
+    add(host, "first", "prefix-tuning", tokens=3, sites="*.0.*")
+    add(host, "lora", "lora")
+    asked = [ask(t, i, max_new_tokens=10) for i, t in enumerate(["five", "two", None, "first", "lora", "five"])]
+    with Engine(host, max_requests=6, max_batch_tokens=32, page_size=8) as engine:
+        right(host, asked, engine.generate(asked))
+        right(host, asked[:1], engine.generate(asked[:1]))
+
+
+def test_what_stands_in_front_takes_positions():
+    host = cw.Host(make("gpt2"))
+    add(host, "t", "prefix-tuning", tokens=9)
+    fits = ask("t", prompt=prompt(0, 241), max_new_tokens=6)
+    long = ask("t", prompt=prompt(0, 244), max_new_tokens=4)
+    with Engine(host, max_requests=2, max_batch_tokens=256) as engine:
+        with pytest.raises(cw.CommonweightError, match="the model reads 247 with the 9 that the tenant puts in front"):
+            engine.submit(long)
+        right(host, [fits], engine.generate([fits]))
