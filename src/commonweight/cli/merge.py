@@ -38,6 +38,10 @@ Find the best density and weight on dev rows in 40 trials; the same command cont
 
   commonweight merge recipe.yaml --out merged --search options.density=0.1..0.9 --search models.1.weight=0..1 --budget 40 --eval trec=trec.dev.tsv
 
+Make a mixture of experts of several models, by a recipe of mergekit-moe:
+
+  commonweight merge mixture.yaml --out mixture
+
 Continue a merge that was killed; the result has the same bytes:
 
   commonweight merge recipe.yaml --out merged --resume

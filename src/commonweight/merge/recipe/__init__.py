@@ -9,14 +9,15 @@ from typing import Any
 
 from ...core import CommonweightError
 from ...core.readable import read_text, read_yaml, within
-from ..schema import mergekit, own
+from ..schema import mergekit, mixture, own
 from ..schema.types import Recipe
 
 __all__ = ["Recipe", "load"]
 
 
 def load(recipe: str | Path | Mapping[str, Any]) -> Recipe:
-    """A recipe from a YAML file, its text, or what it would be as a mapping; mergekit's have the key merge_method.
+    """A recipe from a YAML file, its text, or what it would be as a mapping; mergekit's have the key merge_method,
+    those of mergekit-moe the key experts.
 
     Raises: CommonweightError for a file that is missing, no YAML or beyond the bounds of `read_yaml`, and for every
     key, method and option that is not known, with the nearest that is.
@@ -28,7 +29,8 @@ def load(recipe: str | Path | Mapping[str, Any]) -> Recipe:
         recipe = parse(path, text)
     else:
         within(recipe, "recipe")
-    found = (mergekit if "merge_method" in recipe else own).read(recipe)
+    schema = mixture if mixture.is_mixture(recipe) else mergekit if "merge_method" in recipe else own
+    found = schema.read(recipe)
     return replace(found, folder=str(folder), text=text or _dump(recipe))
 
 

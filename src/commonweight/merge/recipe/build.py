@@ -27,12 +27,15 @@ from ..sources.at import places
 from ..sources.source import Read, read_json
 from ..stream import beside, digest
 from ..stream.work import Job, Task
+from ..upcycle.build import build as upcycled
 from ..vocabulary import tokens as vocabulary
 from ..vocabulary.special import renumbered
 
 
 def build(recipe: Recipe) -> Built:
     """Raises: CommonweightError for tensors that do not fit, options out of range, models that cannot be read."""
+    if recipe.mixture is not None:
+        return upcycled(recipe)
     models = Models(recipe)
     stated = config.read(models.lead)
     blocks = () if whole(recipe) else order(recipe)

@@ -60,11 +60,36 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """A dense model whose feed-forward networks become one expert of each layer. positive, negative: prompts that tell
+    what it is for, and what not. scale: of its last projection."""
+
+    model: str
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Dense models as a mixture of experts. gate: where the routers' rows come from; active: experts of a token; rest:
+    whose the other tensors are, `base` or `mean`; seed: of random gates."""
+
+    experts: tuple[Expert, ...]
+    shared: Expert | None = None
+    gate: str = "hidden"
+    active: int = 2
+    rest: str = "base"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """method over slices. settings: for all; defaults: in place of the methods' own, where nothing else is said; text:
     the file, or what it would be; notices: what is read but not used.
 
     roles: the base is listed among the inputs too, and the method decides whether it is merged (as in mergekit).
+    mixture: the slices' inputs are not merged, but stand side by side.
     """
 
     method: str
@@ -79,3 +104,4 @@ class Recipe:
     folder: str = "."
     text: str = ""
     notices: tuple[str, ...] = ()
+    mixture: Mixture | None = None
