@@ -141,6 +141,14 @@ def test_values_and_masks():
         assert not pools[NAMES[2]][mask == 0].any() and pools[NAMES[2]][mask == 1].all()
 
 
+def test_held_numbers_stay_whatever_the_optimizer_does():
+    mask = torch.arange(64).view(2, 32) % 2 == 0
+    *_, seen = run({1: Edit(held={NAMES[0]: mask}), 2: Edit(moments={NAMES[0]: torch.tensor(2.0)})})
+    first, *later = (pools[NAMES[0]] for pools in seen)
+    for pool in later:
+        assert torch.equal(pool[mask], first[mask]) and not torch.equal(pool[~mask], first[~mask])
+
+
 def test_resting_pools_do_not_move():
     tenant, *_, seen = run({0: Edit(resting=frozenset(NAMES[:2])), 2: Edit(resting=frozenset(NAMES[2:]))})
     moved = [[n for n in NAMES if not torch.equal(before[n], now[n])] for before, now in pairwise(seen)]

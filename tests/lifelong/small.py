@@ -13,10 +13,15 @@ from tests.adapt import tiny
 METHODS = sorted(available())
 LABELS = {"first": ("law", "sport", "food"), "second": ("one", "two"), "third": ("one", "two")}
 SMALL: dict[str, dict[str, Any]] = {
+    "conpet": {"rank": 2, "rows": 4, "batches": 1},
+    "coso": {"inside": 4, "sketch": 8},
     "ewc": {"rank": 2, "rows": 4},
     "inflora": {"rank": 2, "rows": 8},
     "joint": {"rank": 2, "every": True},
+    "k-fpf": {"rank": 2, "rows": 4, "epochs": 1},
+    "mos": {"size": 2},
     "replay": {"rank": 2, "rows": 4},
+    "spu": {"rows": 6},
 }
 RECIPE: dict[str, Any] = {"epochs": 1, "batch_size": 6, "lr": 5e-3, "checkpoint_every": 1}
 

@@ -14,21 +14,22 @@ from transformers import get_constant_schedule_with_warmup, get_linear_schedule_
 from ..core import CommonweightError, unknown
 from ..host import Tenant
 from ..host.common import distinct
+from ..host.module import together
 from .gradnormlorp import GradNormLoRP, weights
 from .names import OPTIMIZERS
 from .recipe import Recipe
 from .scheduled import alone
 
 Groups = list[dict[str, Any]]
-Maker = Callable[[Groups, float], Optimizer]  # of groups and a weight decay
+Made = Callable[[Groups, float], Optimizer]  # of groups and a weight decay
+Maker = Callable[[Groups, float, Mapping[int, str]], Optimizer]  # and of each pool's name, by its id
 ONE_RATE = ("prodigy",)  # it finds its rate itself, one for all
 
 
 def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, maker: Maker | None = None) -> Optimizer:
     """The optimizer of a run over the tenants' pools, each pool with its own rate.
 
-    scheduled: each pool in a group of its own, whatever the methods ask. maker: (groups, weight decay) -> an optimizer,
-    in place of the one that the recipe names.
+    scheduled: each pool in a group of its own, whatever the methods ask. maker: in place of what the recipe names.
 
     Raises: CommonweightError for an unknown name, a library that is not there, and what does not go together.
     """
@@ -49,9 +50,11 @@ def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, mak
             one = next((t.method.name for t in tenants if t.method.schedule), "what it is trained by")
             raise CommonweightError(f"{name} has one rate for all pools, {one} one for each: take another optimizer")
         groups = alone(groups)
-    if maker is None and name == "gradnormlorp":
+    if maker is not None:
+        return maker(groups, recipe.weight_decay, {id(p): n for n, p in together(tenants).items()})
+    if name == "gradnormlorp":
         return _projected(groups, recipe.weight_decay, weights(tenants))
-    return (maker or _MAKERS[name])(groups, recipe.weight_decay)
+    return _MAKERS[name](groups, recipe.weight_decay)
 
 
 def schedule(name: str, optimizer: Optimizer, warm: int, steps: int) -> Any:
@@ -185,7 +188,7 @@ def _beside_adamw(
     return parts[0] if len(parts) == 1 else Several(parts)
 
 
-def _from(module: str, cls: str, install: str, **fixed: Any) -> Maker:
+def _from(module: str, cls: str, install: str, **fixed: Any) -> Made:
     def build(groups: Groups, decay: float) -> Optimizer:
         try:
             found = getattr(import_module(module), cls)
@@ -196,7 +199,7 @@ def _from(module: str, cls: str, install: str, **fixed: Any) -> Maker:
     return build
 
 
-_MAKERS: dict[str, Maker] = {
+_MAKERS: dict[str, Made] = {
     "adamw": _adamw,
     "adamw-8bit": _from("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
     "adafactor": _from("torch.optim", "Adafactor", "torch"),

@@ -17,7 +17,7 @@ from ..commons import Commons
 from ..core import Plan
 from ..formats import native
 from ..host import Host, Tenant
-from ..methods import get, head
+from ..methods import get, head, resolve
 from ..methods import plan as make_plan
 from .asks import Learned, Stage, is_head
 
@@ -32,11 +32,11 @@ def learned(tenant: Tenant) -> Learned:
 
 def fresh(stage: Stage, options: Mapping[str, Any], name: str, labels: Sequence[str] | None, rows: Any) -> Learned:
     """A tenant that nobody has trained. rows: examples for a method that begins from data."""
-    every = {**stage.options, **options}
+    _, config = resolve(stage.method, {**stage.options, **options})
     seen = Understood(stage.task, list(rows), [], Seen(), Seen())
     tenant = stage.host.add(
-        name, stage.method, sites=stage.sites, seed=stage.recipe.seed, labels=labels,
-        **shown(stage.method, every, seen, stage.recipe), **every,
+        name, config, sites=stage.sites, seed=stage.recipe.seed, labels=labels,
+        **shown(config, {}, seen, stage.recipe),
     )  # fmt: skip
     try:
         return learned(tenant)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapt.tasks.base import Example
 from ..core import Registry, with_rest
 from .asks import Carried, Run, Stage
 
@@ -21,6 +22,8 @@ class Method:
     `commonweight.methods`, its options) of the tenants that are trained. carries: what goes from stage to stage, in
     words; grows: what a further task adds. rows: whether it keeps rows of earlier tasks. goes_on: whether a task that
     nobody has trained is answered by the newest tenant's pools; else by the base. tasks: those of `adapt` it can learn.
+    roles: the projections that its tenants read where nobody names sites; empty: the adapter's own. pick: who answers
+    rows whose task nobody tells: (stage, what was carried over, rows) -> a task's name for each.
     """
 
     name: str
@@ -34,6 +37,8 @@ class Method:
     id: int | None = None
     goes_on: bool = True
     tasks: tuple[str, ...] = ("classify", "lm")
+    roles: tuple[str, ...] = ()
+    pick: Callable[[Stage, Carried, Sequence[Example]], list[str]] | None = None
 
 
 METHODS = Registry[Method]("lifelong method")

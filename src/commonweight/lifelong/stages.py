@@ -145,6 +145,7 @@ def follow(
         raise CommonweightError(f"{folder}: {len(told['stages'])} tasks were learned, and the file has {len(given)}")
     for done, (n, u) in zip(told["stages"], given.items()):
         record.same_rows(folder, done, n, rows_of(u))
+    reads = placed(host, found, sites)
     store = Commons(store.folder)
     record.write(folder, told)
     for done in told["stages"]:  # what a kill left
@@ -157,7 +158,7 @@ def follow(
         names = [*given]
         n, so_far = names[t], names[: t + 1]
         return Stage(
-            host, n, t, config, adapter, options, sites, given[n].task, given[n].train, given[n].dev, recipe,
+            host, n, t, config, adapter, options, reads, given[n].task, given[n].train, given[n].dev, recipe,
             {k: tasks[k] for k in so_far}, {k: given[k].train for k in names[:t]}, t == len(names) - 1,
         )  # fmt: skip
 
@@ -207,6 +208,16 @@ def beginning(
         "better": list(first.task.better), "tasks": [*given], "stages": [], "untrained": {},
         "settings": {**about, "method": found.name, "options": own, "sites": where},
     }  # fmt: skip
+
+
+def placed(host: Host, found: Method, sites: Any) -> Any:
+    """The sites of a method that reads certain projections alone, where nobody names others."""
+    if sites is not None or not found.roles:
+        return sites
+    mine = {s.name for s in host.base.chosen if s.role in found.roles}
+    if not mine:
+        raise CommonweightError(f"{found.name}: the model has no {' or '.join(found.roles)} projection; name sites")
+    return lambda name, _: name in mine
 
 
 def rows_of(u: Understood) -> dict[str, Any]:
@@ -262,6 +273,25 @@ def measure(
             told["untrained"][n] = score(host, n, plain, given[n].task, evals[n], metric, recipe)
             out[n] = score(host, n, unseen(held, plain, stage.name, found), given[n].task, evals[n], metric, recipe)
     here["scores"] = out
+    if found.pick is not None:
+        tensors, facts, rows = state.read(record.folder_of(store, told["name"]), stage.number)
+        there = {n: rows for n, rows in evals.items() if n in held}
+        here["untold"] = untold(stage, found, Carried(held, tensors, facts, rows), there, given, recipe)
+
+
+def untold(
+    stage: Stage, found: Method, carried: Carried, evals: Mapping[str, Sequence[Example]],
+    given: Mapping[str, Understood], recipe: Recipe,
+) -> dict[str, float]:  # fmt: skip
+    """Accuracy where nobody tells the task: a row that is given to another task's tenant counts as wrong."""
+    assert found.pick is not None
+    out = {}
+    for n, rows in evals.items():
+        picked = found.pick(stage, carried, rows)
+        mine = [r for r, p in zip(rows, picked) if p == n]
+        right = score(stage.host, n, carried.tenants[n], given[n].task, mine, "accuracy", recipe) if mine else 0.0
+        out[n] = right * len(mine) / len(rows)
+    return out
 
 
 def unseen(held: Mapping[str, Learned], plain: Learned, newest: str, found: Method) -> Learned:

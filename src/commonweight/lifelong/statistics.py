@@ -75,3 +75,26 @@ def _answered(model: Any, batch: Any) -> Tensor:
 def batch_of(host: Host, task: Task, rows: Sequence[Example]) -> dict[str, Tensor]:
     device = device_of(host.model)
     return {k: v.to(device) for k, v in task.collate(rows).items()}
+
+
+def gradients(stage: Stage, tenant: Learned, rows: Sequence[Example]) -> dict[str, Tensor]:
+    """The sum over batches of the gradient of mean_rows ||logits||^2, by each trained pool of the body; no absolute
+    value in between. Cost: a step of training for each batch."""
+    host, size, name = stage.host, stage.recipe.batch_size, f"{stage.name}-gradients"
+    on = put(host, name, tenant)
+    try:
+        pools = {n: p for n, p in on.named_parameters() if not is_head(n)}
+        sums = {n: torch.zeros_like(p) for n, p in pools.items()}
+        host.model.eval()
+        with torch.enable_grad(), host.route(name):
+            for i in range(0, len(rows), size):
+                batch = batch_of(host, stage.task, rows[i : i + size])
+                batch.pop("labels", None)
+                said = host.model(**batch).logits.float()
+                found = said.square().flatten(1).sum(1).mean()
+                for n, g in zip(pools, torch.autograd.grad(found, list(pools.values()), allow_unused=True)):
+                    if g is not None:
+                        sums[n].add_(g)
+        return sums
+    finally:
+        host.remove(name)

@@ -4,8 +4,24 @@ Adding one: the file, its name here, its test.
 """
 
 from ..registry import available, get, resolve
-from . import ewc, inflora, joint, lwf, o_lora, replay, separate, sequential
+from . import (
+    conpet,
+    coso,
+    ewc,
+    inflora,
+    joint,
+    k_fpf,
+    lwf,
+    mos,
+    o_lora,
+    par,
+    replay,
+    separate,
+    sequential,
+    spu,
+)
 
 __all__ = [
-    "available", "ewc", "get", "inflora", "joint", "lwf", "o_lora", "replay", "resolve", "separate", "sequential",
+    "available", "conpet", "coso", "ewc", "get", "inflora", "joint", "k_fpf", "lwf", "mos", "o_lora", "par", "replay",
+    "resolve", "separate", "sequential", "spu",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from ..asks import Carried, Learned, Run, Stage, Train, head, rebodied
 from ..bodies import put
 from ..losses import Remembering, numbered
 from ..registry import method
-from ..training import logits
+from ..training import logits_of
 from .sequential import newest
 
 
@@ -62,11 +62,7 @@ def remembering(at: Stage, had: Carried) -> Any:
     """The new task with what the earlier heads say of its rows now."""
     told, heads = {}, {}
     for name, tenant in had.tenants.items():
-        put(at.host, TEACHER, tenant)
-        try:
-            told[name] = logits(at.host, TEACHER, at.task, at.train, at.recipe.eval_rows)
-        finally:
-            at.host.remove(TEACHER)
+        told[name] = logits_of(at.host, tenant, at.task, at.train, at.recipe.eval_rows)
         heads[name] = weights(tenant)
     return Remembering(at.task, heads, told, at.config.weight, at.config.temperature)
 

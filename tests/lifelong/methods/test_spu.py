@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+
+from commonweight import Commons
+from commonweight.adapt import open_host
+from commonweight.lifelong.methods.spu import best, joined
+from tests.lifelong import small
+
+
+def test_the_top_entries_of_a_matrix_are_taken():
+    score = torch.tensor([[0.1, -5.0, 2.0], [0.0, 3.0, -0.2]])
+    assert best(score, 0.5).tolist() == [1, 2, 4]
+
+
+def test_what_was_trained_stays_unless_it_is_chosen_again():
+    places, v, held = joined(torch.tensor([1, 4, 7]), torch.tensor([0.1, 0.4, 0.7]), torch.tensor([2, 4]))
+    assert places.tolist() == [1, 2, 4, 7]
+    assert torch.allclose(v, torch.tensor([0.1, 0.0, 0.4, 0.7]))
+    assert held.tolist() == [True, False, False, True]
+
+
+def test_a_task_moves_a_tenth_of_the_entries(model, tmp_path):
+    host = open_host(model, "classify", dtype="float32")
+    made = small.stream(model, tmp_path / "shop", "spu", host=host, weight_decay=0.1)
+    shop = Commons(tmp_path / "shop", make=False)
+    before = host.load_from(shop, made.record["stages"][0]["tenants"]["first"], as_="before")
+    after = host.load_from(shop, made.tenants["first"], as_="after")
+    for n in [n for n in before.pools if n.endswith(".v")]:
+        at, then = (t.pools[n.replace(".v", ".places")].long() for t in (after, before))
+        size = int(0.1 * 64 * 32)
+        assert len(then) == size and size <= len(at) <= 2 * size
+        kept = after.pools[n][torch.isin(at, then)]
+        same = (kept == before.pools[n][then.argsort()]).sum()
+        assert same >= len(at) - size  # all that was not chosen anew
