@@ -34,9 +34,10 @@ def fresh(stage: Stage, options: Mapping[str, Any], name: str, labels: Sequence[
     """A tenant that nobody has trained. rows: examples for a method that begins from data."""
     _, config = resolve(stage.method, {**stage.options, **options})
     seen = Understood(stage.task, list(rows), [], Seen(), Seen())
+    first = shown(config, {}, seen, stage.recipe)
     tenant = stage.host.add(
         name, config, sites=stage.sites, seed=stage.recipe.seed, labels=labels,
-        **shown(config, {}, seen, stage.recipe),
+        rows=first.get("rows"),
     )  # fmt: skip
     try:
         return learned(tenant)
