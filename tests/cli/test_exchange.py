@@ -112,7 +112,8 @@ def test_what_rows_do_not_allow_is_said_before_the_base_is_opened(bert, rows, tm
         more = [
             f"--set={a.removeprefix('--')}={b}" if a == "--split" else f"{a}={b}" for a, b in zip(more[::2], more[1::2])
         ]
-        what = "give each node its own file" if "--set=split=files" in more else what
+        own = "give each node its own file"
+        what = own if "--set=split=files" in more else what if "topic" in what else f"{what}.*give --labels in place"
     monkeypatch.setattr("commonweight.adapt.base.open_host", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(CommonweightError, match=what):
         app(["exchange", verb, str(bert), str(rows[0]), "--out", str(tmp_path / "o"), *more], standalone_mode=False)

@@ -110,7 +110,14 @@ def app(
             raise CommonweightError("classify without rows: every side must know the labels; give rows or --labels")
         labels = named(rows, lambda r: Classify.classes(r, columns.get("label-column")), read_rows)
     if rows:  # what cannot be dealt out is said here, and not by every node
-        places = dealt(read_rows, plan.clients, plan.split, seed=plan.seed, label_column=columns.get("label-column"))
+        try:
+            places = dealt(
+                read_rows, plan.clients, plan.split, seed=plan.seed, label_column=columns.get("label-column")
+            )
+        except CommonweightError as e:
+            raise CommonweightError(
+                f"{e}; where every node has a file of its own, give --labels in place of rows"
+            ) from e
         if plan.split.startswith("column:"):
             recipe["clients"] = len(places)
     recipe = {k: v for k, v in {"clients": plan.clients, "rounds": plan.rounds, **recipe}.items() if v is not None}
