@@ -33,6 +33,7 @@ def superlink(home: Path, python: str = sys.executable, *more: str) -> Iterator[
     env = {
         **os.environ, "FLWR_HOME": str(home), "PATH": f"{commands}:{os.environ['PATH']}", "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1",
+        "RAY_worker_niceness": "0",  # Ray's own is 15: beside anything else its workers would wait
     }  # fmt: skip
     line = [commands / "flower-superlink", "--insecure", "--disable-runtime-dependency-installation"]
     line += ["--host", "127.0.0.1", "--port", str(port), *more]
