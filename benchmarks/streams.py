@@ -26,7 +26,6 @@ DATA, RESULTS = ROOT / "demo" / "data", ROOT / "docs" / "results"
 ORDER = ("trec", "sst2", "cr", "sst5", "mr")
 TRAIN, TEST = 160, 100
 RECIPE: dict[str, Any] = {"epochs": 3, "batch_size": 32, "lr": 2e-3, "max_length": 32, "seed": 0}
-RATES = {"coso": 3e-4}  # whole weights
 SIDES: dict[str, dict[str, Any]] = {
     "sequential": {"rank": 8}, "separate": {"rank": 8}, "replay": {"rank": 8, "rows": 16}, "coso": {}, "mos": {},
     "lwf": {"rank": 8}, "joint": {"rank": 8}, "ewc": {"rank": 8, "rows": 32}, "o-lora": {"rank": 8},
@@ -56,7 +55,7 @@ def run(method: str, host: Any) -> dict[str, Any]:
             options=SIDES[method],
             evals=evals,
             say=print,
-            **{**RECIPE, "lr": RATES.get(method, RECIPE["lr"])},
+            **RECIPE,
         )
     stages = made.record["stages"]
     return {
