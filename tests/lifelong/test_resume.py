@@ -45,6 +45,7 @@ def at_step(n):
 MOMENTS = {
     "in the first task": lambda m: at_step(1),
     "in the second task": lambda m: at_step(3),
+    "in the second training of a stage": lambda m: at_step(5),
     "after the last step of a task": lambda m: at_step(4),
     "before a task is in the store": lambda m: at_call(m, stages, "publish", 2),
     "after a task is in the store": lambda m: at_call(m, Store, "publish_all", 2, after=True),
@@ -64,7 +65,7 @@ def host(model):
 def whole(model, host, tmp_path_factory):
     """Of some methods, the record of a stream that nothing stopped, and its tenants' pools."""
     out = {}
-    for method in ("replay", "inflora"):
+    for method in ("replay", "inflora", "conpet"):
         store = tmp_path_factory.mktemp("whole") / "shop"
         made = small.stream(model, store, method, host=host, evals=small.evals())
         out[method] = small.told(made.folder), pools(store)
@@ -77,10 +78,14 @@ def pools(store):
     return {n: {k: r.hash for k, r in shop.manifest(n).pools.items()} for n in shop}
 
 
-@pytest.mark.parametrize(
-    "method, moment",
-    [("replay", m) for m in MOMENTS] + [("inflora", m) for m in [*MOMENTS][1::6]],
-)
+KILLED = [
+    *(("replay", m) for m in MOMENTS if "training of" not in m),
+    ("inflora", "in the second task"),
+    ("conpet", "in the second training of a stage"),
+]
+
+
+@pytest.mark.parametrize("method, moment", KILLED)
 def test_killed_and_resumed_the_same_bits(method, moment, whole, model, tmp_path, monkeypatch):
     record_then, pools_then = whole[method]
     shop = tmp_path / "shop"
@@ -91,7 +96,7 @@ def test_killed_and_resumed_the_same_bits(method, moment, whole, model, tmp_path
     made = small.stream(model, shop, method, evals=small.evals(), resume=True)
     assert small.told(made.folder) == record_then
     assert pools(shop) == pools_then
-    kept = {"stream.json", "report.html", "carried-1.safetensors", *(["memory-1.jsonl"] if method == "replay" else [])}
+    kept = {"stream.json", "report.html", "carried-1.safetensors", *(["memory-1.jsonl"] if method != "inflora" else [])}
     assert {p.name for p in made.folder.iterdir()} == kept
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
 
@@ -103,6 +108,12 @@ def test_a_further_task_goes_on_where_the_stream_stood(model, host, tmp_path):
     assert len(short.record["stages"]) == 2
     assert small.told(longer.folder) == small.told(once.folder)
     assert pools(tmp_path / "a") == pools(tmp_path / "b")
+
+
+def test_what_earlier_stages_carried_is_gone_when_they_are_measured_later(model, host, tmp_path):
+    small.stream(model, tmp_path / "a", "conpet", host=host)
+    later = small.stream(model, tmp_path / "a", "conpet", host=host, evals=small.evals(), resume=True)
+    assert ["untold" in s for s in later.record["stages"]] == [False, True]
 
 
 def test_what_was_learned_is_measured_later_too(model, host, tmp_path):

@@ -273,8 +273,9 @@ def measure(
             told["untrained"][n] = score(host, n, plain, given[n].task, evals[n], metric, recipe)
             out[n] = score(host, n, unseen(held, plain, stage.name, found), given[n].task, evals[n], metric, recipe)
     here["scores"] = out
-    if found.pick is not None:
-        tensors, facts, rows = state.read(record.folder_of(store, told["name"]), stage.number)
+    folder = record.folder_of(store, told["name"])
+    if found.pick is not None and state.there(folder, stage.number):  # of earlier stages it is gone
+        tensors, facts, rows = state.read(folder, stage.number)
         there = {n: rows for n, rows in evals.items() if n in held}
         here["untold"] = untold(stage, found, Carried(held, tensors, facts, rows), there, given, recipe)
 

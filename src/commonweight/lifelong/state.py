@@ -35,6 +35,11 @@ def write(folder: Path, stage: int, tensors: Mapping[str, Tensor], facts: Mappin
     return len(data) + len(text)
 
 
+def there(folder: Path, stage: int) -> bool:
+    """Whether what a stage carried over is still there."""
+    return (folder / f"carried-{stage}.safetensors").is_file()
+
+
 def read(folder: Path, stage: int) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, list[Example]]]:
     path = folder / f"carried-{stage}.safetensors"
     try:
