@@ -19,6 +19,7 @@ from .tables import ROOT, shown, written
 ALL = (
     "training_step",
     "training_memory",
+    "side_memory",
     "mixed_precision",
     "adding_tenants",
     "mixed_batch",

@@ -17,12 +17,12 @@ WANTED = {"minilm": 1.0, "llama-8x512": 0.85}  # of its time
 MOS = {"rank": 8, "budget": 2, "private": 1, "shards": 4}
 
 
-def ours(base: str, method: str, **options):
+def ours(base: str, method: str, length: int = LENGTH, **options):
     model = BASES[base]().train()
     host = cw.Host(model)
     tenant = host.add("t", method, **options)
     optimiser = torch.optim.AdamW(tenant.parameters(), lr=1e-4)
-    data = batch(base, ROWS, LENGTH)
+    data = batch(base, ROWS, length)
 
     def step() -> None:
         with host.route("t"):

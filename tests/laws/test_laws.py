@@ -34,6 +34,7 @@ SITES += [
 ]
 SITES += [cw.Site(f"layers.{i}.attn.prefix", 16, 8, "prefix", "", False) for i in range(3)]
 SITES += [cw.Site("embed", 32, 64, "embedding", "", False)]
+SITES += [cw.Site("layers.trunk", 32, 4 * 32 + 1, "trunk", "", False)]
 
 
 class FakeBase:

@@ -2,6 +2,7 @@
 
 from .ahead import KeysValues, ProjectedKeysValues
 from .anchored import Anchored
+from .beside_trunk import Guidance, Ladder, OverDepth, narrow
 from .bottleneck import Bottleneck, Parallel, Weighed
 from .branch import Before, Mapped, Projected, Step, Times
 from .channels import ChannelMix
@@ -61,15 +62,18 @@ __all__ = [
     "GatedPart",
     "Gathered",
     "Givens",
+    "Guidance",
     "Guided",
     "Halt",
     "Hydra",
     "KeysValues",
     "Kron",
+    "Ladder",
     "LowRank",
     "Magnitude",
     "Mapped",
     "Mixture",
+    "OverDepth",
     "Parallel",
     "Place",
     "Prefixes",
@@ -102,5 +106,6 @@ __all__ = [
     "active",
     "added",
     "added_grouped",
+    "narrow",
     "turned",
 ]

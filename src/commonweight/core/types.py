@@ -16,7 +16,8 @@ from torch import Tensor
 from .init import Init
 from .serial import dump, load, serial
 
-WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "head"})  # kinds of sites that are no weight
+# kinds of sites that are no weight
+WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "trunk", "head"})
 
 
 class Site(NamedTuple):
@@ -26,7 +27,8 @@ class Site(NamedTuple):
     table (inp, out), out its width) | "norm" (inp = 1) | "parameter" (what a module computes with by itself; inp = 1 of
     a vector) | "block" (a whole layer's output) | "attention" and "ffn" (parts of a layer: what they are given, inp,
     and what they give before it is added, out) | "prefix" (keys and values in front of those of an attention; out:
-    the width of either over all heads, inp: of one head) | "head" (where a task's classifier reads).
+    the width of either over all heads, inp: of one head) | "trunk" (what all blocks of a list give, and whether a token
+    is no padding, inp; what the last of them gives, out) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
     a block "causal" where a token sees those before it alone.
     """

@@ -4,7 +4,8 @@ Two fields of the header, beside ``sites``, whose keys (sorted) are numbered fro
 
 - ``order``: [[[keys' numbers, ...], "0-5"], ...]: those sites for layer 0, then for layer 1, ..., then the next entry.
 - ``kinds``: one letter a key: l(inear), e(xpert), r(outer), c(onv), v (embedding: a vocabulary), n(orm), p(arameter),
-  b(lock), a(ttention), f(fn) or k (prefix: keys and values); a capital where the site has a bias.
+  b(lock), a(ttention), f(fn), k (prefix) or t(runk); a capital where the site has a bias, of a block where a token
+  sees those before it alone, and of a trunk that ends before the last block.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from ..core import Site
 from . import native
 
 _LETTERS = {"linear": "l", "norm": "n", "block": "b", "expert": "e", "router": "r", "conv": "c",
-            "embedding": "v", "parameter": "p", "attention": "a", "ffn": "f", "prefix": "k"}  # fmt: skip
+            "embedding": "v", "parameter": "p", "attention": "a", "ffn": "f", "prefix": "k", "trunk": "t"}  # fmt: skip
 _KINDS = {letter: kind for kind, letter in _LETTERS.items()}
+_ROLES = {"block": ("", "causal"), "trunk": ("whole", "early")}  # of these a capital tells the role; they have no bias
 
 
 class Place(NamedTuple):
@@ -26,6 +28,7 @@ class Place(NamedTuple):
     name: str
     kind: str
     bias: bool
+    role: str | None = None  # None: its name tells
 
 
 def site_fields(sites: Sequence[Site]) -> dict[str, Any]:
@@ -38,7 +41,8 @@ def site_fields(sites: Sequence[Site]) -> dict[str, Any]:
     homes = {name: (keys[k], n) for k, entry in packed.items() for name, n in _names(k, entry[2])}
     letters: dict[int, str] = {}
     for s in sites:
-        letter = _LETTERS[s.kind].upper() if s.bias else _LETTERS[s.kind]
+        capital = s.role == _ROLES[s.kind][1] if s.kind in _ROLES else s.bias
+        letter = _LETTERS[s.kind].upper() if capital else _LETTERS[s.kind]
         if letters.setdefault(homes[s.name][0], letter) != letter:
             return {"sites": packed}
     runs: list[tuple[list[int], list[int | None]]] = []  # keys, and the layers that have them in turn
@@ -82,10 +86,15 @@ def places(where: str, header: Mapping[str, Any]) -> list[Place] | None:
         for n in numbers or [None]:
             for k in found[0]:
                 name = keys[k] if n is None else keys[k].replace("{}", str(n), 1)
-                out.append(Place(name, _KINDS[kinds[k].lower()], kinds[k].isupper()))
+                out.append(_place(name, kinds[k]))
     if sorted(p.name for p in out) != sorted(native.unpack_sites(where, header["sites"])):
         raise native.damaged(where, "'order' has not the names of 'sites'")
     return out
+
+
+def _place(name: str, letter: str) -> Place:
+    kind, capital = _KINDS[letter.lower()], letter.isupper()
+    return Place(name, kind, False, _ROLES[kind][capital]) if kind in _ROLES else Place(name, kind, capital)
 
 
 def _names(key: str, ranges: str) -> list[tuple[str, int | None]]:

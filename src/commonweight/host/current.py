@@ -62,6 +62,8 @@ class _OfThread(threading.local):
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
         self.heard: Any = None  # where routers say what they say, while somebody listens
         self.masks: Mapping[str, Any] = NOTHING  # of the pass that runs: which tokens are no padding
+        self.past = False  # whether a cache holds tokens from before it
+        self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave in it
 
     def begin(self, module: Any, args: tuple, kwargs: dict) -> None:
         """A pass of the model begins."""
@@ -71,6 +73,8 @@ class _OfThread(threading.local):
             given = {**dict(zip(known, args)), **kwargs}
         named = "attention_mask", "decoder_attention_mask", "decoder_input_ids"
         self.masks = {k: given[k] for k in named if k in given}
+        self.past = any(_length(v) for v in given.values())
+        self.states = {}
 
     def there(self, site: str, x: Tensor) -> Tensor | None:
         """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""
@@ -79,6 +83,11 @@ class _OfThread(threading.local):
         if not isinstance(mask, Tensor) or mask.dim() != 2 or x.dim() < 3 or mask.shape[0] != x.shape[0]:
             return None
         return mask[:, -x.shape[1] :].bool() if mask.shape[1] >= x.shape[1] else None
+
+
+def _length(cache: Any) -> int:
+    length = getattr(cache, "get_seq_length", None)
+    return 0 if length is None else int(length())
 
 
 class _Speaks(threading.local):

@@ -154,6 +154,7 @@ class Forward(Entrance):
                 for few, (a, k) in zip(turns, given):
                     mine = route.pick(few)
                     mine.order, order.turned = order, few is turns[1]
+                    self.current.thread.begin(self.model, a, k)
                     with self.current.within(mine):
                         self.own(*a, **k)
         except Unfit:
@@ -161,6 +162,7 @@ class Forward(Entrance):
         except Exception:  # the model wants its batch whole
             return
         finally:
+            self.current.thread.begin(self.model, args, kwargs)
             for m in training:
                 m.training = True
 

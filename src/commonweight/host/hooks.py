@@ -22,9 +22,10 @@ from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
-from .sites import Block, Physical
+from .sites import Block, Physical, Trunk
 from .skips import Skip, shorter
 from .stacks import stack
+from .states import States
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
 from .weights import plain
@@ -43,6 +44,7 @@ class SiteHook:
         self.limit: Limit | None = None  # of the head that scores the vocabulary
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
+        self.states = States(physical, current) if isinstance(physical, Trunk) else None
         self.plain = physical.kind == "linear" and (
             type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
         )
@@ -53,6 +55,8 @@ class SiteHook:
         if self.at.slot != "weight" or self.at.kind == "parameter":  # read through its door
             return []
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
+        if self.states is not None:
+            return [*self.states.install(), after]
         if isinstance(self.at, Block):
             begins = self.entry or self.at.module
             return [begins.register_forward_pre_hook(self.enter, with_kwargs=True), after]
@@ -196,7 +200,10 @@ class SiteHook:
             return None if self.limit is None or self.limit.own is None else self.limit(None, y)
         if isinstance(self.at, Block) and not route.touches(self.at.name):
             return None
-        waiting = self.current.thread.given_to.pop(self.at.name, None) if isinstance(self.at, Block) else None
+        if self.states is not None:
+            waiting = self.states.collected(route, y)
+        else:
+            waiting = self.current.thread.given_to.pop(self.at.name, None) if isinstance(self.at, Block) else None
         skip = waiting if isinstance(waiting, Skip) else None
         x = skip.x if skip is not None else self.input(args, kwargs) if waiting is None else waiting
         x, route = self.at.seen(bare(x)), self.readers(route)

@@ -17,6 +17,7 @@ from . import (
     selective,
     sequences,
     shared_pools,
+    side,
     spectral,
     tasks,
 )
@@ -37,6 +38,7 @@ from .selective import *  # noqa: F403
 from .sequences import *  # noqa: F403
 from .shared_pools import *  # noqa: F403
 from .shown import Shown
+from .side import *  # noqa: F403
 from .spectral import *  # noqa: F403
 from .tasks import *  # noqa: F403
 
@@ -68,5 +70,6 @@ __all__ += scaling.__all__
 __all__ += selective.__all__
 __all__ += sequences.__all__
 __all__ += shared_pools.__all__
+__all__ += side.__all__
 __all__ += spectral.__all__
 __all__ += tasks.__all__

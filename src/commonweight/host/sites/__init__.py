@@ -12,6 +12,7 @@ from .physical import Physical, Rows, numbers, plain_class
 from .prefix import Ahead
 from .roles import role
 from .tied import input_table, once, output_head, said, ties
+from .trunk import Trunk
 
 __all__ = [
     "UNPACK",
@@ -20,6 +21,7 @@ __all__ = [
     "Pattern",
     "Physical",
     "Rows",
+    "Trunk",
     "blocks",
     "depthwise",
     "discover",

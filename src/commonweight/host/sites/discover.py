@@ -10,7 +10,7 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import packed_whole
-from . import attention, block, conv, embedding, linear, norm, parameter, parts, prefix
+from . import attention, block, conv, embedding, linear, norm, parameter, parts, prefix, trunk
 from .found import Found, Whole
 from .physical import Physical
 
@@ -24,9 +24,9 @@ def discover(
 ) -> tuple[dict[str, Physical], list[Site], list[Site]]:
     """(modules by name, every site, the default ones).
 
-    Default: linear projections, convolutions, norms, parameters, outputs of the blocks and their attention and
-    feed-forward parts, what stands ahead of their keys and values; all but embeddings of a model that has no blocks;
-    with experts and routers of a mixture.
+    Default: linear projections, convolutions, norms, parameters, outputs of the blocks, their attention and
+    feed-forward parts, what stands ahead of their keys and values, and the trunks that they make up; all but embeddings
+    of a model that has no blocks; with experts and routers of a mixture.
     fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
@@ -45,7 +45,7 @@ def discover(
             sites = _split(found, fused or {})
             every += sites
             default += sites if found.default else []
-    for found in prefix.find(whole):
+    for found in [*prefix.find(whole), *trunk.find(every, modules)]:
         modules[found.site.name] = found.at
         every.append(found.site)
         default += [found.site] if found.default else []

@@ -112,7 +112,7 @@ def _parts(name: str | Path) -> tuple[str, Mapping[str, Any], Read, Mapping[str,
 def _known(label: str, header: Mapping[str, Any]) -> list[Site] | None:
     """The sites as the header says them."""
     found, shapes = places(label, header), native.unpack_sites(label, header["sites"])
-    return None if found is None else [_site(p.name, *shapes[p.name], p.kind, p.bias) for p in found]
+    return None if found is None else [_site(p.name, *shapes[p.name], p.kind, p.bias, p.role) for p in found]
 
 
 def _guesses(label: str, header: Mapping[str, Any]) -> Iterator[list[Site]]:
@@ -149,10 +149,11 @@ def _kind(name: str, out: int, inp: int, block: str) -> str:
     return "norm" if inp == 1 else block if name.rpartition(".")[2].isdigit() and out == inp else "linear"
 
 
-def _site(name: str, out: int, inp: int, kind: str, bias: bool) -> Site:
+def _site(name: str, out: int, inp: int, kind: str, bias: bool, said: str | None = None) -> Site:
     whole, bracket, part = name.partition("[")
     rows = (int(part[:-1]) * out, (int(part[:-1]) + 1) * out) if bracket else None
-    return Site(name, out, inp, kind, role(whole) if kind in ("linear", "expert") else "", bias, rows)
+    named = role(whole) if kind in ("linear", "expert") else ""
+    return Site(name, out, inp, kind, named if said is None else said, bias, rows)
 
 
 def _heads(header: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Iterator[Plan]:

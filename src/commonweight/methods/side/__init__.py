@@ -1,0 +1,7 @@
+"""Side paths: networks beside the blocks, which read what they give; nothing is kept of the blocks for gradients."""
+
+from .lst import LST
+from .read import READ
+from .sherl import SHERL
+
+__all__ = ["LST", "READ", "SHERL"]

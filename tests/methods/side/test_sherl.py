@@ -1,0 +1,44 @@
+"""SHERL against its formula, written out token by token on the states that the model itself gives out."""
+
+import torch
+from torch.nn import functional as F
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import make
+
+SMALL = {"size": 5}
+SLOTS = ("W", "b", "gain", "shift", "f", "f_bias", "W_out", "b_out", "gain_out", "shift_out", "gamma")
+
+
+def late(xs, p):
+    """One token: its states (n, d) -> what the last block is given."""
+    h = [F.layer_norm(p["W"][i] @ x + p["b"][i], (len(p["f"]),), p["gain"][i], p["shift"][i]) for i, x in enumerate(xs)]
+    g, others, w = h[-1], h[:-1], []
+    for a in others:
+        red = sum(torch.relu(F.cosine_similarity(a, b, dim=0)) for b in others)
+        w.append(torch.relu(p["f"] @ (a * g) + p["f_bias"]) / red)
+    total = sum(v.abs() for v in w) + 1e-8
+    z = sum(v / total * a for v, a in zip(w, others)) + g
+    out = F.layer_norm(p["W_out"] @ torch.relu(z) + p["b_out"], xs[0].shape, p["gain_out"], p["shift_out"])
+    return out + torch.tanh(p["gamma"] / 0.1) * xs[-1]
+
+
+def test_formula():
+    model, batch = make("bert")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", "sherl", size=7), std=0.05)
+    p = {k: tenant.pools[f"encoder.layer.early.{k}"].detach() for k in SLOTS}
+    with torch.no_grad():
+        states = model(**batch, output_hidden_states=True).hidden_states[:-1]
+        given = torch.stack([torch.stack([late([s[i, t] for s in states], p) for t in range(6)]) for i in range(4)])
+        last = model.encoder.layer[-1](given)
+        with host.route("t"):
+            found = model(**batch).last_hidden_state
+    torch.testing.assert_close(found, last[0] if isinstance(last, tuple) else last, rtol=1e-4, atol=1e-5)
+
+
+def test_count_is_the_official_modules():
+    """Four states of 16 numbers, compared in 8: 794 numbers, as the published module has."""
+    plan = cw.plan("sherl", [cw.Site("layers.early", 16, 4 * 16 + 1, "trunk")])
+    assert plan.count() == 4 * (16 * 8 + 3 * 8) + 9 + 1 + 8 * 16 + 3 * 16 == 794
