@@ -39,7 +39,11 @@ SAMPLE = [
         cw.Site(f"layers.{i}.ffn", 768, 768, "ffn", "", False),
         cw.Site(f"layers.{i}.attention.prefix", 768, 64, "prefix", "", False),
     )
-] + [cw.Site("embed", 768, 30522, "embedding", "", False)]
+] + [
+    cw.Site("embed", 768, 30522, "embedding", "", False),
+    cw.Site("layers.trunk", 768, 13 * 768 + 1, "trunk", "whole", False),
+    cw.Site("layers.early", 768, 12 * 768 + 1, "trunk", "early", False),
+]
 EXPERTS = [cw.Site(f"layers.0.experts.up[{e}]", 3072, 768, "expert", "up", False) for e in range(8)]  # BERT has none
 
 
