@@ -33,7 +33,7 @@ from .scale import ScaleInput, ScaleOutput
 from .sequential import Hydra
 from .shift import BiasShift, Classify, Shift
 from .shortcut import Shortcut
-from .skipped import Replaced, SoftTopK, TokenSelect
+from .skipped import SoftTopK, TokenSelect
 from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
 
@@ -83,7 +83,6 @@ __all__ = [
     "ProjectedKeysValues",
     "RandomBases",
     "Replace",
-    "Replaced",
     "Requantised",
     "RotateBlocks",
     "RotatePairs",

@@ -111,29 +111,3 @@ def soft_top_k(s: Tensor, k: Tensor, eps: float, steps: int) -> Tensor:
         b = torch.minimum(-s - a, torch.zeros_like(s))
         last, e = e, max(0.7 * e, eps)
     return ((s + a + b) / last).exp()
-
-
-@serial
-@dataclass(frozen=True)
-class Replaced:
-    """A small network in place of a block: y' = o y + (1 - o) (x + up relu(down LN(x) + down_bias) + up_bias).
-
-    o: the pool `open`, 0 or 1; where it is not read, 0: the block is not computed. Shapes: down (r, d), down_bias (r,),
-    up (d, r), up_bias, gain and shift (d,), open (). Linear in: up and up_bias, each alone.
-    Source: github.com/DoubtedSteam/DAS @1d6a0d6, METER/meter/modules/efficientmodules.py.
-    """
-
-    def gate(self, x: Tensor, base: Base, there: Tensor | None, open: Tensor | None = None, **_: Tensor) -> Tensor:
-        o = x.new_zeros(()) if open is None else open
-        return o[..., *[None] * (x.dim() - 1 - o.dim())].expand(x.shape[:-1])
-
-    def output(self, x: Tensor, y: Tensor, base: Base, gain: Tensor, shift: Tensor, **slots: Any) -> Tensor:
-        o = slots.pop("open", None)
-        z = F.layer_norm(x, x.shape[-1:]) * gain[..., None, :] + shift[..., None, :]
-        h = torch.relu(z @ slots["down"].mT + slots["down_bias"][..., None, :])
-        more = h @ slots["up"].mT + slots["up_bias"][..., None, :]
-        return y + more if o is None else y + (1 - o[..., *[None] * (x.dim() - o.dim())]) * more
-
-    def grouped(self, x: Tensor, y: Tensor, base: Base, **slots: Any) -> Tensor:
-        """`output` of n readers at once: x and y (n, T, d), every slot with a leading n."""
-        return self.output(x, y, base, **slots)
