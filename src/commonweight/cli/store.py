@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core import counted
-from . import import_any, import_peft
+from . import find, import_any, import_peft
 from .published import published
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -30,6 +30,11 @@ Adapters of other tools, each as it is (PEFT, mlx-lm, llama.cpp, torchtune, kohy
 
   commonweight store import commons legal-lora/ medical.gguf --model path/to/base
 
+Tenants by a text, once rows of their tasks describe them:
+
+  commonweight store describe commons legal legal.jsonl --encoder sentence-transformers/all-MiniLM-L6-v2
+  commonweight store find commons "What does clause 4 say about notice?"
+
 A tenant as one file again, for Host.load:
 
   commonweight store export commons legal legal.safetensors
@@ -38,6 +43,8 @@ A tenant as one file again, for Host.load:
 app = typer.Typer(no_args_is_help=True, help="Keep many tenants in one folder; pools that they share are stored once.")
 app.command("import")(import_any.command)
 app.command("import-peft")(import_peft.command)
+app.command("describe")(find.describe)
+app.command("find")(find.find)
 
 Store = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 Name = Annotated[str, typer.Argument(help="A tenant (its newest version), or one version, as in legal@2.")]

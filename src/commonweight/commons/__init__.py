@@ -11,12 +11,15 @@ from .verify import Problem
 
 if TYPE_CHECKING:
     from .adapters import Import, Imported, import_peft
+    from .descriptions import Descriptions, Found, describe, encoder, find
     from .subspace import Subspace, fit
 
 __all__ = [
     "Commons",
+    "Descriptions",
     "Diff",
     "Entry",
+    "Found",
     "Freed",
     "Import",
     "Imported",
@@ -25,6 +28,9 @@ __all__ = [
     "Record",
     "Ref",
     "Subspace",
+    "describe",
+    "encoder",
+    "find",
     "fit",
     "import_peft",
 ]
@@ -33,6 +39,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Import", "Imported", "import_peft"), "adapters"),
     **dict.fromkeys(("Subspace", "fit"), "subspace"),
+    **dict.fromkeys(("Descriptions", "Found", "describe", "encoder", "find"), "descriptions"),
 }
 
 
