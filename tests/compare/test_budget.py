@@ -18,7 +18,11 @@ SITES = [
         cw.Site(f"layers.{i}.mlp", 64, 64, "ffn", "", False),
         cw.Site(f"layers.{i}.attn.prefix", 64, 16, "prefix", "", False),
     )
-] + [cw.Site("embed", 64, 512, "embedding", "", False)]
+] + [
+    cw.Site("embed", 64, 512, "embedding", "", False),
+    cw.Site("layers.trunk", 64, 4 * 64 + 1, "trunk", "whole", False),
+    cw.Site("layers.early", 64, 3 * 64 + 1, "trunk", "early", False),
+]
 EXPERTS = [cw.Site(f"layers.{i}.experts.up[{e}]", 64, 64, "expert", "up", False) for i in range(3) for e in range(4)]
 
 
