@@ -106,7 +106,8 @@ class Ladder:
             h = mu * h + (1 - mu) * rung
             t = layer(rms(h, p["norms"][..., i, 0, :]), p["qkv"][..., i, :, :])
             q, k, v = (u.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for u in t.chunk(3, -1))
-            a = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(-3, -2).flatten(-2)
+            score = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~seen, float("-inf"))
+            a = (score.softmax(-1) @ v).transpose(-3, -2).flatten(-2)
             h = h + layer(a, p["O"][..., i, :, :])
             t = F.gelu(layer(rms(h, p["norms"][..., i, 1, :]), p["U"][..., i, :, :]))
             h = h + layer(t, p["D"][..., i, :, :])

@@ -65,7 +65,7 @@ class Stacked:
 
     @property
     def gate(self) -> Callable[..., Tensor] | None:
-        return self._gate if getattr(self.bind, "gate", None) is not None else None
+        return self._gate if callable(getattr(self.bind, "gate", None)) else None
 
     def _gate(self, x: Tensor, base: Base, there: Tensor | None, **slots: Tensor) -> Tensor:
         each, n = [], self.size(slots)
