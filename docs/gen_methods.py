@@ -40,6 +40,7 @@ SAMPLE = [
         cw.Site(f"layers.{i}.attention.prefix", 768, 64, "prefix", "", False),
     )
 ] + [
+    cw.Site("embed.prompt", 768, 768, "prompt", "", False),
     cw.Site("embed", 768, 30522, "embedding", "", False),
     cw.Site("layers.trunk", 768, 13 * 768 + 1, "trunk", "whole", False),
     cw.Site("layers.early", 768, 12 * 768 + 1, "trunk", "early", False),

@@ -1,4 +1,4 @@
-"""Prefix tuning against PEFT: its files both ways, in decoders and encoders, with padding and with heads."""
+"""Prefixes and prompts against PEFT: its files both ways, in decoders and encoders, with padding and with heads."""
 
 import copy
 import json
@@ -120,3 +120,27 @@ def test_another_model_or_an_encoder_decoder_is_refused(tmp_path):
         path.write_text(json.dumps({**config, key: value}))
         with pytest.raises(cw.CommonweightError, match=said):
             cw.Host(make("llama")[0]).import_peft("t", tmp_path / "a")
+
+
+PROMPTS = {
+    "prompt-tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p-tuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=6),
+}
+
+
+@pytest.mark.parametrize("method", PROMPTS)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_prompts_both_ways(kind, method, tmp_path):
+    model, batch = make(kind)
+    ones = torch.ones_like(batch["input_ids"])
+    there = peft.get_peft_model(copy.deepcopy(model), PROMPTS[method]()).eval()
+    there.save_pretrained(tmp_path / "a")
+    host = cw.Host(model)
+    assert host.import_peft("t", tmp_path / "a").method.name == method
+    stir(host.add("mine", method, tokens=4))
+    host.export_peft("mine", tmp_path / "b", native=True)
+    again = peft.PeftModel.from_pretrained(make(kind)[0], tmp_path / "b").eval()
+    for name, one, m in (("t", there, 3), ("mine", again, 4)):
+        with torch.no_grad(), host.route(name):
+            want = one(**batch, attention_mask=ones).logits[:, m:]
+            torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-6)

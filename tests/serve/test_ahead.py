@@ -14,11 +14,15 @@ def test_each_answer_is_its_tenants(family):
     add(host, "five", "prefix-tuning", tokens=5)
     add(host, "two", "prefix-tuning", tokens=2, projection=4)
     add(host, "first", "prefix-tuning", tokens=3, sites="*.0.*")
+    add(host, "prompt", "prompt-tuning", tokens=4)
     add(host, "lora", "lora")
-    asked = [ask(t, i, max_new_tokens=10) for i, t in enumerate(["five", "two", None, "first", "lora", "five"])]
-    with Engine(host, max_requests=6, max_batch_tokens=32, page_size=8) as engine:
+    asked = [
+        ask(t, i, max_new_tokens=10) for i, t in enumerate(["five", "two", None, "first", "lora", "prompt", "five"])
+    ]
+    with Engine(host, max_requests=7, max_batch_tokens=32, page_size=8) as engine:
         right(host, asked, engine.generate(asked))
-        right(host, asked[:1], engine.generate(asked[:1]))
+        for few in (asked[:1], asked[5:6]):
+            right(host, few, engine.generate(few))
 
 
 def test_what_stands_in_front_takes_positions():

@@ -1,6 +1,6 @@
 """What a reader does with what it read: one small file per family of pure functions."""
 
-from .ahead import KeysValues, ProjectedKeysValues
+from .ahead import KeysValues, ProjectedKeysValues, ProjectedTokens, SoftTokens
 from .anchored import Anchored
 from .beside_trunk import Guidance, Ladder, OverDepth, narrow
 from .bottleneck import Bottleneck, Parallel, Weighed
@@ -81,6 +81,7 @@ __all__ = [
     "ProductKeys",
     "Projected",
     "ProjectedKeysValues",
+    "ProjectedTokens",
     "RandomBases",
     "Replace",
     "Requantised",
@@ -91,6 +92,7 @@ __all__ = [
     "Shift",
     "Shortcut",
     "Skills",
+    "SoftTokens",
     "SoftTopK",
     "Step",
     "Streams",

@@ -1,4 +1,4 @@
-"""Keys and values in front of those of an attention: a prefix that every token of a row reads."""
+"""What stands in front of a row: keys and values in each attention, or tokens as vectors."""
 
 from __future__ import annotations
 
@@ -34,6 +34,33 @@ class ProjectedKeysValues:
     def ahead(self, E: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
         k, v = F.linear(torch.tanh(F.linear(E, W1, b1)), W2, b2).chunk(2, -1)
         return k, v
+
+    def places(self, E: Tensor, **_: Tensor) -> int:
+        return E.shape[0]
+
+
+@serial
+@dataclass(frozen=True)
+class SoftTokens:
+    """Vectors of tokens in front of a row, as they are. Shapes: E (m, d). Linear in: E."""
+
+    def front(self, E: Tensor) -> Tensor:
+        return E
+
+    def places(self, E: Tensor) -> int:
+        return E.shape[0]
+
+
+@serial
+@dataclass(frozen=True)
+class ProjectedTokens:
+    """E' = W3 relu(W2 relu(W1 E + b1) + b2) + b3. Shapes: E (m, e), W1 (h, e), W2 (h, h), W3 (d, h), b1, b2, b3.
+
+    Linear in: W3 and b3, each alone. Cost: m h (e + h + d) products a pass of the prompt.
+    """
+
+    def front(self, E: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tensor, W3: Tensor, b3: Tensor) -> Tensor:
+        return F.linear(torch.relu(F.linear(torch.relu(F.linear(E, W1, b1)), W2, b2)), W3, b3)
 
     def places(self, E: Tensor, **_: Tensor) -> int:
         return E.shape[0]

@@ -32,10 +32,8 @@ TASKS: Mapping[str, str] = {"seq_cls": "classify", "causal_lm": "lm", "feature_e
 # What PEFT has and this library has not, by its name there -> what is nearest here.
 NEAREST: Mapping[str, str] = {
     "adaption-prompt": "'prefix-tuning', without the gate",
-    "prompt-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
-    "p-tuning": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
-    "multitask-prompt-tuning": "'poly' or 'mos', which share parameters among tasks and add no tokens",
-    "cpt": "'loreft', which edits the first and last positions of a sequence and adds no tokens",
+    "multitask-prompt-tuning": "'prompt-tuning', one for each task; 'poly' or 'mos' share parameters among tasks",
+    "cpt": "'prompt-tuning', which trains all of its vectors",
     "bone": "'miss', which it became",
     "shira": "'fish', which trains single entries of the weights too",
     "xlora": "'scalearn' or 'cpoly', which mix trained tenants",

@@ -17,7 +17,7 @@ from .init import Init
 from .serial import dump, load, serial
 
 # kinds of sites that are no weight
-WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "trunk", "head"})
+WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "prompt", "trunk", "head"})
 
 
 class Site(NamedTuple):
@@ -27,8 +27,9 @@ class Site(NamedTuple):
     table (inp, out), out its width) | "norm" (inp = 1) | "parameter" (what a module computes with by itself; inp = 1 of
     a vector) | "block" (a whole layer's output) | "attention" and "ffn" (parts of a layer: what they are given, inp,
     and what they give before it is added, out) | "prefix" (keys and values in front of those of an attention; out:
-    the width of either over all heads, inp: of one head) | "trunk" (what all blocks of a list give, and whether a token
-    is no padding, inp; what the last of them gives, out) | "head" (where a task's classifier reads).
+    the width of either over all heads, inp: of one head) | "prompt" (tokens in front of a row of a causal decoder, as
+    vectors) | "trunk" (what all blocks of a list give, and whether a token is no padding, inp; what the last of them
+    gives, out) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
     a block "causal" where a token sees those before it alone.
     """
@@ -110,6 +111,7 @@ class Bind(Protocol):
                                        then g y of a part, x + g (y - x) of a block, before `output`; where g is 0 it is
                                        not computed. there: which tokens are no padding, bool (..., T), or None
     ahead(**slots) -> (K, V)           at a prefix site alone: m keys, behind their rotation, and values, (m, out)
+    front(**slots) -> E (m, d)         at a prompt site alone: vectors of m tokens
     places(**slots) -> int             of those, by how many positions the tokens behind them move; 0 where it lacks
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y. A bind with `input` has none

@@ -21,7 +21,7 @@ from .apart import Unfit
 from .current import Current
 from .route import Route
 from .sites import Ahead
-from .tenant import Entry
+from .tenant import Tenant
 
 HOOK = "_commonweight_ahead"  # what a hooked attention keeps, to be found by the function that it asked for
 FUNCTIONS = ("sdpa", "eager", "commonweight_rows", "commonweight_paged")  # that take further keys as they are
@@ -56,7 +56,12 @@ def attend(function: Callable, named: str, module: Any, *args: Any, **kwargs: An
     """`function` with what the route puts in front at this module. Cost without a route: one look-up."""
     hook: AheadHook | None = getattr(module, "__dict__", {}).get(HOOK)
     route = None if hook is None else hook.current.route
-    if hook is None or route is None or not route.touches(hook.at.name):
+    if hook is None or route is None:
+        return function(module, *args, **kwargs)
+    if hook.current.thread.recording is not None:
+        hook.record(*args, **kwargs)
+        return function(module, *args, **kwargs)
+    if not hook.touched(route):
         return function(module, *args, **kwargs)
     return hook.joined(route, function, named, *args, **kwargs)
 
@@ -64,8 +69,9 @@ def attend(function: Callable, named: str, module: Any, *args: Any, **kwargs: An
 class AheadHook:
     """At one attention. It sits in the module's own dictionary, so that a copy of the model has the copy's."""
 
-    def __init__(self, at: Ahead, current: Current):
+    def __init__(self, at: Ahead, current: Current, front: str = ""):
         self.at, self.current = at, current
+        self.front = front  # the site of prompts whose keys and values come here
 
     def install(self) -> list[Any]:
         self.at.module.__dict__[HOOK] = self
@@ -77,7 +83,7 @@ class AheadHook:
     def reached(self, module: nn.Module, args: tuple, y: Any) -> None:
         """Raises: CommonweightError where a routed prefix did not come into the attention that has run."""
         route = self.current.route
-        if route is None or not route.touches(self.at.name):
+        if route is None or self.current.thread.recording is not None or not self.touched(route):
             return
         if self.at.name not in self.current.thread.joined:
             raise CommonweightError(
@@ -86,6 +92,14 @@ class AheadHook:
                 "can join it; load the model with attn_implementation='sdpa', or take a method that changes weights"
             )
         self.current.thread.joined.discard(self.at.name)
+
+    def touched(self, route: Route) -> bool:
+        return route.touches(self.at.name) or (self.front != "" and route.touches(self.front))
+
+    def record(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
+        """Of a prompt that runs by itself, one row."""
+        assert self.current.thread.recording is not None
+        self.current.thread.recording[self.at.name] = key[0], value[0]
 
     def joined(
         self, route: Route, function: Callable, named: str, query: Tensor, key: Tensor, value: Tensor,
@@ -135,8 +149,9 @@ class AheadHook:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.made(route, like)
         groups = [(route.single, [])] if route.single is not None else route.groups
-        pools = [p for t, _ in groups if t is not None for e in t.table.get(self.at.name, []) for _, _, r in e.reads
-                 for p in r]  # fmt: skip
+        names = self.at.name, self.front
+        uses = [e for t, _ in groups if t is not None for n in names for e in t.table.get(n, [])]
+        pools = [p for e in uses for _, _, read in e.reads for p in read]
         try:
             written = [(p._version, p.data_ptr()) for p in pools]
         except RuntimeError:  # pools made in inference mode do not count their writes
@@ -149,12 +164,12 @@ class AheadHook:
 
     def made(self, route: Route, like: Tensor) -> Rows:
         if route.single is not None:
-            k, v = self.of(route.single.table[self.at.name], like)
+            k, v = self.of(route, route.single, like)
             if k.dim() == 4:  # several tenants as one, each with its own part of the rows
                 k, v = (x.repeat_interleave(len(like) // len(x), 0) for x in (k, v))
                 return Rows(k, v, None)
             return Rows(k[None], v[None], None)
-        pairs = [self.of(t.table.get(self.at.name, []) if t is not None else [], like) for t, _ in route.groups]
+        pairs = [self.of(route, t, like) for t, _ in route.groups]
         sizes = [k.shape[1] for k, _ in pairs]
         most = max(sizes)
         reader = [0] * route.length
@@ -168,14 +183,24 @@ class AheadHook:
         free = torch.tensor([most - n for n in sizes], device=like.device)[index]
         return Rows(k, v, torch.arange(most, device=like.device) >= free[:, None])
 
-    def of(self, entries: list[Entry], like: Tensor) -> tuple[Tensor, Tensor]:
+    def of(self, route: Route, tenant: Tenant | None, like: Tensor) -> tuple[Tensor, Tensor]:
         """(keys, values) of one tenant, (heads, m, d) each; m is 0 where it has none."""
-        pairs = [e.bind.ahead(**e.slots(like.dtype)) for e in entries]
+        table = {} if tenant is None else tenant.table
+        apart = [e.bind.ahead(**e.slots(like.dtype)) for e in table.get(self.at.name, [])]
+        pairs = [
+            [x.unflatten(-1, (self.at.heads, self.at.width)).transpose(-3, -2).to(like) for x in pair] for pair in apart
+        ]
+        if tenant is not None and self.front in table:
+            states = route.kept.get(("front", tenant.number))
+            if states is None or self.at.name not in states[1]:
+                raise CommonweightError(
+                    f"{self.at.name}: the prompt of tenant {tenant.name!r} has not run; call the decoder as a whole"
+                )
+            pairs.insert(0, [x.to(like) for x in states[1][self.at.name]])
         if not pairs:
             none = like.new_empty(self.at.heads, 0, self.at.width)
             return none, none
-        k, v = (torch.cat([x.to(like) for x in xs], -2) for xs in zip(*pairs))
-        return tuple(x.unflatten(-1, (self.at.heads, self.at.width)).transpose(-3, -2) for x in (k, v))  # type: ignore
+        return torch.cat([k for k, _ in pairs], -2), torch.cat([v for _, v in pairs], -2)
 
     def mask(
         self, route: Route, front: Rows, mask: Tensor | None, query: Tensor, key: Tensor, added: bool, kwargs: dict

@@ -59,6 +59,7 @@ class _OfThread(threading.local):
         self.room = Room()
         self.given_to: dict[str, Any] = {}  # block, or part of one, that runs -> what it was given, or its Skip
         self.joined: set[str] = set()  # prefix sites whose attention runs and has been given its keys and values
+        self.recording: dict[str, Any] | None = None  # prefix site -> keys and values of a prompt that runs by itself
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
         self.heard: Any = None  # where routers say what they say, while somebody listens
         self.masks: Mapping[str, Any] = NOTHING  # of the pass that runs: which tokens are no padding

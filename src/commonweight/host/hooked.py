@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from ..methods import Method
-from . import ahead, carry, checkpoints, entrances, experts, frozen, moved
+from . import ahead, carry, checkpoints, entrances, experts, front, frozen, moved
 from .current import Current
 from .door import Door
 from .doors import Doors
@@ -20,6 +20,7 @@ from .limit import Ends, Limit, bends
 from .names import named, unwrapped
 from .sites import (
     Ahead,
+    Front,
     Pattern,
     Physical,
     depthwise,
@@ -74,7 +75,7 @@ class HookedModel:
 
     def _hook(self) -> None:
         tower = towers(self.inner)
-        alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked | Ahead)}
+        alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked | Ahead | Front)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
         if (head := output_head(self.inner, self.modules)) in hooks:
             hooks[head].limit = self.limit
@@ -82,8 +83,12 @@ class HookedModel:
         self.hooks = [h for hook in hooks.values() for h in hook.install()]
         self.hooks += experts.hooks(self.modules, dict(named(self.model)), self.current)
         self.hooks += experts.listed_hooks(dict(named(self.model)), list(alone), self.current)
+        fronts = [at for at in self.modules.values() if isinstance(at, Front)]
+        self.fronts = [front.FrontHook(at, self.current) for at in fronts]  # whose prompts run before a pass
+        self.hooks += [h for f in self.fronts for h in f.install()]
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
-            self.hooks += ahead.AheadHook(at, self.current).install()
+            mine = next((f.name for f in fronts if at.name in f.joins), "")
+            self.hooks += ahead.AheadHook(at, self.current, mine).install()
         self.hooks += moved.install(self.inner, dict(named(self.model)), self.modules, self.current)
         self.hooks += frozen.install(alone.values(), self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)

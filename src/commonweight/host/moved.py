@@ -31,7 +31,7 @@ class Moved:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         route = self.current.route
-        if route is None or (by := self.by(route)) is None:
+        if route is None or self.current.thread.recording is not None or (by := self.by(route)) is None:
             return None
         given = args[self.at] if len(args) > self.at else kwargs.get("position_ids")
         if not isinstance(given, Tensor) or given.is_floating_point():

@@ -45,6 +45,7 @@ class Router:
         processor.model_runner._model_supports_logits_to_keep = False if whole else None
         kept = self.of(readers)
         self.place(readers, processor.inputs_and_outputs.position_ids)
+        self.prompts(kept.route)
         self.lanes.open(kept.step)
         seen, end = ([], None) if self._watched else inputs(self.host.base.modules)
         try:
@@ -56,6 +57,13 @@ class Router:
                 end()
                 self._watched = True
                 self.lanes.groups.update(together(seen))
+
+    @torch.no_grad()
+    def prompts(self, route: Route | None) -> None:
+        """Runs the prompts of a route's tenants by themselves, before seats are taken and the cache is in use."""
+        for front in self.host.base.fronts if route is not None else ():
+            if route.touches(front.at.name):  # type: ignore[union-attr]
+                front.prepare(route)  # type: ignore[arg-type]
 
     def place(self, readers: Readers, positions: Tensor) -> None:
         """Tells editions that count positions where their tokens of this step stand."""

@@ -61,6 +61,8 @@ FAMILIES: dict[str, Family] = {
     "MISS": _plain(plain.MISS),
     "OFT": Family(rotations.read_oft, rotations.write_oft, ("oft",), conv1d=False),
     "PREFIX_TUNING": Family(prompts.read_prefix, prompts.write_prefix, ("prefix-tuning",)),
+    "PROMPT_TUNING": Family(prompts.read_prompt, prompts.write_prompt, ("prompt-tuning",)),
+    "P_TUNING": Family(prompts.read_prompt, prompts.write_prompt, ("p-tuning",)),
     "RANDLORA": Family(randlora.read, randlora.write, ("randlora",)),
     "ROAD": Family(scales.read_road, scales.write_road, ("road",), conv1d=False),
     "VBLORA": Family(vb_lora.read, vb_lora.write, ("vb-lora",)),

@@ -1,6 +1,6 @@
-"""What PEFT puts in front of a row, in one tensor `prompt_embeddings`: PREFIX_TUNING.
+"""What PEFT puts in front of a row, in one tensor `prompt_embeddings`: PREFIX_TUNING, PROMPT_TUNING, P_TUNING.
 
-The file holds what its network gave, if it trained one: the keys and values themselves.
+The file holds what its network gave, if it trained one: the keys and values themselves, or the vectors of tokens.
 """
 
 from __future__ import annotations
@@ -55,6 +55,32 @@ def write_prefix(subject: Subject) -> Native:
         "num_attention_heads": w // sites[0].inp, "num_layers": len(pairs), "prefix_projection": False,
     }  # fmt: skip
     return Native(config, {KEY: rows})
+
+
+def read_prompt(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen
+) -> Adapter:
+    """(m, d), of PROMPT_TUNING, or what the network of P_TUNING gave."""
+    more = [k for k in config if k.startswith(("prompt_tuning_init", "tokenizer_", "encoder_"))]
+    rows, m = _rows(config, tensors, *more)
+    mine = [s for s in sites.values() if s.kind == "prompt"]
+    if not mine:
+        raise CommonweightError(
+            f"adapter_config.json: {config['peft_type']} stands in front of the tokens of a causal decoder, and this "
+            "base is none; train prefix-tuning on the same rows, which reads encoders too"
+        )
+    check(KEY, rows, (m, mine[0].out))
+    method, options = ("p-tuning", {"network": False}) if config["peft_type"] == "P_TUNING" else ("prompt-tuning", {})
+    return Adapter(method, {"tokens": m, **options}, (mine[0].name,), {f"{mine[0].name}.E": rows})
+
+
+def write_prompt(subject: Subject) -> Native:
+    """The vectors themselves, whether a network still makes them or not."""
+    use = subject.plan.uses[0]
+    rows = use.bind.front(**{slot: subject.pools[r.pools[0]] for slot, r in use.reads.items()})
+    kind = "P_TUNING" if subject.method == "p-tuning" else "PROMPT_TUNING"
+    config = {"peft_type": kind, "num_virtual_tokens": rows.shape[0], "token_dim": rows.shape[1]}
+    return Native({**config, "num_transformer_submodules": 1}, {KEY: rows})
 
 
 def _rows(config: Mapping[str, Any], tensors: Mapping[str, Tensor], *known: str) -> tuple[Tensor, int]:

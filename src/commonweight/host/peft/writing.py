@@ -125,7 +125,9 @@ def export_peft(
         "target_modules": targets([peft.short(n, prefix) for n in names], known),
         **config,
     }
-    if kind in ("PREFIX_TUNING",) and report["native"]:  # of no modules, and of no effect in PEFT without a task
+    if (
+        kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING") and report["native"]
+    ):  # of no modules, and of no effect in PEFT without a task
         config = {k: v for k, v in config.items() if k not in ("target_modules", "fan_in_fan_out")}
         config["task_type"] = task(base)
     config_, more_ = beside.write(base, whole, prefix, config["peft_type"])

@@ -9,7 +9,7 @@ from .conv import depthwise
 from .discover import discover
 from .families import families, towers
 from .physical import Physical, Rows, numbers, plain_class
-from .prefix import Ahead
+from .prefix import Ahead, Front
 from .roles import role
 from .tied import input_table, once, output_head, said, ties
 from .trunk import Trunk
@@ -18,6 +18,7 @@ __all__ = [
     "UNPACK",
     "Ahead",
     "Block",
+    "Front",
     "Pattern",
     "Physical",
     "Rows",

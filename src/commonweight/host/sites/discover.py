@@ -13,6 +13,7 @@ from ..weights import packed_whole
 from . import attention, block, conv, embedding, linear, norm, parameter, parts, prefix, trunk
 from .found import Found, Whole
 from .physical import Physical
+from .tied import input_table
 
 KINDS = (  # the first that knows a module wins
     linear.find, attention.find, norm.find, conv.find, embedding.find, block.find, block.find_head, parameter.find,
@@ -45,7 +46,9 @@ def discover(
             sites = _split(found, fused or {})
             every += sites
             default += sites if found.default else []
-    for found in [*prefix.find(whole), *trunk.find(every, modules)]:
+    ahead = prefix.find(whole)
+    front = prefix.front(input_table(model, modules), ahead, whole)
+    for found in [*ahead, *front, *trunk.find(every, modules)]:
         modules[found.site.name] = found.at
         every.append(found.site)
         default += [found.site] if found.default else []

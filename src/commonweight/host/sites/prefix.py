@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,38 @@ class Ahead(Physical):
     def flagged(self) -> nn.Module:
         """One of the attention's projections: a site in training must not put the dropout of attention in force."""
         return next(m for m in self.module.modules() if linear.shape(m) is not None)
+
+
+class Front(Physical):
+    """Tokens in front of those of a row: the module is the decoder that they run through by themselves."""
+
+    forms = "none"
+
+    def __init__(self, name: str, module: nn.Module, joins: list[str]):
+        super().__init__(name, module, "prompt", False)
+        self.joins = joins  # the prefix sites that its keys and values come to
+
+    @property
+    def flagged(self) -> nn.Module:
+        return next(m for m in self.module.modules() if isinstance(m, nn.Embedding))
+
+
+def front(table: str | None, found: list[Found], whole: Whole) -> list[Found]:
+    """One for a causal decoder that takes vectors in place of tokens. table: of its input tokens."""
+    at = [f.at for f in found if f.default]
+    if table is None or not at or getattr(getattr(whole.model, "config", None), "is_encoder_decoder", False):
+        return []
+    if not all(getattr(a.module, "is_causal", False) is True for a in at):
+        return []
+    parts = zip(*(n.split(".") for n in (table, *(a.name for a in at))))
+    home = ".".join(p[0] for p in itertools.takewhile(lambda p: len(set(p)) == 1, parts))
+    asked = inspect.signature(inspect.unwrap(plain_class(whole.names[home]).forward)).parameters
+    if not {"inputs_embeds", "use_cache"} <= {*asked}:
+        return []
+    width = whole.names[table].embedding_dim
+    name = f"{table}.prompt"
+    made = Front(name, whole.names[home], [a.name for a in at])
+    return [Found(made, Site(name, width, width, "prompt", "", False), True)]  # type: ignore[arg-type]
 
 
 def find(whole: Whole) -> list[Found]:

@@ -1,9 +1,15 @@
 """Sequences: what is trained stands in front of a row, as tokens or as keys and values; no weight changes."""
 
-from . import prefix_tuning
+from . import p_tuning, prefix_tuning, prompt_tuning
+from .p_tuning import PTuning
 from .prefix_tuning import PrefixTuning
+from .prompt_tuning import PromptTuning
 
 __all__ = [
+    "PTuning",
     "PrefixTuning",
+    "PromptTuning",
+    "p_tuning",
     "prefix_tuning",
+    "prompt_tuning",
 ]
