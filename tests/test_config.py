@@ -1,5 +1,8 @@
 """Options: their types, inside tuples too, from Python and from a command line."""
 
+import dataclasses
+import inspect
+
 import pytest
 
 import commonweight as cw
@@ -57,3 +60,11 @@ def test_ranks_and_alphas_are_positive(method):
     for name, pairs in (("ranks", (("*.q", 0),)), ("alphas", (("a", 1.0), ("*.q", -2.0)))):
         with pytest.raises(cw.CommonweightError, match=rf"{name} gives '\*\.q' the value .*; it must be > 0"):
             kind(**{name: pairs})
+
+
+def test_no_option_of_a_method_is_an_argument_of_add():
+    """Host.add(name, method, **options) could not be told it."""
+    own = set(inspect.signature(cw.Host.add).parameters)
+    for method in cw.methods.available():
+        options = {f.name for f in dataclasses.fields(cw.methods.get(method).config)}
+        assert not options & own, f"{method}: {options & own}"

@@ -15,7 +15,7 @@ def trained(folder, method, **more):
     host = open_host(folder, dtype="float32")
     options = {k: v for k, v in small(method).items() if k != "start"}
     found, config = cw.methods.resolve(method, options)
-    more |= {"kept": tiny.rows(9)[5:]} if found.kept(config) else {}
+    more |= {"retain": tiny.rows(9)[5:]} if found.kept(config) else {}
     result = adapt(host, "t", tiny.rows(24), method=method, options=options, batch_size=4, epochs=1, **more)
     return result.tenant, {n: p.detach().clone() for n, p in result.tenant.pools.items()}
 
@@ -48,8 +48,8 @@ def test_it_wants_rows_and_says_which(method):
 
 def test_rows_to_keep_are_refused_where_nobody_asks_and_wanted_where_somebody_does(bert):
     host = open_host(bert, dtype="float32")
-    with pytest.raises(cw.CommonweightError, match="kept: lora does not ask for rows to keep; leave kept out"):
-        adapt(host, "t", tiny.rows(8), kept=tiny.rows(4), method="lora")
-    with pytest.raises(cw.CommonweightError, match=r"salora begins from data: .* give kept="):
+    with pytest.raises(cw.CommonweightError, match="retain: lora does not ask for rows to keep; leave retain out"):
+        adapt(host, "t", tiny.rows(8), retain=tiny.rows(4), method="lora")
+    with pytest.raises(cw.CommonweightError, match=r"salora begins from data: .* give retain="):
         adapt(host, "t", tiny.rows(8), method="salora")
     assert "t" not in host

@@ -22,7 +22,7 @@ from .tasks.base import told
 class Data:
     """One tenant's rows (dicts by column). dev: rows, or the share of the training rows that is held out.
     labels: classes of a classification; None: those of the training rows. truncation_side: left or right. reward: of
-    the task grpo, see `reward`. kept: rows of which a method keeps what the model makes. sources: what errors call rows
+    the task grpo, see `reward`. retain: rows of which a method keeps the outputs. sources: what errors call rows
     and dev."""
 
     rows: Sequence[Row]
@@ -34,7 +34,7 @@ class Data:
     completion_column: str | None = None
     truncation_side: str | None = None
     reward: Any = None
-    kept: Sequence[Row] = ()
+    retain: Sequence[Row] = ()
     sources: tuple[str, str] = ("training rows", "dev rows")
 
 
@@ -79,7 +79,7 @@ def examples(host: Host, name: str, data: Data, task: str, recipe: Recipe, token
     if task == "classify" and labels is None:
         labels = named(sources[0], lambda r: kind.classes(r, data.label_column), rows, whole)  # type: ignore
     doing = make_task(host, task, labels, tokenizer, recipe.max_length, **reading(data))
-    kept = named(f"{of}rows to keep", doing.examples, data.kept, None) if data.kept else []
+    kept = named(f"{of}rows to keep", doing.examples, data.retain, None) if data.retain else []
     train = named(sources[0], doing.examples, rows, whole)
     seen = doing.seen
     if recipe.packing and train:

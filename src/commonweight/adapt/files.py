@@ -55,7 +55,7 @@ def run(
     tenant: str | None = None,
     eval_file: str | None = None,
     dev: str | None = None,
-    kept: str | None = None,
+    retain: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     prompt_column: str | None = None,
@@ -95,7 +95,7 @@ def run(
     checkpoint, report = path.with_suffix(".checkpoint"), path.with_suffix(".json")
     out_path(path, overwrite or (resume and resumes(report, checkpoint, str(model), {name: data})))
     source = Source(
-        data=data, dev=dev, kept=kept, eval=eval_file, text_column=text_column, label_column=label_column,
+        data=data, dev=dev, retain=retain, eval=eval_file, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
         reward=reward, no_header=no_header,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from .tasks import Classify, check_columns, get
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One tenant's files. dev: a file, or a share of the training rows as text ("0.1"). kept: see `Data`."""
+    """One tenant's files. dev: a file, or a share of the training rows as text ("0.1"). retain: see `Data`."""
 
     data: str
     dev: str | None = None
@@ -37,7 +37,7 @@ class Source:
     completion_column: str | None = None
     truncation_side: str | None = None
     reward: Any = None
-    kept: str | None = None
+    retain: str | None = None
     no_header: bool = False
 
     @property
@@ -135,7 +135,7 @@ def read_all(job: Job, say: Callable[[str], None]) -> tuple[dict[str, Data], dic
             labels = named(s.data, lambda r, s=s: Classify.classes(r, s.label_column), kept, whole)
         data[name] = Data(
             rows=rows, dev=dev, labels=labels, **reading(s),
-            kept=() if s.kept is None else read(s.kept, asked, **how),
+            retain=() if s.retain is None else read(s.retain, asked, **how),
             sources=(s.data, s.data if s.dev is None or fraction is not None else s.dev),
         )  # fmt: skip
     return data, evals

@@ -88,7 +88,7 @@ def source(at: Place, here: tuple[str, ...], entry: Any, folder: Path) -> Source
             raise at.error((*here, key), f"is {shown(value)}; wanted {wanted}")
         out[key] = (
             path_from(folder, str(value))
-            if key in ("data", "eval", "kept") or (key == "dev" and isinstance(value, str))
+            if key in ("data", "eval", "retain") or (key == "dev" and isinstance(value, str))
             else value
         )
     if "dev" in out:

@@ -75,7 +75,7 @@ def adapt(
     completion_column: str | None = None,
     truncation_side: str | None = None,
     reward: Any = None,
-    kept: Sequence[Row] = (),
+    retain: Sequence[Row] = (),
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -88,7 +88,7 @@ def adapt(
     train_rows, dev_rows: dicts by column; a fraction as dev_rows holds out that share of the training rows. With dev
     rows, the best state is kept and training stops early. labels: the classes (None: those of the training rows).
     common: as in `Host.add`; with a frozen one, only the tenant's own pools are trained. modules_to_save, token_rows:
-    over: as in `Host.add`. kept: rows of which a method keeps what the model makes (`salora`, `corda` in its mode kpm).
+    over: as in `Host.add`. retain: rows of which a method keeps what the model makes (`salora`, `corda` as kpm).
     recipe: fields of `Recipe`. checkpoint: a folder from which a killed run can be resumed; it is not deleted.
     sources: names of the training and dev rows in error messages.
     The same rows, settings and number of threads give the same result, bit for bit, also after a kill and a resume.
@@ -97,7 +97,7 @@ def adapt(
     data = Data(
         rows=train_rows, dev=dev_rows, labels=labels, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
-        reward=reward, kept=kept, sources=sources,
+        reward=reward, retain=retain, sources=sources,
     )  # fmt: skip
     more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
     more |= {"modules_to_save": modules_to_save, "token_rows": token_rows, "over": over}
@@ -219,8 +219,8 @@ def shown(method: Any, options: Mapping[str, Any] | None, given: Understood, rec
     found, config = resolve(method, options or {})
     task, n, out = given.task, recipe.batch_size, {}
     if given.kept and not found.kept(config):
-        raise CommonweightError(f"kept: {found.name} does not ask for rows to keep; leave kept out")
-    for name, asked, rows in (("rows", found.asks(config), given.train), ("kept", found.kept(config), given.kept)):
+        raise CommonweightError(f"retain: {found.name} does not ask for rows to keep; leave retain out")
+    for name, asked, rows in (("rows", found.asks(config), given.train), ("retain", found.kept(config), given.kept)):
         if asked and rows:
             first = rows[: recipe.rows_shown]
             out[name] = Shown([task.collate(first[i : i + n]) for i in range(0, len(first), n)], task.loss)

@@ -257,7 +257,7 @@ def command(
         int | None,
         typer.Option(help="Rows from which eva, fish and lora-ga begin (256).", rich_help_panel=TRAINING),
     ] = None,
-    kept: Annotated[
+    retain: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",

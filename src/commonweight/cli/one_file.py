@@ -88,6 +88,6 @@ def _value(name: str, key: str, value: Any, folder: Path) -> Any:
         return str(value) if name == "dev" else value
     if name == "model" and (folder / value).is_dir():
         return str(folder / value)
-    if name in ("data", "eval_file", "dev", "kept"):
+    if name in ("data", "eval_file", "dev", "retain"):
         return path_from(folder, value)
     return folder / value if name in PATHS else value

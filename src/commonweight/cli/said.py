@@ -39,7 +39,7 @@ class Said:
     generations: int | None = None
     completion_length: int | None = None
     reward: str | None = None
-    kept: str | None = None
+    retain: str | None = None
     optimizer: str | None = None
     lora_plus: float | None = None
     gradient_checkpointing: bool = False
@@ -92,7 +92,7 @@ class Said:
             "truncation_side",
             "no_header",
             "reward",
-            "kept",
+            "retain",
         )
 
     @property

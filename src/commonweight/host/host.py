@@ -88,7 +88,7 @@ class Host:
         modules_to_save: Names = None,
         token_rows: Rows = None,
         rows: Shown | Iterable[Mapping[str, Any]] | None = None,
-        kept: Shown | Iterable[Mapping[str, Any]] | None = None,
+        retain: Shown | Iterable[Mapping[str, Any]] | None = None,
         over: Sequence[str] | None = None,
         **options: Any,
     ) -> Tenant:
@@ -102,7 +102,7 @@ class Host:
         (``[128256, 128257]``), or {name of a table or head: entries}. Where the head is tied to the table, a change of
         the table is one of the head.
         rows: for a method that begins from data: batches of the model's inputs (with "labels" where it wants
-        gradients), or a `Shown`, with a loss of one's own. What they cost: see `host.shown`. kept: the same, of rows
+        gradients), or a `Shown`, with a loss of one's own. What they cost: see `host.shown`. retain: the same, of rows
         of which a method keeps what the model makes (`salora`, `corda` in its mode kpm).
         over: for a method that weighs other tenants (`lorahub`, `arrow`, `psec`, `phatgoose`, `autolora`), their names.
         While it is there, these are frozen and cannot be removed; its file holds its own numbers alone.
@@ -113,14 +113,14 @@ class Host:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise CommonweightError(f"seed is {seed!r}; wanted a whole number >= 0")
         if over is not None or over_tenants(method):
-            given = sites, common, modules_to_save, token_rows, rows, kept
+            given = sites, common, modules_to_save, token_rows, rows, retain
             return self._over(name, *OVER.resolve(method, options), over or (), seed, labels, given)
         found, config = resolve(method, options)
         held, more = chosen(self.base, modules_to_save, token_rows)
         mine = others(self.base, self.sites_for(found, sites), held)
         if found.asks(config) or found.kept(config):
             mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
-        config, values = self._begun(found, config, mine, rows, kept, labels, seed)
+        config, values = self._begun(found, config, mine, rows, retain, labels, seed)
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
         if labels is not None:
             labels = _classes(labels)
@@ -136,7 +136,7 @@ class Host:
         if any(v is not None for v in given):
             raise CommonweightError(
                 f"{found.name} stands on tenants and reads what they read; leave out sites, common, modules_to_save, "
-                "token_rows, rows and kept"
+                "token_rows, rows and retain"
             )
         below = of_names(self.roster, found, over)
         mine = sites_of(self.base, below, found)
@@ -148,11 +148,11 @@ class Host:
         return self.roster.attach(name, found, config, plan, labels, values, sites=mine, over=below)
 
     def _begun(
-        self, method: Method, config: Any, sites: list[Site], rows: Any, kept: Any, labels: Any, seed: int
+        self, method: Method, config: Any, sites: list[Site], rows: Any, retain: Any, labels: Any, seed: int
     ) -> tuple[Any, Mapping[str, Tensor]]:
         """The config and the first values of a tenant that begins from data; else the config as it is, and none."""
         kinds = method.asks(config), method.kept(config)
-        for name, given, kind in zip(("rows", "kept"), (rows, kept), kinds):
+        for name, given, kind in zip(("rows", "retain"), (rows, retain), kinds):
             if given is not None and not kind:
                 what = "begin from data" if name == "rows" else "ask for rows to keep"
                 raise CommonweightError(f"{name}: {method.name} does not {what}; leave {name} out")
@@ -170,7 +170,7 @@ class Host:
             given = given if isinstance(given, Shown) else Shown(given)
             return statistics(self.roster, kind, sites, given, classes, twin) if kind else {}
 
-        found = seen(kinds[0], rows), seen(kinds[1], kept)
+        found = seen(kinds[0], rows), seen(kinds[1], retain)
         return method.begin(config, sites, Seen(found[0], found[1], self.weight))
 
     def resize_vocabulary(self, size: int) -> int:

@@ -17,7 +17,7 @@ def test_start(mode):
     model, given = make("llama")
     host = cw.Host(model, sites=SITES)
     plain = answer(model, given)
-    rows = {"rows" if mode == "ipm" else "kept": [batch()]}
+    rows = {"rows" if mode == "ipm" else "retain": [batch()]}
     tenant = host.add("t", "corda", rank=3, alpha=6, mode=mode, **rows)
     X = inputs(model, [s.name for s in host.sites], batch())
     for n, x in X.items():
@@ -46,9 +46,9 @@ def test_the_start_is_saved(tmp_path):
     ("options", "given", "message"),
     [
         ({}, {}, r"corda begins from data: X\^T X / n .* give rows="),
-        ({"mode": "kpm"}, {}, r"corda begins from data: .* give kept="),
+        ({"mode": "kpm"}, {}, r"corda begins from data: .* give retain="),
         ({"mode": "kpm"}, {"rows": []}, r"rows: corda does not begin from data; leave rows out"),
-        ({}, {"rows": [], "kept": []}, r"kept: corda does not ask for rows to keep; leave kept out"),
+        ({}, {"rows": [], "retain": []}, r"retain: corda does not ask for rows to keep; leave retain out"),
         ({"rank": 40}, {"rows": [batch()]}, r"corda: .*: rank 40 is more than its weight"),
     ],
 )

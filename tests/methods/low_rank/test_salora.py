@@ -34,7 +34,7 @@ def test_start_and_what_it_cannot_reach():
     model, given = make("llama")
     host = cw.Host(model, sites=SITES)
     plain = answer(model, given)
-    tenant = host.add("t", "salora", alpha=6, rows=[batch()], kept=[answers()], **OPTIONS)
+    tenant = host.add("t", "salora", alpha=6, rows=[batch()], retain=[answers()], **OPTIONS)
     names = [s.name for s in host.sites]
     safe = answers()
     counts = {**safe, "attention_mask": safe["labels"].ne(-100).long()}
@@ -65,7 +65,7 @@ def inputs_of(model, names, given, counts):
 
 def test_the_start_is_saved(tmp_path):
     host = cw.Host(make("llama")[0], sites=SITES)
-    tenant = host.add("t", "salora", rows=[batch()], kept=[answers()], **OPTIONS)
+    tenant = host.add("t", "salora", rows=[batch()], retain=[answers()], **OPTIONS)
     host.save("t", tmp_path / "t.cw")
     again = cw.Host(make("llama")[0]).load("t", tmp_path / "t.cw")
     assert all(torch.equal(again.pools[n], p) for n, p in tenant.pools.items())
@@ -74,8 +74,8 @@ def test_the_start_is_saved(tmp_path):
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
-        ({}, {"rows": []}, r"salora begins from data: the same of the tokens alone that have a label.* give kept="),
-        ({}, {"kept": []}, r"salora begins from data: X\^T X / n .* give rows="),
+        ({}, {"rows": []}, r"salora begins from data: the same of the tokens alone that have a label.* give retain="),
+        ({}, {"retain": []}, r"salora begins from data: X\^T X / n .* give rows="),
     ],
 )
 def test_what_it_begins_from(options, given, message):

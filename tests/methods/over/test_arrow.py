@@ -1,4 +1,4 @@
-"""Arrow against its formula, token by token, and against PEFT's."""
+"""Arrow against its formula, token by token."""
 
 import math
 

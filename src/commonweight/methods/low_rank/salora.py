@@ -76,8 +76,8 @@ def plan(sites: Sequence[Site], config: SaLoRA) -> Plan:
 
     Shapes: A (r, d_in), B (d_out, r), V_s (d_out, safe). Linear in: A and B, each alone. Cost: as LoRA of twice the
     rank, and 2 r safe d_out products once a step. Source: arXiv 2501.01765; github.com/homles11/SaLoRA @3f73de1. The
-    rows to keep are given beside those of the task (`kept=`, `--kept`): prompts with safe answers, of which the tokens
-    of the answer count. Differs: exact eigenvectors of X^T X in place of a random SVD of the outputs; a layer's bias is
+    rows to keep are given beside those of the task (`retain=`, `--retain`): prompts with safe answers, whose tokens
+    count. Differs: exact eigenvectors of X^T X in place of a random SVD of the outputs; a layer's bias is
     left out of these; the base, which others read too, keeps W, and the start lies in the file.
     Raises: CommonweightError where a layer has no more outputs than directions, and for a rank above its own.
     """
