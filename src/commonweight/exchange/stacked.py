@@ -83,6 +83,8 @@ class Stacked:
         if getattr(bind, "output", None) is not None:
             out = self.mapped(lambda x, y, **slots: bind.output(x, y, base, **slots), slots)(apart(x, n), apart(y, n))
             return out.flatten(0, 1)
+        if getattr(bind, "weight", None) is None:  # all of it is done on the input
+            return y
         w = self.mapped(lambda **slots: bind.weight(base.weight, **slots), slots)()
         bias = base.bias
         if bias is not None and getattr(bind, "bias", None) is not None:
