@@ -17,7 +17,7 @@ def test_the_part_that_is_taken_out_is_that_of_peft(mode):
     """One row, whose largest entry is the only size that PEFT divides by: the product does not depend on it."""
     model, _ = make("llama")
     row = {k: v[1:2] for k, v in batch().items()}
-    given = {"rows" if mode == "ipm" else "kept": [row]}
+    given = {"rows" if mode == "ipm" else "retain": [row]}
     tenant = cw.Host(model, sites=SITES).add("t", "corda", rank=3, mode=mode, **given)
     theirs = make("llama")[0]
     config = peft.LoraConfig(

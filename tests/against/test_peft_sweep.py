@@ -189,9 +189,8 @@ def test_refused_on_some_models(kind, options, says, tmp_path):
         cw.Host(make(kind)[0]).import_peft("x", tmp_path / "a")
 
 
-@pytest.mark.parametrize("name", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"])
-def test_prompts_are_no_change_of_weights(name, tmp_path):
-    config = getattr(peft, name)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+def test_prompts_of_several_tasks_are_no_change_of_weights(tmp_path):
+    config = peft.MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, num_tasks=2)
     peft.get_peft_model(make("llama")[0], config).save_pretrained(tmp_path / "a")
     with pytest.raises(cw.CommonweightError, match=r"no change of weights. Serve it with PEFT, or train one of"):
         cw.Host(make("llama")[0]).import_peft("x", tmp_path / "a")

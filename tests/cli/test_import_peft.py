@@ -84,7 +84,7 @@ def test_checkpoints_are_told_once_and_what_nothing_reads_before_the_base(at, ca
     (at / "prompt").mkdir()
     (at / "no-model").mkdir()
     (at / "no-model" / "config.json").write_text("{}")
-    (at / "prompt" / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM"}')
+    (at / "prompt" / "adapter_config.json").write_text('{"peft_type": "CPT", "task_type": "CAUSAL_LM"}')
     code, _, err = call(capsys, "store", "import-peft", at / "more", at / "prompt", "--model", at / "no-model")
-    assert code == 2 and "prompt: adapter_config.json: peft_type PREFIX_TUNING is not read" in err
+    assert code == 2 and "prompt: adapter_config.json: peft_type CPT is not read" in err
     assert not (at / "more").exists()

@@ -9,7 +9,10 @@ from tests.adapt import tiny
 from tests.exchange import small
 
 SCHEDULED = "has a schedule or a penalty of one long run"
-WHY = {"esft": "reads sites of kind expert"}
+WHY = {
+    "esft": "reads sites of kind expert",
+    **dict.fromkeys(("p-tuning", "prompt-tuning"), "reads sites of kind prompt"),
+}
 LONG = sorted({*cw.methods.available()} - {*small.adapters()})
 
 

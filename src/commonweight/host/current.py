@@ -87,8 +87,14 @@ class _OfThread(threading.local):
 
 
 def _length(cache: Any) -> int:
+    """Tokens that a cache holds; of one with states alone, whether it holds any."""
     length = getattr(cache, "get_seq_length", None)
-    return 0 if length is None else int(length())
+    if length is None:
+        return 0
+    try:
+        return int(length())
+    except ValueError:  # transformers counts the tokens of attention alone
+        return int(cache.has_previous_state())
 
 
 class _Speaks(threading.local):
