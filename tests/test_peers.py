@@ -76,3 +76,9 @@ def test_host_add():
         host.add("u", "lora", target_modules=["q_proj"])
     with pytest.raises(cw.CommonweightError, match=r"'LORA_FA': this library does not have it; nearest here: 'lori'"):
         host.add("u", "LORA_FA")
+
+
+def test_methods_over_tenants_say_what_they_are():
+    assert peers.OVER == tuple(cw.methods.OVER.available())
+    with pytest.raises(cw.CommonweightError, match=r"psec weighs other tenants, .* over=\[NAMES\]"):
+        cw.methods.get("psec")

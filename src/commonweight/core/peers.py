@@ -59,12 +59,20 @@ def method(name: str, known: Iterable[str]) -> str:
     return found.get(_bare(name)) or found.get(f"{_bare(name)}tuning", name)
 
 
+OVER = ("arrow", "autolora", "lorahub", "phatgoose", "psec")  # what they weigh are tenants
+
+
 def known(name: str, names: Iterable[str]) -> str:
     """`method`, of these. Raises: CommonweightError for what is none, with what to take in its place."""
     names = list(names)
     here = method(str(name), names)
     if here in names:
         return here
+    if here in OVER:
+        raise CommonweightError(
+            f"{here} weighs other tenants, and is told which: in Python, adapt(..., method={here!r}, over=[NAMES]) "
+            "or host.add(..., over=[NAMES]); the command line has no option for it yet"
+        )
     if (instead := nearest(str(name))) is not None:
         raise CommonweightError(f"unknown method {name!r}: this library does not have it; nearest here: {instead}")
     raise unknown("method", str(name), names, "(`commonweight methods` lists them)")

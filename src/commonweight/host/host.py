@@ -157,9 +157,10 @@ class Host:
                 what = "begin from data" if name == "rows" else "ask for rows to keep"
                 raise CommonweightError(f"{name}: {method.name} does not {what}; leave {name} out")
             if given is None and kind:
+                told = " (`adapt --retain`)" if name == "retain" else ""
                 raise CommonweightError(
-                    f"{method.name} begins from data: {KINDS[kind]}; give {name}=, batches of the model's inputs, or "
-                    "start='random'"
+                    f"{method.name} begins from data: {KINDS[kind]}; give {name}=, batches of the model's inputs"
+                    f"{told}, or start='random'"
                 )
         if method.begin is None or not any(kinds):
             return config, {}

@@ -51,7 +51,8 @@ def read_stream(path: str | Path) -> StreamFile:
     at = Place(path, lines)
     at.keys((), body, KEYS)
     if not isinstance(tasks := body.get("tasks"), dict) or not tasks:
-        raise at.error(("tasks",), f"is {shown(tasks)}; wanted names of tasks in their order, each with data: FILE")
+        wanted = "wanted names of tasks in their order, each with data, as in `tasks: {trec: {data: trec.tsv}}`"
+        raise at.error(("tasks",), f"is {shown(tasks)}; {wanted}")
     sources = {}
     for name, entry in tasks.items():
         here = ("tasks", str(name))
