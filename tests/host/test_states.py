@@ -5,6 +5,7 @@ import torch
 import transformers as tf
 
 import commonweight as cw
+from commonweight.host.current import _OfThread
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -135,3 +136,24 @@ def test_blocks_that_give_other_widths_are_refused():
     host.add("t", "read", size=3)
     with torch.no_grad(), host.route("t"), pytest.raises(cw.CommonweightError, match=r"wanted \(rows, tokens, 16\)"):
         model(pixel_values=torch.randn(1, 3, 32, 32))
+
+
+class Lengths:
+    def __init__(self, length, **more):
+        self.get_seq_length = length
+        self.__dict__ |= more
+
+
+def none(*_):
+    raise ValueError("no attention layer")
+
+
+@pytest.mark.parametrize("cache, past", [
+    (None, False), (Lengths(lambda: 0), False), (Lengths(lambda: torch.tensor(3)), True),
+    (Lengths(none, has_previous_state=lambda: True), True), (Lengths(none, has_previous_state=False), False),
+    (Lengths(lambda layer: 3), False),
+])  # fmt: skip
+def test_whether_a_cache_holds_tokens(cache, past):
+    thread = _OfThread()
+    thread.begin(torch.nn.Identity(), (), {"past_key_values": cache})
+    assert thread.past is past

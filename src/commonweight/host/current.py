@@ -87,14 +87,15 @@ class _OfThread(threading.local):
 
 
 def _length(cache: Any) -> int:
-    """Tokens that a cache holds; of one with states alone, whether it holds any."""
+    """Tokens that a cache holds; of one that does not count them, whether it holds any."""
     length = getattr(cache, "get_seq_length", None)
     if length is None:
         return 0
     try:
         return int(length())
-    except ValueError:  # transformers counts the tokens of attention alone
-        return int(cache.has_previous_state())
+    except (ValueError, TypeError, NotImplementedError):  # states alone, or one length a layer
+        seen = getattr(cache, "has_previous_state", False)
+        return int(seen() if callable(seen) else bool(seen))
 
 
 class _Speaks(threading.local):
