@@ -94,8 +94,8 @@ def _length(cache: Any) -> int:
     try:
         return int(length())
     except (ValueError, TypeError, NotImplementedError):  # states alone, or one length a layer
-        seen = getattr(cache, "has_previous_state", False)
-        return int(seen() if callable(seen) else bool(seen))
+        seen: Any = getattr(cache, "has_previous_state", False)
+        return int(bool(seen() if callable(seen) else seen))
 
 
 class _Speaks(threading.local):
