@@ -112,7 +112,7 @@ def main() -> list[dict]:
     rows += [
         row(f"{name}: memory after loading and a token / bytes of unique weights", "memory", 1.02, held, whole,
             ours_mb=round(held[0] / 1e6, 1), theirs_mb=round(whole[0] / 1e6, 1)),
-        row(f"{name}: bytes of its files / those of the one written out", "bytes",
+        row(f"{name}: bytes of its files / those of the one written out", "of the bytes",
             round(whole[0] / theirs[0]["unique"], 3), files, others,
             ours_mb=round(files[0] / 1e6, 1), theirs_mb=round(others[0] / 1e6, 1)),
         row(f"{name}, loading and first token: shared / written out", "time", None,
