@@ -40,6 +40,15 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 
     }
 
 
+def compared(what: str, unit: str, target: float | None, ours: list[float], theirs: list[float], **more: Any) -> dict:
+    """A row of two lists of figures. ratio: the median of ours / theirs; spread: the least and the largest."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs))
+    return {
+        "what": what, "unit": unit, "target": target, "ratio": round(statistics.median(ratios), 3),
+        "spread": [round(ratios[0], 3), round(ratios[-1], 3)], "rounds": len(ratios), **more,
+    }  # fmt: skip
+
+
 def in_fresh_process(module: str, *args: str) -> dict[str, Any]:
     """Runs ``python -m module args`` alone and reads the JSON object on its last line. For peak memory."""
     out = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True, check=True)

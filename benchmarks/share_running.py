@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from commonweight import share
 
-from .harness import alternate, in_fresh_process, store
+from .harness import alternate, compared, in_fresh_process, store
 from .training_memory import kilobytes
 
 LOOPS, ROUNDS, PROMPT = 2, 5, 64
@@ -86,14 +86,6 @@ def decoding(folder: Path) -> Any:
     return step
 
 
-def row(what: str, unit: str, target: float | None, ours: list[float], theirs: list[float], **more: Any) -> dict:
-    ratios = sorted(a / b for a, b in zip(ours, theirs))
-    return {
-        "what": what, "unit": unit, "target": target, "ratio": round(statistics.median(ratios), 3),
-        "spread": [round(ratios[0], 3), round(ratios[-1], 3)], "rounds": len(ratios), **more,
-    }  # fmt: skip
-
-
 def main() -> list[dict]:
     name = f"a Llama of 16 layers (1,024 wide) in {LOOPS} loops"
     with tempfile.TemporaryDirectory() as at:
@@ -110,12 +102,12 @@ def main() -> list[dict]:
     held, whole = [r["held"] for r in ours], [r["unique"] for r in ours]
     files, others = [r["files"] for r in ours], [r["files"] for r in theirs]
     rows += [
-        row(f"{name}: memory after loading and a token / bytes of unique weights", "memory", 1.02, held, whole,
+        compared(f"{name}: memory after loading and a token / bytes of unique weights", "memory", 1.02, held, whole,
             ours_mb=round(held[0] / 1e6, 1), theirs_mb=round(whole[0] / 1e6, 1)),
-        row(f"{name}: bytes of its files / those of the one written out", "of the bytes",
+        compared(f"{name}: bytes of its files / those of the one written out", "of the bytes",
             round(whole[0] / theirs[0]["unique"], 3), files, others,
             ours_mb=round(files[0] / 1e6, 1), theirs_mb=round(others[0] / 1e6, 1)),
-        row(f"{name}, loading and first token: shared / written out", "time", None,
+        compared(f"{name}, loading and first token: shared / written out", "time", None,
             [r["ms"] for r in ours], [r["ms"] for r in theirs],
             ours_ms=round(statistics.median(r["ms"] for r in ours), 1),
             theirs_ms=round(statistics.median(r["ms"] for r in theirs), 1)),

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from .harness import in_fresh_process, store
+from .harness import compared, in_fresh_process, store
 from .shapes import BASES
 from .training_memory import kilobytes
 from .training_step import ours
@@ -35,19 +35,10 @@ def main() -> list[dict]:
     for base in BASES:
         found = [{s: in_fresh_process("benchmarks.side_memory", s, base) for s in SIDES} for _ in range(ROUNDS)]
         for side in [s for s in SIDES if s != "lora"]:
-            ratios = sorted(f[side]["steps_mb"] / f["lora"]["steps_mb"] for f in found)
-            rows.append(
-                {
-                    "what": f"memory of training beyond the loaded model, {side} / lora r8, {base}, 16x{LENGTH}",
-                    "unit": "memory",
-                    "target": WANTED,
-                    "ours_mb": found[0][side],
-                    "theirs_mb": found[0]["lora"],
-                    "ratio": round(ratios[ROUNDS // 2], 3),
-                    "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
-                    "rounds": ROUNDS,
-                }
-            )
+            what = f"memory of training beyond the loaded model, {side} / lora r8, {base}, 16x{LENGTH}"
+            ours, theirs = ([f[s]["steps_mb"] for f in found] for s in (side, "lora"))
+            more = {"ours_mb": found[0][side], "theirs_mb": found[0]["lora"]}
+            rows.append(compared(what, "memory", WANTED, ours, theirs, **more))
     store("side_memory", rows)
     return rows
 

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from .harness import in_fresh_process, store
+from .harness import compared, in_fresh_process, store
 from .shapes import BASES
 from .training_step import LENGTH, ROWS, SIDES
 
@@ -39,19 +39,10 @@ def main() -> list[dict]:
     for base in BASES:
         found = [{s: in_fresh_process("benchmarks.training_memory", s, base) for s in SIDES} for _ in range(ROUNDS)]
         for a, b, target in (("ours", "peft", WANTED[base]), ("mos", "ours", 1.05)):
-            ratios = sorted(f[a]["peak_mb"] / f[b]["peak_mb"] for f in found)
-            rows.append(
-                {
-                    "what": f"peak memory of training, {a} / {b}, {base}, {ROWS}x{LENGTH}",
-                    "unit": "memory",
-                    "target": target,
-                    "ours_mb": found[0][a],
-                    "theirs_mb": found[0][b],
-                    "ratio": round(ratios[ROUNDS // 2], 3),
-                    "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
-                    "rounds": ROUNDS,
-                }
-            )
+            what = f"peak memory of training, {a} / {b}, {base}, {ROWS}x{LENGTH}"
+            ours, theirs = ([f[s]["peak_mb"] for f in found] for s in (a, b))
+            more = {"ours_mb": found[0][a], "theirs_mb": found[0][b]}
+            rows.append(compared(what, "memory", target, ours, theirs, **more))
     store("training_memory", rows)
     return rows
 

@@ -6,6 +6,7 @@ import torch
 import commonweight as cw
 from commonweight.adapt.penalties import penalty
 from commonweight.host import skips
+from tests.host.padded import rows_are_those_alone
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -135,17 +136,7 @@ def test_rows_of_unlike_tenants_that_skip_tokens_of_a_block_run_one_by_one():
     host = cw.Host(model)
     stir(host.add("one", "coda", size=3), 1, std=0.3)
     stir(host.add("two", "coda", size=3, reduction=3.0), 2, std=0.3)
-    mask = torch.ones_like(batch["input_ids"])
-    mask[0, 4:] = 0
-    readers = ["one", None, "two", "one"]
-    with torch.no_grad():
-        with host.route(readers):
-            mixed = model(**batch, attention_mask=mask).last_hidden_state
-        for i, name in enumerate(readers):
-            n = 4 if i == 0 else 6
-            with host.route(name):
-                alone = model(input_ids=batch["input_ids"][i : i + 1, :n]).last_hidden_state
-            torch.testing.assert_close(mixed[i : i + 1, :n], alone, rtol=1e-4, atol=1e-5)
+    rows_are_those_alone(host, batch["input_ids"], ["one", None, "two", "one"])
 
 
 def test_a_choice_of_tokens_in_a_packed_row_is_refused():

@@ -6,6 +6,7 @@ import transformers as tf
 
 import commonweight as cw
 from commonweight.host.current import _OfThread
+from tests.host.padded import rows_are_those_alone
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -48,17 +49,7 @@ def test_mixed_rows_with_padding_are_those_rows_alone(method):
     for i, name in enumerate(("one", "two")):
         stir(host.add(name, method, **SIDES[method]), i)
     stir(host.add("lora", "lora"), 3)
-    mask = torch.ones(4, 6, dtype=torch.long)
-    mask[0, 4:] = 0
-    readers = ["one", "lora", None, "two"]
-    with torch.no_grad():
-        with host.route(readers):
-            mixed = model(**batch, attention_mask=mask).last_hidden_state
-        for i, name in enumerate(readers):
-            n = 4 if i == 0 else 6
-            with host.route(name):
-                alone = model(input_ids=batch["input_ids"][i : i + 1, :n]).last_hidden_state
-            torch.testing.assert_close(mixed[i : i + 1, :n], alone, rtol=1e-4, atol=1e-5)
+    rows_are_those_alone(host, batch["input_ids"], ["one", "lora", None, "two"])
 
 
 def test_gradients_of_a_mixed_batch_are_those_alone():
