@@ -10,7 +10,7 @@ from commonweight import CommonweightError
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
-OVER = {"lorahub": {}, "arrow": {}, "psec": {"hidden": 4}, "autolora": {}}
+OVER = {"lorahub": {}, "arrow": {}, "psec": {"hidden": 4}, "autolora": {}, "xlora": {"depth": 2, "hidden": 4}}
 TRAINED = [n for n in OVER if n != "arrow"]
 
 

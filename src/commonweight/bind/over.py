@@ -120,6 +120,31 @@ class State:
 
 @serial
 @dataclass(frozen=True)
+class Network:
+    """g = softmax(f(z) / temperature), or f(z); f of `depth` linear maps with relu between. k > 0: only the k largest.
+
+    Slots: W0 (h, d), b0 (h,), ..., the last map's (n, h) and (n,)."""
+
+    depth: int = 1
+    softmax: bool = True
+    temperature: float = 1.0
+    k: int = 0
+
+    def gates(self, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
+        for j in range(self.depth):
+            x = F.linear(x if j == 0 else x.relu(), slots[f"W{j}"], slots[f"b{j}"])
+        g = (x / self.temperature).softmax(-1) if self.softmax else x
+        if not self.k:
+            return g
+        top, at = g.topk(self.k, -1)
+        return torch.zeros_like(g).scatter(-1, at, top)
+
+    def __call__(self, x: Tensor, y: Tensor, added: list[Tensor], **slots: Tensor) -> Tensor:
+        return weighed(self.gates(x, slots), added)
+
+
+@serial
+@dataclass(frozen=True)
 class Fusion:
     """sum_i w g_i u_i, g_i = sigmoid(u' a + y' u' c + b), u' and y' normalised. Slots: all (d_out,)."""
 

@@ -36,7 +36,6 @@ NEAREST: Mapping[str, str] = {
     "cpt": "'prompt-tuning', which trains all of its vectors",
     "bone": "'miss', which it became",
     "shira": "'fish', which trains single entries of the weights too",
-    "xlora": "'scalearn' or 'cpoly', which mix trained tenants",
     "trainable-tokens": "'tokens', or token_rows beside another method",
     "qlora": "'lora', on a base that is loaded in 4 bits",
     "rslora": "'lora' with rslora=true",
@@ -59,7 +58,7 @@ def method(name: str, known: Iterable[str]) -> str:
     return found.get(_bare(name)) or found.get(f"{_bare(name)}tuning", name)
 
 
-OVER = ("arrow", "autolora", "lorahub", "phatgoose", "psec")  # what they weigh are tenants
+OVER = ("arrow", "autolora", "lorahub", "phatgoose", "psec", "xlora")  # what they weigh are tenants
 
 
 def known(name: str, names: Iterable[str]) -> str:

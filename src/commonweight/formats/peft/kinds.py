@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {
     "VBLORA": Kind("native", "`vb-lora`"),
     "VERA": Kind("native", "`vera`"),
     "WAVEFT": Kind("native", "`waveft`; other wavelets than db1, proportional_parameters and patterns through PEFT"),
-    "XLORA": Kind("refused", f"{_GATE}: it weighs several LoRA by the hidden states; import these one by one"),
+    "XLORA": Kind("refused", f"{_GATE}; import its LoRA one by one, and train an `xlora` over them"),
 }
 
 THROUGH = frozenset(n for n, k in KINDS.items() if k.how in ("low rank", "whole", "bias"))

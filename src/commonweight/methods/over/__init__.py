@@ -5,5 +5,6 @@ from .autolora import AutoLoRA
 from .lorahub import LoRAHub
 from .phatgoose import PHATGOOSE
 from .psec import PSEC
+from .xlora import XLoRA
 
-__all__ = ["PHATGOOSE", "PSEC", "Arrow", "AutoLoRA", "LoRAHub"]
+__all__ = ["PHATGOOSE", "PSEC", "Arrow", "AutoLoRA", "LoRAHub", "XLoRA"]
