@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from ..core import build, safe
 from ..formats import atomic, coding, native
 from ..host import Host, Tenant
 from ..host.files import encode, settle
-from . import beside, processes
+from . import beside, processes, standing
 from .added import room
 from .base import open_host, where
 from .checkpoint import Store
@@ -76,6 +76,7 @@ def run(
     modules_to_save: Any = None,
     token_rows: Any = None,
     codec: str | None = None,
+    over: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
@@ -87,8 +88,8 @@ def run(
 
     Everything that can be wrong with the input is looked at before the first step. While it runs, its state lies in
     ``<out without suffix>.checkpoint/``; a run that was killed is continued with resume=True to the same bits.
-    overwrite: a file that is there already is replaced. codec: stores the pools in fewer bytes, see `Host.save`; what
-    is measured at the end is what the file holds.
+    overwrite: a file that is there already is replaced. over: files of tenants, for a method that weighs them.
+    codec: stores the pools in fewer bytes, see `Host.save`; what is measured at the end is what the file holds.
     """
     path = Path(out)
     name = safe(path.stem if tenant is None else tenant)
@@ -102,10 +103,12 @@ def run(
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites,
         modules_to_save=modules_to_save, token_rows=token_rows, dtype=dtype, device=device, quantize=quantize,
-        shard=shard, device_map=device_map, liger=liger, codec=codec, recipe=recipe,
+        shard=shard, device_map=device_map, liger=liger, codec=codec, over=over, recipe=recipe,
     )  # fmt: skip
+    check(job)
     target = InFiles({name: path}, checkpoint, report)
-    found = train(model, job, target, resume=resume, say=say, progress=progress)[name]
+    bring = standing.bringing(over, None)
+    found = train(model, job, target, bring=bring, resume=resume, say=say, progress=progress)[name]
     return Files(path, target.report, found.result, found.evaluated)
 
 
@@ -206,8 +209,11 @@ def look(
     if (asked := processes.alone_of()) > 1:
         say(processes.told(asked))
     held = beside.modules(job.modules_to_save)
-    say(host.coverage(job.method or "mos", job.sites, modules_to_save=held).line)
+    if not job.over:
+        say(host.coverage(job.method or "mos", job.sites, modules_to_save=held).line)
     bring(host)
+    if job.over:
+        say(f"over {', '.join(job.over)}, which are frozen")
     numbers = Recipe(**job.recipe)
     given = understand(host, data, job.task, numbers)
     for name, u in given.items():
@@ -231,6 +237,7 @@ def _how(job: Job) -> dict[str, Any]:
     return {
         "method": job.method or "mos", "sites": job.sites, "common": job.common,
         "modules_to_save": beside.modules(job.modules_to_save), "token_rows": beside.rows(job.token_rows),
+        "over": [standing.named(o) for o in job.over] or None,
     }  # fmt: skip
 
 
@@ -247,6 +254,7 @@ def _told(name: str, model: str, job: Job, out: Outcome) -> dict[str, Any]:
         "tenant": name, "model": str(model), "data": s.data, "task": job.task,
         "sites": job.sites if isinstance(job.sites, str) else None, "codec": job.codec,
         "modules_to_save": beside.modules(job.modules_to_save), "token_rows": beside.rows(job.token_rows),
+        **({"over": [*job.over]} if job.over else {}),
         "parameters": r.tenant.count(), "bytes": out.written.nbytes, "steps": r.steps,
         "seconds": round(r.seconds, 2), "metrics": {"dev": r.metrics, "eval": out.evaluated},
         "eval": s.eval, "note": r.note, "settings": r.settings, "curve": thin(r.curve),

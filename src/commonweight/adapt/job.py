@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,8 +11,8 @@ import torch
 
 from ..core import CommonweightError, build, safe, unknown
 from ..formats.codecs import get as get_codec
-from ..methods import resolve
-from . import beside, liger
+from ..methods import either
+from . import beside, liger, standing
 from .base import pick_device, pick_dtype
 from .classifier import POOLS
 from .data import Data, columns, named, reading, split
@@ -53,7 +53,8 @@ class Source:
 class Job:
     """What is trained: tenants by name, and how. method: None is mos, or that of the common that is there. sites: a
     pattern, or callable(name, module). modules_to_save, token_rows: as in `Host.add`, also as texts.
-    pool: of a classifier, see `open_host`; None is that of the common's heads."""
+    pool: of a classifier, see `open_host`; None is that of the common's heads. over: the tenants that those of the job
+    stand on, by a store's names or as files."""
 
     tenants: Mapping[str, Source]
     task: str = "classify"
@@ -71,7 +72,13 @@ class Job:
     liger: bool = False
     codec: Any = None
     pool: str | None = None
+    over: Sequence[str] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """What only a tenant that stands on none can have."""
+        return {k: getattr(self, k) for k in ("common", "sites", "modules_to_save", "token_rows")}
 
 
 def check(job: Job) -> None:
@@ -87,7 +94,9 @@ def checks(job: Job) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
     yield ("task",), partial(get, job.task)
     for name, s in job.tenants.items():
         yield ("tenants", name), partial(check_columns, job.task, s.prompt_column, s.completion_column)
-    yield ("options",), partial(resolve, job.method or "mos", job.options)
+    yield ("over",), partial(standing.listed, job.over)
+    yield ("over",), partial(standing.fits, job.method, job.over, [*job.tenants], job.whole)
+    yield ("options",), lambda: build(either(job.method or "mos").config, job.options)
     yield ("modules_to_save",), partial(beside.modules, job.modules_to_save)
     yield ("token_rows",), partial(beside.rows, job.token_rows)
     yield ("recipe",), partial(build, Recipe, job.recipe)

@@ -13,6 +13,7 @@ from torch import nn
 from ..core import dump
 from ..host import Host
 from ..host.origin import quantised
+from ..host.over import content
 from .recipe import Recipe
 from .tasks import Example
 from .trainer import Part
@@ -30,6 +31,8 @@ def settings(host: Host, parts: Sequence[Part], recipe: Recipe) -> dict[str, Any
             "method": tenant.method.name, "options": config, "plan": tenant.plan.digest(),
             **of_rows(p),
         }  # fmt: skip
+        if tenant.over:
+            own["over"] = [content(t) for t in tenant.over]
         if tenant.common is not None:
             own["common"] = tenant.common.name
             if tenant.common.frozen:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core import CommonweightError, safe
+from ..methods import either
 from ..methods import get as get_method
+from . import standing
 from .job import Job, Source, checks, options_of
 from .recipe import Recipe
 from .yaml_file import Place, parse, path_from, shown
@@ -55,7 +57,13 @@ def read_tenants(path: str | Path) -> Job:
     method, recipe = body.get("method", "mos"), body.get("recipe", {})
     options_of(at.told(("recipe",)), Recipe, recipe)
     try:
-        config = get_method(method).config
+        over = standing.listed(body.get("over", ()))
+    except CommonweightError as e:
+        raise at.error(("over",), str(e)) from e
+    if over:
+        body["over"] = tuple(str(path.parent / o) if o.endswith(".safetensors") else o for o in over)
+    try:
+        config = (either if over else get_method)(method).config
     except CommonweightError as e:
         raise at.error(("method",), str(e)) from e
     options_of(at.told(("options",)), config, body.get("options", {}))

@@ -11,9 +11,10 @@ from ..commons import Commons
 from ..core import CommonweightError, safe, unknown
 from ..formats import native
 from ..host import Host
+from . import standing
 from .classifier import POOLER
 from .files import Outcome, look, train
-from .job import Job
+from .job import Job, check
 from .place import out_folder
 from .target import InFiles, InStore, Target, alone, resumes
 from .trainer import Progress
@@ -37,8 +38,9 @@ def run_together(
     measured. overwrite: existing files are replaced.
     dry_run: ends before the first step, with {}; then neither is needed.
     """
+    check(job)
     if dry_run:
-        look(model, job, dry_run=True, say=say)
+        look(model, job, bring=_below(job, store), dry_run=True, say=say)
         return {}
     if (out is None) == (store is None):
         raise CommonweightError(
@@ -55,7 +57,7 @@ def run_together(
         out_folder(folder, [*map(safe, data)], overwrite or again)
         paths = {n: folder / f"{safe(n)}.safetensors" for n in job.tenants}
         target = InFiles(paths, beside(folder), folder / "report.json")
-    return train(model, job, target, resume=resume, say=say, progress=progress)
+    return train(model, job, target, bring=_below(job, store), resume=resume, say=say, progress=progress)
 
 
 def run_late(
@@ -74,13 +76,14 @@ def run_late(
     method and options, and its sites and codec if the job names none.
     dry_run: ends before the first step, with {}.
     """
+    check(job)
     if dry_run and job.common is None:
-        look(model, job, dry_run=True, say=say)
+        look(model, job, bring=_below(job, store), dry_run=True, say=say)
         return {}
     commons = Commons(store, make="late" if job.common is None else False)
     target = InStore(commons, beside(commons.folder, *job.tenants))
     if job.common is None:
-        return train(model, job, target, resume=resume, say=say, progress=progress)
+        return train(model, job, target, bring=_below(job, store), resume=resume, say=say, progress=progress)
     parent = bringer(commons, job.common, job.tenants)
     found = commons.manifest(parent)
     header = found.tenant
@@ -103,6 +106,11 @@ def run_late(
         look(model, job, bring=bring, said=said, dry_run=True, say=say)
         return {}
     return train(model, job, target, bring=bring, said=said, resume=resume, say=say, progress=progress)
+
+
+def _below(job: Job, store: str | Path | None) -> Callable[[Host], None]:
+    """What brings the tenants that those of a job stand on."""
+    return standing.bringing(job.over, Commons(store, make=False) if store is not None and job.over else None)
 
 
 def method_of(store: str | Path, common: str) -> str:

@@ -33,6 +33,10 @@ Several tenants that share parameters, trained together into a store; then a lat
 
   commonweight adapt MODEL cr.tsv --dev 0.1 --store store --common sentences --tenant cr
 
+A tenant that weighs two of the store, for rows that are between them:
+
+  commonweight adapt MODEL both.tsv --method xlora --over legal,tone --store store --tenant both
+
 Tasks that come one after another, with a page of what is forgotten:
 
   commonweight adapt MODEL --stream tasks.yaml --method replay --store shop --eval
@@ -98,6 +102,15 @@ def command(
             metavar="NAME",
             help="With --store: train a late tenant of this common. The common's pools do not change; method, options "
             "and layers are those of its tenants.",
+        ),
+    ] = None,
+    over: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Tenants that the new one stands on and weighs, for --method psec, xlora, lorahub, autolora, arrow or "
+            "phatgoose: names in --store, as in legal,tone@2, or with --out their files. They do not change.",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     task: Annotated[

@@ -23,16 +23,22 @@ def methods() -> dict[str, type]:
 
 
 @cache
+def over() -> dict[str, type]:
+    """The same of methods over tenants."""
+    return _twins(HERE / "methods" / "over", "over")
+
+
+@cache
 def sharing() -> dict[str, type]:
     """The same of sharing methods."""
     return _twins(HERE / "share" / "methods")
 
 
-def _twins(folder: Path) -> dict[str, type]:
+def _twins(folder: Path, by: str = "method") -> dict[str, type]:
     out: dict[str, type] = {}
     for tree in _trees(folder):
         classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
-        for name, call in _registered(tree):
+        for name, call in _registered(tree, by):
             made = call.args[1] if len(call.args) > 1 else None
             if isinstance(made, ast.Name) and made.id in classes:
                 out[name] = _twin(classes[made.id], _constants(tree))
@@ -62,11 +68,11 @@ def _trees(folder: Path) -> Iterator[ast.Module]:
         yield ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _registered(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
-    """What stands under @method("name", ...)."""
+def _registered(tree: ast.Module, by: str = "method") -> Iterator[tuple[str, ast.Call]]:
+    """What stands under @method("name", ...), or what else a list is filled by."""
     calls = [d for n in tree.body if isinstance(n, ast.FunctionDef) for d in n.decorator_list]
     for call in calls:
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "method":
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == by:
             if call.args and isinstance(call.args[0], ast.Constant):
                 yield str(call.args[0].value), call
 

@@ -14,23 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from ..adapt import beside as held
-from ..adapt import names
+from ..adapt import names, standing
 from ..adapt.hub import check as check_hub
 from ..adapt.recipe import Recipe
 from ..adapt.rows import kind_of
 from ..adapt.yaml_file import Place, path_from
 from ..adapt.yaml_file import parse as parse_yaml
 from ..core import CommonweightError, build, parse, parse_count, unknown
-from ..core.peers import TASKS, known
+from ..core.peers import OVER, TASKS, known
+from ..core.peers import method as spelled
 from ..exchange.local import Local, Rounds
 from . import catalog
 
 
-def method(name: str | None, options: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> str | None:
-    """The method's name here. options: ``name=value``; given: the same from a file, with their types."""
+def method(
+    name: str | None, options: Sequence[str] = (), given: Mapping[str, Any] | None = None, over: bool = False
+) -> str | None:
+    """The method's name here. options: ``name=value``; given: the same from a file, with their types. over: tenants are
+    named for it to weigh."""
     there = catalog.methods()
     if name is None or not there:
         return name
+    if over and (here := spelled(name, OVER)) in OVER:
+        name, there = here, catalog.over()
     name = known(name, there)
     build(there[name], {**(given or {}), **parse(there[name], list(options))})
     return name
@@ -88,6 +94,12 @@ def merge_method(name: str | None) -> None:
     there = catalog.merges()
     if name is not None and there and name not in there:
         raise unknown("merge method", name, there)
+
+
+def over(names: str | None, method: str | None, name: str, others: Mapping[str, Any]) -> None:
+    """Tenants to stand on, and what does not go together with them."""
+    told = {f"--{k.replace('_', '-')}": v for k, v in others.items()}
+    standing.fits(method, standing.listed(names or ()), [name], told)
 
 
 def task(name: str | None, there: Sequence[str] = names.TASKS) -> str | None:
@@ -219,9 +231,10 @@ def tenants(path: Path) -> None:
     try:
         name, options = body.get("method", "mos"), body.get("options") or {}
         if isinstance(name, str) and isinstance(options, dict):
-            known(name, catalog.methods() or [name])
+            over = "over" in body
+            known(name, (catalog.over() if over and name in OVER else catalog.methods()) or [name])
             where = ("options",)
-            method(name, (), options)
+            method(name, (), options, over)
         where = ("recipe",)
         if isinstance(body.get("recipe", {}), dict):
             recipe(body.get("recipe", {}))

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..adapt.standing import listed
 from ..adapt.yaml_file import Place, parse, path_from, shown
 from ..core import CommonweightError, peers, unknown
 from . import catalog
@@ -60,7 +61,7 @@ def filled(path: Path, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def _options(method: Any) -> set[str]:
-    there = catalog.methods()
+    there = {**catalog.methods(), **catalog.over()}
     found = there.get(peers.method(str(method), there))
     return set() if found is None else {f.name for f in fields(found)}
 
@@ -74,6 +75,8 @@ def _value(name: str, key: str, value: Any, folder: Path) -> Any:
         return None
     if name in ("modules_to_save", "token_rows") and isinstance(value, list | int) and not isinstance(value, bool):
         return ",".join(map(str, value if isinstance(value, list) else [value]))
+    if name == "over":
+        return ",".join(str(folder / o) if o.endswith(".safetensors") else o for o in listed(value))
     if name in SWITCHES:
         good, wanted = isinstance(value, bool), "true or false"
     elif name in NUMBERS:

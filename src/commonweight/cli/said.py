@@ -20,6 +20,7 @@ class Said:
     stream: Path | None = None
     overwrite: bool = False
     common: str | None = None
+    over: str | None = None
     task: str | None = None
     tenant: str | None = None
     method: str | None = None

@@ -15,11 +15,12 @@ from .said import Said
 
 WHERE = "they stand in the file of --stream"
 AGAINST = {
-    "data": WHERE, "tenants": "tasks come one after another, tenants together", "common": "", "tenant": WHERE,
-    "out": "what is learned goes into --store", "dev": WHERE, "codec": "a stream goes on with what lies in the store",
-    "modules_to_save": "", "token_rows": "", "shard": "", "push_to_hub": "", "packing": "", "text_column": WHERE,
-    "label_column": WHERE, "prompt_column": WHERE, "completion_column": WHERE, "truncation_side": WHERE,
-    "no_header": WHERE, "reward": "", "overwrite": "a store keeps versions", "log_to": "", "quantize": "", "liger": "",
+    "data": WHERE, "tenants": "tasks come one after another, tenants together", "common": "", "over": "",
+    "tenant": WHERE, "out": "what is learned goes into --store", "dev": WHERE,
+    "codec": "a stream goes on with what lies in the store", "modules_to_save": "", "token_rows": "", "shard": "",
+    "push_to_hub": "", "packing": "", "text_column": WHERE, "label_column": WHERE, "prompt_column": WHERE,
+    "completion_column": WHERE, "truncation_side": WHERE, "no_header": WHERE, "reward": "",
+    "overwrite": "a store keeps versions", "log_to": "", "quantize": "", "liger": "",
 }  # fmt: skip
 Training = Callable[[Said, str], AbstractContextManager[tuple[Any, Any]]]  # see `training.training`
 HOW = "task", "sites", "dtype", "device", "device_map"

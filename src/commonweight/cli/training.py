@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..core import counted
+from ..core import counted, safe
 from . import early
 from .said import Said
 
@@ -21,7 +21,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
     """options: of the method, from a file."""
     from ..adapt.place import out_path
     from ..commons import Commons
-    from ..core import CommonweightError, safe
+    from ..core import CommonweightError
 
     if said.stream is not None:
         from .streams import run as run_stream
@@ -29,7 +29,7 @@ def run(said: Said, options: dict[str, Any]) -> None:
         return run_stream(said, training)
     if said.tenants is not None:
         alone = {"DATA": said.data, "eval": said.eval_file}
-        alone |= said.given("tenant", "common", "method", "option")
+        alone |= said.given("tenant", "common", "over", "method", "option")
         if twice := [k for k, v in {**alone, **said.how, **said.source, **said.recipe}.items() if v is not None]:
             flag = twice[0] if twice[0] == "DATA" else f"--{twice[0].replace('_', '-')}"
             raise CommonweightError(f"{flag} cannot be used with --tenants; set it in {said.tenants}")
@@ -47,13 +47,15 @@ def run(said: Said, options: dict[str, Any]) -> None:
         early.tenants(said.tenants)
         return _together(said)
     usual = "mos" if said.common is None else None  # else that of the common
-    said = replace(said, method=early.method(said.method or usual, said.option, options), task=early.task(said.task))
+    method = early.method(said.method or usual, said.option, options, said.over is not None)
+    said = replace(said, method=method, task=early.task(said.task))
     if (said.out is None) == (said.store is None) and not (said.dry_run and said.out is None):
         raise CommonweightError("no output: give --out FILE.safetensors or --store FOLDER")
     if said.common is not None and said.store is None:
         raise CommonweightError(f"--common {said.common}: which store has it? name it with --store")
     if said.store is not None and said.tenant is None:
         raise CommonweightError("--store: the tenant needs a name, --tenant NAME")
+    early.over(said.over, said.method, name_of(said), said.given("common", "sites", "modules_to_save", "token_rows"))
     early.log(said.log_to)
     early.hub(said.push_to_hub, said.out)
     early.dtype(said.dtype)
@@ -68,33 +70,39 @@ def run(said: Said, options: dict[str, Any]) -> None:
     early.recipe(said.recipe)
     if said.out is not None:
         out_path(said.out, said.overwrite or said.resume)
-    name = safe(said.tenant or (said.out.stem if said.out is not None else "tenant"))
+    name = name_of(said)
     early.rows(said.data, said.dev, said.eval_file)
     if said.store is not None:
         return _publish(said, name, options)
     _one(said, name, options)
 
 
+def name_of(said: Said) -> str:
+    return safe(said.tenant or (said.out.stem if said.out is not None else "tenant"))
+
+
 def _one(said: Said, name: str, options: dict[str, Any]) -> None:
     from ..adapt import Job, Source, processes
     from ..adapt.files import look, run
+    from ..adapt.standing import bringing, listed
     from ..core import parse
-    from ..methods import get
+    from ..methods import either
 
     assert said.model is not None and said.data is not None
     method = said.method or "mos"
-    options = {**options, **parse(get(method).config, list(said.option))}
+    options = {**options, **parse(either(method).config, list(said.option))}
+    over = listed(said.over or ())
     if said.out is None or said.dry_run:
         files = {name: Source(data=said.data, eval=said.eval_file, **said.source)}
-        job = Job(tenants=files, method=method, options=options, recipe=said.recipe, **said.how)
+        job = Job(tenants=files, method=method, options=options, over=over, recipe=said.recipe, **said.how)
         with training(said, name) as (bar, _):
-            look(said.model, job, dry_run=True, say=bar.say)
+            look(said.model, job, bring=bringing(over, None), dry_run=True, say=bar.say)
         return
     with training(said, name) as (bar, progress):
         files = run(
             said.model, said.data, said.out, method=method, options=options, tenant=name, eval_file=said.eval_file,
-            resume=said.resume, overwrite=said.overwrite, say=bar.say, progress=progress, **said.how, **said.source,
-            **said.recipe,
+            resume=said.resume, overwrite=said.overwrite, say=bar.say, progress=progress, over=over, **said.how,
+            **said.source, **said.recipe,
         )  # fmt: skip
     if not processes.first():
         return processes.leave()
@@ -116,17 +124,19 @@ def _one(said: Said, name: str, options: dict[str, Any]) -> None:
 
 def _publish(said: Said, name: str, options: dict[str, Any]) -> None:
     from ..adapt import Job, Source, processes, run_late
+    from ..adapt.standing import listed
     from ..adapt.together import method_of
     from ..core import parse
-    from ..methods import get
+    from ..methods import either
 
     assert said.model is not None and said.data is not None and said.store is not None
     method = said.method or (method_of(said.store, said.common) if said.common is not None else "mos")
-    options = {**options, **parse(get(method).config, list(said.option))}
+    options = {**options, **parse(either(method).config, list(said.option))}
     source = Source(data=said.data, eval=said.eval_file, **said.source)
     job = Job(
-        tenants={name: source}, method=method, options=options, common=said.common, recipe=said.recipe, **said.how
-    )
+        tenants={name: source}, method=method, options=options, common=said.common, over=listed(said.over or ()),
+        recipe=said.recipe, **said.how,
+    )  # fmt: skip
     with training(said, name) as (bar, progress):
         made = run_late(
             said.model, job, said.store, resume=said.resume, dry_run=said.dry_run, say=bar.say, progress=progress

@@ -67,10 +67,11 @@ def known(name: str, names: Iterable[str]) -> str:
     here = method(str(name), names)
     if here in names:
         return here
+    here = method(str(name), OVER)
     if here in OVER:
         raise CommonweightError(
-            f"{here} weighs other tenants, and is told which: in Python, adapt(..., method={here!r}, over=[NAMES]) "
-            "or host.add(..., over=[NAMES]); the command line has no option for it yet"
+            f"{here} weighs other tenants, and is told which: adapt --over NAME,NAME on the command line; in Python "
+            f"adapt(..., method={here!r}, over=[NAMES]) or host.add(..., over=[NAMES])"
         )
     if (instead := nearest(str(name))) is not None:
         raise CommonweightError(f"unknown method {name!r}: this library does not have it; nearest here: {instead}")

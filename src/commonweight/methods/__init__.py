@@ -31,7 +31,7 @@ from .mixtures import *  # noqa: F403
 from .over import *  # noqa: F403
 from .products import *  # noqa: F403
 from .quantised import *  # noqa: F403
-from .registry import METHODS, OVER, Method, available, families, get, method, plan, resolve
+from .registry import METHODS, OVER, Method, available, either, families, get, method, plan, resolve
 from .rotation import *  # noqa: F403
 from .scaling import *  # noqa: F403
 from .selective import *  # noqa: F403
@@ -50,6 +50,7 @@ __all__ = [
     "Shown",
     "available",
     "beside",
+    "either",
     "families",
     "get",
     "head",

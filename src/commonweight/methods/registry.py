@@ -102,6 +102,13 @@ class Method:
 
 METHODS = Registry[Method]("method", known)  # in any spelling: LORA, LN_TUNING
 OVER = Registry[Method]("method over tenants")  # their plan: (sites, config, [(name, plan) of each tenant]) -> Plan
+
+
+def either(name: str) -> Method:
+    """A method by its name, of those over tenants too."""
+    return OVER.all[name] if name in OVER.all else METHODS.get(name)
+
+
 available = METHODS.available
 get = METHODS.get
 resolve = METHODS.resolve
