@@ -135,3 +135,14 @@ def test_refusals(tmp_path):
     with pytest.raises(CommonweightError, match="it is there already; choose another folder"):
         share.save(small, tmp_path / "s")
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_opening_a_shared_model_loads_no_method(tmp_path):
+    """Or its first token waits for a hundred of them."""
+    share.save(share.share(llama(), "recursive"), tmp_path / "s")
+    code = (
+        "import sys; from commonweight import share; share.load(sys.argv[1]);"
+        "print([m for m in sys.modules if m in ('commonweight.methods', 'commonweight.host.host')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout
