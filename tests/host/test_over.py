@@ -18,7 +18,7 @@ def host(kind="llama", method="lora", **options):
     model, batch = make(kind)
     h = cw.Host(model)
     for i, n in enumerate("ab"):
-        stir(h.add(n, method, seed=i, **{"rank": 2, **options}), i)
+        stir(h.add(n, method, seed=i, **(options or {"rank": 2})), i)
     return h, batch
 
 
@@ -48,6 +48,15 @@ def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
         torch.testing.assert_close(mixed[i : i + 1], out(h, n, row), rtol=1e-4, atol=1e-5)
     assert (mixed[0] - out(h, None, batch)[0]).abs().max() > 1e-3
     assert t.over and not h.base.current.thread.given_to
+
+
+@pytest.mark.parametrize("method", ["psec", "autolora"])
+def test_over_adapters_beside_parts_of_a_block(method):
+    h, batch = host(method="parallel", size=4)
+    t = stir(h.add("t", method, over=["a", "b"]))
+    mixed = out(h, ["t", "a", None, "t"], batch)
+    torch.testing.assert_close(mixed[:1], out(h, "t", {k: v[:1] for k, v in batch.items()}), rtol=1e-4, atol=1e-5)
+    assert (mixed[0] - out(h, None, batch)[0]).abs().max() > 1e-3 and t.over
 
 
 @pytest.mark.parametrize("method", TRAINED)

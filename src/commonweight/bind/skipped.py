@@ -34,7 +34,7 @@ class TokenSelect:
     def tokenwise(self) -> bool:
         return not self.first
 
-    def gate(
+    def opens(
         self, x: Tensor, base: Base, there: Tensor | None, select: Tensor, select_bias: Tensor, **_: Tensor
     ) -> Tensor:
         logit = (x * select[..., None, :]).sum(-1) + select_bias
@@ -80,7 +80,7 @@ class SoftTopK:
     steps: int = 20
     tokenwise: ClassVar[bool] = False  # which tokens a row keeps depends on all of them
 
-    def gate(self, x: Tensor, base: Base, there: Tensor | None, select: Tensor, **_: Tensor) -> Tensor:
+    def opens(self, x: Tensor, base: Base, there: Tensor | None, select: Tensor, **_: Tensor) -> Tensor:
         s = (F.layer_norm(x, x.shape[-1:]) * select[..., None, :]).sum(-1).float()
         there = torch.ones_like(s, dtype=torch.bool) if there is None else there
         k = (there.sum(-1, keepdim=True) / self.reduction).ceil()

@@ -64,14 +64,14 @@ class Stacked:
         return out.flatten(0, 1)
 
     @property
-    def gate(self) -> Callable[..., Tensor] | None:
-        return self._gate if callable(getattr(self.bind, "gate", None)) else None
+    def opens(self) -> Callable[..., Tensor] | None:
+        return self._opens if getattr(self.bind, "opens", None) is not None else None
 
-    def _gate(self, x: Tensor, base: Base, there: Tensor | None, **slots: Tensor) -> Tensor:
+    def _opens(self, x: Tensor, base: Base, there: Tensor | None, **slots: Tensor) -> Tensor:
         each, n = [], self.size(slots)
         for i, rows in enumerate(apart(x, n)):
             mine = {k: v[i] if k in self.many else v for k, v in slots.items()}
-            each.append(self.bind.gate(rows, base, None if there is None else apart(there, n)[i], **mine))
+            each.append(self.bind.opens(rows, base, None if there is None else apart(there, n)[i], **mine))
         return torch.cat(each)
 
     def output(self, x: Tensor, y: Tensor, base: Any, **slots: Tensor) -> Tensor:

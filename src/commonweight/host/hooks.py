@@ -86,11 +86,11 @@ class SiteHook:
         """What share of the module each token gets, (..., 1); None where no reader has a gate here."""
         thread, there = self.current.thread, self.current.thread.there(self.at.name, x)
         if route.single is not None:
-            if not any(e.gate for e in route.single.table[self.at.name]):
+            if not any(e.opens for e in route.single.table[self.at.name]):
                 return None
             at = of_one(self.at, route, x, thread.heard, thread.given_to)
             return self.opened(route.single.table[self.at.name], x, there, at)
-        if not any(e.gate for t, _ in route.groups if t is not None for e in t.table.get(self.at.name, [])):
+        if not any(e.opens for t, _ in route.groups if t is not None for e in t.table.get(self.at.name, [])):
             return None
         folded, layout = self.layout(route, x)
         known = x.new_ones(*x.shape[:-1], 1) if there is None else there[..., None]
@@ -98,13 +98,13 @@ class SiteHook:
         return self.by_bucket(layout, folded, route.fold(known)[0], run, x)  # type: ignore[index]
 
     def opened(self, entries: list[Entry], x: Tensor, there: Tensor | None, at: Any) -> Tensor:
-        found = [e.gate(x, at, there, **e.slots(x.dtype)) for e in entries if e.gate is not None]
+        found = [e.opens(x, at, there, **e.slots(x.dtype)) for e in entries if e.opens is not None]
         return torch.stack(found).prod(0)[..., None]
 
     def some_opened(self, bucket: Bucket, x: Tensor, there: Tensor, places: Places | None) -> Tensor:
         """Of a bucket: `there` is (..., 1)."""
         entries = bucket.entries[0]
-        if not any(e.gate for e in entries):
+        if not any(e.opens for e in entries):
             return torch.ones_like(there)
         at = self.at if places is None else places.seat(self.at, bucket, self.current.thread.heard)
         if len(bucket.entries) == 1:
@@ -113,7 +113,7 @@ class SiteHook:
         stacked = self.stacked(bucket, x.dtype, x[0].numel() // x.shape[-1])
         n = x.shape[0]
         given = x.reshape(n, -1, x.shape[-1]), there.reshape(n, -1).bool()
-        return entries[0].gate(given[0], at, given[1], **stacked).view(there.shape)  # type: ignore[misc]
+        return entries[0].opens(given[0], at, given[1], **stacked).view(there.shape)  # type: ignore[misc]
 
     def skip(self, route: Route, x: Tensor, gates: Tensor, given: tuple) -> Skip:
         at = self.at

@@ -48,14 +48,13 @@ class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
     __slots__ = (
-        "bind", "gate", "grouped", "inputs", "lends", "output", "precise", "reads", "rows", "signature", "source",
+        "bind", "grouped", "inputs", "lends", "opens", "output", "precise", "reads", "rows", "signature", "source",
         "trained",
     )  # fmt: skip
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
         self.bind, self.reads = bind, reads
-        gate = getattr(bind, "gate", None)  # of some binds an option
-        self.gate: Callable | None = gate if callable(gate) else None
+        self.opens: Callable | None = getattr(bind, "opens", None)
         self.inputs: Callable | None = getattr(bind, "input", None)
         self.output: Callable | None = getattr(bind, "output", None)
         self.trained: Callable | None = getattr(bind, "trained", None)

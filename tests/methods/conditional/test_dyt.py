@@ -67,7 +67,7 @@ def test_the_gradient_of_a_gate_is_that_of_its_sigmoid():
         training = False
 
     weight = torch.randn(2, 3)
-    (bind.gate(x, Base(), None, select, bias) * weight).sum().backward()
+    (bind.opens(x, Base(), None, select, bias) * weight).sum().backward()
     p = torch.sigmoid((x @ select.detach()) / 5.0)
     torch.testing.assert_close(select.grad, ((weight * p * (1 - p) / 5.0)[..., None] * x).sum((0, 1)))
 
