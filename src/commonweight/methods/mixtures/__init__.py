@@ -6,6 +6,8 @@ from .llava_mole import LLaVAMoLE
 from .mola import MoLA
 from .molora import MoLORA
 from .mov import MoV
+from .mpoe import MPOE
 from .smora import SMoRA
+from .smore import SMoRE
 
-__all__ = ["DynMoLE", "HydraLoRA", "LLaVAMoLE", "MoLA", "MoLORA", "MoV", "SMoRA"]
+__all__ = ["MPOE", "DynMoLE", "HydraLoRA", "LLaVAMoLE", "MoLA", "MoLORA", "MoV", "SMoRA", "SMoRE"]

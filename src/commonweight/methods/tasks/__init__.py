@@ -7,6 +7,7 @@ from .poly import Poly
 from .polyhistor import Polyhistor
 from .recurrent import Recurrent
 from .scalearn import ScaLearn
+from .tensorpoly import TensorPoly
 
 __all__ = [
     "CPoly",
@@ -15,6 +16,7 @@ __all__ = [
     "Polyhistor",
     "Recurrent",
     "ScaLearn",
+    "TensorPoly",
     "poly",
     "scalearn",
 ]
