@@ -1,18 +1,20 @@
 """The five sentence tasks one after another: what each lifelong method forgets, and what it keeps.
 
-160 training rows a task, accuracy on 100 of its test rows after every stage; one order, one seed.
+160 training rows a task, accuracy on 100 of its test rows after every stage.
 
     python -m benchmarks.streams                 # those that docs/results/streams.json lacks; then the table
     python -m benchmarks.streams ewc replay      # these anew
-    python -m benchmarks.streams --table         # the table alone
+    python -m benchmarks.streams --orders        # what is lacking of two further orders, each with a seed of its own
+    python -m benchmarks.streams --table         # the tables alone
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,15 @@ from .shapes import minilm_folder
 ROOT = Path(__file__).parents[1]
 DATA, RESULTS = ROOT / "demo" / "data", ROOT / "docs" / "results"
 ORDER = ("trec", "sst2", "cr", "sst5", "mr")
+FURTHER = {1: ("mr", "sst5", "cr", "trec", "sst2"), 2: ("cr", "mr", "trec", "sst2", "sst5")}  # seed -> order
 TRAIN, TEST = 160, 100
 RECIPE: dict[str, Any] = {"epochs": 3, "batch_size": 32, "lr": 2e-3, "max_length": 32, "seed": 0}
 SIDES: dict[str, dict[str, Any]] = {
     "sequential": {"rank": 8}, "separate": {"rank": 8}, "replay": {"rank": 8, "rows": 16}, "coso": {}, "mos": {},
     "lwf": {"rank": 8}, "joint": {"rank": 8}, "ewc": {"rank": 8, "rows": 32}, "o-lora": {"rank": 8},
     "spu": {"rows": 64}, "k-fpf": {"rank": 8, "rows": 16}, "conpet": {"rank": 8, "rows": 16, "batches": 15},
-    "par": {"rank": 8}, "inflora": {"rank": 8, "rows": 64},
+    "par": {"rank": 8}, "inflora": {"rank": 8, "rows": 64}, "l2p": {}, "dualprompt": {}, "coda-prompt": {},
+    "mocl-p": {},
 }  # fmt: skip
 ABOUT = (
     f"{', '.join(ORDER)}, one after another on MiniLM (all-MiniLM-L6-v2): {TRAIN} training rows each, "
@@ -42,10 +46,10 @@ ABOUT = (
 )
 
 
-def run(method: str, host: Any) -> dict[str, Any]:
+def run(method: str, host: Any, order: Sequence[str] = ORDER, seed: int = 0) -> dict[str, Any]:
     """A stream's figures, in a store that is thrown away."""
-    tasks = {n: Data(rows=read(DATA / f"{n}.train.tsv")[:TRAIN]) for n in ORDER}
-    evals = {n: read(DATA / f"{n}.test.tsv")[:TEST] for n in ORDER}
+    tasks = {n: Data(rows=read(DATA / f"{n}.train.tsv")[:TRAIN]) for n in order}
+    evals = {n: read(DATA / f"{n}.test.tsv")[:TEST] for n in order}
     with tempfile.TemporaryDirectory() as folder:
         made = lifelong.learn(
             host,
@@ -55,7 +59,7 @@ def run(method: str, host: Any) -> dict[str, Any]:
             options=SIDES[method],
             evals=evals,
             say=print,
-            **RECIPE,
+            **{**RECIPE, "seed": seed},
         )
     stages = made.record["stages"]
     return {
@@ -84,16 +88,54 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def orders(first: Mapping[str, Any], further: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each method that was run in every order: the mean over the orders, and its deviation."""
+    each = {
+        m: [first[m], *further[m].values()] for m in further if m in first and len(further[m]) == len(FURTHER)
+    }  # fmt: skip
+    others = "; ".join(f"{', '.join(o)} with seed {s}" for s, o in FURTHER.items())
+    lines = [
+        f"## {len(FURTHER) + 1} orders, each with a seed of its own", "",
+        f"Beside the order above with seed 0: {others}. "
+        "Means and, behind ±, deviations of one run. `python -m benchmarks.streams --orders` makes it.", "",
+        "| method | average | forgetting | worst average |", "| --- | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    for m in sorted(each, key=lambda m: -statistics.mean(r["average"] for r in each[m])):
+        average = [100 * r["average"] for r in each[m]]
+        lost = [100 * r["forgetting"] for r in each[m] if r["forgetting"] is not None]
+        told = [f"{statistics.mean(x):.1f} ± {statistics.stdev(x):.1f}" if x else "-" for x in (average, lost)]
+        lines.append(f"| `{m}` | {' | '.join(told)} | {min(average):.1f} |")
+    return "\n".join([*lines, ""]) if each else ""
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def save(path: Path, found: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main(args: list[str]) -> None:
-    path = RESULTS / "streams.json"
-    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    wanted = [] if "--table" in args else args or [m for m in SIDES if m not in found]
-    host = open_host(minilm_folder()) if wanted else None
-    for method in wanted:
-        print(method, flush=True)
-        found[method] = run(method, host)
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "streams.md").write_text(table(found), encoding="utf-8")
+    path, other = RESULTS / "streams.json", RESULTS / "streams_orders.json"
+    found, more = loaded(path), loaded(other)
+    named = [a for a in args if not a.startswith("-")]
+    host = None if "--table" in args else open_host(minilm_folder())
+    if "--orders" in args:
+        for method, seed in [(m, s) for s in FURTHER for m in named or SIDES]:
+            if str(seed) not in more.get(method, {}):
+                print(method, seed, flush=True)
+                made = run(method, host, FURTHER[seed], seed)
+                more = loaded(other)
+                more.setdefault(method, {})[str(seed)] = made
+                save(other, more)
+    elif host is not None:
+        for method in named or [m for m in SIDES if m not in found]:
+            print(method, flush=True)
+            found[method] = run(method, host)
+            save(path, found)
+    text = "\n".join(t for t in (table(found), orders(found, more)) if t)
+    (RESULTS / "streams.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

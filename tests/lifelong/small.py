@@ -13,10 +13,14 @@ from tests.adapt import tiny
 METHODS = sorted(available())
 LABELS = {"first": ("law", "sport", "food"), "second": ("one", "two"), "third": ("one", "two")}
 SMALL: dict[str, dict[str, Any]] = {
+    "coda-prompt": {"components": 2, "tokens": 2},
     "conpet": {"rank": 2, "rows": 4, "batches": 1},
     "coso": {"inside": 4, "sketch": 8},
+    "dualprompt": {"tokens": 2, "general": 1, "expert": 1},
     "ewc": {"rank": 2, "rows": 4},
     "inflora": {"rank": 2, "rows": 8},
+    "l2p": {"prompts": 4, "top": 2, "tokens": 2},
+    "mocl-p": {"tokens": 2},
     "joint": {"rank": 2, "every": True},
     "k-fpf": {"rank": 2, "rows": 4, "epochs": 1},
     "mos": {"size": 2},

@@ -65,7 +65,7 @@ def host(model):
 def whole(model, host, tmp_path_factory):
     """Of some methods, the record of a stream that nothing stopped, and its tenants' pools."""
     out = {}
-    for method in ("replay", "inflora", "conpet"):
+    for method in ("replay", "inflora", "conpet", "coda-prompt"):
         store = tmp_path_factory.mktemp("whole") / "shop"
         made = small.stream(model, store, method, host=host, evals=small.evals())
         out[method] = small.told(made.folder), pools(store)
@@ -81,6 +81,7 @@ def pools(store):
 KILLED = [
     *(("replay", m) for m in MOMENTS if "training of" not in m),
     ("inflora", "in the second task"),
+    ("coda-prompt", "in the second task"),
     ("conpet", "in the second training of a stage"),
 ]
 
@@ -96,7 +97,12 @@ def test_killed_and_resumed_the_same_bits(method, moment, whole, model, tmp_path
     made = small.stream(model, shop, method, evals=small.evals(), resume=True)
     assert small.told(made.folder) == record_then
     assert pools(shop) == pools_then
-    kept = {"stream.json", "report.html", "carried-1.safetensors", *(["memory-1.jsonl"] if method != "inflora" else [])}
+    kept = {
+        "stream.json",
+        "report.html",
+        "carried-1.safetensors",
+        *(["memory-1.jsonl"] if method in ("replay", "conpet") else []),
+    }
     assert {p.name for p in made.folder.iterdir()} == kept
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
 

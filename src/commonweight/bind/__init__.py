@@ -1,6 +1,6 @@
 """What a reader does with what it read: one small file per family of pure functions."""
 
-from .ahead import KeysValues, ProjectedKeysValues, ProjectedTokens, SoftTokens
+from .ahead import KeysValues, ProjectedKeysValues, ProjectedTokens, PromptPool, SoftTokens
 from .anchored import Anchored
 from .beside_trunk import Guidance, Ladder, OverDepth, narrow
 from .bottleneck import Bottleneck, Parallel, Weighed
@@ -82,6 +82,7 @@ __all__ = [
     "Projected",
     "ProjectedKeysValues",
     "ProjectedTokens",
+    "PromptPool",
     "RandomBases",
     "Replace",
     "Requantised",

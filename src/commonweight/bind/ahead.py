@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,3 +66,42 @@ class ProjectedTokens:
 
     def places(self, E: Tensor, **_: Tensor) -> int:
         return E.shape[0]
+
+
+@serial
+@dataclass(frozen=True)
+class PromptPool:
+    """Keys and values that a row asks a pool of M prompts for, by cosines of its query with their keys.
+
+    top: the prompts of so many largest cosines stand behind one another; 0: the sum of all, each times its cosine.
+    Shapes: query (B, d), P (M, 2, m, w), K (M, d), and A (M, d) where the query is multiplied by it first; each in
+    parts P0, P1, ..., one behind the other -> K and V (B, top m, w), or (B, m, w). Linear in: P, given the keys.
+    Cost: B M d products for the cosines, of the sum B M 2 m w, and m more keys for each prompt.
+    """
+
+    top: int = 0
+    asks: ClassVar[bool] = True
+    precise: ClassVar[bool] = True  # cosines decide who is taken
+
+    def cosines(self, query: Tensor, **slots: Tensor) -> Tensor:
+        """(B, M)."""
+        asked = query[:, None] * in_parts("A", slots) if "A0" in slots else query[:, None]
+        return F.cosine_similarity(asked, in_parts("K", slots)[None], -1)
+
+    def ahead(self, query: Tensor, **slots: Tensor) -> tuple[Tensor, Tensor]:
+        P, said = in_parts("P", slots), self.cosines(query, **slots)
+        if self.top:
+            found = P[said.topk(min(self.top, len(P)), -1).indices]  # (B, top, 2, m, w)
+            return found[:, :, 0].flatten(1, 2), found[:, :, 1].flatten(1, 2)
+        k, v = torch.einsum("bp,pcmw->cbmw", said, P)
+        return k, v
+
+    def places(self, **slots: Tensor) -> int:
+        prompts = sum(len(p) for n, p in slots.items() if n.startswith("P"))
+        return slots["P0"].shape[2] * (min(self.top, prompts) if self.top else 1)
+
+
+def in_parts(kind: str, slots: Mapping[str, Tensor]) -> Tensor:
+    """The parts of one kind, one behind the other."""
+    parts = [slots[f"{kind}{i}"] for i in range(len(slots)) if f"{kind}{i}" in slots]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

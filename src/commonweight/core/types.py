@@ -31,7 +31,7 @@ class Site(NamedTuple):
     vectors) | "trunk" (what all blocks of a list give, and whether a token is no padding, inp; what the last of them
     gives, out) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
-    a block "causal" where a token sees those before it alone.
+    a block and of what stands ahead of an attention "causal" where a token sees those before it alone.
     """
 
     name: str
@@ -110,7 +110,10 @@ class Bind(Protocol):
     gate(x, base, there, **slots) -> g (..., T)  at a block or a part of one: what share of it each token gets. y is
                                        then g y of a part, x + g (y - x) of a block, before `output`; where g is 0 it is
                                        not computed. there: which tokens are no padding, bool (..., T), or None
-    ahead(**slots) -> (K, V)           at a prefix site alone: m keys, behind their rotation, and values, (m, out)
+    ahead(**slots) -> (K, V)           at a prefix site alone: m keys, behind their rotation, and values, (m, out). Of a
+                                       bind with `asks` ahead(query, **slots) -> (B, m, out), each row's own; query:
+                                       (B, d), what the plain base makes of each row, see `host.queries`
+    cosines(query, **slots) -> (B, M)  of such a bind: what it goes by, for a loss of the method
     front(**slots) -> E (m, d)         at a prompt site alone: vectors of m tokens
     places(**slots) -> int             of those, by how many positions the tokens behind them move; 0 where it lacks
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients

@@ -97,9 +97,15 @@ class Stacked:
         rows = enumerate(apart(x, n))
         return torch.cat([base.call(r, w[i].to(x), None if bias is None else bias[i].to(x)) for i, r in rows])
 
-    def ahead(self, **slots: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, m, w) each: every tenant's for its own rows."""
-        return self.mapped(lambda **slots: self.bind.ahead(**slots), slots)()
+    @property
+    def asks(self) -> bool:
+        return getattr(self.bind, "asks", False)
+
+    def ahead(self, *query: Tensor, **slots: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, m, w) each: every tenant's for its own rows; (n b, m, w) of a bind that asks, query (n b, d)."""
+        mine = [apart(q, self.size(slots)) for q in query]
+        k, v = self.mapped(lambda *q, **slots: self.bind.ahead(*q, **slots), slots)(*mine)
+        return (k.flatten(0, 1), v.flatten(0, 1)) if query else (k, v)
 
     def places(self, **slots: Tensor) -> int:
         one = {k: v[0] if k in self.many else v for k, v in slots.items()}

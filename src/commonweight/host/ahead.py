@@ -19,9 +19,11 @@ from torch.nn import functional as F
 from ..core import CommonweightError, counted
 from .apart import Unfit
 from .current import Current
+from .heard import keep, keeps
+from .queries import Queries
 from .route import Route
 from .sites import Ahead
-from .tenant import Tenant
+from .tenant import Entry, Tenant
 
 HOOK = "_commonweight_ahead"  # what a hooked attention keeps, to be found by the function that it asked for
 FUNCTIONS = ("sdpa", "eager", "commonweight_rows", "commonweight_paged")  # that take further keys as they are
@@ -69,8 +71,8 @@ def attend(function: Callable, named: str, module: Any, *args: Any, **kwargs: An
 class AheadHook:
     """At one attention. It sits in the module's own dictionary, so that a copy of the model has the copy's."""
 
-    def __init__(self, at: Ahead, current: Current, front: str = ""):
-        self.at, self.current = at, current
+    def __init__(self, at: Ahead, current: Current, queries: Queries, front: str = ""):
+        self.at, self.current, self.queries = at, current, queries
         self.front = front  # the site of prompts whose keys and values come here
 
     def install(self) -> list[Any]:
@@ -144,13 +146,15 @@ class AheadHook:
         return function(self.at.module, query, key, value, mask, *args, **kwargs)
 
     def rows(self, route: Route, like: Tensor) -> Rows:
-        """What stands in front, made anew where gradients are recorded; else kept while the route is open and no pool
-        is written."""
+        """What stands in front, made anew where gradients are recorded or each row has its own; else kept while the
+        route is open and no pool is written."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.made(route, like)
         groups = [(route.single, [])] if route.single is not None else route.groups
         names = self.at.name, self.front
         uses = [e for t, _ in groups if t is not None for n in names for e in t.table.get(n, [])]
+        if any(getattr(e.bind, "asks", False) for e in uses):
+            return self.made(route, like)
         pools = [p for e in uses for _, _, read in e.reads for p in read]
         try:
             written = [(p._version, p.data_ptr()) for p in pools]
@@ -169,24 +173,33 @@ class AheadHook:
                 k, v = (x.repeat_interleave(len(like) // len(x), 0) for x in (k, v))
                 return Rows(k, v, None)
             return Rows(k[None], v[None], None)
-        pairs = [self.of(route, t, like) for t, _ in route.groups]
-        sizes = [k.shape[1] for k, _ in pairs]
+        pairs = [self.of(route, t, like, places) for t, places in route.groups]
+        sizes = [k.shape[-2] for k, _ in pairs]
         most = max(sizes)
-        reader = [0] * route.length
+        reader, begins = [0] * route.length, [0] * route.length
+        first = 0  # of a group's among all that stand in front: one for the group, or one for each of its rows
         for i, (_, places) in enumerate(route.groups):
-            for p in places:
-                reader[p] = i
-        index = torch.tensor(reader, device=like.device)
-        k, v = (torch.stack([F.pad(x, (0, 0, most - x.shape[1], 0)) for x in xs])[index] for xs in zip(*pairs))
+            own = pairs[i][0].dim() == 4
+            for j, p in enumerate(places):
+                reader[p], begins[p] = i, first + j * own
+            first += len(places) if own else 1
+        index, at = (torch.tensor(x, device=like.device) for x in (reader, begins))
+        k, v = (
+            torch.cat([F.pad(x if x.dim() == 4 else x[None], (0, 0, most - x.shape[-2], 0)) for x in xs])[at]
+            for xs in zip(*pairs)
+        )
         if min(sizes) == most:
             return Rows(k, v, None)
         free = torch.tensor([most - n for n in sizes], device=like.device)[index]
         return Rows(k, v, torch.arange(most, device=like.device) >= free[:, None])
 
-    def of(self, route: Route, tenant: Tenant | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(keys, values) of one tenant, (heads, m, d) each; m is 0 where it has none."""
+    def of(
+        self, route: Route, tenant: Tenant | None, like: Tensor, places: list[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(keys, values) of one tenant, (heads, m, d) each, or (rows, heads, m, d) where each of its rows has its own;
+        m is 0 where it has none. places: of its rows; None: all are."""
         table = {} if tenant is None else tenant.table
-        apart = [e.bind.ahead(**e.slots(like.dtype)) for e in table.get(self.at.name, [])]
+        apart = [self.read(e, route, tenant, like, places) for e in table.get(self.at.name, [])]
         pairs = [
             [x.unflatten(-1, (self.at.heads, self.at.width)).transpose(-3, -2).to(like) for x in pair] for pair in apart
         ]
@@ -201,6 +214,23 @@ class AheadHook:
             none = like.new_empty(self.at.heads, 0, self.at.width)
             return none, none
         return torch.cat([k for k, _ in pairs], -2), torch.cat([v for _, v in pairs], -2)
+
+    def read(
+        self, entry: Entry, route: Route, tenant: Tenant | None, like: Tensor, places: list[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        bind, slots = entry.bind, entry.slots(like.dtype)
+        if not getattr(bind, "asks", False):
+            return bind.ahead(**slots)
+        query = self.queries.of(self.at.name, route, len(like))
+        if query.shape[1] != slots["K0"].shape[-1]:
+            raise CommonweightError(
+                f"{self.at.name}: the model's blocks are {query.shape[1]} wide, the keys of its attention "
+                f"{slots['K0'].shape[-1]}; prompts are asked for where both are one, take prefix-tuning here"
+            )
+        query = query if places is None else query[torch.tensor(places, device=query.device)]
+        if keeps(heard := self.current.thread.heard) and hasattr(bind, "cosines"):
+            keep(heard, [tenant], None, query.new_ones(len(query), 1), self.at.name, bind.cosines(query, **slots))
+        return bind.ahead(query, **slots)
 
     def mask(
         self, route: Route, front: Rows, mask: Tensor | None, query: Tensor, key: Tensor, added: bool, kwargs: dict

@@ -63,12 +63,13 @@ class _OfThread(threading.local):
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
         self.heard: Any = None  # where routers say what they say, while somebody listens
         self.masks: Mapping[str, Any] = NOTHING  # of the pass that runs: which tokens are no padding
+        self.called: tuple[Any, tuple, dict] | None = None  # the pass that runs: the model, and what it was given
         self.past = False  # whether a cache holds tokens from before it
         self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave in it
 
     def begin(self, module: Any, args: tuple, kwargs: dict) -> None:
         """A pass of the model begins."""
-        given = kwargs
+        given, self.called = kwargs, (module, args, kwargs)
         if len(args) > 1:
             known = inspect.signature(module.forward).parameters
             given = {**dict(zip(known, args)), **kwargs}

@@ -18,6 +18,7 @@ from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage, unpack_at_once
 from .limit import Ends, Limit, bends
 from .names import named, unwrapped
+from .queries import Queries
 from .sites import (
     Ahead,
     Front,
@@ -86,9 +87,10 @@ class HookedModel:
         fronts = [at for at in self.modules.values() if isinstance(at, Front)]
         self.fronts = [front.FrontHook(at, self.current) for at in fronts]  # whose prompts run before a pass
         self.hooks += [h for f in self.fronts for h in f.install()]
+        self.queries = Queries(self.modules, self.current)
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
             mine = next((f.name for f in fronts if at.name in f.joins), "")
-            self.hooks += ahead.AheadHook(at, self.current, mine).install()
+            self.hooks += ahead.AheadHook(at, self.current, self.queries, mine).install()
         self.hooks += moved.install(self.inner, dict(named(self.model)), self.modules, self.current)
         self.hooks += frozen.install(alone.values(), self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)

@@ -37,6 +37,19 @@ def features(host: Host, tenant: Learned | None, task: Task, rows: Sequence[Exam
     return out
 
 
+@torch.no_grad()
+def queries(host: Host, task: Task, rows: Sequence[Example], size: int) -> Tensor:
+    """What `prompt-pool` asks by, (rows, d) on the CPU: `host.queries`. Cost: a pass of the plain base."""
+    out: Tensor | None = None
+    for places, batch in batches(task, rows, size, device_of(host.model)):
+        batch.pop("labels")
+        found = host.base.queries.of_batch(host.model, batch).cpu()
+        out = torch.empty(len(rows), found.shape[1]) if out is None else out
+        out[places] = found
+    assert out is not None
+    return out
+
+
 def class_means(found: Tensor, rows: Sequence[Example], classes: int) -> Tensor:
     """(classes, d); of a class without rows, zeros."""
     labels = torch.tensor([r["label"] for r in rows])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapt.tasks.base import Example
-from ..core import Registry, with_rest
+from ..core import Registry, Site, with_rest
 from .asks import Carried, Run, Stage
 
 Adapter = Callable[[Any], tuple[str, dict[str, Any]]]
@@ -22,7 +22,8 @@ class Method:
     `commonweight.methods`, its options) of the tenants that are trained. carries: what goes from stage to stage, in
     words; grows: what a further task adds. rows: whether it keeps rows of earlier tasks. goes_on: whether a task that
     nobody has trained is answered by the newest tenant's pools; else by the base. tasks: those of `adapt` it can learn.
-    roles: the projections that its tenants read where nobody names sites; empty: the adapter's own. pick: who answers
+    roles: the projections that its tenants read where nobody names sites; empty: the adapter's own; where: (config, the
+    adapter's own) -> those of them that it takes. pick: who answers
     rows whose task nobody tells: (stage, what was carried over, rows) -> a task's name for each.
     """
 
@@ -38,6 +39,7 @@ class Method:
     goes_on: bool = True
     tasks: tuple[str, ...] = ("classify", "lm")
     roles: tuple[str, ...] = ()
+    where: Callable[[Any, Sequence[Site]], Sequence[Site]] | None = None
     pick: Callable[[Stage, Carried, Sequence[Example]], list[str]] | None = None
 
 

@@ -145,7 +145,7 @@ def follow(
         raise CommonweightError(f"{folder}: {len(told['stages'])} tasks were learned, and the file has {len(given)}")
     for done, (n, u) in zip(told["stages"], given.items()):
         record.same_rows(folder, done, n, rows_of(u))
-    reads = placed(host, found, sites)
+    reads = placed(host, found, config, sites)
     store = Commons(store.folder)
     record.write(folder, told)
     for done in told["stages"]:  # what a kill left
@@ -210,8 +210,12 @@ def beginning(
     }  # fmt: skip
 
 
-def placed(host: Host, found: Method, sites: Any) -> Any:
-    """The sites of a method that reads certain projections alone, where nobody names others."""
+def placed(host: Host, found: Method, config: Any, sites: Any) -> Any:
+    """The sites of a method that reads certain ones alone, where nobody names others."""
+    if sites is None and found.where is not None:
+        own = host.base.sites_for(adapter_of(*found.adapter(config))[0])
+        taken = {s.name for s in found.where(config, own)}
+        return lambda name, _: name in taken
     if sites is not None or not found.roles:
         return sites
     mine = {s.name for s in host.base.chosen if s.role in found.roles}

@@ -32,6 +32,11 @@ class Ahead(Physical):
         self.heads, self.width = heads, width
 
     @property
+    def role(self) -> str:
+        """ "causal" unless the attention says that it is not."""
+        return "causal" if getattr(self.module, "is_causal", True) else ""
+
+    @property
     def flagged(self) -> nn.Module:
         """One of the attention's projections: a site in training must not put the dropout of attention in force."""
         return next(m for m in self.module.modules() if linear.shape(m) is not None)
@@ -76,7 +81,7 @@ def find(whole: Whole) -> list[Found]:
     made = [(n, at) for n, m in whole.names.items() if (at := _site(n, m, whole)) is not None]
     speaks = any(tower(n) == "language" for n, _ in made)
     return [
-        Found(at, Site(at.name, at.heads * at.width, at.width, "prefix", "", False),
+        Found(at, Site(at.name, at.heads * at.width, at.width, "prefix", at.role, False),
               whole.inside(n) and (not speaks or tower(n) == "language"))
         for n, at in made
     ]  # fmt: skip

@@ -5,13 +5,17 @@ Adding one: the file, its name here, its test.
 
 from ..registry import available, get, resolve
 from . import (
+    coda_prompt,
     conpet,
     coso,
+    dualprompt,
     ewc,
     inflora,
     joint,
     k_fpf,
+    l2p,
     lwf,
+    mocl_p,
     mos,
     o_lora,
     par,
@@ -22,6 +26,6 @@ from . import (
 )
 
 __all__ = [
-    "available", "conpet", "coso", "ewc", "get", "inflora", "joint", "k_fpf", "lwf", "mos", "o_lora", "par", "replay",
-    "resolve", "separate", "sequential", "spu",
+    "available", "coda_prompt", "conpet", "coso", "dualprompt", "ewc", "get", "inflora", "joint", "k_fpf", "l2p", "lwf",
+    "mocl_p", "mos", "o_lora", "par", "replay", "resolve", "separate", "sequential", "spu",
 ]  # fmt: skip

@@ -1,15 +1,18 @@
 """Sequences: what is trained stands in front of a row, as tokens or as keys and values; no weight changes."""
 
-from . import p_tuning, prefix_tuning, prompt_tuning
+from . import p_tuning, prefix_tuning, prompt_pool, prompt_tuning
 from .p_tuning import PTuning
 from .prefix_tuning import PrefixTuning
+from .prompt_pool import PromptPool
 from .prompt_tuning import PromptTuning
 
 __all__ = [
     "PTuning",
     "PrefixTuning",
+    "PromptPool",
     "PromptTuning",
     "p_tuning",
     "prefix_tuning",
+    "prompt_pool",
     "prompt_tuning",
 ]

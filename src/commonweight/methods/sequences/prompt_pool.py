@@ -1,0 +1,102 @@
+"""A pool of prefixes, of which each row is given those that its meaning asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from ...address import WHOLE
+from ...bind import PromptPool as Bound
+from ...core import CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, option
+from ..registry import method
+from ..said import RouterLoss, Said
+
+
+@config
+class PromptPool:
+    read: Literal["top", "weighed", "attended"] = option(
+        "top",
+        "top: the prompts of the largest cosines of a row with their keys; weighed: the sum of all, each times its "
+        "cosine; attended: so, with a layer's own keys, after the row's query is multiplied by A",
+    )
+    prompts: int = option(10, "prompts M of a part", ge=1)
+    tokens: int = option(5, "keys and values m of a prompt", ge=1)
+    top: int = option(5, "prompts that a row takes", ge=1)
+    parts: int = option(1, "pools of M prompts, one behind the other: a part may be trained while others rest", ge=1)
+    pull: float = option(
+        0.5,
+        "weight of 1 - cosine in the loss: of the prompts taken, of weighed of the last part's; none of attended",
+        ge=0,
+    )
+    std: float = option(1.0, "deviation of the normal numbers that prompts and keys start from", ge=0)
+
+
+def pulled(config: PromptPool) -> RouterLoss | None:
+    """pull times the mean over rows of sum (1 - cosine) over the prompts that a row takes. Every site says the same."""
+    if not config.pull or config.read == "attended":
+        return None
+
+    def loss(said: Mapping[str, Said]) -> Tensor:
+        cosines, real = next(iter(said.values()))
+        if config.read == "top":
+            mine = cosines.topk(min(config.top, cosines.shape[-1]), -1).values
+        else:
+            mine = cosines[:, -config.prompts :]
+        return config.pull * ((1 - mine).sum(-1) * real).sum() / real.sum().clamp(min=1)
+
+    return loss
+
+
+@method(
+    "prompt-pool",
+    PromptPool,
+    paper="Learning to Prompt for Continual Learning, CVPR 2022, arXiv 2112.08654",
+    formula="M (2 m w a + d), a attentions, w the width of their keys; attended: M a (2 m w + 2 d); times the parts",
+    kinds=("prefix",),
+    named=(),
+    roles=("",),
+    lr=1e-2,
+    fresh="every token reads prompts, whatever they hold",
+    size=("tokens", "prompts"),
+    routing=pulled,
+)
+def plan(sites: Sequence[Site], config: PromptPool) -> Plan:
+    """softmax(q [P_K; K]^T) [P_V; V] in every attention; P of each row: by cosines c_p(x) = cos(x, K_p) of its query x
+    with the prompts' keys, the `top` largest behind one another, or sum_p c_p P_p, or that with cos(x * A_p, K_p).
+
+    x is what the plain base makes of the row, the mean over its tokens of the last block. Shapes: P (M, 2, m, w), K and
+    A (M, d), d = w. Linear in: P, given the keys. Cost: a pass of the base, and top m or m more keys a layer. Of
+    encoders alone, since x is of a whole row; it cannot be merged. The tokens behind move on, as in prefix tuning.
+    Source: top: L2P, arXiv 2112.08654, eqs. (2) to (5), in the form of prefixes in which CODA-Prompt's code compares it
+    (github.com/GT-RIPL/CODA-Prompt, L2P++, deep); its M, N, m and weight. attended: CODA-Prompt, arXiv
+    2211.13218, eqs. (3) to (6). weighed: MoCL, arXiv 2406.18708. Ours: the query (theirs: a class token, or a mean of
+    embeddings), normal numbers at the start, no penalty on how often a prompt is taken.
+    Raises: CommonweightError at an attention that sees no later token.
+    """
+    pools: dict[str, Pool] = {}
+    uses = []
+    for s in sites:
+        if s.role == "causal":
+            raise CommonweightError(
+                f"prompt-pool reads sites of kind prefix of encoders: at {s.name} no token sees a later one, and "
+                "prompts are chosen by a whole row; take prefix-tuning"
+            )
+        home = s.name if config.read == "attended" else "pool"
+        mine = {
+            f"P{i}": Pool((config.prompts, 2, config.tokens, s.out), Normal(config.std)) for i in range(config.parts)
+        }
+        at = {k: f"{s.name}.{k}" for k in mine}
+        for kind in ("K", "A") if config.read == "attended" else ("K",):
+            for i in range(config.parts):
+                mine[f"{kind}{i}"] = Pool((config.prompts, s.out), Normal(config.std))
+                at[f"{kind}{i}"] = f"{home}.{kind}{i}"
+        pools |= {at[k]: p for k, p in mine.items() if at[k] not in pools}
+        if any(pools[at[k]].shape != p.shape for k, p in mine.items()):
+            raise CommonweightError(
+                f"{s.name}: its keys are {s.out} wide, those before {sites[0].out}; name sites of one width"
+            )
+        bind = Bound(config.top if config.read == "top" else 0)
+        uses.append(Use(s.name, bind, {k: Read(WHOLE, (n,)) for k, n in at.items()}))
+    return Plan(pools, tuple(uses))

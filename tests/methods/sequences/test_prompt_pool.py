@@ -1,0 +1,131 @@
+"""The pool of prompts against attention and cosines written out row by row."""
+
+import pytest
+import torch
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import answer, make
+
+SMALL = {"prompts": 4, "tokens": 3, "top": 2, "read": "weighed"}
+SOFT = SMALL
+VARIANTS = [{"read": "top"}, {"read": "attended", "parts": 2}]
+MODEL = "bert"
+NAME = "encoder.layer.0.attention.self.prefix"
+
+
+def READS(site):
+    return site.role != "causal"
+
+
+def cosine(a, b):
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def chosen(read, top, pools, x):
+    """Keys and values (m', w) of a row whose query is x, by plain sums; two parts of attended, one of the others."""
+    home = NAME if read == "attended" else "pool"
+    parts = 2 if read == "attended" else 1
+    P, K = ([t for i in range(parts) for t in pools[f"{h}.{n}{i}"].detach()] for h, n in ((NAME, "P"), (home, "K")))
+    A = [t for i in range(parts) for t in pools[f"{home}.A{i}"].detach()] if read == "attended" else None
+    says = [cosine(x * A[p] if A else x, K[p]) for p in range(len(K))]
+    if read == "top":
+        best = sorted(range(len(K)), key=lambda p: -says[p])[:top]
+        return torch.cat([P[p][0] for p in best]), torch.cat([P[p][1] for p in best])
+    return sum(c * p[0] for c, p in zip(says, P)), sum(c * p[1] for c, p in zip(says, P))
+
+
+@pytest.mark.parametrize("options", [SMALL, {**SMALL, **VARIANTS[0]}, {**SMALL, **VARIANTS[1]}])
+def test_formula_in_one_layer_row_by_row(options):
+    model, batch = make("bert")
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, 4:] = 0
+    with torch.no_grad():
+        queries = [
+            model(input_ids=i[None, : m.sum()]).last_hidden_state[0].mean(0) for i, m in zip(batch["input_ids"], mask)
+        ]
+    host = cw.Host(model)
+    t = stir(host.add("t", "prompt-pool", **options))
+    at = model.encoder.layer[0].attention.self
+    got = []
+    handle = at.register_forward_hook(lambda m, args, y: got.append((args[0], y[0])))
+    with torch.no_grad(), host.route("t"):
+        model(**batch, attention_mask=mask)
+    handle.remove()
+    (x, y) = got[-1]
+    assert len(got) == 2  # the base alone first
+    for i, (query, n) in enumerate(zip(queries, mask.sum(1).tolist())):
+        pk, pv = chosen(options["read"], 2, t.pools, query)
+        with torch.no_grad():
+            q, k, v = (f(x[i, :n]) for f in (at.query, at.key, at.value))
+            k, v = torch.cat([pk, k]), torch.cat([pv, v])
+            q, k, v = (z.view(-1, 4, 8).transpose(0, 1) for z in (q, k, v))
+            want = (torch.softmax(q @ k.mT / 8**0.5, -1) @ v).transpose(0, 1).reshape(n, 32)
+        torch.testing.assert_close(y[i, :n], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("read", ["top", "weighed"])
+def test_the_pull_is_the_mean_distance_to_the_keys_that_count(read):
+    model, batch = make("bert")
+    host = cw.Host(model)
+    t = host.add("t", "prompt-pool", **{**SMALL, "read": read, "parts": 2, "pull": 0.25})
+    with torch.no_grad():
+        queries = model(**batch).last_hidden_state.mean(1)
+    keys = torch.cat([t.pools["pool.K0"], t.pools["pool.K1"]]).detach()
+    far = [
+        sorted(1 - cosine(x, k) for k in keys)[:2] if read == "top" else [1 - cosine(x, k) for k in keys[4:]]
+        for x in queries
+    ]
+    with host.listening() as heard, host.route("t"):
+        answer(model, batch)
+    want = 0.25 * sum(map(sum, far)) / len(far)
+    assert heard.loss(t).item() == pytest.approx(want, rel=1e-5)
+
+
+def test_dropout_does_not_reach_the_query_and_training_goes_on():
+    model, batch = make("bert")
+    host = cw.Host(model)
+    t = host.add("t", "prompt-pool", **SMALL)
+    said = []
+    for mode in (False, True):
+        model.train(mode)
+        with host.listening() as heard, host.route("t"):
+            answer(model, batch)
+        said.append(next(iter(heard.said(t).values())).logits)
+        assert model.encoder.layer[0].attention.self.training is mode
+    assert torch.equal(*said)
+
+
+def test_checkpoints_find_the_rows_again():
+    grads = []
+    for on in (False, True):
+        model, batch = make("bert")
+        if on:
+            model.activation_checkpointing_enable()
+        host = cw.Host(model)
+        t = stir(host.add("t", "prompt-pool", **SMALL))
+        model.train()
+        for m in model.modules():
+            if isinstance(m, torch.nn.Dropout):
+                m.p = 0.0
+        with host.route("t"):
+            loss = answer(model, batch).square().sum()
+        loss.backward()
+        grads.append({n: p.grad for n, p in t.named_parameters()})
+    for n, g in grads[0].items():
+        torch.testing.assert_close(grads[1][n], g)
+
+
+def test_a_decoder_is_refused():
+    host = cw.Host(make("llama")[0])
+    with pytest.raises(cw.CommonweightError, match=r"at model.layers.0.self_attn.prefix no token sees a later one"):
+        host.add("t", "prompt-pool")
+
+
+def test_count():
+    sites = [cw.Site(f"layer.{i}.prefix", 64, 16, "prefix", "", False) for i in range(3)]
+    assert cw.plan("prompt-pool", sites).count() == 10 * (2 * 5 * 64 * 3 + 64)
+    assert cw.plan("prompt-pool", sites, read="attended", parts=2).count() == 2 * 10 * 3 * (2 * 5 * 64 + 2 * 64)
+    wide = [*sites, cw.Site("layer.3.prefix", 32, 16, "prefix", "", False)]
+    with pytest.raises(cw.CommonweightError, match=r"layer.3.prefix: its keys are 32 wide, those before 64"):
+        cw.plan("prompt-pool", wide)
