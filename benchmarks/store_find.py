@@ -18,7 +18,9 @@ import torch
 
 import commonweight as cw
 from commonweight.commons import Commons, Descriptions, descriptions
+from commonweight.report.statistics import interval
 
+from .harness import store
 from .shapes import minilm
 from .store import TENANTS, fill, seconds
 
@@ -57,11 +59,22 @@ def main(encoder: str, files: list[str]) -> list[dict]:
         again = lambda: descriptions.find(described, encode([rows[0][EACH]])[0], 5, c.newest())  # noqa: E731
         again()
         took = seconds(again, 15)
-    out = [{"what": f"find among {n:,} tenants, warm", **took}]
-    out += [{"what": f"recall@{k} of {len(asked)} requests", "share": round(hits[k] / len(asked), 3)} for k in hits]
+    return told(n, len(asked), hits, took)
+
+
+def told(n: int, asked: int, hits: dict[int, int], took: dict) -> list[dict]:
+    """The rows of benchmarks/results; what was asked for {k: times that it was among the first k}."""
+    out = [{"what": f"store find among {n:,} tenants, warm", "unit": "s", "target": None, **took}]
+    for k, right in hits.items():
+        low, high = interval(right, asked)
+        what = f"store find, recall@{k}: one of {n:,} passages of books, told by {EACH} sentences, by the next one"
+        more = {"share": round(right / asked, 3), "spread": [round(low, 3), round(high, 3)], "requests": asked}
+        out.append({"what": what, "unit": "recall", "target": None, **more})
     return out
 
 
 if __name__ == "__main__":
-    for row in main(sys.argv[1], sys.argv[2:]):
+    found = main(sys.argv[1], sys.argv[2:])
+    store("store_find", found)
+    for row in found:
         print(row)

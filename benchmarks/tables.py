@@ -31,19 +31,22 @@ def shown(row: Row) -> tuple[str, str]:
         return figure, "{:+.2f} to {:+.2f}".format(*row["spread"])
     if row["unit"] == "bytes":
         return f"{row['ratio']:.3f}", "-"
+    if row["unit"] == "recall":
+        return f"{row['share']}", "{} to {}".format(*row["spread"])
     if row["unit"] == "percent":
         return f"{row['ours']}", f"chance {row['chance']}"
     return f"{row.get('ratio', row.get('seconds'))}", "{} to {}".format(*row["spread"])
 
 
 def key_rows(names: Iterable[str]) -> list[Row]:
-    """Every row that has a target; of the files, the worst one."""
+    """Every row that has a target, and recall; of the files, the worst one."""
     found = [r for name in names for r in rows(name)]
     for merges in filter(None, map(rows, MERGES)):
         found += [r for r in merges if r["unit"] == "time"]
         found.append(max((r for r in merges if r["unit"] == "memory"), key=lambda r: r["ratio"]))
     files = [r for r in found if r["unit"] == "bytes" and r["pools"]]
     kept = [r for r in found if r["unit"] != "bytes" and r["target"] is not None]
+    kept += [r for r in rows("store_find") if r["unit"] == "recall"]
     if files:
         worst = max(files, key=lambda r: (r["file"] - 8192) / r["pools"])
         peft = max((r for r in files if r["peft_ratio"]), key=lambda r: r["peft_ratio"])
@@ -54,6 +57,8 @@ def key_rows(names: Iterable[str]) -> list[Row]:
 
 def goal(row: Row) -> str:
     target = row["target"]
+    if target is None:
+        return "-"
     if isinstance(target, str):
         return "at most " + target
     return {

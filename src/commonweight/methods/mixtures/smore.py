@@ -115,6 +115,7 @@ def _loss(config: SMoRE, said: Mapping[str, Said]) -> Tensor:
     kinds=("linear",),
     named=("expert", "router"),
     routing=_routing,
+    size=("rank", "keys"),
 )
 def plan(sites: Sequence[Site], config: SMoRE) -> Plan:
     """h = W x + W_out z_0 + w_out; z_j = sum_i g_i act(B_i (A_i x + a_i) + b_i + W_j z_i + w_j) over the k_j children
