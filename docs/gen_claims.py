@@ -217,7 +217,7 @@ def claims() -> list[dict[str, Any]]:
 def page() -> str:
     rows = ["| method | the paper | here | measured | verdict |", "| --- | --- | --- | ---: | --- |"]
     for c in claims():
-        cw.methods.get(c["method"])
+        cw.methods.either(c["method"])
         found = KINDS[c["measure"]["kind"]](c)
         bound = _bound(c["measure"])
         cells = (f"`{c['method']}`", c["claim"], c["here"] + (f" ({bound})" if bound else "") or "-", *found)
