@@ -1,16 +1,19 @@
 """Sequences: what is trained stands in front of a row, as tokens or as keys and values; no weight changes."""
 
-from . import p_tuning, prefix_tuning, prompt_pool, prompt_tuning
+from . import mam, p_tuning, prefix_tuning, prompt_pool, prompt_tuning
+from .mam import MAM
 from .p_tuning import PTuning
 from .prefix_tuning import PrefixTuning
 from .prompt_pool import PromptPool
 from .prompt_tuning import PromptTuning
 
 __all__ = [
+    "MAM",
     "PTuning",
     "PrefixTuning",
     "PromptPool",
     "PromptTuning",
+    "mam",
     "p_tuning",
     "prefix_tuning",
     "prompt_pool",
