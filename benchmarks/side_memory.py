@@ -17,7 +17,7 @@ from .training_memory import kilobytes
 from .training_step import ours
 
 ROUNDS, LENGTH, WANTED = 3, 64, 0.5
-SIDES = {"lora": {"rank": 8}, "lst": {}, "sherl": {}, "read": {}}
+SIDES = {"lora": {"rank": 8}, "lst": {}, "sherl": {}, "read": {}, "vqt": {}}
 
 
 def peak(side: str, base: str) -> None:

@@ -44,6 +44,7 @@ SAMPLE = [
     cw.Site("embed", 768, 30522, "embedding", "", False),
     cw.Site("layers.trunk", 768, 13 * 768 + 1, "trunk", "whole", False),
     cw.Site("layers.early", 768, 12 * 768 + 1, "trunk", "early", False),
+    cw.Site("layers.queries", 768, 12 * 768, "queries", "", False),
 ]
 EXPERTS = [cw.Site(f"layers.0.experts.up[{e}]", 3072, 768, "expert", "up", False) for e in range(8)]  # BERT has none
 

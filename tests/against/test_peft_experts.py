@@ -198,7 +198,7 @@ def test_gradients_reach_the_factors(tmp_path):
 
 def test_experts_by_a_pattern_and_by_a_function():
     host = cw.Host(model("qwen"))
-    kinds = {"linear", "norm", "block", "expert", "router", "attention", "ffn", "trunk", "prompt", "prefix"}
+    kinds = {"linear", "norm", "block", "expert", "router", "attention", "ffn", "trunk", "queries", "prompt", "prefix"}
     assert {s.kind for s in host.sites} == kinds
     every = host.add("all", "lora", rank=2)
     assert sum("experts" in u.site for u in every.plan.uses) == 16

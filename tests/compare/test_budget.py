@@ -23,6 +23,7 @@ SITES = [
     cw.Site("embed", 64, 512, "embedding", "", False),
     cw.Site("layers.trunk", 64, 4 * 64 + 1, "trunk", "whole", False),
     cw.Site("layers.early", 64, 3 * 64 + 1, "trunk", "early", False),
+    cw.Site("layers.queries", 64, 3 * 64, "queries", "", False),
 ]
 EXPERTS = [cw.Site(f"layers.{i}.experts.up[{e}]", 64, 64, "expert", "up", False) for i in range(3) for e in range(4)]
 

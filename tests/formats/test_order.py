@@ -51,7 +51,7 @@ def test_what_goes_in_comes_out():
 def test_a_plan_is_made_anew_without_the_model(kind, tmp_path):
     """bitfit and full read norms between linear layers, whose names do not tell their order."""
     host = cw.Host(make(kind)[0])
-    for method in ("lora", "full", "bitfit", "loreft", "mos", "lotr", "coda", "sherl", "read"):
+    for method in ("lora", "full", "bitfit", "loreft", "mos", "lotr", "coda", "sherl", "read", "vqt"):
         if not can(method, host):
             continue
         tenant = stir(host.add(method, method, **small(method)))

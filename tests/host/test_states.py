@@ -10,7 +10,12 @@ from tests.host.padded import rows_are_those_alone
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
-SIDES = {"read": {"size": 3}, "sherl": {"size": 5}, "lst": {"reduction": 4, "heads": 2}}
+SIDES = {
+    "read": {"size": 3},
+    "sherl": {"size": 5},
+    "lst": {"reduction": 4, "heads": 2},
+    "vqt": {"queries": 2, "size": 3},
+}
 
 
 def saved(model, batch, host, name):
@@ -37,7 +42,7 @@ def test_a_pass_keeps_half_of_what_lora_keeps_at_most(kind):
     host = cw.Host(model)
     host.add("lora", "lora", rank=8)
     most = saved(model, batch, host, "lora")
-    for method in ("read", "lst"):
+    for method in ("read", "lst", "vqt"):
         host.add(method, method, **SIDES[method])
         assert saved(model, batch, host, method) < most / 2
 

@@ -36,6 +36,7 @@ SITES += [cw.Site(f"layers.{i}.attn.prefix", 16, 8, "prefix", "", False) for i i
 SITES += [cw.Site("embed.prompt", 32, 32, "prompt", "", False)]
 SITES += [cw.Site("embed", 32, 64, "embedding", "", False)]
 SITES += [cw.Site("layers.trunk", 32, 4 * 32 + 1, "trunk", "", False)]
+SITES += [cw.Site("layers.queries", 32, 3 * 32, "queries", "", False)]
 
 
 class FakeBase:

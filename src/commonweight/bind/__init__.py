@@ -25,6 +25,7 @@ from .magnitude import Magnitude
 from .mixture import Mixture
 from .product import Product
 from .quantised import Elastic, Requantised
+from .queries import Answered
 from .random_bases import RandomBases
 from .replace import Replace
 from .rotate import Butterfly, RotateBlocks, RotatePairs
@@ -39,6 +40,7 @@ from .thin import ThinHead, ThinTable
 
 __all__ = [
     "Anchored",
+    "Answered",
     "Before",
     "BiasShift",
     "Bottleneck",

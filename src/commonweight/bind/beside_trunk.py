@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..core import Base, serial
 
@@ -56,22 +58,31 @@ class Guidance:
     h_i = LN(W_i x_i + b_i) of the n states, the first what the first block is given; guide g = h_n; of the others, S_j:
     red_j = sum_k relu(cos(S_j, S_k)), w_j = relu(f (S_j g) + f_bias) / red_j, w := w / (sum |w| + 1e-8), and
     z = sum_j w_j S_j + g, all for each token.
-    Shapes: W (n, c, d), b, gain and shift (n, c), f (c,), f_bias and gamma (1,), W_out (d, c), the rest (d,).
+    Shapes: W (n, c, d), b, gain and shift (n, c), f (c,), f_bias and gamma (1,), W_out (d, c), the rest (d,). Cost: for
+    gradients nothing is kept but x and y; all of it is computed once more in the backward pass.
     Source: arXiv 2407.07523; github.com/Paranioar/SHERL @36b4496, VSE-infty/lib/adapter_for_transformer.py.
     """
 
     def output(self, x: Tensor, y: Tensor, base: Base, **p: Tensor) -> Tensor:
-        h = [
+        if not torch.is_grad_enabled():
+            return self.joined(x, y, **p)
+        few = -(-x.shape[-2] // 4)  # tokens at a time, whose joined states are all that is there at once
+        parts = zip(x.split(few, -2), y.split(few, -2))
+        again: Any = partial(checkpoint, self.joined, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*part, **p) for part in parts], -2)
+
+    def joined(self, x: Tensor, y: Tensor, **p: Tensor) -> Tensor:
+        *others, g = [
             normed(layer(s, p["W"][..., i, :, :], p["b"][..., i, :]), p["gain"][..., i, :], p["shift"][..., i, :])
             for i, s in enumerate(states(x, y))
         ]
-        others, g = torch.stack(h[:-1], -2), h[-1]
-        unit = others / others.norm(dim=-1, keepdim=True).clamp(min=1e-8)
-        redundant = torch.relu(unit @ unit.mT).sum(-1)
-        score = ((others * g[..., None, :]) * p["f"][..., None, None, :]).sum(-1) + p["f_bias"][..., None, :]
+        others = torch.stack(others, -2)
+        length = others.norm(dim=-1).clamp(min=1e-8)
+        redundant = (torch.relu(others @ others.mT) / length[..., None, :]).sum(-1) / length
+        score = (others @ (g * p["f"][..., None, :])[..., None])[..., 0] + p["f_bias"][..., None, :]
         w = torch.relu(score) / redundant
         w = w / (w.abs().sum(-1, keepdim=True) + 1e-8)
-        z = (w[..., None] * others).sum(-2) + g
+        z = (w[..., None, :] @ others)[..., 0, :] + g
         late = normed(layer(torch.relu(z), p["W_out"], p["b_out"]), p["gain_out"], p["shift_out"])
         return late + torch.tanh(p["gamma"] / 0.1)[..., None, :] * y
 

@@ -17,7 +17,7 @@ from .init import Init
 from .serial import dump, load, serial
 
 # kinds of sites that are no weight
-WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "prompt", "trunk", "head"})
+WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "prompt", "trunk", "queries", "head"})
 
 
 class Site(NamedTuple):
@@ -29,7 +29,8 @@ class Site(NamedTuple):
     and what they give before it is added, out) | "prefix" (keys and values in front of those of an attention; out:
     the width of either over all heads, inp: of one head) | "prompt" (tokens in front of a row of a causal decoder, as
     vectors) | "trunk" (what all blocks of a list give, and whether a token is no padding, inp; what the last of them
-    gives, out) | "head" (where a task's classifier reads).
+    gives, out) | "queries" (what the blocks of a list answer to queries, side by side, inp) | "head" (where a task's
+    classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
     a block and of what stands ahead of an attention "causal" where a token sees those before it alone.
     """
@@ -115,6 +116,7 @@ class Bind(Protocol):
                                        (B, d), what the plain base makes of each row, see `host.queries`
     cosines(query, **slots) -> (B, M)  of such a bind: what it goes by, for a loss of the method
     front(**slots) -> E (m, d)         at a prompt site alone: vectors of m tokens
+    asks(**slots) -> P (n, T, d)       at a site of queries alone: T for each of its n blocks
     places(**slots) -> int             of those, by how many positions the tokens behind them move; 0 where it lacks
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y. A bind with `input` has none

@@ -23,6 +23,7 @@ from .heard import keep, keeps
 from .queries import Queries
 from .route import Route
 from .sites import Ahead
+from .states import recomputing
 from .tenant import Entry, Tenant
 
 HOOK = "_commonweight_ahead"  # what a hooked attention keeps, to be found by the function that it asked for
@@ -57,12 +58,16 @@ def _asked(get: Callable) -> Callable:
 def attend(function: Callable, named: str, module: Any, *args: Any, **kwargs: Any) -> Any:
     """`function` with what the route puts in front at this module. Cost without a route: one look-up."""
     hook: AheadHook | None = getattr(module, "__dict__", {}).get(HOOK)
+    if hook is not None and hook.current.thread.answering is not None:
+        return hook.answered(function, named, *args, **kwargs)
     route = None if hook is None else hook.current.route
     if hook is None or route is None:
         return function(module, *args, **kwargs)
     if hook.current.thread.recording is not None:
         hook.record(*args, **kwargs)
         return function(module, *args, **kwargs)
+    if hook.asked and route.touches(hook.asked) and not recomputing():
+        hook.note(*args, **kwargs)
     if not hook.touched(route):
         return function(module, *args, **kwargs)
     return hook.joined(route, function, named, *args, **kwargs)
@@ -71,9 +76,10 @@ def attend(function: Callable, named: str, module: Any, *args: Any, **kwargs: An
 class AheadHook:
     """At one attention. It sits in the module's own dictionary, so that a copy of the model has the copy's."""
 
-    def __init__(self, at: Ahead, current: Current, queries: Queries, front: str = ""):
+    def __init__(self, at: Ahead, current: Current, queries: Queries, front: str = "", asked: str = ""):
         self.at, self.current, self.queries = at, current, queries
         self.front = front  # the site of prompts whose keys and values come here
+        self.asked = asked  # the site of queries that read the keys and values made here
 
     def install(self) -> list[Any]:
         self.at.module.__dict__[HOOK] = self
@@ -102,6 +108,31 @@ class AheadHook:
         """Of a prompt that runs by itself, one row."""
         assert self.current.thread.recording is not None
         self.current.thread.recording[self.at.name] = key[0], value[0]
+
+    def note(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
+        """For queries, which read a row's own tokens and have no part in what is kept of them."""
+        thread, t = self.current.thread, query.shape[2]
+        see = thread.there(self.at.name, query[:, 0])
+        thread.made[self.at.name] = Rows(key[:, :, :t].detach(), value[:, :, :t].detach(), see)
+
+    def answered(
+        self, function: Callable, named: str, query: Tensor, key: Tensor, value: Tensor,
+        attention_mask: Tensor | None = None, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Queries: what they say of themselves is not read; a row's tokens are, but for padding."""
+        thread = self.current.thread
+        assert thread.answering is not None
+        if named not in FUNCTIONS:
+            raise CommonweightError(
+                f"{self.at.name}: {named} attention cannot be asked by queries; call "
+                "model.set_attn_implementation('sdpa') (or 'eager') before you route a tenant that has some"
+            )
+        keys, values, see = thread.answering[self.at.name]
+        if see is not None:
+            see = see[:, None, None].expand(-1, 1, query.shape[2], -1)
+            see = bent(see, query.dtype) if named == "eager" else see
+        kwargs = {k: v for k, v in kwargs.items() if k != "position_bias"} | {"is_causal": False}
+        return function(self.at.module, query, keys, values, see, *args, **kwargs)
 
     def joined(
         self, route: Route, function: Callable, named: str, query: Tensor, key: Tensor, value: Tensor,

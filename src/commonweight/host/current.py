@@ -66,6 +66,9 @@ class _OfThread(threading.local):
         self.called: tuple[Any, tuple, dict] | None = None  # the pass that runs: the model, and what it was given
         self.past = False  # whether a cache holds tokens from before it
         self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave in it
+        self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
+        self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
+        self.answering: dict[str, Any] | None = None  # the same, while blocks answer to queries
 
     def begin(self, module: Any, args: tuple, kwargs: dict) -> None:
         """A pass of the model begins."""
@@ -76,7 +79,7 @@ class _OfThread(threading.local):
         named = "attention_mask", "decoder_attention_mask", "decoder_input_ids"
         self.masks = {k: given[k] for k in named if k in given}
         self.past = any(_length(v) for v in given.values())
-        self.states = {}
+        self.states, self.calls, self.made = {}, {}, {}
 
     def there(self, site: str, x: Tensor) -> Tensor | None:
         """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""

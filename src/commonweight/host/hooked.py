@@ -24,6 +24,7 @@ from .sites import (
     Front,
     Pattern,
     Physical,
+    Queried,
     depthwise,
     input_table,
     once,
@@ -90,7 +91,8 @@ class HookedModel:
         self.queries = Queries(self.modules, self.current)
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
             mine = next((f.name for f in fronts if at.name in f.joins), "")
-            self.hooks += ahead.AheadHook(at, self.current, self.queries, mine).install()
+            asked = next((q.name for q in self.modules.values() if isinstance(q, Queried) and at.name in q.ahead), "")
+            self.hooks += ahead.AheadHook(at, self.current, self.queries, mine, asked).install()
         self.hooks += moved.install(self.inner, dict(named(self.model)), self.modules, self.current)
         self.hooks += frozen.install(alone.values(), self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)

@@ -14,6 +14,7 @@ from ..bind import Copy, Entries, active
 from ..core import CommonweightError, counted
 from . import skips
 from .apart import Unfit
+from .asked import beside
 from .carried import bare
 from .change import changed
 from .current import Current
@@ -22,10 +23,9 @@ from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
-from .sites import Block, Physical, Trunk
+from .sites import Block, Physical
 from .skips import Skip, shorter
 from .stacks import stack
-from .states import States
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
 from .weights import plain
@@ -44,7 +44,7 @@ class SiteHook:
         self.limit: Limit | None = None  # of the head that scores the vocabulary
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
-        self.states = States(physical, current) if isinstance(physical, Trunk) else None
+        self.states = beside(physical, current)
         self.plain = physical.kind == "linear" and (
             type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
         )
@@ -417,8 +417,8 @@ def recomputed(name: str, current: Current, last: Any) -> Any:
     """
     readers = None if current.route is None else current.route.readers
     if torch._C._current_graph_task_id() == -1:
-        return readers
-    if readers != last and not current.replayed:
+        return last if current.thread.answering is not None else readers
+    if readers != last and not current.replayed and current.thread.answering is None:
         raise CommonweightError(
             f"{name}: a checkpoint recomputes it in backward, where the route of its forward is not in "
             "force; run backward inside the host.route(...) of its forward, right after it, or use "

@@ -61,18 +61,23 @@ class States:
         thread, at = self.current.thread, self.at
         if (states := thread.states.get(at.name)) is None:
             raise CommonweightError(f"{at.name}: its last block runs, and its first did not; run the whole model")
-        tenants = [route.single] if route.single is not None else [t for t, _ in route.groups if t is not None]
-        reads = [(t, e.bind) for t in tenants for e in t.table.get(at.name, [])]
-        whole = next((t for t, bind in reads if not getattr(bind, "tokenwise", True)), None)
-        if thread.past and whole is not None:
-            raise CommonweightError(
-                f"{at.name}: the network of tenant {whole.name!r} ({whole.method.name}) reads whole rows, and a cache "
-                "holds what came before; generate with use_cache=False"
-            )
+        whole_rows(at.name, route, thread.past)
         self.passed(len(at.blocks), at.module, (), y)
         if not torch.is_grad_enabled():
             del thread.states[at.name]
         return states
+
+
+def whole_rows(site: str, route: Route, past: bool) -> None:
+    """Raises: CommonweightError where a cache holds what came before, and a tenant's network reads whole rows."""
+    tenants = [route.single] if route.single is not None else [t for t, _ in route.groups if t is not None]
+    reads = [(t, e.bind) for t in tenants for e in t.table.get(site, [])]
+    whole = next((t for t, bind in reads if not getattr(bind, "tokenwise", True)), None)
+    if past and whole is not None:
+        raise CommonweightError(
+            f"{site}: the network of tenant {whole.name!r} ({whole.method.name}) reads whole rows, and a cache holds "
+            "what came before; generate with use_cache=False"
+        )
 
 
 def recomputing() -> bool:

@@ -10,6 +10,7 @@ from .discover import discover
 from .families import families, towers
 from .physical import Physical, Rows, numbers, plain_class
 from .prefix import Ahead, Front
+from .queried import Queried
 from .roles import role
 from .tied import input_table, once, output_head, said, ties
 from .trunk import Trunk
@@ -21,6 +22,7 @@ __all__ = [
     "Front",
     "Pattern",
     "Physical",
+    "Queried",
     "Rows",
     "Trunk",
     "blocks",

@@ -10,7 +10,7 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import packed_whole
-from . import attention, block, conv, embedding, linear, norm, parameter, parts, prefix, trunk
+from . import attention, block, conv, embedding, linear, norm, parameter, parts, prefix, queried, trunk
 from .found import Found, Whole
 from .physical import Physical
 from .tied import input_table
@@ -26,8 +26,8 @@ def discover(
     """(modules by name, every site, the default ones).
 
     Default: linear projections, convolutions, norms, parameters, outputs of the blocks, their attention and
-    feed-forward parts, what stands ahead of their keys and values, and the trunks that they make up; all but embeddings
-    of a model that has no blocks; with experts and routers of a mixture.
+    feed-forward parts, what stands ahead of their keys and values, the trunks that they make up, and queries to them;
+    all but embeddings of a model that has no blocks; with experts and routers of a mixture.
     fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
@@ -48,7 +48,7 @@ def discover(
             default += sites if found.default else []
     ahead = prefix.find(whole)
     front = prefix.front(input_table(model, modules), ahead, whole)
-    for found in [*ahead, *front, *trunk.find(every, modules)]:
+    for found in [*ahead, *front, *trunk.find(every, modules), *queried.find(every, modules, ahead)]:
         modules[found.site.name] = found.at
         every.append(found.site)
         default += [found.site] if found.default else []

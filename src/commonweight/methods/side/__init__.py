@@ -3,5 +3,6 @@
 from .lst import LST
 from .read import READ
 from .sherl import SHERL
+from .vqt import VQT
 
-__all__ = ["LST", "READ", "SHERL"]
+__all__ = ["LST", "READ", "SHERL", "VQT"]
