@@ -23,7 +23,7 @@ class Answered:
 
     tokenwise: ClassVar[bool] = False
 
-    def asks(self, P: Tensor, **_: Tensor) -> Tensor:
+    def queries(self, P: Tensor, **_: Tensor) -> Tensor:
         return P
 
     def output(self, x: Tensor, y: Tensor, base: Base, P: Tensor, V: Tensor, U: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class Bind(Protocol):
                                        (B, d), what the plain base makes of each row, see `host.queries`
     cosines(query, **slots) -> (B, M)  of such a bind: what it goes by, for a loss of the method
     front(**slots) -> E (m, d)         at a prompt site alone: vectors of m tokens
-    asks(**slots) -> P (n, T, d)       at a site of queries alone: T for each of its n blocks
+    queries(**slots) -> P (n, T, d)    at a site of queries alone: T for each of its n blocks
     places(**slots) -> int             of those, by how many positions the tokens behind them move; 0 where it lacks
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y. A bind with `input` has none

@@ -107,9 +107,9 @@ class Stacked:
         k, v = self.mapped(lambda *q, **slots: self.bind.ahead(*q, **slots), slots)(*mine)
         return (k.flatten(0, 1), v.flatten(0, 1)) if query else (k, v)
 
-    def asks(self, **slots: Tensor) -> Tensor:
+    def queries(self, **slots: Tensor) -> Tensor:
         """(n, blocks, T, d): every tenant's queries for its own rows."""
-        return self.mapped(lambda **slots: self.bind.asks(**slots), slots)()
+        return self.mapped(lambda **slots: self.bind.queries(**slots), slots)()
 
     def places(self, **slots: Tensor) -> int:
         one = {k: v[0] if k in self.many else v for k, v in slots.items()}

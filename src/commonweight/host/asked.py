@@ -121,7 +121,7 @@ class Asked:
         entries = [] if tenant is None else tenant.table.get(self.at.name, [])
         if not entries:
             return like.new_empty(len(self.at.blocks), 0, self.at.width)
-        return torch.cat([e.bind.asks(**e.slots(like.dtype)) for e in entries], -2)
+        return torch.cat([e.bind.queries(**e.slots(like.dtype)) for e in entries], -2)
 
 
 def standing(call: dict[str, Any], x: Tensor, there: Tensor | None) -> dict[str, Any]:
