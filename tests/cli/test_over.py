@@ -91,6 +91,13 @@ def test_mistakes(at, bert, capsys, more, told):
     assert code == 2 and told in err and not out
 
 
+def test_they_are_listed(capsys):
+    code, out, _ = call(capsys, "methods", "--over")
+    assert code == 0 and all(n in out for n in cw.methods.OVER.available()) and "vb-lora" not in out
+    code, out, _ = call(capsys, "methods", "psec")
+    assert code == 0 and "weighs other tenants" in out and "hidden" in out
+
+
 def test_mistakes_in_a_file(at, bert, capsys):
     text = "tenants:\n  c: {data: rows.jsonl}\n"
     for line, told in (

@@ -23,6 +23,7 @@ def command(
     lifelong: Annotated[
         bool, typer.Option("--lifelong", help="Methods for tasks that come one after another: adapt --stream.")
     ] = False,
+    over: Annotated[bool, typer.Option("--over", help="Methods that weigh other tenants: adapt --over.")] = False,
 ) -> None:
     """List the methods, or the options of one."""
     from rich.console import Console
@@ -33,21 +34,22 @@ def command(
         early.lifelong(name)
         Console(highlight=False).print(streams() if name is None else stream(name))
         return
-    name = early.method(name)
+    name = early.method(name, over=True)
     console = Console(highlight=False)
-    console.print(everything() if name is None else one(name))
+    console.print(everything(over) if name is None else one(name))
 
 
-def everything() -> Any:
+def everything(over: bool = False) -> Any:
     from rich.table import Table
 
-    from ..methods import available
+    from ..methods import METHODS, OVER
 
     table = Table(title="Methods", title_justify="left", show_lines=True)
     for head in ("name", "paper", "trainable parameters", "reads"):
         table.add_column(head, overflow="fold", no_wrap=head == "name")
-    for m in available().values():
-        table.add_row(m.name, m.paper, m.formula, ", ".join(m.kinds) or "the head")
+    for m in (OVER if over else METHODS).available().values():
+        reads = "what its tenants read" if over else ", ".join(m.kinds) or "the head"
+        table.add_row(m.name, m.paper, m.formula, reads)
     return table
 
 
@@ -84,13 +86,14 @@ def one(name: str) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    from ..methods import get
+    from ..methods import OVER, either
 
-    m = get(name)
+    m = either(name)
+    sites = f"reads sites of kind: {', '.join(m.kinds) or 'head'}" + (f" ({', '.join(m.roles)})" if m.roles else "")
     facts = [
         f"{m.name}: {m.paper}",
         f"trainable parameters: {m.formula}",
-        f"reads sites of kind: {', '.join(m.kinds) or 'head'}" + (f" ({', '.join(m.roles)})" if m.roles else ""),
+        "weighs other tenants, and reads what they read: adapt --over" if name in OVER.all else sites,
         f"learning rate: {m.lr:g}",
         f"a fresh tenant leaves the base {'unchanged' if m.fresh == 'exact' else 'changed: ' + m.fresh}",
     ]
