@@ -23,6 +23,7 @@ ALL = (
     "mixed_precision",
     "adding_tenants",
     "mixed_batch",
+    "prefix",
     "experts",
     "mixture",
     "qlora",

@@ -16,10 +16,10 @@ def test_each_answer_is_its_tenants(family):
     add(host, "first", "prefix-tuning", tokens=3, sites="*.0.*")
     add(host, "prompt", "prompt-tuning", tokens=4)
     add(host, "lora", "lora")
-    asked = [
-        ask(t, i, max_new_tokens=10) for i, t in enumerate(["five", "two", None, "first", "lora", "prompt", "five"])
-    ]
-    with Engine(host, max_requests=7, max_batch_tokens=32, page_size=8) as engine:
+    add(host, "mam", "mam", tokens=4, size=3)
+    names = ["five", "two", None, "first", "lora", "prompt", "five", "mam"]
+    asked = [ask(t, i, max_new_tokens=10) for i, t in enumerate(names)]
+    with Engine(host, max_requests=8, max_batch_tokens=32, page_size=8) as engine:
         right(host, asked, engine.generate(asked))
         for few in (asked[:1], asked[5:6]):
             right(host, few, engine.generate(few))
