@@ -33,7 +33,7 @@ demo-serve: $(CHATS) ## serve a dozen chat tenants of SmolLM2-135M, ask them in 
 	@OMP_NUM_THREADS=2 $(PY) -W ignore -m demo.chats
 
 test: lint docs ## everything that must be green: lint, types, layers, docs, then the fast test suite
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 fuzz: $(READY) ## the properties of the suite on new inputs, twenty times as many as `make test` draws (FUZZ=20)
 	@FUZZ=$(or $(FUZZ),20) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) $$(grep -rl "tests.drawn" tests)

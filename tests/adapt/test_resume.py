@@ -14,15 +14,26 @@ from commonweight import CommonweightError
 from commonweight.adapt import adapt, open_host, run
 from commonweight.adapt.checkpoint import Checkpoint, Store, read
 from tests.adapt import tiny
+from tests.drawn import TIMES
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_at_any_moment(tmp_path, bert):
+    """At half of the moments that are named; at all of them by `make fuzz`."""
     tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(50))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.adapt.killed", str(tmp_path), str(bert)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.adapt.killed",
+        str(tmp_path),
+        str(bert),
+        *(["every"] if TIMES else []),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=500)
     assert done.returncode == 0, done.stderr
     ended = json.loads(done.stdout)

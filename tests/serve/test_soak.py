@@ -18,8 +18,8 @@ def shop(tmp_path_factory):
 
 
 def test_a_short_soak(shop, tmp_path):
-    found = soak(shop, tmp_path, 40, runs=3, steps=8)
-    assert found["requests"] >= 40 and found["answer tokens compared"] > 50
+    found = soak(shop, tmp_path, 24, runs=2, steps=8)
+    assert found["requests"] >= 24 and found["answer tokens compared"] > 30
     assert found["kinds"].keys() & {"put", "load", "evict", "damage"} and found["say their canary"] > 0
 
 

@@ -194,7 +194,7 @@ def test_what_is_shared_is_shared_across_experts():
         assert max(n for p, n in readers.items() if p in tenant.pools) >= 8
 
 
-@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+@pytest.mark.parametrize("implementation", ["grouped_mm", pytest.param("eager", marks=pytest.mark.slow)])
 def test_a_compiled_model_answers_as_the_tenants(implementation):
     host, batch = hosted("qwen3_moe", implementation)
     routes = ("lora", ["dora", None, "lora", "dora"], None)
