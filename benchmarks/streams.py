@@ -36,9 +36,11 @@ SIDES: dict[str, dict[str, Any]] = {
     "par": {"rank": 8}, "inflora": {"rank": 8, "rows": 64}, "l2p": {}, "dualprompt": {}, "coda-prompt": {},
     "mocl-p": {},
 }  # fmt: skip
+RATES = dict.fromkeys(("l2p", "dualprompt", "coda-prompt", "mocl-p"), 1e-2)  # prefixes: their adapters' own
 ABOUT = (
     f"{', '.join(ORDER)}, one after another on MiniLM (all-MiniLM-L6-v2): {TRAIN} training rows each, "
-    f"{RECIPE['epochs']} epochs, LoRA r8 where the adapter can be chosen. Accuracy on "
+    f"{RECIPE['epochs']} epochs at the rate {RECIPE['lr']} (methods of prompts 0.01), LoRA r8 where the adapter can be "
+    "chosen. Accuracy on "
     f"{TEST} test rows of demo/data; the task is told, but for what stands in brackets, where the method found it. One "
     "order, one seed: differences of less than six points say nothing. Bytes are those of the store at the end, "
     "seconds those of training on a busy machine. `python -m benchmarks.streams` makes it; "
@@ -59,7 +61,7 @@ def run(method: str, host: Any, order: Sequence[str] = ORDER, seed: int = 0) -> 
             options=SIDES[method],
             evals=evals,
             say=print,
-            **{**RECIPE, "seed": seed},
+            **{**RECIPE, "seed": seed, "lr": RATES.get(method, RECIPE["lr"])},
         )
     stages = made.record["stages"]
     return {

@@ -36,6 +36,8 @@ about our test, not about the paper's own experiment. `make claims` writes this 
 - Parameters are counted from our plans on the shapes of the paper's models.
 - Accuracies come from `make compare` (`docs/results/compare`) and `make bench` (`benchmarks/results`). Their encoder
   has 23 M parameters.
+- Methods marked "stream" learn tasks one after another; their figures come of `python -m benchmarks.streams` and
+  `python -m benchmarks.stream_bytes`.
 - Brackets hold the spread: 95 % over seeds, or the range of the seeds. If the bound lies inside the spread, the claim
   is open."""
 
@@ -159,12 +161,38 @@ def tenants(claim: dict[str, Any]) -> Verdict:
     return Verdict(f"1/{1 / row['ratio']:,.0f}", HOLDS if row["ratio"] <= m["at_most"] else FAILS)
 
 
+def stream(claim: dict[str, Any]) -> Verdict:
+    """A figure of a stream of tasks minus that of another method's, in points: mean and range of the orders that both
+    were run in. One order alone decides nothing."""
+    m = claim["measure"]
+    first, more = (_read(RESULTS / f"{n}.json") or {} for n in ("streams", "streams_orders"))
+    runs = [{"0": first[n], **more.get(n, {})} if n in first else {} for n in (claim["method"], m["against"])]
+    orders = sorted(runs[0].keys() & runs[1].keys())
+    if not orders:
+        return Verdict("-", NOT_YET)
+    each = [100 * (runs[0][o][m["field"]] - runs[1][o][m["field"]]) for o in orders]
+    figure = f"{sum(each) / len(each):+.1f} ({min(each):+.1f} to {max(each):+.1f}, {len(each)} orders)"
+    if len(each) == 1:
+        return Verdict(f"{each[0]:+.1f} (one order)", "open: one order")
+    return Verdict(figure, _judge(min(each), max(each), m))
+
+
+def stored(claim: dict[str, Any]) -> Verdict:
+    """Bytes of a store after twenty tasks over those of a LoRA r16 tenant for each."""
+    found = _read(RESULTS / "stream_bytes.json") or {}
+    if not {claim["method"], "separate"} <= found.keys():
+        return Verdict("-", NOT_YET)
+    ours, theirs = found[claim["method"]], found["separate"]
+    ratio, apart = ours["bytes"][-1] / theirs["bytes"][-1], 100 * (ours["average"] - theirs["average"])
+    return Verdict(f"1/{1 / ratio:.1f}, {apart:+.1f} points", HOLDS if ratio <= claim["measure"]["at_most"] else FAILS)
+
+
 def none(claim: dict[str, Any]) -> Verdict:
     return Verdict("-", f"{CANNOT}: {claim['measure']['why']}")
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], Verdict]] = {
-    f.__name__: f for f in (parameters, pools, quality, share, benchmark, tenants, none)
+    f.__name__: f for f in (parameters, pools, quality, share, benchmark, tenants, stream, stored, none)
 }
 
 
@@ -214,13 +242,22 @@ def claims() -> list[dict[str, Any]]:
     return json.loads(CLAIMS.read_text("utf-8"))
 
 
+def of(claim: Mapping[str, Any]) -> str:
+    """The registry of its method."""
+    return "lifelong" if claim["measure"]["kind"] in ("stream", "stored") else "methods"
+
+
 def page() -> str:
     rows = ["| method | the paper | here | measured | verdict |", "| --- | --- | --- | ---: | --- |"]
     for c in claims():
-        cw.methods.either(c["method"])
+        if of(c) == "lifelong":
+            cw.lifelong.get(c["method"])
+        else:
+            cw.methods.either(c["method"])
         found = KINDS[c["measure"]["kind"]](c)
         bound = _bound(c["measure"])
-        cells = (f"`{c['method']}`", c["claim"], c["here"] + (f" ({bound})" if bound else "") or "-", *found)
+        name = f"`{c['method']}`" + " (stream)" * (of(c) == "lifelong")
+        cells = (name, c["claim"], c["here"] + (f" ({bound})" if bound else "") or "-", *found)
         rows.append("| " + " | ".join(cells) + " |")
     return INTRODUCTION + "\n\n" + "\n".join(rows) + "\n"
 

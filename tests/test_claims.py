@@ -27,7 +27,9 @@ def results(tmp_path, monkeypatch):
 
 
 def test_every_method_has_a_claim_and_every_claim_a_method():
-    assert {c["method"] for c in gen.claims()} == {*cw.methods.available(), *cw.methods.OVER.available()}
+    of = {kind: {c["method"] for c in gen.claims() if gen.of(c) == kind} for kind in ("methods", "lifelong")}
+    assert of["methods"] == {*cw.methods.available(), *cw.methods.OVER.available()}
+    assert of["lifelong"] <= {*cw.lifelong.available()}
 
 
 def test_every_claim_has_all_its_parts():
@@ -41,7 +43,7 @@ def test_every_claim_has_all_its_parts():
 def test_the_page_has_a_row_for_every_claim(results):
     rows = [line for line in gen.page().splitlines() if line.startswith("| `")]
     assert len(rows) == len(gen.claims()) and all(row.count(" | ") == 4 for row in rows)
-    kinds = {"quality", "share", "benchmark", "tenants"}
+    kinds = {"quality", "share", "benchmark", "tenants", "stream", "stored"}
     assert sum("not measured yet" in row for row in rows) == sum(c["measure"]["kind"] in kinds for c in gen.claims())
 
 
@@ -106,6 +108,30 @@ def test_ten_thousand_tenants(results):
         rows = [{"label": "sharelora", "ratio": 1}, {"label": "share k=32", "ratio": ratio}]
         (results[1] / "ten_thousand.json").write_text(json.dumps({"rows": rows}))
         assert gen.tenants(claim).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("others", "verdict"),
+    [([], "open: one order"), ([0.7, 0.8], gen.HOLDS), ([0.4, 0.4], gen.OPEN)],
+)
+def test_streams(results, others, verdict):
+    claim = {"method": "ewc", "measure": {"kind": "stream", "against": "replay", "field": "average", "at_least": 0.0}}
+    assert gen.stream(claim).verdict == gen.NOT_YET
+    first = {"ewc": {"average": 0.7}, "replay": {"average": 0.6}}
+    (results[1] / "streams.json").write_text(json.dumps(first))
+    more = {"ewc": {str(i): {"average": a} for i, a in enumerate(others, 1)}, "replay": {"1": {"average": 0.5}}}
+    (results[1] / "streams_orders.json").write_text(json.dumps(more))
+    figure, said = gen.stream(claim)
+    assert said == verdict and figure.startswith("+10.0" if not others else "+15.0" if others[0] == 0.7 else "+0.0")
+
+
+def test_bytes_of_a_stream(results):
+    claim = {"method": "share", "measure": {"kind": "stored", "at_most": 0.05}}
+    assert gen.stored(claim).verdict == gen.NOT_YET
+    for size, verdict in ((4, gen.HOLDS), (6, gen.FAILS)):
+        found = {"share": {"bytes": [1, size], "average": 0.7}, "separate": {"bytes": [9, 100], "average": 0.71}}
+        (results[1] / "stream_bytes.json").write_text(json.dumps(found))
+        assert gen.stored(claim).verdict == verdict and "-1.0 points" in gen.stored(claim).figure
 
 
 def test_write_and_check(tmp_path, capsys):

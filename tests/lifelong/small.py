@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "k-fpf": {"rank": 2, "rows": 4, "epochs": 1},
     "mos": {"size": 2},
     "replay": {"rank": 2, "rows": 4},
+    "share": {"k": 4, "rank": 2},
     "spu": {"rows": 6},
 }
 RECIPE: dict[str, Any] = {"epochs": 1, "batch_size": 6, "lr": 5e-3, "checkpoint_every": 1}

@@ -22,10 +22,11 @@ from . import (
     replay,
     separate,
     sequential,
+    share,
     spu,
 )
 
 __all__ = [
     "available", "coda_prompt", "conpet", "coso", "dualprompt", "ewc", "get", "inflora", "joint", "k_fpf", "l2p", "lwf",
-    "mocl_p", "mos", "o_lora", "par", "replay", "resolve", "separate", "sequential", "spu",
+    "mocl_p", "mos", "o_lora", "par", "replay", "resolve", "separate", "sequential", "share", "spu",
 ]  # fmt: skip
