@@ -152,7 +152,7 @@ def test_a_choice_of_tokens_in_a_packed_row_is_refused():
 class Uneven:
     """A gate that keeps the first token of the first row, and all of the others."""
 
-    def gate(self, x, base, there, **_):
+    def opens(self, x, base, there, **_):
         g = torch.ones(x.shape[:-1])
         g[0, 1:] = 0
         return g
@@ -166,7 +166,7 @@ def test_rows_that_keep_different_numbers_of_tokens_want_padding():
     host = cw.Host(model)
     tenant = host.add("t", "coda", size=3)
     for entries in tenant.table.values():
-        entries[0].bind, entries[0].gate, entries[0].output = Uneven(), Uneven().gate, Uneven().output
+        entries[0].bind, entries[0].opens, entries[0].output = Uneven(), Uneven().opens, Uneven().output
     with (
         torch.no_grad(),
         host.route("t"),
