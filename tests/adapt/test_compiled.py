@@ -17,7 +17,9 @@ def traced(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind,more", [("llama", {"method": "lora"}), ("bert", {"method": "dora"})])
+@pytest.mark.parametrize(
+    "kind,more", [("llama", {"method": "lora"}), pytest.param("bert", {"method": "dora"}, marks=pytest.mark.slow)]
+)
 def test_the_numbers_are_the_same(bert, llama, traced, kind, more):
     model, task = (llama, "lm") if kind == "llama" else (bert, "classify")
     if kind == "llama":  # batches of one shape, and of another once: each is traced

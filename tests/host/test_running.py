@@ -209,7 +209,10 @@ def test_autocast_and_a_bfloat16_base():
     assert all(p.grad is not None and p.grad.dtype is torch.float32 for n in "ab" for p in host[n].parameters())
 
 
-@pytest.mark.parametrize("route", ["a", "b", ["a", "b", None, "a"], ["a", "c", "c", "a"], ["v", "w", "w", "v"]])
+@pytest.mark.parametrize("route", [
+    "a", ["a", "b", None, "a"],
+    *(pytest.param(r, marks=pytest.mark.slow) for r in ("b", ["a", "c", "c", "a"], ["v", "w", "w", "v"])),
+])  # fmt: skip
 def test_torch_compile_without_a_graph_break(route):
     torch._dynamo.reset()
     host, model, batch = two("bert")

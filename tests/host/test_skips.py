@@ -188,7 +188,7 @@ def test_a_block_that_reads_a_cache_is_given_all_tokens_or_refuses():
         skips.block(at, x, shut, None, mixed=False, cached=True)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("llama", "dyt"), ("bert", "coda")])
+@pytest.mark.parametrize(("kind", "method"), [("llama", "dyt"), pytest.param("bert", "coda", marks=pytest.mark.slow)])
 def test_a_compiled_model_gives_the_same(kind, method):
     model, batch = make(kind)
     host = cw.Host(model)

@@ -134,7 +134,8 @@ def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
         with torch.no_grad(), host.route(name):
             return answer(model, {k: v[i : i + 1] for k, v in batch.items()})
 
-    for route in (["one", None, "two", "one"], ["two", "one", "two", "one"], ["lora", "one", "two", None]):
+    routes = ["lora", "one", "two", None], ["one", None, "two", "one"], ["two", "one", "two", "one"]
+    for route in routes if kind in ("llama", "bert") else routes[:1]:
         with torch.no_grad(), host.route(route):
             mixed = answer(model, batch)
         for i, name in enumerate(route):
