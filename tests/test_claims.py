@@ -112,26 +112,31 @@ def test_ten_thousand_tenants(results):
 
 @pytest.mark.parametrize(
     ("others", "verdict"),
-    [([], "open: one order"), ([0.7, 0.8], gen.HOLDS), ([0.4, 0.4], gen.OPEN)],
+    [([], "open: one order"), ([0.7], "open: two orders"), ([0.7, 0.8], gen.HOLDS), ([0.4, 0.4], gen.OPEN)],
 )
 def test_streams(results, others, verdict):
     claim = {"method": "ewc", "measure": {"kind": "stream", "against": "replay", "field": "average", "at_least": 0.0}}
     assert gen.stream(claim).verdict == gen.NOT_YET
     first = {"ewc": {"average": 0.7}, "replay": {"average": 0.6}}
     (results[1] / "streams.json").write_text(json.dumps(first))
-    more = {"ewc": {str(i): {"average": a} for i, a in enumerate(others, 1)}, "replay": {"1": {"average": 0.5}}}
+    more = {
+        "ewc": {str(i): {"average": a} for i, a in enumerate(others, 1)},
+        "replay": {str(i): {"average": 0.5} for i in (1, 2)},
+    }
     (results[1] / "streams_orders.json").write_text(json.dumps(more))
     figure, said = gen.stream(claim)
-    assert said == verdict and figure.startswith("+10.0" if not others else "+15.0" if others[0] == 0.7 else "+0.0")
+    assert said == verdict and figure.startswith(
+        {0: "+10.0", 1: "+15.0"}.get(len(others), "+20.0" if 0.7 in others else "-3.3")
+    )
 
 
 def test_bytes_of_a_stream(results):
     claim = {"method": "share", "measure": {"kind": "stored", "at_most": 0.05}}
     assert gen.stored(claim).verdict == gen.NOT_YET
-    for size, verdict in ((4, gen.HOLDS), (6, gen.FAILS)):
-        found = {"share": {"bytes": [1, size], "average": 0.7}, "separate": {"bytes": [9, 100], "average": 0.71}}
+    for size, average, verdict in ((4, 0.705, gen.HOLDS), (6, 0.705, gen.FAILS), (4, 0.68, gen.FAILS)):
+        found = {"share": {"bytes": [1, size], "average": average}, "separate": {"bytes": [9, 100], "average": 0.71}}
         (results[1] / "stream_bytes.json").write_text(json.dumps(found))
-        assert gen.stored(claim).verdict == verdict and "-1.0 points" in gen.stored(claim).figure
+        assert gen.stored(claim).verdict == verdict and f"{100 * average - 71:+.1f} points" in gen.stored(claim).figure
 
 
 def test_write_and_check(tmp_path, capsys):
