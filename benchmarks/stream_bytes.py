@@ -11,7 +11,6 @@ most 160 training rows each; accuracy on all test rows of the pair, after the la
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from commonweight import lifelong
 from commonweight.adapt import Data, evaluate, open_host, read
 
 from .shapes import minilm_folder
-from .streams import DATA, RECIPE, RESULTS
+from .streams import DATA, RECIPE, RESULTS, loaded, save
 
 TRAIN = 160
 Rows = list[dict[str, Any]]
@@ -92,13 +91,13 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(args: list[str]) -> None:
-    found = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
+    found = loaded(FILE)
     wanted = [] if "--table" in args else args or [m for m in SIDES if m not in found]
     host = open_host(minilm_folder()) if wanted else None
     for method in wanted:
         print(method, flush=True)
         found[method] = run(method, host)
-        FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(FILE, found)
     FILE.with_suffix(".md").write_text(table(found), encoding="utf-8")
 
 

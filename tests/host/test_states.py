@@ -7,7 +7,7 @@ import transformers as tf
 import commonweight as cw
 from commonweight.host.current import _OfThread
 from tests.host.padded import rows_are_those_alone
-from tests.laws.subjects import stir
+from tests.laws.subjects import small, stir
 from tests.models import answer, make
 
 SIDES = {
@@ -152,4 +152,34 @@ def none(*_):
 def test_whether_a_cache_holds_tokens(cache, past):
     thread = _OfThread()
     thread.begin(torch.nn.Identity(), (), {"past_key_values": cache})
-    assert thread.past is past
+    assert thread.run.past is past
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("method", ["lst", "vqt", "dyt", "prompt-pool"])
+def test_two_passes_before_one_backward_find_each_its_own(method, reentrant):
+    """Other tokens and other padding in the second, which a checkpoint computes again first."""
+
+    def gradients(on: bool) -> list[torch.Tensor]:
+        model, batch = make("bert")
+        if on:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        host = cw.Host(model)
+        t = stir(host.add("t", method, **small(method)), std=0.3)
+        model.train()
+        for m in model.modules():
+            if isinstance(m, torch.nn.Dropout):
+                m.p = 0.0
+        mask = torch.ones_like(batch["input_ids"])
+        mask[:, 4:] = 0
+        with host.route("t"):
+            first = answer(model, {**batch, "attention_mask": torch.ones_like(mask)})
+            second = answer(model, {"input_ids": batch["input_ids"].flip(1), "attention_mask": mask})
+            (first.square().sum() + second.square().sum()).backward()
+        return [p.grad for p in t.parameters() if p.grad is not None]
+
+    want = gradients(False)
+    assert any(g.abs().sum() > 0 for g in want)
+    for got, g in zip(gradients(True), want, strict=True):
+        torch.testing.assert_close(got, g, rtol=1e-4, atol=1e-5)

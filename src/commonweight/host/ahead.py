@@ -113,7 +113,7 @@ class AheadHook:
         """For queries, which read a row's own tokens and have no part in what is kept of them."""
         thread, t = self.current.thread, query.shape[2]
         see = thread.there(self.at.name, query[:, 0])
-        thread.made[self.at.name] = Rows(key[:, :, :t].detach(), value[:, :, :t].detach(), see)
+        thread.run.made[self.at.name] = Rows(key[:, :, :t].detach(), value[:, :, :t].detach(), see)
 
     def answered(
         self, function: Callable, named: str, query: Tensor, key: Tensor, value: Tensor,
@@ -252,7 +252,7 @@ class AheadHook:
         bind, slots = entry.bind, entry.slots(like.dtype)
         if not getattr(bind, "asks", False):
             return bind.ahead(**slots)
-        query = self.queries.of(self.at.name, route, len(like))
+        query = self.queries.of(self.at.name, len(like))
         if query.shape[1] != slots["K0"].shape[-1]:
             raise CommonweightError(
                 f"{self.at.name}: the model's blocks are {query.shape[1]} wide, the keys of its attention "

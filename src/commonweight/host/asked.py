@@ -60,29 +60,29 @@ class Asked:
                 f"{at.name}: block {place} is given {'no tensor' if x is None else tuple(x.shape)}; wanted (rows, "
                 f"tokens, {at.width}). It cannot be asked anything; take a method that changes weights, such as lora"
             )
-        self.current.thread.calls[at.name, place] = standing(given, x, self.current.thread.there(at.name, x))
+        self.current.thread.run.calls[at.name, place] = standing(given, x, self.current.thread.there(at.name, x))
 
     def collected(self, route: Route, y: Any) -> Tensor:
         """(B, T, n d): what each block answers to the queries of each row, zeros in place of queries that a row lacks.
 
         Raises: CommonweightError with a cache, and where an attention did not say its keys; Unfit for a route that
         names readers of tokens."""
-        thread, at = self.current.thread, self.at
+        thread, run, at = self.current.thread, self.current.thread.run, self.at
         if torch.compiler.is_compiling():
             raise CommonweightError(
                 f"{at.name}: blocks answer to queries behind the pass that is compiled; call the model without "
                 "torch.compile"
             )
-        whole_rows(at.name, route, thread.past)
-        if silent := next((n for n in at.ahead if n not in thread.made), None):
+        whole_rows(at.name, route, run.past)
+        if silent := next((n for n in at.ahead if n not in run.made), None):
             raise CommonweightError(
                 f"{silent}: this attention ran without asking transformers' attention interface for its function, so "
                 "that no query can read its keys; load the model with attn_implementation='sdpa'"
             )
-        calls = [thread.calls[at.name, i] for i in range(len(at.blocks))]
-        made = {n: thread.made[n] for n in at.ahead}
+        calls = [run.calls[at.name, i] for i in range(len(at.blocks))]
+        made = {n: run.made[n] for n in at.ahead}
         if not torch.is_grad_enabled():  # else a checkpoint may run this once more
-            thread.calls, thread.made = {}, {}
+            run.calls, run.made = {}, {}
         asked = self.asked(route, y if isinstance(y, Tensor) else y[0])
         thread.answering = made
         try:

@@ -47,15 +47,17 @@ def _second(forward: Callable) -> Callable:
 
 
 def kept(function: Callable) -> Callable:
-    """The function, under the routes that are in force now; under none where none was."""
-    return partial(_run, dict(ROUTES.get()), function)
+    """The function, in the passes and under the routes that are in force now; under none where none was."""
+    routes = dict(ROUTES.get())
+    return partial(_run, routes, {c: c.thread.run for c in routes}, function)
 
 
-def _run(routes: dict, function: Callable, *args: Any, **kwargs: Any) -> Any:
+def _run(routes: dict, runs: dict, function: Callable, *args: Any, **kwargs: Any) -> Any:
     with ExitStack() as stack:
         for current in {**ROUTES.get(), **routes}:
             state = routes.get(current)
-            stack.enter_context(current.within(None if state is None else state.route, replayed=True))
+            run = runs.get(current, current.thread.run)
+            stack.enter_context(current.again(None if state is None else state.route, run))
         return function(*args, **kwargs)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import ContextDecorator
+from collections.abc import Iterator, Mapping
+from contextlib import ContextDecorator, contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from types import FrameType
@@ -50,6 +50,28 @@ class State:
 _UNSAID = State(None)
 
 
+class Pass:
+    """One pass of the model: what it was given, and what is kept of it for its sites. Where a checkpoint computes a
+    part of it again in backward, that part finds its own pass, whatever ran since."""
+
+    def __init__(self, module: Any = None, args: tuple = (), kwargs: Mapping[str, Any] = NOTHING):
+        named = kwargs
+        if len(args) > 1:
+            known = inspect.signature(module.forward).parameters
+            named = {**dict(zip(known, args)), **kwargs}
+        masks = "attention_mask", "decoder_attention_mask", "decoder_input_ids"
+        self.given: tuple[Any, tuple, Mapping[str, Any]] | None = (module, args, kwargs)  # None: it has ended
+        self.masks = {k: named[k] for k in masks if k in named}  # which tokens are no padding
+        self.past = any(_length(v) for v in named.values())  # whether a cache holds tokens from before it
+        self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave
+        self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
+        self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
+        self.queries: Mapping[str, Tensor] | None = None  # list of blocks -> what the plain base makes of each row
+
+    def end(self) -> None:
+        self.given = None
+
+
 class _OfThread(threading.local):
     """What belongs to a thread indeed: the copy that is traced, and memory that is used again and again."""
 
@@ -62,29 +84,17 @@ class _OfThread(threading.local):
         self.recording: dict[str, Any] | None = None  # prefix site -> keys and values of a prompt that runs by itself
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
         self.heard: Any = None  # where routers say what they say, while somebody listens
-        self.masks: Mapping[str, Any] = NOTHING  # of the pass that runs: which tokens are no padding
-        self.called: tuple[Any, tuple, dict] | None = None  # the pass that runs: the model, and what it was given
-        self.past = False  # whether a cache holds tokens from before it
-        self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave in it
-        self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
-        self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
-        self.answering: dict[str, Any] | None = None  # the same, while blocks answer to queries
+        self.run = Pass()  # the pass of the model that runs, or ran last
+        self.answering: dict[str, Any] | None = None  # keys and values, while blocks answer to queries
 
     def begin(self, module: Any, args: tuple, kwargs: dict) -> None:
         """A pass of the model begins."""
-        given, self.called = kwargs, (module, args, kwargs)
-        if len(args) > 1:
-            known = inspect.signature(module.forward).parameters
-            given = {**dict(zip(known, args)), **kwargs}
-        named = "attention_mask", "decoder_attention_mask", "decoder_input_ids"
-        self.masks = {k: given[k] for k in named if k in given}
-        self.past = any(_length(v) for v in given.values())
-        self.states, self.calls, self.made = {}, {}, {}
+        self.run = Pass(module, args, kwargs)
 
     def there(self, site: str, x: Tensor) -> Tensor | None:
         """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""
-        paired = "decoder_input_ids" in self.masks and "decoder" in site.split(".")
-        mask = self.masks.get("decoder_attention_mask" if paired else "attention_mask")
+        paired = "decoder_input_ids" in self.run.masks and "decoder" in site.split(".")
+        mask = self.run.masks.get("decoder_attention_mask" if paired else "attention_mask")
         if not isinstance(mask, Tensor) or mask.dim() != 2 or x.dim() < 3 or mask.shape[0] != x.shape[0]:
             return None
         return mask[:, -x.shape[1] :].bool() if mask.shape[1] >= x.shape[1] else None
@@ -157,6 +167,17 @@ class Current:
     def within(self, route: Route | None, replayed: bool = False) -> Opened:
         """A context manager (and decorator): within it, and in what is started in it, this route is in force."""
         return Opened(self, State(route, replayed))
+
+    @contextmanager
+    def again(self, route: Route | None, run: Pass) -> Iterator[None]:
+        """A checkpoint computes a part of a pass once more, under the route of its forward."""
+        thread = self.thread
+        before, thread.run = thread.run, run
+        try:
+            with self.within(route, replayed=True):
+                yield
+        finally:
+            thread.run = before
 
     def put(self, state: State | None) -> None:
         """In force here from now on; None: nothing is said. What other hosts have open stays."""

@@ -99,7 +99,15 @@ class Forward(Entrance):
         self.looked: set[frozenset[str]] = set()  # sites of tenants whose layers were seen to be given rows first
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        route = None if torch.compiler.is_compiling() else self.current.route
+        if torch.compiler.is_compiling():
+            return self.own(*args, **kwargs)
+        try:
+            return self.routed(*args, **kwargs)
+        finally:
+            self.current.thread.run.end()
+
+    def routed(self, *args: Any, **kwargs: Any) -> Any:
+        route = self.current.route
         if route is None or route.single is not None:
             return self.own(*args, **kwargs)
         found = size(args, kwargs)

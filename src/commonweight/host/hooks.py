@@ -17,7 +17,7 @@ from .apart import Unfit
 from .asked import beside
 from .carried import bare
 from .change import changed
-from .current import Current
+from .current import Current, Pass
 from .frozen import own_forward
 from .images import images_by_row
 from .limit import Limit
@@ -435,10 +435,11 @@ class Replay:
         self.checkpoint, self.current = checkpoint, current
 
     def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        return self.checkpoint(partial(self.run, self.current.route, function), *args, **kwargs)
+        run = partial(self.run, self.current.route, self.current.thread.run, function)
+        return self.checkpoint(run, *args, **kwargs)
 
-    def run(self, route: Route | None, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        with self.current.within(route, replayed=True):
+    def run(self, route: Route | None, run: Pass, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        with self.current.again(route, run):
             return function(*args, **kwargs)
 
 

@@ -11,27 +11,25 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, counted
 from .apart import Unfit
-from .current import Current
+from .current import Current, Pass
 from .front import kept_whole
-from .route import Route
 from .sites import Physical
+from .states import recomputing
 
 
 class Queries:
     """A row's query: the mean over its tokens of what the last block gives, (d,), without gradients or dropout.
 
     Of a tower with several lists of blocks each has its own. Cost: one pass of the base for each pass that asks.
-    A pass that a checkpoint computes again in backward finds the queries of the last one under its route.
+    What a checkpoint computes again in backward finds those of its own pass.
     """
 
     def __init__(self, modules: Mapping[str, Physical], current: Current):
-        blocks = [(n, at) for n, at in modules.items() if at.kind == "block"]
-        self.last: dict[str, tuple[str, nn.Module]] = {}  # list of blocks -> its last one
-        for name, at in blocks:
-            self.last[name.rpartition(".")[0]] = name, at.module
+        blocks = {n: at.module for n, at in modules.items() if at.kind == "block"}
+        self.last = {n.rpartition(".")[0]: (n, m) for n, m in blocks.items()}  # list of blocks -> its last one
         self.current = current
 
-    def of(self, site: str, route: Route, rows: int) -> Tensor:
+    def of(self, site: str, rows: int) -> Tensor:
         """(rows, d). Raises: CommonweightError under torch.compile, and where the site is in no list of blocks."""
         if torch.compiler.is_compiling():
             raise CommonweightError(
@@ -41,36 +39,34 @@ class Queries:
         home = max((h for h in self.last if site.startswith(f"{h}.")), key=len, default=None)
         if home is None:
             raise CommonweightError(f"{site}: it is in no list of blocks, whose last one would say what a row means")
-        found = self.found(route).get(home)
+        found = self.found().get(home)
         if found is None or len(found) != rows:
             seen = "nothing" if found is None else counted(len(found), "row")
             raise Unfit(f"{site}: {counted(rows, 'row')} ask here, and the plain base said {seen}", site)
         return found
 
-    def found(self, route: Route) -> Mapping[str, Tensor]:
-        """Of the pass that runs: made when the first site asks, and kept on the route."""
-        called = self.current.thread.called
-        known = route.kept.get("queries")
-        if known is not None and (self.current.replayed or known[0] is called):
-            return known[1]
-        if called is None:
-            raise CommonweightError("a row's query comes of the whole model's input; call the model, not a part of it")
-        made = self.made(*called)
-        route.kept["queries"] = called, made
-        return made
+    def found(self) -> Mapping[str, Tensor]:
+        """Of the pass that runs: made when the first site asks."""
+        run = self.current.thread.run
+        if run.queries is None or not (run.given or self.current.replayed or recomputing()):
+            if run.given is None or run.given[0] is None:
+                raise CommonweightError(
+                    "a row's query comes of the whole model's input; call the model, not a part of it"
+                )
+            run.queries = self.made(*run.given)
+        return run.queries
 
     def of_batch(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """(rows, d), of a model's inputs, outside of a pass; of several lists of blocks the first one's."""
-        self.current.thread.begin(model, (), dict(batch))
-        return next(iter(self.made(model, (), dict(batch)).values()))
+        return next(iter(self.made(model, (), batch).values()))
 
     @torch.no_grad()
-    def made(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    def made(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         thread, out = self.current.thread, {}
-        before = thread.given_to, thread.joined, thread.states, thread.heard
+        before = thread.given_to, thread.joined, thread.run, thread.heard
         training = [m for m in model.modules() if m.training]
         handles = [m.register_forward_hook(partial(self.heard, out, h, n)) for h, (n, m) in self.last.items()]
-        thread.given_to, thread.joined, thread.states, thread.heard = {}, set(), {}, None
+        thread.given_to, thread.joined, thread.run, thread.heard = {}, set(), Pass(model, args, kwargs), None
         for m in training:
             m.training = False
         try:
@@ -81,7 +77,7 @@ class Queries:
                 m.training = True
             for h in handles:
                 h.remove()
-            thread.given_to, thread.joined, thread.states, thread.heard = before
+            thread.given_to, thread.joined, thread.run, thread.heard = before
         return out
 
     def heard(self, out: dict[str, Tensor], home: str, site: str, module: nn.Module, args: tuple, y: Any) -> None:

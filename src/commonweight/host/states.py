@@ -44,11 +44,11 @@ class States:
                 f"{at.name}: its first block was called without a tensor; a tenant cannot read here"
             )
         thread = self.current.thread
-        thread.states[at.name] = at.begun(bare(x), thread.there(at.name, x))
+        thread.run.states[at.name] = at.begun(bare(x), thread.there(at.name, x))
 
     def passed(self, place: int, module: nn.Module, args: tuple, kwargs: Any, *output: Any) -> None:
         """A block has run."""
-        states = self.current.thread.states.get(self.at.name)
+        states = self.current.thread.run.states.get(self.at.name)
         if states is None or recomputing():
             return
         y = output[0] if output else kwargs
@@ -59,12 +59,12 @@ class States:
         """All of them, y of the last block among them. Raises: CommonweightError with a cache, where a network reads
         whole rows."""
         thread, at = self.current.thread, self.at
-        if (states := thread.states.get(at.name)) is None:
+        if (states := thread.run.states.get(at.name)) is None:
             raise CommonweightError(f"{at.name}: its last block runs, and its first did not; run the whole model")
-        whole_rows(at.name, route, thread.past)
+        whole_rows(at.name, route, thread.run.past)
         self.passed(len(at.blocks), at.module, (), y)
         if not torch.is_grad_enabled():
-            del thread.states[at.name]
+            del thread.run.states[at.name]
         return states
 
 

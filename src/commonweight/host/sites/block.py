@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,6 +50,15 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
     role = "causal" if _causal(module, whole.model) else ""
     block = Found(Block(name, module, width), Site(name, width, width, "block", role, False), True)
     return [block, *parameter.find(name, module, whole)]
+
+
+def lists(sites: Iterable[Site]) -> dict[str, list[Site]]:
+    """The blocks among the sites, by the list that they stand in, in order."""
+    found: dict[str, list[Site]] = {}
+    for s in sites:
+        if s.kind == "block":
+            found.setdefault(s.name.rpartition(".")[0], []).append(s)
+    return found
 
 
 def find_head(name: str, module: nn.Module, whole: Whole) -> list[Found]:

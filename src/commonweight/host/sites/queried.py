@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...core import Site
-from .block import Block
+from .block import Block, lists
 from .found import Found
 from .physical import Physical
 
@@ -28,12 +28,8 @@ class Queried(Block):
 def find(sites: Sequence[Site], modules: Mapping[str, Physical], ahead: Sequence[Found]) -> list[Found]:
     """One for each list of two or more blocks of one width, of which each has one self-attention that asks
     transformers' interface for its function."""
-    lists: dict[str, list[Site]] = {}
-    for s in sites:
-        if s.kind == "block":
-            lists.setdefault(s.name.rpartition(".")[0], []).append(s)
     out: list[Found] = []
-    for home, mine in lists.items():
+    for home, mine in lists(sites).items():
         blocks: list[Any] = [modules[s.name].module for s in mine]
         inside = [[f.at.name for f in ahead if f.at.name.startswith(f"{s.name}.")] for s in mine]
         alike = len({s.out for s in mine}) == 1 and len(set(map(id, blocks))) == len(blocks)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...core import CommonweightError, Site
-from .block import Block
+from .block import Block, lists
 from .found import Found
 from .physical import Physical
 
@@ -49,12 +49,8 @@ class Trunk(Block):
 def find(sites: list[Site], modules: Mapping[str, Physical]) -> list[Found]:
     """Two for each list of two or more blocks of one width: `trunk`, and of three states or more `early`, which ends
     before the last block."""
-    lists: dict[str, list[Site]] = {}
-    for s in sites:
-        if s.kind == "block":
-            lists.setdefault(s.name.rpartition(".")[0], []).append(s)
     out: list[Found] = []
-    for home, mine in lists.items():
+    for home, mine in lists(sites).items():
         blocks: list[Any] = [modules[s.name].module for s in mine]
         if len(mine) < 2 or len({s.out for s in mine}) > 1 or len(set(map(id, blocks))) < len(blocks):
             continue
