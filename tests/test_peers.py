@@ -82,3 +82,11 @@ def test_methods_over_tenants_say_what_they_are():
     assert peers.OVER == tuple(cw.methods.OVER.available())
     with pytest.raises(cw.CommonweightError, match=r"psec weighs other tenants, .* over=\[NAMES\]"):
         cw.methods.get("psec")
+
+
+def test_lifelong_methods_say_what_they_are():
+    assert set(peers.STREAMS) == {*cw.lifelong.available()} - {*cw.methods.available()}
+    with pytest.raises(
+        cw.CommonweightError, match=r"l2p learns tasks one after another, .* --stream tasks.yaml --meth"
+    ):
+        cw.methods.get("l2p")

@@ -172,5 +172,6 @@ def _from_text(owner: str, name: str, text: str, hint: Any) -> Any:
                 return text
         except ValueError:
             continue
-    form = ', written as JSON: [0, 4] or [["*.q", 4]]' if get_origin(hint) is tuple else ""
+    example = '[["*.q", 4]]' if any(map(get_args, get_args(hint))) else "[4] or [0, 4]"
+    form = f", written as JSON: {example}" if get_origin(hint) is tuple else ""
     raise CommonweightError(f"{owner}: {name}={text}: wanted {_show(hint)}{form}")

@@ -60,6 +60,27 @@ def method(name: str, known: Iterable[str]) -> str:
 
 OVER = ("arrow", "autolora", "lorahub", "phatgoose", "psec", "xlora")  # what they weigh are tenants
 
+# what learns tasks in a row
+STREAMS = (
+    "coda-prompt",
+    "conpet",
+    "coso",
+    "dualprompt",
+    "ewc",
+    "inflora",
+    "joint",
+    "k-fpf",
+    "l2p",
+    "lwf",
+    "mocl-p",
+    "o-lora",
+    "par",
+    "replay",
+    "separate",
+    "sequential",
+    "spu",
+)
+
 
 def known(name: str, names: Iterable[str]) -> str:
     """`method`, of these. Raises: CommonweightError for what is none, with what to take in its place."""
@@ -72,6 +93,11 @@ def known(name: str, names: Iterable[str]) -> str:
         raise CommonweightError(
             f"{here} weighs other tenants, and is told which: adapt --over NAME,NAME on the command line; in Python "
             f"adapt(..., method={here!r}, over=[NAMES]) or host.add(..., over=[NAMES])"
+        )
+    if (here := method(str(name), STREAMS)) in STREAMS:
+        raise CommonweightError(
+            f"{here} learns tasks one after another, from a file that lists them: adapt --stream tasks.yaml --method "
+            f"{here}; in Python lifelong.learn"
         )
     if (instead := nearest(str(name))) is not None:
         raise CommonweightError(f"unknown method {name!r}: this library does not have it; nearest here: {instead}")
