@@ -16,6 +16,7 @@ SITES = [
         cw.Site(f"layers.{i}.norm", 64, 1, "norm"),
         cw.Site(f"layers.{i}", 64, 64, "block", "", False),
         cw.Site(f"layers.{i}.mlp", 64, 64, "ffn", "", False),
+        cw.Site(f"layers.{i}.attn", 64, 64, "attention", "", False),
         cw.Site(f"layers.{i}.attn.prefix", 64, 16, "prefix", "", False),
     )
 ] + [

@@ -1,6 +1,7 @@
-"""Sequences: what is trained stands in front of a row, as tokens or as keys and values; no weight changes."""
+"""Sequences: what is trained stands in front of a row, as tokens or keys and values, or acts so; no weight changes."""
 
 from . import mam, p_tuning, prefix_tuning, prompt_pool, prompt_tuning
+from .apt_prompts import APTPrompts
 from .mam import MAM
 from .p_tuning import PTuning
 from .prefix_tuning import PrefixTuning
@@ -9,6 +10,7 @@ from .prompt_tuning import PromptTuning
 
 __all__ = [
     "MAM",
+    "APTPrompts",
     "PTuning",
     "PrefixTuning",
     "PromptPool",
