@@ -1,5 +1,6 @@
 """What a reader does with what it read: one small file per family of pure functions."""
 
+from .activated import Activated
 from .ahead import KeysValues, ProjectedKeysValues, ProjectedTokens, PromptPool, SoftTokens
 from .anchored import Anchored
 from .beside_trunk import Guidance, Ladder, OverDepth, narrow
@@ -39,6 +40,7 @@ from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
 
 __all__ = [
+    "Activated",
     "Anchored",
     "Answered",
     "Before",

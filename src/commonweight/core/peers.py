@@ -10,6 +10,7 @@ from .errors import CommonweightError, unknown
 OPTIONS: Mapping[str, str] = {
     # peft.LoraConfig and its kin
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "use_rslora": "rslora",
+    "alora_invocation_tokens": "invocation",
     "target_modules": "sites", "trainable_token_indices": "token_rows",
     "vera_dropout": "dropout", "vblora_dropout": "dropout", "randlora_dropout": "dropout",
     "randlora_alpha": "alpha", "module_dropout": "dropout", "reduction_factor": "reduction",

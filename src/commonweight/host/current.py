@@ -62,7 +62,12 @@ class Pass:
         masks = "attention_mask", "decoder_attention_mask", "decoder_input_ids"
         self.given: tuple[Any, tuple, Mapping[str, Any]] | None = (module, args, kwargs)  # None: it has ended
         self.masks = {k: named[k] for k in masks if k in named}  # which tokens are no padding
-        self.past = any(_length(v) for v in named.values())  # whether a cache holds tokens from before it
+        held = [n for v in named.values() if (n := _length(v))]
+        self.past = bool(held)  # whether a cache holds tokens from before it
+        self.behind = max(held, default=0)  # how many; -1 where a cache does not count them
+        self.ids = ids if isinstance(ids := named.get("input_ids", args[0] if args else None), Tensor) else None
+        self.starts: dict[tuple[int, ...], Tensor] = {}  # invocation -> column of each row from which on it acts
+        self.active: dict[tuple[int, ...], Tensor] = {}  # invocation -> which tokens of the pass act, (B, T, 1)
         self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave
         self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
         self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
@@ -101,7 +106,7 @@ class _OfThread(threading.local):
 
 
 def _length(cache: Any) -> int:
-    """Tokens that a cache holds; of one that does not count them, whether it holds any."""
+    """Tokens that a cache holds; of one that does not count them -1 where it holds any."""
     length = getattr(cache, "get_seq_length", None)
     if length is None:
         return 0
@@ -109,7 +114,7 @@ def _length(cache: Any) -> int:
         return int(length())
     except (ValueError, TypeError, NotImplementedError):  # states alone, or one length a layer
         seen: Any = getattr(cache, "has_previous_state", False)
-        return int(bool(seen() if callable(seen) else seen))
+        return -int(bool(seen() if callable(seen) else seen))
 
 
 class _Speaks(threading.local):

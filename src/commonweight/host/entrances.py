@@ -20,6 +20,7 @@ from .apart import Unfit, by_reader, cut, is_cache, uncached
 from .current import Current
 from .hooks import arrive
 from .images import cut_of, images_by_row
+from .invoked import remember
 from .order import Order
 from .route import Route, size
 from .tenant import Tenant
@@ -102,7 +103,9 @@ class Forward(Entrance):
         if torch.compiler.is_compiling():
             return self.own(*args, **kwargs)
         try:
-            return self.routed(*args, **kwargs)
+            out = self.routed(*args, **kwargs)
+            remember(self.current.thread.run, out)
+            return out
         finally:
             self.current.thread.run.end()
 
@@ -189,7 +192,7 @@ class Forward(Entrance):
             images = cut_of(self.model, kwargs, route.length)
             if images is None:
                 raise Unfit("the images of all rows lie in one list, of which it cannot be known which row each is of")
-        run = partial(_as, self.current, self.model)
+        run = partial(_within, self.current, self.model, route)
         if not self.caches or kwargs.get("use_cache") is not None:
             return by_reader(run, route.groups, args, kwargs, route.length, images)
         try:  # as the model does by default: FSMT answers otherwise where it keeps no cache
@@ -206,21 +209,51 @@ class Forward(Entrance):
 
 
 class Generate(Entrance):
-    """Generation. A mixed route gets a copy of its own, whose rows may be repeated for beams or contrastive search."""
+    """Generation. A mixed route gets a copy of its own, whose rows may be repeated for beams or contrastive search; so
+    does one of tenants that act from some tokens of the prompt on."""
 
     name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         route = self.current.route
-        if route is None or route.single is not None:
+        invoked = route is not None and route.root.invocations
+        if route is None or (route.single is not None and not invoked):
             return self.own(*args, **kwargs)
         mine = route.root.again()
+        mine.prompt = _prompt(args, kwargs) if invoked else None
         config = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
         penalty, top_k = (kwargs.get(k, getattr(config, k, None)) for k in ("penalty_alpha", "top_k"))
         if penalty and top_k and top_k > 1:
             mine.factors.add(top_k)
         with self.current.within(mine):
             return self.own(*args, **kwargs)
+
+
+def _prompt(args: tuple, kwargs: dict) -> torch.Tensor:
+    """The token ids that `generate` is given. Raises: CommonweightError for none, and where some of its passes read
+    another text."""
+    given = [kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]]
+    found = next((v for v in given if isinstance(v, torch.Tensor) and not v.is_floating_point()), None)
+    if found is None:
+        raise CommonweightError(
+            "generate: an activated LoRA begins where the token ids of the prompt say; give it input_ids"
+        )
+    config = kwargs.get("generation_config")
+    if (kwargs.get("guidance_scale", getattr(config, "guidance_scale", None)) or 1) != 1:
+        raise CommonweightError(
+            "generate: guidance_scale reads a second text without the prompt, in which an activated LoRA has no "
+            "beginning; leave it out"
+        )
+    return found if found.dim() > 1 else found[None]
+
+
+def _alike(route: Route | None) -> None:
+    """Raises: CommonweightError where rows that are packed in one begin to act at some token each."""
+    if route is not None and route.root.invocations:
+        raise CommonweightError(
+            "continuous batching of transformers packs all texts into one row, in which an activated LoRA's beginnings "
+            "cannot be told; use generate, or commonweight.serve.Engine"
+        )
 
 
 class Expand(Entrance):
@@ -242,6 +275,7 @@ class GenerateBatch(Entrance):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         route = self.current.route
+        _alike(route)
         if route is None or route.single is not None:
             return self.own(inputs, *args, **kwargs)
         route = route.root
@@ -279,6 +313,7 @@ class Continuous(Entrance):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         reader = self.reading()
+        _alike(self.current.route)
         if reader is not None and not self.model._can_set_attn_implementation():  # type: ignore[operator]
             raise CommonweightError(
                 f"continuous batching: the attention of {type(self.model).__name__} cannot read the paged cache, and "
@@ -317,6 +352,11 @@ class Asked:
                 "its cache was computed; make one per tenant, each inside host.route(...)"
             )
         return self.function(*args, **kwargs)
+
+
+def _within(current: Current, run: Callable, route: Route, reader: Tenant | None, *args: Any, **kwargs: Any) -> Any:
+    with current.within(route.alone(reader)):
+        return run(*args, **kwargs)
 
 
 def _as(current: Current, run: Callable, reader: Tenant | None, *args: Any, **kwargs: Any) -> Any:

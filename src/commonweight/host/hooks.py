@@ -88,13 +88,13 @@ class SiteHook:
         if route.single is not None:
             if not any(e.opens for e in route.single.table[self.at.name]):
                 return None
-            at = of_one(self.at, route, x, thread.heard, thread.given_to)
+            at = of_one(self.at, route, x, self.current)
             return self.opened(route.single.table[self.at.name], x, there, at)
         if not any(e.opens for t, _ in route.groups if t is not None for e in t.table.get(self.at.name, [])):
             return None
         folded, layout = self.layout(route, x)
         known = x.new_ones(*x.shape[:-1], 1) if there is None else there[..., None]
-        run = partial(self.some_opened, places=Places.of(self.at, route, x, thread.heard, thread.given_to))
+        run = partial(self.some_opened, places=Places.of(self.at, route, x, self.current))
         return self.by_bucket(layout, folded, route.fold(known)[0], run, x)  # type: ignore[index]
 
     def opened(self, entries: list[Entry], x: Tensor, there: Tensor | None, at: Any) -> Tensor:
@@ -239,7 +239,7 @@ class SiteHook:
             entries = route.single.table.get(self.at.name)
             if entries is None:
                 return y
-            at = of_one(self.at, route, x, self.current.thread.heard, self.current.thread.given_to)
+            at = of_one(self.at, route, x, self.current)
             try:
                 if torch.is_grad_enabled() and len(entries) == 1:
                     if self.owns_output():
@@ -252,8 +252,7 @@ class SiteHook:
         if not route.length or not route.touches(self.at.name):
             return y
         folded, layout = self.layout(route, x)
-        thread = self.current.thread
-        places = Places.of(self.at, route, x, thread.heard, thread.given_to)
+        places = Places.of(self.at, route, x, self.current)
         run = self.mixed if places is None else partial(self.mixed, places=places)
         return self.by_bucket(layout, folded, route.fold(y)[0], run, y)  # type: ignore[index]
 

@@ -47,7 +47,7 @@ class Route:
 
     __slots__ = (
         "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "order",
-        "root", "rows", "shape", "single", "tokens",
+        "prompt", "root", "rows", "shape", "single", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class Route:
         self.images = True  # whether each row brings its own images, as far as can be known
         self.rows = 0  # of the model's input in the forward that runs
         self.tokens = 0  # per row, of the model's input in the forward that runs
+        self.prompt: Tensor | None = None  # what `generate` was given, (rows, T), where a reader goes by it
         self.order: Order | None = None  # of a forward that is run to see where its rows go
         self.groups = list(groups)
         self.length = sum(len(p) for _, p in self.groups)
@@ -80,7 +81,24 @@ class Route:
 
     def again(self) -> Route:
         """The same readers, for other work: nothing that a forward pass leaves on a route is shared."""
-        return Route(self.groups, self.single, self.shape)
+        out = Route(self.groups, self.single, self.shape)
+        out.prompt = self.prompt
+        return out
+
+    def alone(self, reader: Tenant | None) -> Route | None:
+        """One reader's rows, in their order; None for the plain base's."""
+        if reader is None:
+            return None
+        out = Route(single=reader)
+        if self.prompt is not None:
+            out.prompt = self.prompt[next(p for t, p in self.groups if t is reader)]
+        return out
+
+    @property
+    def invocations(self) -> list[tuple[int, ...]]:
+        """The tokens from which on its readers act, of those who do not act everywhere."""
+        readers = [self.single] if self.single is not None else [t for t, _ in self.groups]
+        return [i for t in readers if t is not None for i in t.invocations]
 
     def pick(self, rows: list[int]) -> Route:
         """The readers of some rows alone, in that order."""
@@ -90,6 +108,7 @@ class Route:
         shape = None if self.shape is None else (len(rows), *self.shape[1:])
         out = Route.of([at[r * each + i] for r in rows for i in range(each)], shape)
         out.images, out.tokens = self.images, self.tokens
+        out.prompt = None if self.prompt is None else self.prompt[rows]
         return out
 
     def by_row(self, found: tuple[int, int] | None) -> bool:
@@ -107,6 +126,7 @@ class Route:
             groups = [(t, [p * factor + i for p in places for i in range(factor)]) for t, places in root.groups]
             root._repeated[factor] = found = Route(groups)
             found.root = root
+            found.prompt = None if root.prompt is None else root.prompt.repeat_interleave(factor, 0)
         return root._repeated[factor]
 
     @classmethod

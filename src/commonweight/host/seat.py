@@ -1,4 +1,5 @@
-"""A site as one call of a bind sees it: with an ear for its router, and with what another site was given."""
+"""A site as one call of a bind sees it: with an ear for its router, with what another site was given, and with the tokens
+that act."""
 
 from __future__ import annotations
 
@@ -9,23 +10,36 @@ from typing import Any
 from torch import Tensor
 
 from ..core import CommonweightError
+from . import invoked
+from .current import Current
 from .heard import Heard, keep, keeps
 from .route import Bucket, Route
 from .sites import Physical
+from .states import recomputing
+from .tenant import Entry
 
 
 class Seat:
     """at: the site. keep: takes its name and a router's logits, where somebody listens. lent: what other sites were
-    given in this pass, for the very places that the bind is called for."""
+    given in this pass, for the very places that the bind is called for. active: which of these act; None: all do."""
 
-    def __init__(self, at: Any, keep: Callable | None, lent: Mapping[str, Tensor], suffix: str = ""):
-        self._at, self._keep, self._lent, self._suffix = at, keep, lent, suffix
+    def __init__(
+        self,
+        at: Any,
+        keep: Callable | None,
+        lent: Mapping[str, Tensor],
+        suffix: str = "",
+        active: Tensor | None = None,
+    ):
+        self._at, self._keep, self._lent, self._suffix, self.active = at, keep, lent, suffix, active
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._at, name)
 
     def rows(self, rows: tuple[int, int] | None) -> Seat:
-        return self if rows is None else Seat(self._at.rows(rows), self._keep, self._lent, f"[{rows[0]}:{rows[1]}]")
+        if rows is None:
+            return self
+        return Seat(self._at.rows(rows), self._keep, self._lent, f"[{rows[0]}:{rows[1]}]", self.active)
 
     def tell(self, logits: Tensor) -> None:
         if self._keep is not None:
@@ -42,46 +56,64 @@ class Seat:
         return self._lent[site]
 
 
-def of_one(at: Physical, route: Route, x: Tensor, heard: Heard | None, given: dict[str, Tensor]) -> Any:
+def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
     """For the one tenant of a batch."""
+    thread = current.thread
+    heard, given = thread.heard, thread.given_to
     entries = route.single.table[at.name]  # type: ignore[union-attr]
     if entries[0].lends:
         given[at.name] = x
-    source = entries[0].source
-    if not source and heard is None:
+    source, tokens = entries[0].source, entries[0].invocation
+    if not source and heard is None and not tokens:
         return at
     tell = partial(keep, heard, [route.single], None, heard.real(x)) if heard is not None and keeps(heard) else None
-    return Seat(at, tell, _taken(given, source))
+    active = _active(at, route, x, current, tokens) if tokens else None
+    return Seat(at, tell, _taken(given, source), active=active)
 
 
 class Places:
     """For the buckets of a mixed batch at one site: what each of their places has beside its input."""
 
-    def __init__(self, real: Tensor | None, lent: Mapping[str, Tensor]):
-        self.real, self.lent = real, lent  # both with the route's places first
+    def __init__(self, real: Tensor | None, lent: Mapping[str, Tensor], active: Mapping[tuple[int, ...], Tensor]):
+        self.real, self.lent, self.active = real, lent, active  # all with the route's places first
 
     @classmethod
-    def of(cls, at: Physical, route: Route, x: Tensor, heard: Heard | None, given: dict[str, Tensor]) -> Places | None:
+    def of(cls, at: Physical, route: Route, x: Tensor, current: Current) -> Places | None:
         """None where no bucket needs any."""
+        heard, given = current.thread.heard, current.thread.given_to
         found = [t.table[at.name][0] for t, _ in route.groups if t is not None and t.table.get(at.name)]
         if any(e.lends for e in found):
             given[at.name] = x
         sources = {e.source for e in found if e.source}
-        if not sources and heard is None:
+        invoked = {e.invocation for e in found if e.invocation}
+        if not sources and heard is None and not invoked:
             return None
         real = None if heard is None else route.fold(heard.real(x))[0]  # type: ignore[index]
         lent = {k: t for s in sources for k, t in _taken(given, s).items()}
         folded = {k: f[0] for k, t in lent.items() if (f := route.fold(t)) is not None}
-        return cls(real, folded)
+        active: dict[tuple[int, ...], Tensor] = {}
+        if invoked and route.by_row((route.rows, route.tokens)):  # else each token is told whose it is
+            active = {i: route.fold(_active(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
+        return cls(real, folded, active)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:
         w, tell = bucket.where, None
         if self.real is not None and heard is not None and keeps(heard):
             tell = partial(keep, heard, bucket.tenants, bucket.reader, self.real if w is None else self.real[w])
         lent = {k: t if w is None else t[w] for k, t in self.lent.items()}
+        entry: Entry = bucket.entries[0][0]
+        active = self.active.get(entry.invocation)
+        if active is not None and w is not None:
+            active = active[w]
         if len(bucket.entries) > 1:
             lent = {k: t.reshape(len(t), -1, t.shape[-1]) for k, t in lent.items()}
-        return Seat(at, tell, lent)
+            active = None if active is None else active.reshape(len(active), -1, 1)
+        return Seat(at, tell, lent, active=active)
+
+
+def _active(at: Physical, route: Route, x: Tensor, current: Current, tokens: tuple[int, ...]) -> Tensor:
+    mask = invoked.active(current.thread.run, route, tokens, at.name, current.replayed or recomputing())
+    return invoked.fitted(mask, x, at.name)
 
 
 def _taken(given: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -48,8 +48,8 @@ class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
     __slots__ = (
-        "bind", "grouped", "inputs", "lends", "opens", "output", "precise", "reads", "rows", "signature", "source",
-        "trained",
+        "bind", "grouped", "inputs", "invocation", "lends", "opens", "output", "precise", "reads", "rows", "signature",
+        "source", "trained",
     )  # fmt: skip
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
@@ -62,6 +62,7 @@ class Entry:
         self.precise: bool = getattr(bind, "precise", False)
         self.lends: bool = getattr(bind, "lends", False)  # whether others read what this site is given
         self.source: str = getattr(bind, "source", "")  # the site whose input it reads beside its own
+        self.invocation: tuple[int, ...] = getattr(bind, "invocation", ())  # tokens from which on it acts
         self.narrow(rows)
 
     def narrow(self, rows: tuple[int, int] | None) -> None:
@@ -143,6 +144,11 @@ class Tenant:
     @table.setter
     def table(self, table: dict[str, list[Entry]]) -> None:
         self._table, self._places = table, None
+
+    @property
+    def invocations(self) -> frozenset[tuple[int, ...]]:
+        """Tokens from which on it acts; empty where it acts everywhere."""
+        return frozenset(i for u in self.plan.uses if (i := getattr(u.bind, "invocation", ())))
 
     def rest(self) -> None:
         """Keeps its numbers alone until somebody reads it again: some 100 kB less, which come back with its table."""

@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ...address import WHOLE
-from ...bind import BiasShift, LowRank
-from ...core import ZEROS, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ...bind import Activated, BiasShift, LowRank
+from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ..registry import method
 
 
@@ -24,8 +24,15 @@ class LoRA:
     )
     alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs: other alphas for some sites")
     bias: bool = option(False, "also a shift of the bias, at sites that have one")
+    invocation: tuple[int, ...] = option(
+        (), "token ids from whose last occurrence in a row on it acts (aLoRA, arXiv 2504.12397); none: everywhere"
+    )
 
     def check(self) -> str | None:
+        if self.invocation and self.bias:
+            return "invocation and bias: a bias acts on all tokens; leave one of the two out"
+        if any(t < 0 for t in self.invocation):
+            return f"invocation is {list(self.invocation)}; token ids are 0 or more"
         return wrong_pairs(ranks=self.ranks, alphas=self.alphas)
 
 
@@ -59,13 +66,21 @@ def plan(sites: Sequence[Site], config: LoRA) -> Plan:
     """h = W0 x + (alpha / r) B A x, A uniform and B zero at the start; with bias, + b, zero at the start.
 
     Linear in: A, B and b, each alone. Source: arXiv 2106.09685, eq. (3). Differs: A uniform as in the official code.
+    With `invocation` the tokens before it are the base's, so that a cache of them is, too: `bind.Activated`.
+    Raises: CommonweightError for an invocation at sites that have no tokens in a row.
     """
+    if config.invocation and (other := next((s for s in sites if s.kind not in ("linear", "router")), None)):
+        raise CommonweightError(
+            f"{other.name}: an activated LoRA (invocation) acts on tokens of linear layers, and this is of kind "
+            f"{other.kind}; choose other sites, for example sites='*_proj'"
+        )
     pools, uses = {}, []
     for s in sites:
         r, scale = rank_and_scale(config, s.name)
         pools[f"{s.name}.A"] = Pool((r, s.inp), kaiming(s.inp))
         pools[f"{s.name}.B"] = Pool((s.out, r), ZEROS)
-        bind = LowRank(scale, config.dropout)
+        low = LowRank(scale, config.dropout)
+        bind = Activated(low, config.invocation) if config.invocation else low
         uses.append(Use(s.name, bind, {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "AB"}))
         if config.bias and s.bias:
             pools[f"{s.name}.b"] = Pool((s.out,), ZEROS)

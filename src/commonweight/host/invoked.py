@@ -1,0 +1,132 @@
+"""Which tokens of a pass come from the last invocation on, for tenants that act from there on alone (activated LoRA).
+
+A row's start is a column of its whole text, what a cache holds of it included. In `generate` it is looked for in the
+prompt alone, as PEFT does, and every new token is behind it. Elsewhere it is looked for in the tokens that a pass is
+given; where they have none, the start that an earlier pass has left with the cache holds. A row without one is the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import CommonweightError, counted
+from .apart import Unfit
+from .current import Pass
+from .route import Route
+
+NEVER = 1 << 40  # a column behind every text
+MARK = "_commonweight_invoked"  # what a cache keeps: invocation -> starts of its rows
+
+
+def last(ids: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """The column where the last occurrence of the tokens begins in each row of ids (B, T), NEVER without one: (B,)."""
+    never = ids.new_full((ids.shape[0],), NEVER, dtype=torch.long)
+    if ids.shape[1] < len(tokens):
+        return never
+    there = (ids.unfold(1, len(tokens), 1) == ids.new_tensor(tokens)).all(-1)
+    column = torch.arange(there.shape[1], device=ids.device)
+    return torch.where(there.any(1), torch.where(there, column, -1).amax(1), never)
+
+
+def active(run: Pass, route: Route, tokens: tuple[int, ...], site: str, replayed: bool) -> Tensor:
+    """Which tokens of the pass act, bool (B, T, 1): worked out when the first site asks."""
+    if torch.compiler.is_compiling():
+        raise CommonweightError(
+            f"{site}: where an activated LoRA begins is looked for before the pass that is compiled; call the model "
+            "without torch.compile"
+        )
+    if run.given is None and not replayed:
+        raise CommonweightError(
+            f"{site}: where an activated LoRA begins comes of the whole model's input; call the model, not a part of it"
+        )
+    if tokens not in run.active:
+        run.active[tokens] = _found(run, route, tokens, site)
+    return run.active[tokens]
+
+
+def _found(run: Pass, route: Route, tokens: tuple[int, ...], site: str) -> Tensor:
+    if run.ids is None or run.ids.dim() != 2 or run.ids.is_floating_point():
+        raise CommonweightError(
+            f"{site}: an activated LoRA begins where token ids say, and the model was given none; give it input_ids"
+        )
+    if "decoder_input_ids" in run.masks:
+        raise CommonweightError(f"{site}: an activated LoRA is for one text a row, not for an encoder and a decoder")
+    (rows, length), behind = run.ids.shape, _behind(run, route, tokens)
+    if route.prompt is not None:
+        starts = _repeated(last(route.prompt.to(run.ids.device), tokens), rows, site)
+    else:
+        found = last(run.ids, tokens)
+        known = _known(run, tokens, behind, rows, site).to(found.device)
+        starts = torch.where(found < NEVER, found + behind, known)
+    run.starts[tokens] = starts
+    return (behind + torch.arange(length, device=starts.device) >= starts[:, None])[..., None]
+
+
+def _behind(run: Pass, route: Route, tokens: tuple[int, ...]) -> int:
+    """How many columns stand before this pass. Of states that count nothing, as many as the mask says; else all that
+    are known."""
+    if run.behind >= 0:
+        return run.behind
+    assert run.ids is not None
+    mask = run.masks.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > run.ids.shape[1]:
+        return mask.shape[1] - run.ids.shape[1]
+    if route.prompt is not None:
+        return route.prompt.shape[1]
+    left = _left(run, tokens)
+    return 1 + (0 if left is None else max((s for s in left.tolist() if s < NEVER), default=0))
+
+
+def _left(run: Pass, tokens: tuple[int, ...]) -> Tensor | None:
+    """What an earlier pass has left with the cache."""
+    assert run.given is not None
+    return next((getattr(v, MARK).get(tokens) for v in (*run.given[1], *run.given[2].values()) if hasattr(v, MARK)), None)
+
+
+def _known(run: Pass, tokens: tuple[int, ...], behind: int, rows: int, site: str) -> Tensor:
+    """Starts that an earlier pass has left; those of what the cache holds no longer are none."""
+    left = _left(run, tokens) if behind else None
+    if left is None:
+        return torch.full((rows,), NEVER)
+    left = _repeated(left, rows, site)
+    return torch.where(left < behind, left, NEVER)
+
+
+def _repeated(starts: Tensor, rows: int, site: str) -> Tensor:
+    """For rows that stand there several times each, one copy after the other, as of beams."""
+    if not len(starts) or rows % len(starts):
+        raise CommonweightError(
+            f"{site}: {counted(rows, 'row')} go on from a text of {counted(len(starts), 'row')}, so that it cannot be "
+            "known where an activated LoRA begins in each; call the model with the whole texts"
+        )
+    return starts.repeat_interleave(rows // len(starts))
+
+
+def remember(run: Pass, out: Any) -> None:
+    """Leaves the starts with the cache that a pass gives out."""
+    if not run.starts:
+        return
+    for v in out.values() if isinstance(out, Mapping) else out if isinstance(out, tuple) else ():
+        if hasattr(v, "get_seq_length") or hasattr(v, "has_previous_state"):
+            v.__dict__[MARK] = {**getattr(v, MARK, {}), **run.starts}
+
+
+def fitted(mask: Tensor, x: Tensor, site: str) -> Tensor:
+    """A pass's mask (B, T, 1) for what a site is given: (B, T, ..., d), all tokens in one list, or the last ones of each
+    row, as a head is. Raises: Unfit for anything else."""
+    rows, length = mask.shape[:2]
+    if x.shape[:2] == (rows, length):
+        return mask.reshape(rows, length, *[1] * (x.dim() - 2))
+    if x.dim() == 2 and len(x) == rows * length:
+        return mask.reshape(-1, 1)
+    if x.dim() == 3 and len(x) == rows and x.shape[1] < length:
+        return mask[:, -x.shape[1] :]
+    raise Unfit(
+        f"{site}: it is given {tuple(x.shape)} in a pass of {rows} x {length} tokens, so that it cannot be known which "
+        "of them follow the invocation (activated LoRA); make the tenant without this site",
+        site,
+    )
