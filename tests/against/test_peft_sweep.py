@@ -179,7 +179,6 @@ def test_refused_by_name_with_what_works(name, kind, tmp_path):
     ("kind", "options", "says"),
     [
         ("llama", {"lora_bias": True}, "lora_B.bias: the layer has no bias that it could change .* Serve it with PEFT"),
-        ("llama", {"alora_invocation_tokens": [5], "task_type": "CAUSAL_LM"}, "an activated LoRA, .* Serve it with"),
         ("llama", {"layer_replication": [(0, 2), (0, 2)]}, "layers of the base were copied"),
     ],
 )

@@ -78,7 +78,7 @@ def test_there_and_back(host, saved):
         ),
         ({"trainable_token_indices": [1]}, r"trainable_token_indices=\[1\] is not supported: the file has no such"),
         ({"use_qalora": True}, "use_qalora=True is not supported"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"alora_invocation_tokens": ["x"]}, r"alora_invocation_tokens is \['x'\]; wanted a list of token ids"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' moved the base weights"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),

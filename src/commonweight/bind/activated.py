@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Activated:
 
     low: LowRank
     invocation: tuple[int, ...]
+    tokenwise: ClassVar[bool] = False
 
     def output(self, x: Tensor, y: Tensor, base: Base, **slots: Tensor) -> Tensor:
         return self.low.output(_acting(x, base), y, base, **slots)

@@ -32,13 +32,9 @@ def last(ids: Tensor, tokens: tuple[int, ...]) -> Tensor:
     return torch.where(there.any(1), torch.where(there, column, -1).amax(1), never)
 
 
+@torch.compiler.disable(reason="where an activated LoRA begins is looked for in the token ids, beside what is traced")
 def active(run: Pass, route: Route, tokens: tuple[int, ...], site: str, replayed: bool) -> Tensor:
     """Which tokens of the pass act, bool (B, T, 1): worked out when the first site asks."""
-    if torch.compiler.is_compiling():
-        raise CommonweightError(
-            f"{site}: where an activated LoRA begins is looked for before the pass that is compiled; call the model "
-            "without torch.compile"
-        )
     if run.given is None and not replayed:
         raise CommonweightError(
             f"{site}: where an activated LoRA begins comes of the whole model's input; call the model, not a part of it"

@@ -46,7 +46,7 @@ class Route:
     """
 
     __slots__ = (
-        "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "order",
+        "_invocations", "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "order",
         "prompt", "root", "rows", "shape", "single", "tokens",
     )  # fmt: skip
 
@@ -70,6 +70,7 @@ class Route:
         self.root, self.factors = self, set[int]()
         self._repeated: dict[int, Route] = {}
         self._readers: tuple | None = None
+        self._invocations: list[tuple[int, ...]] | None = None
 
     @property
     def readers(self) -> tuple:
@@ -97,8 +98,10 @@ class Route:
     @property
     def invocations(self) -> list[tuple[int, ...]]:
         """The tokens from which on its readers act, of those who do not act everywhere."""
-        readers = [self.single] if self.single is not None else [t for t, _ in self.groups]
-        return [i for t in readers if t is not None for i in t.invocations]
+        if self._invocations is None:
+            readers = [self.single] if self.single is not None else [t for t, _ in self.groups]
+            self._invocations = [i for t in readers if t is not None for i in t.invocations]
+        return self._invocations
 
     def pick(self, rows: list[int]) -> Route:
         """The readers of some rows alone, in that order."""

@@ -92,7 +92,7 @@ class Places:
         lent = {k: t for s in sources for k, t in _taken(given, s).items()}
         folded = {k: f[0] for k, t in lent.items() if (f := route.fold(t)) is not None}
         active: dict[tuple[int, ...], Tensor] = {}
-        if invoked and route.by_row((route.rows, route.tokens)):  # else each token is told whose it is
+        if invoked and route.by_row((route.rows, route.tokens)):  # else the hook refuses
             active = {i: route.fold(_active(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
         return cls(real, folded, active)
 

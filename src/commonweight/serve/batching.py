@@ -86,15 +86,24 @@ class Choice(ContinuousBatchingLogitsProcessorList):
 
 
 class Salted(list):
-    """Token ids whose first block's hash begins with a tenant's number: no block of one is found by another."""
+    """Token ids whose first block's hash begins with a tenant's number: no block of one is found by another.
 
-    def __init__(self, tokens: list[int], salt: int):
+    begins: where the tenant begins to act. Blocks before it are the plain base's, and its own begin with the block that
+    holds it.
+    """
+
+    def __init__(self, tokens: list[int], salt: int, begins: int = 0):
         super().__init__(tokens)
-        self.salt = [salt >> 30, salt & (1 << 30) - 1]
+        self.salt, self.begins = [salt >> 30, salt & (1 << 30) - 1], begins
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)
-        return [*self.salt, *found] if isinstance(at, slice) and not at.start else found
+        if not isinstance(at, slice):
+            return found
+        first = at.start or 0
+        if first <= self.begins < first + max(1, len(found)):
+            return [*self.salt, *found]
+        return found if first else [0, 0, *found]
 
 
 def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
@@ -108,14 +117,14 @@ def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
         state = state_of(request_id)
         if state is None:
             return 0
-        n = search(request_id, Salted(prompt_ids, _salt(state)))
+        n = search(request_id, Salted(prompt_ids, _salt(state), state.ticket.begins))
         state.ticket.cached = max(state.ticket.cached, n)
         return n
 
     def kept(state: State, complete_blocks: dict[str, int]) -> None:
         if not cache.allow_block_sharing or not complete_blocks or state.status == RequestStatus.FINISHED:
             return
-        tokens = Salted(state.initial_tokens + state.generated_tokens, _salt(state))
+        tokens = Salted(state.initial_tokens + state.generated_tokens, _salt(state), state.ticket.begins)
         for name, n in complete_blocks.items():
             allocators[name].mark_complete_blocks(state.request_id, tokens, n)
 

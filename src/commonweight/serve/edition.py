@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from ..core import CommonweightError
 from ..host import Tenant
 from ..host.moved import places
 from ..host.pools import stored
@@ -56,6 +57,11 @@ class Edition:
         """How many positions in front of a request it takes."""
         return 0 if self.common is not None else max(map(places, self.tenants), default=0)
 
+    @cached_property
+    def invocation(self) -> tuple[int, ...]:
+        """Tokens of the prompt from whose last occurrence on it acts; none: everywhere."""
+        return next((i for t in self.tenants for i in t.invocations), ())
+
     def reads(self, site: str) -> bool:
         """Whether it changes what happens there."""
         if self.common is not None:
@@ -90,6 +96,11 @@ class Editions:
         def made() -> Edition:
             editions = [(w, self.of(t, modules)) for w, t in parts]
             tenants = tuple(t for _, t in parts)
+            if len({t.invocations for t in tenants}) > 1:
+                raise CommonweightError(
+                    f"model {name!r}: some of these tenants act on a part of a text alone (activated LoRA), and others "
+                    "on another part or on all of it; a sum is of such as begin at the same tokens"
+                )
             if bad := next((e for _, e in editions if not e.sound), None):
                 return Edition(bad.name, tenants, None, False)
             of = [_part(w, e, modules) for w, e in editions]

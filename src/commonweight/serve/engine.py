@@ -319,7 +319,20 @@ class Engine:
             if ticket.begun is None:
                 ticket.begun = now
         self.stepped(sum(n for _, n in batch))
-        self._router.run([(t.edition, n) for t, n in batch], processor, self._manager.run)
+        self._router.run(_readers(batch, processor), processor, self._manager.run)
+
+
+def _readers(batch: list[tuple[Ticket, int]], processor: Any) -> list[tuple[Edition | None, int]]:
+    """Who reads each token of a step, by how many one after the other. The tokens before an invocation are the plain
+    base's."""
+    if all(t.begins == 0 for t, _ in batch):
+        return [(t.edition, n) for t, n in batch]
+    at, out = 0, []
+    firsts = processor.inputs_and_outputs.position_ids.tolist()
+    for ticket, n in batch:
+        out += ticket.readers_of(firsts[at], n)
+        at += n
+    return out
 
 
 class Full(CommonweightError):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..bind.activated import Activated
 from ..bind.magnitude import Magnitude
 from ..bind.scale import ScaleInput, ScaleOutput
 from ..bind.shift import BiasShift
@@ -105,6 +106,12 @@ def of(bind: Any, slots: Mapping[str, Tensor], at: Any) -> Frozen | None:
         return None
     A, B = bind.factors(**slots)
     return Frozen(A, B)
+
+
+@of.register
+def _(bind: Activated, slots: Mapping[str, Tensor], at: Any) -> Frozen | None:
+    """Of the tokens that act; the engine gives it no others."""
+    return of(bind.low, slots, at)
 
 
 @of.register

@@ -1,7 +1,7 @@
-"""Edits of the first positions of a sequence, where the tokens of many sequences lie in one row.
+"""Binds that go by positions of a sequence, where the tokens of many sequences lie in one row.
 
 A bind that counts positions from the left end of a row cannot do so in a packed one. Here it is told, for each step,
-where in its own sequence each of its tokens stands.
+where in its own sequence each of its tokens stands. One that acts from an invocation on is given no other tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bind import Activated
 from ..bind.intervene import Edit
 from ..core import Base
 from ..host import Tenant
@@ -49,11 +50,13 @@ def placed(tenant: Tenant) -> tuple[Tenant, Places | None]:
         return tenant, None
     places, reader = Places(), copy.copy(tenant)
     reader.table = {
-        site: [_entry(e, PlacedEdit(e.bind, places)) if isinstance(e.bind, Edit) else e for e in entries]
-        for site, entries in tenant.table.items()
+        site: [_entry(e, places) for e in entries] for site, entries in tenant.table.items()
     }
     return reader, places
 
 
-def _entry(entry: Entry, bind: Any) -> Entry:
-    return Entry(bind, entry.reads, entry.rows)
+def _entry(entry: Entry, places: Places) -> Entry:
+    bind: Any = entry.bind
+    if isinstance(bind, Edit):
+        return Entry(PlacedEdit(bind, places), entry.reads, entry.rows)
+    return Entry(bind.low, entry.reads, entry.rows) if isinstance(bind, Activated) else entry

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..core import CommonweightError
 from ..host import Tenant
@@ -17,6 +19,12 @@ from .sampling import Chosen, Row
 from .text import Decoder
 
 _numbers = itertools.count(1)
+
+
+def last_of(text: Sequence[int], tokens: tuple[int, ...]) -> int:
+    """Where the last occurrence of the tokens begins in a text; beyond every text where there is none."""
+    ends = range(len(text) - len(tokens), -1, -1)
+    return next((i for i in ends if tuple(text[i : i + len(tokens)]) == tokens), sys.maxsize)
 
 
 @dataclass(eq=False)
@@ -48,6 +56,17 @@ class Ticket:
     reason: str | None = None
     error: str | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @cached_property
+    def begins(self) -> int:
+        """The token of its text from which on its tenant acts."""
+        tokens = () if self.edition is None else self.edition.invocation
+        return last_of(self.prompt, tokens) if tokens else 0
+
+    def readers_of(self, first: int, n: int) -> list[tuple[Edition | None, int]]:
+        """Who reads the n tokens of its text from the `first` on, one after the other, each with how many."""
+        before = min(max(0, self.begins - first), n)
+        return [part for part in ((None, before), (self.edition, n - before)) if part[1]]
 
     @property
     def readers(self) -> tuple[Tenant, ...]:

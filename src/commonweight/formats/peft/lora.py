@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...bind import BiasShift
+from ...bind import Activated, BiasShift
 from ...core import CommonweightError, Site
 from ..adapter import Adapter, Frozen
 from ..pairs import commonest, others
@@ -31,10 +31,11 @@ from .common import (
 )
 
 # How the factors were first filled; init_lora_weights says which.
+_INVOCATION = "alora_invocation_tokens"
 HOW_IT_STARTED = "corda_config", "eva_config", "loftq_config", "lora_ga_config"
 _KNOWN = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights", "use_dora",
-    "lora_bias", "bias", "target_parameters", "monteclora_config", "velora_config", *HOW_IT_STARTED,
+    "lora_bias", "bias", "target_parameters", "monteclora_config", "velora_config", _INVOCATION, *HOW_IT_STARTED,
 )  # fmt: skip
 _A, _B, _M, _BIAS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_B.bias"
 _OF_TRAINING = ".lora_monteclora_sampler.", ".lora_velora_"  # noise, and saved activations
@@ -104,6 +105,11 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     if biased or trained:
         values |= _biases(found, sites, scales, base)
     options: dict[str, Any] = {"dropout": float(number(config, "lora_dropout", 0.0))}
+    if invocation := _invocation(config):
+        shapes = {sites[k].kind for k in found} - {"linear", "router"}
+        if dora or how or in_experts or biased or trained or shapes:
+            raise refusals.option(_INVOCATION, list(invocation))
+        options["invocation"] = invocation
     if how == "pissa" and not (dora or biased or trained) and len({*ranks.values()}) == len({*scales.values()}) == 1:
         rank, scale = commonest(ranks.values()), commonest(scales.values())
         return Adapter("pissa", {"rank": rank, "alpha": scale * rank}, tuple(ranks), values)
@@ -120,6 +126,14 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         **({"bias": True} if biased or trained else {}),
     }
     return Adapter("dora" if dora else "lora", options, tuple(ranks), values)
+
+
+def _invocation(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The tokens from which on it acts; none where it acts everywhere."""
+    value = config.get(_INVOCATION) or ()
+    if not isinstance(value, list | tuple) or not all(type(t) is int and t >= 0 for t in value):
+        raise CommonweightError(f"adapter_config.json: {_INVOCATION} is {value!r}; wanted a list of token ids")
+    return tuple(value)
 
 
 def _is_stray(key: str, tensors: Mapping[str, Tensor]) -> bool:
@@ -170,13 +184,14 @@ def write(subject: Subject) -> Native:
         if isinstance(use.bind, BiasShift):
             continue
         A, B = subject.pool(use.site, "A"), subject.pool(use.site, "B")
+        scale = use.bind.low.scale if isinstance(use.bind, Activated) else use.bind.scale
         tensors[f"{use.site}.{_A}"], tensors[f"{use.site}.{_B}"] = A, B
         if dora:
             tensors[f"{use.site}.{_M}"] = subject.pool(use.site, "m")
         if biased:  # PEFT asks for one at every layer, and scales it as it scales B A x
             own = subject.pools.get(f"{use.site}.b")
-            tensors[f"{use.site}.{_BIAS}"] = B.new_zeros(B.shape[0]) if own is None else own / use.bind.scale
-        ranks[use.site], alphas[use.site] = A.shape[0], use.bind.scale * A.shape[0]
+            tensors[f"{use.site}.{_BIAS}"] = B.new_zeros(B.shape[0]) if own is None else own / scale
+        ranks[use.site], alphas[use.site] = A.shape[0], scale * A.shape[0]
     rank, alpha = commonest(ranks.values()), commonest(alphas.values())
     config = {
         "peft_type": "LORA",
@@ -191,4 +206,6 @@ def write(subject: Subject) -> Native:
         "bias": "none",
         "lora_bias": biased,
     }
+    if invocation := getattr(subject.config, "invocation", ()):
+        config |= {_INVOCATION: list(invocation), "task_type": "CAUSAL_LM"}
     return Native(config, tensors)

@@ -17,7 +17,7 @@ _AGAIN = "train the adapter again without it"
 # An option of a config that is on -> what it is, and what works.
 _OPTIONS = {
     "alora_invocation_tokens": (
-        "an activated LoRA, which changes a text from these tokens on only, and cannot be merged",
+        "an activated LoRA is read at linear layers alone, without DoRA, trained biases, PiSSA or OLoRA",
         f"Serve it with PEFT; or {_AGAIN}",
     ),
     "arrow_config": ("Arrow routes each token between several adapters", "Import the adapters one by one"),
