@@ -142,6 +142,7 @@ def test_a_cache_remembers_where_a_text_began(host):
         host.model(input_ids=ids[:3, 8:], past_key_values=cache)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torch_compile_looks_beside_the_graph():
     host = cw.Host(make("llama")[0])
@@ -173,7 +174,7 @@ def test_gradients_are_those_of_the_tokens_that_act(checkpoints):
     model.config.use_cache = False
     host = cw.Host(model)
     a = stir(host.add("a", "lora", rank=2, invocation=INV, sites=SITES))
-    l = stir(host.add("l", "lora", rank=2, sites=SITES))  # noqa: E741
+    l = stir(host.add("l", "lora", rank=2, sites=SITES))
     for n, p in l.pools.items():
         p.data.copy_(a.pools[n].data)
     ids = texts()

@@ -2,7 +2,8 @@
 
 A row's start is a column of its whole text, what a cache holds of it included. In `generate` it is looked for in the
 prompt alone, as PEFT does, and every new token is behind it. Elsewhere it is looked for in the tokens that a pass is
-given; where they have none, the start that an earlier pass has left with the cache holds. A row without one is the base's.
+given; where they have none, the start that an earlier pass has left with the cache holds. A row without one is the
+base's.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def _behind(run: Pass, route: Route, tokens: tuple[int, ...]) -> int:
 def _left(run: Pass, tokens: tuple[int, ...]) -> Tensor | None:
     """What an earlier pass has left with the cache."""
     assert run.given is not None
-    return next((getattr(v, MARK).get(tokens) for v in (*run.given[1], *run.given[2].values()) if hasattr(v, MARK)), None)
+    return next(
+        (getattr(v, MARK).get(tokens) for v in (*run.given[1], *run.given[2].values()) if hasattr(v, MARK)), None
+    )
 
 
 def _known(run: Pass, tokens: tuple[int, ...], behind: int, rows: int, site: str) -> Tensor:
@@ -112,8 +115,8 @@ def remember(run: Pass, out: Any) -> None:
 
 
 def fitted(mask: Tensor, x: Tensor, site: str) -> Tensor:
-    """A pass's mask (B, T, 1) for what a site is given: (B, T, ..., d), all tokens in one list, or the last ones of each
-    row, as a head is. Raises: Unfit for anything else."""
+    """A pass's mask (B, T, 1) for what a site is given: (B, T, ..., d), all tokens in one list, or the last of
+    each row, as a head is. Raises: Unfit for anything else."""
     rows, length = mask.shape[:2]
     if x.shape[:2] == (rows, length):
         return mask.reshape(rows, length, *[1] * (x.dim() - 2))

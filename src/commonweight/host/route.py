@@ -46,8 +46,8 @@ class Route:
     """
 
     __slots__ = (
-        "_invocations", "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept", "length", "order",
-        "prompt", "root", "rows", "shape", "single", "tokens",
+        "_invocations", "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept",
+        "length", "order", "prompt", "root", "rows", "shape", "single", "tokens",
     )  # fmt: skip
 
     def __init__(

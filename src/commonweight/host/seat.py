@@ -1,5 +1,4 @@
-"""A site as one call of a bind sees it: with an ear for its router, with what another site was given, and with the tokens
-that act."""
+"""A site as one call of a bind sees it: an ear for its router, what another site was given, which tokens act."""
 
 from __future__ import annotations
 

@@ -49,9 +49,7 @@ def placed(tenant: Tenant) -> tuple[Tenant, Places | None]:
     if all(getattr(b, "tokenwise", True) for b in binds):
         return tenant, None
     places, reader = Places(), copy.copy(tenant)
-    reader.table = {
-        site: [_entry(e, places) for e in entries] for site, entries in tenant.table.items()
-    }
+    reader.table = {site: [_entry(e, places) for e in entries] for site, entries in tenant.table.items()}
     return reader, places
 
 

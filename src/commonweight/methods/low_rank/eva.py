@@ -79,6 +79,13 @@ def plan(sites: Sequence[Site], config: EVA) -> Plan:
     pairs = tuple((s.name, ranks[s.name]) for s in mine if s.name in ranks)
     alphas = tuple((n, alpha * r / config.rank) for n, r in pairs)
     lora = LoRA(
-        rank=config.rank, alpha=alpha, dropout=config.dropout, ranks=pairs, alphas=alphas, rslora=False, bias=False
+        rank=config.rank,
+        alpha=alpha,
+        dropout=config.dropout,
+        ranks=pairs,
+        alphas=alphas,
+        rslora=False,
+        bias=False,
+        invocation=(),
     )
     return lora_plan(mine, lora)

@@ -49,7 +49,8 @@ def roomy(sites: Sequence[Site], config: Any, room: int, alpha: float) -> Plan:
     pairs = tuple((s.name, sizes[s.name]) for s in mine)
     alphas = tuple((n, alpha * r) for n, r in pairs)
     lora = LoRA(
-        rank=room, alpha=None, dropout=config.dropout, ranks=pairs, alphas=alphas, rslora=False, bias=False
+        rank=room, alpha=None, dropout=config.dropout, ranks=pairs, alphas=alphas, rslora=False, bias=False,
+        invocation=(),
     )  # fmt: skip
     return lora_plan(mine, lora)
 

@@ -97,6 +97,13 @@ def plan(sites: Sequence[Site], config: IST) -> Plan:
     too. `adapt` and `Scheduled` choose layers; other loops train all of them.
     """
     lora = LoRA(
-        rank=config.rank, alpha=config.alpha, dropout=config.dropout, ranks=(), alphas=(), rslora=False, bias=False
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        ranks=(),
+        alphas=(),
+        rslora=False,
+        bias=False,
+        invocation=(),
     )
     return lora_plan(sites, lora)
