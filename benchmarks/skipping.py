@@ -1,4 +1,5 @@
-"""Inference where half of the tokens skip a part of each block (DyT) or the whole block (CoDA), against the plain base.
+"""Inference where half of the tokens skip a part of each block (DyT) or the whole block (CoDA), and where all skip half
+of the blocks (DAS), against the plain base.
 
 python -m benchmarks.skipping
 """
@@ -18,11 +19,13 @@ from .harness import alternate, store
 from .shapes import BASES, batch
 
 ROWS, LENGTH = 16, 128
-SIDES = (  # base, method, options, how many of the tokens, wanted of the base's time
-    ("minilm", "dyt", {}, "half", 0.75),
-    ("llama-8x512", "dyt", {}, "half", 0.75),
-    ("minilm", "coda", {}, "half", 0.75),
-    ("minilm", "coda", {"reduction": 4.0}, "a quarter", 0.5),
+SIDES = (  # base, method, options, what is computed, wanted of the base's time
+    ("minilm", "dyt", {}, "with half of the tokens", 0.75),
+    ("llama-8x512", "dyt", {}, "with half of the tokens", 0.75),
+    ("minilm", "coda", {}, "with half of the tokens", 0.75),
+    ("minilm", "coda", {"reduction": 4.0}, "with a quarter of the tokens", 0.5),
+    ("minilm", "das", {"skipped": ("*.1", "*.3", "*.5")}, "without half of the blocks", 0.75),
+    ("llama-8x512", "das", {"skipped": ("*.1", "*.3", "*.5", "*.7")}, "without half of the blocks", 0.75),
 )
 
 
@@ -62,7 +65,7 @@ def main(rounds: int = 15) -> list[dict]:
     for base, method, options, many, wanted in SIDES:
         rows.append(
             {
-                "what": f"inference, {method} with {many} of the tokens / the plain base, {base}, {ROWS}x{LENGTH}",
+                "what": f"inference, {method} {many} / the plain base, {base}, {ROWS}x{LENGTH}",
                 "unit": "time",
                 "target": wanted,
                 **alternate(*sides(base, method, **options), rounds),

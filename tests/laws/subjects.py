@@ -35,6 +35,11 @@ def soft(method: str) -> dict[str, Any]:
     return dict(_says(method, "SOFT", small(method)))
 
 
+def reached(method: str) -> dict[str, Any]:
+    """`REACHED`: small options under which every trained pool has a part in a fresh tenant's answer."""
+    return dict(_says(method, "REACHED", small(method)))
+
+
 def model_of(method: str) -> str:
     """`MODEL`: the kind of model for the laws that need only one, where the method reads nothing in a Llama."""
     return _says(method, "MODEL", "llama")

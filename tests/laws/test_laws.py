@@ -15,7 +15,7 @@ import commonweight as cw
 from commonweight.address import fold
 from commonweight.core import Rng
 from commonweight.host.tenant import Derive
-from tests.laws.subjects import METHODS, can, model_of, small, stir, variants
+from tests.laws.subjects import METHODS, can, model_of, reached, small, stir, variants
 from tests.models import KINDS, answer, make
 
 SITES = [
@@ -184,8 +184,8 @@ def test_a_tenant_in_front_of_its_rows_changes_no_other_row(method, kind):
 def test_gradients_reach_every_trainable_pool_and_nothing_else(method):
     model, batch = make("bert" if can(method, cw.Host(make("bert")[0])) else model_of(method))
     host = cw.Host(model)
-    tenant = stir(host.add("t", method, **small(method)), std=0.02)
-    other = host.add("other", method, **small(method))
+    tenant = stir(host.add("t", method, **reached(method)), std=0.02)
+    other = host.add("other", method, **reached(method))
     if not tenant.count():
         return
     model.train()

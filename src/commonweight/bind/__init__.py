@@ -35,7 +35,7 @@ from .scale import ScaleInput, ScaleOutput
 from .sequential import Hydra
 from .shift import BiasShift, Classify, Shift
 from .shortcut import Shortcut
-from .skipped import SoftTopK, TokenSelect
+from .skipped import Instead, SoftTopK, TokenSelect
 from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
 
@@ -70,6 +70,7 @@ __all__ = [
     "Guided",
     "Halt",
     "Hydra",
+    "Instead",
     "KeysValues",
     "Kron",
     "Ladder",

@@ -97,6 +97,38 @@ class SoftTopK:
         return Parallel("relu", self.scale).grouped(x, y, base, **slots)
 
 
+@serial
+@dataclass(frozen=True)
+class Instead:
+    """An adapter in the place of a block. y' = x + up relu(down LN(x) + down_bias) + up_bias where `open` is 0, the
+    block's own output where it is 1; without a slot `open` it is 0.
+
+    LN has the weights norm and norm_bias (d,), and adds 1e-5 to the variance. Shapes: open (1,), the rest as in
+    Parallel. Linear in: up and up_bias, each alone. Cost: 2 T r d products, and the block where it is open.
+    Source: github.com/DoubtedSteam/DAS @1d6a0d6, efficientmodules.py `ParallelAdapter`.
+    """
+
+    def opens(self, x: Tensor, base: Base, there: Tensor | None, open: Tensor | None = None, **_: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[:-1]) if open is None else open.expand(x.shape[:-1])
+
+    def output(
+        self, x: Tensor, y: Tensor, base: Base, norm: Tensor, norm_bias: Tensor, down: Tensor, down_bias: Tensor,
+        up: Tensor, up_bias: Tensor, open: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        h = torch.relu(F.linear(F.layer_norm(x, x.shape[-1:], norm, norm_bias), down, down_bias))
+        more = F.linear(h, up, up_bias)
+        return y + more if open is None else torch.addcmul(y, 1 - open, more)
+
+    def grouped(
+        self, x: Tensor, y: Tensor, base: Base, norm: Tensor, norm_bias: Tensor, down: Tensor, down_bias: Tensor,
+        up: Tensor, up_bias: Tensor, open: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`output` of n readers at once: x and y (n, T, d), every slot with a leading n."""
+        z = torch.addcmul(norm_bias[:, None], F.layer_norm(x, x.shape[-1:]), norm[:, None])
+        more = torch.baddbmm(up_bias[:, None], torch.relu(torch.baddbmm(down_bias[:, None], z, down.mT)), up.mT)
+        return y + more if open is None else torch.addcmul(y, 1 - open[:, None], more)
+
+
 def soft_top_k(s: Tensor, k: Tensor, eps: float, steps: int) -> Tensor:
     """Numbers in [0, 1] for scores s (..., T) whose sum is near k (..., 1): coordinate descent on the dual of the
     linear program with an entropy term, at a temperature that falls from 4 by 0.7 a step, no lower than eps.

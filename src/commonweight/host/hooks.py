@@ -15,6 +15,7 @@ from ..core import CommonweightError, counted
 from . import skips
 from .apart import Unfit
 from .asked import beside
+from .bypass import Bypass
 from .carried import bare
 from .change import changed
 from .current import Current, Pass
@@ -24,7 +25,7 @@ from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
 from .sites import Block, Physical
-from .skips import Skip, shorter
+from .skips import Skip, replaced, shorter
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
@@ -45,6 +46,7 @@ class SiteHook:
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
         self.states = beside(physical, current)
+        self.bypass = Bypass(physical, current) if isinstance(physical, Block) and physical.kind == "block" else None
         self.plain = physical.kind == "linear" and (
             type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
         )
@@ -58,8 +60,8 @@ class SiteHook:
         if self.states is not None:
             return [*self.states.install(), after]
         if isinstance(self.at, Block):
-            begins = self.entry or self.at.module
-            return [begins.register_forward_pre_hook(self.enter, with_kwargs=True), after]
+            begins, bypass = self.entry or self.at.module, [] if self.bypass is None else [self.bypass]
+            return [begins.register_forward_pre_hook(self.enter, with_kwargs=True), after, *bypass]
         if self.at.kind != "linear" or self.at.forms != "all":  # a change of the input is one of the weight there
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
@@ -120,8 +122,8 @@ class SiteHook:
         assert isinstance(at, Block)
         if at.kind == "block":
             cached = any(hasattr(v, "get_seq_length") for v in pytree.tree_leaves(given))
-            there = self.current.thread.there(at.name, x)
-            return skips.block(at, x, gates, there, route.single is None, cached)
+            there, spare = self.current.thread.there(at.name, x), self.bypass is not None and self.bypass.fits(*given)
+            return skips.block(at, x, gates, there, route.single is None, cached, spare)
         home = f"{at.name}." if self.entry is None else f"{at.name.rpartition('.')[0]}."
         key = ("inside", at.name)
         if route.single is None and key not in route.kept:
@@ -218,6 +220,8 @@ class SiteHook:
         if isinstance(self.at, Block):
             at = self.at.main(x if skip is None else skip.given, y)
         if skip is not None:
+            if self.bypass is not None and not skip.out:
+                self.bypass.note(y, at)
             main: Any = y if at is None else y[at]
             y = replaced(y, at, skip.back(main, self.at.kind == "block"))
         if at is not None:
@@ -393,14 +397,6 @@ class SiteHook:
                 raise CommonweightError(f"{self.at.name}: the readers' outputs differ in width")
             parts = [nn.functional.pad(p, (0, width - p.shape[-1]), value=float("-inf")) for p in parts]
         return torch.cat(parts)
-
-
-def replaced(y: Any, at: int | None, new: Tensor) -> Any:
-    """A module's output with another tensor in the place `at`; None: it is that tensor."""
-    if at is None:
-        return new
-    parts = *y[:at], new, *y[at + 1 :]
-    return type(y)(*parts) if hasattr(y, "_fields") else type(y)(parts)
 
 
 def reads_own(entries: list[Entry]) -> bool:

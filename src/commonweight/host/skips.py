@@ -18,19 +18,23 @@ class Skip(NamedTuple):
     """What a site was given, (..., d), the gates of its tokens, (..., 1), and what its module is given in its place.
 
     places: of a part, which of all tokens, one after another, the module is given; of a block, which of each row,
-    (B, K). None: all of them, in their order.
+    (B, K). None: all of them, in their order. out: the block is not called, see `bypass`.
     """
 
     x: Tensor
     gates: Tensor
     given: Tensor
     places: Tensor | None = None
+    out: bool = False
 
     def back(self, y: Tensor, block: bool) -> Tensor:
         """The output for all tokens: gate times y of a part, x + gate (y - x) of a block."""
         x, g, at = self.x, self.gates.to(y.dtype), self.places
+        if self.out:
+            return x
         if at is None:
-            return x + g * (y - x) if block else y * g
+            out = x + g * (y - x) if block else y * g
+            return torch.where(g == 0, x, out) if block and not g.requires_grad else out
         if block:
             wide = at[..., None].expand(-1, -1, x.shape[-1])
             kept = g.gather(1, at[..., None])
@@ -51,14 +55,20 @@ def part(x: Tensor, gates: Tensor, whole: bool) -> Skip:
 
 
 @torch.compiler.disable(reason="which tokens a block is given is known only while it runs")
-def block(at: Block, x: Tensor, gates: Tensor, there: Tensor | None, mixed: bool, cached: bool) -> Skip:
+def block(
+    at: Block, x: Tensor, gates: Tensor, there: Tensor | None, mixed: bool, cached: bool, spare: bool = False
+) -> Skip:
     """Of a block, in which tokens see each other: those that skip are not seen either, in training as well.
+
+    spare: where all skip it need not be called.
 
     Raises: Unfit in a batch of several readers, unless each row skips as a whole; CommonweightError with a cache, and
     where rows that keep different numbers of tokens have no padding that could stand in for the rest.
     """
     open_ = gates[..., 0] != 0
     rows = bool((open_ == open_[..., :1]).all())
+    if rows and not gates.requires_grad and not bool(open_.any()):
+        return Skip(x, gates, x, out=spare)
     if rows and (mixed or cached or gates.requires_grad or x.dim() < 3 or bool(open_.all())):
         return Skip(x, gates, x)
     if cached or x.dim() < 3:
@@ -91,6 +101,14 @@ def shorter(skip: Skip, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     rest = {k: v for k, v in kwargs.items() if k not in leave}
     args, rest = pytree.tree_map(put, (args, rest))
     return args, {**rest, **leave}
+
+
+def replaced(y: Any, at: int | None, new: Tensor) -> Any:
+    """A module's output with another tensor in the place `at`; None: it is that tensor."""
+    if at is None:
+        return new
+    parts = *y[:at], new, *y[at + 1 :]
+    return type(y)(*parts) if hasattr(y, "_fields") else type(y)(parts)
 
 
 def _of_tokens(skip: Skip) -> Callable[[Any], Any]:

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 
 from commonweight.core.schedule import Moment
@@ -49,10 +48,3 @@ def test_importance_follows_the_reward():
             p = 1 / (1 + math.exp(-start[i].item()))
             want[i] += 10 * (r - sum(rewards) / 3) * p * (1 - p)
     torch.testing.assert_close(state["importance"], want)
-
-
-def test_layers_are_drawn_by_their_weights():
-    way, many = Layers(IST(), tuple(NAMES), 1), 400
-    weights = torch.tensor([3.0, 1.0])
-    first = sum(way.drawn(weights, 0.5, f"x/{k}")[0] == 0 for k in range(many))
-    assert first / many == pytest.approx(0.75, abs=0.06)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...core import Plan, Rng, Site, config, option
+from ...core import Plan, Site, config, option
 from ...core.names import by_layer
 from ...core.schedule import Edit, Moment, Pools, State
+from ..drawn import credited, drawn, sets
 from ..registry import method
 from .lora import LoRA
 from .lora import plan as lora_plan
@@ -47,25 +47,22 @@ class Layers:
     def settled(self, step: int, steps: int) -> bool:
         return True
 
-    def drawn(self, weights: Tensor, share: float, name: str) -> list[int]:
-        """Layers without replacement, at least one, by their weights: the largest of log u / w (Efraimidis)."""
-        u = Rng(self.seed, name).uniform((len(weights),)).double().clamp(min=1e-12)
-        many = max(1, int(share * len(weights)))
-        return (u.log() / weights).argsort(descending=True, stable=True)[:many].tolist()
+    def many(self, share: float) -> int:
+        return max(1, int(share * len(self.layers)))
 
     def _resting(self, state: State, step: int) -> frozenset[str]:
-        mine = self.drawn(torch.sigmoid(-state["importance"]), self.config.active, f"ist/{step}")
+        p = torch.sigmoid(-state["importance"])
+        mine = drawn(self.seed, f"ist/{step}", p, self.many(self.config.active))
         return frozenset(n for i, names in enumerate(self.layers) if i not in mine for n in names)
 
     def after(self, at: Moment, state: State) -> tuple[State, Edit]:
         c = self.config
         if at.step % c.every == 0:
             p = torch.sigmoid(state["importance"])
-            sets = [self.drawn(p, c.weakened, f"ist/{at.step}/{k}") for k in range(c.draws)]
-            rewards = [math.exp(-at.loss(self.weakened(at.pools, s))) for s in sets]
-            importance = state["importance"].clone()
-            for mine, reward in zip(sets, rewards):
-                importance[mine] += c.pace * (reward - sum(rewards) / len(rewards)) * (p * (1 - p))[mine]
+            tried = sets(self.seed, f"ist/{at.step}", p, self.many(c.weakened), c.draws)
+            importance = credited(
+                state["importance"], p, tried, lambda mine: at.loss(self.weakened(at.pools, mine)), c.pace
+            )
             state = {"importance": importance}
         last = at.step >= at.steps
         return state, Edit(resting=frozenset() if last else self._resting(state, at.step))
