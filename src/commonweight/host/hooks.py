@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,6 @@ from .weights import plain
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
 
 class SiteHook:
     """Before and after one module's forward. Base only: one attribute read and a comparison each."""
@@ -53,7 +50,7 @@ class SiteHook:
         self.regrouped = ".experts." in physical.name
         self.packed = self.at.kind == "linear" and type(physical.module).__module__ == "bitsandbytes.nn.modules"
 
-    def install(self) -> list[RemovableHandle]:
+    def install(self) -> list[Any]:
         if self.at.slot != "weight" or self.at.kind == "parameter":  # read through its door
             return []
         after = self.at.module.register_forward_hook(self, with_kwargs=True)
