@@ -166,6 +166,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
                 return
             if first and name in world.store:
                 world.store.remove(name)
+                ledger().elsewhere(name, None)  # what a request on its way may find
             world.store.publish_file(shop.files[name, version], name)
             ledger().elsewhere(name, version)
 
