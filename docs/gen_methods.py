@@ -41,6 +41,7 @@ SAMPLE = [
     )
 ] + [
     cw.Site("embed.prompt", 768, 768, "prompt", "", False),
+    cw.Site("embed.positions", 768, 1, "positions", "", False),
     cw.Site("embed", 768, 30522, "embedding", "", False),
     cw.Site("layers.trunk", 768, 13 * 768 + 1, "trunk", "whole", False),
     cw.Site("layers.early", 768, 12 * 768 + 1, "trunk", "early", False),

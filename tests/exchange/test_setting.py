@@ -11,7 +11,7 @@ from tests.exchange import small
 SCHEDULED = "has a schedule or a penalty of one long run"
 WHY = {
     "esft": "reads sites of kind expert",
-    **dict.fromkeys(("p-tuning", "prompt-tuning"), "reads sites of kind prompt"),
+    **dict.fromkeys(("dept", "p-tuning", "prompt-tuning"), "reads sites of kind prompt"),
 }
 LONG = sorted({*cw.methods.available()} - {*small.adapters()})
 

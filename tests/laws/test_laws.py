@@ -33,7 +33,10 @@ SITES += [
     for n, k in (("attn", "attention"), ("mlp", "ffn"))
 ]
 SITES += [cw.Site(f"layers.{i}.attn.prefix", 16, 8, "prefix", "", False) for i in range(3)]
-SITES += [cw.Site("embed.prompt", 32, 32, "prompt", "", False)]
+SITES += [
+    cw.Site("embed.prompt", 32, 32, "prompt", "", False),
+    cw.Site("embed.positions", 32, 1, "positions", "", False),
+]
 SITES += [cw.Site("embed", 32, 64, "embedding", "", False)]
 SITES += [cw.Site("layers.trunk", 32, 4 * 32 + 1, "trunk", "", False)]
 SITES += [cw.Site("layers.queries", 32, 3 * 32, "queries", "", False)]

@@ -17,7 +17,8 @@ def test_each_answer_is_its_tenants(family):
     add(host, "prompt", "prompt-tuning", tokens=4)
     add(host, "lora", "lora")
     add(host, "mam", "mam", tokens=4, size=3)
-    names = ["five", "two", None, "first", "lora", "prompt", "five", "mam"]
+    add(host, "dept", "dept", tokens=3, rank=4, length=12)
+    names = ["five", "two", None, "first", "lora", "prompt", "dept", "five", "mam"]
     asked = [ask(t, i, max_new_tokens=10) for i, t in enumerate(names)]
     with Engine(host, max_requests=8, max_batch_tokens=32, page_size=8) as engine:
         right(host, asked, engine.generate(asked))

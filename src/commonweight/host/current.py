@@ -17,6 +17,7 @@ from functools import wraps
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
@@ -68,10 +69,23 @@ class Pass:
         self.ids = ids if isinstance(ids := named.get("input_ids", args[0] if args else None), Tensor) else None
         self.starts: dict[tuple[int, ...], Tensor] = {}  # invocation -> column of each row from which on it acts
         self.active: dict[tuple[int, ...], Tensor] = {}  # invocation -> which tokens of the pass act, (B, T, 1)
+        self.numbers = named.get("position_ids")
         self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave
         self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
         self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
         self.queries: Mapping[str, Tensor] | None = None  # list of blocks -> what the plain base makes of each row
+        self.numbered: set[str] = set()  # tables whose tokens were given what their positions bring
+
+    def positions(self, ids: Tensor) -> Tensor:
+        """Which token of its row each is, (B, T), padding aside: as the caller says, else by the mask and the cache."""
+        (b, t), said, mask = ids.shape, self.numbers, self.masks.get("attention_mask")
+        if isinstance(said, Tensor) and said.dim() == 2 and said.shape[0] in (1, b) and said.shape[1] == t:
+            return said.expand(b, -1)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and mask.shape[1] >= t:
+            end = self.behind + t if 0 <= self.behind <= mask.shape[1] - t else mask.shape[1]
+            return (mask[:, :end].long().cumsum(-1) - 1).clamp(min=0)[:, -t:]
+        behind = max(self.behind, 0)
+        return torch.arange(behind, behind + t, device=ids.device).expand(b, -1)
 
     def end(self) -> None:
         self.given = None

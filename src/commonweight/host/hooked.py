@@ -18,12 +18,14 @@ from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage, unpack_at_once
 from .limit import Ends, Limit, bends
 from .names import named, unwrapped
+from .numbered import PositionsHook
 from .queries import Queries
 from .sites import (
     Ahead,
     Front,
     Pattern,
     Physical,
+    Positions,
     Queried,
     depthwise,
     input_table,
@@ -77,7 +79,8 @@ class HookedModel:
 
     def _hook(self) -> None:
         tower = towers(self.inner)
-        alone = {n: at for n, at in self.modules.items() if not isinstance(at, experts.Stacked | Ahead | Front)}
+        apart = experts.Stacked | Ahead | Front | Positions
+        alone = {n: at for n, at in self.modules.items() if not isinstance(at, apart)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
         if (head := output_head(self.inner, self.modules)) in hooks:
             hooks[head].limit = self.limit
@@ -88,6 +91,8 @@ class HookedModel:
         fronts = [at for at in self.modules.values() if isinstance(at, Front)]
         self.fronts = [front.FrontHook(at, self.current) for at in fronts]  # whose prompts run before a pass
         self.hooks += [h for f in self.fronts for h in f.install()]
+        numbered = [PositionsHook(at, self.current) for at in self.modules.values() if isinstance(at, Positions)]
+        self.hooks += [h for n in numbered for h in n.install()]
         self.queries = Queries(self.modules, self.current)
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
             mine = next((f.name for f in fronts if at.name in f.joins), "")

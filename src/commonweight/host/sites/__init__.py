@@ -9,6 +9,7 @@ from .conv import depthwise
 from .discover import discover
 from .families import families, towers
 from .physical import Physical, Rows, numbers, plain_class
+from .positions import Positions
 from .prefix import Ahead, Front
 from .queried import Queried
 from .roles import role
@@ -22,6 +23,7 @@ __all__ = [
     "Front",
     "Pattern",
     "Physical",
+    "Positions",
     "Queried",
     "Rows",
     "Trunk",

@@ -10,7 +10,7 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import packed_whole
-from . import attention, block, conv, embedding, linear, norm, parameter, parts, prefix, queried, trunk
+from . import attention, block, conv, embedding, linear, norm, parameter, parts, positions, prefix, queried, trunk
 from .found import Found, Whole
 from .physical import Physical
 from .tied import input_table
@@ -26,8 +26,8 @@ def discover(
     """(modules by name, every site, the default ones).
 
     Default: linear projections, convolutions, norms, parameters, outputs of the blocks, their attention and
-    feed-forward parts, what stands ahead of their keys and values, the trunks that they make up, and queries to them;
-    all but embeddings of a model that has no blocks; with experts and routers of a mixture.
+    feed-forward parts, what stands ahead of their keys and values, what goes by positions, the trunks that they make
+    up, and queries to them; all but embeddings of a model that has no blocks; with experts and routers of a mixture.
     fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
@@ -47,7 +47,9 @@ def discover(
             every += sites
             default += sites if found.default else []
     ahead = prefix.find(whole)
-    front = prefix.front(input_table(model, modules), ahead, whole)
+    table = input_table(model, modules)
+    front = prefix.front(table, ahead, whole)
+    front += positions.find(front, table, names.get(table or ""))
     for found in [*ahead, *front, *trunk.find(every, modules), *queried.find(every, modules, ahead)]:
         modules[found.site.name] = found.at
         every.append(found.site)

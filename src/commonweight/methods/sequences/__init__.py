@@ -2,6 +2,7 @@
 
 from . import mam, p_tuning, prefix_tuning, prompt_pool, prompt_tuning
 from .apt_prompts import APTPrompts
+from .dept import DePT
 from .mam import MAM
 from .p_tuning import PTuning
 from .prefix_tuning import PrefixTuning
@@ -11,6 +12,7 @@ from .prompt_tuning import PromptTuning
 __all__ = [
     "MAM",
     "APTPrompts",
+    "DePT",
     "PTuning",
     "PrefixTuning",
     "PromptPool",
