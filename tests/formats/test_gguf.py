@@ -93,7 +93,7 @@ def test_other_ranks_have_their_scales_in_the_factors(host, tmp_path):
         ({**KEYS, "general.architecture": "qwen2"}, None, "its architecture is 'qwen2', this base is 'llama'"),
         ({**KEYS, "general.type": "model"}, None, "general.type 'model'"),
         ({**KEYS, "adapter.lora.alpha": "x"}, None, "adapter.lora.alpha is 'x'"),
-        ({**KEYS, "adapter.alora.invocation_tokens": "x"}, None, "an activated LoRA"),
+        ({**KEYS, "adapter.alora.invocation_tokens": "x"}, None, "is .x.; wanted a list of token ids"),
         (KEYS, lambda t: t.pop("blk.0.attn_q.weight.lora_b"), "attn_q.weight: has one factor of two"),
         (KEYS, lambda t: t.update({"blk.9.attn_q.weight.lora_a": torch.ones(1, 32), "blk.9.attn_q.weight.lora_b":
             torch.ones(32, 1)}), "blk.9.attn_q.weight: this base has no such layer"),
@@ -156,6 +156,41 @@ def test_an_embedding_has_its_first_factor_the_other_way_round(host, tmp_path):
     torch.testing.assert_close(host.merged("t")["model.embed_tokens.weight"], old + 2 * a @ b.T)
 
 
+def test_a_table_of_embeddings_comes_back(host, tmp_path):
+    stir(host.add("t", "lora", rank=2, sites="*embed_tokens|*.q_proj"))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    told = container.read(path).tensors
+    # as llama-adapter.cpp checks it: ne[1] of lora_a is the vocabulary, ne[1] of lora_b the width
+    assert told["token_embd.weight.lora_a"].shape == (61, 2) and told["token_embd.weight.lora_b"].shape == (32, 2)
+    host.load_adapter(path, "back")
+    for name, w in host.merged("t").items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_that_is_the_head_too_is_refused(tmp_path):
+    host = cw.Host(make("gpt2")[0])
+    stir(host.add("t", "lora", rank=2, sites="*wte"))
+    with pytest.raises(cw.CommonweightError, match=r"wte: the head is tied to this table, and llama\.cpp stops"):
+        host.export("t", tmp_path / "t.gguf", "gguf")
+
+
+def test_an_activated_lora_comes_back(host, tmp_path):
+    stir(host.add("t", "lora", rank=2, sites=SITES, invocation=(5, 6)))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    assert container.read(path).keys["adapter.alora.invocation_tokens"] == [5, 6]
+    back = host.load_adapter(path, "back")
+    assert back.config.invocation == (5, 6)
+    ids = torch.tensor([[9, 5, 6, 8, 7]])
+    with torch.no_grad():
+        logits = []
+        for name in ("t", "back"):
+            with host.route(name):
+                logits.append(host.model(input_ids=ids).logits)
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(cw.CommonweightError, match=r"an activated LoRA \(invocation\), for which mlx has no word"):
+        host.export("t", tmp_path / "m", "mlx")
+
+
 def test_what_llama_cpp_cannot_say_is_refused(host, tmp_path):
     stir(host.add("d", "dora", rank=2, sites="*.q_proj"))
     with pytest.raises(cw.CommonweightError, match=r"dora is no product of two factors .* gguf"):
@@ -187,6 +222,14 @@ def test_the_gguf_package_reads_what_is_written(host, tmp_path):
         assert torch.equal(torch.tensor(t.data), mine.tensors[t.name])
     assert theirs.fields["general.architecture"].contents() == "llama"
     assert theirs.fields["adapter.lora.alpha"].contents() == 2.0
+
+
+def test_the_gguf_package_reads_where_an_activated_lora_begins(host, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    stir(host.add("t", "lora", rank=2, sites=SITES, invocation=(5, 6)))
+    fields = gguf.GGUFReader(host.export("t", tmp_path / "t.gguf", "gguf")).fields
+    found = fields[gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS]
+    assert found.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32] and found.contents() == [5, 6]
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])

@@ -155,23 +155,33 @@ def test_a_bias_has_no_place(tmp_path):
         host.export("t", tmp_path / "out", "mlx")
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_mlx_lm_itself_gives_the_same(tmp_path, method):
+@pytest.mark.parametrize("together", [False, True], ids=["head apart", "tied"])
+@pytest.mark.parametrize(("method", "sites"), [("lora", SITES), ("dora", SITES), ("lora", "*embed_tokens|*.q_proj")])
+def test_mlx_lm_itself_gives_the_same(tmp_path, method, sites, together):
     core = pytest.importorskip("mlx.core")
     llama = pytest.importorskip("mlx_lm.models.llama")
     utils, flat = pytest.importorskip("mlx_lm.tuner.utils"), pytest.importorskip("mlx.utils")
     model, batch = make("llama")
     config: Any = model.config
+    if together:
+        config.tie_word_embeddings = True
+        model.lm_head.weight = model.model.embed_tokens.weight  # pyright: ignore
     theirs = llama.Model(
         llama.ModelArgs(
             model_type="llama", hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,
             num_key_value_heads=2, rms_norm_eps=config.rms_norm_eps, vocab_size=config.vocab_size,
-            rope_theta=config.rope_parameters["rope_theta"], tie_word_embeddings=False,
+            rope_theta=config.rope_parameters["rope_theta"], tie_word_embeddings=together,
         )
     )  # fmt: skip
-    theirs.load_weights([(k, core.array(v.detach().numpy())) for k, v in model.state_dict().items()])
+    theirs.load_weights(
+        [
+            (k, core.array(v.detach().numpy()))
+            for k, v in model.state_dict().items()
+            if not (together and k.startswith("lm_head"))
+        ]
+    )
     host = cw.Host(model)
-    stir(host.add("t", method, rank=2, sites=SITES))
+    stir(host.add("t", method, rank=2, sites=sites))
     utils.load_adapters(theirs, str(host.export("t", tmp_path / "out", "mlx")))
     theirs.eval()
     got = torch.tensor(theirs(core.array(batch["input_ids"].numpy())).tolist())
@@ -184,8 +194,29 @@ def test_mlx_lm_itself_gives_the_same(tmp_path, method):
     torch.testing.assert_close(outputs(host, "back"), outputs(host, "t"), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("format", ["mlx", "gguf"])
-def test_a_table_of_embeddings_is_refused_by_name(host, tmp_path, format):
-    stir(host.add("t", "lora", rank=2, sites="*embed_tokens"))
-    with pytest.raises(cw.CommonweightError, match=f"embed_tokens: the tenant changes .* not written to {format}"):
-        host.export("t", tmp_path / "t", format)
+def tied(kind="llama"):
+    """A host whose head reads the table's weight."""
+    model: Any = make(kind)[0]
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    return cw.Host(model)
+
+
+@pytest.mark.parametrize("make_host", [lambda: cw.Host(make("llama")[0]), tied], ids=["apart", "tied"])
+def test_a_table_of_embeddings_comes_back(tmp_path, make_host):
+    host = make_host()
+    stir(host.add("t", "lora", rank=2, sites="*embed_tokens|*.q_proj"))
+    at = host.export("t", tmp_path / "out", "mlx")
+    tensors, host_b = load_file(at / mlx.TENSORS), make_host()
+    assert tensors["model.embed_tokens.lora_a"].shape == (61, 2)  # LoRAEmbedding's: (vocabulary, r), (r, width)
+    assert tensors["model.embed_tokens.lora_b"].shape == (2, 32) and not any("lm_head" in k for k in tensors)
+    assert "model.embed_tokens" in json.loads((at / mlx.CONFIG).read_text())["lora_parameters"]["keys"]
+    host_b.load_adapter(at, "t")
+    torch.testing.assert_close(outputs(host_b, "t"), outputs(host, "t"), rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_that_mlx_lm_has_once_changes_as_one_or_not_at_all(tmp_path):
+    host = tied()
+    stir(host.add("head", "lora", rank=2, sites="lm_head"))
+    with pytest.raises(cw.CommonweightError, match="lm_head read the same weight, which mlx-lm has once"):
+        host.export("head", tmp_path / "out", "mlx")

@@ -126,12 +126,11 @@ def _tensor(f: _Bytes, name: str, shape: tuple[int, ...], kind: int, at: int) ->
     return (blocks[:, 2:].view(torch.int8).float() * scale).view(shape)
 
 
-def write(keys: Mapping[str, str | float], tensors: Mapping[str, Tensor]) -> bytes:
-    """A file of version 3: texts, numbers as float32, and tensors in float32."""
+def write(keys: Mapping[str, str | float | list[int]], tensors: Mapping[str, Tensor]) -> bytes:
+    """A file of version 3: texts, numbers as float32, lists of uint32, and tensors in float32."""
     out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(keys))]
     for key, value in keys.items():
-        kind = struct.pack("<I", _TEXT) + _text(value) if isinstance(value, str) else struct.pack("<If", 6, value)
-        out.append(_text(key) + kind)
+        out.append(_text(key) + _value(value))
     offset, data = 0, []
     for name, tensor in tensors.items():
         t = tensor.detach().cpu().float().contiguous()
@@ -141,6 +140,14 @@ def write(keys: Mapping[str, str | float], tensors: Mapping[str, Tensor]) -> byt
         offset, data = offset + len(raw), [*data, raw]
     head = b"".join(out)
     return b"".join([head, bytes(-len(head) % ALIGNMENT), *data])
+
+
+def _value(value: str | float | list[int]) -> bytes:
+    if isinstance(value, str):
+        return struct.pack("<I", _TEXT) + _text(value)
+    if isinstance(value, list):
+        return struct.pack(f"<IIQ{len(value)}I", _ARRAY, 4, len(value), *value)
+    return struct.pack("<If", 6, value)
 
 
 def _text(value: str) -> bytes:

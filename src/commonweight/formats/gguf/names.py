@@ -13,6 +13,8 @@ from torch import Tensor
 from ...core import CommonweightError
 from ..rotary import halves, neighbours
 
+TABLE = "token_embd.weight"
+INVOCATION = "adapter.alora.invocation_tokens"  # a list of uint32
 _LLAMA = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -96,7 +98,7 @@ def name_of(module: str, about: About) -> str | None:
     if module in ("lm_head", "output") or module.endswith(".lm_head"):
         return "output.weight"
     if module.rpartition(".")[2] in ("embed_tokens", "wte", "word_embeddings"):
-        return "token_embd.weight"
+        return TABLE
     found = _BLOCK.fullmatch(module)
     if found is None or found[2] not in about.architecture.layers:
         return None

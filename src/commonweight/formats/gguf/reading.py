@@ -11,13 +11,14 @@ from ...core import CommonweightError
 from .. import tensors as given
 from ..changes import Change
 from . import container
-from .names import About, name_of, turn
+from .names import INVOCATION, TABLE, About, name_of, turn
 
 _SLOTS = "lora_a", "lora_b"
 
 
-def read(path: Path, about: About, modules: Iterable[str]) -> dict[str, Change]:
-    """{module: change}. modules: names of the base's layers, as transformers has them.
+def read(path: Path, about: About, modules: Iterable[str]) -> tuple[dict[str, Change], tuple[int, ...]]:
+    """({module: change}, tokens from which on it acts, none: everywhere). modules: names of the base's layers, as
+    transformers has them.
 
     lora_a (r, inp), lora_b (out, r); the scale is alpha / r, or 1 where alpha is 0 or not there. Experts, (E, r, inp)
     and (E, out, r), come one by one. Vectors of norms are left out with a warning, as llama.cpp leaves them out.
@@ -28,11 +29,9 @@ def read(path: Path, about: About, modules: Iterable[str]) -> dict[str, Change]:
     if kind != "adapter" or form != "lora":
         what = f"general.type {kind!r}, adapter.type {form!r}"
         raise CommonweightError(f"{path}: {what}; wanted an adapter of type lora, as convert_lora_to_gguf.py writes it")
-    if file.keys.get("adapter.alora.invocation_tokens"):
-        raise CommonweightError(
-            f"{path}: an activated LoRA, which changes a text from some tokens on only, which is no change of weights; "
-            "serve it with llama.cpp"
-        )
+    invocation = file.keys.get(INVOCATION, [])
+    if not isinstance(invocation, list) or not all(type(t) is int and t >= 0 for t in invocation):
+        raise CommonweightError(f"{path}: {INVOCATION} is {invocation!r}; wanted a list of token ids")
     arch, alpha = file.keys.get("general.architecture"), file.keys.get("adapter.lora.alpha", 0.0)
     if arch != about.architecture.name:
         raise CommonweightError(
@@ -60,7 +59,7 @@ def read(path: Path, about: About, modules: Iterable[str]) -> dict[str, Change]:
             pairs = [given.pair(f"{path}: {name}", x, y) for x, y in zip(a, b)]
             out |= {f"{home}.{i}.{leaf}": Change(x, y, _scale(alpha, len(x))) for i, (x, y) in enumerate(pairs)}
             continue
-        if name == "token_embd.weight" and a is not None and a.dim() == 2:
+        if name == TABLE and a is not None and a.dim() == 2:
             a = a.T  # (vocabulary, r), for llama.cpp takes rows of it
         A, B = given.pair(f"{path}: {name}", a, b)
         if name not in known:
@@ -68,7 +67,7 @@ def read(path: Path, about: About, modules: Iterable[str]) -> dict[str, Change]:
                 f"{path}: {name}: this base has no such layer that is a site; made for another model"
             )
         out[known[name]] = Change(A, turn(name, B, about, back=True), _scale(alpha, len(A)))
-    return out
+    return out, tuple(invocation)
 
 
 def _scale(alpha: float, rank: int) -> float:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from ...core import CommonweightError
 from ..changes import Change
 from .container import write as pack
-from .names import About, name_of, turn
+from .names import INVOCATION, TABLE, About, name_of, turn
 
 
-def write(changes: Mapping[str, Change], about: About) -> bytes:
-    """The bytes of a file for ``llama-cli --lora``. changes: by the model's own names, each in factors.
+def write(changes: Mapping[str, Change], about: About, invocation: Sequence[int] = ()) -> bytes:
+    """The bytes of a file for ``llama-cli --lora``. changes: by the model's own names, each in factors. invocation:
+    tokens from which on it acts.
 
     The scale lies in alpha where all layers have one scale and rank, else in lora_b, and alpha is 0, which llama.cpp
     takes for a scale of 1. Raises: CommonweightError for what llama.cpp's LoRA cannot say.
@@ -39,11 +40,14 @@ def write(changes: Mapping[str, Change], about: About) -> bytes:
             )
         assert c.A is not None and c.B is not None
         B = turn(name, c.B, about)
-        tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = c.A, B if alpha else B * c.scale
-    keys: dict[str, str | float] = {
+        A = c.A.T if name == TABLE else c.A  # (vocabulary, r), of which llama.cpp takes rows
+        tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = A, B if alpha else B * c.scale
+    keys: dict[str, str | float | list[int]] = {
         "general.architecture": about.architecture.name,
         "general.type": "adapter",
         "adapter.type": "lora",
         "adapter.lora.alpha": float(alpha),
     }
+    if invocation:
+        keys[INVOCATION] = list(invocation)
     return pack(keys, tensors)

@@ -79,7 +79,9 @@ def _mlx(base: HookedModel, folder: Path, how: How) -> Adapter:
 
 def _gguf(base: HookedModel, path: Path, how: How) -> Adapter:
     mine = [bare(s.name) for s in base.every if s.kind in LAYERS and s.rows is None]
-    return placed(base, gguf.read(path, about(base), mine), how)
+    found, invocation = gguf.read(path, about(base), mine)
+    adapter = placed(base, found, how)
+    return adapter._replace(options={**adapter.options, "invocation": invocation}) if invocation else adapter
 
 
 def _kohya(base: HookedModel, path: Path, how: How) -> Adapter:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from ...bind import Magnitude
+from ...bind import Activated, Magnitude
 from ...core import CommonweightError, counted, unknown
 from ...formats import atomic, gguf, mlx
 from ...formats.changes import EXACT, Change
@@ -16,7 +17,7 @@ from ..peft.changes import opaque
 from ..peft.names import within
 from ..peft.writing import low_of
 from ..sites import blocks
-from ..tenant import Tenant
+from ..tenant import Entry, Tenant
 from .about import about
 
 FORMATS = "peft", "gguf", "mlx"
@@ -43,7 +44,7 @@ def export(
         )
     found = changes(base, tenant, format, **options)
     if format == "gguf":
-        return _gguf(base, found, path, overwrite)
+        return _gguf(base, found, path, overwrite, next(iter(tenant.invocations), ()))
     return _mlx(base, found, path, tenant, overwrite)
 
 
@@ -62,47 +63,96 @@ def changes(
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
-    if table := next((n for n in tenant.table if base.modules[n].kind == "embedding"), None):
-        raise CommonweightError(
-            f"{table}: the tenant changes this table of embeddings, which is not written to {format}; export to peft, "
-            "or make the tenant without this site"
-        )
-    if format == "mlx" and rank is tolerance is None and (dora := _dora(tenant)):
+    following = _following(base, tenant, format)
+    if format == "mlx" and rank is tolerance is None and (dora := _dora(base, tenant)):
         return dora
+    tenant = activated(tenant, format)
     asked = rank is not None or tolerance is not None
-    if not asked and (name := next((n for n, es in tenant.table.items() if opaque(es)), None)):
+    here = {n: es for n, es in tenant.table.items() if n not in following}
+    if not asked and (name := next((n for n, es in here.items() if opaque(es)), None)):
         raise CommonweightError(
             f"{name}: {tenant.method.name} is no product of two factors there, which is all that {format} can say; "
             "give tolerance=0.01 (or rank=) for the nearest one, or keep the tenant in its own file"
         )
     limit = EXACT if tolerance is None else tolerance
-    low = low_of(base, tenant, set(), rank, limit if tolerance is not None or rank is None else 0.0)
+    low = low_of(base, tenant, following, rank, limit if tolerance is not None or rank is None else 0.0, tables=True)
     if tolerance is not None or rank is None:
         low_rank.within(low, rank, limit)
     return {n: Change(v.A, v.B, bias=v.bias) for n, v in low.items()}
 
 
-def _dora(tenant: Tenant) -> dict[str, Change] | None:
+def _following(base: HookedModel, tenant: Tenant, format: str) -> set[str]:
+    """Heads that change as the table does to which they are tied; mlx-lm has one module for both.
+
+    Raises: CommonweightError for a head or a table that changes alone where the model has one weight for both, and
+    where llama.cpp reads the factors of the one for the other.
+    """
+    tied = {
+        n: others for n, others in base.ties.items() if n in tenant.table or any(o in tenant.table for o, _ in others)
+    }
+    for table, others in tied.items():
+        if format == "gguf" and table in tenant.table:
+            raise CommonweightError(
+                f"{table}: the head is tied to this table, and llama.cpp stops where it would read the table's factors "
+                "for the head; export to peft, or make the tenant without this site"
+            )
+        own = {u.site for u in tenant.plan.uses}
+        alone = table not in own or tenant.apart or any(not across or n in own for n, across in others)
+        if format == "mlx" and alone:
+            raise CommonweightError(
+                f"{table}: {', '.join(n for n, _ in others)} read the same weight, which mlx-lm has once, and the "
+                "tenant does not change them as one; export to peft"
+            )
+    return {n for others in tied.values() for n, _ in others} if format == "mlx" else set()
+
+
+def activated(tenant: Tenant, format: str) -> Tenant:
+    """A tenant that acts from some tokens on, as what it does from there on; any other as it is.
+
+    Raises: CommonweightError where a format has no word for these tokens."""
+    if not tenant.invocations:
+        return tenant
+    if format != "gguf":
+        raise CommonweightError(
+            f"{tenant.name}: an activated LoRA (invocation), for which {format} has no word; export to peft or gguf"
+        )
+    acting = copy.copy(tenant)
+    acting.table = {n: [Entry(_low(e.bind), e.reads, e.rows) for e in es] for n, es in tenant.table.items()}
+    return acting
+
+
+def _low(bind: Any) -> Any:
+    return bind.low if isinstance(bind, Activated) else bind
+
+
+def _dora(base: HookedModel, tenant: Tenant) -> dict[str, Change] | None:
     """A tenant of DoRA as it is; None for any other."""
     out = {}
     for name, entries in tenant.table.items():
-        if len(entries) != 1 or not isinstance(entries[0].bind, Magnitude) or entries[0].rows is not None:
+        if (
+            len(entries) != 1
+            or base.modules[name].kind == "embedding"
+            or not isinstance(entries[0].bind, Magnitude)
+            or entries[0].rows is not None
+        ):
             return None
         slots = {k: v.detach().cpu() for k, v in entries[0].slots(None).items()}
         out[name] = Change(slots["A"], slots["B"], entries[0].bind.scale, slots["m"])
     return out
 
 
-def _gguf(base: HookedModel, found: dict[str, Change], path: Path, overwrite: bool) -> Path:
+def _gguf(
+    base: HookedModel, found: dict[str, Change], path: Path, overwrite: bool, invocation: tuple[int, ...]
+) -> Path:
     prefix = within(base)
-    data = gguf.write({short(n, prefix): c for n, c in found.items()}, about(base))
+    data = gguf.write({short(n, prefix): c for n, c in found.items()}, about(base), invocation)
     if path.exists() and (path.is_dir() or not overwrite):
         raise CommonweightError(f"{path} is there already; choose another file, or give overwrite=True")
     return atomic.write(path, data)
 
 
 def _mlx(base: HookedModel, found: dict[str, Change], path: Path, tenant: Tenant, overwrite: bool) -> Path:
-    if turned := next((n for n in found if base.modules[n].transposed), None):
+    if turned := next((n for n in found if base.modules[n].transposed and base.modules[n].kind == "linear"), None):
         raise CommonweightError(
             f"{turned}: a transposed layer (GPT-2's Conv1D), whose names and halves mlx-lm has in another way; export "
             "to peft or gguf"

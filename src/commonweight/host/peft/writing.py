@@ -192,9 +192,11 @@ def _turned(base: HookedModel, site: str) -> bool:
 
 
 def low_of(
-    base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float, apart: bool = False
-) -> dict[str, Low]:
-    """What each changed module becomes. apart: experts and routers are left out, for somebody else to write."""
+    base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float, apart: bool = False,
+    tables: bool = False,
+) -> dict[str, Low]:  # fmt: skip
+    """What each changed module becomes, but for `heads`. apart: experts and routers are left out, for somebody else to
+    write. tables: those of embeddings too, whose weight is (width, vocabulary)."""
     out = {}
     for name, entries in tenant.table.items():
         at = base.modules[name]
@@ -205,7 +207,7 @@ def low_of(
                 f"{name}: experts and routers of a mixture are written to PEFT's folders alone; take export_peft, keep "
                 "the tenant in its own file (host.save), or write the merged weights (host.merged)"
             )
-        if at.kind not in ("linear", "expert", "router"):
+        if at.kind not in ("linear", "expert", "router", *(("embedding",) if tables else ())):
             kind = f"{'an' if at.kind == 'embedding' else 'a'} {at.kind}"
             raise CommonweightError(
                 f"{name}: {tenant.method.name} changes {kind}, which LoRA cannot express; "
