@@ -36,7 +36,7 @@ test: lint docs ## everything that must be green: lint, types, layers, docs, the
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 fuzz: $(READY) ## the properties of the suite on new inputs, twenty times as many as `make test` draws (FUZZ=20)
-	@FUZZ=$(or $(FUZZ),20) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) $$(grep -rl "tests.drawn" tests)
+	@FUZZ=$(or $(FUZZ),20) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) $$(grep -rlE "tests.drawn|import .*pairs" tests)
 
 lint: $(READY) ## style, format, types, import layers, and whether the generated tables are current
 	@$(BIN)/ruff check --quiet --output-format concise .

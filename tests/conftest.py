@@ -1,6 +1,15 @@
+import gc
+
 import pytest
 
 from tests.adapt import tiny
+
+
+def pytest_collection_finish():
+    """What was collected and imported stays until the end: no collection of garbage needs to look at it again. With all
+    tests collected each one takes half a second, and accelerate asks for one before every training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

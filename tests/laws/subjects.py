@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 import commonweight as cw
 from commonweight.host import Tenant
+from tests.drawn import TIMES
 
 METHODS = sorted(cw.methods.available())
 
@@ -61,3 +64,15 @@ def stir(tenant: Tenant, seed: int = 0, std: float = 0.1) -> Tenant:
         for p in tenant.parameters():
             p.add_(std * torch.randn(p.shape, generator=g))
     return tenant
+
+
+def pairs(kinds: Sequence[str], always: tuple[str, ...] = ("llama", "bert"), more: int = 2) -> list[tuple[str, str]]:
+    """(method, kind of model): each method on the models that most people have and on two of the others, which two its
+    name decides; `make fuzz` runs all."""
+    rest = [k for k in kinds if k not in always]
+
+    def some(method: str) -> Sequence[str]:
+        at = zlib.crc32(method.encode()) % len(rest)
+        return kinds if TIMES else [*always, *(rest[(at + i) % len(rest)] for i in range(more))]
+
+    return [(m, k) for m in METHODS for k in some(m)]

@@ -87,8 +87,7 @@ def test_every_pool_is_read_and_every_read_is_a_pool(method):
     assert set(plan.readers()) == set(plan.pools)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kind"), pairs([*KINDS]))
 def test_forms_agree_and_a_fresh_tenant_changes_nothing(method, kind):
     model, batch = make(kind)
     host = cw.Host(model)
@@ -121,8 +120,7 @@ def test_forms_agree_and_a_fresh_tenant_changes_nothing(method, kind):
         torch.testing.assert_close(answer(plain, batch), moved, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "moe", "mlp"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kind"), pairs(["llama", "gpt2", "bert", "t5", "moe", "mlp"]))
 def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
     model, batch = make(kind)
     host = cw.Host(model)

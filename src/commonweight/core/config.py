@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from . import peers
@@ -29,7 +31,7 @@ def config(cls: type[T]) -> type[T]:
     """
 
     def __post_init__(self: Any) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for f in fields(self):
             value = _typed(type(self).__name__, f.name, getattr(self, f.name), hints[f.name])
             object.__setattr__(self, f.name, value)
@@ -66,7 +68,7 @@ def _put(out: dict[str, Any], cls: type, name: str, value: Any, known: Collectio
 
 def parse(cls: type, pairs: list[str]) -> dict[str, Any]:
     """Options from ``name=value`` strings of a command line, converted by the field's type."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     out: dict[str, Any] = {}
     for pair in pairs:
         name, eq, text = pair.partition("=")
@@ -81,11 +83,17 @@ def parse(cls: type, pairs: list[str]) -> dict[str, Any]:
 
 def table(cls: type) -> list[tuple[str, str, Any, str]]:
     """(name, type, default, help) of every option."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     return [
         (f.name, _show(hints[f.name]), None if f.default is MISSING else f.default, f.metadata.get("help", ""))
         for f in fields(cls)  # type: ignore[arg-type]
     ]
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Types of the fields by name; to read them takes a fifth of a millisecond."""
+    return MappingProxyType(get_type_hints(cls))
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
