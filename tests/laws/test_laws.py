@@ -15,7 +15,7 @@ import commonweight as cw
 from commonweight.address import fold
 from commonweight.core import Rng
 from commonweight.host.tenant import Derive
-from tests.laws.subjects import METHODS, can, model_of, pairs, small, stir, variants
+from tests.laws.subjects import METHODS, can, model_of, pairs, reached, small, stir, variants
 from tests.models import KINDS, answer, make
 
 SITES = [
