@@ -14,14 +14,14 @@ _LOOKS = {  # that tell of a tensor and do not read its numbers
     "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_floating_point", "is_complex",
     "is_contiguous", "element_size", "get_device", "has_names", "is_inference", "__len__", "__hash__",
 }  # fmt: skip
-_LAID = {  # that lay a weight out otherwise, or cast it
+_LAID = {  # that lay a weight out otherwise, cast it, or change each of its numbers by itself
     "squeeze", "unsqueeze", "view", "reshape", "flatten", "unflatten", "contiguous", "to", "type", "float", "half",
     "bfloat16", "double", "t", "transpose", "permute", "__getitem__",
+    "expand", "exp", "neg", "__neg__", "softplus", "sigmoid",
 }  # fmt: skip
 _TURNED = {"T", "mT"}  # those of them that are attributes
-_PAIRED = {  # of two, of which one begins with rows
-    "matmul", "__matmul__", "__rmatmul__", "mul", "__mul__", "__rmul__",
-}  # fmt: skip
+_PRODUCT = {"matmul", "__matmul__", "__rmatmul__"}  # of two, of which one begins with rows
+_EACH = {"mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__sub__", "__rsub__"}  # number by number
 _PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d}  # of (input, weight, bias, ...), row by row of the input
 _VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}  # the attributes that hand the numbers on
 
@@ -125,8 +125,9 @@ class Borrowed(Tensor):
         if func in _PRODUCTS and (found := product(func, *args, **kwargs)) is not None:
             return found
         name = getattr(func, "__name__", "")
-        if name in _PAIRED and len(args) == 2 and not kwargs and (found := paired(func, *args)) is not None:
-            return found
+        if name in _PRODUCT | _EACH and len(args) == 2 and not kwargs:
+            if (found := paired(func, *args, name in _EACH)) is not None:
+                return found
         first, *others = args or (None,)
         turned = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _TURNED
         if (name in _LAID or turned) and isinstance(first, Borrowed):
@@ -160,10 +161,12 @@ def product(
     return by_reader(own, input, lambda x, read: func(x, read(weight), read(bias), *args, **kwargs))
 
 
-def paired(func: Callable, a: Any, b: Any) -> Tensor | None:
-    """A product, of matrices or of numbers, of which one side begins with the rows of the batch."""
+def paired(func: Callable, a: Any, b: Any, each: bool) -> Tensor | None:
+    """A product of matrices, or number by number something of two, of which one side begins with the batch's rows."""
     weight, x = (a, b) if isinstance(a, Borrowed) else (b, a)
-    if isinstance(x, Borrowed) or not isinstance(x, Tensor) or x.dim() < 3 or weight.dim() >= x.dim():
+    if isinstance(x, Borrowed) or not isinstance(x, Tensor) or x.dim() < (2 if each else 3):
+        return None
+    if weight.dim() >= x.dim() and not (each and weight.dim() == x.dim() and weight.shape[0] == 1):
         return None
     if weight.trained != torch.is_grad_enabled():
         return None

@@ -100,7 +100,7 @@ class Door:
             return found if self.kept or found is value else Seen.of(found, self)
         if not any(self.moves(slot, t) for t, _ in route.groups):
             return value if self.kept else Seen.of(value, self)
-        if self.fed:
+        if self.fed and hook.at.kind != "parameter":
             raise self.refused(slot, "each row of a mixed batch has another one")
         return Borrowed.of(value, self, slot)
 
@@ -157,7 +157,12 @@ class Door:
         """
         hook, _ = self.ways[slot]
         route = hook.current.route
-        if route is None or x.dim() < 2 or x.shape[0] != route.length or hook.at.kind not in ("linear", "conv"):
+        if (
+            route is None
+            or x.dim() < 2
+            or x.shape[0] != route.length
+            or hook.at.kind not in ("linear", "conv", "parameter")
+        ):
             return None
         hook.layout(route, hook.at.seen(x))
         return route.groups
