@@ -8,6 +8,7 @@ import torch
 import transformers as tf
 
 import commonweight as cw
+from tests.host.test_moved import paired
 from tests.laws.subjects import stir
 from tests.models import VOCAB, answer, make
 
@@ -96,17 +97,46 @@ def test_native_export_answers_the_same_in_peft_and_comes_back(kind, options, tm
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_an_encoder_decoder_has_it_in_the_decoder(layers, tmp_path):
+    """PEFT gives a layer the halves 4 i and 4 i + 1 modulo 2 L; of two layers both have the first."""
+    model, batch = paired(layers=layers)
+    there = theirs(model, tmp_path / "a", "SEQ_2_SEQ_LM")
+    with torch.no_grad():
+        want = there(**batch).logits
+    host = cw.Host(model)
+    tenant = host.import_peft("t", tmp_path / "a")
+    assert all(".decoder." in u.site for u in tenant.plan.uses) and len(tenant.plan.uses) == layers
+    with torch.no_grad(), host.route(["t", None, "t", "t"]):
+        got = model(**batch).logits
+    torch.testing.assert_close(got[[0, 2, 3]], want[[0, 2, 3]], rtol=1e-5, atol=1e-6)
+    host.export_peft("t", tmp_path / "b", native=True)
+    again = peft.PeftModel.from_pretrained(paired(layers=layers)[0], tmp_path / "b").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, want, rtol=1e-5, atol=1e-6)
+
+
 def test_what_peft_cannot_say_is_refused(tmp_path):
     host = cw.Host(make("llama")[0])
     host.add("part", "prefix-tuning", tokens=2, sites="*.0.self_attn.prefix")
     with pytest.raises(cw.CommonweightError, match="stands in every attention, and the tenant leaves"):
         host.export_peft("part", tmp_path / "a", native=True)
-    both = cw.Host(make("t5")[0])
-    both.add("t", "prefix-tuning", tokens=2)
-    with pytest.raises(cw.CommonweightError, match="of an encoder-decoder in front of its cross attention too"):
-        both.export_peft("t", tmp_path / "a", native=True)
     with pytest.raises(cw.CommonweightError, match="changes a prefix, which LoRA cannot express"):
         host.export_peft("part", tmp_path / "a")
+    both = cw.Host(paired()[0])
+    both.add("t", "prefix-tuning", tokens=2)
+    with pytest.raises(cw.CommonweightError, match="stands in the decoder's attention to itself alone"):
+        both.export_peft("t", tmp_path / "a", native=True)
+    both.add("d", "prefix-tuning", tokens=2, sites="*.decoder.*.prefix")
+    with pytest.raises(cw.CommonweightError, match="layers 0 and 1 of a decoder of 2 layers one prefix"):
+        both.export_peft("d", tmp_path / "a", native=True)
+    t5 = cw.Host(make("t5")[0])
+    t5.add("d", "prefix-tuning", tokens=2, sites="decoder.*.prefix")
+    with pytest.raises(cw.CommonweightError, match="stand at positions, and this model counts in another way"):
+        t5.export_peft("d", tmp_path / "a", native=True)
+    theirs(make("t5")[0], tmp_path / "t5", "SEQ_2_SEQ_LM")
+    with pytest.raises(cw.CommonweightError, match=r"a way that is not followed here \(T5's distances\)"):
+        t5.import_peft("t", tmp_path / "t5")
 
 
 def test_another_model_or_an_encoder_decoder_is_refused(tmp_path):
@@ -116,7 +146,7 @@ def test_another_model_or_an_encoder_decoder_is_refused(tmp_path):
     path = tmp_path / "a" / "adapter_config.json"
     config = json.loads(path.read_text())
     for key, value, said in (("num_layers", 3, "of 3 layers; this base has 2 attentions"),
-                             ("num_transformer_submodules", 2, "encoder's and the decoder's attention")):  # fmt: skip
+                             ("num_transformer_submodules", 2, "of a decoder; this base has 0 attentions")):  # fmt: skip
         path.write_text(json.dumps({**config, key: value}))
         with pytest.raises(cw.CommonweightError, match=said):
             cw.Host(make("llama")[0]).import_peft("t", tmp_path / "a")

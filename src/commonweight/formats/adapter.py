@@ -26,6 +26,10 @@ class Frozen(Source, Protocol):
 
     def transposed(self, site: str) -> bool: ...
 
+    def moves(self, site: str) -> bool:
+        """Whether keys in front at this site move the positions of the tokens behind them."""
+        ...
+
     def kernel(self, site: str) -> tuple[int, ...]:
         """Of a convolution; () of any other layer."""
         ...

@@ -1,13 +1,15 @@
 """Tokens behind a prefix stand so many positions further on, where the model turns positions into numbers.
 
-Both ways are followed: tables of positions (BERT, GPT-2) and rotations (Llama). Their modules are given the positions,
-whoever made them, so that nothing needs to be known of how a model counts.
+Both ways are followed: tables of positions (BERT, GPT-2, BART's decoder) and rotations (Llama). Their modules are given
+the positions, whoever made them, so that nothing needs to be known of how a model counts. Of an encoder and a decoder
+each moves by what stands ahead in it; one whose table counts by itself (BART's encoder) does not move.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError, counted
 from .apart import Unfit
 from .current import Current
+from .names import paired
 from .route import Route
 from .sites import Physical, plain_class, towers
 from .tenant import Tenant
@@ -24,10 +27,14 @@ _TABLE = re.compile(r"(wpe|pos(ition)?s?_embed\w*|embed_positions?)$")
 
 
 class Moved:
-    """Before a module that is given positions. at: where among its arguments they are."""
+    """Before a module that is given positions. stack: whose tokens', "" of all. at: where among its arguments they are.
+    entries: of a table, and how many of them stand before position 0."""
 
-    def __init__(self, sites: list[str], current: Current, at: int, entries: int | None):
-        self.sites, self.current, self.at, self.entries = sites, current, at, entries
+    def __init__(
+        self, name: str, stack: str, sites: list[str], current: Current, at: int, entries: tuple[int, int] | None
+    ):
+        self.name, self.stack, self.sites, self.current = name, stack, sites, current
+        self.at, self.entries = at, entries
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         route = self.current.route
@@ -36,29 +43,41 @@ class Moved:
         given = args[self.at] if len(args) > self.at else kwargs.get("position_ids")
         if not isinstance(given, Tensor) or given.is_floating_point():
             return None
-        moved = given + self.fitting(by, route, given)
-        if self.entries is not None and not torch.compiler.is_compiling() and int(moved.max()) >= self.entries:
-            raise CommonweightError(
-                f"a prefix moves the tokens behind it to position {int(moved.max())}, and the model's table of "
-                f"positions ends at {self.entries - 1}; give shorter rows, or a tenant with fewer tokens ahead"
-            )
+        if self.entries is not None and given.dim() == 1 and isinstance(by, list) and route.shape is None:
+            moved = (given + torch.tensor(by, device=given.device)[:, None]).flatten()  # a row's after another's
+            self.current.thread.given_to[f"{self.name} rows"] = len(by)
+        else:
+            moved = given + self.fitting(by, route, given)
+        if self.entries is not None and not torch.compiler.is_compiling():
+            last = self.entries[0] - self.entries[1] - 1
+            if int(moved.max()) > last:
+                raise CommonweightError(
+                    f"a prefix moves the tokens behind it to position {int(moved.max())}, and the model's table of "
+                    f"positions ends at {last}; give shorter rows, or a tenant with fewer tokens ahead"
+                )
         if len(args) > self.at:
             return (*args[: self.at], moved, *args[self.at + 1 :]), kwargs
         return args, {**kwargs, "position_ids": moved}
 
+    def by_row(self, module: nn.Module, args: tuple, y: Any) -> Any:
+        """What a table gave for positions that were one list for all rows, (rows, T, d)."""
+        rows = self.current.thread.given_to.pop(f"{self.name} rows", None)
+        return None if rows is None else y.reshape(rows, -1, y.shape[-1])
+
     def by(self, route: Route) -> int | list[int] | None:
         """By how many positions: of all rows, or of each place of the route; None where nobody has a prefix."""
-        if "moved by" not in route.kept:
+        key = "moved by", self.stack
+        if key not in route.kept:
             if route.single is not None:
-                route.kept["moved by"] = places(route.single) or None
+                route.kept[key] = places(route.single, self.stack) or None
             else:
                 out = [0] * route.length
                 for tenant, mine in route.groups:
-                    n = 0 if tenant is None else places(tenant)
+                    n = 0 if tenant is None else places(tenant, self.stack)
                     for p in mine:
                         out[p] = n
-                route.kept["moved by"] = out if any(out) else None
-        return route.kept["moved by"]
+                route.kept[key] = out if any(out) else None
+        return route.kept[key]
 
     def fitting(self, by: int | list[int], route: Route, given: Tensor) -> int | Tensor:
         """(rows, 1), or the shape of the positions where the route has a reader for each token."""
@@ -77,27 +96,43 @@ class Moved:
 
 
 @torch.no_grad()
-def places(tenant: Tenant) -> int:
-    """By how many positions a tenant moves its tokens: the most that stands ahead of them in a layer."""
+def places(tenant: Tenant, stack: str) -> int:
+    """By how many positions a tenant moves its tokens of a stack: the most that stands ahead of them in a layer."""
     if not any(hasattr(u.bind, "places") for u in tenant.plan.uses):
         return 0
     each = (
         sum(e.bind.places(**e.slots(None)) for e in entries if hasattr(e.bind, "places"))
-        for entries in tenant.table.values()
+        for n, entries in tenant.table.items()
+        if not stack or _stack(n) == stack
     )
     return max(each, default=0)
 
 
 def install(model: nn.Module, names: dict[str, nn.Module], modules: dict[str, Physical], current: Current) -> list[Any]:
-    """Hooks on what is given positions, in the towers that have prefix sites."""
+    """Hooks on what is given positions, in the towers and stacks that have prefix sites."""
     sites, tower = [n for n, at in modules.items() if at.kind == "prefix"], towers(model)
-    mine, out = {tower(n) for n in sites}, []
+    out = []
     for name, module in names.items():
-        if tower(name) not in mine or (at := _given(name, module)) is None:
+        stack = _stack(name) if paired(model) else ""
+        mine = [n for n in sites if tower(n) == tower(name) and (not stack or _stack(n) == stack)]
+        if not mine or (at := _given(name, module)) is None:
             continue
-        entries = module.num_embeddings if isinstance(module, nn.Embedding) else None
-        out.append(module.register_forward_pre_hook(Moved(sites, current, at, entries), with_kwargs=True))
+        table = isinstance(module, nn.Embedding)
+        entries = (module.num_embeddings, getattr(module, "offset", 0)) if table else None
+        hook = Moved(name, stack, mine, current, at, entries)  # type: ignore[arg-type]
+        out.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        if table:
+            out.append(module.register_forward_hook(hook.by_row))
     return out
+
+
+def follows(names: Mapping[str, nn.Module], site: str) -> bool:
+    """Whether tokens behind keys at this site of an encoder-decoder are moved on."""
+    return any(_stack(n) in (_stack(site), "") and _given(n, m) is not None for n, m in names.items())
+
+
+def _stack(name: str) -> str:
+    return next((p for p in name.split(".") if p in ("encoder", "decoder")), "")
 
 
 def _given(name: str, module: nn.Module) -> int | None:

@@ -96,3 +96,8 @@ def adapters(model: nn.Module) -> list[str]:
             active = getattr(module, "active_adapters", None) or ()
             found.update(dict.fromkeys([active] if isinstance(active, str) else active))
     return list(found)
+
+
+def paired(model: nn.Module) -> bool:
+    """Whether it is an encoder and a decoder."""
+    return bool(getattr(getattr(unwrapped(model), "config", None), "is_encoder_decoder", False))

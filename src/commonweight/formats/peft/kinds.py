@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
     "OSF": Kind("whole", "the small singular directions of the base"),
     "PEANUT": Kind("low rank", "of rank r"),
     "POLY": Kind("low rank", "of rank r: one task, which `task=` names"),
-    "PREFIX_TUNING": Kind("native", "`prefix-tuning`; of encoder-decoders refused"),
+    "PREFIX_TUNING": Kind("native", "`prefix-tuning`; of encoder-decoders with tables of positions (BART) too"),
     "PROMPT_TUNING": Kind("native", "`prompt-tuning`, in causal decoders"),
     "PSOFT": Kind("low rank", "of rank r"),
     "PVERA": Kind("low rank", "of rank r; of its mean, and refused with sample_at_inference"),

@@ -5,7 +5,7 @@ The file holds what its network gave, if it trained one: the keys and values the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,24 +23,54 @@ _SHAPE = "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_a
 def read_prefix(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen
 ) -> Adapter:
-    """(m, 2 L w): of each row the keys and values of layer 0, of layer 1, ..."""
-    rows, m = _rows(config, tensors, "encoder_hidden_size", "prefix_projection")
+    """(m, 2 L w): of each row the keys and values of layer 0, of layer 1, ...; of an encoder-decoder see `_halves`.
+
+    Raises: CommonweightError where the base has other attentions, or counts positions in a way that is not followed.
+    """
+    rows, m, n = _rows(config, tensors, 2, "encoder_hidden_size", "prefix_projection")
     L = count(config, "num_layers")
     mine = [s for s in sites.values() if s.kind == "prefix"]
+    if n == 2:
+        mine = decoders(mine)
+        if mine and not base.moves(mine[0].name):
+            raise CommonweightError(
+                f"adapter_config.json: PEFT lets a prefix of a decoder stand at positions, and those of {mine[0].name} are "
+                "counted in a way that is not followed here (T5's distances); train it again here"
+            )
     if len(mine) != L or len({s.out for s in mine}) > 1:
         raise CommonweightError(
-            f"adapter_config.json: its prefix is of {counted(L, 'layer')}; this base has "
-            f"{counted(len(mine), 'attention')} of keys {', '.join(map(str, dict.fromkeys(s.out for s in mine)))} wide"
+            f"adapter_config.json: its prefix is of {counted(L, 'layer')}{' of a decoder' if n == 2 else ''}; this "
+            f"base has {counted(len(mine), 'attention')} of keys "
+            f"{', '.join(map(str, dict.fromkeys(s.out for s in mine)))} wide"
         )
     w = mine[0].out
     check(KEY, rows, (m, 2 * L * w))
-    each = rows.view(m, L, 2, w).permute(1, 2, 0, 3)
-    values = {f"{s.name}.P": each[i].contiguous() for i, s in enumerate(mine)}
+    each = rows.view(m, 2 * L, w).transpose(0, 1)
+    values = {f"{s.name}.P": each[[*_halves(i, L, n)]].contiguous() for i, s in enumerate(mine)}
     return Adapter("prefix-tuning", {"tokens": m}, tuple(s.name for s in mine), values)
 
 
+def decoders(sites: Sequence[Site]) -> list[Site]:
+    """Of an encoder-decoder those before which PEFT puts its prefix: the decoder's attention to itself."""
+    return [s for s in sites if "decoder" in s.name.split(".")]
+
+
+def _halves(layer: int, layers: int, submodules: int) -> tuple[int, int]:
+    """Which of the 2 L parts of a row are a layer's keys and values.
+
+    For an encoder-decoder PEFT 0.21.2 lays the 2 L parts twice in a row, gives each layer four of them in turn, and
+    keeps the first two: those in front of cross attention are thrown away when the cache is made. So layer i has the
+    parts 4 i and 4 i + 1 modulo 2 L: of an even L half of the layers have those of the other half, and half of the file
+    is not read.
+    """
+    return 2 * submodules * layer % (2 * layers), (2 * submodules * layer + 1) % (2 * layers)
+
+
 def write_prefix(subject: Subject) -> Native:
-    """The keys and values themselves, whether a network still makes them or not."""
+    """The keys and values themselves, whether a network still makes them or not.
+
+    Raises: CommonweightError where PEFT's file has no place for them.
+    """
     pairs = []
     for use in subject.plan.uses:
         slots = {slot: subject.pools[r.pools[0]] for slot, r in use.reads.items()}
@@ -49,12 +79,21 @@ def write_prefix(subject: Subject) -> Native:
     if len({(s.out, s.inp) for s in sites}) > 1:
         raise CommonweightError("export_peft: the attentions are of different widths, and PEFT's prefix has one")
     m, w = pairs[0].shape[1:]
-    rows = torch.stack(pairs).permute(2, 0, 1, 3).reshape(m, -1)
+    L, n = len(pairs), 2 if decoders(sites) else 1
+    parts = pairs[0].new_zeros(2 * L, m, w)
+    for i, pair in enumerate(pairs):
+        at = [*_halves(i, L, n)]
+        if n == 2 and L % 2 == 0 and i >= L // 2 and not torch.equal(parts[at], pair):
+            raise CommonweightError(
+                f"export_peft: PEFT gives layers {i - L // 2} and {i} of a decoder of {counted(L, 'layer')} one "
+                "prefix, and the tenant has two; its files of prefixes hold those of an odd number of layers"
+            )
+        parts[at] = pair
     config = {
-        "peft_type": "PREFIX_TUNING", "num_virtual_tokens": m, "token_dim": w, "num_transformer_submodules": 1,
-        "num_attention_heads": w // sites[0].inp, "num_layers": len(pairs), "prefix_projection": False,
+        "peft_type": "PREFIX_TUNING", "num_virtual_tokens": m, "token_dim": w, "num_transformer_submodules": n,
+        "num_attention_heads": w // sites[0].inp, "num_layers": L, "prefix_projection": False,
     }  # fmt: skip
-    return Native(config, {KEY: rows})
+    return Native(config, {KEY: parts.transpose(0, 1).reshape(m, -1)})
 
 
 def read_prompt(
@@ -62,7 +101,7 @@ def read_prompt(
 ) -> Adapter:
     """(m, d), of PROMPT_TUNING, or what the network of P_TUNING gave."""
     more = [k for k in config if k.startswith(("prompt_tuning_init", "tokenizer_", "encoder_"))]
-    rows, m = _rows(config, tensors, *more)
+    rows, m, _ = _rows(config, tensors, 1, *more)
     mine = [s for s in sites.values() if s.kind == "prompt"]
     if not mine:
         raise CommonweightError(
@@ -83,13 +122,14 @@ def write_prompt(subject: Subject) -> Native:
     return Native({**config, "num_transformer_submodules": 1}, {KEY: rows})
 
 
-def _rows(config: Mapping[str, Any], tensors: Mapping[str, Tensor], *known: str) -> tuple[Tensor, int]:
-    """(the tensor, its tokens)."""
+def _rows(config: Mapping[str, Any], tensors: Mapping[str, Tensor], most: int, *known: str) -> tuple[Tensor, int, int]:
+    """(the tensor, its tokens, of how many stacks the model is to PEFT: `most`, or fewer)."""
     understood(config, *_SHAPE, *known)
-    if count(config, "num_transformer_submodules", 1) != 1:
+    n = count(config, "num_transformer_submodules", 1)
+    if n > most:
         raise CommonweightError(
-            "adapter_config.json: num_transformer_submodules is 2: it stands in front of the encoder's and the "
-            "decoder's attention, in PEFT's own way; train it again here"
+            f"adapter_config.json: num_transformer_submodules is {n}: it stands in front of an encoder's tokens, which "
+            "read it, so that it is no prefix of keys and values; train prefix-tuning here"
         )
     if more := [k for k in tensors if k != PREFIX + KEY]:
         raise refusals.tensor(more[0], refusals.why(more[0]))
@@ -98,4 +138,4 @@ def _rows(config: Mapping[str, Any], tensors: Mapping[str, Tensor], *known: str)
     rows, m = tensors[PREFIX + KEY], count(config, "num_virtual_tokens")
     if rows.dim() != 2 or rows.shape[0] != m:
         raise CommonweightError(f"adapter_model.safetensors: {KEY} is {tuple(rows.shape)}, its config wants {m} rows")
-    return rows, m
+    return rows, m, n

@@ -12,6 +12,8 @@ from ...formats import peft
 from ...formats.peft import refusals
 from ...formats.peft.keys import is_slot
 from ..hooked import HookedModel
+from ..moved import follows
+from ..names import named
 from ..sites import Physical
 from ..tenant import Derive
 
@@ -25,6 +27,9 @@ class Frozen(Derive):
 
     def transposed(self, site: str) -> bool:
         return self._at(site).transposed
+
+    def moves(self, site: str) -> bool:
+        return follows(dict(named(self._base.model)), site)
 
     def kernel(self, site: str) -> tuple[int, ...]:
         return tuple(getattr(self._at(site).module, "kernel_size", ()))

@@ -12,7 +12,7 @@ from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
 from ..experts import Stacked
 from ..hooked import HookedModel
-from ..names import adapters, named
+from ..names import adapters, named, paired
 from ..tenant import Tenant
 from . import beside, mixtures, tied
 from .base import Frozen
@@ -151,6 +151,8 @@ def task(base: HookedModel) -> str:
     inner = base.inner
     found = next((t for end, t in _TASKS.items() if type(inner).__name__.endswith(end)), None)
     makes = found is None and getattr(inner, "can_generate", lambda: False)()
+    if makes and paired(inner):
+        return "SEQ_2_SEQ_LM"
     return found or ("CAUSAL_LM" if makes else "FEATURE_EXTRACTION")
 
 
@@ -170,9 +172,14 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
         if table := next((n for n in used if n in base.ties and not (plain and tied.by_heads(base, n))), None):
             return f"{table}: others are tied to it, and PEFT's {tenant.method.name} changes the table alone"
     if any(base.modules[n.split("[")[0]].kind == "prefix" for n in used):
-        if getattr(getattr(base.inner, "config", None), "is_encoder_decoder", False):
-            return "PEFT puts a prefix of an encoder-decoder in front of its cross attention too"
-        if missing := next((s.name for s in base.every if s.kind == "prefix" and s.name not in used), None):
+        there = [s for s in base.every if s.kind == "prefix"]
+        if paired(base.inner):
+            there = peft.prompts.decoders(there)
+            if more := next((n for n in used if n not in {s.name for s in there}), None):
+                return f"{more}: PEFT's prefix of an encoder-decoder stands in the decoder's attention to itself alone"
+            if not Frozen(base).moves(there[0].name):
+                return f"{there[0].name}: PEFT lets a prefix stand at positions, and this model counts in another way"
+        if missing := next((s.name for s in there if s.name not in used), None):
             return f"{missing}: PEFT's prefix stands in every attention, and the tenant leaves this one out"
     others = [n for n in used if base.modules[n.split("[")[0]].kind in ("conv", "embedding")]
     if others and tenant.method.name not in ("lora", "tokens"):
