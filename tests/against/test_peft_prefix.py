@@ -146,7 +146,7 @@ def test_another_model_or_an_encoder_decoder_is_refused(tmp_path):
     path = tmp_path / "a" / "adapter_config.json"
     config = json.loads(path.read_text())
     for key, value, said in (("num_layers", 3, "of 3 layers; this base has 2 attentions"),
-                             ("num_transformer_submodules", 2, "of a decoder; this base has 0 attentions")):  # fmt: skip
+                             ("num_transformer_submodules", 2, "a decoder; this base has 0 attentions")):  # fmt: skip
         path.write_text(json.dumps({**config, key: value}))
         with pytest.raises(cw.CommonweightError, match=said):
             cw.Host(make("llama")[0]).import_peft("t", tmp_path / "a")

@@ -34,8 +34,8 @@ def read_prefix(
         mine = decoders(mine)
         if mine and not base.moves(mine[0].name):
             raise CommonweightError(
-                f"adapter_config.json: PEFT lets a prefix of a decoder stand at positions, and those of {mine[0].name} are "
-                "counted in a way that is not followed here (T5's distances); train it again here"
+                f"adapter_config.json: PEFT lets a prefix of a decoder stand at positions, and those of "
+                f"{mine[0].name} are counted in a way that is not followed here (T5's distances); train it again here"
             )
     if len(mine) != L or len({s.out for s in mine}) > 1:
         raise CommonweightError(
