@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import signal
 import socket
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+
+from commonweight.serve.http import run
 
 from ..served import prompt
 from . import shop
@@ -134,3 +138,14 @@ def test_a_full_queue_is_told_when_to_come_again(host, ask):
         got = ask(address).response()
         told = json.loads(got.read())["error"]
         assert got.status == 429 and got.headers["retry-after"] and told["type"] == "RateLimitError"
+
+
+def test_no_collection_of_garbage_looks_at_what_is_there_when_it_starts(monkeypatch):
+    seen = []
+    app = SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(settings=SimpleNamespace(drain=1))))
+    said = SimpleNamespace(run=lambda sockets: seen.append(gc.get_freeze_count()))
+    monkeypatch.setattr(run, "server", lambda app, drain: said)
+    before = gc.get_freeze_count()
+    with socket.socket() as sock:
+        run.run(app, sock)
+    assert seen[0] > before
