@@ -78,8 +78,8 @@ def server(app: Any, drain: float) -> Server:
 
 
 def run(app: Any, sock: socket.socket) -> None:
-    """Serves until a signal. What is there by now stays: collections of garbage leave it out, which would hold all calls
-    up for a quarter of a second each (450,000 objects beside a model of 30 layers)."""
+    """Serves until a signal. What is there by now stays: collections of garbage leave it out, which would hold all
+    calls up for a quarter of a second each (450,000 objects beside a model of 30 layers)."""
     gc.collect()
     gc.freeze()
     server(app, app.state.service.settings.drain).run([sock])
