@@ -38,6 +38,7 @@ SAMPLE = [
         cw.Site(f"layers.{i}.attention", 768, 768, "attention", "", False),
         cw.Site(f"layers.{i}.ffn", 768, 768, "ffn", "", False),
         cw.Site(f"layers.{i}.attention.prefix", 768, 64, "prefix", "", False),
+        cw.Site(f"layers.{i}.attention.aside", 12, 768, "aside", "", False),
     )
 ] + [
     cw.Site("embed.prompt", 768, 768, "prompt", "", False),

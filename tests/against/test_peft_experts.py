@@ -198,8 +198,8 @@ def test_gradients_reach_the_factors(tmp_path):
 
 def test_experts_by_a_pattern_and_by_a_function():
     host = cw.Host(model("qwen"))
-    kinds = {"linear", "norm", "block", "expert", "router", "attention", "ffn", "trunk", "queries", "prompt", "prefix"}
-    assert {s.kind for s in host.sites} == kinds
+    kinds = {"linear", "norm", "block", "expert", "router", "attention", "ffn", "trunk", "queries"}
+    assert {s.kind for s in host.sites} == kinds | {"prompt", "positions", "prefix", "aside"}
     every = host.add("all", "lora", rank=2)
     assert sum("experts" in u.site for u in every.plan.uses) == 16
     assert not any(u.site.endswith("gate") for u in every.plan.uses)

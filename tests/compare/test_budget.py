@@ -18,6 +18,7 @@ SITES = [
         cw.Site(f"layers.{i}.mlp", 64, 64, "ffn", "", False),
         cw.Site(f"layers.{i}.attn", 64, 64, "attention", "", False),
         cw.Site(f"layers.{i}.attn.prefix", 64, 16, "prefix", "", False),
+        cw.Site(f"layers.{i}.attn.aside", 4, 64, "aside", "", False),
     )
 ] + [
     cw.Site("embed.prompt", 64, 64, "prompt", "", False),

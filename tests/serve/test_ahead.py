@@ -18,7 +18,9 @@ def test_each_answer_is_its_tenants(family):
     add(host, "lora", "lora")
     add(host, "mam", "mam", tokens=4, size=3)
     add(host, "dept", "dept", tokens=3, rank=4, length=12)
-    names = ["five", "two", None, "first", "lora", "prompt", "dept", "five", "mam"]
+    add(host, "aligner", "aligner", tokens=3, first=0)
+    add(host, "one", "aligner", tokens=1, first=1)
+    names = ["five", "two", None, "first", "lora", "prompt", "dept", "aligner", "five", "mam", "one"]
     asked = [ask(t, i, max_new_tokens=10) for i, t in enumerate(names)]
     with Engine(host, max_requests=8, max_batch_tokens=32, page_size=8) as engine:
         right(host, asked, engine.generate(asked))

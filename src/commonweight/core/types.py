@@ -17,7 +17,9 @@ from .init import Init
 from .serial import dump, load, serial
 
 # kinds of sites that are no weight
-WEIGHTLESS = frozenset({"block", "attention", "ffn", "prefix", "prompt", "positions", "trunk", "queries", "head"})
+WEIGHTLESS = frozenset(
+    {"block", "attention", "ffn", "prefix", "aside", "prompt", "positions", "trunk", "queries", "head"}
+)
 
 
 class Site(NamedTuple):
@@ -27,10 +29,11 @@ class Site(NamedTuple):
     table (inp, out), out its width) | "norm" (inp = 1) | "parameter" (what a module computes with by itself; inp = 1 of
     a vector) | "block" (a whole layer's output) | "attention" and "ffn" (parts of a layer: what they are given, inp,
     and what they give before it is added, out) | "prefix" (keys and values in front of those of an attention; out:
-    the width of either over all heads, inp: of one head) | "prompt" (tokens in front of a row of a causal decoder, as
-    vectors) | "positions" (the vectors of a row's tokens, by their positions) | "trunk" (what all blocks of a list
-    give, and whether a token is no padding, inp; what the last of them gives, out) | "queries" (what the blocks of a
-    list answer to queries, side by side, inp) | "head" (where a task's classifier reads).
+    the width of either over all heads, inp: of one head) | "aside" (tokens that an attention reads in a softmax of
+    their own; out: its heads, inp: the width that its keys are made of) | "prompt" (tokens in front of a row of a
+    causal decoder, as vectors) | "positions" (the vectors of a row's tokens, by their positions) | "trunk" (what all
+    blocks of a list give, and whether a token is no padding, inp; what the last of them gives, out) | "queries" (what
+    the blocks of a list answer to queries, side by side, inp) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
     a block and of what stands ahead of an attention "causal" where a token sees those before it alone.
     """

@@ -111,6 +111,15 @@ class Stacked:
         """(n, blocks, T, d): every tenant's queries for its own rows."""
         return self.mapped(lambda **slots: self.bind.queries(**slots), slots)()
 
+    def tokens(self, **slots: Tensor) -> Tensor:
+        """(n, N, d): every tenant's tokens."""
+        return self.mapped(lambda **slots: self.bind.tokens(**slots), slots)()
+
+    def aside(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, **slots: Tensor) -> Tensor:
+        """Of every tenant for its own rows: query (n b, heads, T, w), keys and values (n, heads of keys, N, w)."""
+        run = self.mapped(lambda q, k, v, **slots: self.bind.aside(q, k, v, scale, **slots), slots)
+        return run(apart(query, len(keys)), keys, values).flatten(0, 1)
+
     def places(self, **slots: Tensor) -> int:
         one = {k: v[0] if k in self.many else v for k, v in slots.items()}
         return self.bind.places(**one) if hasattr(self.bind, "places") else 0

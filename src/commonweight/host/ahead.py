@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..core import CommonweightError, counted
 from .apart import Unfit
+from .aside import AsideHook
 from .current import Current
 from .heard import keep, keeps
 from .queries import Queries
@@ -68,18 +69,24 @@ def attend(function: Callable, named: str, module: Any, *args: Any, **kwargs: An
         return function(module, *args, **kwargs)
     if hook.asked and route.touches(hook.asked) and not recomputing():
         hook.note(*args, **kwargs)
-    if not hook.touched(route):
-        return function(module, *args, **kwargs)
-    return hook.joined(route, function, named, *args, **kwargs)
+    join = partial(hook.joined, route, function, named) if hook.touched(route) else partial(function, module)
+    y = join(*args, **kwargs)
+    if hook.aside is not None and route.touches(hook.aside.at.name):
+        return hook.aside.added(route, y, args[0], kwargs.get("scaling"))
+    return y
 
 
 class AheadHook:
     """At one attention. It sits in the module's own dictionary, so that a copy of the model has the copy's."""
 
-    def __init__(self, at: Ahead, current: Current, queries: Queries, front: str = "", asked: str = ""):
+    def __init__(
+        self, at: Ahead, current: Current, queries: Queries, front: str = "", asked: str = "",
+        aside: AsideHook | None = None,
+    ):  # fmt: skip
         self.at, self.current, self.queries = at, current, queries
         self.front = front  # the site of prompts whose keys and values come here
         self.asked = asked  # the site of queries that read the keys and values made here
+        self.aside = aside  # for tokens that are read beside those of a row
 
     def install(self) -> list[Any]:
         self.at.module.__dict__[HOOK] = self
@@ -90,16 +97,19 @@ class AheadHook:
 
     def reached(self, module: nn.Module, args: tuple, y: Any) -> None:
         """Raises: CommonweightError where a routed prefix did not come into the attention that has run."""
-        route = self.current.route
-        if route is None or self.current.thread.recording is not None or not self.touched(route):
+        route, joined = self.current.route, self.current.thread.joined
+        if route is None or self.current.thread.recording is not None:
             return
-        if self.at.name not in self.current.thread.joined:
+        wanted = {self.at.name} if self.touched(route) else set()
+        if self.aside is not None and route.touches(self.aside.at.name):
+            wanted.add(self.aside.at.name)
+        if lost := wanted - joined:
             raise CommonweightError(
-                f"{self.at.name}: this attention ran without asking transformers' attention interface for its function "
+                f"{lost.pop()}: this attention ran without asking transformers' attention interface for its function "
                 "(an option of its config that computes by itself, or a forward that was replaced), so that no keys "
                 "can join it; load the model with attn_implementation='sdpa', or take a method that changes weights"
             )
-        self.current.thread.joined.discard(self.at.name)
+        joined -= wanted
 
     def touched(self, route: Route) -> bool:
         return route.touches(self.at.name) or (self.front != "" and route.touches(self.front))

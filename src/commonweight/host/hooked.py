@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Site
 from ..methods import Method
 from . import ahead, carry, checkpoints, entrances, experts, front, frozen, moved
+from .aside import AsideHook
 from .current import Current
 from .door import Door
 from .doors import Doors
@@ -22,6 +23,7 @@ from .numbered import PositionsHook
 from .queries import Queries
 from .sites import (
     Ahead,
+    Aside,
     Front,
     Pattern,
     Physical,
@@ -79,7 +81,7 @@ class HookedModel:
 
     def _hook(self) -> None:
         tower = towers(self.inner)
-        apart = experts.Stacked | Ahead | Front | Positions
+        apart = experts.Stacked | Ahead | Aside | Front | Positions
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, apart)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
         if (head := output_head(self.inner, self.modules)) in hooks:
@@ -97,7 +99,9 @@ class HookedModel:
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
             mine = next((f.name for f in fronts if at.name in f.joins), "")
             asked = next((q.name for q in self.modules.values() if isinstance(q, Queried) and at.name in q.ahead), "")
-            self.hooks += ahead.AheadHook(at, self.current, self.queries, mine, asked).install()
+            beside = next((a for a in self.modules.values() if isinstance(a, Aside) and a.joins == at.name), None)
+            read = None if beside is None else AsideHook(beside, self.current)
+            self.hooks += ahead.AheadHook(at, self.current, self.queries, mine, asked, read).install()
         self.hooks += moved.install(self.inner, dict(named(self.model)), self.modules, self.current)
         self.hooks += frozen.install(alone.values(), self.current)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)

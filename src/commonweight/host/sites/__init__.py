@@ -3,6 +3,7 @@
 One file for each kind of site; `discover.KINDS` lists them.
 """
 
+from .aside import Aside
 from .block import Block, blocks
 from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_kind
 from .conv import depthwise
@@ -19,6 +20,7 @@ from .trunk import Trunk
 __all__ = [
     "UNPACK",
     "Ahead",
+    "Aside",
     "Block",
     "Front",
     "Pattern",

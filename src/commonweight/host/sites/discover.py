@@ -10,7 +10,21 @@ from torch import nn
 from ...core import CommonweightError, Site
 from ..names import named
 from ..weights import packed_whole
-from . import attention, block, conv, embedding, linear, norm, parameter, parts, positions, prefix, queried, trunk
+from . import (
+    aside,
+    attention,
+    block,
+    conv,
+    embedding,
+    linear,
+    norm,
+    parameter,
+    parts,
+    positions,
+    prefix,
+    queried,
+    trunk,
+)
 from .found import Found, Whole
 from .physical import Physical
 from .tied import input_table
@@ -26,8 +40,9 @@ def discover(
     """(modules by name, every site, the default ones).
 
     Default: linear projections, convolutions, norms, parameters, outputs of the blocks, their attention and
-    feed-forward parts, what stands ahead of their keys and values, what goes by positions, the trunks that they make
-    up, and queries to them; all but embeddings of a model that has no blocks; with experts and routers of a mixture.
+    feed-forward parts, what stands ahead of their keys and values, what is read beside these, what goes by positions,
+    the trunks that they make up, and queries to them; all but embeddings of a model that has no blocks; with experts
+    and routers of a mixture.
     fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
@@ -50,7 +65,8 @@ def discover(
     table = input_table(model, modules)
     front = prefix.front(table, ahead, whole)
     front += positions.find(front, table, names.get(table or ""))
-    for found in [*ahead, *front, *trunk.find(every, modules), *queried.find(every, modules, ahead)]:
+    beside = aside.find(ahead, modules)
+    for found in [*ahead, *beside, *front, *trunk.find(every, modules), *queried.find(every, modules, ahead)]:
         modules[found.site.name] = found.at
         every.append(found.site)
         default += [found.site] if found.default else []

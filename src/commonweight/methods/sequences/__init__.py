@@ -1,6 +1,7 @@
 """Sequences: what is trained stands in front of a row, as tokens or keys and values, or acts so; no weight changes."""
 
 from . import mam, p_tuning, prefix_tuning, prompt_pool, prompt_tuning
+from .aligner import Aligner
 from .apt_prompts import APTPrompts
 from .dept import DePT
 from .mam import MAM
@@ -12,6 +13,7 @@ from .prompt_tuning import PromptTuning
 __all__ = [
     "MAM",
     "APTPrompts",
+    "Aligner",
     "DePT",
     "PTuning",
     "PrefixTuning",

@@ -72,7 +72,7 @@ class ByPosition:
     formula="m d + r (s + d)",
     kinds=("prompt", "positions"),
     named=(),
-    lr=1e-2,
+    lr=2e-3,
     fresh="every token reads the prompt, whatever it holds",
     size=("rank", "tokens"),
 )
