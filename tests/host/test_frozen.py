@@ -169,3 +169,22 @@ def test_every_method_trains_over_such_products(method, monkeypatch):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_shallow_copy_of_a_layer_runs_its_own_product():
+    base = model()
+    host = cw.Host(base)
+    host.add("t", "lora", rank=8, sites="0")
+    twin = copy.copy(base[3])
+    twin._parameters = {k: nn.Parameter(2 * p.detach(), requires_grad=False) for k, p in base[3]._parameters.items()}  # type: ignore[union-attr]
+    x = rows().requires_grad_()
+    with torch.no_grad():
+        want, plain = nn.functional.linear(x, twin.weight, twin.bias), base[3](x)
+        torch.testing.assert_close(twin(x), want)
+        torch.testing.assert_close(copy.copy(base[3])(x), plain)  # with the layer's parameters it is the layer
+    with host.route("t"):  # which reads elsewhere
+        torch.testing.assert_close(twin(x), want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(base[3](x), plain, rtol=1e-4, atol=1e-4)
+    host.add("u", "lora", rank=8, sites="3")
+    with pytest.raises(cw.CommonweightError, match=r"3: a shallow copy of this layer"), host.route("u"):
+        twin(x)

@@ -126,7 +126,7 @@ class Borrowed(Tensor):
             return found
         name = getattr(func, "__name__", "")
         if name in _PRODUCT | _EACH and len(args) == 2 and not kwargs:
-            if (found := paired(func, *args, name in _EACH)) is not None:
+            if (found := paired(func, *args, each=name in _EACH)) is not None:
                 return found
         first, *others = args or (None,)
         turned = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _TURNED

@@ -99,6 +99,7 @@ class _OfThread(threading.local):
         self.brought = False  # whether it was brought up to date outside of what is compiled
         self.room = Room()
         self.given_to: dict[str, Any] = {}  # block, or part of one, that runs -> what it was given, or its Skip
+        self.copied: Any = None  # the shallow copy of a layer whose forward comes next
         self.joined: set[str] = set()  # prefix sites whose attention runs and has been given its keys and values
         self.recording: dict[str, Any] | None = None  # prefix site -> keys and values of a prompt that runs by itself
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs

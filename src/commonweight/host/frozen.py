@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..bind.fused import recorded
 from ..bind.products import at_hand, frozen, large
+from ..core import CommonweightError
 from .weights import plain
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ class Frozen:
         self.module, self.current, self.closed = module, current, False
 
     def __call__(self, input: Tensor) -> Tensor:
-        own = self.module._parameters
+        module, thread = self.module, self.current.thread
+        if thread.copied is not None:
+            module, thread.copied = thread.copied, None
+        own = module._parameters
         w, b = own.get("weight"), own.get("bias")
         if (
             torch.is_grad_enabled()
@@ -40,7 +44,7 @@ class Frozen:
             and recorded(input)
         ):
             return frozen(input, w, b)
-        return type(self.module).forward(self.module, input)
+        return type(module).forward(module, input)
 
     def remove(self) -> None:
         self.closed = True
@@ -60,6 +64,22 @@ def install(sites: Iterable[Physical], current: Current) -> list[Frozen]:
                 module.forward = Frozen(module, current)  # type: ignore[method-assign]
                 made.append(module.__dict__["forward"])
     return made
+
+
+def copied(at: Physical, module: nn.Module, current: Current) -> None:
+    """Before a forward that is not the layer's own: a shallow copy of it has its hooks and what stands for its forward.
+    With the layer's parameters it is the layer. With others its product is its own, and no tenant knows them.
+
+    Raises: CommonweightError for such a copy where a tenant reads at the layer.
+    """
+    if type(module.__dict__.get("forward")) is not Frozen or module._parameters is at.module._parameters:
+        return
+    if (route := current.route) is not None and route.touches(at.name):
+        raise CommonweightError(
+            f"{at.name}: a shallow copy of this layer (copy.copy) with other parameters is run under a tenant that "
+            "changes the layer; run it outside of the route, or copy the layer with copy.deepcopy"
+        )
+    current.thread.copied = module
 
 
 def own_forward(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from .bypass import Bypass
 from .carried import bare
 from .change import changed
 from .current import Current, Pass
-from .frozen import own_forward
+from .frozen import copied, own_forward
 from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
@@ -130,6 +130,8 @@ class SiteHook:
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
         """kwargs: None where another library hands the hook on to a module that it puts in this one's place."""
+        if module is not self.at.module:
+            copied(self.at, module, self.current)
         route = self.current.route
         if route is None:
             return None
