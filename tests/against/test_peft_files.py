@@ -92,6 +92,11 @@ CONFIGS = {
     "gralora-hybrid": lambda k: peft.GraloraConfig(r=8, alpha=6, gralora_k=4, hybrid_r=3, target_modules=SOME[k]),
     "c3a": lambda k: peft.C3AConfig(block_size=8, target_modules=SOME[k]),
     "delora": lambda k: peft.DeloraConfig(r=4, delora_lambda=7, target_modules=SOME[k]),
+    "tinylora": lambda k: peft.TinyLoraConfig(r=3, u=5, target_modules=SOME[k]),
+    "tinylora-tied": lambda k: peft.TinyLoraConfig(r=3, u=5, weight_tying=0.4, target_modules=SOME[k]),
+    "tinylora-drawn": lambda k: peft.TinyLoraConfig(
+        r=3, u=5, weight_tying=1.0, save_projection=False, target_modules=SOME[k]
+    ),
 }  # fmt: skip
 
 
@@ -155,13 +160,15 @@ NATIVE = {
     "gralora": {"rank": 4, "hybrid": 2},
     "c3a": {"block_size": 8},
     "delora": {"rank": 4, "bound": 3.0},
+    "tinylora": {"rank": 3, "vectors": 5},
+    "tinylora-groups": {"rank": 3, "vectors": 5, "groups": 4},
 }
 
 
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("name", NATIVE)
 def test_native_export_answers_the_same_in_peft_and_comes_back(name, kind, tmp_path):
-    method = name.removesuffix("-compact")
+    method = name.removesuffix("-compact").removesuffix("-groups")
     model, batch = make(kind)
     plain = copy.deepcopy(model)
     host = cw.Host(model)
@@ -256,7 +263,7 @@ def test_a_changed_bias_goes_along(tmp_path):
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_default_is_peft_s_own_format_where_it_has_one(name, kind, tmp_path):
-    method = name.removesuffix("-compact")
+    method = name.removesuffix("-compact").removesuffix("-groups")
     model, batch = make(kind)
     plain = copy.deepcopy(model)
     host = cw.Host(model)

@@ -60,7 +60,7 @@ OPTIONS = {
     "WAVEFT": {"n_frequency": 40},
 }
 RANKS = {  # of what becomes LoRA
-    "ADALORA": 4, "ADAMSS": 2, "DEFT": 4, "PEANUT": 4, "POLY": 2, "PSOFT": 4, "PVERA": 8, "TINYLORA": 2, "UNILORA": 4,
+    "ADALORA": 4, "ADAMSS": 2, "DEFT": 4, "PEANUT": 4, "POLY": 2, "PSOFT": 4, "PVERA": 8, "UNILORA": 4,
 }  # fmt: skip
 
 
@@ -177,12 +177,41 @@ def test_an_error_may_remain_where_it_is_asked_for(tmp_path):
         host.load_adapter(tmp_path, "t", tolerance=-1)
 
 
-@pytest.mark.parametrize("kind, option", [("TINYLORA", "u"), ("PVERA", "r")])
-def test_counts_are_bounded_before_anything_is_made(tmp_path, kind, option):
-    made(kind, tmp_path)
+COUNTS = [
+    ("TINYLORA", "u", r"tinylora_v.0 is \(8,\), the base wants \(1000000000,\)"),
+    ("PVERA", "r", "r=1,000,000,000 is more than any side"),
+]
+
+
+@pytest.mark.parametrize("kind, option, said", COUNTS)
+def test_counts_are_bounded_before_anything_is_made(tmp_path, kind, option, said):
+    made(kind, tmp_path, **({"save_projection": False} if kind == "TINYLORA" else {}))
     at = tmp_path / "adapter_config.json"
     at.write_text(json.dumps({**json.loads(at.read_text()), option: 10**9}))
-    with pytest.raises(cw.CommonweightError, match=rf"{option}=1,000,000,000 is more than any side"):
+    with pytest.raises(cw.CommonweightError, match=said):
+        cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
+
+
+def test_tinylora_on_a_table_of_embeddings_goes_through_peft(tmp_path):
+    want, batch = made("TINYLORA", tmp_path, target_modules=["embed_tokens", "q_proj"])
+    host = cw.Host(make("llama")[0])
+    assert host.load_adapter(tmp_path, "t").method.name == "lora"
+    with torch.no_grad(), host.route("t"):
+        torch.testing.assert_close(answer(host.model, batch), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weight_tying": 1.0}, "holds 4 vectors tinylora_v, its config wants 1 for 4 layers"),
+        ({"save_projection": True}, "has no tinylora_P, though save_projection is true"),
+    ],
+)
+def test_a_tinylora_that_is_not_what_its_config_says(tmp_path, change, said):
+    made("TINYLORA", tmp_path, target_modules=["q_proj", "v_proj"], save_projection=False)
+    at = tmp_path / "adapter_config.json"
+    at.write_text(json.dumps({**json.loads(at.read_text()), **change}))
+    with pytest.raises(cw.CommonweightError, match=said):
         cw.Host(make("llama")[0]).load_adapter(tmp_path, "t")
 
 

@@ -7,7 +7,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 2, "vectors": 5}
-VARIANTS = [{"groups": 3}]
+VARIANTS = [{"groups": 3}, {"stored": True}]
 NAME = "model.layers.1.mlp.up_proj"
 
 

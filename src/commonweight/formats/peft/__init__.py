@@ -23,6 +23,7 @@ from . import (
     refusals,
     rotations,
     scales,
+    tinylora,
     tokens,
     vb_lora,
     vera,
@@ -66,6 +67,7 @@ FAMILIES: dict[str, Family] = {
     "RANDLORA": Family(randlora.read, randlora.write, ("randlora",)),
     "ROAD": Family(scales.read_road, scales.write_road, ("road",), conv1d=False),
     "VBLORA": Family(vb_lora.read, vb_lora.write, ("vb-lora",)),
+    "TINYLORA": Family(tinylora.read, tinylora.write, ("tinylora",)),
     "TRAINABLE_TOKENS": Family(tokens.read, tokens.write, ("tokens",)),
     "VERA": Family(vera.read, vera.write, ("vera",)),
 }

@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
     "SHADOW": Kind("refused", "a second, small model runs beside the base: no change of its weights"),
     "SHIRA": Kind("whole", "sparse"),
     "SUPERTUNING": Kind("whole", "sparse"),
-    "TINYLORA": Kind("low rank", "of rank r"),
+    "TINYLORA": Kind("native", "`tinylora`; on tables of embeddings through PEFT, as LoRA"),
     "TRAINABLE_TOKENS": Kind("native", "`tokens`; beside another method `token_rows`"),
     "UNILORA": Kind("low rank", "of rank r"),
     "VBLORA": Kind("native", "`vb-lora`"),

@@ -136,11 +136,11 @@ def _convolved(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: 
 
 
 def _turned_table(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> bool:
-    """Whether DoRA lies on a table of embeddings, whose entries it rescales dimension by dimension."""
-    tables = [n for n, s in sites.items() if s.kind == "embedding"]
-    return bool(config.get("use_dora")) and any(
-        k.startswith(f"{peft.PREFIX}{n}.lora_") for k in tensors for n in tables
-    )
+    """Whether DoRA lies on a table of embeddings, whose entries it rescales dimension by dimension, or TinyLoRA, whose
+    factors are of the table as PEFT keeps it."""
+    slot = "tinylora_" if config["peft_type"] == "TINYLORA" else "lora_" if config.get("use_dora") else None
+    tables = [n for n, s in sites.items() if s.kind == "embedding" and slot is not None]
+    return any(k.startswith(f"{peft.PREFIX}{n}.{slot}") for k in tensors for n in tables)
 
 
 def _biased(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:

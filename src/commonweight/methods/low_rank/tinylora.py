@@ -17,6 +17,12 @@ class TinyLoRA:
     vectors: int = option(64, "numbers u of a site, or of a group of sites", ge=1)
     groups: int = option(0, "groups of sites, in their order, that share one vector each; 0: every site its own", ge=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    stored: bool = option(False, "whether the file holds A, B and P, as after an import")
+
+
+def group(i: int, sites: int, groups: int) -> int:
+    """Which of so many groups the i-th of so many sites is in, as PEFT 0.21.2 deals them out."""
+    return min(i // max(1, sites // groups), groups - 1)
 
 
 @method(
@@ -32,16 +38,17 @@ def plan(sites: Sequence[Site], config: TinyLoRA) -> Plan:
 
     Shapes: v (u,), P (u, r, r) of variance 1 / r, from the seed. Linear in: v. Cost: as LoRA and u r r products.
     Source: arXiv 2602.04118, of which only what PEFT 0.21.2 says of it was at hand; factors and P as there.
-    Differs: P and U, V are in no file; groups are runs of neighbouring sites, of our own choice.
+    Differs: P and U, V are in no file, but where they came from PEFT's.
     """
-    r, u, pools, uses = config.rank, config.vectors, {}, []
+    r, u, kept, pools, uses = config.rank, config.vectors, config.stored, {}, []
+    G = min(config.groups, len(sites))
     for i, s in enumerate(sites):
         fits("tinylora", s, r)
-        v = f"{s.name}.v" if not config.groups else f"tinylora.v{i * min(config.groups, len(sites)) // len(sites)}"
+        v = f"{s.name}.v" if not config.groups else f"tinylora.v{group(i, len(sites), G)}"
         pools[v] = Pool((u,), ZEROS)
-        pools[f"{s.name}.P"] = Pool((u, r, r), Normal(r**-0.5), train=False, save=False)
-        pools[f"{s.name}.A"] = Pool((r, s.inp), BaseWeight(s.name, "V", 0.5), train=False, save=False)
-        pools[f"{s.name}.B"] = Pool((s.out, r), BaseWeight(s.name, "U", 0.5), train=False, save=False)
+        pools[f"{s.name}.P"] = Pool((u, r, r), Normal(r**-0.5), train=False, save=kept)
+        pools[f"{s.name}.A"] = Pool((r, s.inp), BaseWeight(s.name, "V", 0.5), train=False, save=kept)
+        pools[f"{s.name}.B"] = Pool((s.out, r), BaseWeight(s.name, "U", 0.5), train=False, save=kept)
         reads = {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "AB"}
         uses.append(Use(s.name, LowRank(1.0, config.dropout), {**reads, "M": Read(Mix(), (f"{s.name}.P", v))}))
     return Plan(pools, tuple(uses))
