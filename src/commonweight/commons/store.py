@@ -371,7 +371,10 @@ class Commons:
 
     def newest(self) -> dict[str, int]:
         """Every tenant's newest version. Cost: a listing of one folder."""
-        return {e.name: e.version for e in sorted(self._entries(), key=lambda e: (e.name, e.version))}
+        found: dict[str, int] = {}
+        for e in self._files():
+            found[e.name] = max(e.version, found.get(e.name, 0))
+        return dict(sorted(found.items()))
 
     def newest_files(self) -> dict[str, str]:
         """The file of every tenant's newest version: another one where anything of it has changed."""
