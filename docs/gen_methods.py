@@ -49,11 +49,13 @@ SAMPLE = [
     cw.Site("layers.queries", 768, 12 * 768, "queries", "", False),
 ]
 EXPERTS = [cw.Site(f"layers.0.experts.up[{e}]", 3072, 768, "expert", "up", False) for e in range(8)]  # BERT has none
+STATES = [cw.Site(f"layers.{i}.mixer.state", 1536, 16, "state", "", False) for i in range(24)]  # nor these
+ELSEWHERE = EXPERTS + STATES
 
 
 def sample_plan(method: Method) -> cw.Plan:
     """The method with its default options on the sites of the sample that it takes by default."""
-    mine = [s for s in SAMPLE if s.kind in method.kinds] or [s for s in EXPERTS if s.kind in method.kinds]
+    mine = [s for s in SAMPLE if s.kind in method.kinds] or [s for s in ELSEWHERE if s.kind in method.kinds]
     chosen = [s for s in mine if s.role in method.roles] or mine
     return cw.plan(method.name, chosen)
 
@@ -61,8 +63,8 @@ def sample_plan(method: Method) -> cw.Plan:
 def facts(method: Method) -> dict[str, str]:
     """What the plan's binds can do; none of it is written by hand. Column -> cell."""
     plan = sample_plan(method)
-    kinds = {s.name: s.kind for s in SAMPLE + EXPERTS}
-    none = any(kinds[u.site] == "expert" for u in plan.uses)
+    kinds = {s.name: s.kind for s in SAMPLE + ELSEWHERE}
+    none = any(kinds[u.site] in ("expert", "state") for u in plan.uses)
     linear = [u for u in plan.uses if kinds[u.site] == "linear"]  # the host takes the fast paths at linear sites only
     merges = all(hasattr(u.bind, "weight") for u in plan.uses)
     grouped = [hasattr(u.bind, "grouped") for u in plan.uses if kinds[u.site] in ("linear", *WEIGHTLESS)]

@@ -76,6 +76,15 @@ def moe() -> nn.Module:
     )  # fmt: skip
 
 
+def mamba() -> nn.Module:
+    return tf.MambaForCausalLM(
+        tf.MambaConfig(
+            hidden_size=32, state_size=4, num_hidden_layers=2, vocab_size=VOCAB, time_step_rank=4, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+
+
 class MLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -91,11 +100,13 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "llama": llama, "qwen": qwen, "gpt2": gpt2, "bert": bert, "t5": t5, "vit": vit, "moe": moe, "mlp": MLP,
 }  # fmt: skip
 
+ELSE: dict[str, Callable[[], nn.Module]] = {"mamba": mamba}  # for methods that read nothing in those
+
 
 def make(kind: str, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
     """(model in eval mode with norms and biases moved off their trivial start, a batch of B rows)."""
     torch.manual_seed(seed)
-    model = KINDS[kind]().eval()
+    model = {**KINDS, **ELSE}[kind]().eval()
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 1:

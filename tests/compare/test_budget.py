@@ -23,6 +23,7 @@ SITES = [
 ] + [
     cw.Site("embed.prompt", 64, 64, "prompt", "", False),
     cw.Site("embed.positions", 64, 1, "positions", "", False),
+    cw.Site("layers.0.mixer.state", 128, 16, "state", "", False),
     cw.Site("embed", 64, 512, "embedding", "", False),
     cw.Site("layers.trunk", 64, 4 * 64 + 1, "trunk", "whole", False),
     cw.Site("layers.early", 64, 3 * 64 + 1, "trunk", "early", False),

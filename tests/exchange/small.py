@@ -75,7 +75,9 @@ def same(a, b):
 def adapters():
     """Those that a client can train, of an encoder."""
     found = (n for n, m in cw.methods.available().items() if not (m.schedule or m.penalty or m.router_loss(m.config())))
-    found = (n for n in found if "prompt" not in cw.methods.get(n).kinds)  # which stand in front of decoders alone
+    found = (
+        n for n in found if not {"prompt", "state"} & {*cw.methods.get(n).kinds}
+    )  # which stand in front of decoders alone
     return sorted(n for n in found if subjects.model_of(n) != "moe")
 
 

@@ -12,6 +12,7 @@ SCHEDULED = "has a schedule or a penalty of one long run"
 WHY = {
     "esft": "reads sites of kind expert",
     **dict.fromkeys(("dept", "p-tuning", "prompt-tuning"), "reads sites of kind prompt"),
+    "state-offset": "reads sites of kind state",
 }
 LONG = sorted({*cw.methods.available()} - {*small.adapters()})
 

@@ -150,3 +150,20 @@ def test_what_a_kernel_is_given_is_the_tenants(kind, monkeypatch):
         torch.testing.assert_close(found[who][0], y, rtol=1e-3, atol=1e-5, msg=lambda m, who=who: f"{who}: {m}")
         assert set(found[who][1]) == set(grads)
         torch.testing.assert_close(found[who][1], grads, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_offset_of_states_has_the_layers_called(monkeypatch):
+    def run() -> tuple[Tensor, Tensor | None]:
+        host = cw.Host(made("mamba"))
+        tenant = stir(host.add("s", "state-offset"), std=0.5)
+        with host.route(["s", None, "s", None]):
+            y = host.base.model(IDS, use_cache=False).logits
+        y.square().mean().backward()
+        return y.detach(), next(tenant.parameters()).grad
+
+    want = run()
+    calls.clear()
+    monkeypatch.setattr(sys.modules["transformers.models.mamba.modeling_mamba"], "mamba_inner_fn", mamba_inner_fn)
+    torch.testing.assert_close(run(), want)
+    assert not calls

@@ -38,6 +38,7 @@ SITES += [
     cw.Site("embed.positions", 32, 1, "positions", "", False),
 ]
 SITES += [cw.Site(f"layers.{i}.attn.aside", 4, 32, "aside", "", False) for i in range(3)]
+SITES += [cw.Site(f"layers.{i}.mixer.state", 32, 4, "state", "", False) for i in range(3)]
 SITES += [cw.Site("embed", 32, 64, "embedding", "", False)]
 SITES += [cw.Site("layers.trunk", 32, 4 * 32 + 1, "trunk", "", False)]
 SITES += [cw.Site("layers.queries", 32, 3 * 32, "queries", "", False)]

@@ -18,7 +18,7 @@ from .serial import dump, load, serial
 
 # kinds of sites that are no weight
 WEIGHTLESS = frozenset(
-    {"block", "attention", "ffn", "prefix", "aside", "prompt", "positions", "trunk", "queries", "head"}
+    {"block", "attention", "ffn", "prefix", "aside", "prompt", "positions", "state", "trunk", "queries", "head"}
 )
 
 
@@ -31,7 +31,8 @@ class Site(NamedTuple):
     and what they give before it is added, out) | "prefix" (keys and values in front of those of an attention; out:
     the width of either over all heads, inp: of one head) | "aside" (tokens that an attention reads in a softmax of
     their own; out: its heads, inp: the width that its keys are made of) | "prompt" (tokens in front of a row of a
-    causal decoder, as vectors) | "positions" (the vectors of a row's tokens, by their positions) | "trunk" (what all
+    causal decoder, as vectors) | "positions" (the vectors of a row's tokens, by their positions) | "state" (what a
+    state-space layer reads of its states; out: its channels, inp: the numbers of a channel's state) | "trunk" (what all
     blocks of a list give, and whether a token is no padding, inp; what the last of them gives, out) | "queries" (what
     the blocks of a list answer to queries, side by side, inp) | "head" (where a task's classifier reads).
     role: what the projection does ("query", "key", "value", "attn_out", "up", "gate", "down") where the name tells; of
@@ -121,6 +122,8 @@ class Bind(Protocol):
                                        (B, d), what the plain base makes of each row, see `host.queries`
     cosines(query, **slots) -> (B, M)  of such a bind: what it goes by, for a loss of the method
     front(**slots) -> E (m, d)         at a prompt site alone: vectors of m tokens
+    tokens(**slots) -> E (N, d)        at an aside site alone: what keys and values, (heads, N, w), are made of
+    aside(query, keys, values, scale, **slots) -> what is added to each head's answer, as query, (B, heads, T, w)
     queries(**slots) -> P (n, T, d)    at a site of queries alone: T for each of its n blocks
     places(**slots) -> int             of those, by how many positions the tokens behind them move; 0 where it lacks
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients

@@ -4,9 +4,9 @@ Two fields of the header, beside ``sites``, whose keys (sorted) are numbered fro
 
 - ``order``: [[[keys' numbers, ...], "0-5"], ...]: those sites for layer 0, then for layer 1, ..., then the next entry.
 - ``kinds``: one letter a key: l(inear), e(xpert), r(outer), c(onv), v (embedding: a vocabulary), n(orm), p(arameter),
-  b(lock), a(ttention), f(fn), k (prefix), d (aside), s(oft prompt), i (positions), t(runk) or q(ueries); a capital
-  where the site has a bias, of a block where a token sees those before it alone, and of a trunk that ends before the
-  last block.
+  b(lock), a(ttention), f(fn), k (prefix), d (aside), s(oft prompt), i (positions), h (state), t(runk) or q(ueries); a
+  capital where the site has a bias, of a block where a token sees those before it alone, and of a trunk that ends
+  before the last block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import native
 
 _LETTERS = {"linear": "l", "norm": "n", "block": "b", "expert": "e", "router": "r", "conv": "c",
             "embedding": "v", "parameter": "p", "attention": "a", "ffn": "f", "prefix": "k", "aside": "d",
-            "prompt": "s", "positions": "i", "trunk": "t", "queries": "q"}  # fmt: skip
+            "prompt": "s", "positions": "i", "state": "h", "trunk": "t", "queries": "q"}  # fmt: skip
 _KINDS = {letter: kind for kind, letter in _LETTERS.items()}
 _ROLES = {"block": ("", "causal"), "trunk": ("whole", "early")}  # of these a capital tells the role; they have no bias
 

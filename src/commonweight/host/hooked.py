@@ -21,6 +21,7 @@ from .limit import Ends, Limit, bends
 from .names import named, unwrapped
 from .numbered import PositionsHook
 from .queries import Queries
+from .scanned import StateHook
 from .sites import (
     Ahead,
     Aside,
@@ -29,6 +30,7 @@ from .sites import (
     Physical,
     Positions,
     Queried,
+    State,
     depthwise,
     input_table,
     once,
@@ -81,7 +83,7 @@ class HookedModel:
 
     def _hook(self) -> None:
         tower = towers(self.inner)
-        apart = experts.Stacked | Ahead | Aside | Front | Positions
+        apart = experts.Stacked | Ahead | Aside | Front | Positions | State
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, apart)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
         if (head := output_head(self.inner, self.modules)) in hooks:
@@ -94,7 +96,8 @@ class HookedModel:
         self.fronts = [front.FrontHook(at, self.current) for at in fronts]  # whose prompts run before a pass
         self.hooks += [h for f in self.fronts for h in f.install()]
         numbered = [PositionsHook(at, self.current) for at in self.modules.values() if isinstance(at, Positions)]
-        self.hooks += [h for n in numbered for h in n.install()]
+        scanned = [StateHook(at, self.current) for at in self.modules.values() if isinstance(at, State)]
+        self.hooks += [h for n in (*numbered, *scanned) for h in n.install()]
         self.queries = Queries(self.modules, self.current)
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
             mine = next((f.name for f in fronts if at.name in f.joins), "")

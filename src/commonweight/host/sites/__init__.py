@@ -14,6 +14,7 @@ from .positions import Positions
 from .prefix import Ahead, Front
 from .queried import Queried
 from .roles import role
+from .state import State
 from .tied import input_table, once, output_head, said, ties
 from .trunk import Trunk
 
@@ -28,6 +29,7 @@ __all__ = [
     "Positions",
     "Queried",
     "Rows",
+    "State",
     "Trunk",
     "blocks",
     "depthwise",

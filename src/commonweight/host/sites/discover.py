@@ -23,6 +23,7 @@ from . import (
     positions,
     prefix,
     queried,
+    state,
     trunk,
 )
 from .found import Found, Whole
@@ -41,8 +42,8 @@ def discover(
 
     Default: linear projections, convolutions, norms, parameters, outputs of the blocks, their attention and
     feed-forward parts, what stands ahead of their keys and values, what is read beside these, what goes by positions,
-    the trunks that they make up, and queries to them; all but embeddings of a model that has no blocks; with experts
-    and routers of a mixture.
+    states of state-space layers, the trunks that they make up, and queries to them; all but embeddings of a model that
+    has no blocks; with experts and routers of a mixture.
     fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
@@ -65,7 +66,7 @@ def discover(
     table = input_table(model, modules)
     front = prefix.front(table, ahead, whole)
     front += positions.find(front, table, names.get(table or ""))
-    beside = aside.find(ahead, modules)
+    beside = [*aside.find(ahead, modules), *state.find(whole)]
     for found in [*ahead, *beside, *front, *trunk.find(every, modules), *queried.find(every, modules, ahead)]:
         modules[found.site.name] = found.at
         every.append(found.site)

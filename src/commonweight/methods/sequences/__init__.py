@@ -9,6 +9,7 @@ from .p_tuning import PTuning
 from .prefix_tuning import PrefixTuning
 from .prompt_pool import PromptPool
 from .prompt_tuning import PromptTuning
+from .state_offset import StateOffset
 
 __all__ = [
     "MAM",
@@ -19,6 +20,7 @@ __all__ = [
     "PrefixTuning",
     "PromptPool",
     "PromptTuning",
+    "StateOffset",
     "mam",
     "p_tuning",
     "prefix_tuning",
