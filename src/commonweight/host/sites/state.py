@@ -39,16 +39,17 @@ def find(whole: Whole) -> list[Found]:
 def _state(name: str, module: Any, whole: Whole) -> Found | None:
     """A mixer of the first Mamba: A is a matrix (d, n), z is the second half of what `in_proj` gives, C is the end of
     what `x_proj` gives, or what a norm of it gives. Mixers that norm C in their own code (FalconMamba) are left out."""
-    a = module._parameters.get("A_log")
-    enters, reads, leaves = (getattr(module, n, None) for n in ("in_proj", "x_proj", "out_proj"))
-    shapes = [shape(m) if isinstance(m, nn.Module) else None for m in (enters, reads, leaves)]
-    if not isinstance(a, Tensor) or a.dim() != 2 or any(s is None for s in shapes) or hasattr(module, "rms_eps"):
+    a, ends = module._parameters.get("A_log"), [getattr(module, n, None) for n in ("in_proj", "x_proj", "out_proj")]
+    layers = [m for m in ends if isinstance(m, nn.Module)]
+    shapes = [s for m in layers if (s := shape(m)) is not None]
+    if not isinstance(a, Tensor) or a.dim() != 2 or len(shapes) < 3 or hasattr(module, "rms_eps"):
         return None
     d, n = a.shape
-    if shapes[0][0] != 2 * d or shapes[1][0] <= 2 * n or shapes[2][1] != d:  # type: ignore[index]
+    if shapes[0][0] != 2 * d or shapes[1][0] <= 2 * n or shapes[2][1] != d:
         return None
     if getattr(module, "activation", "silu") != "silu":
         return None
+    enters, reads, leaves = layers
     reads = getattr(module, "c_layernorm", reads)
     site = f"{name}.state" if name else "state"
     at = State(site, module, (enters, reads, leaves), d, n)
