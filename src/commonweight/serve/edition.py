@@ -55,7 +55,7 @@ class Edition:
     @cached_property
     def ahead(self) -> int:
         """How many positions in front of a request it takes."""
-        return 0 if self.common is not None else max(map(places, self.tenants), default=0)
+        return 0 if self.common is not None else max((places(t, "") for t in self.tenants), default=0)
 
     @cached_property
     def invocation(self) -> tuple[int, ...]:
