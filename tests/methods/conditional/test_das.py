@@ -69,7 +69,24 @@ def test_formula_and_the_block_is_not_called(kind):
     assert "forward" not in model.get_submodule(name).__dict__
 
 
-def test_it_is_left_out_in_training_too_and_in_a_copy():
+def test_a_copy_leaves_it_out_by_itself():
+    model, batch = make("llama")
+    host = cw.Host(model)
+    stir(host.add("t", "das", size=5, skipped=("*.1",)), std=0.3)
+    with torch.no_grad(), host.route("t"):
+        want = answer(model, batch)
+    other = copy.deepcopy(host)
+    host.close()
+    seen = calls(other.model, "model.layers.1")
+    with torch.no_grad():
+        with other.route("t"):
+            torch.testing.assert_close(answer(other.model, batch), want)
+        assert not seen
+        torch.testing.assert_close(answer(other.model, batch), answer(model, batch))
+    assert seen
+
+
+def test_it_is_left_out_in_training_too():
     model, batch = make("llama")
     host = cw.Host(model)
     tenant = host.add("t", "das", size=5, skipped=("*.0", "*.1"))
