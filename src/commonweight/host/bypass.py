@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from .current import Current
@@ -57,12 +58,23 @@ class Bypass:
         kinds = [type(layer) for layer in layers]
         return kinds.index(kinds[index]) == index
 
+    def copied(self, module: nn.Module) -> None:
+        """Before a call: a shallow copy of the block has this forward too, and is to run its own."""
+        if module is not self.at.module and module.__dict__.get("forward") is self:
+            self.current.thread.copied = module
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            skip = self.current.thread.given_to.get(self.at.name)
-            if isinstance(skip, Skip) and skip.out and self.form is not None:
-                return self.form(skip.x)
-        return self.own(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.own(*args, **kwargs)
+        thread = self.current.thread
+        skip, other = thread.given_to.get(self.at.name), thread.copied
+        if isinstance(skip, Skip) and skip.out and self.form is not None:
+            thread.copied = None
+            return self.form(skip.x)
+        if other is None:
+            return self.own(*args, **kwargs)
+        thread.copied = None
+        return type(other).forward(other, *args, **kwargs)
 
     def remove(self) -> None:
         self.closed, self.form, module = True, None, self.at.module

@@ -67,6 +67,8 @@ class SiteHook:
         """A block or a part of one begins: what a part is given waits for its end, which runs in the same thread; so
         does what some tokens skip, see `skips`."""
         route = self.current.route
+        if self.bypass is not None:
+            self.bypass.copied(module)
         if route is None or not route.touches(self.at.name):
             return None
         waiting, x = self.current.thread.given_to, self.input(args, kwargs or {})

@@ -86,6 +86,24 @@ def test_a_copy_leaves_it_out_by_itself():
     assert seen
 
 
+def test_a_shallow_copy_runs_its_own_layers():
+    model, batch = make("llama")
+    host = cw.Host(model)
+    host.add("t", "das", size=5, skipped=("*.1",))
+    with torch.no_grad(), host.route("t"):
+        answer(model, batch)
+    block = model.model.layers[1]
+    other = copy.copy(block)
+    other._modules = {n: copy.deepcopy(m) for n, m in block._modules.items()}
+    seen = calls(model, "model.layers.1")
+    model.model.layers[1] = other
+    with torch.no_grad():
+        want = answer(make("llama")[0], batch)
+        torch.testing.assert_close(answer(model, batch), want)
+    assert not seen
+    model.model.layers[1] = block
+
+
 def test_it_is_left_out_in_training_too():
     model, batch = make("llama")
     host = cw.Host(model)
