@@ -142,6 +142,32 @@ def test_a_cache_remembers_where_a_text_began(host):
         host.model(input_ids=ids[:3, 8:], past_key_values=cache)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("what", ["a pass", "generate"])
+def test_a_batch_that_runs_reader_by_reader(host, what, monkeypatch):
+    """Where the rows are not found, each reader's rows go by their own part of the prompt."""
+
+    def run(readers, ids):
+        with host.route(readers):
+            if what == "a pass":
+                return host.model(input_ids=ids, use_cache=False).logits
+            more = {"use_cache": False, "return_dict_in_generate": True, "output_logits": True}
+            return torch.stack(host.model.generate(ids, **CALL, **more).logits, 1)
+
+    ids, readers = texts()[[2, 1, 3, 0]], ["l", "a", "a", None]
+    want = run(readers, ids)
+    monkeypatch.setattr(host.model.__dict__["forward"], "apart", {"": "for this test"})
+    torch.testing.assert_close(run(readers, ids), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_module_of_a_tenant(host):
+    module = host.module("a")
+    torch.testing.assert_close(module(input_ids=texts()).logits.detach(), said(host, "a", texts()))
+    with host.route("a"):
+        want = host.model.generate(texts(), **CALL)
+    assert torch.equal(module.generate(texts(), **CALL), want)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_torch_compile_looks_beside_the_graph():
@@ -224,6 +250,13 @@ def test_tokens_cannot_be_routed_one_by_one(host):
         host.route(torch.full((4, 9), host["a"].number)),
     ):
         host.model(input_ids=texts())
+
+
+def test_tenants_do_not_stand_on_it():
+    host = cw.Host(make("llama")[0])
+    host.add("a", "lora", invocation=INV, sites=SITES)
+    with pytest.raises(cw.CommonweightError, match="it is no addition to what the site gives"):
+        host.add("x", "xlora", over=["a"])
 
 
 def test_an_encoder_decoder_has_no_beginning():

@@ -19,6 +19,7 @@ from ..methods import resolve
 from ..methods.shown import Shown
 from . import processes
 from .added import known, room
+from .begun import begun
 from .by_row import by_row
 from .compiled import compiled
 from .data import Data, Understood, examples, make_task
@@ -187,6 +188,7 @@ def train_understood(
                 modules_to_save=modules_to_save, token_rows=token_rows, over=over,
                 **shown(method, options, given[name], plan), **(options or {}),
             )  # fmt: skip
+            begun(tenant, doing, train)
             if plan.packing and (pack := getattr(doing, "pack", None)) is not None:
                 train = pack(train)
             parts.append(Part(tenant, doing, train, dev, given[name].kept))
