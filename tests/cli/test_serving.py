@@ -62,14 +62,15 @@ def test_another_tokenizer_reads_the_rows(capsys, shop, given, tmp_path):
 def test_rows_in_rows_out(capsys, shop, given):
     rows = [
         {"tenant": "legal", "prompt": "w1 w2", "max_tokens": 4, "temperature": 0},
-        {"id": 7, "messages": [{"role": "user", "content": "w1"}], "tenant": "tone", "max_new_tokens": 3},
+        {"id": 7, "messages": [{"role": "user", "content": "w1"}], "model": "tone", "max_new_tokens": 3},
         {"prompt": "w1 w2", "n": 2, "logprobs": 1, "max_tokens": 2, "tenant": "base"},
     ]
     given("".join(json.dumps(r) + "\n\n" for r in rows))
     code, out, err = call(capsys, "generate", shop[0], "--store", shop[1], "--dtype", "float32")
     found = [json.loads(x) for x in out.splitlines()]
     assert code == 0, err
-    assert [r["row"] for r in found] == [0, 1, 2] and found[1]["id"] == 7 and found[0]["tenant"] == "legal"
+    assert [r["row"] for r in found] == [0, 1, 2] and found[1]["id"] == 7
+    assert [r.get("tenant") for r in found] == ["legal", "tone", "base"]
     assert found[0]["new_tokens"] == 4 and found[0]["finish_reason"] == "length" and found[0]["prompt_tokens"] == 2
     assert len(found[2]["choices"]) == 2 and len(found[2]["logprobs"]) == 2
     host = cw.Host(AutoModelForCausalLM.from_pretrained(shop[0], dtype=torch.float32))
@@ -101,13 +102,16 @@ def test_a_conversation(capsys, shop, given):
     args = ["--store", shop[1], "--tenant", "legal", "--max-tokens", "4", "--temperature", "0", "--dtype", "float32"]
     code, out, err = call(capsys, "chat", shop[0], *args)
     assert code == 0 and len(out.splitlines()) == 3, (out, err)
-    assert "no tenant 'none'; there are legal, tone" in err
+    assert "unknown tenant 'none'; did you mean 'tone'?" in err
     given("w1 w2\n")
     again = call(capsys, "chat", shop[0], *args)[1]
     assert again.splitlines()[0] == out.splitlines()[0]
     given("")
     code, _, err = call(capsys, "chat", shop[0], "--store", shop[1], "--tenant", "leagl")
     assert code == 2 and "did you mean 'legal'?" in err
+    given("w1 w2\n/tenant base\nw1\n/tenant legal+none\n")
+    code, out, err = call(capsys, "chat", shop[0], *args[:2], "--tenant", "legal+0.5*tone", "--max-tokens", "4")
+    assert code == 0 and len(out.splitlines()) == 2 and "unknown tenant 'none'" in err
 
 
 def test_an_answer_has_what_room_there_is(capsys, shop, given):

@@ -71,6 +71,13 @@ def test_a_prefix_is_found_within_one_tenant_alone(host: cw.Host, engine: Engine
     assert all(a.cached_tokens == 32 for a in again)  # four whole pages of 8 tokens and a part of the fifth
 
 
+def test_a_prefix_is_found_within_one_salt_alone(host: cw.Host, engine: Engine):
+    asked = [ask("d", prompt=prompt(6, 40), cache_salt=s) for s in (None, "x", "y", "x", None, "y")]
+    answers = [engine.generate([r])[0] for r in asked]
+    right(host, asked, answers)
+    assert [a.cached_tokens for a in answers] == [0, 0, 0, 32, 32, 32]
+
+
 def test_a_changed_tenant_has_no_old_prefixes():
     host = hosted(methods={"a": "lora"})
     asked = ask("a", prompt=prompt(2, 30))
@@ -246,7 +253,8 @@ def test_the_model_is_as_before_once_it_is_closed():
     stream = engine.submit(ask("a", max_new_tokens=200))
     engine.close()
     engine.close()
-    assert stream.answer().finish_reason in ("error", "length")
+    assert (found := stream.answer()).finish_reason in ("error", "length")
+    assert found.error in (None, "the engine has stopped before this answer was finished: it was closed")
     assert host.model.config._attn_implementation == how
     with pytest.raises(CommonweightError, match="closed"):
         engine.submit(ask("a"))

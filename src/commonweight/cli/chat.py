@@ -22,8 +22,8 @@ With the plain model, once, from a pipe:
 
   echo "Who signs the contract?" | commonweight chat ./my-model
 
-While it runs: `/tenant NAME` goes on as another tenant, `/base` as the plain model, `/new` forgets what was said,
-`/quit` or Ctrl-D ends. Ctrl-C ends an answer.
+While it runs: `/tenant NAME` goes on as another tenant (or a sum, as `a+0.5*b`), `/base` as the plain model, `/new`
+forgets what was said, `/quit` or Ctrl-D ends. Ctrl-C ends an answer.
 """
 
 
@@ -44,12 +44,9 @@ def command(
     tokenizer: serving.Tokenizer = None,
 ) -> None:
     """Talk to a tenant. Answers stand on stdout, all else on stderr."""
-    from ..core import unknown
-
     serving.looked_at(model, store, dtype, device)
     with serving.opened(model, store, dtype, device, max_requests=1, **serving.words(tokenizer)) as engine:
-        if tenant is not None and not _there(engine, tenant):
-            raise unknown("tenant", tenant, engine.tenants.names())
+        tenant = _found(engine, tenant)
         how = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         talk(engine, tenant, [] if system is None else [{"role": "system", "content": system}], how)
 
@@ -69,10 +66,10 @@ def talk(engine: Engine, tenant: str | None, start: list[dict[str, str]], how: d
         elif word == "/base":
             tenant = None
         elif word == "/tenant":
-            if _there(engine, rest.strip()):
-                tenant = rest.strip()
-            else:
-                _aside(f"no tenant {rest.strip()!r}; there are {', '.join(engine.tenants.names()) or 'none'}")
+            try:
+                tenant = _found(engine, rest.strip())
+            except CommonweightError as e:
+                _aside(str(e))
         elif word.startswith("/") and person:
             _aside("/tenant NAME, /base, /new, /quit")
         elif line.strip():
@@ -87,8 +84,20 @@ def talk(engine: Engine, tenant: str | None, start: list[dict[str, str]], how: d
             said += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
 
 
-def _there(engine: Engine, tenant: str) -> bool:
-    return tenant in engine.tenants.names()
+def _found(engine: Engine, tenant: str | None) -> str | None:
+    """A tenant or a sum of some, as requests name them; None and "base": the plain model.
+
+    Raises: CommonweightError for one that is not there, cannot be loaded, or has no sum.
+    """
+    from ..core import unknown
+    from ..serve.blend import several
+
+    if tenant in (None, "base"):
+        return None
+    if not several(tenant) and tenant not in engine.tenants.names():
+        raise unknown("tenant", tenant, engine.tenants.names())
+    engine.tenants.edition(tenant)
+    return tenant
 
 
 def _shown(stream: Stream) -> str:

@@ -76,6 +76,8 @@ def answers(
             raw = _object(line)
             head |= {k: raw[k] for k in ("id", "tenant") if k in raw}
             request = _request(raw, given)
+            if request.tenant is not None:  # perhaps by another name, or as --tenant says
+                head["tenant"] = request.tenant
             while len(waiting) >= ahead or (waiting and engine.waiting + request.n > engine.max_waiting):
                 yield _answered(*waiting.popleft())
             waiting.append((head, engine.submit(request)))

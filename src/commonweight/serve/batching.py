@@ -7,9 +7,10 @@ Names that begin with an underscore are looked for at start (`missing`): they ar
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,25 +90,26 @@ class Salted(list):
     """Token ids whose first block's hash begins with a tenant's number: no block of one is found by another.
 
     begins: where the tenant begins to act. Blocks before it are the plain base's, and its own begin with the block that
-    holds it.
+    holds it. own: a request's own salt, which its first block has too.
     """
 
-    def __init__(self, tokens: list[int], salt: int, begins: int = 0):
+    def __init__(self, tokens: list[int], stamp: int, begins: int = 0, own: Sequence[int] = ()):
         super().__init__(tokens)
-        self.salt, self.begins = [salt >> 30, salt & (1 << 30) - 1], begins
+        self.salt, self.begins, self.own = [stamp >> 30, stamp & (1 << 30) - 1], begins, own
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)
         if not isinstance(at, slice):
             return found
         first = at.start or 0
-        if first <= self.begins < first + max(1, len(found)):
-            return [*self.salt, *found]
-        return found if first else [0, 0, *found]
+        acts = first <= self.begins < first + max(1, len(found))
+        salt = self.salt if acts else [] if first else [0, 0]
+        return [*salt, *([] if first else self.own), *found]
 
 
 def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
-    """Makes a paged cache look for prefixes, and keep them, by tenant. state_of: the request of an id.
+    """Makes a paged cache look for prefixes, and keep them, by tenant, and by the salt that a request names itself.
+    state_of: the request of an id.
 
     No two editions have one stamp, so that a new version of a tenant begins with an empty cache.
     """
@@ -117,23 +119,32 @@ def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
         state = state_of(request_id)
         if state is None:
             return 0
-        n = search(request_id, Salted(prompt_ids, _salt(state), state.ticket.begins))
+        n = search(request_id, _salted(state, prompt_ids))
         state.ticket.cached = max(state.ticket.cached, n)
         return n
 
     def kept(state: State, complete_blocks: dict[str, int]) -> None:
         if not cache.allow_block_sharing or not complete_blocks or state.status == RequestStatus.FINISHED:
             return
-        tokens = Salted(state.initial_tokens + state.generated_tokens, _salt(state), state.ticket.begins)
+        tokens = _salted(state, state.initial_tokens + state.generated_tokens)
         for name, n in complete_blocks.items():
             allocators[name].mark_complete_blocks(state.request_id, tokens, n)
 
     cache.search_prefix_match, cache.mark_complete_blocks = found, kept
 
 
-def _salt(state: State) -> int:
+def _stamp(state: State) -> int:
+    """Of the tenant's edition, 0 for the plain base."""
     edition = state.ticket.edition
     return 0 if edition is None else edition.stamp
+
+
+def _salted(state: State, tokens: list[int]) -> Salted:
+    """Numbers of 31 bits stand for a request's own salt, since the hash is of such."""
+    said = state.ticket.request.cache_salt
+    told = b"" if said is None else hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
+    own = [int.from_bytes(told[i : i + 4], "little") >> 1 for i in range(0, len(told), 4)]
+    return Salted(tokens, _stamp(state), state.ticket.begins, own)
 
 
 class Scheduler(FIFOScheduler):
@@ -151,11 +162,11 @@ class Scheduler(FIFOScheduler):
 
     def _get_waiting_candidates(self) -> list[RequestState]:
         found = super()._get_waiting_candidates()
-        turns = Counter(_salt(s) for s in self.active_requests.values())  # type: ignore[arg-type]
+        turns = Counter(_stamp(s) for s in self.active_requests.values())  # type: ignore[arg-type]
         order = []
         for state in found:
-            order.append(turns[_salt(state)])  # type: ignore[arg-type]
-            turns[_salt(state)] += 1  # type: ignore[arg-type]
+            order.append(turns[_stamp(state)])  # type: ignore[arg-type]
+            turns[_stamp(state)] += 1  # type: ignore[arg-type]
         room = len(found) if self.places is None else self.places - len(self.active_requests)
         out = []
         for nth, state in sorted(zip(order, found), key=lambda pair: pair[0]):
@@ -208,6 +219,7 @@ class Manager(ContinuousBatchingManager):
         self.open: weakref.WeakSet[Ticket] = weakref.WeakSet()  # answers that have not ended
         self.between: Callable[[], None] = lambda: None  # called in the loop's thread, between two steps
         self.places: int | None = None  # see `Scheduler`
+        self.closing = False  # whether it is told to end
         self.order: Callable[[Ticket], Any] = lambda ticket: (0, 0)  # of requests with one token in a step
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         super().__init__(model, generation, config)  # type: ignore[arg-type]
@@ -310,8 +322,9 @@ class Manager(ContinuousBatchingManager):
             scheduler.clear_cancelled_requests()
         while not self.input_queue.empty():
             self.input_queue.get_nowait()
+        why = "it was closed" if self.closing else str(error)
         for ticket in [t for t in self.open if t.reason is None]:
-            ticket.end("error", f"the engine has stopped: {error}")
+            ticket.end("error", f"the engine has stopped before this answer was finished: {why}")
         self.open.clear()
 
 

@@ -125,10 +125,12 @@ class Encoder:
         return self.ranked(self.ranking(query, documents, tenant), len(documents))[:top]
 
     def submit(
-        self, what: str, texts: Sequence[tuple[Input, str | None]], tenant: str | None, cut: int | None = None
-    ) -> list[Reading]:
+        self, what: str, texts: Sequence[tuple[Input, str | None]], tenant: str | None, cut: int | None = None,
+        names: Sequence[str] | None = None,
+    ) -> list[Reading]:  # fmt: skip
         """Puts texts, or pairs of them, into the queue and returns at once. what: "vectors" or "scores". cut: longer
-        texts are cut to so many tokens, at -1 to what the model reads; None: they are refused.
+        texts are cut to so many tokens, at -1 to what the model reads; None: they are refused. names: what each is
+        called in an error.
 
         Raises: CommonweightError for an unknown tenant, one without classes, a text that is empty or too long, and a
         full queue; none of them is read then.
@@ -139,7 +141,8 @@ class Encoder:
             raise CommonweightError(f"{whose} has no classes; ask a tenant that was trained to classify")
         if reader is not None and not self._is_sound(reader):
             raise CommonweightError(f"tenant {tenant!r} has parameters that are no finite numbers")
-        made = [Reading(what, reader, *self._tokens(i, *pair, cut)) for i, pair in enumerate(texts)]
+        called = names or [f"text {i}" for i in range(len(texts))]
+        made = [Reading(what, reader, *self._tokens(name, *pair, cut)) for name, pair in zip(called, texts)]
         with self._wake:
             if self.closed:
                 raise CommonweightError("the encoder is closed; make a new one")
@@ -152,13 +155,16 @@ class Encoder:
         return made
 
     def ranking(
-        self, query: str, documents: Sequence[str], tenant: str | None, cut: int | None = None
-    ) -> list[Reading]:
-        """What `ranked` reads ranks from: the pairs, or the query and then the documents."""
+        self, query: str, documents: Sequence[str], tenant: str | None, cut: int | None = None,
+        called: tuple[str, str] = ("query", "document"), start: int = 0,
+    ) -> list[Reading]:  # fmt: skip
+        """What `ranked` reads ranks from: the pairs, or the query and then the documents. called: what these are in an
+        error. start: the number of the first document there."""
         reader = None if tenant is None else self.tenants.get(tenant)
+        names = [f"{called[1]} {i}" for i in range(start, start + len(documents))]
         if len(self.outputs.labels(reader) or ()) == 1:
-            return self.submit("scores", [(query, d) for d in documents], tenant, cut)
-        return self.submit("vectors", [(t, None) for t in (query, *documents)], tenant, cut)
+            return self.submit("scores", [(query, d) for d in documents], tenant, cut, names)
+        return self.submit("vectors", [(t, None) for t in (query, *documents)], tenant, cut, [called[0], *names])
 
     # -- answers, which wait for what they are made of ---------------------------------------------------------------
 
@@ -320,34 +326,34 @@ class Encoder:
 
     # -- its parts -------------------------------------------------------------------------------------------------
 
-    def _tokens(self, i: int, text: Input, pair: str | None, cut: int | None) -> tuple[list[int], list[int] | None]:
-        """(token ids, their types where the model has some). Raises: CommonweightError."""
+    def _tokens(self, name: str, text: Input, pair: str | None, cut: int | None) -> tuple[list[int], list[int] | None]:
+        """(token ids, their types where the model has some). name: in errors. Raises: CommonweightError."""
         most = min((n for n in (self.length, cut) if n is not None and n >= 0), default=None)
         if not isinstance(text, str):
             if not isinstance(text, Sequence) or not text:
-                raise CommonweightError(f"text {i} is {text!r}; wanted text, or token ids")
+                raise CommonweightError(f"{name} is {text!r}; wanted text, or token ids")
             for token in text:
                 if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocabulary:
                     raise CommonweightError(
-                        f"text {i} has the token {token!r}; wanted whole numbers from 0 to {self.vocabulary - 1}"
+                        f"{name} has the token {token!r}; wanted whole numbers from 0 to {self.vocabulary - 1}"
                     )
             ids, types = list(text)[: None if cut is None else most], None
         else:
             if self.tokenizer is None:
                 raise CommonweightError(
-                    f"text {i} is text, but no tokenizer lies beside the model; give Encoder(tokenizer=)"
+                    f"{name} is text, but no tokenizer lies beside the model; give Encoder(tokenizer=)"
                 )
             found = self.tokenizer(text, pair, truncation=cut is not None, max_length=None if cut is None else most)
             ids, types = list(found["input_ids"]), found.get("token_type_ids")
         if not ids:
-            raise CommonweightError(f"text {i} is empty; wanted at least one token")
+            raise CommonweightError(f"{name} is empty; wanted at least one token")
         if cut is not None and most is not None and len(ids) > most:  # a tokenizer that has no room for its own tokens
             raise CommonweightError(
-                f"text {i} cannot be cut to {counted(most, 'token')}: the tokenizer's special tokens take more"
+                f"{name} cannot be cut to {counted(most, 'token')}: the tokenizer's special tokens take more"
             )
         if self.length is not None and len(ids) > self.length:
             raise CommonweightError(
-                f"text {i} has {counted(len(ids), 'token')}, and the model reads {self.length}; shorten it"
+                f"{name} has {counted(len(ids), 'token')}, and the model reads {self.length}; shorten it"
             )
         return ids, None if types is None else list(types)
 

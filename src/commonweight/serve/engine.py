@@ -267,6 +267,7 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
+        self._manager.closing = True
         self._manager.stop(block=True, hard_stop=True)
         self._router.lanes.close()
         prepacked.unpack(self._packed)

@@ -33,7 +33,8 @@ class Request:
     structured: what the answer must be, one of {"json": schema}, {"json_object": True}, {"regex": text}, {"choice":
     [texts]} and {"grammar": text of Lark}; a schema with a word that cannot be kept to is refused. special: special
     tokens that stay in the answer's text, where others are left out. tools: for the chat template. timeout: seconds
-    after which it ends, with what it has.
+    after which it ends, with what it has. cache_salt: prefixes are found among requests of the same salt alone, so that
+    nobody learns from how soon an answer comes what others have asked the same tenant; None: among those without one.
     """
 
     prompt: Prompt
@@ -58,6 +59,7 @@ class Request:
     special: Sequence[str] = ()
     tools: Sequence[Mapping[str, Any]] | None = None
     timeout: float | None = None
+    cache_salt: str | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -101,6 +103,8 @@ class Request:
             _whole("a token in logit_bias", token, 0, None)
             if not _number(by) or not -100 <= by <= 100:
                 raise CommonweightError(f"logit_bias of token {token} is {by!r}; wanted a number from -100 to 100")
+        if self.cache_salt is not None and not (isinstance(self.cache_salt, str) and self.cache_salt):
+            raise CommonweightError(f"cache_salt is {self.cache_salt!r}; wanted text that is not empty, or None")
         if self.timeout is not None and not (_number(self.timeout) and self.timeout > 0):
             raise CommonweightError(f"timeout is {self.timeout!r}; wanted seconds above 0, or None")
 
@@ -109,6 +113,7 @@ class Request:
 _KINDS: dict[str, tuple[Any, str]] = {
     "stop": (str | Collection, "a string, or several"),
     "stop_token_ids": (Collection, "token ids"),
+    "ignore_eos": (bool, "True or False"),
     "logit_bias": (Mapping, "an object of token ids and numbers"),
     "structured": (Mapping | None, "an object, or None"),
     "special": (Collection, "strings"),

@@ -52,9 +52,9 @@ def test_chats_and_streams(client):
 
 
 def test_responses(client):
-    got = client.responses.create(model="a", input="w1 w2", max_output_tokens=4)
+    got = client.responses.create(model="a", input="w1 w2", max_output_tokens=4, temperature=0)
     assert got.output_text and got.usage.output_tokens == 4
-    *_, last = client.responses.create(model="a", input="w1 w2", max_output_tokens=4, stream=True)
+    *_, last = client.responses.create(model="a", input="w1 w2", max_output_tokens=4, temperature=0, stream=True)
     assert last.type == "response.incomplete" and last.response.output_text
 
 

@@ -112,9 +112,10 @@ def test_who_may_ask(guard):
     assert ask(client, None).status_code == 401 and ask(client, "cw-wrong").status_code == 401
     assert ask(client, None).headers["www-authenticate"] == "Bearer"
     assert ask(client, secrets["one"]).status_code == 200
-    for model in ("b", "base", "none"):
+    for model in ("b", "base", "none", None):
         got = ask(client, secrets["one"], model)
-        assert got.status_code == 404 and "or this key may not ask it" in got.json()["error"]["message"]
+        told = f"The model `{model or 'base'}` does not exist or this key may not ask it."
+        assert got.status_code == 404 and got.json()["error"]["message"] == told
     assert ask(client, secrets["all"], "b").status_code == ask(client, "the key of an admin", "base").status_code == 200
     got = ask(client, secrets["one"], "a+0.5*b")
     assert got.status_code == 404 and "`b` does not exist or this key may not ask it" in got.json()["error"]["message"]

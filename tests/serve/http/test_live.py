@@ -80,7 +80,7 @@ def test_who_hangs_up_is_answered_no_more(host, slow, ask, stream):
         until(lambda: engine.running == 0)
         assert all(t.reason == "cancelled" and len(t.tokens) < 240 for t in asked.tickets)
         until(lambda: not server.service.open)
-        assert b'finished_reason="cancelled",model_name="org/tiny"} 3.0' in server.service.metrics.text
+        assert b'finished_reason="abort",model_name="org/tiny"} 3.0' in server.service.metrics.text
 
 
 def test_what_runs_may_end(host, slow, ask):

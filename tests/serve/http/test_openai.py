@@ -104,7 +104,7 @@ def test_fields_that_say_what_happens_anyway(client):
     ):
         served = {*start, "tool_choice", "top_logprobs", "add_special_tokens"}
         names = [n for n in NEUTRAL if n in body.model_fields and n not in served]
-        said = {n: NEUTRAL[n][0] if NEUTRAL[n] else None for n in names} | {"cache_salt": "x", "user": "me"}
+        said = {n: NEUTRAL[n][0] if NEUTRAL[n] else None for n in names} | {"user": "me"}
         got = client.post(path, json={"model": "a", "max_tokens": 1, **start, **said})
         assert got.status_code == 200, got.text
         for name in set(names) - {"echo", "tools", "include_reasoning"}:
@@ -122,6 +122,13 @@ def test_objects_that_say_nothing(client):
     asked = {"input": "w1", "reasoning": {"effort": None, "summary": None}, "max_output_tokens": 1}
     assert client.post("/v1/responses", json=asked).status_code == 200
     assert client.post("/v1/responses", json={**asked, "reasoning": {"effort": "low"}}).status_code == 400
+
+
+def test_a_prefix_is_found_within_one_salt(client):
+    asked = {"prompt": [7, 8, 9] * 8, "max_tokens": 3, "model": "b"}
+    used = [post(client, **asked, cache_salt=s).json()["usage"] for s in ("x", "y", "x", None)]
+    assert [u["prompt_tokens_details"]["cached_tokens"] for u in used] == [0, 0, 16, 0]
+    assert post(client, **asked, cache_salt="").json()["error"]["param"] == "cache_salt"
 
 
 def test_a_prompt_that_has_no_log_probabilities(client, host, monkeypatch):

@@ -114,6 +114,15 @@ def test_what_is_wrong_is_told(client):
         got = client.post(path, json=body)
         assert got.status_code == status, (path, body, got.text)
         assert told in got.json()["error"]["message"], got.text
+    for path, body, field, told in (
+        ("/v1/embeddings", {"input": "w1 " * 65}, "input", "text 0 has 65"),
+        ("/v1/embeddings", {"input": 5}, "input", "a valid string; or input: Input should be a valid list"),
+        ("/v1/rerank", {"query": "", "documents": ["w1"]}, "query", "query is empty"),
+        ("/v1/rerank", {"query": "w1", "documents": ["w1", ""]}, "documents", "document 1 is empty"),
+        ("/v1/score", {"text_1": ["w1", "w2"], "text_2": ["w1", ""]}, "text_2", "text_2 1 is empty"),
+    ):
+        error = client.post(path, json=body).json()["error"]
+        assert error["param"] == field and told in error["message"], error
     assert client.get("/health").status_code == 200
     assert "vllm:prompt_tokens_total" in client.get("/metrics").text
 

@@ -14,6 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Mass = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Token = Annotated[int, Field(ge=0)]
+Salt = Annotated[str, Field(min_length=1)] | None
 
 
 class Body(BaseModel):
@@ -56,6 +57,7 @@ class Sampled(Body):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    cache_salt: Salt = Field(None, description="vLLM's: prefixes are found among requests of the same salt alone.")
 
     # taken, and nothing here depends on them
     user: Any = None
@@ -67,7 +69,6 @@ class Sampled(Body):
     prompt_cache_retention: Any = None
     request_id: Any = None
     priority: Any = None
-    cache_salt: Any = None
     # taken where they say what happens anyway
     best_of: Any = None
     use_beam_search: Any = None
@@ -130,6 +131,7 @@ class ResponseBody(Body):
     model: str | None = None
     input: str | list[dict[str, Any]]
     instructions: str | None = None
+    cache_salt: Salt = Field(None, description="vLLM's: prefixes are found among requests of the same salt alone.")
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: Mass | None = None

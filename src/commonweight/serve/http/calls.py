@@ -129,19 +129,25 @@ class Calls:
         self._object: _Object | None = None
         self._named: str | None = None  # the name that stands before the object
         self._call: Call | None = None
+        self._given = self._last = 0  # of the content: how much was handed on, how much stands before the last call
 
     def feed(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         self._text += text
         while self._text and self._step():
             pass
-        content, deltas, self._content, self._deltas = self._content, self._deltas, "", []
+        content, deltas, self._deltas = self._content[self._given :], self._deltas, []
+        self._given = len(self._content)
         return content, deltas
 
     def end(self) -> tuple[str, list[dict[str, Any]]]:
-        """What never became a call is content."""
+        """What never became a call is content; but for what was cut right behind a call: a mark, or the next one."""
         content, deltas = self.feed("")
         rest = self._text if self._object is None else ("" if self._call else self._object.raw)
         if self._full or (self._inside and not rest.strip(_BETWEEN + "[]")):
+            rest = ""
+        behind = self.found and not self._content[self._last :].strip()
+        marks = (self.form.end, *self.form.starts)
+        if behind and (self._object is not None or any(mark.startswith(rest.strip()) for mark in marks)):
             rest = ""
         self._text, self._object = "", None
         return content + (rest if rest.strip() or not self.found else ""), deltas
@@ -239,6 +245,7 @@ class Calls:
             if self.form.letters < 24:
                 self._call.id = secrets.token_hex(8)[: self.form.letters]
             self.found.append(self._call)
+            self._last = len(self._content)
             self._deltas.append({"index": self._call.index, **self._call.told})
         have = self._arguments(one, ended)
         new, self._call.arguments = have[len(self._call.arguments) :], have

@@ -51,6 +51,7 @@ class Refused(Exception):
         return {"x-should-retry": "false"}
 
 
+_TOLD = 4  # ours: so many reasons of a union are told, which may have one for each of a thousand items
 _OTHERS = {"max_new_tokens": "max_tokens"}
 
 
@@ -60,15 +61,18 @@ def of_request(message: str) -> Refused:
         message = message.replace(ours, theirs)
     if message.startswith("structured output"):
         return Refused(400, message, "response_format")
-    found = re.match(r"(?:a token in )?(\w+) (?:is|has|of)\b", message)
-    known = found and found[1] in FIELDS
-    return Refused(400, message, found[1] if found and known else None)
+    found = re.match(r"(?:a token in )?(\w+)(?: \d+)? (?:is|has|of|cannot)\b", message)
+    return Refused(400, message, None if found is None else FIELDS.get(found[1]))
 
 
+# what a message of the engine begins with -> the field
 FIELDS = {
-    "max_tokens", "min_tokens", "top_k", "n", "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "logprobs", "stop", "stop_token_ids", "logit_bias", "prompt",
-}  # fmt: skip
+    name: name for name in (
+        "max_tokens", "min_tokens", "top_k", "n", "temperature", "top_p", "min_p", "repetition_penalty", "seed",
+        "presence_penalty", "frequency_penalty", "logprobs", "stop", "stop_token_ids", "logit_bias", "prompt",
+        "cache_salt", "query", "text_1", "text_2",
+    )
+} | {"text": "input", "document": "documents"}  # fmt: skip
 
 
 def of_body(errors: Sequence[Mapping[str, Any]]) -> Refused:
@@ -76,14 +80,20 @@ def of_body(errors: Sequence[Mapping[str, Any]]) -> Refused:
     first = errors[0]
     if first.get("type") == "json_invalid":
         return Refused(400, f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
-    at = [str(p) for p in first.get("loc", ()) if p != "body" and not _internal(p)]
+    at = _path(first)
     if not at:
         return Refused(400, "the body is missing or no JSON object; wanted one, with content-type application/json")
     name = at[0]
     if first.get("type") == "extra_forbidden":
         return Refused(400, f"{'.'.join(at)}: this server has no such field", name)
-    told = str(first.get("msg", "")).removeprefix("Value error, ")
-    return Refused(400, f"{'.'.join(at)}: {told}", name)
+    told = [f"{'.'.join(_path(e))}: {str(e.get('msg', '')).removeprefix('Value error, ')}" for e in errors]
+    of_union = any(_internal(p) for p in first["loc"])  # then each of its members says why it is not the one
+    same = [t for t, e in zip(told, errors) if _path(e)[:1] == at[:1]] if of_union else told[:1]
+    return Refused(400, "; or ".join([*dict.fromkeys(same)][:_TOLD]), name)
+
+
+def _path(error: Mapping[str, Any]) -> list[str]:
+    return [str(p) for p in error.get("loc", ()) if p != "body" and not _internal(p)]
 
 
 def _internal(part: Any) -> bool:

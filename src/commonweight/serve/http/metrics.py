@@ -22,7 +22,8 @@ _LABELS = ["model_name", "engine"]
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)  # fmt: skip  # noqa: E501
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
-_REASONS = ("stop", "length", "cancelled", "timeout", "error")
+# why an answer ended -> as vLLM says it, which has no limit of time
+_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "timeout": "timeout", "error": "error"}
 
 
 class Metrics:
@@ -57,7 +58,7 @@ class Metrics:
             "vllm:request_success", "Answers that have ended, by why.", [*_LABELS, "finished_reason"],
             registry=self.registry,
         )  # fmt: skip
-        self.ended = {r: ended.labels(**self._labels, finished_reason=r) for r in _REASONS}
+        self.ended = {r: ended.labels(**self._labels, finished_reason=told) for r, told in _REASONS.items()}
         self.refused = refusals(self.registry, self._labels)
         self.registry.register(_Now(engine, self._labels))  # type: ignore[arg-type]
         if isinstance(engine, Engine):

@@ -79,6 +79,7 @@ def response(
     shared: dict[str, Any] = {
         "max_new_tokens": _most(body.max_output_tokens, settings), "temperature": _or(body.temperature, 1.0),
         "top_p": _or(body.top_p, 1.0), "timeout": settings.timeout, "structured": form,
+        "cache_salt": body.cache_salt,
     }  # fmt: skip
     return [Request(told, tenant, **{**shared, **more})], used
 
@@ -133,6 +134,7 @@ def _sampled(body: Sampled, settings: Settings, most: int | None, vocabulary: in
         "n": body.n or 1,
         "timeout": settings.timeout,
         "structured": structured(body),
+        "cache_salt": body.cache_salt,
     }
 
 

@@ -101,7 +101,8 @@ def routes(service: Service, engine: Encoder) -> APIRouter:
             told = f"text_1: {counted(len(first), 'text')} beside {len(second)} in text_2; wanted 1 or as many"
             raise Refused(400, told, "text_1")
         sides = [(first[0], second)] if len(first) == 1 else [(a, [b]) for a, b in zip(first, second)]
-        submit = lambda: [engine.ranking(a, b, tenant, cut) for a, b in sides]  # noqa: E731
+        ends = ("text_1", "text_2")
+        submit = lambda: [engine.ranking(a, b, tenant, cut, ends, i) for i, (a, b) in enumerate(sides)]  # noqa: E731
         async with _read(service, call, tenant, len(first) + len(second), submit) as asked:
             ranks = [engine.ranked(group, len(b)) for group, (_, b) in zip(asked.groups, sides)]
             found = _sound(service, [r for some in ranks for r in sorted(some, key=lambda r: r.index)])

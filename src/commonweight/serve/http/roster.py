@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Roster:
                     "'load_inplace' to True.",
                     kind="InvalidUserInput",
                 )
-            if not Path(path).exists():
+            if not os.path.exists(path):  # unlike a Path's, never an error, however long the name is
                 raise Refused(404, f"Loading lora {name} failed: No adapter found for {path}", kind="NotFoundError")
             self._enter(name, lambda: self.engine.host.load_adapter(path, COMING))
 
@@ -130,7 +131,7 @@ class Roster:
                 400, f"{name!r} is what a tenant is called while it is loaded; choose another name", kind=kind
             )
         if name in self.settings.names:
-            raise Refused(400, f"The lora adapter name '{name}' is the base model's; choose another.", kind=kind)
+            raise Refused(400, f"The lora adapter '{name}' conflicts with a served base model.", kind=kind)
 
     def _enter(self, name: str, load: Any) -> None:
         try:

@@ -74,7 +74,8 @@ class Service:
         for one in asked:
             if not key.may(one) or not (plain or await self.run(self._there, one)):
                 whose = " or this key may not ask it" if key.tenants is not None else ""
-                raise Refused(404, f"The model `{one if several(name) else model}` does not exist{whose}.", "model")
+                called = one if several(name) else model or name
+                raise Refused(404, f"The model `{called}` does not exist{whose}.", "model")
         return None if plain else name
 
     def _there(self, name: str) -> bool:
