@@ -7,7 +7,6 @@ queries need, those keys and values among it.
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from .carried import bare
 from .current import Current
 from .front import kept_whole
 from .route import Route
-from .sites import Physical, Queried, Trunk
+from .sites import Physical, Queried, Trunk, parameters
 from .states import States, recomputing, whole_rows
 from .tenant import Tenant
 
@@ -53,7 +52,7 @@ class Asked:
         route, at = self.current.route, self.at
         if route is None or not route.touches(at.name) or recomputing():
             return
-        given = {**dict(zip(inspect.signature(module.forward).parameters, args)), **(kwargs or {})}
+        given = {**dict(zip(parameters(module), args)), **(kwargs or {})}
         x = next((bare(v) for v in given.values() if isinstance(v, Tensor)), None)
         if x is None or x.dim() != 3 or x.shape[-1] != at.width:
             raise CommonweightError(

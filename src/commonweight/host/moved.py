@@ -7,7 +7,6 @@ each moves by what stands ahead in it; one whose table counts by itself (BART's 
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from .apart import Unfit
 from .current import Current
 from .names import paired
 from .route import Route
-from .sites import Physical, plain_class, towers
+from .sites import Physical, parameters, plain_class, towers
 from .tenant import Tenant
 
 _TABLE = re.compile(r"(wpe|pos(ition)?s?_embed\w*|embed_positions?)$")
@@ -141,6 +140,6 @@ def _given(name: str, module: nn.Module) -> int | None:
     if isinstance(module, nn.Embedding) and kind.forward is nn.Embedding.forward:
         return 0 if _TABLE.search(name.rpartition(".")[2]) else None
     if isinstance(module, nn.Embedding) or re.search(r"(?i)rotary|rope", kind.__name__):
-        asked = list(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
+        asked = parameters(module)
         return asked.index("position_ids") if "position_ids" in asked else None
     return None

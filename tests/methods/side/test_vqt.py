@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import commonweight as cw
+from commonweight.adapt.recompute import recomputed
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -103,3 +104,20 @@ def test_count():
     """Twelve blocks of width 768, 4 queries each, rank 16."""
     site = cw.Site("layers.queries", 768, 12 * 768, "queries")
     assert cw.plan("vqt", [site], queries=4, size=16).count() == 12 * 4 * 768 * 17 + 16 * 768
+
+
+def test_blocks_whose_forward_is_another_are_asked_too():
+    """A tenant that leaves blocks out, and checkpoints, stand in the place of a block's forward."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    host.add("t", "vqt", **SMALL)
+    stir(host["t"])
+    with host.route("t"), torch.no_grad():
+        want = answer(model, batch)
+    with recomputed(host), host.route("t"):
+        assert torch.equal(answer(model, batch), want)
+    host.add("out", "das", skip=1)
+    for name in ("out", "t"):
+        with host.route(name), torch.no_grad():
+            found = answer(model, batch)
+    assert torch.equal(found, want)

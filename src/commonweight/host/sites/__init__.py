@@ -9,7 +9,7 @@ from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_ki
 from .conv import depthwise
 from .discover import discover
 from .families import families, towers
-from .physical import Physical, Rows, numbers, plain_class
+from .physical import Physical, Rows, numbers, parameters, plain_class
 from .positions import Positions
 from .prefix import Ahead, Front
 from .queried import Queried
@@ -40,6 +40,7 @@ __all__ = [
     "once",
     "output_head",
     "packed_fused",
+    "parameters",
     "plain_class",
     "role",
     "said",

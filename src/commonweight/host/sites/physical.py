@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -149,6 +150,11 @@ class Rows(Physical):
 def plain_class(module: nn.Module) -> type:
     """The module's class without a door before its weight."""
     return getattr(type(module), "commonweight_plain", type(module))
+
+
+def parameters(module: nn.Module) -> list[str]:
+    """What the module's own forward takes, by name; what stands in its place meanwhile often takes anything."""
+    return [*inspect.signature(inspect.unwrap(plain_class(module).forward)).parameters][1:]
 
 
 def by_module(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:

@@ -14,7 +14,7 @@ from ...core import Site
 from . import linear
 from .families import towers
 from .found import Found, Whole
-from .physical import Physical, plain_class
+from .physical import Physical, parameters, plain_class
 from .roles import role
 
 _ACROSS = re.compile(r"(?i)(enc_?dec|encoder_attn|cross_?att|multi_modal)\w*")
@@ -65,8 +65,7 @@ def front(table: str | None, found: list[Found], whole: Whole) -> list[Found]:
         return []
     parts = zip(*(n.split(".") for n in (table, *(a.name for a in at))))
     home = ".".join(p[0] for p in itertools.takewhile(lambda p: len(set(p)) == 1, parts))
-    asked = inspect.signature(inspect.unwrap(plain_class(whole.names[home]).forward)).parameters
-    if not {"inputs_embeds", "use_cache"} <= {*asked}:
+    if not {"inputs_embeds", "use_cache"} <= {*parameters(whole.names[home])}:
         return []
     width = whole.names[table].embedding_dim
     name = f"{table}.prompt"
