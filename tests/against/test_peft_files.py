@@ -247,6 +247,15 @@ def test_every_change_of_linear_weights_is_a_lora_in_peft(method, kind, tmp_path
         torch.testing.assert_close(answer(there, batch), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["apt-prompts", "das", "dept", "dyt", "mam", "prompt-pool", "vqt"])
+def test_what_is_no_change_of_weights_and_of_no_type_of_peft_has_no_file(method, tmp_path):
+    host = cw.Host(make("bert" if can(method, cw.Host(make("bert")[0])) else "llama")[0])
+    host.add("t", method, **small(method))
+    with pytest.raises(cw.CommonweightError, match=f"{method} has no format of its own in PEFT"):
+        host.export_peft("t", tmp_path / "a", native=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_changed_bias_goes_along(tmp_path):
     model, batch = make("bert")
     plain = copy.deepcopy(model)
