@@ -179,7 +179,7 @@ def test_torch_compile_looks_beside_the_graph():
             torch.testing.assert_close(compiled(input_ids=ids).logits, said(host, "a", ids))
 
 
-def test_states_that_count_nothing(tmp_path):
+def test_states_that_count_nothing():
     config = tf.MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4)
     host = cw.Host(tf.MambaForCausalLM(config).eval())
     stir(host.add("a", "lora", rank=3, invocation=INV, sites="*.in_proj|*.out_proj"))
@@ -277,5 +277,18 @@ def test_an_encoder_decoder_has_no_beginning():
 def test_options(options, says):
     with pytest.raises(cw.CommonweightError, match=says):
         cw.plan("lora", [cw.Site("q", 8, 8)], **options)
-    with pytest.raises(cw.CommonweightError, match="acts on tokens of linear layers, and this is of kind conv"):
-        cw.plan("lora", [cw.Site("q", 8, 8, "conv")], alora_invocation_tokens=[1])
+    for kind in ("conv", "router", "embedding"):
+        with pytest.raises(cw.CommonweightError, match=f"acts on tokens of linear layers, and this is of kind {kind}"):
+            cw.plan("lora", [cw.Site("q", 8, 8, kind)], alora_invocation_tokens=[1])
+
+
+@torch.no_grad()
+def test_layers_that_hold_several():
+    """GPT-2's query, key and value are rows of one layer."""
+    host, ids = cw.Host(make("gpt2")[0]), texts()
+    stir(host.add("a", "lora", rank=3, invocation=INV))
+    stir(host.add("l", "lora", rank=2))
+    base, ours, mixed = (said(host, who, ids) for who in (None, "a", ["a", "l", "a", None]))
+    for row, start in enumerate((3, 6, 9, 7)):
+        assert torch.equal(ours[row, :start], base[row, :start])
+    torch.testing.assert_close(mixed[[0, 2]], ours[[0, 2]])

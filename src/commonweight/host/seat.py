@@ -112,7 +112,7 @@ class Places:
 
 def _active(at: Physical, route: Route, x: Tensor, current: Current, tokens: tuple[int, ...]) -> Tensor:
     mask = invoked.active(current.thread.run, route, tokens, at.name, current.replayed or recomputing())
-    return invoked.fitted(mask, x, at.name)
+    return invoked.fitted(mask.to(x.device), x, at.name)
 
 
 def _taken(given: dict[str, Tensor], source: str) -> dict[str, Tensor]:

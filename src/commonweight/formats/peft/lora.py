@@ -106,7 +106,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         values |= _biases(found, sites, scales, base)
     options: dict[str, Any] = {"dropout": float(number(config, "lora_dropout", 0.0))}
     if invocation := _invocation(config):
-        shapes = {sites[k].kind for k in found} - {"linear", "router"}
+        shapes = {sites[k].kind for k in found} - {"linear"}
         if dora or how or in_experts or biased or trained or shapes:
             raise refusals.option(_INVOCATION, list(invocation))
         options["invocation"] = invocation

@@ -69,7 +69,7 @@ def plan(sites: Sequence[Site], config: LoRA) -> Plan:
     With `invocation` the tokens before it are the base's, so that a cache of them is, too: `bind.Activated`.
     Raises: CommonweightError for an invocation at sites that have no tokens in a row.
     """
-    if config.invocation and (other := next((s for s in sites if s.kind not in ("linear", "router")), None)):
+    if config.invocation and (other := next((s for s in sites if s.kind != "linear"), None)):
         raise CommonweightError(
             f"{other.name}: an activated LoRA (invocation) acts on tokens of linear layers, and this is of kind "
             f"{other.kind}; choose other sites, for example sites='*_proj'"
