@@ -124,7 +124,8 @@ class Bind(Protocol):
     front(**slots) -> E (m, d)         at a prompt site alone: vectors of m tokens
     tokens(**slots) -> E (N, d)        at an aside site alone: what keys and values, (heads, N, w), are made of
     aside(query, keys, values, scale, **slots) -> what is added to each head's answer, as query, (B, heads, T, w)
-    queries(**slots) -> P (n, T, d)    at a site of queries alone: T for each of its n blocks
+    queries(**slots) -> P (n, T, d)    at a site of queries alone: T for each of its n blocks. Of a bind with `follows`
+                                       those of the first block; the others are asked what the one before answered
     places(**slots) -> int             of those, by how many positions the tokens behind them move; 0 where it lacks
     grouped(x, y, base, **slots) -> y' `output` for n groups at once: every tensor has a leading n; where no gradients
                                        are recorded it may write over y. A bind with `input` has none

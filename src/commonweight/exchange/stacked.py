@@ -98,6 +98,10 @@ class Stacked:
         return torch.cat([base.call(r, w[i].to(x), None if bias is None else bias[i].to(x)) for i, r in rows])
 
     @property
+    def follows(self) -> bool:
+        return getattr(self.bind, "follows", False)
+
+    @property
     def asks(self) -> bool:
         return getattr(self.bind, "asks", False)
 

@@ -85,8 +85,13 @@ class Asked:
         asked = self.asked(route, y if isinstance(y, Tensor) else y[0])
         thread.answering = made
         try:
+            follow, out = self.following(route, asked), []
             with self.current.within(None):
-                return torch.cat([self.answer(*each) for each in zip(at.blocks, asked.unbind(1), calls)], -1)
+                for block, queries, call in zip(at.blocks, asked.unbind(1), calls):
+                    if out and follow is not None:
+                        queries = torch.where(follow, out[-1], queries)
+                    out.append(self.answer(block, queries, call))
+            return torch.cat(out, -1)
         finally:
             thread.answering = None
 
@@ -114,6 +119,19 @@ class Asked:
         place = {p: i for i, (_, places) in enumerate(route.groups) for p in places}
         index = torch.tensor([place[i] for i in range(rows)], device=y.device)
         return torch.stack([F.pad(p, (0, 0, 0, most - p.shape[1])) for p in each])[index]
+
+    def following(self, route: Route, like: Tensor) -> Tensor | None:
+        """Of which rows a block is asked what the block before answered, (B, 1, 1), or (1,) for all; None: of none."""
+        if route.single is not None:
+            return torch.ones(1, dtype=torch.bool, device=like.device) if self.follows(route.single) else None
+        mine = {p for t, places in route.groups if self.follows(t) for p in places}
+        if not mine:
+            return None
+        return torch.tensor([i in mine for i in range(len(like))], device=like.device)[:, None, None]
+
+    def follows(self, tenant: Tenant | None) -> bool:
+        entries = [] if tenant is None else tenant.table.get(self.at.name, [])
+        return any(getattr(e.bind, "follows", False) for e in entries)
 
     def of(self, tenant: Tenant | None, like: Tensor) -> Tensor:
         """(n, T, d) of one tenant, or of several as one with a dimension before; T is 0 where it asks nothing."""

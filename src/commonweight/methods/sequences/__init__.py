@@ -9,10 +9,12 @@ from .p_tuning import PTuning
 from .prefix_tuning import PrefixTuning
 from .prompt_pool import PromptPool
 from .prompt_tuning import PromptTuning
+from .rpo import RPO
 from .state_offset import StateOffset
 
 __all__ = [
     "MAM",
+    "RPO",
     "APTPrompts",
     "Aligner",
     "DePT",
