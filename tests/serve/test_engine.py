@@ -246,6 +246,11 @@ def test_wrong_requests_are_said_and_harm_nobody(host: cw.Host, engine: Engine, 
         engine.submit(wrong)
 
 
+def test_more_answers_than_may_wait_are_refused_for_good():
+    with Engine(hosted(methods={}), max_waiting=2) as engine:
+        assert "at most 2 answers may wait" in (engine.generate([ask(None, n=3)])[0].error or "")
+
+
 def test_the_model_is_as_before_once_it_is_closed():
     host = hosted(methods={"a": "lora"})
     how = host.model.config._attn_implementation

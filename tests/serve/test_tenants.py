@@ -11,10 +11,12 @@ import pytest
 from commonweight.commons import Commons
 from commonweight.core import CommonweightError
 from commonweight.host import Host
+from commonweight.serve import Engine
 from commonweight.serve.flight import Flights
 from commonweight.serve.tenants import Tenants
 
-from .served import add, make
+from .http.live import until
+from .served import add, ask, make
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +153,33 @@ def test_an_error_that_is_over_when_somebody_asks_is_not_theirs():
         go.set()
         assert all(isinstance(f.exception(60), KeyError) for f in every)
     assert len(calls) <= 5, "nobody tries what is wrong for good more than once"
+
+
+class Answer:
+    """One that is being made."""
+
+    def __init__(self, *readers):
+        self.readers, self.reason = readers, None
+
+
+def test_who_was_read_makes_room_when_the_answers_have_ended(store):
+    tenants = Tenants(Host(make()), store, 1)
+    held = []
+    for name in ("s", "t"):
+        held.append(Answer(tenants.get(name)))
+        tenants.hold(held[-1])
+    tenants.get("m1")
+    tenants.trim()
+    assert sorted(tenants.host) == ["m1", "s", "t"]
+    held[0].reason = "stop"
+    tenants.trim()
+    assert sorted(tenants.host) == ["m1", "t"]
+    held[1].reason = "stop"
+    tenants.trim()
+    assert sorted(tenants.host) == ["m1"] and tenants.left.is_set()
+
+
+def test_an_engine_makes_room_when_it_has_nothing_to_do(store):
+    with Engine(Host(make()), store=store, tenant_memory=1, max_requests=2, page_size=8) as engine:
+        assert not any(a.error for a in engine.generate([ask(n, max_new_tokens=12) for n in ("s", "t", "m1", "m2")]))
+        until(lambda: len(engine.host) == 1)

@@ -259,6 +259,7 @@ class Encoder:
                 self._running = len(batch)
             self._run([r for r in batch if r.found.set_running_or_notify_cancel()])
             self._running = 0
+            self.tenants.trim()
 
     def _taken(self) -> list[Reading]:
         """The next batch, out of the queue: around the longest waiting text of the tenant whose turn is the longest

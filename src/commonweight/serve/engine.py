@@ -157,6 +157,11 @@ class Engine:
         if not isinstance(request, Request):
             raise CommonweightError(f"a {type(request).__name__} came; wanted a Request")
         request.check()
+        if request.n > self.max_waiting:
+            raise CommonweightError(
+                f"n is {request.n}; at most {counted(self.max_waiting, 'answer')} may wait here, so that there would "
+                "never be room; ask for fewer"
+            )
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
         grammar = None if request.structured is None else self._grammars.of(request.structured)
         edition = edition or self.tenants.edition(request.tenant)
@@ -307,6 +312,7 @@ class Engine:
 
     def _between(self) -> None:
         """Tenants that have left give back what the batch holds of them, when nobody reads them any more."""
+        self.tenants.trim()
         if self.tenants.left.is_set():
             self.tenants.left.clear()
             self._router.forget(self.tenants.gone)

@@ -51,6 +51,8 @@ class Tenants:
         self._lock = threading.Lock()  # held for a look, never while something is read
         self._loads = Flights()
         self._outdated: set[str] = set()  # names whose load began before they were dropped
+        self._over = False  # more is loaded than there is memory for, since it is read
+        self._read: set[int] = set()  # by whom answers were made when that was looked at last
 
     def edition(self, name: str | None) -> Edition | None:
         """A tenant as it is now, loaded if need be; None for the plain base. A sum as `a+0.5*b`: of these tenants.
@@ -184,17 +186,27 @@ class Tenants:
         pools = {p.data_ptr(): p.nbytes for t in [*self._loaded.values()] for p in stored(t.pools)}
         return sum(pools.values())
 
+    def trim(self) -> None:
+        """Tenants that could not make room, since they were read, do so when their answers have ended. Cost: a look
+        at a flag where there is room."""
+        if self._over and (used := self._used()) != self._read:
+            self._read = used
+            with self._lock:
+                self._make_room()
+
     def _make_room(self) -> None:
+        """The one that was asked for last stays, however large."""
         if self.memory is None:
             return
         used = self._used()
         for name in list(self._loaded)[:-1]:
             if self.nbytes <= self.memory:
-                return
+                break
             if not self._mine(name):
                 del self._loaded[name]
             elif id(self._loaded[name]) not in used:
                 self._remove(name)
+        self._over = self.nbytes > self.memory
 
     def _mine(self, name: str) -> bool:
         """Whether the host has it as it was loaded here: a program may have removed it, or put another in its place."""

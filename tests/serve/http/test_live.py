@@ -132,12 +132,20 @@ def test_a_time_limit_ends_an_answer_with_what_it_has(host, slow, ask):
         assert 0 < got["usage"]["completion_tokens"] < 240
 
 
-def test_a_full_queue_is_told_when_to_come_again(host, ask):
+def test_a_full_queue_is_told_when_to_come_again(host, ask, monkeypatch):
     with live(host) as (address, _, engine):
-        engine.max_waiting = 0
+        monkeypatch.setattr(type(engine._manager), "waiting", engine.max_waiting)
         got = ask(address).response()
         told = json.loads(got.read())["error"]
         assert got.status == 429 and got.headers["retry-after"] and told["type"] == "RateLimitError"
+        monkeypatch.undo()
+        engine.max_waiting = 2
+        for more, field in (({"n": 3}, "n"), ({"prompt": [[5]] * 3}, "prompt")):
+            got = ask(address, **more).response()
+            told = json.loads(got.read())["error"]
+            assert (
+                got.status == 400 and told["param"] == field and "3 answers in one call; at most 2" in told["message"]
+            )
 
 
 def test_no_collection_of_garbage_looks_at_what_is_there_when_it_starts(monkeypatch):

@@ -115,7 +115,10 @@ class Service:
     async def running(self, call: Call, requests: Sequence[Request]) -> AsyncIterator[Asked]:
         """The requests of one call, while it lasts. They end with it. Raises: Refused."""
         key: Key = call.state.key
-        self.within(key, sum(r.n for r in requests))
+        if (many := sum(r.n for r in requests)) > (most := self.generator.max_waiting):
+            told = f"{many:,} answers in one call; at most {most:,} may wait here, so that there would never be room"
+            raise Refused(400, f"{told}; ask for fewer", "n" if len(requests) == 1 else "prompt")
+        self.within(key, many)
         tenant = requests[0].tenant
         edition = await self.loaded(tenant, self.engine.tenants.edition)
         try:
