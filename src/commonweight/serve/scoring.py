@@ -11,6 +11,7 @@ import torch
 from ..core import CommonweightError
 from ..host import Host
 from ..host.route import Route
+from .blend import several
 from .device import entry
 from .edition import Edition
 from .request import Logprob
@@ -25,16 +26,18 @@ def score(host: Host, edition: Edition | None, tokens: Sequence[int], top: int) 
     By the tenant as it is now, in a pass of its own beside the running batch.
 
     Memory: len(tokens) times the vocabulary, twice.
-    Raises: CommonweightError for a text that is too long for that, and for a sum of tenants; FloatingPointError where
-    the scores are no finite numbers.
+    Raises: CommonweightError for a text that is too long for that, and for a sum of tenants or a multiple of one;
+    FloatingPointError where the scores are no finite numbers.
     """
     model: Any = host.model
     vocabulary = model.get_input_embeddings().num_embeddings
     if (longest := MOST // (4 * vocabulary)) < len(tokens):
         raise CommonweightError(f"prompt has {len(tokens)} tokens; log probabilities are given of {longest} at most")
-    first, *others = (None,) if edition is None else edition.tenants
-    if others:
-        raise CommonweightError("prompt: log probabilities of a prompt are given by one tenant, and not by a sum")
+    if edition is not None and several(edition.name):
+        raise CommonweightError(
+            f"prompt: log probabilities of a prompt are given by one tenant as it is, not by {edition.name}"
+        )
+    first = None if edition is None else edition.tenants[0]
     ids = torch.tensor([list(tokens)], device=entry(model))
     route = None if first is None else Route(single=first)
     with _ONE, host.base.current.within(route):

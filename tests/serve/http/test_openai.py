@@ -133,7 +133,9 @@ def test_a_prefix_is_found_within_one_salt(client):
 
 def test_a_prompt_that_has_no_log_probabilities(client, host, monkeypatch):
     asked = {"echo": True, "logprobs": 1, "max_tokens": 1}
-    assert "one tenant" in post(client, model="a+0.5*b", **asked).json()["error"]["message"]
+    for name in ("a+0.5*b", "0.5*a"):
+        assert "one tenant" in post(client, model=name, **asked).json()["error"]["message"]
+    assert post(client, model="1*a", **asked).status_code == 200
     monkeypatch.setattr("commonweight.serve.scoring.MOST", 4 * 97 * 5)
     got = post(client, model="a", **asked)
     assert got.status_code == 400 and "of 5 at most" in got.json()["error"]["message"]
