@@ -66,7 +66,7 @@ class World:
             memory = 3 * max(p.stat().st_size for p in shop.files.values())
         self.host = Host(shop.base)
         self.engine = Engine(
-            self.host, store=folder / "store", tokenizer=shop.tokenizer, max_requests=8, max_batch_tokens=64,
+            self.host, store=Commons(folder / "store"), tokenizer=shop.tokenizer, max_requests=8, max_batch_tokens=64,
             cache_tokens=1024, page_size=8, max_waiting=4096, tenant_memory=memory,
         )  # fmt: skip
         self.app = make(self.engine, Settings(name="org/tiny", watch=3600.0))

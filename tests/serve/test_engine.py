@@ -246,6 +246,21 @@ def test_wrong_requests_are_said_and_harm_nobody(host: cw.Host, engine: Engine, 
         engine.submit(wrong)
 
 
+@pytest.mark.parametrize(("said", "told"), [
+    ({"max_requests": 0}, "max_requests is 0; wanted a whole number >= 1"),
+    ({"max_batch_tokens": 0}, "max_batch_tokens is 0"), ({"page_size": 0}, "page_size is 0"),
+    ({"cache_tokens": 0}, "cache_tokens is 0"), ({"max_waiting": "x"}, "max_waiting is 'x'"),
+    ({"tenant_memory": -5}, "tenant_memory is -5; wanted a whole number >= 0"), ({"store": "none"}, "is not a store"),
+])  # fmt: skip
+def test_what_an_engine_cannot_be_told(said, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CommonweightError, match=told):
+        Engine(make(), **said)
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(CommonweightError, match="Linear generates no text"):
+        Engine(torch.nn.Linear(2, 2))
+
+
 def test_more_answers_than_may_wait_are_refused_for_good():
     with Engine(hosted(methods={}), max_waiting=2) as engine:
         assert "at most 2 answers may wait" in (engine.generate([ask(None, n=3)])[0].error or "")

@@ -8,7 +8,7 @@ import torch
 
 from ..core import CommonweightError
 from .device import devices
-from .request import Request
+from .request import Request, whole
 
 WANTED = "5.23"
 
@@ -28,6 +28,13 @@ def installed() -> None:
 
     if gone := missing():
         raise CommonweightError(f"transformers {transformers.__version__} has no {', '.join(gone)}; reinstall {WANTED}")
+
+
+def sizes(least: int = 1, **given: int | None) -> None:
+    """The numbers of an engine, None for those that are not said. Raises: CommonweightError naming a wrong one."""
+    for name, value in given.items():
+        if value is not None:
+            whole(name, value, least, None)
 
 
 def servable(model: Any) -> None:

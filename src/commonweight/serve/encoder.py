@@ -17,7 +17,7 @@ from ..core import CommonweightError, counted
 from ..host import Host, Tenant
 from ..host.pools import stored
 from ..host.route import Route
-from . import outputs, prompts
+from . import check, outputs, prompts
 from .borrowed import borrow, drops, give_back, steady
 from .device import entry
 from .engine import Full
@@ -76,6 +76,8 @@ class Encoder:
         max_waiting: int = 4096,
         tenant_memory: int | None = None,
     ):
+        check.sizes(max_requests=max_requests, max_batch_tokens=max_batch_tokens, max_waiting=max_waiting)
+        check.sizes(0, tenant_memory=tenant_memory)
         self._owns = not isinstance(model, Host)
         if isinstance(model, str | Path):
             model = outputs.opened(str(model), task, dtype, device, pool)

@@ -101,11 +101,17 @@ class Engine:
         prepack: bool | None = None,
     ):
         check.installed()
+        check.sizes(
+            max_requests=max_requests, max_batch_tokens=max_batch_tokens, cache_tokens=cache_tokens,
+            page_size=page_size, max_waiting=max_waiting,
+        )  # fmt: skip
+        check.sizes(0, tenant_memory=tenant_memory)
         from .batching import Manager, configured
 
         self.host, mine, name = prompts.hosted(model)
         self._owns = mine
         self.model: Any = self.host.model
+        check.servable(self.model)
         self.tokenizer = tokenizer if tokenizer is not None else prompts.tokenizer_of(self.model, name)
         self.tenants = Tenants(self.host, store, tenant_memory)
         self.tenants.widen()
@@ -116,7 +122,6 @@ class Engine:
         blocks = -(-cache_tokens // page_size) + 1
         self.page_size, self.prefix_cache = page_size, prefix_cache
         self.cache_tokens = page_size * (blocks - 1)
-        check.servable(self.model)
         self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
         self._router = Router(self.host, 4 * max_requests)
         most = min(max_requests + max(1, max_requests // 4), max(max_batch_tokens, max_requests))

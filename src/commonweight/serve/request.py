@@ -71,15 +71,15 @@ class Request:
             if not isinstance(value := getattr(self, name), kind) or isinstance(value, bytes):
                 raise CommonweightError(f"{name} is {value!r}; wanted {wanted}")
         if self.max_new_tokens is not None:
-            _whole("max_new_tokens", self.max_new_tokens, 1, None)
-        _whole("min_tokens", self.min_tokens, 0, self.max_new_tokens)
+            whole("max_new_tokens", self.max_new_tokens, 1, None)
+        whole("min_tokens", self.min_tokens, 0, self.max_new_tokens)
         if self.min_tokens and self.structured is not None:
             raise CommonweightError(
                 f"min_tokens is {self.min_tokens} beside structured, whose answer ends where its form does; "
                 "leave one out"
             )
-        _whole("top_k", self.top_k, 0, None)
-        _whole("n", self.n, 1, 64)
+        whole("top_k", self.top_k, 0, None)
+        whole("n", self.n, 1, 64)
         ranges = (
             ("temperature", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1), ("repetition_penalty", 0, 100),
             ("presence_penalty", -100, 100), ("frequency_penalty", -100, 100),
@@ -92,15 +92,15 @@ class Request:
             if getattr(self, name) == 0:
                 raise CommonweightError(f"{name} is 0; wanted a number above 0")
         if self.seed is not None:
-            _whole("seed", self.seed, 0, None)
+            whole("seed", self.seed, 0, None)
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, 20)
+            whole("logprobs", self.logprobs, 0, 20)
         if not all(isinstance(s, str) and s for s in self.stops) or len(self.stops) > 16:
             raise CommonweightError(f"stop is {self.stop!r}; wanted at most 16 strings, none of them empty")
         for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, 0, None)
+            whole("stop_token_ids", token, 0, None)
         for token, by in self.logit_bias.items():
-            _whole("a token in logit_bias", token, 0, None)
+            whole("a token in logit_bias", token, 0, None)
             if not _number(by) or not -100 <= by <= 100:
                 raise CommonweightError(f"logit_bias of token {token} is {by!r}; wanted a number from -100 to 100")
         if self.cache_salt is not None and not (isinstance(self.cache_salt, str) and self.cache_salt):
@@ -125,7 +125,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(name: str, value: Any, least: int, most: int | None) -> None:
+def whole(name: str, value: Any, least: int, most: int | None) -> None:
+    """Raises: CommonweightError for what is no whole number from least to most."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
         raise CommonweightError(
             f"{name} is {value!r}; wanted a whole number >= {least}{f' and <= {most}' if most else ''}"

@@ -43,7 +43,7 @@ class Tenants:
 
     def __init__(self, host: Host, store: Commons | str | Path | None, memory: int | None):
         self.host, self.memory = host, memory
-        self.store = Commons(store) if isinstance(store, str | Path) else store
+        self.store = Commons(store, make=False) if isinstance(store, str | Path) else store
         self._loaded: dict[str, Tenant] = {}  # from the store, the longest unused one first
         self._editions = Editions()
         self.left = threading.Event()  # a tenant was removed: what the batch holds of it may go

@@ -12,6 +12,7 @@ import transformers as tf
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from commonweight.commons import Commons
 from commonweight.host import Host
 from commonweight.serve import Engine
 from commonweight.serve.http import Settings, make
@@ -48,7 +49,8 @@ def client(
     host: Host, store: Path | None = None, secret: str | None = None, words: Any = None, **settings: Any
 ) -> Iterator[TestClient]:
     """A client of a server of this host; `app.state.service` is what it stands on. words: another tokenizer."""
-    with Engine(host, store=store, tokenizer=words or tokenizer(), max_requests=8, page_size=8) as engine:
+    shelf = None if store is None else Commons(store)
+    with Engine(host, store=shelf, tokenizer=words or tokenizer(), max_requests=8, page_size=8) as engine:
         app = make(engine, Settings(name="org/tiny", **settings))
         headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
         with TestClient(app, "http://localhost", raise_server_exceptions=False, headers=headers) as found:
