@@ -132,6 +132,16 @@ def test_a_time_limit_ends_an_answer_with_what_it_has(host, slow, ask):
         assert 0 < got["usage"]["completion_tokens"] < 240
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(host):
+    head = b"%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+    with live(host, timeout=0.2) as (address, server, _):
+        for path in (b"POST /v1/completions", b"PUT /v1/tenants/x"):
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 20) as one:
+                one.sendall(head % path)
+                assert one.recv(4096).startswith(b"HTTP/1.1 408 ")
+        assert not server.service.open
+
+
 def test_a_full_queue_is_told_when_to_come_again(host, ask, monkeypatch):
     with live(host) as (address, _, engine):
         monkeypatch.setattr(type(engine._manager), "waiting", engine.max_waiting)

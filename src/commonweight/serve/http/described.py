@@ -22,7 +22,7 @@ _FORM = {
     "properties": {"error": {"type": "object", "required": [*_TOLD], "properties": _TOLD}},
 }
 _ERROR = {"description": "The error, in OpenAI's form.", "content": {"application/json": {"schema": _FORM}}}
-ERRORS: dict[int | str, dict[str, Any]] = {c: _ERROR for c in (400, 401, 403, 404, 413, 429, 500, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = {c: _ERROR for c in (400, 401, 403, 404, 408, 413, 429, 500, 503)}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer, or its pieces with `stream`.", "content": {"text/event-stream": {}}}
 }

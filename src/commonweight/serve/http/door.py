@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -76,18 +77,23 @@ class Door:
         raise Refused(401, "this key is not known here")
 
     def _limited(self, scope: Scope, headers: dict[str, str], receive: Receive) -> Receive:
-        """The same, up to the most bytes that a body may have."""
+        """The same, up to the most bytes that a body may have, and while each part comes within the limit of time."""
         upload = scope["method"] == "PUT" and scope["path"].startswith(UPLOAD)
         most = self.settings.max_upload if upload else self.settings.max_body
         large = Refused(413, f"the body has more than {most:,} bytes, the most that this server takes")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > most:
             raise large
-        came = 0
+        came, whole, limit = 0, False, self.settings.timeout
+        late = Refused(408, f"{limit:g} seconds went by without more of the body")
 
         async def limited() -> Message:
-            nonlocal came
-            message = await receive()
+            nonlocal came, whole
+            try:
+                message = await (receive() if whole else asyncio.wait_for(receive(), limit))
+            except TimeoutError as e:
+                raise late from e
+            whole = whole or message["type"] != "http.request" or not message.get("more_body", False)
             if message["type"] == "http.request":
                 came += len(message.get("body", b""))
                 if came > most:
