@@ -208,7 +208,7 @@ class Unsaid:
             "per row"
         )
 
-    readers = single
+    readers = invocations = single
 
 
 def tenant_module(roster: Roster, tenants: Sequence[Tenant]) -> TenantModule:

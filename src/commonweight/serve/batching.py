@@ -62,12 +62,14 @@ class State(RequestState):
 
 
 class Choice(ContinuousBatchingLogitsProcessorList):
-    """In the place of the processors: chooses a token a row, which the row's ticket takes along."""
+    """In the place of the processors: chooses a token a row, which the row's ticket takes along.
 
-    def __init__(self) -> None:
+    whole: the scores that follow some tokens, by an edition that reads whole rows; in the batch it runs as the base."""
+
+    def __init__(self, whole: Callable[[Any, list[int]], Tensor]) -> None:
         super().__init__(LogitsProcessorList())
         self.do_processing = True
-        self._tickets: list[Ticket] = []
+        self._whole, self._states = whole, list[State]()
 
     def check_kwargs(self, kwargs: dict) -> None:
         """Requests are checked before they are submitted."""
@@ -76,12 +78,15 @@ class Choice(ContinuousBatchingLogitsProcessorList):
         """It keeps nothing in the tensor of arguments."""
 
     def prepare_tensor_args(self, requests_in_batch: list, arg_storage: Tensor) -> Tensor:
-        self._tickets = [r.state.ticket for r in requests_in_batch if r.has_new_token]
+        self._states = [r.state for r in requests_in_batch if r.has_new_token]
         return arg_storage
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
-        found = choose(scores[: len(self._tickets)], [t.row for t in self._tickets])
-        for ticket, chosen in zip(self._tickets, found):
+        tickets, rows = [s.ticket for s in self._states], scores[: len(self._states)]
+        for i, (state, ticket) in enumerate(zip(self._states, tickets)):
+            if ticket.edition is not None and ticket.edition.whole:
+                rows[i] = self._whole(ticket.edition, state.initial_tokens + state.generated_tokens)
+        for ticket, chosen in zip(tickets, choose(rows, [t.row for t in tickets])):
             ticket.chosen = chosen
         return scores  # each token travels by its ticket; the argmax that follows is not looked at
 
@@ -212,9 +217,15 @@ class Nobody(OutputRouter):
 
 class Manager(ContinuousBatchingManager):
     """The loop. step: runs a model's pass within the route of the requests of a step: step(tickets with their numbers
-    of tokens, run). Its thread is the only one that touches cache and scheduler."""
+    of tokens, run). whole: see `Choice`. Its thread is the only one that touches cache and scheduler."""
 
-    def __init__(self, model: nn.Module, step: Callable[..., None], config: ContinuousBatchingConfig):
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Callable[..., None],
+        whole: Callable[..., Tensor],
+        config: ContinuousBatchingConfig,
+    ):
         self._step = step
         self.open: weakref.WeakSet[Ticket] = weakref.WeakSet()  # answers that have not ended
         self.between: Callable[[], None] = lambda: None  # called in the loop's thread, between two steps
@@ -223,7 +234,7 @@ class Manager(ContinuousBatchingManager):
         self.order: Callable[[Ticket], Any] = lambda ticket: (0, 0)  # of requests with one token in a step
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         super().__init__(model, generation, config)  # type: ignore[arg-type]
-        self.logit_processor, self.output_router = Choice(), Nobody()
+        self.logit_processor, self.output_router = Choice(whole), Nobody()
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
         """It is set back by `borrowed.give_back`, not here: other engines may run the model then."""

@@ -62,6 +62,14 @@ class Edition:
         """Tokens of the prompt from whose last occurrence on it acts; none: everywhere."""
         return next((i for t in self.tenants for i in t.invocations), ())
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether it reads whole rows, which a cache does not hold: a network beside the trunk, queries."""
+        if self.common is not None or self.form is not None:
+            return False
+        binds = (e.bind for entries in self.reader.table.values() for e in entries)
+        return not all(getattr(b, "tokenwise", True) for b in binds)
+
     def reads(self, site: str) -> bool:
         """Whether it changes what happens there."""
         if self.common is not None:

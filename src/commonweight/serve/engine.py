@@ -79,6 +79,7 @@ class Engine:
     numbers are not finite ends its own answers; a step that fails is done again request by request, and the one that
     fails alone gets the error. At start a few prompts go through engine and plain model: a model where they differ is
     refused, as is a transformers whose private names have moved.
+    A tenant that reads whole rows (`lst`, `vqt`, `rpo`) is right too, and slow: it reads its text anew for each token.
     Cost: the cache, 2 * layers * kv heads * head size numbers a token. The model answers other calls meanwhile. On a
     CPU with glibc the process keeps memory that it has freed, up to half a gigabyte, from the first engine on; a
     `MALLOC_` or `GLIBC_TUNABLES` variable in the environment leaves that to you.
@@ -129,7 +130,7 @@ class Engine:
         borrow(self.host, "an engine")
         self._drops = drops(self.model)
         try:
-            self._manager = Manager(self.model, self._step, config)
+            self._manager = Manager(self.model, self._step, self._router.whole, config)
         except BaseException:
             give_back(self.host)
             raise

@@ -59,6 +59,16 @@ class Router:
                 self.lanes.groups.update(together(seen))
 
     @torch.no_grad()
+    def whole(self, edition: Edition, tokens: Sequence[int]) -> Tensor:
+        """The scores (vocabulary,) of what follows the tokens, for a tenant that reads whole rows: by a pass over all
+        of them without a cache, when that of the step has ended. Cost: that pass, for each new token."""
+        model: Any = self.host.model
+        self.lanes.open(None)
+        ids = torch.tensor([list(tokens)], device=self._device)
+        with self.host.base.current.within(Route(single=edition.tenants[0])):
+            return model(input_ids=ids, use_cache=False).logits[0, -1]
+
+    @torch.no_grad()
     def prompts(self, route: Route | None) -> None:
         """Runs the prompts of a route's tenants by themselves, before seats are taken and the cache is in use."""
         for front in self.host.base.fronts if route is not None else ():
@@ -84,7 +94,7 @@ class Router:
             seats = self.lanes.sit(e for e, _ in readers)
             nowhere = None, 0
             step = Step([(*seats.get(e, nowhere), n) for e, n in readers], self._device) if seats else None  # type: ignore[arg-type]
-            rest = [(None if e in seats else e, n) for e, n in readers]
+            rest = [(None if e is None or e in seats or e.whole else e, n) for e, n in readers]
             self._kept = Kept(key, step, _route(rest))
         return self._kept
 

@@ -1,0 +1,57 @@
+"""Tenants that read whole rows, which no cache holds: a network beside the trunk, queries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.serve import Engine
+from tests.laws.subjects import METHODS, can, small
+
+from .served import add, ask, make, prompt
+
+
+def whole(host: cw.Host) -> list[str]:
+    found = []
+    for name in METHODS:
+        if can(name, host):
+            host.add(name, name, **small(name))
+            binds = [e.bind for entries in host[name].table.values() for e in entries]
+            if not all(getattr(b, "tokenwise", True) for b in binds):
+                found.append(name)
+            host.remove(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def host():
+    host = cw.Host(make())
+    for name in whole(host):
+        add(host, name, name, **small(name))
+    add(host, "lora", "lora")
+    return host
+
+
+def test_there_are_some(host):
+    assert {"lst", "vqt", "rpo"} <= {*host}
+
+
+@pytest.mark.parametrize("others", [[], [None, "lora"]])
+def test_each_is_the_tenant_alone(host, others):
+    """By log probabilities: several answers of one tenant, alone in the batch and beside others."""
+    with Engine(host, max_requests=6, max_batch_tokens=16, page_size=8) as engine:
+        for name in [n for n in host if n != "lora"]:
+            asked = [ask(t, i, max_new_tokens=4, logprobs=1) for i, t in enumerate([name, name, *others])]
+            for i, (request, answer) in enumerate(zip(asked, engine.generate(asked), strict=True)):
+                assert answer.error is None
+                text = prompt(i) + answer.tokens
+                with torch.no_grad(), host.route(request.tenant):
+                    # a step at a time: queries of a row answer its last token alone
+                    logits = [
+                        host.model(input_ids=torch.tensor([text[:n]]), use_cache=False).logits[0, -1]
+                        for n in range(len(text) - 4, len(text))
+                    ]
+                want = torch.stack(logits).log_softmax(-1)[range(4), answer.tokens]
+                got = torch.tensor([x.logprob for x in answer.logprobs])
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
