@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
     def __init__(self, way: str):
         super().__init__()
-        self.way, self.qkv, self.proj = way, nn.Linear(16, 48, bias=way == "called"), nn.Linear(16, 16)
+        self.way, self.qkv, self.proj = way, nn.Linear(16, 48, bias=way in ("called", "columns")), nn.Linear(16, 16)
         self.q_bias = nn.Parameter(torch.randn(16))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,6 +40,8 @@ class Attention(nn.Module):
             y = F.linear(input=x, weight=self.qkv.weight, bias=torch.cat([self.q_bias, zero, zero]))
         elif self.way == "matmul":
             y = x @ self.qkv.weight.T
+        elif self.way == "columns":  # as Mamba's time steps, whose bias is added elsewhere
+            y = (self.qkv.weight @ x.mT).mT + self.qkv.bias
         elif self.way == "cast":  # as routers do, which score in float32
             y = F.linear(x.type(torch.float32), self.qkv.weight.type(torch.float32))
         elif self.way == "forward":  # the module's own function, past its hooks

@@ -16,7 +16,7 @@ from tests.host.past import MLP, Attention, Blocks, blocks, hosted, merged, rout
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
-WAYS = "called", "linear", "matmul", "cast", "forward", "kernel"
+WAYS = "called", "linear", "matmul", "columns", "cast", "forward", "kernel"
 X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -41,7 +41,7 @@ def test_the_first_pass_and_every_other_is_the_merged_model(way, method):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("readers", ["a", ["a", "a", "b"]])
 def test_gradients_reach_every_pool(way, readers):
-    host, like = hosted(blocks(way)), hosted(blocks("called" if way == "called" else "matmul"))
+    host, like = hosted(blocks(way)), hosted(blocks("called" if way in ("called", "columns") else "matmul"))
     for h in (host, like):
         with h.route(readers):
             h.model(X if readers == "a" or way == "called" else X[:3]).square().mean().backward()
@@ -356,23 +356,25 @@ def test_a_method_that_changes_no_weight_reads_by_product_or_is_named():
         def output(self, x, y, base, **slots):
             return y + 1
 
-    for way in ("linear", "matmul"):
+    for way in ("linear", "matmul", "columns", "cast"):
         host = hosted(blocks(way))
         entry = host["a"].table["layers.0.qkv"][0]
         entry.bind, entry.output = Output(), Output().output
-        if way == "linear":
-            assert not torch.equal(routed(host, "a", X), routed(host, None, X))
+        if way != "cast":
+            assert not torch.equal(want := routed(host, "a", X), base := routed(host, None, X))
+            torch.testing.assert_close(routed(host, ["a", None, "a"], X), torch.stack([want[0], base[1], want[2]]))
             continue
         with pytest.raises(cw.CommonweightError, match=r"layers\.0\.qkv: the model reads its weight past the module"):
             routed(host, "a", X)
 
 
 def test_numbers_for_each_token_with_a_weight_read_past():
-    host = hosted(blocks("linear"))
-    numbers = torch.tensor([[host["a"].number] * 5, [-1] * 5, [host["b"].number] * 5])
-    torch.testing.assert_close(routed(host, numbers, X), routed(host, ["a", None, "b"], X))
+    for way in ("linear", "matmul", "columns"):
+        host = hosted(blocks(way))
+        numbers = torch.tensor([[host["a"].number] * 5, [-1] * 5, [host["b"].number] * 5])
+        torch.testing.assert_close(routed(host, numbers, X), routed(host, ["a", None, "b"], X))
     with pytest.raises(cw.CommonweightError, match=r"layers\.0\.qkv: the model reads its weight past"):
-        routed(hosted(blocks("matmul")), numbers, X)
+        routed(hosted(blocks("cast")), numbers, X)
 
 
 def test_an_error_of_the_model_itself_comes_out_of_the_first_routed_pass():

@@ -20,6 +20,7 @@ _LAID = {  # that lay a weight out otherwise, cast it, or change each of its num
     "expand", "exp", "neg", "__neg__", "softplus", "sigmoid",
 }  # fmt: skip
 _TURNED = {"T", "mT"}  # those of them that are attributes
+_SWAPS = {"t", "transpose", "permute"}
 _PRODUCT = {"matmul", "__matmul__", "__rmatmul__"}  # of two, of which one begins with rows
 _EACH = {"mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__sub__", "__rsub__"}  # number by number
 _PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d}  # of (input, weight, bias, ...), row by row of the input
@@ -37,6 +38,8 @@ class Door(Protocol):
     def groups(self, x: Tensor, slot: str) -> list[tuple[Any, list[int]]] | None: ...
 
     def changed(self, slot: str, tenant: Any) -> Tensor: ...
+
+    def keeps_bias(self, slot: str) -> bool: ...
 
     def refused(self, slot: str, why: str) -> Exception: ...
 
@@ -85,12 +88,13 @@ class Borrowed(Tensor):
 
     `F.linear` is done by the site's own hook; convolutions, and products with what was laid out otherwise or cast,
     reader by reader there. Anything else does not fit a mixed batch, which runs reader by reader as a whole.
-    way: what was done with the weight since it was read.
+    way: what was done with the weight since it was read. turned: whether its last step laid rows as columns.
     """
 
     door: Door
     slot: str
     trained: bool
+    turned: bool
     way: tuple[Callable[[Tensor], Tensor], ...]
 
     @staticmethod
@@ -99,6 +103,7 @@ class Borrowed(Tensor):
             Borrowed, value.shape, strides=value.stride(), dtype=value.dtype, device=value.device
         )
         made.door, made.slot, made.trained, made.way = door, slot, torch.is_grad_enabled(), way
+        made.turned = False
         return made
 
     @property
@@ -125,6 +130,9 @@ class Borrowed(Tensor):
         if func in _PRODUCTS and (found := product(func, *args, **kwargs)) is not None:
             return found
         name = getattr(func, "__name__", "")
+        if name in _PRODUCT and len(args) == 2 and not kwargs:
+            if (found := of_linear(*(args[::-1] if name == "__rmatmul__" else args))) is not None:
+                return found
         if name in _PRODUCT | _EACH and len(args) == 2 and not kwargs:
             if (found := paired(func, *args, each=name in _EACH)) is not None:
                 return found
@@ -132,7 +140,9 @@ class Borrowed(Tensor):
         turned = name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _TURNED
         if (name in _LAID or turned) and isinstance(first, Borrowed):
             if not any(isinstance(o, Tensor) for o in tree_leaves((others, kwargs))):
-                return first.laid(lambda w: func(w, *others, **kwargs))
+                made = first.laid(lambda w: func(w, *others, **kwargs))
+                made.turned = (turned or name in _SWAPS) and made.stride() == first.stride()[::-1]
+                return made
         raise cls.refused(args, kwargs, getattr(func, "__name__", str(func)))
 
     @classmethod
@@ -155,10 +165,30 @@ def product(
     own = [t for t in (weight, bias) if isinstance(t, Borrowed)]
     if not own or isinstance(input, Borrowed) or any(t.trained != torch.is_grad_enabled() for t in own):
         return None
-    if func is F.linear and own[0] is weight and not any(t.way for t in own):
+    whole = own[0] is weight and (isinstance(bias, Borrowed) or own[0].door.keeps_bias(own[0].slot))
+    if func is F.linear and whole and not any(t.way for t in own):
         own[0].door.used = True
         return own[0].door.linear(input, own[0].slot, bias)
     return by_reader(own, input, lambda x, read: func(x, read(weight), read(bias), *args, **kwargs))
+
+
+def of_linear(a: Any, b: Any) -> Tensor | None:
+    """x @ w.T, and w @ x of columns, (B, inp, T), by the site's own hook, so that a tenant that changes no weight reads
+    it too; None of anything else, and where a reader moves the bias, which the model adds by itself."""
+    weight, x = (a, b) if isinstance(a, Borrowed) else (b, a)
+    if isinstance(x, Borrowed) or not isinstance(x, Tensor) or weight.trained != torch.is_grad_enabled():
+        return None
+    door, slot = weight.door, weight.slot
+    stored = door.module._parameters[slot]
+    if weight.dim() != 2 or weight.dtype != stored.dtype or stored.dim() != 2:  # type: ignore[union-attr]
+        return None
+    columns = weight is a
+    if (weight.way or x.dim() < 3) if columns else not (len(weight.way) == 1 and weight.turned):
+        return None
+    if not door.keeps_bias(slot):
+        return None
+    door.used = True
+    return door.linear(x.mT, slot, None).mT if columns else door.linear(x, slot, None)
 
 
 def paired(func: Callable, a: Any, b: Any, each: bool) -> Tensor | None:

@@ -136,19 +136,31 @@ class Door:
         return hook.at.native(w).to(device=value.device, dtype=hook.at.weight.dtype)
 
     def linear(self, x: Tensor, slot: str, bias: Tensor | None) -> Tensor:
-        """F.linear(x, weight, bias) of a mixed batch, by the site's own hook. A bias that is not the module's is added
-        after it, as a changed weight would have it."""
+        """F.linear(x, weight, bias) by the site's own hook, which sees what the module would give. A bias that is not
+        the module's is put in its place after it, as a changed weight would have it."""
         hook, _ = self.ways[slot]
         if hook.at.kind != "linear":
             raise self.refused(slot, f"{hook.at.kind} weights are not the rows of a linear layer")
         own = hook.at.bias
-        given = own if isinstance(bias, Borrowed) or bias is own else None
+        mine = isinstance(bias, Borrowed) or bias is own
         moved = hook.before(self.module, (x,), {})
         x = x if moved is None else moved[0][0]
-        y = nn.functional.linear(x, stored(self.module, slot), given)
+        y = nn.functional.linear(x, stored(self.module, slot), own)
         after = hook(self.module, (x,), {}, y)
         y = y if after is None else after
-        return y if bias is None or given is not None else y + bias
+        if not mine and own is not None:
+            y = y - own
+        return y if mine or bias is None else y + bias
+
+    def keeps_bias(self, slot: str) -> bool:
+        """Whether this is the weight of a linear layer, (out, inp), of which no reader moves the bias."""
+        hook, weight = self.ways[slot]
+        route = hook.current.route
+        if route is None or not weight or hook.at.kind != "linear" or hook.at.transposed:
+            return False
+        readers = [route.single] if route.single is not None else [t for t, _ in route.groups]
+        entries = [e for t in readers if t is not None for e in t.table.get(hook.at.name, [])]
+        return not any(getattr(e.bind, "bias", None) is not None for e in entries)
 
     def groups(self, x: Tensor, slot: str) -> list[tuple[Any, list[int]]] | None:
         """Who reads which rows of x, the batch's in their order; None where they are tokens, or no batch's.

@@ -93,7 +93,7 @@ def test_added_tokens_are_the_tenants_whatever_the_base_has_there(tmp_path):
 
 def test_wrong_tokens_are_refused_by_name():
     host = cw.Host(llama(False))
-    wrong = {(VOCAB,): "resize_token_embeddings", (3, 3): "each once", (-1,): "0 or more"}
+    wrong = {(VOCAB,): "resize_vocabulary", (3, 3): "each once", (-1,): "0 or more"}
     for tokens, says in wrong.items():
         with pytest.raises(cw.CommonweightError, match=says):
             host.add("t", "tokens", tokens=tokens)

@@ -60,8 +60,9 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
                     "sites='*.experts.gate_up_proj|*.experts.down_proj'; attention has '*.q_proj|*.v_proj'"
                 )
         tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind in ("linear", "expert", "router")})
+        words = ", ".join(w for w, found in families(model, every, default).items() if found)
         raise CommonweightError(
-            f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}"
+            f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}; words are {words}"
         )
     return chosen
 

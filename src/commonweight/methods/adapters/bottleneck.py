@@ -38,6 +38,7 @@ def placed(name: str, sites: Sequence[Site], placement: str) -> list[Site]:
     paper="Parameter-Efficient Transfer Learning for NLP, arXiv 1902.00751 (pfeiffer: AdapterFusion, arXiv 2005.00247)",
     formula="sum over sites of 2 r d_out + r + d_out",
     roles=("attn_out", "down"),
+    depthwise=False,
     lr=1e-3,
     size=("size",),
 )

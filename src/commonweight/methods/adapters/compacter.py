@@ -42,6 +42,7 @@ def _size(s: Site, config: Compacter) -> int:
     paper="Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, arXiv 2106.04647",
     formula="n^3 once, and sum over sites of 2 k (r + d_out) + r + d_out",
     roles=("attn_out", "down"),
+    depthwise=False,
     lr=3e-3,
     common="A; its own: s, t and the biases",
     size=("rank", "size"),

@@ -30,6 +30,7 @@ class LoRETTAadp:
     "Models, arXiv 2402.11417",
     formula="sum over sites of the cores of both, n_1 R + R^2 (n_2 + ...) + R n_d each, and r + d_out",
     roles=("attn_out", "down"),
+    depthwise=False,
     lr=3e-3,
     size=("train_rank", "size"),
 )

@@ -26,6 +26,7 @@ class SNNK:
     paper="Scalable Neural Network Kernels, arXiv 2310.13225",
     formula="sum over sites of (m + 1) d_out",
     roles=("attn_out", "down"),
+    depthwise=False,
     lr=1e-3,
     size=("features",),
 )

@@ -59,6 +59,7 @@ def begin(config: SparseAdapter, sites: Sequence[Site], seen: Statistics) -> tup
     paper="SparseAdapter: An Easy Approach for Improving the Parameter-Efficiency of Adapters, arXiv 2210.04284",
     formula="keep times the sum over sites of 2 r d_out, and r + d_out a site; a place (4 bytes) with each in the file",
     roles=("attn_out", "down"),
+    depthwise=False,
     lr=1e-3,
     fresh="both matrices are drawn: with an up-projection of zeros no number has a score",
     wants=lambda config: "twin" if config.start == "rows" else "",

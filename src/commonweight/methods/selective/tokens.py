@@ -57,7 +57,7 @@ def entries(s: Site, tokens: Sequence[int]) -> tuple[dict[str, Pool], Use]:
     if max(tokens) >= size:
         raise CommonweightError(
             f"tokens: {s.name} has the entries 0 to {size - 1}; tokens={max(tokens)} names one beyond them: "
-            "resize the model first (resize_token_embeddings)"
+            "add entries first, with host.resize_vocabulary(n)"
         )
     pools = {
         f"{s.name}.rows": Pool((len(tokens), width), OfBase(s.name, tuple(tokens), head)),

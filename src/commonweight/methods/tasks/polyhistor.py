@@ -28,6 +28,7 @@ class Polyhistor:
     paper="Polyhistor: Parameter-Efficient Multi-Task Adaptation for Dense Vision Tasks, arXiv 2210.03265",
     formula="m k (2 r + sum over widths of 2 d) / s once, and m, and sum over sites of 2 s^2 + r + d_out",
     roles=("attn_out", "down"),
+    depthwise=False,
     lr=3e-3,
     common="the hypernetworks; its own: the code, the enlarging kernels and the biases",
     size=("rank", "code", "size"),

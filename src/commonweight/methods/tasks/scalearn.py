@@ -35,6 +35,7 @@ class ScaLearn:
     paper="ScaLearn: Simple and Highly Parameter-Efficient Task Transfer by Learning to Scale, arXiv 2310.01217",
     formula="S d_out per layer; Uniform: S per layer; ++: S d_out; Uniform++: S",
     roles=("attn_out", "down"),
+    depthwise=False,
     lr=6e-3,
     common="the frozen source adapters; its own: the omegas",
     fresh="it starts as the sources' mean, times start",
