@@ -43,6 +43,13 @@ def gpt_oss():
     ))  # fmt: skip
 
 
+def llama4():
+    return tf.Llama4ForCausalLM(tf.Llama4TextConfig(
+        intermediate_size=24, intermediate_size_mlp=48, num_local_experts=4, num_experts_per_tok=1, head_dim=8,
+        attention_chunk_size=32, **SIZES,
+    ))  # fmt: skip
+
+
 MODELS = {"qwen": qwen, "mixtral": mixtral, "gpt_oss": gpt_oss}
 
 
@@ -247,12 +254,13 @@ def test_what_fits_no_expert_is_named(tmp_path):
         host.import_peft("x", tmp_path / "b")
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_folder_that_is_written_answers_as_in_peft_and_comes_back(kind, tmp_path):
+@pytest.mark.parametrize("kind", [*MODELS, "llama4"])
+def test_a_folder_that_is_written_answers_as_in_peft_and_comes_back(kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "llama4", llama4)
     host = cw.Host(model(kind))
-    router = "*.router" if kind == "gpt_oss" else "*.mlp.gate"
+    router = {"gpt_oss": "*.router", "llama4": "*.k_proj"}.get(kind, "*.mlp.gate")
     stir(host.add("all", "lora", rank=2, sites=f"*.q_proj|*.experts.*|{router}"))
-    stir(host.add("some", "lora", rank=3, sites="*.layers.1.mlp.experts.down_proj[1]|*.layers.0.*experts.gate_up_proj"))
+    stir(host.add("some", "lora", rank=3, sites="*.layers.1.*.experts.down_proj[1]|*.layers.0.*experts.gate_up_proj"))
     stir(host.add("dora", "dora", rank=2, sites="*.layers.1.*.experts.down_proj"))
     for name, options in (("all", {}), ("some", {}), ("dora", {"tolerance": 1e-5})):
         at = host.export_peft(name, tmp_path / name, **options)
@@ -263,6 +271,28 @@ def test_a_folder_that_is_written_answers_as_in_peft_and_comes_back(kind, tmp_pa
         torch.testing.assert_close(again, want, rtol=1e-4, atol=1e-5)
         known = json.loads((at / folder.CONFIG).read_text())
         assert known["target_parameters"] and known["lora_dropout"] == 0.0
+
+
+def deepseek():
+    return tf.DeepseekV3ForCausalLM(tf.DeepseekV3Config(
+        intermediate_size=64, moe_intermediate_size=24, n_routed_experts=4, num_experts_per_tok=2, n_group=2,
+        topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=8, **{**SIZES, "num_key_value_heads": 4},
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("sites", ["*.gate_proj|*.mlp.down_proj|*.q_b_proj", "language|embeddings|heads"])
+def test_shared_experts_dense_layers_and_tables_beside_experts(sites, monkeypatch, tmp_path):
+    """PEFT takes any `gate_proj` of target_modules for a part of the experts in such a model."""
+    monkeypatch.setitem(MODELS, "deepseek", deepseek)
+    host = cw.Host(model("deepseek"))
+    stir(host.add("t", "lora", rank=6, sites=sites))  # more than the router's four rows
+    at = host.export_peft("t", tmp_path / "t")
+    with torch.no_grad(), host.route("t"):
+        want = answer(host.model, IDS)
+    torch.testing.assert_close(there("deepseek", at), want, rtol=1e-4, atol=1e-5)
+    _, again, _ = here("deepseek", at)
+    torch.testing.assert_close(again, want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_peft_cannot_say_of_experts_is_refused(tmp_path):

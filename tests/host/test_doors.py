@@ -361,7 +361,8 @@ def test_a_method_that_changes_no_weight_reads_by_product_or_is_named():
         entry = host["a"].table["layers.0.qkv"][0]
         entry.bind, entry.output = Output(), Output().output
         if way != "cast":
-            assert not torch.equal(want := routed(host, "a", X), base := routed(host, None, X))
+            want, base = routed(host, "a", X), routed(host, None, X)
+            assert not torch.equal(want, base)
             torch.testing.assert_close(routed(host, ["a", None, "a"], X), torch.stack([want[0], base[1], want[2]]))
             continue
         with pytest.raises(cw.CommonweightError, match=r"layers\.0\.qkv: the model reads its weight past the module"):

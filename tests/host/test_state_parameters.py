@@ -12,6 +12,7 @@ import transformers as tf
 import commonweight as cw
 from commonweight.host import Host
 from tests.laws.subjects import stir
+from tests.models import make
 
 SIZES: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 4}
@@ -92,3 +93,20 @@ def test_the_batch_is_one_pass(host):
     finally:
         handle.remove()
     assert len(passes) == 1
+
+
+@pytest.mark.parametrize("method", ["bottleneck", "molora"])
+def test_methods_that_change_no_weight_take_what_can_be_read(method):
+    """Time steps are read past their layer, as columns; depthwise convolutions are left out by default."""
+    model, batch = make("mamba")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", method))
+    assert any(u.site.endswith("dt_proj") for u in tenant.plan.uses)
+    with torch.no_grad():
+        base = model(**batch).logits
+        with host.route("t"):
+            want = model(**batch).logits
+        with host.route([None, "t", "t", None]):
+            mixed = model(**batch).logits
+    assert not torch.equal(want, base)
+    torch.testing.assert_close(mixed, torch.stack([base[0], want[1], want[2], base[3]]), rtol=1e-4, atol=1e-5)

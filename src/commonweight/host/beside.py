@@ -119,7 +119,9 @@ def _entries(base: HookedModel, rows: Rows) -> dict[str, list[int]]:
             raise CommonweightError(f"token_rows: this model has no table or head {wanted!r}")
         given, ids = ids, [*ids] if isinstance(ids, Sequence) and not isinstance(ids, str) else []
         if not ids or not all(type(i) is int for i in ids) or wrong_tokens(ids) is not None:
-            raise CommonweightError(f"token_rows={given!r}; wanted numbers of entries, 0 or more, each once, as in [5, 7]")
+            raise CommonweightError(
+                f"token_rows={given!r}; wanted numbers of entries, 0 or more, each once, as in [5, 7]"
+            )
         for s in mine:
             out[s.name] = ids
     for name in [n for n in out if n in base.ties]:

@@ -121,6 +121,11 @@ class Doors:
         found = [h.at for d in self.doors.values() if d.fed for h, _ in d.ways.values()]
         return any(at.name == site and at.kind == "linear" for at in found)
 
+    def past(self, site: str) -> bool:
+        """Whether a routed pass has computed with this site's weight past its module; False before the first pass."""
+        found = [h.at for d in self.doors.values() if d.used and not d.fed for h, _ in d.ways.values()]
+        return any(at.name == site and at.kind in ("linear", "conv", "embedding") for at in found)
+
     def route(self) -> Any:
         for door in self.doors.values():
             return next(iter(door.ways.values()))[0].current.route

@@ -27,11 +27,13 @@ class Low(NamedTuple):
 
 
 def part(
-    tensors: Mapping[str, Tensor], sites: Mapping[str, Site], scale: Callable[[str, int], float]
-) -> tuple[dict[str, Tensor], dict[str, Low]]:
+    tensors: Mapping[str, Tensor], sites: Mapping[str, Site], scale: Callable[[str, int], float],
+    crossed: Callable[[str], bool] = lambda site: False,
+) -> tuple[dict[str, Tensor], dict[str, Low]]:  # fmt: skip
     """(the other tensors, what each expert's site gets). sites: by the file's names; an expert's is ``..._proj[3]``.
 
-    scale(name, rank): of PEFT's module or parameter. gate and up lie in one weight, one above the other: their A are
+    scale(name, rank): of PEFT's module or parameter. crossed(site): whether B A is of the parameter
+    (E, inp, out). gate and up lie in one weight, one above the other: their A are
     stacked, their B are blocks. Raises: CommonweightError for what fits no expert.
     """
     stacks: dict[str, list[Site]] = {}
@@ -53,7 +55,7 @@ def part(
     for (parent, expert), given in single.items():
         _one(parent, expert, given, stacks, scale, out)
     for (parent, nested), pair in whole.items():
-        _all(f"{parent}{nested}", parent, pair, stacks, scale, out)
+        _all(f"{parent}{nested}", parent, pair, stacks, scale, crossed, out)
     return rest, out
 
 
@@ -96,12 +98,14 @@ def _one(
 
 def _all(
     at: str, root: str, pair: Mapping[str, Tensor], stacks: Mapping[str, list[Site]],
-    scale: Callable[[str, int], float], out: dict[str, Low],
+    scale: Callable[[str, int], float], crossed: Callable[[str], bool], out: dict[str, Low],
 ) -> None:  # fmt: skip
     """All experts of one tensor. A (E r, inp), expert after expert; B (out, r E), rank after rank."""
     A, B = _pair(at, pair)
     mine = [n for n in stacks if n.rpartition(".")[0] == root]
-    fits = [n for n in mine if (stacks[n][0].out, stacks[n][0].inp) == (B.shape[0], A.shape[1])]
+    turned = any(crossed(stacks[n][0].name) for n in mine)
+    given = (A.shape[1], B.shape[0]) if turned else (B.shape[0], A.shape[1])
+    fits = [n for n in mine if (stacks[n][0].out, stacks[n][0].inp) == given]
     if len(fits) != 1 or len(A) % len(stacks[fits[0]]) or not len(A):
         raise refusals.tensor(
             f"{PREFIX}{at}.lora_A.weight",
@@ -113,7 +117,9 @@ def _all(
     rank = len(A) // len(experts)
     s = scale(name, rank)
     for site, a, b in zip(experts, A.unflatten(0, (-1, rank)), B.unflatten(1, (rank, -1)).permute(2, 0, 1)):
-        out[site.name] = Low(a.contiguous(), b.contiguous(), s)
+        out[site.name] = (
+            Low(b.T.contiguous(), a.T.contiguous(), s) if turned else Low(a.contiguous(), b.contiguous(), s)
+        )
 
 
 def _root(parent: str, stacks: Mapping[str, list[Site]]) -> str:

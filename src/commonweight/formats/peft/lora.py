@@ -64,7 +64,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
             raise refusals.tensor(f"{PREFIX}{name}", f"its factors are of rank {rank}, adapter_config.json says {want}")
         return float(by_pattern(alpha_pattern, name, alpha)) / (math.sqrt(rank) if rslora else rank)
 
-    tensors, in_experts = experts.part(tensors, sites, scale)
+    tensors, in_experts = experts.part(tensors, sites, scale, base.crossed)
     if in_experts and (how or dora or biased):
         raise CommonweightError(
             "adapter_config.json: experts of a mixture with DoRA, trained biases, PiSSA or OLoRA are not supported. "
@@ -89,11 +89,12 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         s, A, B = sites[key], given[_A], given[_B]
         if _turned(config, key, s, base):
             A, B = B.T.contiguous(), A.T.contiguous()
-        want = by_pattern(rank_pattern, key, r)
+        known = f"{key}.weight" if _parameter(config, key) else key
+        want = by_pattern(rank_pattern, known, r)
         check(f"{PREFIX}{key}.{_A}", A, (want, s.inp), "its rank and the base want")
         check(f"{PREFIX}{key}.{_B}", B, (s.out, want), "its rank and the base want")
-        ranks[s.name], alphas[s.name] = want, float(by_pattern(alpha_pattern, key, alpha))
-        scales[s.name] = scale(key, want)
+        ranks[s.name], alphas[s.name] = want, float(by_pattern(alpha_pattern, known, alpha))
+        scales[s.name] = scale(known, want)
         values[f"{s.name}.A"], values[f"{s.name}.B"] = A, B
         if dora:
             check(f"{PREFIX}{key}.{_M}", given[_M], (s.out,))
@@ -144,11 +145,15 @@ def _is_stray(key: str, tensors: Mapping[str, Tensor]) -> bool:
 
 def _turned(config: Mapping[str, Any], key: str, site: Site, base: Frozen) -> bool:
     """Whether B A is a change of the weight as the model keeps it, (inp, out): of target_parameters on a Conv1D."""
+    return _parameter(config, key) and base.transposed(site.name)
+
+
+def _parameter(config: Mapping[str, Any], key: str) -> bool:
+    """Whether target_parameters name a layer's weight, which PEFT's patterns then call by the parameter's name."""
     named = config.get("target_parameters") or ()
     if isinstance(named, str) or not isinstance(named, list | tuple | set):
         return False
-    ends = any(isinstance(n, str) and f".{key}.weight".endswith(f".{n}") for n in named)
-    return ends and base.transposed(site.name)
+    return any(isinstance(n, str) and f".{key}.weight".endswith(f".{n}") for n in named)
 
 
 def _biases(

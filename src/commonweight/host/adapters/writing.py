@@ -75,7 +75,9 @@ def changes(
             "give tolerance=0.01 (or rank=) for the nearest one, or keep the tenant in its own file"
         )
     limit = EXACT if tolerance is None else tolerance
-    low = low_of(base, tenant, following, rank, limit if tolerance is not None or rank is None else 0.0, tables=True)
+    low = low_of(
+        base, tenant, following, rank, limit if tolerance is not None or rank is None else 0.0, kinds=("embedding",)
+    )
     if tolerance is not None or rank is None:
         low_rank.within(low, rank, limit)
     return {n: Change(v.A, v.B, bias=v.bias) for n, v in low.items()}
@@ -131,7 +133,7 @@ def _dora(base: HookedModel, tenant: Tenant) -> dict[str, Change] | None:
     for name, entries in tenant.table.items():
         if (
             len(entries) != 1
-            or base.modules[name].kind == "embedding"
+            or base.modules[name].kind != "linear"
             or not isinstance(entries[0].bind, Magnitude)
             or entries[0].rows is not None
         ):

@@ -50,6 +50,12 @@ class Stacked(Physical):
         return f"{self.name}.weight" if self.slot == "weight" else self.name
 
     @property
+    def crossed(self) -> bool:
+        """Whether the parameter is (E, inp, out) in a module that does not say so (Llama 4): PEFT takes it for
+        (E, out, inp)."""
+        return self.turned and not getattr(self.module, "is_transposed", False)
+
+    @property
     def home(self) -> str:
         return f"{self.name}." if self.slot == "weight" else f"{self.name.rpartition('.')[0]}."
 

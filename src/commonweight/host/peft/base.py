@@ -31,6 +31,10 @@ class Frozen(Derive):
     def moves(self, site: str) -> bool:
         return follows(dict(named(self._base.model)), site)
 
+    def crossed(self, site: str) -> bool:
+        """Of an expert: whether PEFT's factors are of the parameter as it lies there, (inp, out)."""
+        return bool(getattr(self._at(site), "crossed", False))
+
     def kernel(self, site: str) -> tuple[int, ...]:
         return tuple(getattr(self._at(site).module, "kernel_size", ()))
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...core import CommonweightError
+from ...formats.peft.common import exactly
 from ...formats.peft.low_rank import Low
 from ..experts import Expert, Stacked
 from ..hooked import HookedModel
 from ..tenant import Tenant
+from ..weights import packed
 from .changes import low_of_one
 
 
@@ -46,12 +48,42 @@ def parameters(base: HookedModel, tenant: Tenant, rank: int | None, tolerance: f
     return out
 
 
+_OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+
+
+def mistaken(base: HookedModel, name: str) -> bool:
+    """Whether PEFT takes a linear layer for a part of the experts: in models that had a layer for each expert in
+    transformers 4 it moves all target_modules of these names to the fused parameters, shared experts and dense layers
+    too (`_convert_peft_config_moe` of 0.21.2). Named by its weight's own parameter, it is left in peace."""
+    at = base.modules.get(name)
+    return (
+        at is not None
+        and at.kind == "linear"
+        and name.rpartition(".")[2] in _OF_EXPERTS
+        and not packed(at.module)
+        and any(isinstance(m, Stacked) and m.kind == "expert" for m in base.modules.values())
+    )
+
+
+def by_parameter(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The config of a LoRA that reads the layers `names` by their weights' parameters, where PEFT has no dropout."""
+    known = {exactly(n): exactly(f"{n}.weight") for n in names}
+    patterns = {
+        key: {known.get(k, k): v for k, v in (config.get(key) or {}).items()}
+        for key in ("rank_pattern", "alpha_pattern")
+    }
+    targets = sorted({*(config.get("target_parameters") or ()), *(f"{n}.weight" for n in names)})
+    return {**config, **patterns, "target_parameters": targets, "lora_dropout": 0.0}
+
+
 def _stacked(found: Mapping[int, Low], at: Stacked) -> Parameter:
     r = max(low.A.shape[0] for low in found.values())
     A, B = torch.zeros(at.count, r, at.inp), torch.zeros(at.out, r, at.count)
     for e, low in found.items():
         n = low.A.shape[0]
         A[e, :n], B[:, :n, e] = low.A, low.B
+    if at.crossed:  # B A is a change of the parameter as it lies there, (E, inp, out)
+        A, B = B.permute(2, 1, 0), A.permute(2, 1, 0)
     return Parameter(Low(A.flatten(0, 1), B.flatten(1), max(low.error for low in found.values())), r)
 
 

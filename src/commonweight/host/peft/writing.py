@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def export_peft(
             "make the tenant without this site, or take host.merged(name)"
         )
     report: dict[str, Any] = {"method": tenant.method.name, "left_out": []}
+    if past := [n for n in tenant.table if base.doors.past(n.split("[")[0])]:
+        report["no_effect_in_peft"] = past
+        more = f" and {len(past) - 1} more" if len(past) > 1 else ""
+        warnings.warn(
+            f"{tenant.name}: {past[0]}{more}: the model reads this weight past its module, where an adapter of PEFT "
+            "has no effect; the folder comes back here as it was, and PEFT answers otherwise. For PEFT make the tenant "
+            "without these sites",
+            stacklevel=4,
+        )
     if carried := adapters(base.model):
         report["left_out"].append(f"PEFT adapters that the model carries, beside the tenant: {', '.join(carried)}")
     if tenant.labels is not None:
@@ -101,7 +111,7 @@ def export_peft(
         if hindrance:
             report["why_not_native"] = hindrance
         most = 1e-3 if tolerance is None else tolerance
-        low = low_of(base, tenant, heads, rank, most, apart=True)
+        low = _as_kept(base, tenant, low_of(base, tenant, heads, rank, most, apart=True, kinds=("conv", "embedding")))
         more = mixtures.parameters(base, tenant, rank, most)
         # of a parameter the factors of one expert tell the rank, and the errors of all are known
         every = {**low, **{k: v.low._replace(A=v.low.A[: v.rank]) for k, v in more.items()}}
@@ -112,8 +122,12 @@ def export_peft(
         if more:
             config["target_parameters"] = sorted(peft.short(k, prefix) for k in more)
         tensors = {**low_rank.tensors(low), **mixtures.tensors(base, more)}
+        tensors = shaped.kept(tensors, {s.name: s for s in base.every}, {n: Frozen(base).kernel(n) for n in low})
         names = list(low)
         report["modules"] = {k: {"rank": v.A.shape[0], "error": v.error} for k, v in every.items()}
+    if config["peft_type"] == "LORA" and (odd := [n for n in names if mixtures.mistaken(base, n)]):
+        config = mixtures.by_parameter(config, [peft.short(n, prefix) for n in odd])
+        names = [n for n in names if n not in odd]
     known = {peft.short(n, prefix) for n, _ in named(base.model)}
     config = {
         "base_model_name_or_path": getattr(getattr(base.inner, "config", None), "_name_or_path", None) or None,
@@ -167,6 +181,10 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     used = {u.site for u in plan.uses}
     if any(isinstance(base.modules[n.split("[")[0]], Stacked) for n in used):
         return f"PEFT's own format of {tenant.method.name} is not written for experts and routers of a mixture"
+    own = tenant.method.name == "lora" and not getattr(tenant.config, "bias", False) and not tenant.invocations
+    if peft.kind_of(tenant.method.name) == "LORA" and not own:
+        if odd := next((n for n in used if mixtures.mistaken(base, n)), None):
+            return f"{odd}: PEFT takes it for a part of the experts, unless it is a plain LoRA without biases"
     if not tenant.apart and tenant.method.name != "tokens":
         plain = tenant.method.name == "lora"
         if table := next((n for n in used if n in base.ties and not (plain and tied.by_heads(base, n))), None):
@@ -198,12 +216,34 @@ def _turned(base: HookedModel, site: str) -> bool:
     return at.transposed and at.kind == "linear"
 
 
+def _as_kept(base: HookedModel, tenant: Tenant, low: dict[str, Low]) -> dict[str, Low]:
+    """Factors as PEFT has them at convolutions in groups.
+
+    Raises: CommonweightError where PEFT's adapter of a layer would be another change than the tenant's."""
+    out = dict(low)
+    for name, v in low.items():
+        at = base.modules[name]
+        if at.kind == "conv" and at.alone:
+            raise CommonweightError(f"{name}: a transposed convolution, for which PEFT has no adapter")
+        if at.kind == "embedding" and name in base.ties and not tenant.apart:
+            raise CommonweightError(
+                f"{name}: others are tied to it, and PEFT's LoRA changes the table alone; keep the tenant in its own "
+                "file (host.save), or write the merged weights (host.merged)"
+            )
+        if at.kind == "embedding" and any(m.bias is not None for m in low.values()):
+            raise CommonweightError(f"{name}: PEFT has no LoRA on a table beside one that changes biases")
+        if at.kind == "conv" and (groups := Frozen(base).groups(name)) > 1:
+            out[name] = v._replace(A=grouped.wide(v.A, grouped.Shape(groups, v.A.shape[1])))
+    return out
+
+
 def low_of(
     base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float, apart: bool = False,
-    tables: bool = False,
+    kinds: tuple[str, ...] = (),
 ) -> dict[str, Low]:  # fmt: skip
     """What each changed module becomes, but for `heads`. apart: experts and routers are left out, for somebody else to
-    write. tables: those of embeddings too, whose weight is (width, vocabulary)."""
+    write. kinds: more than linear layers: convolutions, and tables of embeddings, whose weight is (width, vocabulary).
+    """
     out = {}
     for name, entries in tenant.table.items():
         at = base.modules[name]
@@ -214,11 +254,11 @@ def low_of(
                 f"{name}: experts and routers of a mixture are written to PEFT's folders alone; take export_peft, keep "
                 "the tenant in its own file (host.save), or write the merged weights (host.merged)"
             )
-        if at.kind not in ("linear", "expert", "router", *(("embedding",) if tables else ())):
+        if at.kind not in ("linear", "expert", "router", *kinds):
             kind = f"{'an' if at.kind == 'embedding' else 'a'} {at.kind}"
             raise CommonweightError(
-                f"{name}: {tenant.method.name} changes {kind}, which LoRA cannot express; "
-                "keep the tenant in its own file, or leave native out where PEFT has the method"
+                f"{name}: {tenant.method.name} changes {kind}, which LoRA cannot express there; "
+                "keep the tenant in its own file, or export to peft where PEFT has the method"
             )
         out[name] = low_of_one(at, entries, rank, tolerance)
     return out

@@ -62,7 +62,8 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
         tails = sorted({s.name.rsplit(".", 1)[-1] for s in every if s.kind in ("linear", "expert", "router")})
         words = ", ".join(w for w, found in families(model, every, default).items() if found)
         raise CommonweightError(
-            f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}; words are {words}"
+            f"the pattern {pattern!r} matches no site; the linear layers end in {', '.join(tails[:12])}; "
+            f"words are {words}"
         )
     return chosen
 
