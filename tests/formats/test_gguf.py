@@ -10,6 +10,7 @@ import torch
 import commonweight as cw
 from commonweight.formats.gguf import About, container, names
 from tests.laws.subjects import stir
+from tests.mixtures import mixture
 from tests.models import make
 
 SITES = "*.q_proj|*.k_proj|*.down_proj"
@@ -264,3 +265,59 @@ def test_every_name_of_the_table_is_one_of_the_gguf_package():
         for ours, name in arch.layers.items():
             if "experts" not in ours:
                 assert theirs.get_name(f"{homes.get(kind, 'model.layers.2.')}{ours}") == f"blk.2.{name}", (kind, ours)
+
+
+MIXED = "*.experts.*|*.mlp.gate|*shared_expert*|*.q_proj"
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("ranks", [(), (("*.layers.0.*.down_proj[1]", 3),)], ids=["one rank", "another"])
+def test_experts_and_routers_of_a_mixture_are_written(tmp_path, kind, ranks):
+    host = cw.Host(mixture(kind)[0])
+    stir(host.add("t", "lora", rank=2, alpha=6, ranks=ranks, sites=MIXED))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    told = container.read(path)
+    alpha, old, new = told.keys["adapter.lora.alpha"], dict(host.model.named_parameters()), host.merged("t")
+    assert bool(alpha) is not bool(ranks)
+    for i in range(2):
+        home = f"model.layers.{i}.mlp"
+        keys = (f"{home}.{k}" for k in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"))
+        gate_up, down, router = (new[k] - old[k] for k in keys)
+        gate, up = gate_up.chunk(2, 1)
+        wanted = {"gate_exps": gate, "up_exps": up, "down_exps": down, "gate_inp": router}
+        for name, want in wanted.items():
+            a, b = (told.tensors[f"blk.{i}.ffn_{name}.weight.lora_{f}"] for f in "ab")
+            # llama-adapter.cpp: ne[0] of a and ne[1] of b are the weight's, ne[1] of a is ne[0] of b; build_lora_mm_id
+            # then adds scale b[e] (a[e] x) for a token of expert e
+            assert a.shape[:-2] == b.shape[:-2] == want.shape[:-2]
+            scale = alpha / b.shape[-1] if alpha else 1.0
+            torch.testing.assert_close(scale * b @ a, want, rtol=1e-4, atol=1e-5)
+    back = host.load_adapter(path, "back")
+    assert back.config.rank == 2
+    for name, w in new.items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
+
+
+def test_mixtures_of_unknown_names_are_refused(tmp_path):
+    host = cw.Host(mixture("gpt_oss")[0])
+    stir(host.add("t", "lora", rank=2, sites="*.experts.*"))
+    for format in ("gguf", "mlx"):
+        message = f"experts.gate_up_proj: what {format} calls .* of model_type .gpt_oss. is not known"
+        with pytest.raises(cw.CommonweightError, match=message):
+            host.export("t", tmp_path / "t", format)
+
+
+def test_the_gguf_package_reads_experts(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    host = cw.Host(mixture("qwen2_moe")[0])
+    stir(host.add("t", "lora", rank=2, sites=MIXED))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    mine, names = container.read(path).tensors, gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2MOE, 2)
+    theirs = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    assert theirs.keys() == mine.keys()
+    assert [*theirs["blk.0.ffn_gate_exps.weight.lora_a"].shape] == [32, 2, 4]  # ne
+    assert [*theirs["blk.0.ffn_gate_exps.weight.lora_b"].shape] == [2, 24, 4]
+    for name, t in theirs.items():
+        assert torch.equal(torch.tensor(t.data), mine[name])
+    for ours in ("experts.gate_proj", "experts.up_proj", "experts.down_proj", "gate", "shared_expert_gate"):
+        assert f"{names.get_name(f'model.layers.0.mlp.{ours}')}.weight.lora_a" in theirs

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import commonweight as cw
 from commonweight.formats import mlx
 from tests.laws.subjects import stir
+from tests.mixtures import mixture
 from tests.models import answer, make
 
 SITES = "*.q_proj|*.down_proj"
@@ -220,3 +221,63 @@ def test_a_weight_that_mlx_lm_has_once_changes_as_one_or_not_at_all(tmp_path):
     stir(host.add("head", "lora", rank=2, sites="lm_head"))
     with pytest.raises(cw.CommonweightError, match="lm_head read the same weight, which mlx-lm has once"):
         host.export("head", tmp_path / "out", "mlx")
+
+
+MIXED = "*.experts.*|*.mlp.gate|*shared_expert*|*.q_proj"
+MIXTURES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
+
+
+def mixed(kind, rank=2):
+    host = cw.Host(mixture(kind)[0])
+    stir(host.add("t", "lora", rank=rank, ranks=(("*.layers.0.*.down_proj[1]", 3),), sites=MIXED))
+    return host
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_and_routers_of_a_mixture_are_written(tmp_path, kind):
+    host = mixed(kind)
+    at = host.export("t", tmp_path / "out", "mlx")
+    tensors, old, new = load_file(at / mlx.TENSORS), dict(host.model.named_parameters()), host.merged("t")
+    theirs = "block_sparse_moe" if kind == "mixtral" else "mlp"
+    keys = json.loads((at / mlx.CONFIG).read_text())["lora_parameters"]["keys"]
+    assert {f"{theirs}.gate", *(f"{theirs}.switch_mlp.{n}_proj" for n in ("gate", "up", "down"))} <= {*keys}
+    for i in range(2):
+        home = f"model.layers.{i}"
+        names = (f"{home}.mlp.{n}" for n in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"))
+        gate_up, down, router = (new[k] - old[k] for k in names)
+        for name, want in zip(("gate", "up", "down"), (*gate_up.chunk(2, 1), down)):
+            a, b = (tensors[f"{home}.{theirs}.switch_mlp.{name}_proj.lora_{f}"] for f in "ab")
+            E, out, inp = want.shape
+            assert a.shape == (E, 3, inp) and b.shape == (E, out, 3)
+            # LoRASwitchLinear of mlx_lm/tuner/lora.py: (x a[e]^T) b[e]^T, and the scale is 1
+            x = torch.randn(E, 5, inp, generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(x @ a.mT @ b.mT, x @ want.mT, rtol=1e-4, atol=1e-4)
+        a, b = (tensors[f"{home}.{theirs}.gate.lora_{f}"] for f in "ab")
+        torch.testing.assert_close((a @ b).T, router, rtol=1e-4, atol=1e-5)
+    host.load_adapter(at, "back")
+    for name, w in new.items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_mlx_lm_itself_gives_the_same_of_a_mixture(tmp_path, kind):
+    core = pytest.importorskip("mlx.core")
+    module, utils = pytest.importorskip(f"mlx_lm.models.{kind}"), pytest.importorskip("mlx_lm.tuner.utils")
+    host, batch = mixed(kind), mixture(kind)[1]
+    config: Any = host.model.config
+    told = {**config.to_dict(), "rope_theta": config.rope_parameters["rope_theta"], "rope_scaling": None}
+    theirs = module.Model(module.ModelArgs.from_dict(told))
+    weights = {}
+    for k, v in mixture(kind)[0].state_dict().items():
+        home, _, leaf = k.partition(".experts.")
+        halves = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
+        whole = {k: v} if halves is None else {
+            f"{home}.switch_mlp.{n}.weight": w for n, w in zip(halves, v.chunk(len(halves), 1))
+        }  # fmt: skip
+        weights |= {n.replace(".mlp.", ".block_sparse_moe.") if kind == "mixtral" else n: w for n, w in whole.items()}
+    theirs.load_weights([(k, core.array(v.detach().numpy())) for k, v in weights.items()])
+    utils.load_adapters(theirs, str(host.export("t", tmp_path / "out", "mlx")))
+    theirs.eval()
+    got = torch.tensor(theirs(core.array(batch["input_ids"].numpy())).tolist())
+    with torch.no_grad(), host.route("t"):
+        torch.testing.assert_close(got, answer(host.model, batch), rtol=1e-3, atol=1e-3)

@@ -26,7 +26,8 @@ class Change(NamedTuple):
     """w' = w + scale B A, then m w' / |w'| per row where there is an m; or w' = w + delta. b' = b + bias.
 
     A (r, inp), B (out, r), m (out,), delta (out, inp) or (d,) of a norm, bias (out,). dense: delta has no smaller
-    factors, so that nobody need look for them.
+    factors, so that nobody need look for them. Writers are given all experts of a projection at once: A (E, r, inp),
+    B (E, out, r).
     """
 
     A: Tensor | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .names import About
+from .names import MIXTURES, About
 from .reading import read
 from .writing import write
 
-__all__ = ["About", "read", "write"]
+__all__ = ["MIXTURES", "About", "read", "write"]

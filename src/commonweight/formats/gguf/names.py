@@ -61,7 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by model_type
     "qwen2": Architecture("qwen2", _LLAMA),
     "qwen2_moe": Architecture("qwen2moe", {
         **_EXPERTS, "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
-        "mlp.shared_expert.down_proj": "ffn_down_shexp",
+        "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     }),
     "qwen3": Architecture("qwen3", _LLAMA),
     "qwen3_moe": Architecture("qwen3moe", _EXPERTS),
@@ -71,6 +71,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by model_type
         **_ATTENTION, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
     }),
 }  # fmt: skip
+MIXTURES = tuple(k for k, a in ARCHITECTURES.items() if "mlp.experts.down_proj" in a.layers)
 _BLOCK = re.compile(r"(?:.*\.)?(?:layers|layer|h)\.(\d+)\.(.+)")
 
 

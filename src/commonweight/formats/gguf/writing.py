@@ -13,8 +13,8 @@ from .names import INVOCATION, TABLE, About, name_of, turn
 
 
 def write(changes: Mapping[str, Change], about: About, invocation: Sequence[int] = ()) -> bytes:
-    """The bytes of a file for ``llama-cli --lora``. changes: by the model's own names, each in factors. invocation:
-    tokens from which on it acts.
+    """The bytes of a file for ``llama-cli --lora``. changes: by the model's own names, each in factors, of experts
+    (E, r, inp) and (E, out, r). invocation: tokens from which on it acts.
 
     The scale lies in alpha where all layers have one scale and rank, else in lora_b, and alpha is 0, which llama.cpp
     takes for a scale of 1. Raises: CommonweightError for what llama.cpp's LoRA cannot say.
@@ -25,8 +25,8 @@ def write(changes: Mapping[str, Change], about: About, invocation: Sequence[int]
             raise CommonweightError(
                 f"{name}: the tenant changes {what}, which llama.cpp's LoRA cannot; use PEFT's format"
             )
-    alphas = {c.scale * len(c.A) for c in changes.values() if c.A is not None}
-    ranks = {len(c.A) for c in changes.values() if c.A is not None}
+    alphas = {c.scale * c.A.shape[-2] for c in changes.values() if c.A is not None}
+    ranks = {c.A.shape[-2] for c in changes.values() if c.A is not None}
     alpha = alphas.pop() if len(alphas) == len(ranks) == 1 else 0.0
     tensors: dict[str, Tensor] = {}
     for module, c in changes.items():

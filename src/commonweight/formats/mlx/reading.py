@@ -13,15 +13,16 @@ from ...core import CommonweightError, counted
 from ...core.readable import CONFIG_BYTES, read_object
 from .. import tensors as given
 from ..changes import Change
+from .names import back
 
 _SLOTS = "lora_a", "lora_b", "m"
 
 
-def read(folder: Path) -> tuple[dict[str, Change], float]:
+def read(folder: Path, model_type: str = "") -> tuple[dict[str, Change], float]:
     """({module: change}, dropout). y = W x + scale (x a) b, a (inp, r), b (r, out): both lie the other way round here.
 
     DoRA has m (out,) beside them, the length of each row of the result. Modules of stacked experts (`switch_mlp`) come
-    one by one, as ``...experts.3.gate_proj``.
+    one by one, as ``...experts.3.gate_proj``. model_type: of the base, whose mixture may have other names in mlx-lm.
     Raises: CommonweightError naming the file, the key or the option.
     """
     config = read_object(folder / "adapter_config.json", CONFIG_BYTES)
@@ -48,7 +49,7 @@ def read(folder: Path) -> tuple[dict[str, Change], float]:
     out: dict[str, Change] = {}
     for module, parts in found.items():
         out |= _module(path, module, parts, scale, kind == "dora")
-    return out, dropout
+    return {back(n, model_type): c for n, c in out.items()}, dropout
 
 
 def _module(path: Path, module: str, parts: Mapping[str, Tensor], scale: float, dora: bool) -> dict[str, Change]:

@@ -85,6 +85,11 @@ def _one(
     halves = [(gate, 0), (up, site.out // 2)] if whole else [(up, 0)]
     height = site.out // len(halves)
     first = next(low for low, _ in halves if low is not None)
+    if whole and gate is not None and up is not None and gate.scale == up.scale and torch.equal(gate.A, up.A):
+        for low in (gate, up):
+            _fits(f"{parent}.experts.{expert}", low, height, site)
+        out[site.name] = Low(gate.A, torch.cat([gate.B, up.B]), gate.scale)  # one of both, which was written apart
+        return
     As, Bs = [], []
     for low, start in halves:
         if low is None:

@@ -73,7 +73,7 @@ def title(path: Path) -> str:
 
 
 def _mlx(base: HookedModel, folder: Path, how: How) -> Adapter:
-    found, dropout = mlx.read(folder if folder.is_dir() else folder.parent)
+    found, dropout = mlx.read(folder if folder.is_dir() else folder.parent, about(base).model_type)
     return placed(base, found, how, dropout)
 
 

@@ -14,11 +14,13 @@ from ...formats.peft import low_rank, short
 from ..hooked import HookedModel
 from ..peft import export_peft
 from ..peft.changes import opaque
+from ..peft.mixtures import factors
 from ..peft.names import within
 from ..peft.writing import low_of
 from ..sites import blocks
 from ..tenant import Entry, Tenant
 from .about import about
+from .mixtures import projections
 
 FORMATS = "peft", "gguf", "mlx"
 
@@ -75,12 +77,15 @@ def changes(
             "give tolerance=0.01 (or rank=) for the nearest one, or keep the tenant in its own file"
         )
     limit = EXACT if tolerance is None else tolerance
-    low = low_of(
-        base, tenant, following, rank, limit if tolerance is not None or rank is None else 0.0, kinds=("embedding",)
-    )
+    most = limit if tolerance is not None or rank is None else 0.0
+    low = low_of(base, tenant, following, rank, most, kinds=("embedding",))
+    mixed = factors(base, tenant, rank, most, format)
     if tolerance is not None or rank is None:
-        low_rank.within(low, rank, limit)
-    return {n: Change(v.A, v.B, bias=v.bias) for n, v in low.items()}
+        low_rank.within({**low, **{n: v.first for n, v in mixed.items()}}, rank, limit)
+    found = {n: Change(v.A, v.B, bias=v.bias) for n, v in low.items()}
+    for name, v in mixed.items():
+        found |= projections(name, v, format, about(base).model_type)
+    return found
 
 
 def _following(base: HookedModel, tenant: Tenant, format: str) -> set[str]:
@@ -154,7 +159,8 @@ def _gguf(
 
 
 def _mlx(base: HookedModel, found: dict[str, Change], path: Path, tenant: Tenant, overwrite: bool) -> Path:
-    if turned := next((n for n in found if base.modules[n].transposed and base.modules[n].kind == "linear"), None):
+    linear = {n: at for n in found if (at := base.modules.get(n)) is not None and at.kind == "linear"}
+    if turned := next((n for n, at in linear.items() if at.transposed), None):
         raise CommonweightError(
             f"{turned}: a transposed layer (GPT-2's Conv1D), whose names and halves mlx-lm has in another way; export "
             "to peft or gguf"
@@ -164,7 +170,7 @@ def _mlx(base: HookedModel, found: dict[str, Change], path: Path, tenant: Tenant
     prefix = within(base)
     whole = {short(n, prefix): c for n, c in found.items()}
     folder = atomic.folder_for(path, [mlx.CONFIG], "adapter folder", overwrite=overwrite)
-    files = mlx.write(whole, layers, dropout)
+    files = mlx.write(whole, layers, dropout, about(base).model_type)
     atomic.make_folder(folder.parent)
     atomic.write_folder(folder, files, replace=True)
     return path

@@ -1,4 +1,4 @@
-"""What a tenant changes of experts and routers, as PEFT's ``target_parameters`` say it."""
+"""What a tenant changes of experts and routers, in factors, and as PEFT's ``target_parameters`` say it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,27 @@ class Parameter(NamedTuple):
     rank: int
 
 
-def parameters(base: HookedModel, tenant: Tenant, rank: int | None, tolerance: float) -> dict[str, Parameter]:
-    """By the parameter's name. All experts of one have the same rank in PEFT: smaller ones are filled with zeros.
+class Factors(NamedTuple):
+    """What a tenant adds to all experts of a parameter; a router is one. A (E, r, inp), B (E, out, r): B A of a weight
+    (out, inp), smaller ranks filled with zeros. error: the largest relative error of one."""
 
-    Raises: CommonweightError where a bias of an expert or router is changed, which PEFT cannot express.
+    at: Stacked
+    A: Tensor
+    B: Tensor
+    error: float
+
+    @property
+    def first(self) -> Low:
+        """Of one expert, with the error of the worst: what tells rank and error."""
+        return Low(self.A[0], self.B[0], self.error)
+
+
+def factors(
+    base: HookedModel, tenant: Tenant, rank: int | None, tolerance: float, format: str = "PEFT"
+) -> dict[str, Factors]:
+    """By our names of the parameters.
+
+    Raises: CommonweightError where a bias of an expert or router is changed, which no format can express.
     """
     out = {}
     for name, entries in tenant.table.items():
@@ -40,11 +57,22 @@ def parameters(base: HookedModel, tenant: Tenant, rank: int | None, tolerance: f
             one = low_of_one(Expert(at, e), mine, rank, tolerance)
             if one.bias is not None:
                 raise CommonweightError(
-                    f"{name}: {tenant.method.name} changes its bias, for which PEFT has no format; keep the tenant in "
-                    "its own file (host.save), or write the merged weights (host.merged)"
+                    f"{name}: {tenant.method.name} changes its bias, for which {format} has no format; keep the tenant "
+                    "in its own file (host.save), or write the merged weights (host.merged)"
                 )
             found[e] = one
-        out[at.key] = _stacked(found, at)
+        out[name] = _stacked(found, at)
+    return out
+
+
+def parameters(base: HookedModel, tenant: Tenant, rank: int | None, tolerance: float) -> dict[str, Parameter]:
+    """By the parameter's name in the model. All experts of one have the same rank in PEFT."""
+    out = {}
+    for at, A, B, error in factors(base, tenant, rank, tolerance).values():
+        r = A.shape[1]
+        if at.crossed:  # B A is a change of the parameter as it lies there, (E, inp, out)
+            A, B = B.mT, A.mT
+        out[at.key] = Parameter(Low(A.flatten(0, 1), B.permute(1, 2, 0).flatten(1), error), r)
     return out
 
 
@@ -76,15 +104,13 @@ def by_parameter(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {**config, **patterns, "target_parameters": targets, "lora_dropout": 0.0}
 
 
-def _stacked(found: Mapping[int, Low], at: Stacked) -> Parameter:
+def _stacked(found: Mapping[int, Low], at: Stacked) -> Factors:
     r = max(low.A.shape[0] for low in found.values())
-    A, B = torch.zeros(at.count, r, at.inp), torch.zeros(at.out, r, at.count)
+    A, B = torch.zeros(at.count, r, at.inp), torch.zeros(at.count, at.out, r)
     for e, low in found.items():
         n = low.A.shape[0]
-        A[e, :n], B[:, :n, e] = low.A, low.B
-    if at.crossed:  # B A is a change of the parameter as it lies there, (E, inp, out)
-        A, B = B.permute(2, 1, 0), A.permute(2, 1, 0)
-    return Parameter(Low(A.flatten(0, 1), B.flatten(1), max(low.error for low in found.values())), r)
+        A[e, :n], B[e, :, :n] = low.A, low.B
+    return Factors(at, A, B, max(low.error for low in found.values()))
 
 
 def tensors(base: HookedModel, found: Mapping[str, Parameter]) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ def export_peft(
         if hindrance:
             report["why_not_native"] = hindrance
         most = 1e-3 if tolerance is None else tolerance
-        low = _as_kept(base, tenant, low_of(base, tenant, heads, rank, most, apart=True, kinds=("conv", "embedding")))
+        low = _as_kept(base, tenant, low_of(base, tenant, heads, rank, most, kinds=("conv", "embedding")))
         more = mixtures.parameters(base, tenant, rank, most)
         # of a parameter the factors of one expert tell the rank, and the errors of all are known
         every = {**low, **{k: v.low._replace(A=v.low.A[: v.rank]) for k, v in more.items()}}
@@ -238,22 +238,16 @@ def _as_kept(base: HookedModel, tenant: Tenant, low: dict[str, Low]) -> dict[str
 
 
 def low_of(
-    base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float, apart: bool = False,
-    kinds: tuple[str, ...] = (),
-) -> dict[str, Low]:  # fmt: skip
-    """What each changed module becomes, but for `heads`. apart: experts and routers are left out, for somebody else to
-    write. kinds: more than linear layers: convolutions, and tables of embeddings, whose weight is (width, vocabulary).
+    base: HookedModel, tenant: Tenant, heads: set[str], rank: int | None, tolerance: float, kinds: tuple[str, ...] = ()
+) -> dict[str, Low]:
+    """What each changed module becomes, but for `heads`, and for experts and routers, of which `mixtures.factors` are.
+    kinds: more than linear layers: convolutions, and tables of embeddings, whose weight is (width, vocabulary).
     """
     out = {}
     for name, entries in tenant.table.items():
         at = base.modules[name]
-        if name in heads or (apart and isinstance(at, Stacked)):
+        if name in heads or isinstance(at, Stacked):
             continue
-        if isinstance(at, Stacked):
-            raise CommonweightError(
-                f"{name}: experts and routers of a mixture are written to PEFT's folders alone; take export_peft, keep "
-                "the tenant in its own file (host.save), or write the merged weights (host.merged)"
-            )
         if at.kind not in ("linear", "expert", "router", *kinds):
             kind = f"{'an' if at.kind == 'embedding' else 'a'} {at.kind}"
             raise CommonweightError(
