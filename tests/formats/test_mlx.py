@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.formats import mlx
+from commonweight.formats.changes import Change
 from tests.laws.subjects import stir
 from tests.mixtures import mixture
 from tests.models import answer, make
@@ -229,7 +230,7 @@ MIXTURES = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
 
 def mixed(kind, rank=2):
     host = cw.Host(mixture(kind)[0])
-    stir(host.add("t", "lora", rank=rank, ranks=(("*.layers.0.*.down_proj[1]", 3),), sites=MIXED))
+    stir(host.add("t", "lora", rank=rank, ranks=(("model.layers.0.mlp.experts.down_proj[1]", 3),), sites=MIXED))
     return host
 
 
@@ -266,6 +267,7 @@ def test_mlx_lm_itself_gives_the_same_of_a_mixture(tmp_path, kind):
     host, batch = mixed(kind), mixture(kind)[1]
     config: Any = host.model.config
     told = {**config.to_dict(), "rope_theta": config.rope_parameters["rope_theta"], "rope_scaling": None}
+    told["num_experts"] = told["num_local_experts"] = 4  # one name in transformers, either in mlx-lm
     theirs = module.Model(module.ModelArgs.from_dict(told))
     weights = {}
     for k, v in mixture(kind)[0].state_dict().items():
@@ -281,3 +283,8 @@ def test_mlx_lm_itself_gives_the_same_of_a_mixture(tmp_path, kind):
     got = torch.tensor(theirs(core.array(batch["input_ids"].numpy())).tolist())
     with torch.no_grad(), host.route("t"):
         torch.testing.assert_close(got, answer(host.model, batch), rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_for_each_expert_has_no_name_there():
+    with pytest.raises(cw.CommonweightError, match=r"experts\.3\.up_proj: a layer of one expert, and mlx-lm keeps all"):
+        mlx.write({"model.layers.0.mlp.experts.3.up_proj": Change(torch.ones(1, 4), torch.ones(4, 1))}, 1)
