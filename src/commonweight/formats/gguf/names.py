@@ -1,6 +1,7 @@
 """What llama.cpp calls the layers of a model of transformers, and the order in which it keeps their rows.
 
-Held against convert_lora_to_gguf.py of llama.cpp for every model type below.
+Held against convert_lora_to_gguf.py of llama.cpp for every model type below; experts, routers and shared experts' gates
+against its tensor_mapping.py, llama-adapter.cpp and llama-graph.cpp.
 """
 
 from __future__ import annotations
