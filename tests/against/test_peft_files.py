@@ -223,7 +223,7 @@ def test_plain_lora_export_answers_the_same_in_peft(method, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_change_of_linear_weights_is_a_lora_in_peft(method, kind, tmp_path):
+def test_every_change_of_weights_that_peft_reaches_is_a_lora(method, kind, tmp_path):
     model, batch = make(kind)
     plain = copy.deepcopy(model)
     host = cw.Host(model)
@@ -231,15 +231,15 @@ def test_every_change_of_linear_weights_is_a_lora_in_peft(method, kind, tmp_path
         pytest.skip("reads nothing here")
     tenant = stir(host.add("t", method, **small(method)), std=0.03)
     uses = tenant.plan.uses
-    linear = all(host.base.modules[u.site.split("[")[0]].kind == "linear" for u in uses)
-    if not uses or not linear or any(getattr(u.bind, "weight", None) is None for u in uses):
+    fits = all(host.base.modules[u.site.split("[")[0]].kind in ("linear", "conv", "embedding") for u in uses)
+    if not uses or not fits or any(getattr(u.bind, "weight", None) is None for u in uses):
         with pytest.raises(
             cw.CommonweightError, match=r"changes a|changes no weight|is no change|does not change a weight"
         ):
             host.export_peft("t", tmp_path / "a", native=False)
         assert not list(tmp_path.iterdir())
         return
-    host.export_peft("t", tmp_path / "a", tolerance=1e-6)
+    host.export_peft("t", tmp_path / "a", tolerance=1e-6, native=False)
     with torch.no_grad(), host.route("t"):
         want = answer(model, batch)
     with torch.no_grad():
