@@ -16,9 +16,7 @@ def whole(host: cw.Host) -> list[str]:
     found = []
     for name in METHODS:
         if can(name, host):
-            host.add(name, name, **small(name))
-            binds = [e.bind for entries in host[name].table.values() for e in entries]
-            if not all(getattr(b, "tokenwise", True) for b in binds):
+            if not host.add(name, name, **small(name)).tokenwise:
                 found.append(name)
             host.remove(name)
     return found

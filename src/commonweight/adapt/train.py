@@ -286,7 +286,7 @@ def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume
 
 def packs(host: Host, tenant: Tenant) -> None:
     """Raises: CommonweightError where packed rows would not be what they are alone."""
-    if not all(getattr(e.bind, "tokenwise", True) for entries in tenant.table.values() for e in entries):
+    if not tenant.tokenwise:
         raise CommonweightError(
             f"packing: {tenant.method.name} edits positions of a sequence, and a packed one has many rows; leave it out"
         )

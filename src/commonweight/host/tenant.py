@@ -146,6 +146,11 @@ class Tenant:
         self._table, self._places = table, None
 
     @property
+    def tokenwise(self) -> bool:
+        """Whether what it does to a token goes by that token alone, not by its place or by others of its row."""
+        return all(getattr(e.bind, "tokenwise", True) for entries in self.table.values() for e in entries)
+
+    @property
     def invocations(self) -> frozenset[tuple[int, ...]]:
         """Tokens from which on it acts; empty where it acts everywhere."""
         return frozenset(i for u in self.plan.uses if (i := getattr(u.bind, "invocation", ())))

@@ -65,10 +65,7 @@ class Edition:
     @cached_property
     def whole(self) -> bool:
         """Whether it reads whole rows, which a cache does not hold: a network beside the trunk, queries."""
-        if self.common is not None or self.form is not None:
-            return False
-        binds = (e.bind for entries in self.reader.table.values() for e in entries)
-        return not all(getattr(b, "tokenwise", True) for b in binds)
+        return self.common is None and self.form is None and not self.reader.tokenwise
 
     def reads(self, site: str) -> bool:
         """Whether it changes what happens there."""

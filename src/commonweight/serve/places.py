@@ -45,8 +45,7 @@ class PlacedEdit:
 def placed(tenant: Tenant) -> tuple[Tenant, Places | None]:
     """(the tenant as a packed batch reads it, where its tokens stand); the tenant itself where no use counts
     positions."""
-    binds = [e.bind for entries in tenant.table.values() for e in entries]
-    if all(getattr(b, "tokenwise", True) for b in binds):
+    if tenant.tokenwise:
         return tenant, None
     places, reader = Places(), copy.copy(tenant)
     reader.table = {site: [_entry(e, places) for e in entries] for site, entries in tenant.table.items()}

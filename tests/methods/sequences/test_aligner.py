@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import commonweight as cw
 from tests.laws.subjects import stir
 from tests.models import answer, make
+from tests.rows import generate_alone
 
 SMALL = {"tokens": 3, "first": 0}
 VARIANTS = [{"tokens": 1}]
@@ -119,20 +120,9 @@ def test_generation_in_a_mixed_batch_padded_on_the_left():
     stir(host.add("a", "aligner", **SMALL), 1, std=0.5)
     stir(host.add("b", "aligner", tokens=5, first=1), 2, std=0.5)
     host.add("p", "prefix-tuning", tokens=5)
-    ids, route, pad = batch["input_ids"], ["a", None, "p", "b"], [2, 0, 0, 3]
-    mask = torch.stack([(torch.arange(ids.shape[1]) >= n).long() for n in pad])
-
-    def generate(route, ids, mask, **how):
-        with host.route(route):
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False, **how)
-        return out[:, -4:].tolist()
-
-    alone = [generate(r, ids[i : i + 1, n:], mask[i : i + 1, n:])[0] for i, (r, n) in enumerate(zip(route, pad))]
-    assert generate(route, ids, mask) == alone
-    assert generate(route, ids, mask, cache_implementation="static") == alone
-    assert generate(route, ids, mask, num_beams=2) == [
-        generate(r, ids[i : i + 1, n:], mask[i : i + 1, n:], num_beams=2)[0] for i, (r, n) in enumerate(zip(route, pad))
-    ]
+    generate_alone(
+        host, batch["input_ids"], ["a", None, "p", "b"], {"cache_implementation": "static"}, {"num_beams": 2}
+    )
 
 
 def test_what_is_kept_follows_the_pools():

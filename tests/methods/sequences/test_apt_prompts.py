@@ -9,6 +9,7 @@ from torch import nn
 import commonweight as cw
 from tests.laws.subjects import stir
 from tests.models import answer, make
+from tests.rows import generate_alone
 
 SMALL = {"tokens": 5, "rank": 3}
 
@@ -90,16 +91,7 @@ def test_generation_in_a_mixed_batch_padded_on_the_left():
     stir(host.add("a", "apt-prompts", **SMALL), 1)
     stir(host.add("b", "apt-prompts", **SMALL), 2)
     stir(host.add("p", "prefix-tuning", tokens=5), 3)
-    ids, route, pad = batch["input_ids"], ["a", None, "p", "b"], [2, 0, 0, 3]
-    mask = torch.stack([(torch.arange(ids.shape[1]) >= n).long() for n in pad])
-
-    def generate(route, ids, mask):
-        with host.route(route):
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
-        return out[:, -4:].tolist()
-
-    alone = [generate(r, ids[i : i + 1, n:], mask[i : i + 1, n:])[0] for i, (r, n) in enumerate(zip(route, pad))]
-    assert generate(route, ids, mask) == alone
+    generate_alone(host, batch["input_ids"], ["a", None, "p", "b"])
 
 
 def test_a_fresh_tenant_changes_little():

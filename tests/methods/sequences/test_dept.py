@@ -10,6 +10,7 @@ import transformers as tf
 import commonweight as cw
 from tests.laws.subjects import stir
 from tests.models import answer, make
+from tests.rows import generate_alone
 
 SMALL = {"tokens": 3, "rank": 4, "length": 5}
 VARIANTS = [{"start": "normal"}]
@@ -90,18 +91,9 @@ def test_generation_in_a_mixed_batch_padded_on_the_left():
     host = cw.Host(model)
     stir(host.add("d", "dept", tokens=3, rank=4, length=20), 1, std=0.3)
     host.add("p", "prompt-tuning", tokens=5)
-    ids, route, pad = batch["input_ids"], ["d", None, "p", "d"], [2, 0, 0, 3]
-    mask = torch.stack([(torch.arange(ids.shape[1]) >= n).long() for n in pad])
-
-    def generate(route, ids, mask, **how):
-        with host.route(route):
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False, **how)
-        return out[:, -4:].tolist()
-
-    alone = [generate(r, ids[i : i + 1, n:], mask[i : i + 1, n:])[0] for i, (r, n) in enumerate(zip(route, pad))]
-    assert generate(route, ids, mask) == alone
-    assert generate(route, ids, mask, cache_implementation="static") == alone
-    assert generate(route, ids, mask, use_cache=False) == alone
+    generate_alone(
+        host, batch["input_ids"], ["d", None, "p", "d"], {"cache_implementation": "static"}, {"use_cache": False}
+    )
 
 
 def test_the_grouped_form_is_the_plain_one():

@@ -8,6 +8,7 @@ import torch
 import commonweight as cw
 from tests.laws.subjects import stir
 from tests.models import answer, make
+from tests.rows import are_alone
 
 SMALL = {"tokens": 3}
 
@@ -79,14 +80,7 @@ def test_beside_queries_that_do_not_follow():
     stir(host.add("r", "rpo", tokens=3), 1, std=0.3)
     stir(host.add("v", "vqt", queries=2, size=3), 2, std=0.3)
     stir(host.add("s", "rpo", tokens=5), 3, std=0.3)
-    route = ["r", "v", None, "s"]
-    with torch.no_grad():
-        with host.route(route):
-            mixed = answer(model, batch)
-        for i, name in enumerate(route):
-            with host.route(name):
-                alone = answer(model, {k: v[i : i + 1] for k, v in batch.items()})
-            torch.testing.assert_close(mixed[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+    are_alone(host, batch, ["r", "v", None, "s"])
 
 
 def test_a_cache_is_refused():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import commonweight as cw
 from tests.laws.subjects import stir
 from tests.models import answer, make
+from tests.rows import are_alone, generate_alone
 
 SMALL = {}
 VARIANTS = [{"on": "output"}]
@@ -73,14 +74,7 @@ def test_a_row_in_a_mixed_batch_is_that_row_alone(on):
     stir(host.add("a", "state-offset", on=on), 1, std=0.5)
     stir(host.add("b", "state-offset", on=on), 2, std=0.5)
     stir(host.add("lora", "lora", rank=2), 3)
-    route = ["a", None, "b", "lora"]
-    with torch.no_grad():
-        with host.route(route):
-            mixed = answer(model, batch)
-        for i, name in enumerate(route):
-            with host.route(name):
-                alone = answer(model, {k: v[i : i + 1] for k, v in batch.items()})
-            torch.testing.assert_close(mixed[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+    are_alone(host, batch, ["a", None, "b", "lora"])
 
 
 def test_a_fresh_tenant_changes_nothing_and_nothing_can_be_merged():
@@ -116,16 +110,7 @@ def test_generation_in_a_mixed_batch_padded_on_the_left():
     host = cw.Host(model)
     stir(host.add("a", "state-offset"), 1, std=0.5)
     stir(host.add("b", "state-offset", on="output"), 2, std=0.5)
-    ids, route, pad = batch["input_ids"], ["a", None, "b", "a"], [2, 0, 0, 3]
-    mask = torch.stack([(torch.arange(ids.shape[1]) >= n).long() for n in pad])
-
-    def generate(route, ids, mask):
-        with host.route(route):
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
-        return out[:, -4:].tolist()
-
-    alone = [generate(r, ids[i : i + 1, n:], mask[i : i + 1, n:])[0] for i, (r, n) in enumerate(zip(route, pad))]
-    assert generate(route, ids, mask) == alone
+    generate_alone(host, batch["input_ids"], ["a", None, "b", "a"])
 
 
 def test_it_learns_and_the_mixer_trains_again_afterwards():
