@@ -292,3 +292,11 @@ def test_layers_that_hold_several():
     for row, start in enumerate((3, 6, 9, 7)):
         assert torch.equal(ours[row, :start], base[row, :start])
     torch.testing.assert_close(mixed[[0, 2]], ours[[0, 2]])
+
+
+def test_what_the_error_says_to_take_can_be_taken():
+    """Of a mixture too, where experts have names as layers have."""
+    host = cw.Host(make("moe")[0])
+    with pytest.raises(cw.CommonweightError, match="of kind expert; take the others: sites=") as told:
+        host.add("t", "lora", rank=2, invocation=[5, 6])
+    host.add("t", "lora", rank=2, invocation=[5, 6], sites=str(told.value).rpartition("sites='")[2].rstrip("'"))

@@ -70,9 +70,10 @@ def plan(sites: Sequence[Site], config: LoRA) -> Plan:
     Raises: CommonweightError for an invocation at sites that have no tokens in a row.
     """
     if config.invocation and (other := next((s for s in sites if s.kind != "linear"), None)):
+        linear = sorted({f"*.{s.name.rpartition('.')[2]}" for s in sites if s.kind == "linear"})
         raise CommonweightError(
             f"{other.name}: an activated LoRA (invocation) acts on tokens of linear layers, and this is of kind "
-            f"{other.kind}; choose other sites, for example sites='*_proj'"
+            f"{other.kind}; " + (f"take the others: sites={'|'.join(linear)!r}" if linear else "choose linear layers")
         )
     pools, uses = {}, []
     for s in sites:
