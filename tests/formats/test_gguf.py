@@ -320,3 +320,13 @@ def test_the_gguf_package_reads_experts(tmp_path):
         assert torch.equal(torch.tensor(t.data), mine[name])
     for ours in ("experts.gate_proj", "experts.up_proj", "experts.down_proj", "gate", "shared_expert_gate"):
         assert f"{names.get_name(f'model.layers.0.mlp.{ours}')}.weight.lora_a" in theirs
+
+
+@pytest.mark.parametrize("how", [{}, {"tolerance": 0.01}])
+@pytest.mark.parametrize("format", ["gguf", "mlx"])
+def test_what_changes_no_weight_has_no_nearest_one(how, format, tmp_path):
+    host = cw.Host(make("llama")[0])
+    host.add("t", "lst")
+    with pytest.raises(cw.CommonweightError, match=f"lst does not change a weight there, .* {format} .* own file"):
+        host.export("t", tmp_path / "t", format, **how)
+    assert not [*tmp_path.iterdir()]

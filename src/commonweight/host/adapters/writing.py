@@ -71,6 +71,12 @@ def changes(
     tenant = activated(tenant, format)
     asked = rank is not None or tolerance is not None
     here = {n: es for n, es in tenant.table.items() if n not in following}
+    silent = (n for n, es in here.items() if any(getattr(e.bind, "weight", None) is None for e in es))
+    if (name := next(silent, None)) is not None:
+        raise CommonweightError(
+            f"{name}: {tenant.method.name} does not change a weight there, which is all that {format} can say; "
+            "keep the tenant in its own file"
+        )
     if not asked and (name := next((n for n, es in here.items() if opaque(es)), None)):
         raise CommonweightError(
             f"{name}: {tenant.method.name} is no product of two factors there, which is all that {format} can say; "
