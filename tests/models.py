@@ -8,6 +8,8 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
+from tests.device import DEVICE
+
 B, T, VOCAB = 4, 6, 61
 
 
@@ -119,7 +121,7 @@ def make(kind: str, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
         batch = _ids(model)
         if kind == "t5":
             batch["decoder_input_ids"] = batch["input_ids"].flip(0)
-    return model, batch
+    return model.to(DEVICE), {name: x.to(DEVICE) for name, x in batch.items()}
 
 
 def answer(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

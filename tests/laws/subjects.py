@@ -62,7 +62,7 @@ def stir(tenant: Tenant, seed: int = 0, std: float = 0.1) -> Tenant:
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in tenant.parameters():
-            p.add_(std * torch.randn(p.shape, generator=g))
+            p.add_(std * torch.randn(p.shape, generator=g).to(p.device))
     return tenant
 
 

@@ -12,6 +12,8 @@ import commonweight as cw
 from commonweight.host import Host
 from commonweight.serve import Answer, Request
 
+from ..device import DEVICE
+
 VOCAB = 97
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -68,7 +70,7 @@ def make(family: str = "llama") -> nn.Module:
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3) if p.dim() > 1 else p.add_(0.1 * torch.randn_like(p))
-    return model
+    return model.to(DEVICE)
 
 
 def stir(host: Host, name: str, by: float = 0.2) -> None:
@@ -76,7 +78,7 @@ def stir(host: Host, name: str, by: float = 0.2) -> None:
     g = torch.Generator().manual_seed(host[name].number)
     with torch.no_grad():
         for p in host[name].parameters():
-            p.add_(by * torch.randn(p.shape, generator=g))
+            p.add_(by * torch.randn(p.shape, generator=g).to(p.device))
 
 
 def add(host: Host, name: str, method: str = "lora", **options: object) -> None:
@@ -95,7 +97,7 @@ def ask(tenant: str | None, i: int = 0, **more: object) -> Request:
 
 def alone(host: Host, request: Request) -> list[int]:
     """What plain `generate` answers as the tenant; a step at a time without a cache, for tenants that want it so."""
-    ids = torch.tensor([list(request.prompt)])  # type: ignore[arg-type]
+    ids = torch.tensor([list(request.prompt)], device=DEVICE)  # type: ignore[arg-type]
     n = ids.shape[1]
     with torch.no_grad(), host.route(request.tenant):
         for _ in range(request.max_new_tokens):
