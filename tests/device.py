@@ -1,4 +1,4 @@
-"""Where the small models of the tests lie: `COMMONWEIGHT_TEST_DEVICE=cuda pytest tests/laws tests/serve` runs them on a GPU."""
+"""Where small models of the tests lie: on a GPU by `COMMONWEIGHT_TEST_DEVICE=cuda pytest tests/laws tests/serve`."""
 
 from __future__ import annotations
 
