@@ -39,6 +39,11 @@ def test_another_tenant_is_a_new_version(c, tmp_path, change):
     assert c.publish_file(tenant(tmp_path / "legal.safetensors", 1, common, **header)).label == "legal@2"
 
 
+def test_it_is_the_same_whether_all_tensors_are_its_own_or_each_is_named(c, tmp_path):
+    c.publish_file(tenant(tmp_path / "new.safetensors", 3, None, own=["half", "own"]))
+    assert c.publish_file(tmp_path / "new.safetensors").label == "new@1"
+
+
 def test_metrics_are_replaced(c, tmp_path):
     file = tmp_path / "legal.safetensors"
     assert c.publish_file(file, metrics={"f1": 0.5}).label == "legal@1"

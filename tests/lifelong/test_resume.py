@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from commonweight import Commons, CommonweightError
@@ -62,14 +68,14 @@ def host(model):
 
 
 @pytest.fixture(scope="module")
-def whole(model, host, tmp_path_factory):
-    """Of some methods, the record of a stream that nothing stopped, and its tenants' pools."""
-    out = {}
-    for method in ("replay", "inflora", "conpet", "coda-prompt"):
-        store = tmp_path_factory.mktemp("whole") / "shop"
-        made = small.stream(model, store, method, host=host, evals=small.evals())
-        out[method] = small.told(made.folder), pools(store)
-    return out
+def replayed(model, host, tmp_path_factory):
+    """The record of a stream that nothing stopped, and its tenants' pools."""
+    return undisturbed(model, host, tmp_path_factory.mktemp("whole") / "shop", "replay", evals=small.evals())
+
+
+def undisturbed(model, host, store, method, **more):
+    made = small.stream(model, store, method, host=host, **more)
+    return small.told(made.folder), pools(store)
 
 
 def pools(store):
@@ -78,33 +84,83 @@ def pools(store):
     return {n: {k: r.hash for k, r in shop.manifest(n).pools.items()} for n in shop}
 
 
-KILLED = [
-    *(("replay", m) for m in MOMENTS if "training of" not in m),
-    ("inflora", "in the second task"),
-    ("coda-prompt", "in the second task"),
-    ("conpet", "in the second training of a stage"),
-]
-
-
-@pytest.mark.parametrize("method, moment", KILLED)
-def test_killed_and_resumed_the_same_bits(method, moment, whole, model, tmp_path, monkeypatch):
-    record_then, pools_then = whole[method]
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_the_same_bits(moment, replayed, model, tmp_path, monkeypatch):
     shop = tmp_path / "shop"
     with monkeypatch.context() as m:
         progress = MOMENTS[moment](m)
         with pytest.raises(Killed):
-            small.stream(model, shop, method, evals=small.evals(), progress=progress)
-    made = small.stream(model, shop, method, evals=small.evals(), resume=True)
-    assert small.told(made.folder) == record_then
-    assert pools(shop) == pools_then
-    kept = {
-        "stream.json",
-        "report.html",
-        "carried-1.safetensors",
-        *(["memory-1.jsonl"] if method in ("replay", "conpet") else []),
-    }
+            small.stream(model, shop, "replay", evals=small.evals(), progress=progress)
+    made = small.stream(model, shop, "replay", evals=small.evals(), resume=True)
+    assert (small.told(made.folder), pools(shop)) == replayed
+    kept = {"stream.json", "report.html", "carried-1.safetensors", "memory-1.jsonl"}
     assert {p.name for p in made.folder.iterdir()} == kept
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
+
+
+class Mortal:
+    """Dies once at each moment of a stream, the first time that it comes there: the moments of the last stage, and one
+    of the first. So each run goes on from the death before, and comes one moment further."""
+
+    def __init__(self, m):
+        self.deaths: list[tuple] = []
+        self.at: tuple = ()
+        old = {n: getattr(o, n) for o, n in ((stages, "train"), (stages, "publish"), (state, "write"))}
+
+        def train(stage, ask, at, *rest):
+            self.at = stage.number, at.name
+            return old["train"](stage, ask, at, *rest)
+
+        def publish(host, store, tenants):
+            labels = old["publish"](host, store, tenants)
+            self.die("after a task is in the store", len(tenants))
+            return labels
+
+        def write(folder, stage, *rest):
+            size = old["write"](folder, stage, *rest)
+            self.die("after what is carried over is written", stage)
+            return size
+
+        for owner, f in ((stages, train), (stages, publish), (state, write)):
+            m.setattr(owner, f.__name__, f)
+
+    def die(self, *moment):
+        moment = (*moment, *self.at)
+        if self.at[0] == 1 and moment not in self.deaths:
+            self.deaths.append(moment)
+            raise Killed
+
+    def step(self, progress):
+        if self.at == (0, "0") and not self.deaths:
+            self.deaths.append(("in the first task",))
+            raise Killed
+        self.die("step", progress.step)
+
+
+@pytest.mark.parametrize("method", small.METHODS)
+def test_killed_at_every_moment_in_turn(method, model, host, tmp_path, monkeypatch):
+    want = undisturbed(model, host, tmp_path / "whole", method)
+    with monkeypatch.context() as m:
+        mortal, alive = Mortal(m), False
+        while not alive:
+            try:
+                made = small.stream(model, tmp_path / "shop", method, resume=True, progress=mortal.step)
+                alive = True
+            except Killed:
+                assert len(mortal.deaths) < 20
+    assert (small.told(made.folder), pools(tmp_path / "shop")) == want
+    assert len(mortal.deaths) == 1 + 2 + sum(d[0] == "step" for d in mortal.deaths) >= 5, mortal.deaths
+
+
+def test_killed_by_the_system_again_and_again(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lifelong.killed", str(tmp_path)], cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (*killed, last), whole, resumed = json.loads(done.stdout.splitlines()[-1])
+    assert last == 0 and len(killed) > 2 and {*killed} == {signal.SIGKILL}
+    assert resumed == whole, "other bits"
 
 
 def test_a_further_task_goes_on_where_the_stream_stood(model, host, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from .blueprint import CHECK
 from .incoming import Incoming
 from .manifest import Entry, Manifest
 
@@ -19,7 +20,9 @@ def again(given: Incoming, there: Manifest | None) -> Manifest | None:
     None where the content is another, and a new version is due. Content: pools, and what the header says of them;
     parents count where they are given.
     """
-    if there is None or dict(there.pools) != dict(given.refs) or _content(there.tenant) != _content(given.header):
+    if there is None or dict(there.pools) != dict(given.refs):
+        return None
+    if _content(there.tenant, there.pools) != _content(given.header, given.refs):
         return None
     if given.parents and given.parents != there.parents:
         return None
@@ -39,8 +42,11 @@ def told(label: str, version: int, before: int | None) -> str | None:
     return f"{name} existed with other content: {label} is now its newest version, and {name}@{before} stays"
 
 
-def _content(header: Mapping[str, Any]) -> str:
-    return json.dumps({k: v for k, v in header.items() if k not in ASIDE}, sort_keys=True)
+def _content(header: Mapping[str, Any], pools: Iterable[str]) -> str:
+    """Its own tensors by name, whether the header names them, says that all are (True), or none."""
+    said = header.get("own") or ()
+    own = sorted({*pools} - {CHECK}) if said is True else sorted(said)
+    return json.dumps({**{k: v for k, v in header.items() if k not in ASIDE}, "own": own}, sort_keys=True)
 
 
 def once(entries: Iterable[Entry]) -> list[Entry]:

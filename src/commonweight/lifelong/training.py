@@ -76,9 +76,11 @@ def train(stage: Stage, ask: Train, checkpoint: Path | None, resume: bool, progr
 
 def state_of(run: Any, tenant: Any) -> dict[str, Tensor]:
     """What the run's optimizer keeps, ``key/pool``; of a run that had ended before it was resumed, from its file."""
-    found, _ = optimizers.state(run.optimizer, dict(tenant.named_parameters()))
-    if not found and (there := getattr(run, "found", None)) is not None:
+    there = getattr(run, "found", None)
+    if there is not None and there.facts["done"]:  # its optimizer was made anew, and has taken no step
         found = {k[5:]: v for k, v in there.tensors.items() if k.startswith("adam/")}
+    else:
+        found, _ = optimizers.state(run.optimizer, dict(tenant.named_parameters()))
     return {k: v.detach().clone() for k, v in found.items()}
 
 
