@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .amount import parse_bytes, parse_count
-from .config import build, config, option, parse, table
+from .config import build, config, globs, option, parse, table
 from .counts import counted
 from .errors import CommonweightError, Unknown, first_line, unknown
-from .names import natural, safe
+from .names import fits, natural, safe
 from .registry import Registry, with_rest
 from .serial import dump, load, serial
 from .version import library
@@ -60,6 +60,8 @@ __all__ = [
     "counted",
     "dump",
     "first_line",
+    "fits",
+    "globs",
     "kaiming",
     "library",
     "load",

@@ -17,10 +17,12 @@ T = TypeVar("T")
 
 
 def option(
-    default: Any, help: str, *, ge: float | None = None, le: float | None = None, gt: float | None = None
-) -> Any:
-    """A field of a config: its default, one line of help, and the range it must lie in."""
-    return field(default=default, metadata={"help": help, "ge": ge, "le": le, "gt": gt})
+    default: Any, help: str, *, ge: float | None = None, le: float | None = None, gt: float | None = None,
+    globs: bool = False,
+) -> Any:  # fmt: skip
+    """A field of a config: its default, one line of help, and the range it must lie in. globs: it names sites, by globs
+    joined with ``|`` or the first of each of its pairs."""
+    return field(default=default, metadata={"help": help, "ge": ge, "le": le, "gt": gt, "globs": globs})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option, field))
@@ -79,6 +81,15 @@ def parse(cls: type, pairs: list[str]) -> dict[str, Any]:
         _put(out, cls, here, None, hints)
         out[here] = _from_text(cls.__name__, here, text, hints[here])
     return out
+
+
+def globs(config: Any) -> list[tuple[str, str]]:
+    """(option, glob) of all globs by which a config names sites."""
+    out: list[tuple[str, str]] = []
+    for f in fields(config):
+        if f.metadata.get("globs") and (given := getattr(config, f.name)):
+            out += [(f.name, g) for g in (given.split("|") if isinstance(given, str) else (pair[0] for pair in given))]
+    return [(name, glob.strip()) for name, glob in out]
 
 
 def table(cls: type) -> list[tuple[str, str, Any, str]]:

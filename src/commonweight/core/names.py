@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from .errors import CommonweightError
 
@@ -20,6 +21,19 @@ def safe(name: str) -> str:
             f"{name!r} cannot be a tenant's name: use 1 to 100 letters, digits, '.', '-' or '_', not starting with '.'"
         )
     return name
+
+
+def fits(name: str, glob: str) -> bool:
+    """Whether a glob is of a site, or of a pool. ``proj[1]`` is expert 1 of proj, or its rows of that number, and not
+    one of a set of letters; a glob without the brackets is of all of them."""
+    if name == glob or fnmatchcase(name, glob):
+        return True
+    if "[" not in name:
+        return False
+    return fnmatchcase(name, _NUMBERED.sub(r"[[]\1]", glob)) or fnmatchcase(_NUMBERED.sub("", name), glob)
+
+
+_NUMBERED = re.compile(r"\[(\d+)\]")
 
 
 def by_layer(names: Sequence[str]) -> list[list[str]]:

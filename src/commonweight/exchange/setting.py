@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..adapt.base import limit, prepare, tokenizer_of
 from ..adapt.data import named
 from ..adapt.rows import Row
 from ..adapt.tasks import Classify, Example, Task, get
-from ..core import CommonweightError, build, dump
+from ..core import CommonweightError, build, dump, fits
 from ..host import Host, Tenant
 from ..methods import get as adapter_of
 from ..methods import resolve as resolve_adapter
@@ -68,7 +67,7 @@ def travelling(tenant: Tenant, private: str | None) -> tuple[tuple[str, ...], tu
     shared = any(p.scope == "shared" for p in pools.values())
     stay = {n for n, p in pools.items() if shared and p.scope != "shared" and n not in heads(tenant)}
     if private is not None:
-        more = {n for n in pools if any(fnmatchcase(n, one) for one in private.split("|"))}
+        more = {n for n in pools if any(fits(n, one.strip()) for one in private.split("|"))}
         if not more:
             raise CommonweightError(
                 f"private={private!r} is no trained pool; there: {', '.join(sorted(pools)[:5])}, ..."

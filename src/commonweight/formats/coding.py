@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Rng
+from ..core import CommonweightError, Plan, Rng, fits
 from .codecs import Codec, get, name
 
 Layout = Mapping[str, Sequence[str]]
@@ -156,7 +155,7 @@ def _usual(plan: Plan, names: Sequence[str]) -> bool:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    return any(fnmatchcase(name, p.strip()) for p in pattern.split("|"))
+    return any(fits(name, p.strip()) for p in pattern.split("|"))
 
 
 def of_its_own(plan: Plan, layout: Layout, choice: Choice, said: str | Mapping[str, str] | None = None) -> Choice:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ..core import WEIGHTLESS, CommonweightError, Site
+from ..core import WEIGHTLESS, CommonweightError, Site, fits
 from ..methods import Beside
 from ..methods.selective.tokens import wrong_tokens
 from .experts import Stacked
@@ -48,7 +47,7 @@ def others(base: HookedModel, sites: list[Site], held: Beside) -> list[Site]:
 
 
 def _fits(name: str, wanted: str) -> bool:
-    return name == wanted or name.endswith(f".{wanted}") or fnmatchcase(name, wanted)
+    return name == wanted or name.endswith(f".{wanted}") or fits(name, wanted)
 
 
 def _copies(base: HookedModel, modules: Names) -> set[str]:

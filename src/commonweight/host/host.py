@@ -32,6 +32,7 @@ from .shown import statistics
 from .sites import Pattern
 from .smaller import smaller
 from .tenant import Tenant
+from .unmatched import tell, tell_of_sites
 from .vocabulary import grow
 
 
@@ -45,7 +46,8 @@ class Host:
     """
 
     def __init__(self, model: nn.Module, sites: Pattern = None, fused: Mapping[str, int] | None = None):
-        self.roster = Roster(HookedModel(model, sites, fused))
+        self.roster = Roster(base := HookedModel(model, sites, fused))
+        tell_of_sites(sites, base.chosen, base.every)
 
     @property
     def model(self) -> nn.Module:
@@ -120,11 +122,14 @@ class Host:
         mine = others(self.base, self.sites_for(found, sites), held)
         if found.asks(config) or found.kept(config):
             mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
+        asked = config
         config, values = self._begun(found, config, mine, rows, retain, labels, seed)
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
         if labels is not None:
             labels = _classes(labels)
             plan += head(self.head_site(), len(labels))
+        tell(name, asked, mine, self.base.every)
+        tell_of_sites(sites, mine, self.base.every)
         return self.roster.attach(
             name, found, config, plan, labels, values, sites=mine, of=self.roster.join(common, found, plan),
             beside=held, held=more,

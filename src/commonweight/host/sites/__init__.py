@@ -8,7 +8,7 @@ from .block import Block, blocks
 from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_kind
 from .conv import depthwise
 from .discover import discover
-from .families import families, towers
+from .families import FAMILIES, families, towers
 from .physical import Physical, Rows, numbers, parameters, plain_class
 from .positions import Positions
 from .prefix import Ahead, Front
@@ -19,6 +19,7 @@ from .tied import input_table, once, output_head, said, ties
 from .trunk import Trunk
 
 __all__ = [
+    "FAMILIES",
     "UNPACK",
     "Ahead",
     "Aside",

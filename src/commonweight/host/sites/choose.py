@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ...core import CommonweightError, Site
+from ...core import CommonweightError, Site, fits
 from ..names import named
 from ..packs import is_experts, packed_in, runs, slots
 from ..weights import known, plain
@@ -40,16 +38,14 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
     globs = [p.strip() for p in pattern.split("|")]
     words = families(model, every, default) if any(g in FAMILIES for g in globs) else {}
     named_so = {s.name for g in globs for s in words.get(g, ())}
-    empty = [g for g in globs if g in words and not words[g] and not any(_match(s.name, g) for s in every)]
+    empty = [g for g in globs if g in words and not words[g] and not any(fits(s.name, g) for s in every)]
     if empty:
         there = ", ".join(w for w, found in words.items() if found)
         raise CommonweightError(f"sites={pattern!r}: this model has no {empty[0]} sites; it has {there}")
-    chosen = [s for s in every if s.kind == "head" or s.name in named_so or any(_match(s.name, g) for g in globs)]
+    chosen = [s for s in every if s.kind == "head" or s.name in named_so or any(fits(s.name, g) for g in globs)]
     if not any(s.kind != "head" for s in chosen):
         for name in experts(model):
-            if any(
-                _match(name, g) or _match(f"{name}.gate_up_proj", g) or _match(f"{name}.down_proj", g) for g in globs
-            ):
+            if any(fits(name, g) or fits(f"{name}.gate_up_proj", g) or fits(f"{name}.down_proj", g) for g in globs):
                 if packed_fused(name, module := dict(named(model))[name]):
                     raise CommonweightError(
                         f"{name}: its weights are packed ({type(module).__name__}), and packed experts of this form "
@@ -101,8 +97,3 @@ def strangers(modules: Mapping[str, Physical], sites: list[Site], method: str) -
 def _module(names: Mapping[str, nn.Module], site: str) -> nn.Module:
     """That of a site; for parameters of attention and of experts theirs."""
     return names[site] if site in names else names[site.rpartition(".")[0]]
-
-
-def _match(name: str, glob: str) -> bool:
-    literal = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)  # c_attn[1] is a part of a fused weight, not a set of letters
-    return fnmatchcase(name, literal) or fnmatchcase(name.split("[")[0], glob)

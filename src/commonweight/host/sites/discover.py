@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ...core import CommonweightError, Site
+from ...core import CommonweightError, Site, fits
 from ..names import named
 from ..weights import packed_whole
 from . import (
@@ -87,7 +86,7 @@ def _biases(modules: Mapping[str, Physical]) -> set[str]:
 def _split(found: Found, fused: Mapping[str, int]) -> list[Site]:
     """The site, or its rows as sites of their own."""
     site = found.site
-    parts = next((n for p, n in fused.items() if fnmatchcase(site.name, p)), 1) if found.at.kind == "linear" else 1
+    parts = next((n for p, n in fused.items() if fits(site.name, p)), 1) if found.at.kind == "linear" else 1
     if site.out % parts:
         raise CommonweightError(f"{site.name}: {site.out} rows do not split into {parts} equal parts")
     if parts == 1:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from ...address import WHOLE
 from ...bind import Instead
-from ...core import ONES, ZEROS, CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, counted, option
+from ...core import ONES, ZEROS, CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, counted, fits, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..drawn import credited, drawn, sets
 from ..registry import method
@@ -122,7 +121,7 @@ def plan(sites: Sequence[Site], config: DAS) -> Plan:
     of a run, as the 3 (the first without looks) of 10 epochs. `adapt` and `Scheduled` search; other loops name blocks
     in `skipped`. Raises: CommonweightError where `skipped` names no block, or fewer blocks are there than `skip`.
     """
-    mine = [s for s in sites if any(fnmatchcase(s.name, p) for p in config.skipped)] if config.skipped else [*sites]
+    mine = [s for s in sites if any(fits(s.name, p) for p in config.skipped)] if config.skipped else [*sites]
     if not mine:
         raise CommonweightError(
             f"das: skipped={config.skipped!r} names none of the {counted(len(sites), 'block')}, such as {sites[0].name}"

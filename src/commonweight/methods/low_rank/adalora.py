@@ -28,7 +28,9 @@ class AdaLoRA:
     beta1: float = option(0.85, "how slowly the mean importance follows", ge=0, le=0.999)
     beta2: float = option(0.85, "how slowly its uncertainty follows", ge=0, le=0.999)
     orthogonal: float = option(0.5, "weight of the penalty that keeps directions orthonormal", ge=0)
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: what a trained tenant was left with")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
+    )
 
     def check(self) -> str | None:
         if self.target > self.rank:

@@ -25,7 +25,9 @@ class ALoRA:
     begin: float = option(0.3, "share of the steps before the first round", ge=0, le=1)
     between: float = option(0.075, "share of the steps from one round to the next", gt=0, le=1)
     move: float = option(1.0, "ranks that go in a round, for each site", gt=0)
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: what a trained tenant was left with")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
+    )
 
     @property
     def room(self) -> int:

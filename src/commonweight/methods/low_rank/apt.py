@@ -27,7 +27,9 @@ class APT:
     begin: float = option(0.1, "share of the steps before ranks are added", ge=0, le=1)
     end: float = option(0.5, "share of the steps, the last ones, with the final ranks", ge=0, le=1)
     beta: float = option(0.85, "how slowly the importance of a rank follows", ge=0, le=0.999)
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: what a trained tenant was left with")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
+    )
 
     @property
     def room(self) -> int:

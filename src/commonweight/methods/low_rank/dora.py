@@ -21,8 +21,10 @@ class DoRA:
     alpha: float | None = option(None, "numerator of the scale; none: 2 * rank", gt=0)
     rslora: bool = option(False, "scale alpha / sqrt(rank) instead of alpha / rank")
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: for some sites, first match wins")
-    alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs for some sites")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: for some sites, first match wins", globs=True
+    )
+    alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs for some sites", globs=True)
 
     def check(self) -> str | None:
         return wrong_pairs(ranks=self.ranks, alphas=self.alphas)

@@ -37,7 +37,9 @@ class IncreLoRA:
     beta1: float = option(0.85, "how slowly the mean importance follows", ge=0, le=0.999)
     beta2: float = option(0.85, "how slowly its uncertainty follows", ge=0, le=0.999)
     orthogonal: float = option(0.1, "weight of the penalty that keeps directions orthonormal", ge=0)
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: what a trained tenant was left with")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
+    )
 
     @property
     def room(self) -> int:

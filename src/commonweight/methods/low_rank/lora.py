@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from ...address import WHOLE
 from ...bind import Activated, BiasShift, LowRank
-from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, fits, kaiming, option
 from ..registry import method
 
 
@@ -20,9 +19,11 @@ class LoRA:
     rslora: bool = option(False, "scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732, eq. 6)")
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
     ranks: tuple[tuple[str, int], ...] = option(
-        (), "(pattern, rank) pairs: other ranks for some sites, first match wins"
+        (), "(pattern, rank) pairs: other ranks for some sites, first match wins", globs=True
     )
-    alphas: tuple[tuple[str, float], ...] = option((), "(pattern, alpha) pairs: other alphas for some sites")
+    alphas: tuple[tuple[str, float], ...] = option(
+        (), "(pattern, alpha) pairs: other alphas for some sites", globs=True
+    )
     bias: bool = option(False, "also a shift of the bias, at sites that have one")
     invocation: tuple[int, ...] = option(
         (), "token ids from whose last occurrence in a row on it acts (aLoRA, arXiv 2504.12397); none: everywhere"
@@ -43,9 +44,8 @@ def wrong_pairs(**options: Sequence[tuple[str, float]]) -> str | None:
 
 
 def pick(pairs: Sequence[tuple[str, float]], name: str, default: float) -> float:
-    """The number of the first pattern that is the name or matches it: the brackets of a fused layer's rows are literal
-    in a name."""
-    return next((v for p, v in pairs if name == p or fnmatchcase(name, p)), default)
+    """The number of the first pattern that fits the name, as `sites=` takes it."""
+    return next((v for p, v in pairs if fits(name, p)), default)
 
 
 def rank_and_scale(config: Any, site: str) -> tuple[int, float]:

@@ -25,7 +25,9 @@ class SoRA:
     compat: Literal["paper", "official"] = option(
         "paper", "official: a gate below twice the threshold is closed, as the published code does"
     )
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: what a trained tenant was left with")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
+    )
 
     def check(self) -> str | None:
         return wrong_ranks(self.ranks)

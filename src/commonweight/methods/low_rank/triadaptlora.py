@@ -34,7 +34,9 @@ class TriAdaptLoRA:
     begin: float = option(0.1, "share of the steps before the first growth", ge=0, le=1)
     end: float = option(0.5, "share of the steps, the last ones, with the final ranks", ge=0, le=1)
     orthogonal: float = option(0.5, "weight of the penalty that keeps directions orthonormal", ge=0)
-    ranks: tuple[tuple[str, int], ...] = option((), "(pattern, rank) pairs: what a trained tenant was left with")
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
+    )
 
     @property
     def room(self) -> int:

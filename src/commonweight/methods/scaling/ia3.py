@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from ...address import WHOLE
 from ...bind import ScaleInput, ScaleOutput
-from ...core import ONES, Plan, Pool, Read, Site, Use, config, option
+from ...core import ONES, Plan, Pool, Read, Site, Use, config, fits, option
 from ..registry import method
 
 
 @config
 class IA3:
     inputs: str | None = option(
-        None, "glob patterns joined by | of the sites whose input is scaled; none: the second feed-forward layer"
+        None,
+        "glob patterns joined by | of the sites whose input is scaled; none: the second feed-forward layer",
+        globs=True,
     )
 
 
@@ -37,7 +38,7 @@ def plan(sites: Sequence[Site], config: IA3) -> Plan:
     globs = None if config.inputs is None else [g.strip() for g in config.inputs.split("|")]
     pools, uses = {}, []
     for s in sites:
-        inward = s.role == "down" if globs is None else any(fnmatchcase(s.name, g) for g in globs)
+        inward = s.role == "down" if globs is None else any(fits(s.name, g) for g in globs)
         pools[f"{s.name}.l"] = Pool((s.inp if inward else s.out,), ONES)
         uses.append(Use(s.name, ScaleInput() if inward else ScaleOutput(), {"l": Read(WHOLE, (f"{s.name}.l",))}))
     return Plan(pools, tuple(uses))

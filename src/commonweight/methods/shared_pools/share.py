@@ -21,7 +21,7 @@ class Share:
     k: int = option(32, "directions of each basis, and at most the width", ge=1)
     rank: int = option(4, "rank p of a tenant's update, and at most k", ge=1)
     ks: tuple[tuple[str, int, int], ...] = option(
-        (), "(pattern, k_A, k_B): other numbers of directions for some sites, first match wins"
+        (), "(pattern, k_A, k_B): other numbers of directions for some sites, first match wins", globs=True
     )
 
     def check(self) -> str | None:

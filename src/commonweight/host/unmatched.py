@@ -1,0 +1,74 @@
+"""What is said of globs that fit no site."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..core import Site, counted, fits, globs
+from ..core.errors import edits, nearest
+from .sites import FAMILIES, Pattern
+
+
+def tell(tenant: str, config: Any, sites: Sequence[Site], every: Sequence[Site]) -> None:
+    """Warns of each glob in a tenant's options that fits none of its sites: which are near, and what to write.
+
+    sites: those that the tenant reads; every: all of the model.
+    """
+    for option, glob in globs(config):
+        if not any(fits(s.name, glob) for s in sites):
+            warnings.warn(
+                f"{tenant}: {option} names {glob!r}, which fits none of the {counted(len(sites), 'site')} that this "
+                f"tenant reads, and does nothing; {_instead(glob, sites, every)}",
+                stacklevel=3,
+            )
+
+
+def tell_of_sites(pattern: Pattern, chosen: Sequence[Site], every: Sequence[Site]) -> None:
+    """Warns of each glob of `sites=` that fits nothing and is nearly the name of what was not chosen. A pattern may be
+    for models of several makes, so that one which fits nothing here is no mistake by itself."""
+    if not isinstance(pattern, str):
+        return
+    taken = {_tail(s.name) for s in chosen}
+    left = {_tail(s.name) for s in every} - taken
+    for glob in (g.strip() for g in pattern.split("|")):
+        if glob in FAMILIES or any(fits(s.name, glob) for s in every):
+            continue
+        if (near := _slip(_tail(glob), left)) is not None:
+            warnings.warn(
+                f"sites={pattern!r}: {glob!r} fits no site of this model, and the rest of the pattern is taken alone; "
+                f"did you mean {f'*{near}'!r}?",
+                stacklevel=3,
+            )
+
+
+def _slip(tail: str, names: Iterable[str]) -> str | None:
+    """The name that is one slip of the hand away: a letter more, less or another, or two of them swapped. q_proj and
+    o_proj are no slip, nor are fc1 and fc3: what differs must be a word of four letters or more."""
+
+    def word(name: str) -> bool:
+        a, b = tail.split("_"), name.split("_")
+        return len(a) != len(b) or all(x == y or max(len(x), len(y)) >= 4 for x, y in zip(a, b))
+
+    return next((n for n in sorted(names) if edits(tail, n) == 1 and word(n)), None)
+
+
+def _instead(glob: str, sites: Sequence[Site], every: Sequence[Site]) -> str:
+    """What to write in its place."""
+    for meant in (f"*.{glob}", f"*{glob}", f"{glob}*", f"*{glob}*"):
+        if any(fits(s.name, meant) for s in sites):
+            return f"a glob is of the whole name: write {meant!r}"
+    if (there := next((s.name for s in every if fits(s.name, glob)), None)) is not None:
+        return f"it fits {there}, which the model has and the tenant does not read: name it in sites= too"
+    tails = dict.fromkeys(_tail(s.name) for s in sites)
+    if (near := nearest(_tail(glob), tails)) is not None:
+        return f"did you mean {f'*{near}'!r}, as in {next(s.name for s in sites if _tail(s.name) == near)}?"
+    return f"its sites are {sites[0].name} to {sites[-1].name}"
+
+
+def _tail(name: str) -> str:
+    """The last part of a name with its dot, without its number; of a glob and of a pattern of PEFT, which is a regular
+    expression, too."""
+    bare = name.split("[")[0].replace("\\", "").rstrip("$*)")
+    return f".{bare.rpartition('.')[2].lstrip('*')}"
