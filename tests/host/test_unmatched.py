@@ -6,8 +6,8 @@ import pytest
 
 import commonweight as cw
 from commonweight.core import fits
-from tests.mixtures import mixtral
 from tests.laws.subjects import stir
+from tests.mixtures import mixtral
 from tests.models import make
 
 

@@ -65,10 +65,9 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         return float(by_pattern(alpha_pattern, name, alpha)) / (math.sqrt(rank) if rslora else rank)
 
     tensors, in_experts = experts.part(tensors, sites, scale, base.crossed)
-    if in_experts and (how or dora or biased):
+    if in_experts and (how or dora):
         raise CommonweightError(
-            "adapter_config.json: experts of a mixture with DoRA, trained biases, PiSSA or OLoRA are not supported. "
-            f"{refusals.MERGE}"
+            f"adapter_config.json: experts of a mixture with DoRA, PiSSA or OLoRA are not supported. {refusals.MERGE}"
         )
     for key in (k for k in tensors if k.endswith((_A, _B))):
         name = key.removeprefix(PREFIX).rpartition(".lora_")[0]
@@ -104,7 +103,9 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         alphas[name] = low.scale * (math.sqrt(len(low.A)) if rslora else len(low.A))
         values[f"{name}.A"], values[f"{name}.B"] = low.A, low.B
     if biased or trained:
+        by_name = {s.name: s for s in sites.values()}
         values |= _biases(found, sites, scales, base)
+        values |= {f"{n}.b": torch.zeros(s.out) for n in in_experts if (s := by_name[n]).bias}
     options: dict[str, Any] = {"dropout": float(number(config, "lora_dropout", 0.0))}
     if invocation := _invocation(config):
         shapes = {sites[k].kind for k in found} - {"linear"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core import CommonweightError, Plan, counted
+from ...core import CommonweightError, Plan, Site, counted
 from ...formats import peft
-from ...formats.peft import grouped, low_rank, shaped
+from ...formats.peft import biases, grouped, low_rank, shaped
 from ...formats.peft.keys import targets
 from ...formats.peft.low_rank import Low
 from ..experts import Stacked
@@ -37,7 +38,7 @@ def export_peft(
     `tolerance` ask for plain LoRA. True for PEFT's own format, or an error. False for plain LoRA, whatever the method:
     exact where its change is a product of two factors, else the smallest rank (at most `rank`, None: no limit) whose
     relative Frobenius error is within `tolerance` (None: 1e-3) at every module. A changed bias goes along as lora_B's
-    bias.
+    bias; beside experts and tables, where PEFT takes none, as the layer's own (bias="lora_only").
     report.json beside the adapter states the format, rank and error per module, what was left out (a classification
     head), and digests of the two files that PEFT reads, which `import_peft` compares.
     overwrite: also when there is an adapter in `folder` already. Cost: one SVD per module that has no factors; none for
@@ -105,6 +106,8 @@ def export_peft(
         if not tenant.apart and tenant.method.name == "lora":
             config, tensors, also = tied.with_heads(base, config, tensors, prefix)
             names += also
+        if config.get("lora_bias") and _tables(sites):
+            config, tensors = biases.as_own(config, tensors, frozen, prefix)
         tensors = shaped.kept(tensors, sites, {n: frozen.kernel(n) for n in sites})
         report["modules"] = {peft.short(n, prefix): {**_rank(subject, n), "error": 0.0} for n in sites}
     else:
@@ -122,7 +125,10 @@ def export_peft(
         if more:
             config["target_parameters"] = sorted(peft.short(k, prefix) for k in more)
         tensors = {**low_rank.tensors(low), **mixtures.tensors(base, more)}
-        tensors = shaped.kept(tensors, {s.name: s for s in base.every}, {n: Frozen(base).kernel(n) for n in low})
+        changed = {s.name: s for s in base.every if s.name in low}
+        if config["lora_bias"] and (more or _tables(changed) or any(mixtures.mistaken(base, n) for n in low)):
+            config, tensors = biases.as_own(config, tensors, Frozen(base), prefix)
+        tensors = shaped.kept(tensors, changed, {n: Frozen(base).kernel(n) for n in low})
         names = list(low)
         report["modules"] = {k: {"rank": v.A.shape[0], "error": v.error} for k, v in every.items()}
     if config["peft_type"] == "LORA" and (odd := [n for n in names if mixtures.mistaken(base, n)]):
@@ -151,6 +157,10 @@ def export_peft(
         for k, v in tensors.items()
     }
     return peft.folder.write(folder, config, keyed, report, overwrite)
+
+
+def _tables(sites: Mapping[str, Site]) -> bool:
+    return any(s.kind == "embedding" for s in sites.values())
 
 
 _TASKS = {
@@ -230,8 +240,6 @@ def _as_kept(base: HookedModel, tenant: Tenant, low: dict[str, Low]) -> dict[str
                 f"{name}: others are tied to it, and PEFT's LoRA changes the table alone; keep the tenant in its own "
                 "file (host.save), or write the merged weights (host.merged)"
             )
-        if at.kind == "embedding" and any(m.bias is not None for m in low.values()):
-            raise CommonweightError(f"{name}: PEFT has no LoRA on a table beside one that changes biases")
         if at.kind == "conv" and (groups := Frozen(base).groups(name)) > 1:
             out[name] = v._replace(A=grouped.wide(v.A, grouped.Shape(groups, v.A.shape[1])))
     return out
