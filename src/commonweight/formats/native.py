@@ -39,6 +39,7 @@ from torch import Tensor
 from ..core import CommonweightError, Plan, Site
 from . import coding
 from .coding import Choice
+from .damaged import not_whole
 
 FORMAT = 2
 MOST = 1 << 18  # sites of a tenant
@@ -375,4 +376,4 @@ def opened(path: Path):
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError, ValueError) as e:
-        raise CommonweightError(f"{path}: not a whole safetensors file ({e})") from e
+        raise not_whole(path, e) from e

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core import CommonweightError, counted
 from ..core.readable import CONFIG_BYTES, read_object
+from .damaged import known
 
 FORMATS = {
     "commonweight": "a tenant's own file",
@@ -34,6 +35,8 @@ def recognise(path: Path) -> tuple[str, Path]:
         raise CommonweightError(f"{path}: no such file or folder; wanted an adapter")
     found = _file(path)
     if found is None:
+        if _header(path) is None and (said := known(path)) is not None:
+            raise CommonweightError(f"{path}: {said}")
         raise CommonweightError(
             f"{path}: not an adapter that is known here; read are {', '.join(f'{k} ({v})' for k, v in FORMATS.items())}"
         )

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core import CommonweightError
+from .damaged import not_whole
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ def read(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError, ValueError, KeyError) as e:
-        raise CommonweightError(f"{path}: not a whole safetensors file ({e}); copy it again") from e
+        raise not_whole(path, e) from e
     return {k: looked_at(f"{path}: {k}", v) for k, v in tensors.items()}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...core import CommonweightError
 from ...core.readable import CONFIG_BYTES, read_object
 from .. import atomic
+from ..damaged import known, not_whole
 from . import digest
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -33,7 +34,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as e:
-        raise CommonweightError(f"{path}: not a whole safetensors file ({e})") from e
+        raise not_whole(path, e) from e
     for key, value in tensors.items():
         if value.is_complex() or value.dtype is torch.bool:
             raise CommonweightError(f"{path}: {key} is of {value.dtype}; wanted floating numbers")
@@ -65,11 +66,7 @@ def weights(folder: Path) -> Path:
     path, pickled = folder / TENSORS, folder / PICKLE
     if not path.is_file():
         if pickled.is_file():
-            raise CommonweightError(
-                f"{pickled}: a pickle can run any code, it is not read. If you trust it, write {TENSORS} from it: "
-                f'safetensors.torch.save_file(torch.load("{PICKLE}", weights_only=True), "{TENSORS}"); or load it in '
-                "PEFT and save_pretrained"
-            )
+            raise CommonweightError(f"{pickled}: {known(pickled)}")
         raise CommonweightError(f"{folder}: has no {TENSORS}")
     return path
 
