@@ -15,7 +15,7 @@ from ..formats.coding import Choice
 from ..methods import OVER, Method, beside, head, resolve
 from ..methods import plan as make_plan
 from ..methods.shown import KINDS, Seen, Shown, Statistics
-from . import adapters, encode, files, peft
+from . import adapters, encode, files, peft, room
 from .beside import Names, Rows, chosen, others
 from .common import Common
 from .coverage import Coverage, coverage
@@ -122,6 +122,7 @@ class Host:
         mine = others(self.base, self.sites_for(found, sites), held)
         if found.asks(config) or found.kept(config):
             mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
+        room.asked(found, config, mine)
         asked = config
         config, values = self._begun(found, config, mine, rows, retain, labels, seed)
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)

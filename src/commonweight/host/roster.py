@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Beside, Method, available
+from . import room
 from .common import Common, Held, shared
 from .follow import served
 from .pools import drawn, packed
@@ -106,7 +107,8 @@ class Roster:
         frozen, given = self.frozen, values or {}
         joined = {} if of is None else of.known(plan, given)
         rest = plan._replace(pools={k: p for k, p in plan.pools.items() if k not in given and k not in joined})
-        made = materialise(rest, Derive(self.base.weight, self.base.bias), device, frozen, own)
+        with room.held(rest, method, config):
+            made = materialise(rest, Derive(self.base.weight, self.base.bias), device, frozen, own)
         rows = {s.name: s.rows for s in self.base.every if s.rows is not None}
         with self.lock:
             self.free(name)
