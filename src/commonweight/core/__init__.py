@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Init,
         Normal,
         Orthonormal,
+        Positive,
         Source,
         Uniform,
         Values,
@@ -46,6 +47,7 @@ __all__ = [
     "Orthonormal",
     "Plan",
     "Pool",
+    "Positive",
     "Read",
     "Registry",
     "Rng",
@@ -79,7 +81,9 @@ __all__ = [
 
 # These need torch, whose import takes longer than any command of the store.
 _HOMES = {
-    **dict.fromkeys(("ONES", "ZEROS", "Around", "BaseWeight", "Constant", "Init", "Normal", "Orthonormal"), "init"),
+    **dict.fromkeys(
+        ("ONES", "ZEROS", "Around", "BaseWeight", "Constant", "Init", "Normal", "Orthonormal", "Positive"), "init"
+    ),
     **dict.fromkeys(("Source", "Uniform", "Values", "kaiming"), "init"),
     **dict.fromkeys(("Address", "Base", "Bind", "Plan", "Pool", "Read", "Site", "Use", "WEIGHTLESS"), "types"),
     "Rng": "rng",

@@ -74,6 +74,17 @@ class Uniform:
         return rng.uniform(shape, -self.bound, self.bound)
 
 
+@serial
+@dataclass(frozen=True)
+class Positive:
+    """Uniform in [0, high)."""
+
+    high: float
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        return rng.uniform(shape, 0.0, self.high)
+
+
 def kaiming(fan_in: int) -> Uniform:
     """What ``kaiming_uniform_(a=sqrt(5))`` gives, LoRA's usual A: bound 1 / sqrt(fan_in)."""
     return Uniform(1.0 / math.sqrt(fan_in))
@@ -82,13 +93,15 @@ def kaiming(fan_in: int) -> Uniform:
 @serial
 @dataclass(frozen=True)
 class Orthonormal:
-    """Orthonormal columns (or rows, when wide) by QR of a normal matrix, signs fixed by R's diagonal."""
+    """Orthonormal columns (or rows, when wide) by QR of a normal matrix, signs fixed by R's diagonal. Of more than two
+    dimensions all behind the first are one."""
 
     def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
-        tall = rng.normal((max(shape), min(shape))).double()
+        rows, columns = shape[0], math.prod(shape[1:])
+        tall = rng.normal((max(rows, columns), min(rows, columns))).double()
         q, r = torch.linalg.qr(tall)
         q = (q * torch.sign(torch.diagonal(r))).float()
-        return q if shape[0] >= shape[1] else q.T.contiguous()
+        return (q if rows >= columns else q.T.contiguous()).reshape(shape)
 
 
 @serial

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from commonweight.adapt import open_host
+from commonweight.core import Rng
 from commonweight.lifelong import stages
-from commonweight.lifelong.methods.coda_prompt import skewed
+from commonweight.lifelong.methods.coda_prompt import CODAPrompt, apart, skewed
 from tests.lifelong import small
 
 
@@ -20,6 +21,32 @@ def test_the_penalty_is_the_mean_squared_distance_of_gram_matrices_from_one():
         rows = [r.flatten() for part in range(2) for r in pools[f"{kind}{part}"]]
         want += sum((float(a @ b) - (i == j)) ** 2 for i, a in enumerate(rows) for j, b in enumerate(rows)) / 16
     assert float(skewed(pools, 0.5)) == pytest.approx(0.5 * want, rel=1e-5)
+
+
+def gram_schmidt(old, drawn):
+    """models/zoo.py @605ac87, column by column."""
+    u = [*old]
+    for v in drawn:
+        u.append(v - sum((v * w).sum() / (w * w).sum() * w for w in u))
+    return torch.stack([w / w.norm() for w in u[len(old) :]])
+
+
+def test_new_components_begin_as_in_the_code():
+    g = torch.Generator().manual_seed(0)
+    shapes = {"a.P": (3, 2, 2, 8), "a.K": (3, 8), "a.A": (3, 8)}
+    pools = {f"{n}{i}": torch.randn(s, generator=g) for n, s in shapes.items() for i in range(2)}
+    found = apart(pools, 2, 7)
+    assert found.keys() == {f"{n}2" for n in shapes}
+    for n, s in shapes.items():
+        old = torch.cat([pools[f"{n}0"], pools[f"{n}1"]]).flatten(1)
+        drawn = Rng(7, f"coda-prompt/{n}2").normal((3, old.shape[1]))
+        torch.testing.assert_close(found[f"{n}2"].flatten(1), gram_schmidt(old, drawn), rtol=1e-4, atol=1e-5)
+        assert found[f"{n}2"].shape == s
+
+
+def test_the_numbers_of_the_code():
+    c = CODAPrompt()
+    assert (c.components, 2 * c.tokens, c.weight, c.attentions) == (100 // 10, 8, 0.1, 5)
 
 
 def test_a_task_adds_components_and_leaves_the_earlier_ones(model, tmp_path, monkeypatch):

@@ -4,7 +4,21 @@ import torch
 
 from commonweight.adapt import open_host
 from commonweight.lifelong import stages
+from commonweight.lifelong.methods.dualprompt import DualPrompt
 from tests.lifelong import small
+
+
+def test_it_begins_as_in_the_code(model, tmp_path, monkeypatch):
+    """Uniform in [0, 0.01); a later task's own prompts where those of the one before ended (`shared_prompt_pool`)."""
+    asks = []
+    old = stages.train
+    monkeypatch.setattr(stages, "train", lambda stage, ask, *rest: asks.append(ask) or old(stage, ask, *rest))
+    small.stream(model, tmp_path / "shop", "dualprompt", host=open_host(model, "classify", dtype="float32"))
+    first, second = asks
+    assert first.start is None and all(0 <= p.min() and p.max() < 0.01 for p in first.values.values())
+    assert not second.values and second.start.labels == ("food", "law", "sport")
+    c = DualPrompt()
+    assert (c.tokens, c.general, c.expert) == (5, 2, 3)
 
 
 def test_general_prompts_go_on_experts_stay_and_a_key_finds_the_task(model, tmp_path, monkeypatch):

@@ -4,7 +4,14 @@ import torch
 
 from commonweight.adapt import open_host
 from commonweight.lifelong import stages
+from commonweight.lifelong.methods.l2p import L2P
 from tests.lifelong import small
+
+
+def test_the_numbers_of_the_code():
+    """configs/cifar100_l2p.py @8cfb210; the weight of configs/five_datasets_l2p.py."""
+    c = L2P()
+    assert (c.prompts, c.tokens, c.top, c.pull) == (10, 5, 5, 0.5)
 
 
 def test_one_pool_goes_on_and_the_keys_are_pulled(model, tmp_path, monkeypatch):

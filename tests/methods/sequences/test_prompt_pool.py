@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import commonweight as cw
+from commonweight.bind import PromptPool
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -62,6 +63,28 @@ def test_formula_in_one_layer_row_by_row(options):
             q, k, v = (z.view(-1, 4, 8).transpose(0, 1) for z in (q, k, v))
             want = (torch.softmax(q @ k.mT / 8**0.5, -1) @ v).transpose(0, 1).reshape(n, 32)
         torch.testing.assert_close(y[i, :n], want, rtol=1e-5, atol=1e-6)
+
+
+def test_first_values_are_those_of_the_codes():
+    host = cw.Host(make("bert")[0])
+    for read, high in (("top", 0.01), ("weighed", 1.0)):
+        for p in host.add(read, "prompt-pool", **{**SMALL, "read": read}).parameters():
+            assert 0 <= p.min() and high / 2 < p.max() < high
+    for p in host.add("attended", "prompt-pool", **{**SMALL, "read": "attended", "parts": 2}).parameters():
+        torch.testing.assert_close(p.flatten(1) @ p.flatten(1).T, torch.eye(len(p)))
+
+
+def test_a_row_is_not_given_what_most_of_its_batch_take():
+    """models/prompt.py of the official code with `batchwise_prompt`, which its configurations set."""
+    keys, rows = torch.eye(4), torch.tensor([[9.0, 8, 1, 0], [8.0, 9, 0, 1], [0.0, 1, 9, 8]])
+    said = PromptPool(top=2).cosines(rows, K0=keys, P0=torch.zeros(4, 2, 1, 4))
+    each = said.topk(2).indices
+    names, counts = each.unique(return_counts=True)
+    theirs = names[counts.topk(2).indices].expand(3, -1)
+    assert [{*r} for r in each.tolist()] == [{0, 1}, {0, 1}, {2, 3}] and {*theirs[2].tolist()} == {0, 1}
+    P = torch.arange(32.0).view(4, 2, 1, 4)
+    k, v = PromptPool(top=2).ahead(rows, K0=keys, P0=P)
+    assert torch.equal(k, P[each][:, :, 0, 0]) and torch.equal(v, P[each][:, :, 1, 0])
 
 
 @pytest.mark.parametrize("read", ["top", "weighed"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ...core import config, option
+from ...core import Site, config, option
 from ..asks import Carried, Run, Stage, Train, rebodied
 from ..registry import method
 from .sequential import newest
@@ -16,11 +17,16 @@ class L2P:
     tokens: int = option(5, "keys and values of a prompt", ge=1)
     top: int = option(5, "prompts N that a row takes", ge=1)
     pull: float = option(0.5, "lambda: weight of the keys' distance to the rows that take them", ge=0)
+    attentions: int = option(5, "attentions, from the first on, that have prompts", ge=1)
 
 
 def adapter(config: L2P) -> tuple[str, dict[str, Any]]:
     how = {"prompts": config.prompts, "tokens": config.tokens, "top": config.top, "pull": config.pull}
     return "prompt-pool", {"read": "top", **how}
+
+
+def where(config: L2P, sites: Sequence[Site]) -> Sequence[Site]:
+    return sites[: config.attentions]
 
 
 @method(
@@ -31,14 +37,17 @@ def adapter(config: L2P) -> tuple[str, dict[str, Any]]:
     carries="the pool of prompts and their keys",
     grows="a head",
     tasks=("classify",),
+    where=where,
 )
 def stage(at: Stage, had: Carried) -> Run:
     """One pool for all tasks, which trains on. Loss + pull * sum over the N prompts that a row takes of 1 - cos(x, K).
 
     Nothing holds a prompt that earlier tasks took, but that rows unlike theirs take others. Cost: as `prompt-pool`, a
-    pass of the base more a step. Source: arXiv 2112.08654, eqs. (2) to (5) and algorithm 1; its M, N, length and
-    lambda. Differs: prompts are prefixes in every attention, where the paper's stand before the first layer; a head a
-    task; what `prompt-pool` says of the query.
+    pass of the base more a step. Source: arXiv 2112.08654; github.com/google-research/l2p: M, N and length of its
+    configs/cifar100_l2p.py @8cfb210 (the newer @3e102b0 has N = 4, length 10), lambda of configs/five_datasets_l2p.py.
+    Differs: prompts are prefixes in the first five attentions, as CODA-Prompt's code has it ("deep"), where theirs
+    stand before the first layer and a head reads their mean; a head a task; rows choose alone, where its configurations
+    take a batch's majority; what `prompt-pool` says of the query.
     """
     trained = yield Train(start=newest(had))
     mine = trained.tenants[at.name]

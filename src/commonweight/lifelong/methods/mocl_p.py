@@ -39,10 +39,11 @@ def stage(at: Stage, had: Carried) -> Run:
     and vector go, and its head alone is trained again on the others' sum.
 
     An earlier task is answered by what was there when it was learned: it forgets nothing. Cost: as `prompt-pool`.
-    Source: arXiv 2406.18708; its predecessor's code, github.com/boschresearch/MoCL-NAACL-2024 @d2b5f1a (the paper's own
-    repository is gone), with weight 1 for the matching and the threshold .25 of its longest stream. Ours: a task's
-    weight, which neither states for a whole task, is the mean of cos(x, v_m) over its dev rows, else its rows; the
-    second training of the head; what `prompt-pool` says of the query.
+    Source: arXiv 2406.18708; its predecessor's code, github.com/boschresearch/MoCL-NAACL-2024 @e8d4322 (the paper's own
+    repository is gone), with weight 1 for the matching (its `matching_loss_v2`) and cosines as they are (its
+    `direct_compose`; its scripts for BERT take a softmax of 8 times them), and the threshold .25 of its longest stream.
+    Ours: a task's weight, which neither states for a whole task, is the mean of cos(x, v_m) over its dev rows, else its
+    rows; the second training of the head; what `prompt-pool` says of the query.
     """
     stays = list(had.facts.get("stays", ()))
     old: Learned | None = had.tenants[stays[-1]] if stays else None

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ...address import WHOLE
 from ...bind import PromptPool as Bound
-from ...core import CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, option
+from ...core import CommonweightError, Orthonormal, Plan, Pool, Positive, Read, Site, Use, config, option
 from ..registry import method
 from ..said import RouterLoss, Said
+
+STARTS = {"top": Positive(0.01), "weighed": Positive(1.0), "attended": Orthonormal()}
 
 
 @config
@@ -30,7 +32,6 @@ class PromptPool:
         "weight of 1 - cosine in the loss: of the prompts taken, of weighed of the last part's; none of attended",
         ge=0,
     )
-    std: float = option(1.0, "deviation of the normal numbers that prompts and keys start from", ge=0)
 
 
 def pulled(config: PromptPool) -> RouterLoss | None:
@@ -69,14 +70,18 @@ def plan(sites: Sequence[Site], config: PromptPool) -> Plan:
     x is what the plain base makes of the row, the mean over its tokens of the last block. Shapes: P (M, 2, m, w), K and
     A (M, d), d = w. Linear in: P, given the keys. Cost: a pass of the base, and top m or m more keys a layer. Of
     encoders alone, since x is of a whole row; it cannot be merged. The tokens behind move on, as in prefix tuning.
-    Source: top: L2P, arXiv 2112.08654, eqs. (2) to (5), in the form of prefixes in which CODA-Prompt's code compares it
-    (github.com/GT-RIPL/CODA-Prompt, L2P++, deep); its M, N, m and weight. attended: CODA-Prompt, arXiv
-    2211.13218, eqs. (3) to (6). weighed: MoCL, arXiv 2406.18708. Ours: the query (theirs: a class token, or a mean of
-    embeddings), normal numbers at the start, no penalty on how often a prompt is taken.
+    Source: top: L2P, github.com/google-research/l2p, models/prompt.py, in the form of prefixes that it has for
+    DualPrompt and CODA-Prompt's code for L2P (models/zoo.py, with keys for each layer; here one for all, as L2P's); M,
+    N and m of its first configuration (@8cfb210), the weight of its five data sets (0.5; its two of CIFAR-100 have 0.1
+    and 1); P and K start uniform in [0, 0.01). Its configurations give all rows of a batch the prompts that most of
+    them take; here a row is what it is alone. attended: CODA-Prompt, github.com/GT-RIPL/CODA-Prompt @605ac87,
+    models/zoo.py; each part starts with orthonormal rows. weighed: MoCL, github.com/boschresearch/MoCL-NAACL-2024
+    @e8d4322; P and K start uniform in [0, 1). Of the papers no full text was read. Ours: the query (theirs: a class
+    token, or a mean of embeddings), no penalty on how often a prompt is taken.
     Raises: CommonweightError at an attention that sees no later token.
     """
     pools: dict[str, Pool] = {}
-    uses = []
+    uses, start = [], STARTS[config.read]
     for s in sites:
         if s.role == "causal":
             raise CommonweightError(
@@ -84,13 +89,11 @@ def plan(sites: Sequence[Site], config: PromptPool) -> Plan:
                 "prompts are chosen by a whole row; take prefix-tuning"
             )
         home = s.name if config.read == "attended" else "pool"
-        mine = {
-            f"P{i}": Pool((config.prompts, 2, config.tokens, s.out), Normal(config.std)) for i in range(config.parts)
-        }
+        mine = {f"P{i}": Pool((config.prompts, 2, config.tokens, s.out), start) for i in range(config.parts)}
         at = {k: f"{s.name}.{k}" for k in mine}
         for kind in ("K", "A") if config.read == "attended" else ("K",):
             for i in range(config.parts):
-                mine[f"{kind}{i}"] = Pool((config.prompts, s.out), Normal(config.std))
+                mine[f"{kind}{i}"] = Pool((config.prompts, s.out), start)
                 at[f"{kind}{i}"] = f"{home}.{kind}{i}"
         pools |= {at[k]: p for k, p in mine.items() if at[k] not in pools}
         if any(pools[at[k]].shape != p.shape for k, p in mine.items()):
