@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from commonweight.adapt.tasks.base import length
+from commonweight.exchange import work as working
 from commonweight.exchange.asks import Loss, Train
 from commonweight.exchange.work import Stream
 from tests.adapt import tiny
@@ -30,6 +31,24 @@ def test_together_is_one_after_the_other(bert, optimizer):
     assert [t.steps for t in mixed] == [6, 4, 8]
     close(mixed, alone)
     assert all(not torch.equal(t.pools[n], a.pools[n]) for t, (_, a) in zip(mixed, asks) for n in t.pools)
+
+
+def test_a_mixed_batch_has_so_many_tokens(bert, monkeypatch):
+    """Of the rows of its longest client each; clients of like rows are in one, and a client is never cut."""
+    p = small.prepared(bert, "fedavg", {"rank": 2}, **RECIPE)
+    work = small.work(p, (4, 4, 4, 4))
+    rows = [work.rows[c][0] for c in range(4)]
+    long = [{**rows[0], "input_ids": [5] * n} for n in (10, 30, 11, 31)]
+    work.rows = [[e] * 4 for e in long]
+    asks = [(c, Train(small.start(p), steps=1)) for c in range(4)]
+    for most, wanted in (
+        (1000, [[3, 1, 2, 0]]),
+        (250, [[3, 1], [2, 0]]),
+        (100, [[3], [1], [2, 0]]),
+        (1, [[3], [1], [2], [0]]),
+    ):
+        monkeypatch.setattr(working, "TOKENS", most)
+        assert work._groups([0, 1, 2, 3], asks) == wanted
 
 
 def test_it_is_plain_training(bert):

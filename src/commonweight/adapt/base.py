@@ -20,8 +20,8 @@ from ..core import CommonweightError, counted, first_line, unknown
 from ..host import Host
 from ..host.origin import quantised
 from ..host.weights import device_of
+from . import kernels, offload, processes
 from . import liger as ligers
-from . import offload, processes
 from . import shard as shards
 from .classifier import POOLER, Classifier, pool_of_transformers
 from .names import CAUSAL, DEVICES, DTYPES
@@ -92,6 +92,8 @@ def open_host(
             raise CommonweightError(f"shard: with {what} {said!r} the base cannot be sharded; leave one of the two out")
     if liger:
         ligers.check()
+    if device == "cpu":
+        kernels.few()
     wanted = pick_dtype(dtype, device)
     # On a CPU in bfloat16 the backward pass of torch's fused attention takes a third of a step over short rows.
     short = device == "cpu" and wanted is torch.bfloat16 and task not in CAUSAL

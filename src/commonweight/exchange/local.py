@@ -59,7 +59,11 @@ class Rounds:
     deadline: float | None = option(
         None, "simulated: a round ends after so many times the median client's time; who comes later is left out", gt=0
     )
-    mixed: int = option(256, "rows of one mixed batch at most, of several clients; 1: one client after the other", ge=1)
+    mixed: int = option(
+        256,
+        "rows of one mixed batch at most, of several clients, and 4,096 tokens; 1: one client after the other",
+        ge=1,
+    )
     eval_every: int = option(1, "rounds between measurements on the eval rows", ge=1)
     seed: int = option(0, "seed of everything that is drawn", ge=0)
 

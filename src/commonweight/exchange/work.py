@@ -23,6 +23,7 @@ from .moving import moving
 from .stacked import beside, stack, stacked, together
 
 CELLS = 64
+TOKENS = 4096  # ours: of a mixed batch at most, padding counted; a client's own batch may be longer
 
 
 @dataclass
@@ -79,21 +80,24 @@ class Work:
         return out
 
     def _groups(self, places: list[int], asks: Sequence[tuple[int, Ask]]) -> list[list[int]]:
-        """Those of like length together, the longest first; of each at most `mixed` rows, padding counted. One
-        optimiser counts its steps for all, so that clients which keep theirs stand beside those that are as far."""
+        """Those of as many steps and of rows of like length together, the most first; of each at most `mixed` rows and
+        `TOKENS` tokens, padding counted. One optimiser counts its steps for all, so that clients which keep theirs
+        stand beside those that are as far."""
         size = {i: self._size(*asks[i]) for i in places}
+        long = {i: max(length(e) for e in self.rows[asks[i][0]]) for i in places}
         far = {i: _steps_done(asks[i][1]) for i in places}
-        order = sorted(places, key=lambda i: (far[i], -size[i][0], -size[i][1], i))
+        order = sorted(places, key=lambda i: (far[i], -size[i][0], -size[i][1], -long[i], i))
         groups: list[list[int]] = []
-        widest = 0
+        widest = longest = 0
         for i in order:
-            widest = max(widest, size[i][1])
-            fits = groups and not self.apart and widest * (len(groups[-1]) + 1) <= self.mixed
+            widest, longest = max(widest, size[i][1]), max(longest, long[i])
+            rows = widest * (len(groups[-1]) + 1) if groups else 0
+            fits = groups and not self.apart and rows <= self.mixed and rows * longest <= TOKENS
             if fits and far[groups[-1][0]] == far[i]:
                 groups[-1].append(i)
             else:
                 groups.append([i])
-                widest = size[i][1]
+                widest, longest = size[i][1], long[i]
         return groups
 
     def _size(self, client: int, ask: Ask) -> tuple[int, int]:
