@@ -210,7 +210,7 @@ def look(
         say(processes.told(asked))
     held = beside.modules(job.modules_to_save)
     if not job.over:
-        say(host.coverage(job.method or "mos", job.sites, modules_to_save=held).line)
+        say(host.coverage(job.method or "mos", job.sites, modules_to_save=held, **job.options).line)
     bring(host)
     if job.over:
         say(f"over {', '.join(job.over)}, which are frozen")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,6 +36,9 @@ class Entries:
         same = x == ids
         mine = base.scaled(rows)[same.to(torch.uint8).argmax(-1)]
         return torch.where(same.any(-1, keepdim=True), mine.to(y.dtype), y)
+
+    def reads(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, bool]:
+        return math.prod(shapes["rows"]), False
 
     def turned(self) -> Entries:
         return Entries(not self.of_head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +25,9 @@ class Shift:
     def bias(self, b: Tensor, dw: Tensor | None = None, db: Tensor | None = None) -> Tensor:
         return b if db is None else b + self.scale * db
 
+    def reads(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, bool]:
+        return (None if "dw" in shapes else 0), True
+
 
 @serial
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class BiasShift:
 
     def bias(self, b: Tensor, db: Tensor) -> Tensor:
         return b + db
+
+    def reads(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, bool]:
+        return 0, True
 
     def output(self, x: Tensor, y: Tensor, base: Base, db: Tensor) -> Tensor:
         return y + db

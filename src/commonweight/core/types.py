@@ -114,6 +114,8 @@ class Bind(Protocol):
                                        the frozen one, (out, inp), where y = x weight^T + a constant and nobody else
                                        reads y, so that one node may stand for both; else None
     bias(b, **slots) -> b'             when the bias changes too
+    reads(shapes) -> (n, b)            of a bind that reads less than all of a weight: how many of its numbers, None for
+                                       all, and whether the bias; shapes: of what each slot reads
     opens(x, base, there, **slots) -> g (..., T)  at a block or a part of one: what share of it each token gets. y is
                                        then g y of a part, x + g (y - x) of a block, before `output`; where g is 0 it is
                                        not computed. there: which tokens are no padding, bool (..., T), or None

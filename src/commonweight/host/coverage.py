@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..core import WEIGHTLESS, Site
+from ..core import WEIGHTLESS, Plan, Site, Use
 from ..methods import Method, available
 from .experts import Stacked
 from .hooked import HookedModel
@@ -36,16 +36,24 @@ class Left:
 
 @dataclass(frozen=True)
 class Coverage:
-    """read, total: weights by number. left: families that are not read, the largest first. of: whose sites they are."""
+    """read, total: weights by number. left: families that are not read, the largest first. of: whose sites they are.
+    behind: no weight changes; what the layers with the `read` weights give is acted on."""
 
     of: str
     read: int
     total: int
     left: tuple[Left, ...]
+    behind: bool = False
 
     @property
     def share(self) -> float:
         return self.read / max(1, self.total)
+
+    @property
+    def _told(self) -> str:
+        if self.behind:
+            return f"{self.of} changes no weight; it acts on what layers with {self.share:.1%} of the weights give"
+        return f"{self.of} reads {self.share:.1%} of the weights"
 
     @property
     def line(self) -> str:
@@ -53,12 +61,12 @@ class Coverage:
         parts = [f"{x.family} {x.numbers / self.total:.0%}" for x in self.left if x.numbers >= 0.01 * self.total]
         named = [x.sites for x in self.left if x.sites and x.numbers >= 0.01 * self.total]
         add = f" (add them: sites='...|{'|'.join(named)}')" if named else ""
-        out = f"{self.of} reads {self.share:.1%} of the weights"
+        out = self._told
         out += f"; left out: {', '.join(parts)}{add}" if parts else ""
         return "; ".join([out, *dict.fromkeys(x.todo for x in self.left if x.todo and x.numbers >= 0.01 * self.total)])
 
     def __str__(self) -> str:
-        lines = [f"{self.of} reads {self.share:.1%} of the weights: {self.read:,} of {self.total:,}"]
+        lines = [f"{self._told}: {self.read:,} of {self.total:,}"]
         for x in self.left:
             how = f"add them with sites='...|{x.sites}'" if x.sites else ""
             how = how or x.todo or (f"read by {', '.join(x.methods)}" if x.methods else "no method reads them")
@@ -66,37 +74,69 @@ class Coverage:
         return "\n".join(lines)
 
 
-def coverage(base: HookedModel, of: str, sites: Iterable[Site], method: Method | None) -> Coverage:
-    """sites: those that are read. method: whose kinds they are of; None for all kinds."""
+def coverage(
+    base: HookedModel, of: str, sites: Iterable[Site], method: Method | None, plan: Plan | None = None
+) -> Coverage:
+    """sites: those that are read. method: whose kinds they are of; None for all kinds. plan: how much of each is read,
+    where it is less than all: biases, entries of a table."""
     owned = _owned(base)
+    parts = {} if plan is None else _parts(plan)
     taken = {s.name for s in sites}
-    covered: set[int] = set()
-    read = 0
-    for s in base.every:
-        if s.name in taken:
-            read += _count(base, s, owned, covered)
-    total = sum(owned.values())
-    left: dict[str, int] = {}
+    narrow = bool(parts) and all(p == (0, True) for p in parts.values())
     tower = towers(base.inner)
     several = len({tower(s.name) for s in base.every}) > 1
     words = {s.name: w for w, found in families(base.inner, base.every, base.default).items() for s in found}
-    kinds: dict[str, tuple[str, dict[str, None]]] = {}
-    for s in base.every:
-        n = 0 if s.name in taken else _count(base, s, owned, covered)
+    covered: set[int] = set()
+    read, left = 0, dict[tuple[str, bool], int]()
+    kinds: dict[tuple[str, bool], tuple[str, dict[str, None]]] = {}
+
+    def leave(s: Site, n: int, told: str = "{}") -> None:
+        """told: how it is called, where no pattern adds it for this method."""
         if not n:
-            continue
+            return
         word = words.get(s.name, "")
         home = f" ({tower(s.name)})" if several and s.kind not in ("embedding",) else ""
         label = ("heads" if word == "heads" else _WORDS.get(s.kind, s.kind)) + home
-        left[label] = left.get(label, 0) + n
-        kinds.setdefault(label, (s.kind, {}))[1][word or _glob(s)] = None
-    found = [_left(label, n, *kinds[label], method) for label, n in left.items()]
+        key = told.format(label), told != "{}"
+        left[key] = left.get(key, 0) + n
+        kinds.setdefault(key, (s.kind, {}))[1][word or _glob(s)] = None
+
+    for s in (s for s in base.every if s.name in taken):
+        w, b = _count(base, s, owned, covered)
+        part, bias = parts.get(s.name, (None, True))
+        mine = (w if part is None else min(w, part)) + (b if bias else 0)
+        read += mine
+        leave(s, w + b - mine, "the rest of {}")
+    for s in (s for s in base.every if s.name not in taken):
+        w, b = _count(base, s, owned, covered)
+        leave(s, w + b, "{} without biases" if narrow and not b else "{}")
+    found = [_left(label, n, *kinds[label, rest], method, rest) for (label, rest), n in left.items()]
     for kind, n in _packed_experts(base).items():
         found.append(Left(f"packed experts ({kind})", n, todo=f"{kind} is no site: {UNPACK}"))
-    rest = total - read - sum(x.numbers for x in found)
-    if rest > 0:
-        found.append(Left(f"what is no site ({_unknown(base, covered)})", rest))
-    return Coverage(of, read, total, tuple(sorted(found, key=lambda x: -x.numbers)))
+    total = sum(owned.values())
+    more = total - read - sum(x.numbers for x in found)
+    if more > 0:
+        found.append(Left(f"what is no site ({_unknown(base, covered)})", more))
+    behind = plan is not None and bool(read) and not any(_changes(u) for u in plan.uses)
+    return Coverage(of, read, total, tuple(sorted(found, key=lambda x: -x.numbers)), behind)
+
+
+def _changes(use: Use) -> bool:
+    """Whether a weight changes there; a classification head is a tenant's own and changes none."""
+    return any(hasattr(use.bind, form) for form in ("weight", "bias"))
+
+
+def _parts(plan: Plan) -> dict[str, tuple[int | None, bool]]:
+    """What each site is read of that is not read whole: (numbers of its weight, None for all; whether its bias)."""
+    out: dict[str, tuple[int | None, bool]] = {}
+    for use in plan.uses:
+        ask = getattr(use.bind, "reads", None)
+        shapes = {slot: plan.pools[r.pools[0]].shape for slot, r in use.reads.items()}
+        mine = (None, True) if ask is None else ask(shapes)
+        before = out.get(use.site, (0, False))
+        weight = None if None in (mine[0], before[0]) else max(mine[0], before[0])
+        out[use.site] = weight, mine[1] or before[1]
+    return out
 
 
 def _packed_experts(base: HookedModel) -> dict[str, int]:
@@ -109,10 +149,13 @@ def _packed_experts(base: HookedModel) -> dict[str, int]:
     return out
 
 
-def _left(label: str, numbers: int, kind: str, words: dict[str, None], method: Method | None) -> Left:
-    if method is None or kind in (*method.kinds, *method.named):
+def _left(
+    label: str, numbers: int, kind: str, words: dict[str, None], method: Method | None, rest: bool = False
+) -> Left:
+    if not rest and (method is None or kind in (*method.kinds, *method.named)):
         return Left(label, numbers, "|".join(words))
-    return Left(label, numbers, "", tuple(m.name for m in available().values() if kind in (*m.kinds, *m.named))[:3])
+    whole = [m for m in available().values() if m is not method and kind in (*m.kinds, *m.named)]
+    return Left(label, numbers, "", tuple(m.name for m in whole)[:3])
 
 
 def _glob(site: Site) -> str:
@@ -140,24 +183,24 @@ def _owned(base: HookedModel) -> dict[int, int]:
     return out
 
 
-def _count(base: HookedModel, site: Site, owned: dict[int, int], covered: set[int]) -> int:
-    """Numbers of a site that nobody counted yet. Sites that are rows of one weight count by their rows."""
+def _count(base: HookedModel, site: Site, owned: dict[int, int], covered: set[int]) -> tuple[int, int]:
+    """Numbers of a site's weight, and of its bias, that nobody counted yet. Rows of one weight count by their rows."""
     at = base.modules[site.name.split("[")[0]]
     if at.kind in WEIGHTLESS:
-        return 0
-    out = 0
-    for slot in (at.slot, at.bias_slot):
+        return 0, 0
+    out = [0, 0]
+    for i, slot in enumerate((at.slot, at.bias_slot)):
         p = at.module._parameters.get(slot) if slot else None
         whole = next((k for k in (id(at), id(at.module)) if k in owned), None)
         key = whole if slot == at.slot and whole is not None else id(p)
         if key not in owned:
             continue
         if site.rows is not None:
-            out += (site.out * site.inp) if slot == at.slot else site.out
+            out[i] += (site.out * site.inp) if slot == at.slot else site.out
         elif key not in covered:
-            out += owned[key]
+            out[i] += owned[key]
         covered |= {key, id(at.module)} if key == id(at) else {key}
-    return out
+    return out[0], out[1]
 
 
 def _biases(base: HookedModel, at: Stacked) -> set[str | None]:

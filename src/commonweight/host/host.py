@@ -216,24 +216,32 @@ class Host:
         return self.base.sites_for(method, pattern)
 
     def coverage(
-        self, of: str | Method | None = None, sites: Pattern = None, *, modules_to_save: Names = None
+        self, of: str | Method | None = None, sites: Pattern = None, *, modules_to_save: Names = None, **options: Any
     ) -> Coverage:
         """How many of the weights are read, which families are left out, and the option that adds each.
 
         of: a tenant's name, a method's, or None for the host's own default sites. sites, modules_to_save: as in
-        `add`. Weights are counted by number, tied ones once; a method that edits outputs reads none.
+        `add`; options: the method's. Weights are counted by number, tied ones once; of a method that reads biases or
+        entries of a table, these alone. A method that edits what blocks give reads none.
         """
         base = self.base
         if isinstance(of, str) and of in self.roster.tenants:
             tenant = self[of]
             used = {n for n in tenant.table} | {u.site for u in tenant.plan.uses}
-            return coverage(base, of, [s for s in base.every if s.name in used], tenant.method)
+            return coverage(base, of, [s for s in base.every if s.name in used], tenant.method, tenant.plan)
         if of is None:
             read = base.chosen if sites is None else base.sites_of(sites)
             return coverage(base, "the host", read, None)
-        method = of if isinstance(of, Method) else resolve(of, {})[0]
+        method, config = resolve(of.name if isinstance(of, Method) else of, options)
         read = base.sites_for(method, sites) if method.kinds and (sites is not None or base.reads(method)) else []
-        return coverage(base, method.name, [*read, *chosen(base, modules_to_save, None)[1]], method)
+        held = chosen(base, modules_to_save, None)
+        try:
+            plan = beside(*held, 0) + make_plan(config, others(base, read, held[0]))
+        except CommonweightError:  # no rows to begin from, or nothing to read: the sites are told all the same
+            plan = None
+        used = None if plan is None else {u.site for u in plan.uses}
+        mine = [s for s in (*read, *held[1]) if used is None or s.name in used]
+        return coverage(base, method.name, mine, method, plan)
 
     def head_site(self) -> Site:
         """The site of a tenant's classification head."""

@@ -1,0 +1,59 @@
+"""How much a method reads: biases alone, entries of a table, outputs; the same of a method and of its tenant."""
+
+import pytest
+
+import commonweight as cw
+from tests.laws.subjects import small
+from tests.models import make
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    return {k: cw.Host(make(k)[0]) for k in ("qwen", "bert", "llama")}
+
+
+def numbers(model, ends):
+    return sum(p.numel() for n, p in model.named_parameters() if n.endswith(ends))
+
+
+def test_biases_alone(hosts):
+    qwen, bert = hosts["qwen"], hosts["bert"]
+    found = qwen.coverage("bitfit")
+    assert found.read == numbers(qwen.model, "proj.bias")  # of q, k and v
+    assert {x.family for x in found.left} >= {"the rest of layers", "layers without biases", "heads without biases"}
+    assert "add them" not in found.line and "no weight" not in found.line
+    inside = [n for n, _ in bert.model.named_parameters() if n.startswith("encoder.") and n.endswith("bias")]
+    assert bert.coverage("bitfit").read == sum(bert.model.get_parameter(n).numel() for n in inside)
+
+
+def test_entries_of_a_table(hosts):
+    assert hosts["llama"].coverage("tokens", tokens=[1, 5, 7]).read == 3 * 32
+
+
+def test_what_acts_on_outputs_changes_no_weight(hosts):
+    for method, options in (("bottleneck", {}), ("lora", {"invocation": [5]})):
+        found = hosts["llama"].coverage(method, **options)
+        assert found.behind and found.read
+        assert found.line.startswith(f"{method} changes no weight; it acts on what layers with ")
+    for method in ("lora", "ia3", "bitfit", "full"):
+        assert not hosts["qwen"].coverage(method).behind
+    assert not hosts["llama"].coverage("loreft").behind and not hosts["llama"].coverage("loreft").read
+
+
+@pytest.mark.parametrize("kind", ["qwen", "bert", "llama"])
+def test_a_method_reads_what_its_tenant_does(hosts, kind):
+    host = hosts[kind]
+    for method in ("bitfit", "ia3", "lntuning", "full", "lora", "tokens", "bottleneck", "vera", "prefix-tuning", "mos"):
+        try:
+            host.add("t", method, **small(method))
+        except cw.CommonweightError:
+            continue
+        said, his = host.coverage(method, **small(method)), host.coverage("t")
+        assert (said.read, said.total, said.left, said.behind) == (
+            tenant.read,
+            tenant.total,
+            tenant.left,
+            tenant.behind,
+        )
+        assert said.read + sum(x.numbers for x in said.left) == said.total
+        host.remove("t")
