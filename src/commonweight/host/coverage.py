@@ -132,10 +132,10 @@ def _parts(plan: Plan) -> dict[str, tuple[int | None, bool]]:
     for use in plan.uses:
         ask = getattr(use.bind, "reads", None)
         shapes = {slot: plan.pools[r.pools[0]].shape for slot, r in use.reads.items()}
-        mine = (None, True) if ask is None else ask(shapes)
-        before = out.get(use.site, (0, False))
-        weight = None if None in (mine[0], before[0]) else max(mine[0], before[0])
-        out[use.site] = weight, mine[1] or before[1]
+        n, bias = (None, True) if ask is None else ask(shapes)
+        most, before = out.get(use.site, (0, False))
+        weight = None if n is None or most is None else max(n, most)
+        out[use.site] = weight, bias or before
     return out
 
 
