@@ -35,6 +35,8 @@ class Door(Protocol):
 
     def linear(self, x: Tensor, slot: str, bias: Tensor | None) -> Tensor: ...
 
+    def by_row(self, x: Tensor, slot: str) -> Tensor | None: ...
+
     def groups(self, x: Tensor, slot: str) -> list[tuple[Any, list[int]]] | None: ...
 
     def changed(self, slot: str, tenant: Any) -> Tensor: ...
@@ -200,7 +202,11 @@ def paired(func: Callable, a: Any, b: Any, each: bool) -> Tensor | None:
         return None
     if weight.trained != torch.is_grad_enabled():
         return None
-    return by_reader([weight], x, lambda x, read: func(read(a), x) if weight is a else func(x, read(b)))
+    run = lambda x, read: func(read(a), x) if weight is a else func(x, read(b))  # noqa: E731
+    if each and (spread := weight.door.by_row(x, weight.slot)) is not None:
+        found = by_reader([weight], spread, run)
+        return None if found is None else found.flatten(0, 1)
+    return by_reader([weight], x, run)
 
 
 def by_reader(own: list[Borrowed], x: Tensor, run: Callable[[Tensor, Callable], Tensor]) -> Tensor | None:

@@ -162,6 +162,17 @@ class Door:
         entries = [e for t in readers if t is not None for e in t.table.get(hook.at.name, [])]
         return not any(getattr(e.bind, "bias", None) is not None for e in entries)
 
+    def by_row(self, x: Tensor, slot: str) -> Tensor | None:
+        """Heads of tokens in one list, (B T heads, d), by the batch's rows, (B, T heads, d), where a parameter is read
+        beside them; None where that is not what x is. Whether they stand row by row is found out in `groups`."""
+        hook, _ = self.ways[slot]
+        route = hook.current.route
+        if route is None or route.shape is not None or x.dim() != 2 or hook.at.kind != "parameter":
+            return None
+        places = route.length * route.tokens
+        listed = places and x.shape[0] != route.length and x.shape[0] % places == 0
+        return x.unflatten(0, (route.length, -1)) if listed else None
+
     def groups(self, x: Tensor, slot: str) -> list[tuple[Any, list[int]]] | None:
         """Who reads which rows of x, the batch's in their order; None where they are tokens, or no batch's.
 
