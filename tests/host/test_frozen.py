@@ -57,6 +57,21 @@ def test_a_step_has_the_numbers_of_the_layers_own(monkeypatch):
         assert a.abs().sum() > 0
 
 
+def test_what_the_base_says_of_rows_has_these_products_too(monkeypatch):
+    monkeypatch.setattr(products, "_LARGE", 0)
+    model, batch = make("bert")
+    host, calls, old = cw.Host(model), [], products._made
+    host.add("t", "lora", rank=2)
+    with torch.no_grad():
+        want = model(**batch).last_hidden_state.mean(1)
+    monkeypatch.setattr(products, "_made", lambda *a: calls.append(1) or old(*a))
+    torch.testing.assert_close(host.base.queries.of_batch(model, batch), want, rtol=1e-4, atol=1e-5)
+    made = len(calls)
+    with torch.no_grad():
+        model(**batch)
+    assert made > 0 and len(calls) == made  # and no longer
+
+
 def test_the_plain_base_and_a_pass_without_gradients_are_the_layers_own_to_the_bit():
     base = model()
     with torch.no_grad():

@@ -100,6 +100,7 @@ class _OfThread(threading.local):
         self.room = Room()
         self.given_to: dict[str, Any] = {}  # block, or part of one, that runs -> what it was given, or its Skip
         self.copied: Any = None  # the shallow copy of a layer whose forward comes next
+        self.asking = False  # whether the plain base runs to say what rows are
         self.joined: set[str] = set()  # prefix sites whose attention runs and has been given its keys and values
         self.recording: dict[str, Any] | None = None  # prefix site -> keys and values of a prompt that runs by itself
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs

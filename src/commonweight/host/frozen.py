@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Frozen:
-    """In the place of a linear layer's `forward`: another product under a route where a graph is made, else its own."""
+    """In the place of a linear layer's `forward`: another product under a route where a graph is made, and where
+    the base says what a row is (`queries`), else its own."""
 
     def __init__(self, module: nn.Linear, current: Current):
         self.module, self.current, self.closed = module, current, False
@@ -31,17 +32,15 @@ class Frozen:
         own = module._parameters
         w, b = own.get("weight"), own.get("bias")
         if (
-            torch.is_grad_enabled()
+            (thread.asking or (torch.is_grad_enabled() and self.current.route is not None and recorded(input)))
             and not torch.compiler.is_compiling()
             and not self.closed
-            and self.current.route is not None
             and w is not None
             and plain(w)
             and type(input) is Tensor
             and large(input, w)
             and not w.requires_grad
             and (b is None or (plain(b) and not b.requires_grad and b.shape == w.shape[:1] and b.is_contiguous()))
-            and recorded(input)
         ):
             return frozen(input, w, b)
         return type(module).forward(module, input)
