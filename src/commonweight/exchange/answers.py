@@ -1,4 +1,4 @@
-"""Answers that wait for the end of a round, as they came: what is over 64 MB of them lies in a file."""
+"""Answers that wait for the end of a round, as they came: what is over 4 MB of them lies in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load
 from .message import Table, spread
 from .registry import Reply
 
-MOST = 1 << 26  # bytes in memory
+MOST = 1 << 22  # bytes in memory; ours
 
 
 class Answers(Mapping[int, Reply]):
