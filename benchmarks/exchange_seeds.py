@@ -6,20 +6,19 @@ python -m benchmarks.exchange_seeds SIDE BASE    one side's peak of memory, as J
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import warnings
-from pathlib import Path
 
 import torch
 
 from commonweight.core.directions import blocks, move_
 from commonweight.exchange.moving import mezo_step
 
-from .harness import alternate, in_fresh_process, store
+from .harness import alternate, in_fresh_process, peak, store
 from .shapes import BASES, batch, loss
-from .training_memory import kilobytes
 
 ROUNDS, NUMBERS = 3, 1 << 22
 SHAPES = {"minilm": (32, 128), "llama-8x512": (16, 128)}
@@ -34,16 +33,12 @@ def side(base: str):
     return (lambda: loss(model(**data))), model
 
 
-def peak(name: str, base: str) -> None:
+def one(name: str, base: str) -> None:
     forward, model = side(base)
     with torch.no_grad():
         forward()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, after loading
-        before = kilobytes("VmRSS")
-        for seed in range(3):
-            mezo_step(model, forward, seed) if name == "mezo" else forward()
-    high = kilobytes("VmHWM")
-    print(json.dumps({"peak_mb": round(high / 1024, 1), "beyond_mb": round((high - before) / 1024, 1)}))
+        seeds = itertools.count()
+        print(json.dumps(peak(lambda: mezo_step(model, forward, next(seeds)) if name == "mezo" else forward())))
 
 
 def memory() -> list[dict]:
@@ -106,7 +101,7 @@ def main() -> list[dict]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     if sys.argv[1:]:
-        peak(*sys.argv[1:])
+        one(*sys.argv[1:])
     else:
         for row in main():
             print(row)

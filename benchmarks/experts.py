@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,8 @@ from torch import nn
 
 import commonweight as cw
 
-from .harness import alternate, in_fresh_process, store
+from .harness import DEVICE, alternate, in_fresh_process, peak, store
 from .shapes import batch, loss
-from .training_memory import kilobytes
 
 ROWS, LENGTH, TENANTS, ROUNDS = 16, 64, 32, 5
 EXPERTS = "*.experts.*"
@@ -39,7 +37,7 @@ def model() -> nn.Module:
             num_experts_per_tok=8, num_attention_heads=8, num_key_value_heads=4, vocab_size=4096,
             pad_token_id=0, bos_token_id=1, eos_token_id=2, **{"head_dim": 64},
         )
-    )  # fmt: skip
+    ).to(DEVICE)  # fmt: skip
 
 
 def ours() -> Callable[[], None]:
@@ -104,16 +102,6 @@ def tenants(length: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return mixed, alone
 
 
-def peak(side: str) -> None:
-    step = SIDES[side]()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, after loading
-    before = kilobytes("VmRSS")
-    for _ in range(3):
-        step()
-    high = kilobytes("VmHWM")
-    print(json.dumps({"peak_mb": round(high / 1024, 1), "steps_mb": round((high - before) / 1024, 1)}))
-
-
 def main(rounds: int = 11) -> list[dict]:
     what = f"LoRA r8 on all experts, Qwen3-MoE 4x512, 8 of 64 experts, {ROWS}x{LENGTH}: ours / PEFT target_parameters"
     rows = [{"what": f"training step, {what}", "unit": "time", "target": 0.7, **alternate(ours(), peft(), rounds)}]
@@ -140,7 +128,7 @@ def main(rounds: int = 11) -> list[dict]:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        peak(*sys.argv[1:])
+        print(json.dumps(peak(SIDES[sys.argv[1]]())))
     else:
         for row in main():
             print(row)

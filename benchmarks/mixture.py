@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import commonweight as cw
 
-from .harness import alternate, store
+from .harness import DEVICE, alternate, store
 from .shapes import TARGETS, batch, llama, loss
 
 BATCHES, EXPERTS, RANK, TOP, NEW = ((4, 64), (16, 64)), 8, 4, 2, 8
@@ -35,7 +35,7 @@ class Loop(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         p, at = self.router(rows).float().softmax(-1).topk(TOP, -1)
         p = (p / p.sum(-1, keepdim=True)).to(x.dtype)
-        update = torch.zeros(len(rows), self.layer.out_features, dtype=x.dtype)
+        update = torch.zeros(len(rows), self.layer.out_features, dtype=x.dtype, device=x.device)
         for e in range(EXPERTS):
             token, which = torch.where(at == e)
             update[token] += p[token, which, None] * self.B[e](self.A[e](rows[token])) * 2.0
@@ -47,7 +47,7 @@ def looped() -> nn.Module:
     for name, module in [*model.named_modules()]:
         if name.rpartition(".")[2] in TARGETS["llama-8x512"] and isinstance(module, nn.Linear):
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, Loop(module))
+            setattr(model.get_submodule(parent), child, Loop(module).to(DEVICE))
     return model
 
 
@@ -86,8 +86,8 @@ def decoding(tenants: int = 32) -> tuple[Callable[[], Tensor], Callable[[], Tens
         host.add(n, "mola", rank=RANK, experts=(EXPERTS,), active=TOP, seed=i)
         with torch.no_grad():
             for p in host[n].parameters():
-                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) / 50)
-    ids = torch.randint(5, 4000, (tenants, 1), generator=torch.Generator().manual_seed(0))
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p.device) / 50)
+    ids = torch.randint(5, 4000, (tenants, 1), generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
     def tokens(ids: Tensor) -> Tensor:
         return host.model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)  # type: ignore[operator]

@@ -10,16 +10,14 @@ import json
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import commonweight as cw
 
-from .harness import alternate, in_fresh_process, store
-from .shapes import TARGETS, batch, llama, loss, minilm_folder
-from .training_memory import kilobytes
+from .harness import DEVICE, alternate, in_fresh_process, peak, store
+from .shapes import BASES, TARGETS, batch, loss, minilm_folder
 
 ROWS, LENGTH, ROUNDS = 16, 64, 5
 DTYPES = "float32", "bfloat16"  # of the activations
@@ -31,11 +29,11 @@ def base(name: str, dtype: str) -> Any:
 
     wanted = getattr(torch, dtype)
     how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=wanted)
-    like: dict[str, Any] = {"quantization_config": how, "dtype": wanted, "device_map": "cpu"}
+    like: dict[str, Any] = {"quantization_config": how, "dtype": wanted, "device_map": DEVICE.type}
     if name == "minilm":
         return AutoModel.from_pretrained(minilm_folder(), add_pooling_layer=False, **like)
     with tempfile.TemporaryDirectory() as folder:
-        llama().save_pretrained(folder)
+        BASES[name]().save_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(folder, **like)
 
 
@@ -74,18 +72,9 @@ def peft(name: str, dtype: str):
 SIDES = {"ours": ours, "peft": peft}
 
 
-def peak(side: str, name: str, dtype: str) -> None:
-    step = SIDES[side](name, dtype)
-    step()  # bitsandbytes and AdamW make their state
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, after loading
-    for _ in range(3):
-        step()
-    print(json.dumps({"peak_mb": round(kilobytes("VmHWM") / 1024, 1)}))
-
-
 def main(rounds: int = 9) -> list[dict]:
     rows = []
-    for name in TARGETS:
+    for name in BASES:
         for dtype in DTYPES:
             what = f"ours / peft, {name} in nf4, {dtype}, {ROWS}x{LENGTH}"
             timed = alternate(ours(name, dtype), peft(name, dtype), rounds)
@@ -113,7 +102,9 @@ def main(rounds: int = 9) -> list[dict]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     if sys.argv[1:]:
-        peak(*sys.argv[1:])
+        side, *what = sys.argv[1:]
+        (step := SIDES[side](*what))()  # bitsandbytes and AdamW make their state
+        print(json.dumps(peak(step)))
     else:
         for row in main():
             print(row)

@@ -22,8 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from commonweight import share
 
-from .harness import alternate, compared, in_fresh_process, store
-from .training_memory import kilobytes
+from .harness import alternate, compared, in_fresh_process, resident, store
 
 LOOPS, ROUNDS, PROMPT = 2, 5, 64
 FORMS = ("remote-code", "unrolled")
@@ -60,14 +59,14 @@ def loaded(folder: str) -> None:
         size = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
         LlamaForCausalLM(LlamaConfig(**size, vocab_size=256))(ids)
     gc.collect()
-    before, start = kilobytes("VmRSS"), time.perf_counter()
+    before, start = resident("VmRSS"), time.perf_counter()
     model = opened(Path(folder))
     with torch.inference_mode():
         model(ids)
         seconds = time.perf_counter() - start
         gc.collect()
     files = sum(f.stat().st_size for f in Path(folder).glob("*.safetensors"))
-    held = 1024 * (kilobytes("VmRSS") - before)
+    held = resident("VmRSS") - before
     print(json.dumps({"ms": 1e3 * seconds, "held": held, "files": files, "unique": unique(model)}))
 
 

@@ -9,25 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
-from .harness import compared, in_fresh_process, store
+from .harness import compared, in_fresh_process, peak, store
 from .shapes import BASES
-from .training_memory import kilobytes
 from .training_step import ours
 
 ROUNDS, LENGTH, WANTED = 3, 64, 0.5
 SIDES = {"lora": {"rank": 8}, "lst": {}, "sherl": {}, "read": {}, "vqt": {}}
-
-
-def peak(side: str, base: str) -> None:
-    step = ours(base, side, length=LENGTH, **SIDES[side])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, after loading
-    before = kilobytes("VmRSS")
-    for _ in range(2):
-        step()
-    high = kilobytes("VmHWM")
-    print(json.dumps({"peak_mb": round(high / 1024, 1), "steps_mb": round((high - before) / 1024, 1)}))
 
 
 def main() -> list[dict]:
@@ -45,7 +33,8 @@ def main() -> list[dict]:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        peak(*sys.argv[1:])
+        side, base = sys.argv[1:]
+        print(json.dumps(peak(ours(base, side, length=LENGTH, **SIDES[side]), 2)))
     else:
         for row in main():
             print(row)

@@ -62,7 +62,7 @@ def main(rounds: int = 15) -> list[dict]:
     rows = []
     for base in BASES:
         sides = {name: make(base) for name, make in SIDES.items()}
-        for a, b, target in (("ours", "peft", WANTED[base]), ("mos", "ours", 1.05)):
+        for a, b, target in (("ours", "peft", WANTED.get(base)), ("mos", "ours", 1.05)):
             timed = alternate(sides[a], sides[b], rounds)
             rows.append(
                 {

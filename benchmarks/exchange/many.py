@@ -10,8 +10,7 @@ from pathlib import Path
 from commonweight.adapt import open_host, read
 from commonweight.exchange import simulate
 
-from ..harness import in_fresh_process
-from ..training_memory import kilobytes
+from ..harness import in_fresh_process, resident
 from . import keep
 from .bases import NAMES, folder
 from .clients import HOW
@@ -28,7 +27,7 @@ def one(clients: int) -> None:
             open_host(folder("small", Path(at))), rows, method="fed-sb", options={"rank": 4}, clients=clients,
             progress=lambda p: seconds.append(p.seconds), **HOW,
         )  # fmt: skip
-    told = {"clients": clients, "replies": run.curve[-1]["replies"], "peak_mb": round(kilobytes("VmHWM") / 1024, 1)}
+    told = {"clients": clients, "replies": run.curve[-1]["replies"], "peak_mb": round(resident("VmHWM") / 2**20, 1)}
     print(json.dumps({**told, "per_s": round(clients / statistics.median(seconds[1:]), 1)}))
 
 

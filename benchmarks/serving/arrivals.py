@@ -16,6 +16,7 @@ import torch
 
 import commonweight as cw
 
+from ..harness import DEVICE
 from ..shapes import TARGETS, llama
 from .setting import REQUESTS, engine, measured, request, row, stir
 
@@ -59,8 +60,8 @@ def by_batches(model: Any, asked: list[Ask]) -> None:
         batch = [a for a in asked[at : at + REQUESTS] if a.at <= now] or asked[at : at + 1]
         longest = max(len(a.prompt) for a in batch)
         padded = [longest - len(a.prompt) for a in batch]
-        ids = torch.tensor([[0] * n + a.prompt for n, a in zip(padded, batch)])
-        generate(model, ids, max(a.new for a in batch), [a.tenant for a in batch], torch.tensor(padded))
+        ids = torch.tensor([[0] * n + a.prompt for n, a in zip(padded, batch)], device=DEVICE)
+        generate(model, ids, max(a.new for a in batch), [a.tenant for a in batch], torch.tensor(padded, device=DEVICE))
         at += len(batch)
 
 
@@ -68,13 +69,14 @@ def by_swapping(model: Any, asked: list[Ask]) -> float:
     start = time.perf_counter()
     for ask in asked[::PART]:
         model.set_adapter(ask.tenant)
-        generate(model, torch.tensor([ask.prompt]), ask.new, None, torch.zeros(1, dtype=torch.long))
+        ids = torch.tensor([ask.prompt], device=DEVICE)
+        generate(model, ids, ask.new, None, ids.new_zeros(1))
     return PART * (time.perf_counter() - start)
 
 
 @torch.inference_mode()
 def generate(model: Any, ids: torch.Tensor, new: int, names: list[str] | None, padded: torch.Tensor) -> None:
-    mask = (torch.arange(ids.shape[1])[None] >= padded[:, None]).long()
+    mask = (torch.arange(ids.shape[1], device=DEVICE)[None] >= padded[:, None]).long()
     more = {} if names is None else {"adapter_names": names}
     model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, **more)
 

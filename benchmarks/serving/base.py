@@ -15,6 +15,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 import commonweight as cw
 
+from ..harness import DEVICE
 from ..shapes import llama
 from .setting import NEW, REQUESTS, answered, engine, measured, prompts, request, row, stir
 
@@ -92,6 +93,6 @@ def main(seconds: float, smollm2: str = "", **_: Any) -> list[dict[str, Any]]:
     if smollm2:
         from transformers import AutoModelForCausalLM
 
-        models["SmolLM2-135M"] = lambda: AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+        models["SmolLM2-135M"] = lambda: AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).to(DEVICE)
     rows = [r for name, make in models.items() for r in of(name, make(), 0.85 * seconds / len(models))]
     return [*rows, beside("llama-8x512", llama(), 0.15 * seconds)]

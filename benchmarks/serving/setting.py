@@ -26,7 +26,7 @@ def stir(host: cw.Host, names: Sequence[str]) -> None:
     with torch.no_grad():
         for name in names:
             for p in host[name].parameters():
-                p.add_(0.01 * torch.randn(p.shape, generator=g))
+                p.add_(0.01 * torch.randn(p.shape, generator=g).to(p.device))
 
 
 def request(tenant: str | None, prompt: list[int], new: int = NEW) -> cw.Request:

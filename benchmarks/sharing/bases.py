@@ -15,6 +15,7 @@ from torch import Tensor
 from commonweight.adapt import read
 from commonweight.share.run import measure
 
+from ..harness import DEVICE
 from ..shapes import minilm_folder
 
 HELD_OUT = ("carroll_alice", "wells_war_of_the_worlds")
@@ -61,7 +62,7 @@ def smollm2(folder: Path, data: Path) -> Base:
     sums = [{"text": f"{r['question']}\n{r['answer']}"} for r in read(data / "gsm8k" / "test.jsonl")[:24]]
 
     def figures(model: Any) -> dict[str, float]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             books, school = measure(model, held, 512), measure(model, sums, 512)
         return {
             "books": books["bits_per_byte"], "gsm8k": school["bits_per_byte"],
@@ -69,7 +70,7 @@ def smollm2(folder: Path, data: Path) -> Base:
         }  # fmt: skip
 
     def load() -> Any:
-        return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE).eval()
 
     how = {"batch_size": 2, "max_length": 256}
     return Base("smollm2", load, rows, figures, ("books", False), 32_768, 8_192, (3e-4, 1e-3), how)
@@ -83,7 +84,7 @@ def minilm(data: Path) -> Base:
 
     def load() -> Any:
         model = tf.AutoModel.from_pretrained(minilm_folder(), dtype=torch.float32, add_pooling_layer=False)
-        return model.eval()
+        return model.to(DEVICE).eval()
 
     tokenizer = tf.AutoTokenizer.from_pretrained(minilm_folder())
     sets = {t: [read(data / "sentences" / f"{t}.{part}.tsv") for part in ("train", "test")] for t in TASKS}
@@ -117,9 +118,9 @@ def features(model: Any, tokenizer: Any, rows: list[Any], batch: int = 64) -> Te
     for start in range(0, len(rows), batch):
         at = order[start : start + batch]
         texts = [rows[i]["text"] for i in at]
-        inputs = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        inputs = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt").to(DEVICE)
         mask = inputs["attention_mask"].unsqueeze(-1).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             states = model(**inputs).last_hidden_state.float()
-        out[at] = (states * mask).sum(1) / mask.sum(1)
+        out[at] = ((states * mask).sum(1) / mask.sum(1)).cpu()
     return out

@@ -14,6 +14,7 @@ from ..core import CommonweightError
 from .apart import Unfit
 from .borrowed import Borrowed, Seen
 from .change import changed
+from .foremost import foremost
 from .hooks import SiteHook
 from .tenant import Tenant
 from .weights import plain, stored
@@ -43,7 +44,7 @@ class Door:
         if slots:
             self.module.__class__ = with_door(type(self.module), slots)
         self.handles = [
-            self.module.register_forward_pre_hook(self.enter, prepend=True),
+            foremost(self.module, self.enter),
             self.module.register_forward_hook(self.leave, always_call=True),
         ]
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from ..carried import Carried, bare
 from ..current import Current
+from ..foremost import foremost
 from ..route import Route
 
 if TYPE_CHECKING:
@@ -91,6 +92,6 @@ def hooks(names: Mapping[str, nn.Module], sites: list[str], current: Current) ->
         out.append(names[home].register_forward_pre_hook(Around(mine, current), with_kwargs=True))
         for expert in module.children():
             given = Given(current)
-            out.append(expert.register_forward_pre_hook(given.enter, with_kwargs=True, prepend=True))
+            out.append(foremost(expert, given.enter, with_kwargs=True))
             out.append(expert.register_forward_hook(given.leave, always_call=True))
     return out
