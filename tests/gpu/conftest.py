@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-DEVICE = "cuda"
+DEVICE = os.environ.get("COMMONWEIGHT_TEST_DEVICE", "cuda")  # cpu: to try the tests themselves
 
 
 def pytest_collection_modifyitems(items):
