@@ -1,5 +1,7 @@
 """A base of which parts lie elsewhere trains as the one that is whole."""
 
+import json
+
 import pytest
 import torch
 
@@ -74,7 +76,8 @@ def test_a_model_put_away_by_accelerate_gives_the_same_gradients(tmp_path, kind,
         torch.testing.assert_close(found[1][n], g, msg=n)
 
 
-def test_what_a_map_may_be(tmp_path):
+def test_what_a_map_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert offload.device_map("auto") == "auto"
     assert offload.device_map('{"model": "disk", "lm_head": 0}') == {"model": "disk", "lm_head": 0}
     (tmp_path / "map.json").write_text('{"": "cpu"}')
@@ -82,6 +85,14 @@ def test_what_a_map_may_be(tmp_path):
     for wrong in ("everywhere", "[1]", "{}", '{"a": null}', str(tmp_path / "none.json")):
         with pytest.raises(CommonweightError, match="wanted auto, balanced, balanced_low_0, sequential, or a JSON"):
             offload.device_map(wrong)
+
+
+@pytest.mark.parametrize("place", [1, "cuda:1"])
+def test_a_place_that_is_not_there(monkeypatch, place):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for said in ({"model": place}, json.dumps({"model": place})):
+        with pytest.raises(CommonweightError, match=f"device map: model on {place!r}: torch sees 1 CUDA devices"):
+            offload.device_map(said)
 
 
 def test_layers_over_several_devices_are_refused(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core import CommonweightError
@@ -21,10 +22,10 @@ Map = str | Mapping[str, Any]
 def device_map(said: Map) -> Any:
     """What ``from_pretrained`` takes: a name, or modules with a place each, as a dict, as JSON or in a JSON file.
 
-    Raises: CommonweightError for anything else.
+    Raises: CommonweightError for anything else, and for a place that torch does not see.
     """
     if not isinstance(said, str):
-        return dict(said)
+        return seen(dict(said))
     if said in DEVICE_MAPS:
         return said
     wanted = f"wanted {', '.join(DEVICE_MAPS)}, or a JSON object of modules and places, or a file with one"
@@ -36,7 +37,17 @@ def device_map(said: Map) -> Any:
     places = found.values() if isinstance(found, dict) else ()
     if not places or not all(isinstance(p, int | str) and not isinstance(p, bool) for p in places):
         raise CommonweightError(f"device map {said!r}: {wanted}")
-    return found
+    return seen(found)
+
+
+def seen(places: dict[str, Any]) -> dict[str, Any]:
+    for module, place in places.items():
+        kind, _, number = (f"cuda:{place}" if isinstance(place, int) else str(place)).partition(":")
+        there = torch.cuda.device_count() if kind == "cuda" else 0
+        if kind == "cuda" and int(number or 0) >= there:
+            what = f"device map: {module or 'the model'} on {place!r}"
+            raise CommonweightError(f"{what}: torch sees {there} CUDA devices; choose another, or cpu, or disk")
+    return places
 
 
 def how(said: Map) -> tuple[dict[str, Any], Path]:
