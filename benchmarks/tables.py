@@ -15,9 +15,9 @@ MERGES = ("merge", "merge_large")
 Row = dict[str, Any]
 
 
-def rows(name: str) -> list[Row]:
+def rows(name: str, folder: Path = RESULTS) -> list[Row]:
     """What a benchmark found; [] where it was not run."""
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
 
 
@@ -78,6 +78,23 @@ def everything(names: Iterable[str]) -> str:
 def machine() -> str:
     told = json.loads(next(iter(sorted(RESULTS.glob("*.json")))).read_text(encoding="utf-8"))["machine"]
     return f"Measured on {told['cores']} cores ({told['cpu']}), torch {told['torch']}, {told['date']}."
+
+
+# -- on a GPU: all rows ------------------------------------------------------------------------------------------------
+
+
+def on_gpu() -> str:
+    lines = ["| what | measured | quartiles or range | target on two cores |", "| --- | ---: | ---: | ---: |"]
+    files = sorted((RESULTS / "cuda").glob("*.json"))
+    for r in (r for f in files for r in rows(f.stem, f.parent)):
+        lines.append(f"| {r['what']} ({r['unit']}) | {shown(r)[0]} | {shown(r)[1]} | {goal(r)} |")
+    told = sorted({_on(json.loads(f.read_text(encoding="utf-8"))["machine"]) for f in files})
+    return "\n".join([*lines, "", f"Measured on {'; '.join(told)}."])
+
+
+def _on(machine: Row) -> str:
+    cores = f"{machine['cores']} cores ({machine['cpu']})"
+    return f"one {machine['device']} with {cores}, torch {machine['torch']}, {machine['date']}"
 
 
 # -- six for the README ------------------------------------------------------------------------------------------------
@@ -146,6 +163,7 @@ def headline() -> str:
 def written(names: Iterable[str]) -> dict[Path, str]:
     """File -> its text with the table between the markers made anew."""
     pages = {ROOT / "README.md": headline(), ROOT / "docs" / "results" / "benchmarks.md": everything(names)}
+    pages |= {ROOT / "docs" / "results" / "gpu.md": on_gpu()}
     return {path: replaced(path, table) for path, table in pages.items()}
 
 

@@ -20,6 +20,8 @@ from ..shapes import minilm_folder
 
 HELD_OUT = ("carroll_alice", "wells_war_of_the_worlds")
 TASKS = ("trec", "sst2", "cr")
+# of SmolLM2: passages of a book, tokens of one healing and of one try, rows of a step; a GPU has time for more
+MOST, TOKENS, TRIAL, ROWS = (400, 1_048_576, 131_072, 16) if DEVICE.type == "cuda" else (40, 32_768, 8_192, 2)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def smollm2(folder: Path, data: Path) -> Base:
         books = sorted(p.stem for p in (data / "books").glob("*.txt") if p.stem not in HELD_OUT)
         sums = read(data / "gsm8k" / "train.jsonl")[:400]
         told = [{"text": f"{r['question']}\n{r['answer']}"} for r in sums]
-        mixed = passages(data, books, 2000, 40) + told
+        mixed = passages(data, books, 2000, MOST) + told
         random.Random(1).shuffle(mixed)
         return mixed
 
@@ -72,8 +74,8 @@ def smollm2(folder: Path, data: Path) -> Base:
     def load() -> Any:
         return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE).eval()
 
-    how = {"batch_size": 2, "max_length": 256}
-    return Base("smollm2", load, rows, figures, ("books", False), 32_768, 8_192, (3e-4, 1e-3), how)
+    how = {"batch_size": ROWS, "max_length": 256}
+    return Base("smollm2", load, rows, figures, ("books", False), TOKENS, TRIAL, (3e-4, 1e-3), how)
 
 
 def minilm(data: Path) -> Base:
