@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -74,20 +75,20 @@ def measured(cell: Cell, base: Base, model: Any, say: Callable[[str], None]) -> 
     small = made(cell, model, about, rows)
     out: dict[str, Any] = {**cell._asdict(), "unhealed": base.figures(small)}
     if cell.kind != "bits":
-        tries = {rate: tried(cell, base, model, train, dev, rate, base.trial) for rate in base.rates}
+        tries = {rate: tried(small, cell, base, model, train, dev, rate, base.trial) for rate in base.rates}
         rate = min(tries, key=lambda r: tries[r][1])
         say(f"{cell.key}: dev {', '.join(f'{r:g}: {t[1]:.3f}' for r, t in tries.items())}")
-        small, loss = tried(cell, base, model, train, dev, rate, base.tokens)
+        small, loss = tried(small, cell, base, model, train, dev, rate, base.tokens)
         out |= {"tries": {f"{r:g}": round(t[1], 4) for r, t in tries.items()}, "lr": rate, "tokens": base.tokens}
         out["healed"] = {**base.figures(small), "loss": round(loss, 4)}
     return {**out, "cpu_s": round(time.process_time() - started)}
 
 
 def tried(
-    cell: Cell, base: Base, model: Any, rows: list[Any], dev: list[Any], rate: float, tokens: int
+    fresh: Any, cell: Cell, base: Base, model: Any, rows: list[Any], dev: list[Any], rate: float, tokens: int
 ) -> tuple[Any, float]:
-    """(the healed model, its loss on the dev rows); infinity where it diverged."""
-    small = made(cell, model, anatomy(model), rows)
+    """(a healed copy of the fresh one, its loss on the dev rows); infinity where it diverged."""
+    small = copy.deepcopy(fresh)
     how = {"lr": rate, "bf16": True, "seed": cell.seed, "dev_rows": dev, "eval_batch_size": 8, **base.recipe}
     try:
         done = heal(small, teacher=model, rows=rows, tokens=tokens, **how)
