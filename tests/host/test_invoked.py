@@ -89,6 +89,21 @@ def test_rows_of_a_mixed_batch_are_those_alone(host):
     torch.testing.assert_close(said(host, ["a"] * 4, ids), said(host, "a", ids))
 
 
+def test_texts_in_one_row_have_a_beginning_each(host):
+    ids = texts()
+    row = ids.reshape(1, -1)
+    places = torch.arange(9).repeat(4)[None]
+    packed = said(host, "a", row, position_ids=places, use_cache=False)
+    torch.testing.assert_close(packed.reshape(4, 9, -1), said(host, "a", ids), rtol=1e-4, atol=1e-5)
+    cut = torch.tensor([[1, 2, *INV, 8, 9, 3, 4]])  # an occurrence across two texts is none
+    across = said(host, "a", cut, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]]), use_cache=False)
+    assert torch.equal(
+        across, said(host, None, cut, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]]), use_cache=False)
+    )
+    short = torch.tensor([[5, 5]])
+    assert said(host, "a", short, position_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).shape[1] == 2
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding(host, side):
     ids, pads = texts(), 3

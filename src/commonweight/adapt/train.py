@@ -286,7 +286,7 @@ def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume
 
 def packs(host: Host, tenant: Tenant) -> None:
     """Raises: CommonweightError where packed rows would not be what they are alone."""
-    if not tenant.tokenwise:
+    if not tenant.packs:
         raise CommonweightError(
             f"packing: {tenant.method.name} edits positions of a sequence, and a packed one has many rows; leave it out"
         )

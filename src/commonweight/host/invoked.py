@@ -3,7 +3,7 @@
 A row's start is a column of its whole text, what a cache holds of it included. In `generate` it is looked for in the
 prompt alone, as PEFT does, and every new token is behind it. Elsewhere it is looked for in the tokens that a pass is
 given; where they have none, the start that an earlier pass has left with the cache holds. A row without one is the
-base's.
+base's. Of texts side by side in one row, each of which begins at position 0, each has a start of its own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,32 @@ def _found(run: Pass, route: Route, tokens: tuple[int, ...], site: str) -> Tenso
         known = _known(run, tokens, behind, rows, site).to(found.device)
         starts = torch.where(found < NEVER, found + behind, known)
     run.starts[tokens] = starts
+    if not behind and route.prompt is None and (text := _texts(run, rows, length)) is not None:
+        return _of_texts(run.ids, tokens, text)[..., None]
     return (behind + torch.arange(length, device=starts.device) >= starts[:, None])[..., None]
+
+
+def _texts(run: Pass, rows: int, length: int) -> Tensor | None:
+    """Which of its row's texts each token is of, (B, T), as the caller says by positions; None of one text a row."""
+    places = run.numbers
+    if not isinstance(places, Tensor) or places.dim() != 2 or places.shape not in {(1, length), (rows, length)}:
+        return None
+    text = (places == 0).cumsum(-1).expand(rows, -1)
+    return text if bool((text[:, -1] > 1).any()) else None
+
+
+def _of_texts(ids: Tensor, tokens: tuple[int, ...], text: Tensor) -> Tensor:
+    """Which tokens stand behind the last occurrence in their text, bool (B, T)."""
+    (rows, length), n = ids.shape, len(tokens)
+    text, column = text.to(ids.device), torch.arange(length, device=ids.device)
+    begins = ids.new_full((rows, int(text.max()) + 1), NEVER)
+    if length >= n:
+        there = (ids.unfold(1, n, 1) == ids.new_tensor(tokens)).all(-1)
+        first, end = text[:, : length - n + 1], text[:, n - 1 :]
+        found = torch.where(there & (first == end), column[: length - n + 1], -1)
+        begins = ids.new_full(begins.shape, -1).scatter_reduce(1, first, found, "amax")
+        begins = torch.where(begins < 0, NEVER, begins)
+    return column >= begins.gather(1, text)
 
 
 def _behind(run: Pass, route: Route, tokens: tuple[int, ...]) -> int:

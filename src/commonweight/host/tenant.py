@@ -146,6 +146,12 @@ class Tenant:
         self._table, self._places = table, None
 
     @property
+    def packs(self) -> bool:
+        """Whether it does to a text what it does alone where texts stand side by side in one row."""
+        binds = [e.bind for entries in self.table.values() for e in entries]
+        return all(getattr(b, "tokenwise", True) or hasattr(b, "invocation") for b in binds)
+
+    @property
     def tokenwise(self) -> bool:
         """Whether what it does to a token goes by that token alone, not by its place or by others of its row."""
         return all(getattr(e.bind, "tokenwise", True) for entries in self.table.values() for e in entries)
