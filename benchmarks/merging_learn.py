@@ -35,7 +35,7 @@ class Embedded(Classifier):
     """Features of rows that come as word embeddings (B, T, d): what a trigger of DAM can be added to."""
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
-        return self.features(None, attention_mask, inputs_embeds=inputs_embeds)  # type: ignore[arg-type]
+        return self._features(None, attention_mask, inputs_embeds=inputs_embeds)  # type: ignore[arg-type]
 
 
 def encoder() -> Embedded:

@@ -67,3 +67,12 @@ def test_packed_rows_have_a_beginning_each(llama):
 def test_it_learns_packed(llama):
     losses = [c["loss"] for c in trained(llama, "w7", batch_size=1, packing=True).curve if "loss" in c]
     assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_classifier_learns(bert):
+    host = open_host(bert, "classify", dtype="float32")
+    tokens = tokenizer_of(host.model)("w7", add_special_tokens=False)["input_ids"]
+    given = [{"text": f"w{i % 5} w7 w{20 + i % 2}", "label": str(i % 2)} for i in range(16)]
+    result = adapt(host, "t", given, method="lora", options={"invocation": tokens}, epochs=8, lr=2e-2, batch_size=8)
+    losses = [c["loss"] for c in result.curve if "loss" in c]
+    assert losses[-1] < losses[0] - 0.1

@@ -89,19 +89,22 @@ def test_dpo_starts_at_the_reference(llama):
 
 @needs_trl
 @quiet
-def test_trl_past_the_route_trains_the_tenant(llama, tmp_path):
+@pytest.mark.parametrize("invoked", [False, True], ids=["lora", "activated"])
+def test_trl_past_the_route_trains_the_tenant(llama, tmp_path, invoked):
     """TRL's trainers replace the forward by the backbone and a product with the head: both are the tenant's."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     host = host_of(llama)
-    tenant = host.add("t", "lora", rank=2, sites="*.q_proj|lm_head")
-    torch.nn.init.normal_(tenant.pools["lm_head.B"])
+    more = {"invocation": tokenizer_of(host.model)("w2 w3", add_special_tokens=False)["input_ids"]} if invoked else {}
+    last = "model.layers.1.mlp.down_proj" if invoked else "lm_head"
+    tenant = host.add("t", "lora", rank=2, sites=f"*.q_proj|{last}", **more)
+    torch.nn.init.normal_(tenant.pools[f"{last}.B"])
     args = SFTConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=2, max_steps=1, report_to=[], use_cpu=True, bf16=False,
         disable_tqdm=True, activation_checkpointing=False, max_length=16,
     )  # fmt: skip
-    data = Dataset.from_list([{"text": "w1 w2 w3"}, {"text": "w4 w5 w6"}])
+    data = Dataset.from_list([{"text": "w1 w2 w3 w8"}, {"text": "w4 w5 w6"}])
     trainer = SFTTrainer(
         model=host.module("t"), args=args, train_dataset=data, processing_class=tokenizer_of(host.model)
     )
@@ -113,6 +116,28 @@ def test_trl_past_the_route_trains_the_tenant(llama, tmp_path):
     got = torch.autograd.grad(loss, [*tenant.parameters()])
     for a, b in zip(got, torch.autograd.grad(want, [*tenant.parameters()])):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_backbone_that_is_called_in_the_models_place_is_the_tenants(llama):
+    """As TRL does it: a tenant that acts from some tokens on finds them, and a head of its own is refused by name."""
+    host = host_of(llama)
+    ids = torch.tensor([[4, 5, 6, 7, 8], [6, 4, 7, 6, 5]])
+    tenant = host.add("t", "lora", rank=2, invocation=[6, 7], sites="*.q_proj|*.down_proj")
+    host.add("h", "lora", rank=2, invocation=[6, 7], sites="lm_head")
+    with torch.no_grad():
+        for p in tenant.parameters():
+            p.normal_()
+        module = host.module("t")
+        hidden = module.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        again = module.model(ids, use_cache=False).last_hidden_state
+        with host.route("t"):
+            want = host.model(input_ids=ids).logits
+        with host.route(None):
+            base = host.model(input_ids=ids).logits
+    torch.testing.assert_close(hidden @ module.lm_head.weight.T, want)
+    assert torch.equal(hidden, again) and torch.equal(want[1], base[1]) and not torch.allclose(want[0], base[0])
+    with pytest.raises(CommonweightError, match=r"lm_head: somebody multiplies by its weight.*without this site"):
+        _ = host.module("h").lm_head.weight
 
 
 def test_the_reference_is_the_host_without_a_tenant():

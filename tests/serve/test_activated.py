@@ -1,10 +1,13 @@
 """Activated LoRA in continuous batching: the tokens before the invocation are the plain base's, its cache included."""
 
 import pytest
+import torch
+from torch.nn import functional
 
 import commonweight as cw
-from commonweight.serve import Engine
+from commonweight.serve import Encoder, Engine
 
+from . import encoders, served
 from .served import add, ask, make, right
 
 TEXTS = (
@@ -51,3 +54,31 @@ def test_sums(host):
         assert engine.generate([asked])[0].finish_reason == "length"
         with pytest.raises(cw.CommonweightError, match="a sum is of such as begin at the same tokens"):
             engine.submit(ask("a+l", prompt=TEXTS[0], max_new_tokens=3))
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_an_encoder_reads_each_text_as_its_tenant(kind):
+    host = encoders.host(encoders.MODELS[kind]())
+    for name, tokens in (("inv", (5, 6)), ("other", (7,))):
+        host.add(name, "lora", labels=("no", "yes"), invocation=tokens)
+        served.stir(host, name)
+    texts = [
+        ("inv", [9, 5, 6, 11, 12]), ("inv", [5, 6, 9, 9, 5, 6, 3]), ("three", [5, 6, 9]), ("inv", [8, 8, 8]),
+        ("other", [8, 8, 7, 8, 8, 9, 9, 9, 4]), ("inv", [8, 9, 10, 11, 12, 13, 5, 6]), ("other", [7]),
+    ]  # fmt: skip
+    with Encoder(host, max_batch_tokens=80) as encoder:
+        vectors = [encoder.submit("vectors", [(ids, None)], n)[0] for n, ids in texts]
+        scores = [encoder.submit("scores", [(ids, None)], n)[0] for n, ids in texts]
+        for (name, ids), vector, score in zip(texts, vectors, scores):
+            ids = torch.tensor([ids])
+            with torch.no_grad(), host.route(name):
+                features, logits = host.model.features(ids), host.model(ids).logits
+            found = torch.tensor(encoder.embedding(vector).vector)
+            torch.testing.assert_close(found, functional.normalize(features[0], dim=-1), atol=2e-5, rtol=1e-4)
+            shares = torch.tensor(encoder.classified(score).shares)
+            torch.testing.assert_close(shares, logits[0].softmax(-1), atol=2e-5, rtol=1e-4)
+    with torch.no_grad():
+        with host.route("inv"):
+            ours = host.model.features(torch.tensor([[8, 8, 8], [5, 6, 8]]))
+        base = host.model.features(torch.tensor([[8, 8, 8], [5, 6, 8]]))
+    assert torch.equal(ours[0], base[0]) and not torch.allclose(ours[1], base[1], atol=1e-3)

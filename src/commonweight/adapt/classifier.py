@@ -57,7 +57,11 @@ class Classifier(nn.Module):
         self.add_module(self.place, HeadSite(width(config)))
 
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor) -> Tensor:
-        """Pooled hidden states, (B, d) in float32."""
+        """Pooled hidden states, (B, d) in float32: a pass of the whole model, as a host has to see."""
+        shown = self(input_ids, attention_mask, output_features=True, **inputs).hidden_states
+        return shown[0]
+
+    def _features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor) -> Tensor:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         out = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)
@@ -79,7 +83,7 @@ class Classifier(nn.Module):
         """labels: class numbers (B,); the loss is the mean cross entropy. Logits of -inf (a mixed batch pads narrower
         heads with them) take no part in it. output_features: `hidden_states` are the pooled features, (B, d)."""
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        features = self.features(input_ids, attention_mask, **extra)
+        features = self._features(input_ids, attention_mask, **extra)
         logits = self.get_submodule(self.place)(features)
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         shown = (features,) if output_features else None

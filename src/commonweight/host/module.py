@@ -93,8 +93,19 @@ class TenantModule(nn.Module):
             route: Any = Unsaid(len(self._tenants))
         else:
             route = self._roster.route(self._reader if tenants is None else tenants)
-        with self._roster.base.current.within(route):
-            return function(*args, **kwargs)
+        current = self._roster.base.current
+        with current.within(route):
+            if (
+                function is self.base
+                or not _reads_tokens(function, args, kwargs)
+                or current.thread.run.given is not None
+            ):
+                return function(*args, **kwargs)
+            current.thread.begin(function, args, kwargs)  # of a backbone that a trainer calls in the model's place
+            try:
+                return function(*args, **kwargs)
+            finally:
+                current.thread.run.end()
 
     @property
     def _reader(self) -> str | None:
@@ -121,6 +132,11 @@ class TenantModule(nn.Module):
             if at.module is part and at.kind != "parameter" and any(name in t.table for t in self._tenants):
                 if len(self._tenants) > 1:
                     raise CommonweightError(f"{name}: its weight differs from tenant to tenant; call the layer instead")
+                if self._tenants[0].invocations:
+                    raise CommonweightError(
+                        f"{name}: somebody multiplies by its weight, as fused losses do by the head's, and an "
+                        "activated LoRA, which acts on some tokens, has none; make the tenant without this site"
+                    )
                 w, b = changed(at, self._tenants[0].table[name])
                 w = at.native(w).to(at.weight.dtype)
                 return w, b if b is None or at.bias is None else b.to(at.bias.dtype)
@@ -169,6 +185,14 @@ class TenantModule(nn.Module):
         for k in [k for k in full if k.startswith(f"{prefix}base.")]:
             del full[k]  # in place: a wrapper's own dict may be the one that is filled here
         return full
+
+
+def _reads_tokens(function: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether it is a module that is given the token ids of rows."""
+    if not isinstance(function, nn.Module) or torch.compiler.is_compiling():
+        return False
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    return isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
 
 
 def keep_base(
