@@ -10,7 +10,7 @@ from torch import nn
 import commonweight as cw
 from commonweight.bind import products
 from commonweight.host.frozen import Frozen
-from commonweight.serve.prepacked import prepack, unpack
+from commonweight.host.prepacked import prepack, unpack
 from tests.laws.subjects import METHODS, can, model_of, small, stir
 from tests.models import answer, make
 
@@ -118,7 +118,7 @@ def test_a_copy_of_a_model_runs_its_own_layers():
 def test_packed_weights_of_an_engine_come_and_go():
     base = model()
     host = cw.Host(base)
-    packed = prepack(base, True)
+    packed = prepack(base, True, lambda: False)
     assert len(packed) == 3
     unpack(packed)
     assert type(base[0].__dict__["forward"]) is Frozen
@@ -148,7 +148,7 @@ def test_an_input_of_another_width_is_the_layers_own_error():
 def test_a_host_that_is_closed_before_an_engine_leaves_nothing():
     base = model()
     host = cw.Host(base)
-    packed = prepack(base, True)
+    packed = prepack(base, True, lambda: False)
     host.close()
     unpack(packed)
     assert all("forward" not in m.__dict__ for m in base)

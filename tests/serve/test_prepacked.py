@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import commonweight as cw
+from commonweight.host.prepacked import Forward, layers, prepack, unpack
 from commonweight.serve import attention
-from commonweight.serve.prepacked import Forward, layers, prepack, unpack
 from tests.models import make
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
@@ -34,7 +34,7 @@ def test_a_step_answers_as_the_layers_do(step, dtype):
     model = _model(dtype)
     x = torch.randn(1, 5, 24).to(dtype)
     want = model(x)
-    found = prepack(model, True)
+    found = prepack(model, True, attention.stepping)
     assert len(found) == 2
     torch.testing.assert_close(model(x), want)
     torch.testing.assert_close(model(x.transpose(0, 1)), want.transpose(0, 1))
@@ -43,7 +43,7 @@ def test_a_step_answers_as_the_layers_do(step, dtype):
 
 def test_only_a_step_reads_the_copies_so_that_gradients_go_through():
     model = _model()
-    found = prepack(model, True)
+    found = prepack(model, True, attention.stepping)
     model(torch.randn(2, 24)).sum().backward()
     assert all(m.__dict__["forward"].packed is None and m.weight.grad is not None for m in found)
 
@@ -51,7 +51,7 @@ def test_only_a_step_reads_the_copies_so_that_gradients_go_through():
 @torch.no_grad()
 def test_a_weight_that_was_written_to_or_replaced_is_packed_anew(step):
     model, x = _model(), torch.randn(3, 24)
-    prepack(model, True)
+    prepack(model, True, attention.stepping)
     before = model(x)
     model[0].weight.mul_(2)
     assert not model(x).allclose(before)
@@ -63,7 +63,7 @@ def test_a_weight_that_was_written_to_or_replaced_is_packed_anew(step):
 @torch.no_grad()
 def test_copies_of_a_model_read_their_own_weights(step):
     model, x = _model(), torch.randn(3, 24)
-    prepack(model, True)
+    prepack(model, True, attention.stepping)
     want = model(x)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(other(x), want)
@@ -84,7 +84,7 @@ def test_what_is_no_plain_linear_layer_stays():
 
 def test_unpacked_layers_are_as_they_were():
     model = _model()
-    unpack(prepack(model, True))
+    unpack(prepack(model, True, attention.stepping))
     assert all("forward" not in m.__dict__ for m in model) and prepack(model, False) == []
 
 

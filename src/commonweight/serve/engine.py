@@ -14,8 +14,9 @@ from torch import nn
 
 from ..commons import Commons
 from ..core import CommonweightError, counted
-from ..host import Host
-from . import check, memory, prepacked, prompts
+from ..host import Host, prepacked
+from . import check, memory, prompts
+from .attention import stepping
 from .borrowed import borrow, drops, give_back, steady
 from .edition import Edition
 from .grammar import Grammars
@@ -138,7 +139,7 @@ class Engine:
         self._manager.places = max_requests
         self._manager.order = lambda ticket: self._router.lanes.order(ticket.edition)
         self._lock, self._closed = threading.Lock(), False
-        self._packed = prepacked.prepack(self.model, prepack)
+        self._packed = prepacked.prepack(self.model, prepack, stepping)
         if self.model.device.type == "cpu":
             memory.keep()
         self.stepped: Callable[[int], None] = lambda tokens: None  # told how many tokens each step has, in its thread

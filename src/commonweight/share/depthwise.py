@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..builder.anatomy import stack
 from ..core import CommonweightError
+from .shelves import Laid, Shelves
 
 
 @dataclass
 class _Row:
-    """A request in work. tokens: prompt and answer. loop: the one that its newest token runs next."""
+    """A request in work. tokens: prompt and answer. new: the answer. at: those tokens that run loop `loop` next, as
+    places of the tables; fresh: how many began together, the whole prompt or the newest token."""
 
     number: int
     slot: int
@@ -24,19 +27,25 @@ class _Row:
     draws: list[float]
     new: list[int] = field(default_factory=list)
     loop: int = 0
-    last: int = 0
+    fresh: int = 0
+    at: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Depthwise:
     """Generation for many requests on a model with depth per token (`mor`, `exit`).
 
-    One step runs the loop's blocks once, for all requests that have another loop before them, whichever it is; or
-    the last blocks and the head, for those whose token is done: whatever more wait for. So no request waits for
-    another's deeper token. The answers are those of `generate`. places: requests at once. length: tokens of prompt and
-    answer. Memory: keys and values of places * length tokens at each depth. Source: arXiv 2410.20672, section 3.3,
-    where it is simulated, with exits that an oracle knows; arXiv 2507.10524 has it too.
-    Raises: CommonweightError for a model whose loops differ in more than their routers, or of another layout than
-    llama.
+    One step runs the loop's blocks once, for all tokens that have another loop before them, whichever it is, those of
+    prompts and those of answers; or the last blocks and the head, for requests whose tokens are done. So no request
+    waits for another's deeper token. Which of both it is: the one whose weights would be read for fewer rows than
+    there could be, if the other had to wait. The answers are those of `generate`.
+
+    places: requests at once. length: tokens of prompt and answer. Memory: keys and values, and two states, of
+    places * length tokens, the former at each depth; on a CPU, a second copy of the weights while it generates, where
+    memory allows. steps, ran, generated: runs of the loop, loops of the tokens of answers, and those tokens.
+    Source: arXiv 2410.20672, section 3.3, where it is simulated, with exits that an oracle knows; arXiv 2507.10524 has
+    it too.
+    Raises: CommonweightError for a model whose loops differ in more than their routers, one with windows of attention,
+    or of another layout than llama.
     """
 
     def __init__(self, model: Any, places: int = 32, length: int = 512):
@@ -50,6 +59,10 @@ class Depthwise:
             or not all(hasattr(base, n) for n in ("embed_tokens", "rotary_emb", "norm"))
         ):
             raise CommonweightError(f"{type(model).__name__}: depth-wise batching wants a llama layout of mor or exit")
+        if set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"} or getattr(
+            model.config, "sliding_window", None
+        ):
+            raise CommonweightError("depth-wise batching wants attention to all tokens; this model's has a window")
         self.base, self.head, self.walk = base, model.get_output_embeddings(), blocks[looped[0]].walk
         self.before, self.after = blocks[: looped[0]], blocks[looped[-1] + 1 :]
         self.first = [blocks[i] for i in looped if blocks[i].at == 0]
@@ -59,20 +72,15 @@ class Depthwise:
             here = {k: p for k, p in blocks[i].named_parameters() if k not in ("router", "bias")}
             if any(p is not self.unit[n % of].get_parameter(k) for k, p in here.items()):
                 raise CommonweightError("depth-wise batching wants loops that share all weights; leave out relax")
-        config = model.config
-        heads = config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        held = [(b, places) for b in (*self.before, *self.after)] + [(b, places * self.loops) for b in self.unit]
+        self.shelves = Shelves(model, held, length)
+        self.used = np.zeros(places * self.loops, np.int64)  # tokens that a loop of a place holds
         kind: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
-
-        def held(rows: int) -> tuple[Tensor, Tensor]:
-            return torch.zeros(rows, heads, length, size, **kind), torch.zeros(rows, heads, length, size, **kind)
-
-        self.pages = {id(b): held(places) for b in (*self.before, *self.after)}
-        self.pages |= {id(b): held(places * self.loops) for b in self.unit}
-        self.used = torch.zeros(places * self.loops, dtype=torch.long)  # tokens that a loop of a place holds
-        self.states = torch.zeros(places, config.hidden_size, **kind)
-        self.entered, self.x0 = torch.zeros_like(self.states), torch.zeros_like(self.states)
-        self.gate = torch.ones(places, **kind)
+        self.states = torch.zeros(places * length, model.config.hidden_size, **kind)  # of each token of each place
+        self.x0 = torch.zeros_like(self.states)  # before the loops
+        self.gate = torch.ones(places * length, **kind)
+        self.last = torch.zeros(places * length, dtype=torch.long, device=model.device)
+        self._weights = _numbers(self.unit), _numbers([*self.before, *self.after, self.head])
         self.steps = self.ran = self.generated = 0
 
     @torch.no_grad()
@@ -85,109 +93,108 @@ class Depthwise:
         ends = self.model.generation_config.eos_token_id
         self.ends = {ends} if isinstance(ends, int) else set(ends or ())
         self.temperature = temperature
+        with self.shelves.running(self.head):
+            return self._answers(prompts, max_new_tokens, seed)
+
+    def _answers(self, prompts: Sequence[Sequence[int]], most: int, seed: int) -> list[list[int]]:
         waiting, free = list(enumerate(prompts))[::-1], list(range(self.places))[::-1]
         done: list[list[int]] = [[] for _ in prompts]
         looping: list[_Row] = []
         leaving: list[_Row] = []
+        loop, rest = self._weights
         while waiting or looping or leaving:
             fresh = []
-            while waiting and free:
-                number, prompt = waiting.pop()
-                dice = torch.Generator().manual_seed(seed * 1_000_003 + number)
-                draws = torch.rand(max_new_tokens, generator=dice).tolist()
-                fresh.append(_Row(number, free.pop(), list(prompt), max_new_tokens, draws))
-            for length in {len(r.tokens) for r in fresh}:
-                self._prompts([r for r in fresh if len(r.tokens) == length])
-            if not fresh and len(looping) >= max(1, len(leaving)):
-                looping, over = self._loop(looping)
-                leaving += over
-                continue
-            if not fresh:
+            if leaving and loop * len(leaving) >= rest * len(looping):
                 fresh, ended = self._finish(leaving)
                 for row in ended:
                     done[row.number] = row.new
                 free += [row.slot for row in ended]
                 leaving = []
+            while waiting and free:
+                number, prompt = waiting.pop()
+                dice = torch.Generator().manual_seed(seed * 1_000_003 + number)
+                draws = torch.rand(most, generator=dice).tolist()
+                fresh.append(_Row(number, free.pop(), list(prompt), most, draws, fresh=len(prompt)))
             if fresh:
                 more, over = self._begin(fresh)
                 looping, leaving = looping + more, leaving + over
+            if looping:
+                looping, over = self._loop(looping)
+                leaving += over
         return done
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def _prompts(self, rows: list[_Row]) -> None:
-        """All tokens of prompts of one length but the last, by the model itself; the last begins as any token does."""
-        for r in rows:
-            self.used[r.slot * self.loops : (r.slot + 1) * self.loops] = 0
-        length = len(rows[0].tokens) - 1
-        if length == 0:
-            return
-        ids = torch.tensor([r.tokens[:-1] for r in rows], device=self.model.device)
-        layers = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values.layers
-        n, of = len(self.before), len(self.unit)
-        start = n + self.loops * of
-        slots = [r.slot for r in rows]
-        for block, layer in zip((*self.before, *self.after), (*layers[:n], *layers[start : start + len(self.after)])):
-            for row, slot in enumerate(slots):
-                self._copy(block, slot, layer, row, slice(None))
-        for loop, first in enumerate(self.first):
-            if len(layers) <= first.slot or layers[first.slot].get_seq_length() == 0:
-                continue  # no token ran it
-            ran = layers[first.slot].keys[:, 0, :, 0] >= 0
-            for row, slot in enumerate(slots):
-                place = slot * self.loops + loop
-                self.used[place] = int(ran[row].sum())
-                for j, block in enumerate(self.unit):
-                    self._copy(block, place, layers[n + loop * of + j], row, ran[row])
-
-    def _copy(self, block: nn.Module, place: int, layer: Any, row: int, which: Any) -> None:
-        for page, held in zip(self.pages[id(block)], (layer.keys, layer.values)):
-            some = held[row][:, which]
-            page[place, :, : some.shape[1]] = some
-
     def _begin(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
-        """The newest token of each: embedded, through the blocks before the loops, and given its first loop."""
-        ids = torch.tensor([r.tokens[-1] for r in rows], device=self.model.device)
-        slots = torch.tensor([r.slot for r in rows])
-        x = self._private(self.before, rows, slots, self.base.embed_tokens(ids)[:, None])
-        self.states[slots] = self.x0[slots] = x[:, 0]
+        """The new tokens of each: embedded, through the blocks before the loops, and given their first loop."""
+        ids = torch.tensor([t for r in rows for t in r.tokens[-r.fresh :]], device=self.model.device)
         for r in rows:
-            r.loop, r.last = 0, self.loops - 1
-        return self._choose(rows)
+            r.loop, first = 0, r.slot * self.length + len(r.tokens) - r.fresh
+            r.at = np.arange(first, first + r.fresh)
+            if r.fresh == len(r.tokens):
+                self.used[r.slot * self.loops : (r.slot + 1) * self.loops] = 0
+        at, where = self._all(rows)
+        x = self._private(self.before, rows, at, self.base.embed_tokens(ids))
+        self.states[where] = self.x0[where] = x
+        self.last[where] = self.loops - 1
+        return self._choose(rows, at, where)
 
     def _loop(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
-        slots, loops = torch.tensor([r.slot for r in rows]), torch.tensor([r.loop for r in rows])
-        places = slots * self.loops + loops
-        x = self.entered[slots] = self.states[slots]
-        y = self._run(self.unit, x[:, None], rows, places, self.used[places])[:, 0]
-        self.used[places] += 1
-        done = torch.tensor([r.loop == r.last for r in rows], device=x.device)
-        y = self.first[0].merge(y, x, self.x0[slots], self.gate[slots], done)
-        self.states[slots] = y
-        self.steps, self.ran = self.steps + 1, self.ran + len(rows)
+        places = np.array([r.slot * self.loops + r.loop for r in rows])
+        counts = np.array([len(r.at) for r in rows])
+        at, where = self._all(rows)
+        x = self.states[where]
+        y = self._run(self.unit, x, self.shelves.lay(places, self.used[places], counts, at % self.length))
+        self.used[places] += counts
+        loops = torch.from_numpy(np.repeat(places % self.loops, counts)).to(x.device)
+        y = self.first[0].merge(y, x, self.x0[where], self.gate[where], self.last[where] == loops)
+        self.states[where] = y
+        self.steps += 1
+        self.ran += sum(int(r.at[-1] == r.slot * self.length + len(r.tokens) - 1) for r in rows)
         for r in rows:
             r.loop += 1
-        return self._choose(rows)
+        return self._choose(rows, at, where, y)
 
-    def _choose(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
-        """(those that run another loop, those whose token is done)."""
-        go: dict[int, bool] = {}
-        for loop in {r.loop for r in rows if r.loop < self.loops}:
-            some = [r for r in rows if r.loop == loop]
-            slots = torch.tensor([r.slot for r in some])
-            found = self.first[loop].choose(self.states[slots][:, None], torch.tensor([[r.last] for r in some]))
+    def _choose(
+        self, rows: list[_Row], at: np.ndarray, where: Tensor, states: Tensor | None = None
+    ) -> tuple[list[_Row], list[_Row]]:
+        """(those of which a token runs another loop, those whose tokens are done)."""
+        states = self.states[where] if states is None else states
+        counts = [len(r.at) for r in rows]
+        loops = np.repeat([r.loop for r in rows], counts)
+        go = np.zeros(len(at), bool)
+        for loop in sorted({r.loop for r in rows if r.loop < self.loops}):
+            some = np.flatnonzero(loops == loop)
+            mine = slice(None) if len(some) == len(at) else torch.from_numpy(some).to(where.device)
+            tokens = where[mine]
+            found = self.first[loop].choose(states[mine][:, None], self.last[tokens][:, None])
             if found.gate is not None:
-                self.gate[slots] = found.gate[:, 0].to(self.gate.dtype)
-            for r, goes, last in zip(some, found.go[:, 0].tolist(), found.last[:, 0].tolist()):
-                go[r.slot] = goes or self.walk.everywhere
-                r.last = r.last if self.walk.everywhere else last
-        return [r for r in rows if go.get(r.slot)], [r for r in rows if not go.get(r.slot)]
+                self.gate[tokens] = found.gate[:, 0].to(self.gate.dtype)
+            go[some] = True if self.walk.everywhere else found.go[:, 0].cpu().numpy()
+            if not self.walk.everywhere:
+                self.last[tokens] = found.last[:, 0]
+        on, over, start = [], [], 0
+        for r, n in zip(rows, counts):
+            if n > 1:
+                r.at = r.at[go[start : start + n]]
+                goes = len(r.at) > 0
+            else:
+                goes = bool(go[start])
+            (on if goes else over).append(r)
+            start += n
+        return on, over
 
     def _finish(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
         """The last blocks and the head: a token for each row. (Those that go on, those that are done.)"""
-        slots = torch.tensor([r.slot for r in rows])
-        x = self._private(self.after, rows, slots, self.states[slots][:, None])
-        logits = self.head(self.base.norm(x))[:, 0].float()
+        ends = np.array([r.slot * self.length + len(r.tokens) - 1 for r in rows])
+        if self.after:
+            for r, end in zip(rows, ends):
+                r.at = np.arange(end + 1 - r.fresh, end + 1)
+            at, where = self._all(rows)
+            x = self._private(self.after, rows, at, self.states[where])[np.cumsum([r.fresh for r in rows]) - 1]
+        else:
+            x = self.states[torch.from_numpy(ends).to(self.model.device)]
+        logits = self.head(self.base.norm(x)).float()
         self.generated += len(rows)
         if self.temperature == 0:
             said = logits.argmax(-1).tolist()
@@ -195,38 +202,33 @@ class Depthwise:
             p = (logits / self.temperature).softmax(-1)
             drawn = torch.tensor([[r.draws[len(r.new)]] for r in rows], device=p.device)
             said = (p.cumsum(-1) < drawn).sum(-1).clamp(max=p.shape[-1] - 1).tolist()
+        on, over = [], []
         for r, token in zip(rows, said):
             r.tokens.append(token)
             r.new.append(token)
-        over = [len(r.new) == r.left or r.new[-1] in self.ends for r in rows]
-        return [r for r, o in zip(rows, over) if not o], [r for r, o in zip(rows, over) if o]
+            r.fresh = 1
+            (over if len(r.new) == r.left or token in self.ends else on).append(r)
+        return on, over
 
-    def _private(self, blocks: Sequence[Any], rows: list[_Row], slots: Tensor, x: Tensor) -> Tensor:
-        return self._run(blocks, x, rows, slots, torch.tensor([len(r.tokens) - 1 for r in rows])) if blocks else x
+    # -- blocks ----------------------------------------------------------------------------------------------------
 
-    def _run(self, blocks: Sequence[Any], x: Tensor, rows: list[_Row], places: Tensor, held: Tensor) -> Tensor:
-        """Blocks for one token a row. held: how many tokens each place has before it."""
-        at = torch.tensor([[len(r.tokens) - 1] for r in rows], device=x.device)
-        longest = int(held.max()) + 1
-        mask = (torch.arange(longest)[None] <= held[:, None])[:, None, None].to(x.device)
-        rotary = self.base.rotary_emb(x, position_ids=at)
-        for block in blocks:
-            how: dict[str, Any] = {
-                "attention_mask": mask, "position_ids": at, "position_embeddings": rotary, "use_cache": True,
-                "past_key_values": _Places(*self.pages[id(block)], places, held, longest),
-            }  # fmt: skip
-            x = block.alone(x, **how) if hasattr(block, "walk") else block(x, **how)
-            x = x[0] if isinstance(x, tuple) else x
-        return x
+    def _all(self, rows: list[_Row]) -> tuple[np.ndarray, Tensor]:
+        """The tokens of all rows, as places of the tables."""
+        at = np.concatenate([r.at for r in rows])
+        return at, torch.from_numpy(at).to(self.model.device)
+
+    def _private(self, blocks: Sequence[Any], rows: list[_Row], at: np.ndarray, x: Tensor) -> Tensor:
+        """Blocks that all new tokens of a row run."""
+        if not blocks:
+            return x
+        counts = np.array([r.fresh for r in rows])
+        held = np.array([len(r.tokens) for r in rows]) - counts
+        laid = self.shelves.lay(np.array([r.slot for r in rows]), held, counts, at % self.length)
+        return self._run(blocks, x, laid)
+
+    def _run(self, blocks: Sequence[Any], x: Tensor, laid: Laid) -> Tensor:
+        return self.shelves.run(blocks, x, laid, self.base.rotary_emb(x, position_ids=laid.at))
 
 
-class _Places:
-    """What attention sees as a cache: some places of a block's pages."""
-
-    def __init__(self, keys: Tensor, values: Tensor, places: Tensor, held: Tensor, longest: int):
-        self.pages, self.places, self.held, self.longest = (keys, values), places, held, longest
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
-        for page, new in zip(self.pages, (keys, values)):
-            page[self.places, :, self.held] = new[:, :, 0]
-        return tuple(page[:, :, : self.longest].index_select(0, self.places) for page in self.pages)
+def _numbers(modules: Sequence[Any]) -> int:
+    return sum(p.numel() for m in modules for p in m.parameters())

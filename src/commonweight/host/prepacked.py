@@ -1,32 +1,33 @@
-"""Linear layers of a CPU in the layout that oneDNN's products read, for the steps of an engine.
+"""Linear layers of a CPU in the layout that oneDNN's products read, for the steps of an engine, or of another runner.
 
 MKL lays each weight anew for every product, and on AMD's processors it does not use AVX512: at 32 rows a layer's
-product takes two thirds of the time from a weight that has been laid once. Only the engine's steps read these copies.
+product takes two thirds of the time from a weight that has been laid once. Only those steps read these copies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..host.frozen import own_forward
-from . import attention
+from .frozen import own_forward
 
 _SHARE = 4  # of the memory that is free, the copies take one part of so many at most
 
 
 class Forward:
-    """In the place of a layer's `forward`: the packed weight in an engine's step, the layer's own elsewhere.
+    """In the place of a layer's `forward`: the packed weight in a step, the layer's own elsewhere.
 
+    stepping: whether this thread runs one; None: always.
     A weight that has been written to, or replaced, since it was packed is packed anew. A copy of the layer, or one
     that was pickled, has a plain one.
     """
 
-    def __init__(self, module: nn.Linear):
-        self.module, self.seen, self.packed = module, None, None
+    def __init__(self, module: nn.Linear, stepping: Callable[[], bool] | None = None):
+        self.module, self.stepping, self.seen, self.packed = module, stepping, None, None
         self.before = module.__dict__.get("forward")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class Forward:
 
     def __call__(self, input: Tensor) -> Tensor:
         weight = self.module.weight
-        if attention.STEP.plans is None or input.dtype is not weight.dtype:
+        if (self.stepping and not self.stepping()) or input.dtype is not weight.dtype:
             return linear(input, weight, self.module.bias)
         seen = weight.data_ptr(), weight._version
         if self.seen != seen:
@@ -62,15 +63,16 @@ def layers(model: nn.Module) -> list[nn.Linear]:
     ]  # fmt: skip
 
 
-def prepack(model: nn.Module, wanted: bool | None) -> list[nn.Linear]:
-    """The layers that have a packed copy from now on. wanted: None: where the copies leave most of the free memory."""
+def prepack(model: nn.Module, wanted: bool | None, stepping: Callable[[], bool] | None = None) -> list[nn.Linear]:
+    """The layers that have a packed copy from now on. wanted: None: where the copies leave most of the free memory.
+    stepping: see `Forward`."""
     if wanted is False or not torch.backends.mkldnn.is_available():
         return []
     found = layers(model)
     if wanted is None and _SHARE * sum(m.weight.nbytes for m in found) > _free():
         return []
     for module in found:
-        module.forward = Forward(module)
+        module.forward = Forward(module, stepping)
     return found
 
 
