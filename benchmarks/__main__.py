@@ -39,6 +39,7 @@ ALL = (
     "codecs",
     "share_memory",
     "share_running",
+    "share_depth",
     "exchange_seeds",
 )
 SLOW = ("commons", "exchange")  # an hour and more: only by name

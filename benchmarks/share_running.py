@@ -24,20 +24,21 @@ from commonweight import share
 
 from .harness import alternate, compared, in_fresh_process, resident, store
 
-LOOPS, ROUNDS, PROMPT = 2, 5, 64
+LOOPS, ROUNDS, STEPS, PROMPT = 2, 5, 101, 64
 FORMS = ("remote-code", "unrolled")
 
 
-def written(folder: Path) -> None:
-    """A model of 200 M parameters in twice eight layers, in both forms."""
+def written(folder: Path, width: int = 1024, order: str = "cycle") -> None:
+    """A model of twice eight layers (1,024 wide: 200 M parameters), in both forms."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=1024, intermediate_size=2752, num_hidden_layers=16, num_attention_heads=16,
-            num_key_value_heads=8, vocab_size=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            hidden_size=width, intermediate_size=43 * width // 16, num_hidden_layers=16,
+            num_attention_heads=width // 64, num_key_value_heads=width // 128, vocab_size=4096,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
         )
     )  # fmt: skip
-    small = share.share(base, "recursive", loops=LOOPS, init="lower")
+    small = share.share(base, "recursive", loops=LOOPS, init="lower", order=order)
     for form in FORMS:
         share.save(small, folder / form, form=form)
 
@@ -90,10 +91,15 @@ def main() -> list[dict]:
     with tempfile.TemporaryDirectory() as at:
         folder = Path(at)
         written(folder)
-        found = alternate(*(decoding(folder / form) for form in FORMS), rounds=15)
         rows = [
-            {"what": f"{name}, one decode step, batch 1: shared / written out", "unit": "time", "target": 1.0, **found}
-        ]
+            {"what": f"{name}, one decode step, batch 1: shared / written out", "unit": "time", "target": 1.0,
+             **alternate(*(decoding(folder / form) for form in FORMS), rounds=STEPS)}
+        ]  # fmt: skip
+        written(folder / "near", 512, "sequence")
+        rows.append(
+            {"what": "the same, 512 wide, each layer twice in a row: shared / written out", "unit": "time",
+             "target": 1.0, **alternate(*(decoding(folder / "near" / form) for form in FORMS), rounds=STEPS)}
+        )  # fmt: skip
         runs = [
             {f: in_fresh_process("benchmarks.share_running", str(folder / f)) for f in FORMS} for _ in range(ROUNDS)
         ]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from commonweight import CommonweightError, share
+from commonweight.share import shelves
 from commonweight.share.depthwise import Depthwise
-from tests.share.deep import IDS, gpt2, llama
+from tests.share.deep import IDS, answer, gpt2, llama
 from tests.share.methods.test_depth import WAYS, made, walk
 
 PROMPTS = [IDS[0].tolist(), IDS[1].tolist()[:4], [5], IDS[1].tolist(), [7, 8]]
@@ -16,9 +17,11 @@ def alone(model, prompt, **how):
     return out[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("least", (1, 8))
 @pytest.mark.parametrize("way", WAYS)
-def test_each_request_is_answered_as_alone(way):
-    """Five requests in three places, at whatever depth each is."""
+def test_each_request_is_answered_as_alone(way, least, monkeypatch):
+    """Five requests in three places, at whatever depth each is. least 1: each attends by itself."""
+    monkeypatch.setattr(shelves, "LEAST", least)
     small = made(way)
     small.generation_config.eos_token_id = None
     runner = Depthwise(small, places=3, length=32)
@@ -29,6 +32,14 @@ def test_each_request_is_answered_as_alone(way):
     walk(small).everywhere = True
     assert with_all.generate(PROMPTS, 9) == [alone(small, p) for p in PROMPTS]
     assert with_all.ran == 3 * 45 and runner.steps < with_all.steps
+
+
+def test_the_model_is_as_before_afterwards():
+    small = made("exit")
+    before = small.config._attn_implementation, answer(small)
+    Depthwise(small, places=2, length=32).generate(PROMPTS[:1], 3)
+    assert small.config._attn_implementation == before[0] and torch.equal(answer(small), before[1])
+    assert all("forward" not in m.__dict__ for m in small.modules())
 
 
 def test_an_end_token_ends_and_draws_do_not_depend_on_the_batch():
@@ -50,5 +61,9 @@ def test_refusals():
             Depthwise(other)
     with pytest.raises(CommonweightError, match="loops that share all weights; leave out relax"):
         Depthwise(share.share(llama(), "exit", relax=2))
+    windows = made("exit")
+    windows.config.sliding_window = 4
+    with pytest.raises(CommonweightError, match="wants attention to all tokens; this model's has a window"):
+        Depthwise(windows)
     with pytest.raises(CommonweightError, match="a prompt has no tokens, or with its answer more than length=8"):
         Depthwise(made("exit"), 2, 8).generate([[3] * 4], 5)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..host.paged import How, Plan, attended, singles
+from ..host.paged import How, Plan, Singles, attended, singles
 from ..host.prepacked import prepack, unpack
 
 NAME = "commonweight_depths"
@@ -81,14 +81,13 @@ class Shelves:
             groups = np.array_split(one, min(GROUPS, max(1, len(one) // LEAST)))
         else:
             groups = [one] if len(one) else []
-        alone = not spans and len(groups) == 1
-        return Plan(spans, [
-            singles(
-                None if alone and not (np.diff(g) != 1).any() else torch.from_numpy(ends[g] - 1),
-                *(torch.from_numpy(x[g]) for x in (first, keys)), self.model.device, None, self.model.dtype,
-            )
-            for g in groups
-        ])  # fmt: skip
+        return Plan(spans, [self._singles(g, first, keys, ends, not spans and len(g) == len(counts)) for g in groups])
+
+    def _singles(self, some: np.ndarray, first: np.ndarray, keys: np.ndarray, ends: np.ndarray, whole: bool) -> Singles:
+        """Some places that have one token each. whole: every place of the step."""
+        at = None if whole and not (np.diff(some) != 1).any() else torch.from_numpy(ends[some] - 1)
+        starts, lengths = torch.from_numpy(first[some]), torch.from_numpy(keys[some])
+        return singles(at, starts, lengths, self.model.device, None, self.model.dtype)
 
     def run(self, blocks: Sequence[Any], x: Tensor, laid: Laid, rotary: Any) -> Tensor:
         """x (N, d) through blocks."""
