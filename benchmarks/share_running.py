@@ -57,7 +57,12 @@ def loaded(folder: str) -> None:
     """Prints what loading a folder and its first token take."""
     ids = torch.arange(5, 5 + PROMPT)[None]
     with torch.inference_mode():  # what any first pass loads beside weights
-        size = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+        size: dict[str, Any] = {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+        }
         LlamaForCausalLM(LlamaConfig(**size, vocab_size=256))(ids)
     gc.collect()
     before, start = resident("VmRSS"), time.perf_counter()
