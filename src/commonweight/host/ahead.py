@@ -122,7 +122,7 @@ class AheadHook:
     def note(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
         """For queries, which read a row's own tokens and have no part in what is kept of them."""
         thread, t = self.current.thread, query.shape[2]
-        see = thread.there(self.at.name, query[:, 0])
+        see = self.current.there(self.at.name, query[:, 0])
         thread.run.made[self.at.name] = Rows(key[:, :, :t].detach(), value[:, :, :t].detach(), see)
 
     def answered(

@@ -59,7 +59,7 @@ class Asked:
                 f"{at.name}: block {place} is given {'no tensor' if x is None else tuple(x.shape)}; wanted (rows, "
                 f"tokens, {at.width}). It cannot be asked anything; take a method that changes weights, such as lora"
             )
-        self.current.thread.run.calls[at.name, place] = standing(given, x, self.current.thread.there(at.name, x))
+        self.current.thread.run.calls[at.name, place] = standing(given, x, self.current.there(at.name, x))
 
     def collected(self, route: Route, y: Any) -> Tensor:
         """(B, T, n d): what each block answers to the queries of each row, zeros in place of queries that a row lacks.

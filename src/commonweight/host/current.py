@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..core import CommonweightError
+from .padding import Padding
 from .route import Route
 from .stacks import Room
 
@@ -112,14 +113,6 @@ class _OfThread(threading.local):
         """A pass of the model begins."""
         self.run = Pass(module, args, kwargs)
 
-    def there(self, site: str, x: Tensor) -> Tensor | None:
-        """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""
-        paired = "decoder_input_ids" in self.run.masks and "decoder" in site.split(".")
-        mask = self.run.masks.get("decoder_attention_mask" if paired else "attention_mask")
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or x.dim() < 3 or mask.shape[0] != x.shape[0]:
-            return None
-        return mask[:, -x.shape[1] :].bool() if mask.shape[1] >= x.shape[1] else None
-
 
 def _length(cache: Any) -> int:
     """Tokens that a cache holds; of one that does not count them -1 where it holds any."""
@@ -151,9 +144,16 @@ class Current:
 
     def __init__(self) -> None:
         self.thread = _OfThread()
+        self.padding: Padding | None = None  # of the model; a copy has none until it is hooked
         self.open: dict[int, int] = {}  # thread -> how many routes it has open
         self.generators: dict[FrameType, list[State]] = {}  # generator -> the routes that it has open, by its frame
         self._lock = threading.Lock()
+
+    def there(self, site: str, x: Tensor) -> Tensor | None:
+        """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""
+        run = self.thread.run
+        texts = run.ids is not None and not run.ids.is_floating_point()
+        return None if self.padding is None else self.padding.there(run.masks, texts, site, x)
 
     @property
     def route(self) -> Route | None:

@@ -20,6 +20,7 @@ from .kept import give_back, keep_storage, unpack_at_once
 from .limit import Ends, Limit, bends
 from .names import named, unwrapped
 from .numbered import PositionsHook
+from .padding import Padding
 from .queries import Queries
 from .scanned import StateHook
 from .sites import (
@@ -83,6 +84,7 @@ class HookedModel:
 
     def _hook(self) -> None:
         tower = towers(self.inner)
+        self.current.padding = Padding(self.inner)
         apart = experts.Stacked | Ahead | Aside | Front | Positions | State
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, apart)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}

@@ -85,7 +85,7 @@ class SiteHook:
 
     def gates(self, route: Route, x: Tensor) -> Tensor | None:
         """What share of the module each token gets, (..., 1); None where no reader has a gate here."""
-        there = self.current.thread.there(self.at.name, x)
+        there = self.current.there(self.at.name, x)
         if route.single is not None:
             if not any(e.opens for e in route.single.table[self.at.name]):
                 return None
@@ -121,7 +121,7 @@ class SiteHook:
         assert isinstance(at, Block)
         if at.kind == "block":
             cached = any(hasattr(v, "get_seq_length") for v in pytree.tree_leaves(given))
-            there, spare = self.current.thread.there(at.name, x), self.bypass is not None and self.bypass.fits(*given)
+            there, spare = self.current.there(at.name, x), self.bypass is not None and self.bypass.fits(*given)
             return skips.block(at, x, gates, there, route.single is None, cached, spare)
         home = f"{at.name}." if self.entry is None else f"{at.name.rpartition('.')[0]}."
         key = ("inside", at.name)

@@ -83,7 +83,7 @@ class Queries:
 
     def heard(self, out: dict[str, Tensor], home: str, site: str, module: nn.Module, args: tuple, y: Any) -> None:
         x = (y[0] if isinstance(y, tuple) else y).float()
-        there = self.current.thread.there(site, x)
+        there = self.current.there(site, x)
         if there is None:
             out[home] = x.mean(1)
         else:

@@ -44,7 +44,7 @@ class States:
                 f"{at.name}: its first block was called without a tensor; a tenant cannot read here"
             )
         thread = self.current.thread
-        thread.run.states[at.name] = at.begun(bare(x), thread.there(at.name, x))
+        thread.run.states[at.name] = at.begun(bare(x), self.current.there(at.name, x))
 
     def passed(self, place: int, module: nn.Module, args: tuple, kwargs: Any, *output: Any) -> None:
         """A block has run."""

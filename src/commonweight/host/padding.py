@@ -1,0 +1,50 @@
+"""Which tokens of what a site is given are no padding: those of the texts by the texts' mask, others by their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .sites import towers
+
+MASKS = (
+    "attention_mask", "decoder_attention_mask", "decoder_input_ids", "pixel_attention_mask", "feature_attention_mask",
+    "input_features_mask",
+)  # fmt: skip
+_OF_TOWER = {"vision": ("pixel_attention_mask",), "audio": ("feature_attention_mask", "input_features_mask")}
+
+
+class Padding:
+    """Of one model. tower: to which of its senses a site belongs."""
+
+    def __init__(self, model: nn.Module):
+        self.tower = towers(model)
+        # of models that hear: a mask of samples -> one of frames
+        self.frames: Callable[[int, Tensor], Tensor] | None = getattr(model, "_get_feature_vector_attention_mask", None)
+
+    def there(self, masks: Mapping[str, Any], beside_texts: bool, site: str, x: Tensor) -> Tensor | None:
+        """(B, T) bool for what a site is given (B, T, d); None where nothing says so.
+
+        masks: those of the pass. beside_texts: whether it has texts, whose ``attention_mask`` is then theirs alone:
+        tokens of images and sounds have a mask of their own, or none.
+        """
+        if x.dim() < 3:
+            return None
+        tower = self.tower(site)
+        if tower == "language":
+            paired = "decoder_input_ids" in masks and "decoder" in site.split(".")
+            mask = masks.get("decoder_attention_mask" if paired else "attention_mask")
+            fits = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == x.shape[0]
+            return mask[:, -x.shape[1] :].bool() if fits and mask.shape[1] >= x.shape[1] else None
+        own = _OF_TOWER.get(tower, ())
+        for name in own if beside_texts else (*own, "attention_mask"):
+            mask = masks.get(name)
+            if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != x.shape[0]:
+                continue
+            if mask.shape[1] == x.shape[1]:
+                return mask.bool()
+            if name == "attention_mask" and self.frames is not None:
+                return self.frames(x.shape[1], mask.long()).bool()
+        return None
