@@ -36,8 +36,9 @@ class Padding:
         if tower == "language":
             paired = "decoder_input_ids" in masks and "decoder" in site.split(".")
             mask = masks.get("decoder_attention_mask" if paired else "attention_mask")
-            fits = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == x.shape[0]
-            return mask[:, -x.shape[1] :].bool() if fits and mask.shape[1] >= x.shape[1] else None
+            if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != x.shape[0]:
+                return None
+            return mask[:, -x.shape[1] :].bool() if mask.shape[1] >= x.shape[1] else None
         own = _OF_TOWER.get(tower, ())
         for name in own if beside_texts else (*own, "attention_mask"):
             mask = masks.get(name)
