@@ -21,6 +21,7 @@ from commonweight.exchange.methods import resolve
 
 PAGE = Path(__file__).with_name("exchange.md")
 KEPT = PAGE.parent / "results" / "exchange.json"
+BOOKS = PAGE.parent / "results" / "exchange_books.json"
 
 
 def table() -> str:
@@ -68,6 +69,37 @@ def proof() -> str:
     return "\n".join([*lines, "", f"{machine['cpu']}, torch {machine['torch']}, {machine['date']}."])
 
 
+def books() -> str:
+    """A line for each side of the language model of books."""
+    if not BOOKS.exists():
+        return "Not measured yet."
+    found = json.loads(BOOKS.read_text(encoding="utf-8"))
+    seeds = sorted({k.split(" | ")[1] for k in found["runs"]})
+    size, machine = found["size"], found["machine"]
+    half = found["steps"] // 2
+    lines = [
+        f"{', '.join(found['authors'])}; a Llama of {size['num_hidden_layers']} layers, "
+        f"{size['hidden_size']} wide, from random weights; {found['steps']} steps, {found['tokens']:,} tokens for each "
+        f"side; seed {', '.join(seeds)}. Loss in nats a token on the end of each author's text.",
+        "",
+        f"| side | loss at step {half} | loss at the end | bytes up | bytes down | of synchronous |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    mean = {s: [r for k, r in found["runs"].items() if k.startswith(f"{s} | ")] for s in found["sides"]}
+    all_bytes = {s: statistics.mean(r["up"] + r["down"] for r in each) for s, each in mean.items() if each}
+    for side, each in mean.items():
+        if not each:
+            continue
+        at = [dict(r["curve"]).get(half) for r in each]
+        middle = f"{statistics.mean(at):.3f}" if None not in at else ""
+        up, down = (statistics.mean(r[k] for r in each) for k in ("up", "down"))
+        share = all_bytes["synchronous"] / all_bytes[side] if "synchronous" in all_bytes else 1
+        told = "1" if side == "synchronous" else f"1/{share:,.0f}"
+        end = statistics.mean(r["loss"] for r in each)
+        lines.append(f"| {side} | {middle} | {end:.3f} | {up:,.0f} | {down:,.0f} | {told} |")
+    return "\n".join([*lines, "", f"{machine['cpu']}, torch {machine['torch']}, {machine['date']}."])
+
+
 def sent(name: str, rounds: int = 1, **options: Any) -> tuple[float, float]:
     """Bytes up and down of a client and round, the mean of so many rounds, on MiniLM's layers without a head."""
     found, config = resolve(name, options)
@@ -101,5 +133,5 @@ def claims() -> str:
 
 
 if __name__ == "__main__":
-    parts = (("exchange", table), ("proof", proof), ("claims", claims))
+    parts = (("exchange", table), ("proof", proof), ("books", books), ("claims", claims))
     sys.exit(max(marked.main(PAGE, name, made, sys.argv[1:], __doc__) for name, made in parts))

@@ -1,6 +1,7 @@
 """Exchange, measured: accuracy against bytes, clients a second beside Flower's simulation, ten thousand clients.
 
 python -m benchmarks.exchange proof --minutes 60         runs of sentence tasks; goes on where it stopped
+python -m benchmarks.exchange books --books FOLDER       DiLoCo beside synchronous steps, a client for each author
 python -m benchmarks.exchange clients --flower PYTHON    beside Flower's simulation; an environment with it and Ray
 python -m benchmarks.exchange many                       1,000 and 10,000 clients
 python -m benchmarks.exchange killed --flower PYTHON     30 rounds of real processes, of which a third is killed

@@ -72,7 +72,8 @@ def test_methods_are_listed():
         (["-m", "fed-bs"], "unknown exchange method 'fed-bs'; did you mean 'fed-sb'"),
         (["-m", "fed-sb", "-o", "rnk=2"], "option of FedSB 'rnk'; did you mean 'rank'"),
         (["-o", "adapter=lora", "-o", "dim=2"], "option of LoRA 'dim'"),
-        (["--clients", "0"], "clients is 0; it must be >= 1"), (["--sample", "9", "--clients", "4"], "sample=9 of 4"),
+        (["--clients", "0"], "clients is 0; it must be >= 1"),
+        (["--sample", "9", "--clients", "4"], "sample=9 of 4 clients; wanted at most 4"),
         (["--split", "drichlet:1"], "unknown split"), (["--task", "dpo"], "unknown task"),
         (["--lr", "0"], "lr is 0"), (["--clients", "41"], "41 clients for 40 rows"),
     ],
@@ -88,7 +89,12 @@ def test_what_cannot_be(bert, rows, tmp_path, more, what):
 
 @pytest.mark.parametrize(
     ("more", "what"),
-    [([], "--resume goes on"), (["--overwrite"], "no run of exchange"), (["--split", "iid:3", "--resume"], "no value")],
+    [
+        ([], "--resume goes on"),
+        (["--overwrite"], "no run of exchange"),
+        (["--split", "iid:3", "--resume"], "no value"),
+        (["--holdout", "1.5", "--resume"], "holdout=1.5: wanted a share"),
+    ],
 )
 def test_what_cannot_be_is_said_before_the_base_is_opened(bert, rows, tmp_path, monkeypatch, more, what):
     monkeypatch.setattr("commonweight.adapt.base.open_host", lambda *_, **__: pytest.fail("opened"))
@@ -118,6 +124,24 @@ def test_what_rows_do_not_allow_is_said_before_the_base_is_opened(bert, rows, tm
     with pytest.raises(CommonweightError, match=what):
         app(["exchange", verb, str(bert), str(rows[0]), "--out", str(tmp_path / "o"), *more], standalone_mode=False)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("which", ["train", "eval"])
+def test_a_wrong_row_is_one_of_its_file(bert, rows, tmp_path, which):
+    wrong = tmp_path / "wrong.tsv"
+    wrong.write_text("label\ttext\nlaw\tcourt\n" + ("sport\t\n" if which == "train" else "war\tcourt\n"))
+    files = [str(wrong)] if which == "train" else [str(rows[0]), "--eval", str(wrong)]
+    with pytest.raises(CommonweightError, match=r"wrong\.tsv: row 2: "):
+        app(
+            ["exchange", "simulate", str(bert), *files, "--clients", "2", "--out", str(tmp_path / "o")],
+            standalone_mode=False,
+        )
+
+
+def test_a_run_of_which_parts_are_missing_has_no_page(tmp_path):
+    (tmp_path / "run.json").write_text('{"curve": [], "method": "fedavg"}')
+    with pytest.raises(CommonweightError, match=r"run\.json: cannot be read as a run \(it says nothing of paper"):
+        app(["exchange", "report", str(tmp_path)], standalone_mode=False)
 
 
 def test_a_mistake_ends_with_2(bert, tmp_path, capsys):

@@ -15,7 +15,7 @@ from .local import Rounds
 from .methods import get
 from .run import Run, free
 from .setting import numbers
-from .simulation import Progress, simulate
+from .simulation import Progress, check_holdout, simulate
 from .splits import dealt, known
 
 
@@ -56,6 +56,7 @@ def run(
 
     free(Path(out), resume=more.get("resume", False), overwrite=more.get("overwrite", False))
     known(more.get("split", "iid"))
+    check_holdout(more.get("holdout", 0.0))
     asked = [more[c] for c in ("text_column", "label_column", "prompt_column", "completion_column") if more.get(c)]
     each = [read(r, asked, no_header=no_header, say=say) for r in rows]
     heads = [sorted(r[0]) for r in each]
@@ -74,5 +75,5 @@ def run(
     say(where(host))
     return simulate(
         host, every, method=method, options=given, task=task, eval_rows=held, out=out, files=source, labels=labels,
-        progress=progress, source=rows[0], **more,
+        progress=progress, source=rows[0], eval_source=str(eval_file), **more,
     )  # fmt: skip

@@ -21,6 +21,10 @@ from .registry import Method, Setting, State
 from .setting import Prepared, numbers_of
 
 FILE = "run.json"
+KEYS = (
+    "method", "paper", "adapter", "adapter_options", "travels", "private", "payload_up", "payload_down", "formula",
+    "rounds", "better", "clients",
+)  # fmt: skip  # without which a page cannot be written
 
 
 class Seat(NamedTuple):
@@ -143,8 +147,10 @@ def read(folder: Path) -> dict[str, Any]:
         raise CommonweightError(f"{folder}: no {FILE} there; wanted the folder that exchange simulate wrote, --out")
     try:
         found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found, dict) or not isinstance(found.get("curve"), list) or "method" not in found:
+        if not isinstance(found, dict) or not isinstance(found.get("curve"), list):
             raise ValueError("no run")
+        if lacks := [k for k in KEYS if k not in found]:
+            raise ValueError(f"it says nothing of {', '.join(lacks[:3])}")
         return found
     except (ValueError, UnicodeDecodeError) as e:
         raise CommonweightError(f"{path}: cannot be read as a run ({e})") from e

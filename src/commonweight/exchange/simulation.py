@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..adapt.checkpoint import same_settings
+from ..adapt.data import named
 from ..adapt.rows import Row
 from ..adapt.tasks import Example, Task
 from ..core import CommonweightError, Rng
@@ -73,6 +74,7 @@ def simulate(
     progress: Callable[[Progress], None] | None = None,
     wire: Wire | None = None,
     source: str = "rows",
+    eval_source: str = "eval_rows",
     **recipe: Any,
 ) -> Run:
     """One model tuned by many clients, each with rows of its own: what they send each other, and what comes of it.
@@ -83,11 +85,13 @@ def simulate(
     trained and sent. holdout: share of each client's rows that it does not train on; its own model is measured on them
     at the end. files: of each row its file's number, for ``split="files"``. name: of the global tenant. out: a folder
     for the store, ``run.json`` and the state; resume goes on with a run that was killed there, to the same bits.
+    source, eval_source: where rows came from, for errors.
     wire: (round, client, answer) -> what arrives of it; for tests of what a network does.
     Memory: the base, the rows, and at most 256 clients at a time, however many there are.
     Raises: CommonweightError; the host is then as it was.
     """
     plan, local = numbers(recipe)
+    check_holdout(holdout)
     reading = {
         "text_column": text_column, "label_column": label_column, "prompt_column": prompt_column,
         "completion_column": completion_column,
@@ -98,13 +102,13 @@ def simulate(
     train, held = _held_out(places, holdout, plan.seed)
     host = model if isinstance(model, Host) else _opened(model, task)
     doing = make_task(host, task, rows, labels, tokenizer, local, reading, source)
-    seats = by_client(doing, rows, train)
+    seats = named(source, lambda every: by_client(doing, every, train), rows)
     prepared = ready(
         host, doing, method, options or {}, plan, local, clients=len(places), sites=sites, name=name, common=common,
         shown=shown(host, doing, seats[0][: plan.shown], local.batch_size),
     )  # fmt: skip
     try:
-        measured = doing.examples(eval_rows) if eval_rows else []
+        measured = named(eval_source, doing.examples, eval_rows) if eval_rows else []
         held_rows = by_client(doing, rows, held) if any(held) else []
         # last of all: what cannot be run loses no run that lies there
         folder = None if out is None else open_out(Path(out), resume=resume, overwrite=overwrite)
@@ -265,10 +269,14 @@ def shown(host: Host, task: Task, examples: list[Example], batch: int) -> Shown:
     return Shown([{k: v.to(device) for k, v in b.items()} for b in parts], task.loss)
 
 
-def _held_out(places: list[list[int]], share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """(rows to train on, rows to measure on) of each client; a client with one row holds out none."""
+def check_holdout(share: float) -> None:
+    """Raises: CommonweightError."""
     if not 0 <= share < 1:
         raise CommonweightError(f"holdout={share}: wanted a share of each client's rows, from 0 to less than 1")
+
+
+def _held_out(places: list[list[int]], share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
+    """(rows to train on, rows to measure on) of each client; a client with one row holds out none."""
     train, held = [], []
     for c, mine in enumerate(places):
         order = Rng(seed, f"holdout/{c}").permutation(len(mine)).tolist() if share else range(len(mine))
