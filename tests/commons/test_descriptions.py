@@ -80,9 +80,16 @@ def test_an_encoder_reads_each_text_alone(bert):
 def test_the_command(store, bert, tmp_path, capsys):
     rows = {n: tiny.jsonl(tmp_path / f"{n}.jsonl", [{"text": f"{w} {w}"}]) for n, w in (("law", "w1"), ("food", "w9"))}
     code, _, told = call(capsys, "store", "find", store.folder, "w1")
-    assert code == 2 and "no tenant is described" in told
+    assert code == 2 and "no tenant is described" in told and "TENANT ROWS --encoder ENCODER" in told
+    code, _, told = call(capsys, "store", "describe", store.folder, "law", rows["law"])
+    assert code == 2 and "no tenant is described yet, so that the encoder is not known" in told
+    code, _, told = call(capsys, "store", "describe", store.folder, "nobody", rows["law"], "--encoder", "nowhere")
+    assert code == 2 and "unknown tenant 'nobody'" in told
+    code, _, told = call(capsys, "store", "find", store.folder, " ")
+    assert code == 2 and "the text is empty" in told
     for n, file in rows.items():
-        code, said, _ = call(capsys, "store", "describe", store.folder, n, file, "--encoder", bert)
+        named = ("--encoder", bert) if n == "law" else ()  # from then on it is known
+        code, said, _ = call(capsys, "store", "describe", store.folder, n, file, *named)
         assert code == 0 and f"{n}: described by 1 row" in said
     code, said, _ = call(capsys, "store", "find", store.folder, "w9 w9", "-n", "1")
     assert code == 0 and said.split() == ["1.0000", "food"]

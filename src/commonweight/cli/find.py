@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..core import CommonweightError, counted
+from .progress import quiet
 
 Store = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 
@@ -17,7 +18,10 @@ def describe(
     store: Store,
     name: Annotated[str, typer.Argument(help="A tenant of the store.")],
     rows: Annotated[Path, typer.Argument(help="Rows of its task: jsonl, json, csv, tsv, parquet or arrow.")],
-    encoder: Annotated[str, typer.Option(help="A sentence encoder: a folder, or a name on the hub.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="A sentence encoder: a folder or a name on the hub. None: the one of the store."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="The column of texts (text).")] = None,
     most: Annotated[int, typer.Option(help="So many rows at most.", min=1)] = 256,
 ) -> None:
@@ -31,8 +35,18 @@ def describe(
     for i, row in enumerate(found, 1):
         if not isinstance(row.get(column), str):
             raise CommonweightError(f"{rows}: row {i} has no text in {column!r}; name the column: --text-column")
+    at = Commons(store, make=False)
+    at.manifest(name)  # before an encoder is opened
+    before = None if encoder else made.read(at)
+    if not encoder and before is None:
+        raise CommonweightError(
+            f"{store}: no tenant is described yet, so that the encoder is not known; name one, --encoder "
+            "sentence-transformers/all-MiniLM-L6-v2 say"
+        )
+    encoder = encoder or before.encoder  # type: ignore[union-attr]
     texts = {name: [str(r[column]) for r in found]}
-    described = made.describe(Commons(store, make=False), texts, made.encoder(encoder), encoder)
+    quiet()
+    described = made.describe(at, texts, made.encoder(encoder), encoder)
     typer.echo(
         f"{name}: described by {counted(len(found), 'row')}; {counted(len(described.names), 'tenant')} can be found"
     )
@@ -49,10 +63,16 @@ def find(
     from ..commons import Commons
     from ..commons import descriptions as made
 
+    if not text.strip():
+        raise CommonweightError("the text is empty; give a request, as the rows of a tenant's task are")
     at = Commons(store, make=False)
     described = made.read(at)
     if described is None:
-        raise CommonweightError(f"{store}: no tenant is described; first `commonweight store describe`")
+        raise CommonweightError(
+            f"{store}: no tenant is described; first, for each, `commonweight store describe {store} TENANT ROWS "
+            "--encoder ENCODER`, with rows of its task"
+        )
+    quiet()
     (vector,) = made.encoder(encoder or described.encoder)([text])
     found = made.find(described, vector, number, at.newest())
     if as_json:

@@ -44,6 +44,14 @@ class Pace:
         return (self.before - self.started) / done * (p.steps - p.step) if done else None
 
 
+def quiet() -> None:
+    """transformers' own bars and notes are left out: a command says what there is to say."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 class Bar:
     """Progress on stderr: a bar where that is a terminal; elsewhere a line every half minute, at the end of an epoch
     and after each measurement of the dev rows. Both have loss, learning rate, tokens a second and time left."""
@@ -54,10 +62,8 @@ class Bar:
     def __enter__(self) -> Self:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        quiet()
         self.console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         self.bar = Progress(

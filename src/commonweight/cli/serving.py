@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .progress import quiet
+
 if TYPE_CHECKING:
     from ..serve import Encoder, Engine
 
@@ -81,7 +83,7 @@ def answering(
         raise CommonweightError(f"--cache-tokens {cache}: {model} is served as an encoder, which has no cache")
     from ..serve import Encoder
 
-    _quiet()
+    quiet()
     return Encoder(model, store=store, task=task, dtype=dtype, device=pick_device(device), pool=pool, **settings)
 
 
@@ -103,13 +105,6 @@ def opened(model: str, store: Path | None, dtype: str, device: str, **settings: 
     from ..serve import Engine
     from ..serve.prompts import loaded
 
-    _quiet()
+    quiet()
     found = loaded(model, dtype, pick_device(device))
     return Engine(found, store=store, **settings)
-
-
-def _quiet() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
