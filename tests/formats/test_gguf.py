@@ -269,7 +269,7 @@ def test_every_name_of_the_table_is_one_of_the_gguf_package():
 MIXED = "*.experts.*|*.mlp.gate|*shared_expert*|*.q_proj"
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"])
 @pytest.mark.parametrize("ranks", [(), (("model.layers.0.mlp.experts.down_proj[1]", 3),)], ids=["one rank", "another"])
 def test_experts_and_routers_of_a_mixture_are_written(tmp_path, kind, ranks):
     host = cw.Host(mixture(kind)[0])
@@ -294,6 +294,18 @@ def test_experts_and_routers_of_a_mixture_are_written(tmp_path, kind, ranks):
     back = host.load_adapter(path, "back")
     assert back.config.rank == 2
     for name, w in new.items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
+
+
+def test_glm_has_a_dense_layer_and_shared_experts(tmp_path):
+    host = cw.Host(mixture("glm4_moe")[0])
+    stir(host.add("t", "lora", rank=2, sites="*.experts.*|*.mlp.*_proj|*shared_experts*|*.o_proj|*.1.mlp.gate"))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    there = {k.removesuffix(".weight.lora_a") for k in container.read(path).tensors if k.endswith("_a")}
+    assert {f"blk.0.ffn_{n}" for n in ("gate", "up", "down")} | {"blk.0.attn_output", "blk.1.attn_output"} <= there
+    assert {f"blk.1.ffn_{n}" for n in ("gate_exps", "up_exps", "down_exps", "gate_inp", "gate_shexp")} <= there
+    host.load_adapter(path, "back")
+    for name, w in host.merged("t").items():
         torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
 
 

@@ -285,6 +285,26 @@ def test_mlx_lm_itself_gives_the_same_of_a_mixture(tmp_path, kind):
         torch.testing.assert_close(got, answer(host.model, batch), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe"])
+def test_experts_whose_router_is_no_layer_there(tmp_path, kind):
+    host = cw.Host(mixture(kind)[0])
+    stir(host.add("t", "lora", rank=2, sites="*.experts.*|*shared_experts*|*.o_proj"))
+    at = host.export("t", tmp_path / "out", "mlx")
+    tensors = load_file(at / mlx.TENSORS)
+    assert {f"model.layers.1.mlp.switch_mlp.{n}_proj.lora_a" for n in ("gate", "up", "down")} <= tensors.keys()
+    assert "model.layers.1.mlp.shared_experts.up_proj.lora_a" in tensors
+    host.load_adapter(at, "back")
+    for name, w in host.merged("t").items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
+    stir(host.add("r", "lora", rank=2, sites="*.1.mlp.gate"))
+    with pytest.raises(cw.CommonweightError, match=r"mlx-lm's router of model_type .* is no linear layer"):
+        host.export("r", tmp_path / "r", "mlx")
+    if kind == "deepseek_v3":
+        stir(host.add("k", "lora", rank=2, sites="*.kv_b_proj"))
+        with pytest.raises(cw.CommonweightError, match=r"kv_b_proj: mlx-lm has two layers for each head"):
+            host.export("k", tmp_path / "k", "mlx")
+
+
 def test_a_layer_for_each_expert_has_no_name_there():
     with pytest.raises(cw.CommonweightError, match=r"experts\.3\.up_proj: a layer of one expert, and mlx-lm keeps all"):
         mlx.write({"model.layers.0.mlp.experts.3.up_proj": Change(torch.ones(1, 4), torch.ones(4, 1))}, 1)

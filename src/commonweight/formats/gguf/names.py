@@ -47,6 +47,10 @@ ARCHITECTURES: dict[str, Architecture] = {  # by model_type
     "gemma": Architecture("gemma", _LLAMA),
     "gemma2": Architecture("gemma2", _LLAMA),
     "gemma3_text": Architecture("gemma3", _LLAMA),
+    "glm4_moe": Architecture("glm4moe", {
+        **_LLAMA, **_EXPERTS, "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp", "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    }),
     "gpt2": Architecture("gpt2", {
         "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
     }),
@@ -55,6 +59,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by model_type
     "mistral": Architecture("llama", _LLAMA, turned=True),
     "mixtral": Architecture("llama", _EXPERTS, turned=True),
     "olmo2": Architecture("olmo2", _LLAMA),
+    "olmoe": Architecture("olmoe", _EXPERTS),
     "phi3": Architecture("phi3", {
         "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output", "mlp.gate_up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",

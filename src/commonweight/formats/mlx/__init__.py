@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .names import MIXTURES
+from .names import BARE, MIXTURES
 from .reading import read
 from .writing import write
 
 CONFIG, TENSORS = "adapter_config.json", "adapters.safetensors"
 
-__all__ = ["CONFIG", "MIXTURES", "TENSORS", "read", "write"]
+__all__ = ["BARE", "CONFIG", "MIXTURES", "TENSORS", "read", "write"]

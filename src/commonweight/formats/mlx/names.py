@@ -9,9 +9,13 @@ import re
 
 from ...core import CommonweightError
 
-MIXTURES = {"mixtral": "block_sparse_moe", "olmoe": "mlp", "qwen2_moe": "mlp", "qwen3_moe": "mlp"}
+MIXTURES = {
+    "deepseek_v3": "mlp", "glm4_moe": "mlp", "mixtral": "block_sparse_moe", "olmoe": "mlp", "qwen2_moe": "mlp",
+    "qwen3_moe": "mlp",
+}  # fmt: skip
 """model_type -> the module of a block that holds both; transformers calls it ``mlp`` in all of them."""
 _EXPERTS, _ROUTER = re.compile(r"(.+)\.mlp\.experts\.(\w+_proj)"), ".mlp.gate"
+BARE = "deepseek_v3", "glm4_moe"  # whose router is no linear layer there, so that mlx-lm puts no LoRA on it
 _SINGLE = re.compile(r".*\.experts\.\d+\..+")
 
 
@@ -24,6 +28,11 @@ def name_of(module: str, model_type: str) -> str:
         raise CommonweightError(
             f"{module}: a layer of one expert, and mlx-lm keeps all experts in one, which is written for models whose "
             f"experts lie in one tensor here too ({', '.join(MIXTURES)} of transformers 5); export to peft"
+        )
+    if model_type == "deepseek_v3" and module.endswith(".kv_b_proj"):
+        raise CommonweightError(
+            f"{module}: mlx-lm has two layers for each head in its place (embed_q, unembed_out), which no LoRA of the "
+            "whole is; make the tenant without this site, or export to peft"
         )
     home = MIXTURES.get(model_type)
     if home is None:

@@ -25,6 +25,11 @@ def projections(name: str, found: Factors, format: str, model_type: str) -> dict
             f"known are {', '.join(_KNOWN[format])}. Export to peft, keep the tenant in its own "
             "file (host.save), or write the merged weights (host.merged)"
         )
+    if router and format == "mlx" and model_type in mlx.BARE:
+        raise CommonweightError(
+            f"{name}: mlx-lm's router of model_type {model_type!r} is no linear layer, and LoRA has no place there; "
+            "make the tenant without this site, or export to peft"
+        )
     if router:
         return {name: Change(found.A[0], found.B[0])}
     if leaf != "gate_up_proj":
