@@ -260,13 +260,20 @@ def test_experts_and_routers_of_a_mixture_are_written(tmp_path, kind):
         torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("kind", [*MIXTURES, "deepseek_v3", "glm4_moe"])
 def test_mlx_lm_itself_gives_the_same_of_a_mixture(tmp_path, kind):
     core = pytest.importorskip("mlx.core")
     module, utils = pytest.importorskip(f"mlx_lm.models.{kind}"), pytest.importorskip("mlx_lm.tuner.utils")
-    host, batch = mixed(kind), mixture(kind)[1]
+    batch = mixture(kind)[1]
+    if kind in MIXTURES:
+        host = mixed(kind)
+    else:
+        host = cw.Host(mixture(kind)[0])
+        stir(host.add("t", "lora", rank=2, sites="*.experts.*|*shared_experts*|*.o_proj"))
     config: Any = host.model.config
     told = {**config.to_dict(), "rope_theta": config.rope_parameters["rope_theta"], "rope_scaling": None}
+    told |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if kind not in MIXTURES else {}
+    told.setdefault("partial_rotary_factor", config.rope_parameters.get("partial_rotary_factor", 1.0))
     told["num_experts"] = told["num_local_experts"] = 4  # one name in transformers, either in mlx-lm
     theirs = module.Model(module.ModelArgs.from_dict(told))
     weights = {}
@@ -277,7 +284,8 @@ def test_mlx_lm_itself_gives_the_same_of_a_mixture(tmp_path, kind):
             f"{home}.switch_mlp.{n}.weight": w for n, w in zip(halves, v.chunk(len(halves), 1))
         }  # fmt: skip
         weights |= {n.replace(".mlp.", ".block_sparse_moe.") if kind == "mixtral" else n: w for n, w in whole.items()}
-    theirs.load_weights([(k, core.array(v.detach().numpy())) for k, v in weights.items()])
+    weights = {k: core.array(v.detach().numpy()) for k, v in weights.items()}
+    theirs.load_weights([*(weights if kind in MIXTURES else theirs.sanitize(weights)).items()])
     utils.load_adapters(theirs, str(host.export("t", tmp_path / "out", "mlx")))
     theirs.eval()
     got = torch.tensor(theirs(core.array(batch["input_ids"].numpy())).tolist())
