@@ -6,13 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-
 from ..core import CommonweightError
-from .anatomy import Weight, anatomy
-from .layout import Unit, relaxed, tied
-from .tree import build
 
 
 def folder_of(path: Path) -> Path | None:
@@ -40,6 +34,13 @@ def base_of(folder: Path) -> str:
 
 def load(folder: Path, auto: Any, **options: Any) -> Any:
     """The tied tree with each depth's update and norms. Raises: CommonweightError for an adapter of another shape."""
+    import torch
+    from safetensors import safe_open
+
+    from .dissect import Weight, anatomy
+    from .layout import Unit, relaxed, tied
+    from .tree import build
+
     told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = auto.from_pretrained(base_of(folder), **options)
     like = [layer for first, last in replication(folder) for layer in range(first, last)]

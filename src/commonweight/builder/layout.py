@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..address import WHOLE
 from ..bind import LowRank, Place, Replace
 from ..core import ZEROS, Init, Plan, Pool, Read, Use, kaiming
-from .anatomy import Anatomy, Weight
+from .dissect import Anatomy, Weight
 from .inits import Mean, Residual
 
 

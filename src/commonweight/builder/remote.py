@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from ..core import CommonweightError
-from . import code
-from .kinds import KINDS
 from .shared import Shared
+
+
+class _Forms(dict[str, type]):
+    """The classes of forms by name, imported when the first is asked for: most models have none."""
+
+    def __missing__(self, name: str) -> type:
+        from .kinds import KINDS
+
+        return KINDS[name]
 
 
 class Built(Shared):
     """A shared model in memory: transformers' own class, with `Shared` before it."""
 
-    kinds = KINDS
+    kinds = _Forms()
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """As a folder of remote code, every tensor once: also where a Trainer saves."""
@@ -32,6 +39,8 @@ def shared_class(kind: type) -> type:
 
 def write(model: Any, folder: Path, **options: Any) -> None:
     """Loads with ``AutoModel...from_pretrained(folder, trust_remote_code=True)``; without the flag it is refused."""
+    from . import code
+
     config_class, base, head, autos = classes(model)
     name = f"modeling_{code.shared_type(model)}"
     super(Built, model).save_pretrained(folder, **options)  # type: ignore[misc]

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core import CommonweightError, Rng
 from ..host.names import unwrapped
-from .anatomy import stack
+from .dissect import stack
 from .inits import Originals
 from .kinds import KINDS, form_of, options_of
 from .layout import Layout

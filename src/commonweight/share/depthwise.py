@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..builder.anatomy import stack
+from ..builder.dissect import stack
 from ..core import CommonweightError
 from .shelves import Laid, Shelves
 

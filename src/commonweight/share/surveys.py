@@ -12,7 +12,7 @@ from ..adapt.base import limit, tokenizer_of
 from ..adapt.tasks import LM
 from ..adapt.tasks.features import Features
 from ..adapt.tasks.scored import output_layer
-from ..builder.anatomy import stack
+from ..builder.dissect import stack
 from ..core import CommonweightError
 
 MOST = 4096  # tokens that are looked at

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ..builder.anatomy import stack
+from ..builder.dissect import stack
 from ..core import CommonweightError
 
 Turn = Callable[[Tensor, bool], Tensor]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...builder import Anatomy, Layout, Unit, Weight, build, relaxed, tied
-from ...builder.anatomy import anatomy as anatomy_of
+from ...builder.dissect import anatomy as anatomy_of
 from ...core import CommonweightError, config, option
 from .. import splitting
 from ..registry import method

@@ -34,7 +34,9 @@ def plan(anatomy: Anatomy, config: Steps) -> Layout:
 
     Parameters: `units` layers, and M numbers. M = N is the tied model itself. Where the norm stands behind the residual
     (BERT, ALBERT) each sublayer's output is scaled before it is added. Source: the abstract of arXiv 2310.12818, which
-    is all that was found; the rule follows from it, training for fewer iterations is not described there.
+    is all that was found; the rule follows from it. Not built, as it is not described there and no code was found: how
+    a model is pretrained so that fewer iterations do (how many are drawn for a batch, with what weights), and the
+    partially shared models. `heal` with the plan's own M is what there is.
     """
     depth = anatomy.depth
     m = config.steps or max(1, depth // 2)

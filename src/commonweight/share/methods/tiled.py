@@ -58,7 +58,9 @@ def plan(anatomy: Anatomy, config: Tiled) -> Layout:
     Parameters: s^2 at most for each matrix, or for each kind of matrix with `common`. With s as large as the matrix it
     is the original. FLOPs do not fall. Source: arXiv 2303.04143; code SamsungSAILMontreal/ghn3 (nn.py): what its
     decoder predicts, 64 x 64 for each operation, is repeated and cut so, and multiplied by sqrt(2 / fan_in). Only that
-    is here: the graph transformer that predicts the tiles, and its training on many architectures, are not built; the
+    is here. The network that predicts tiles (three layers of a graph transformer over a model's operations) is not
+    built: found were its sizes, its attention's bias by distance and its decoder of matrices; not its list of
+    operations, how shapes are coded, the decoder of vectors, nor the set of architectures that it learns on. Here the
     tile begins with the mean of a pretrained weight's copies. Channels that are exact copies stay so in training.
     """
     pools: dict[str, Pool] = {}
