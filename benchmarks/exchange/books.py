@@ -50,6 +50,8 @@ SIDES = {
         len(AUTHORS), 30,
         {"outer_lr": 0.7, "outer_momentum": 0.9, "bits": 4, "steps": 60, "fragments": 2, "delay": 2, "alpha": 0.5},
     ),
+    "mean of the models, H 20": Side(len(AUTHORS), 20, PLAIN),
+    "mean of the models, H 60": Side(len(AUTHORS), 60, PLAIN),
     "mean at the end alone": Side(len(AUTHORS), STEPS, PLAIN),
 }  # fmt: skip
 
