@@ -159,7 +159,7 @@ def test_killed_by_the_system_again_and_again(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (*killed, last), whole, resumed = json.loads(done.stdout.splitlines()[-1])
-    assert last == 0 and len(killed) > 2 and {*killed} == {signal.SIGKILL}
+    assert last == 0 and len(killed) > 1 and {*killed} == {signal.SIGKILL}
     assert resumed == whole, "other bits"
 
 
