@@ -72,6 +72,17 @@ def test_mistakes_are_told_before_anything_is_loaded(model, args, message, tmp_p
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("form", "method"), (("albert", "recursive"), ("peft", "exit"), ("unrolled", "exit")))
+def test_a_form_that_holds_no_such_model_is_told_before_healing(model, form, method, tmp_path, capsys):
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": "w1 w2"}])
+    call = ["-m", method, "-o", "loops=2", "--heal", str(rows), "--form", form, "--out", str(tmp_path / "s")]
+    with pytest.raises(SystemExit):
+        main(["share", str(model), *call])
+    said = capsys.readouterr()
+    assert f"form={form}" in said.err and "step" not in said.out + said.err.replace("Stepped", "")
+    assert [f.name for f in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_an_output_that_is_there(model, tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "x").write_text("")

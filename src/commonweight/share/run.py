@@ -20,7 +20,7 @@ from .healing import Healed
 from .healing import heal as heal_model
 from .make import share, unshared
 from .methods import get
-from .saving import save
+from .saving import save, tried
 
 
 def run(
@@ -63,6 +63,7 @@ def run(
         for name, found in told["measured"].items():
             say(f"{name}: {_line(found)}")
     if heal is not None:
+        tried(small, form, out)
         healed: Healed = heal_model(
             small, teacher=whole, rows=texts["heal"], tokens=amount, dev_rows=dev, loss=loss, checkpoint=checkpoint,
             resume=resume, progress=progress, **({"epochs": 1.0} if amount is None else {}), **(recipe or {}),

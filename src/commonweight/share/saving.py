@@ -56,6 +56,18 @@ def save(model: Any, folder: str | os.PathLike[str], form: str = "remote-code", 
     return out
 
 
+def tried(model: Any, form: str, beside: Path) -> None:
+    """Writes it once, in vain: before hours of healing. Raises: CommonweightError where the form cannot hold it."""
+    if form not in FORMS:
+        raise unknown("form", str(form), FORMS)
+    if form == "remote-code":
+        remote.classes(model)
+        return
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as made:
+        FORMS[form](model, Path(made), beside)
+
+
 def _tokenizer(model: Any, folder: Path, tokenizer: Any) -> None:
     """Beside every config.json."""
     if tokenizer is None:
