@@ -53,3 +53,9 @@ def test_a_method_reads_what_its_tenant_does(hosts, kind):
             assert getattr(said, what) == getattr(his, what)
         assert said.read + sum(x.numbers for x in said.left) == said.total
         host.remove("t")
+
+
+def test_options_that_do_not_fit_are_refused_as_a_tenant_would_be(hosts):
+    with pytest.raises(cw.CommonweightError, match=r"bitfit reads sites .* that have a bias"):
+        hosts["llama"].coverage("bitfit")
+    assert hosts["llama"].coverage("eva").read  # which begins from rows

@@ -209,9 +209,9 @@ def look(
     if (asked := processes.alone_of()) > 1:
         say(processes.told(asked))
     held = beside.modules(job.modules_to_save)
+    bring(host)
     if not job.over:
         say(host.coverage(job.method or "mos", job.sites, modules_to_save=held, **job.options).line)
-    bring(host)
     if job.over:
         say(f"over {', '.join(job.over)}, which are frozen")
     numbers = Recipe(**job.recipe)

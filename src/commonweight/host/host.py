@@ -221,8 +221,8 @@ class Host:
         """How many of the weights are read, which families are left out, and the option that adds each.
 
         of: a tenant's name, a method's, or None for the host's own default sites. sites, modules_to_save: as in
-        `add`; options: the method's. Weights are counted by number, tied ones once; of a method that reads biases or
-        entries of a table, these alone. A method that edits what blocks give reads none.
+        `add`; options: the method's, which have to fit. Weights are counted by number, tied ones once; of a method
+        that reads biases or entries of a table, these alone. A method that edits what blocks give reads none.
         """
         base = self.base
         if isinstance(of, str) and of in self.roster.tenants:
@@ -235,10 +235,13 @@ class Host:
         method, config = resolve(of.name if isinstance(of, Method) else of, options)
         read = base.sites_for(method, sites) if method.kinds and (sites is not None or base.reads(method)) else []
         held = chosen(base, modules_to_save, None)
+        room.asked(method, config, read)
         try:
             plan = beside(*held, 0) + make_plan(config, others(base, read, held[0]))
-        except CommonweightError:  # no rows to begin from, or nothing to read: the sites are told all the same
-            plan = None
+        except CommonweightError:
+            if read and not (method.asks(config) or method.kept(config)):
+                raise
+            plan = None  # no rows to begin from, or nothing to read: the sites are told all the same
         used = None if plan is None else {u.site for u in plan.uses}
         mine = [s for s in (*read, *held[1]) if used is None or s.name in used]
         return coverage(base, method.name, mine, method, plan)
