@@ -21,7 +21,7 @@ INTRODUCTION = """# Sharing, at equal bytes
 
 Each method makes the blocks of a pretrained model as near to one half, or one third, of their bytes as it can. The
 result is healed: it reads the same tokens as every other, taught by the original. The learning rate is the better of
-two, tried on a quarter of the tokens and chosen on held-out rows. The budget is small: {tokens}. Papers heal with
+two, tried on a part of the tokens and chosen on held-out rows. The budget is small: {tokens}. Papers heal with
 thousands of times as many tokens, so this table says what a method is worth when little can be spent.
 
 Beside them stand what people would do otherwise: `drop` leaves layers out; *from nothing* is a model of fewer layers
@@ -43,7 +43,7 @@ NOTES = {
         "source, which favours few bits here."
     ),
 }
-COMMAND = "python -m benchmarks.sharing --data ../shared/data --smollm2 FOLDER --minutes 600"
+COMMAND = "COMMONWEIGHT_BENCH_DEVICE=cuda python -m benchmarks.sharing --data ../shared/data --smollm2 FOLDER"
 
 
 class Line(NamedTuple):
@@ -72,7 +72,9 @@ def write() -> None:
 def page(found: dict[str, Any]) -> str:
     bases = [b for b in NAMES if b in found["originals"]]
     tokens = " and ".join(f"{found['originals'][b]['tokens']:,} for {NAMES[b]}" for b in bases)
-    text = INTRODUCTION.format(tokens=tokens, command=COMMAND, notes=NOTE_OF_SEEDS) + "\n"
+    on = found["machine"].get("device", found["machine"].get("cpu"))
+    notes = f"Measured on {on}, torch {found['machine']['torch']}, {found['machine']['date']}. {NOTE_OF_SEEDS}"
+    text = INTRODUCTION.format(tokens=tokens, command=COMMAND, notes=notes) + "\n"
     return text + "".join(section(found, base) for base in bases)
 
 

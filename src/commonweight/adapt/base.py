@@ -169,7 +169,7 @@ def check_causal(model: Any, name: str, missing: list[str]) -> None:
         raise CommonweightError(
             f"model {name!r} has no weights for {missing[0]}: it is not a language model; give one that is"
         )
-    ids = torch.tensor([[1, 1], [1, 2]])
+    ids = torch.tensor([[1, 1], [1, 2]], device=device_of(model))
     first, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0].float()
     if (first - other).abs().max() > 1e-2 * first.abs().max():
         raise CommonweightError(

@@ -63,7 +63,7 @@ class Dictionary:
         n = shape[0]
         if self.row is not None:
             return q[self.row, :n] * s[:n] / norm
-        out = torch.zeros(shape)
+        out = torch.zeros(shape, device=q.device)
         for i, name in enumerate(self.of):
             w = base.stored(name).float()
             for k in range(n):
