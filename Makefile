@@ -19,7 +19,7 @@ JOBS ?= 2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo demo-serve test fuzz lint docs bench bench-merge bench-serve bench-share bench-exchange compare claims house format readme wheel-test lock clean
+.PHONY: help setup demo demo-serve test fuzz far lint docs bench bench-merge bench-serve bench-share bench-exchange compare claims house format readme wheel-test lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: lint docs ## everything that must be green: lint, types, layers, docs, the
 
 fuzz: $(READY) ## the properties of the suite on new inputs, twenty times as many as `make test` draws (FUZZ=20)
 	@FUZZ=$(or $(FUZZ),20) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) $$(grep -rlE "tests.drawn|import .*pairs" tests)
+
+far: $(READY) ## the tests of a GPU on a device that is not there, which shows what mixes devices; wants g++ and ninja
+	@COMMONWEIGHT_TEST_DEVICE=far OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) tests/gpu tests/laws
 
 lint: $(READY) ## style, format, types, import layers, and whether the generated tables are current
 	@$(BIN)/ruff check --quiet --output-format concise .

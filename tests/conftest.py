@@ -2,6 +2,7 @@ import gc
 
 import pytest
 
+from tests import device  # noqa: F401  (which device, before anything is made)
 from tests.adapt import tiny
 
 

@@ -6,6 +6,11 @@ import os
 
 import torch
 
-DEVICE = torch.device(os.environ.get("COMMONWEIGHT_TEST_DEVICE", "cpu"))
+from tests import far
+
+CHOSEN = os.environ.get("COMMONWEIGHT_TEST_DEVICE", "cpu")
+if CHOSEN == far.NAME:
+    far.begin()
+DEVICE = torch.device(CHOSEN)
 if DEVICE.type == "cuda":
     torch.backends.cudnn.allow_tf32 = False  # convolutions round to ten bits by default
