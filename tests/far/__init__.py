@@ -52,7 +52,8 @@ def _chosen() -> None:
 
     def start(self: Any, *args: Any, **kwargs: Any) -> None:
         started(self, *args, **kwargs)
-        self.device = torch.device(NAME)
+        if not kwargs.get("cpu"):
+            self.device = torch.device(NAME)
 
     PartialState.__init__ = start
     transformers.TrainingArguments.device = property(lambda a: torch.device("cpu" if a.use_cpu else NAME))  # type: ignore

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOME = "classifier and lora or language_model and more0 or heals and masa or merged_and_exported or directions"
+SOME = "classifier and lora or from_rows and fish or language_model and more0 or heals and masa or merged or directions"
 WANTED = [shutil.which("c++") or shutil.which("g++"), shutil.which("ninja")]
 WANTED += [p for p in [Path(sysconfig.get_path("include"), "Python.h")] if p.exists()]
 

@@ -13,9 +13,11 @@ import commonweight as cw
 from commonweight import exchange, share
 from commonweight.adapt import adapt, evaluate, open_host
 from commonweight.core.directions import move_
+from tests import far
 from tests.adapt import tiny
 from tests.adapt.test_packing import rows as chats
 from tests.gpu.conftest import DEVICE
+from tests.laws.subjects import METHODS, small
 from tests.lifelong import small as streams
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries
@@ -41,6 +43,19 @@ def test_a_classifier(bert, tmp_path, method):
     assert {p.device.type for p in made.tenant.parameters()} == {DEVICE}
     assert made.curve[-1]["loss"] < made.curve[0]["loss"]
     same_elsewhere(host, bert, "classify", tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if cw.methods.get(m).begin])
+def test_what_begins_from_rows(bert, method):
+    if DEVICE == far.NAME and method == "eva":
+        pytest.skip("an operation that the device has not")
+    host = open_host(bert, "classify", dtype="float32")
+    try:
+        made = adapt(host, "t", tiny.rows(), method=method, epochs=1, options=small(method))
+    except cw.CommonweightError as e:
+        assert "sites of kind" in str(e) or "experts" in str(e), e
+        return
+    assert {p.device.type for p in made.tenant.parameters()} == {DEVICE}
 
 
 @pytest.mark.parametrize("more", [{}, {"packing": True}, {"gradient_checkpointing": True}, {"compile": True}])

@@ -16,7 +16,6 @@ from ..adapt.rows import Row
 from ..adapt.tasks import Example, Task
 from ..core import CommonweightError, Rng
 from ..host import Host
-from ..host.weights import device_of
 from ..methods.shown import Shown
 from .asks import Told, drive_all
 from .checkpoint import Kept
@@ -264,9 +263,7 @@ class Engine:
 
 def shown(host: Host, task: Task, examples: list[Example], batch: int) -> Shown:
     """Rows for a method that begins from data."""
-    device = device_of(host.model)
-    parts = [task.collate(examples[at : at + batch]) for at in range(0, len(examples), batch)]
-    return Shown([{k: v.to(device) for k, v in b.items()} for b in parts], task.loss)
+    return Shown([task.collate(examples[at : at + batch]) for at in range(0, len(examples), batch)], task.loss)
 
 
 def check_holdout(share: float) -> None:

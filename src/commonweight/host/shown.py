@@ -16,6 +16,7 @@ from ..methods.shown import Shown, Statistics
 from .roster import Roster
 from .routes import routes
 from .tenant import Tenant
+from .weights import device_of
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -36,7 +37,8 @@ def statistics(
     `routes` a forward pass a batch.
     Raises: CommonweightError for no rows, and for a site that the rows never came to.
     """
-    was = roster.base.model.training
+    was, device = roster.base.model.training, device_of(roster.base.model)
+    shown = shown._replace(batches=(_at(b, device) for b in shown.batches))
     roster.base.model.eval()
     try:
         if kind in ("inputs", "answers"):
@@ -53,6 +55,11 @@ def statistics(
     finally:
         roster.base.model.train(was)
     return found
+
+
+def _at(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Where the model is: batches come as a tokenizer makes them."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def _gradients(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None) -> dict[str, Tensor]:

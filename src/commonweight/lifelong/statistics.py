@@ -68,8 +68,7 @@ def inputs(stage: Stage, tenant: Learned | None, sites: Sequence[Site], rows: Se
 
 
 def _answered(model: Any, batch: Any) -> Tensor:
-    device = device_of(model)
-    return model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits.float().sum()
+    return model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float().sum()
 
 
 def batch_of(host: Host, task: Task, rows: Sequence[Example]) -> dict[str, Tensor]:

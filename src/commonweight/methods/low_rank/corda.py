@@ -34,7 +34,7 @@ def steadied(C: Tensor) -> tuple[Tensor, Tensor]:
 
     C has a mean diagonal of 1 afterwards but for a.
     """
-    eye, C, damp = torch.eye(len(C)), C / C.diagonal().mean(), 0.01
+    eye, C, damp = torch.eye(len(C), device=C.device), C / C.diagonal().mean(), 0.01
     while True:
         fixed = C + damp * eye
         inverse = torch.linalg.inv(fixed)
