@@ -8,6 +8,7 @@ from pathlib import Path
 from ..core import CommonweightError
 
 PICKLES = ".bin", ".pt", ".pth", ".ckpt"
+_PROTOCOLS = b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"
 _ANY = "a pickle can run any code, it is not read. If you trust it, write its tensors as safetensors"
 
 
@@ -28,9 +29,12 @@ def known(path: Path) -> str | None:
         return "it is empty; copy it again"
     if first.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(path):
-            return "a checkpoint of torch.save that is not whole: its end is missing; copy it again"
+            return "a checkpoint of torch.save, or another archive, without its end: it is not whole; copy it again"
+        with zipfile.ZipFile(path) as z:
+            if not any(n.endswith("data.pkl") for n in z.namelist()):
+                return "a zip archive and no checkpoint of torch.save; unpack it, and name the file in it"
         return f"a checkpoint of torch.save; {_ANY}: {_way(path)}"
-    if first.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+    if first[:2] in _PROTOCOLS and first[4:9] != b"\0\0\0\0{":  # as the length of a safetensors header may begin too
         return f"a pickle, as torch.save made them once; {_ANY}: {_way(path)}"
     if first.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS in the place of the file; fetch it with `git lfs pull`"

@@ -35,8 +35,10 @@ def recognise(path: Path) -> tuple[str, Path]:
         raise CommonweightError(f"{path}: no such file or folder; wanted an adapter")
     found = _file(path)
     if found is None:
-        if _header(path) is None and (said := known(path)) is not None:
-            raise CommonweightError(f"{path}: {said}")
+        if _header(path) is None:
+            whole = "not a whole safetensors file; copy it again" if path.suffix == ".safetensors" else None
+            if said := known(path) or whole:
+                raise CommonweightError(f"{path}: {said}")
         raise CommonweightError(
             f"{path}: not an adapter that is known here; read are {', '.join(f'{k} ({v})' for k, v in FORMATS.items())}"
         )

@@ -15,6 +15,7 @@ from ...core import CommonweightError
 from ...core.readable import CONFIG_BYTES, read_object
 from .. import tensors as given
 from ..changes import Change
+from ..damaged import known
 from ..rotary import halves
 
 _NAMES = {
@@ -69,10 +70,13 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     if not zipfile.is_zipfile(path):
         return given.read(path)
     with zipfile.ZipFile(path) as z:
+        if not any(n.endswith("data.pkl") for n in z.namelist()):
+            raise CommonweightError(f"{path}: {known(path)}")
         if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):
             raise CommonweightError(f"{path}: is compressed, which torch's checkpoints are not; it is not read")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as f:  # by its path torch goes by its ending
+            found = torch.load(f, map_location="cpu", weights_only=True)
     except Exception as e:  # pickle's errors, and torch's for what is no tensor
         raise CommonweightError(
             f"{path}: holds more than tensors, or is damaged ({type(e).__name__}); a pickle can run any code and is "
