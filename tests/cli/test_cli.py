@@ -51,6 +51,17 @@ def test_adapt(capsys, files, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["legal.json", "legal.safetensors", "test.tsv", "train.tsv"]
 
 
+def test_a_warning_is_one_line(files):
+    """As a process: pytest keeps warnings to itself."""
+    told = subprocess.run(
+        [sys.executable, "-m", "commonweight", *map(str, files), "--method", "lora", "-o", 'ranks=[["query", 2]]'],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (line,) = [x for x in told.stderr.splitlines() if "names 'query'" in x]
+    assert line.startswith("commonweight: warning: legal: ranks names 'query', which fits none of the ")
+    assert ".py" not in told.stderr
+
+
 def test_the_file_gives_the_measured_tenant_back(capsys, files, tmp_path, bert):
     from commonweight.adapt import evaluate, open_host
 

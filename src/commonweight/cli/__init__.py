@@ -24,7 +24,7 @@ from . import (
     statistics,
     store,
 )
-from .errors import explain
+from .errors import explain, warned
 from .flags import Peers
 
 app = typer.Typer(
@@ -75,7 +75,8 @@ def _root(
 def main(args: list[str] | None = None) -> None:
     """Runs a command. A mistake of the user ends in one message on stderr and exit code 2, without a traceback."""
     try:
-        app(args)
+        with warned():
+            app(args)
     except Exception as e:
         message = explain(e)
         if message is None:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_HERE = str(Path(__file__).parents[1])
+
 
 def explain(e: Exception) -> str | None:
     """The message of an error that the user can mend; None for a fault of the program, which keeps its traceback."""
@@ -11,3 +19,20 @@ def explain(e: Exception) -> str | None:
     from ..core import CommonweightError
 
     return str(e) if isinstance(e, CommonweightError) else None
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Within it what this library warns of stands in one line, without the line of code that Python shows."""
+    shown = warnings.formatwarning
+
+    def line(message: Warning | str, category: type[Warning], filename: str, lineno: int, code: Any = None) -> str:
+        if category is UserWarning and filename.startswith(_HERE):
+            return f"commonweight: warning: {message}\n"
+        return shown(message, category, filename, lineno, code)
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = shown
