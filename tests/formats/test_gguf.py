@@ -342,3 +342,13 @@ def test_what_changes_no_weight_has_no_nearest_one(how, format, tmp_path):
     with pytest.raises(cw.CommonweightError, match=f"lst does not change a weight there, .* {format} .* own file"):
         host.export("t", tmp_path / "t", format, **how)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_model_that_llama_cpp_serves_in_part(tmp_path):
+    host = cw.Host(mixture("deepseek_v3")[0])
+    stir(host.add("t", "lora", rank=2, sites="*.kv_b_proj|*shared_experts*"))
+    with pytest.raises(
+        cw.CommonweightError, match=r"deepseek_v3': llama.cpp puts no LoRA on its attention, .*host.save"
+    ):
+        host.export("t", tmp_path / "t.gguf", "gguf")
+    assert not [*tmp_path.iterdir()]

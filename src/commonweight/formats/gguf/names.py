@@ -78,6 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by model_type
     }),
 }  # fmt: skip
 MIXTURES = tuple(k for k, a in ARCHITECTURES.items() if "mlp.experts.down_proj" in a.layers)
+_IN_PART = "deepseek_v2", "deepseek_v3"  # one graph, which multiplies by their weights without looking for a LoRA
 _BLOCK = re.compile(r"(?:.*\.)?(?:layers|layer|h)\.(\d+)\.(.+)")
 
 
@@ -92,6 +93,11 @@ class About(NamedTuple):
     @property
     def architecture(self) -> Architecture:
         """Raises: CommonweightError for a model whose names at llama.cpp are not known here."""
+        if self.model_type in _IN_PART:
+            raise CommonweightError(
+                f"model_type {self.model_type!r}: llama.cpp puts no LoRA on its attention, and would serve a part of "
+                "the tenant; keep it in its own file (host.save), or write the merged weights (host.merged)"
+            )
         if self.model_type not in ARCHITECTURES:
             raise CommonweightError(
                 f"model_type {self.model_type!r}: what llama.cpp calls its layers is not known here; known are "
