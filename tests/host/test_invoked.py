@@ -315,3 +315,12 @@ def test_what_the_error_says_to_take_can_be_taken():
     with pytest.raises(cw.CommonweightError, match="of kind expert; take the others: sites=") as told:
         host.add("t", "lora", rank=2, invocation=[5, 6])
     host.add("t", "lora", rank=2, invocation=[5, 6], sites=str(told.value).rpartition("sites='")[2].rstrip("'"))
+
+
+def test_tokens_that_no_row_can_have(host):
+    for ids in ((5, 61), (10**9,)):
+        with pytest.raises(cw.CommonweightError, match=rf"the token {ids[-1]}, and .* ends at 60: it would never act"):
+            host.add("t", "lora", invocation=ids, sites=SITES)
+    assert "t" not in host
+    host.add("t", "lora", invocation=(5, 60), sites=SITES)
+    host.remove("t")

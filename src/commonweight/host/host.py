@@ -33,7 +33,7 @@ from .sites import Pattern
 from .smaller import smaller
 from .tenant import Tenant
 from .unmatched import tell, tell_of_sites
-from .vocabulary import grow
+from .vocabulary import grow, invocable
 
 
 class Host:
@@ -123,6 +123,7 @@ class Host:
         if found.asks(config) or found.kept(config):
             mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
         room.asked(found, config, mine)
+        invocable(self.base, config)
         asked = config
         config, values = self._begun(found, config, mine, rows, retain, labels, seed)
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)

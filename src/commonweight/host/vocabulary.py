@@ -34,6 +34,16 @@ def relied(base: HookedModel, tenant: Tenant) -> int | None:
     return max(first, _first(tenant, head, size))
 
 
+def invocable(base: HookedModel, config: Any) -> None:
+    """Raises: CommonweightError for an invocation with a token that no row can have."""
+    beyond = [t for t in getattr(config, "invocation", ()) if base.vocabulary is not None and t >= base.vocabulary]
+    if beyond:
+        raise CommonweightError(
+            f"invocation has the token {beyond[0]}, and the model's vocabulary ends at {base.vocabulary - 1}: it would "
+            "never act; give ids of this model's tokenizer, or host.resize_vocabulary first"
+        )
+
+
 def _first(tenant: Tenant, site: str, size: int) -> int:
     if site in tenant.beside.copies:
         return 0
