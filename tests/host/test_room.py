@@ -47,6 +47,12 @@ def test_a_plan_that_does_not_fit(host, monkeypatch):
     host.remove("t")
 
 
+def test_what_to_lower_is_what_was_given_for_the_site(host, monkeypatch):
+    monkeypatch.setattr(room, "memory", lambda: 10**6)
+    with pytest.raises(cw.CommonweightError, match=r"0.mlp.gate_proj: .*: lower ranks, which gives model.layers.0.mlp"):
+        host.add("t", "lora", sites="*.0.mlp.*", ranks=[["*.gate_proj", 3000]])
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -52,6 +52,9 @@ def test_a_slip_in_sites_is_told_and_a_pattern_for_many_models_is_not(host):
     with pytest.warns(UserWarning, match=r"'\*\.v_porj' does not fit|did you mean '\*\.v_proj'"):
         host.add("t", "lora", sites="*.q_proj|*.v_porj")
     host.remove("t")
+    with pytest.warns(UserWarning, match=r"'embedings' fits no site .*; did you mean 'embeddings'\?"):
+        host.add("t", "lora", sites="*.q_proj|embedings")
+    host.remove("t")
     with pytest.warns(UserWarning, match=r"did you mean '\*\.down_proj'"):
         cw.Host(make("llama")[0], sites="*.q_proj|*.downproj")
     with warnings.catch_warnings():
@@ -63,6 +66,7 @@ def test_a_slip_in_sites_is_told_and_a_pattern_for_many_models_is_not(host):
 def test_brackets_are_of_experts():
     assert fits("a.down_proj[1]", "*down_proj[1]") and fits("a.down_proj[1].A", "*.down_proj[1].*")
     assert fits("a.down_proj[12]", "*.down_proj") and not fits("a.down_proj[12]", "*down_proj[1]")
+    assert fits("a.down_proj[12]", "*.down_proj[*]") and not fits("a.down_proj", "*.down_proj[*]")
     assert fits("layers.1.q", "layers.[01].q") and not fits("layers.2.q", "layers.[01].q")
     host = cw.Host(mixtral())
     one, every = "*.0.mlp.experts.down_proj[1]", "*.1.mlp.experts.gate_up_proj"

@@ -25,7 +25,7 @@ def safe(name: str) -> str:
 
 def fits(name: str, glob: str) -> bool:
     """Whether a glob is of a site, or of a pool. ``proj[1]`` is expert 1 of proj, or its rows of that number, and not
-    one of a set of letters; a glob without the brackets is of all of them."""
+    one of a set of letters; a glob without the brackets is of all of them, as is ``proj[*]``."""
     if name == glob or fnmatchcase(name, glob):
         return True
     if "[" not in name:
@@ -33,7 +33,7 @@ def fits(name: str, glob: str) -> bool:
     return fnmatchcase(name, _NUMBERED.sub(r"[[]\1]", glob)) or fnmatchcase(_NUMBERED.sub("", name), glob)
 
 
-_NUMBERED = re.compile(r"\[(\d+)\]")
+_NUMBERED = re.compile(r"\[(\d+|\*)\]")
 
 
 def by_layer(names: Sequence[str]) -> list[list[str]]:

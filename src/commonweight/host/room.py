@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..core import CommonweightError, Plan, Site, counted
+from ..core import CommonweightError, Plan, Site, counted, fits, globs
 from ..methods import Method
 
 _NO_ROOM = "allocate", "out of memory", "too big", "Maximum allowed dimension"  # how numpy and torch say it
+
+_PAIRS = "ranks", "ks"  # options with sizes of single sites
 
 
 def memory() -> int:
@@ -54,9 +56,11 @@ def held(plan: Plan, method: Method, config: Any) -> Iterator[None]:
 
 def _too_large(plan: Plan, method: Method, config: Any, why: str) -> CommonweightError:
     name, pool = max(plan.pools.items(), key=lambda p: p[1].nbytes)
-    sizes = [f"{n}={getattr(config, n)}" for n in method.sizes if isinstance(getattr(config, n, None), int)]
-    less = f"lower {' or '.join(sizes)}, or choose fewer sites" if sizes else "choose fewer sites"
     read = next((u.site for u in plan.uses for r in u.reads.values() if name in r.pools), name)
+    sizes = [f"{n}={getattr(config, n)}" for n in method.sizes if isinstance(getattr(config, n, None), int)]
+    if own := next((n for n, glob in globs(config) if n in _PAIRS and fits(read, glob)), None):
+        sizes = [f"{own}, which gives {read} its own"]
+    less = f"lower {' or '.join(sizes)}, or choose fewer sites" if sizes else "choose fewer sites"
     return CommonweightError(
         f"{read}: {method.name} wants {_bytes(pool.nbytes)} there, {counted(pool.numel, 'number')} of shape "
         f"{pool.shape}, and {_bytes(sum(p.nbytes for p in plan.pools.values()))} in all; {why}: {less}"

@@ -35,10 +35,12 @@ def tell_of_sites(pattern: Pattern, chosen: Sequence[Site], every: Sequence[Site
     for glob in (g.strip() for g in pattern.split("|")):
         if glob in FAMILIES or any(fits(s.name, glob) for s in every):
             continue
-        if (near := _slip(_tail(glob), left)) is not None:
+        near = _slip(_tail(glob), left)
+        word = next((w for w in FAMILIES if edits(glob, w) == 1), None)
+        if near is not None or word is not None:
             warnings.warn(
                 f"sites={pattern!r}: {glob!r} fits no site of this model, and the rest of the pattern is taken alone; "
-                f"did you mean {f'*{near}'!r}?",
+                f"did you mean {word or f'*{near}'!r}?",
                 stacklevel=3,
             )
 
