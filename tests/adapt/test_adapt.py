@@ -164,6 +164,17 @@ def test_the_plain_base_has_no_labels(host):
         evaluate(host, None, tiny.rows(3))
 
 
+def test_a_loader_that_is_not_there(bert, monkeypatch):
+    """As that of HQQ in transformers 5.23, which refuses every model with this error."""
+
+    def refuse(*_, **__):
+        raise NotImplementedError("QuantizationMethod.HQQ is not available yet")
+
+    monkeypatch.setattr(tf.AutoModel, "from_pretrained", refuse)
+    with pytest.raises(cw.CommonweightError, match="cannot be read for the task 'classify': QuantizationMethod.HQQ"):
+        open_host(bert)
+
+
 def test_a_model_that_cannot_be_opened(tmp_path, bert):
     with pytest.raises(cw.CommonweightError, match=r"no config\.json there"):
         open_host(tmp_path)

@@ -114,7 +114,7 @@ def open_host(
             warnings.simplefilter("ignore")
             base: Any
             base, found = opened(auto, model, dtype=wanted, output_loading_info=True, **how)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError, SafetensorError) as e:
         raise CommonweightError(
             f"model {str(model)!r} cannot be read for the task {task!r}: {first_line(e)}; give a folder "
             "with config.json and model.safetensors, or a name on the hub"

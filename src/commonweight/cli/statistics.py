@@ -131,7 +131,7 @@ def _open(model: str, task: str, needs_head: bool) -> tuple[nn.Module, Any]:
             )
         auto = tf.AutoModelForCausalLM if task == "lm" else tf.AutoModelForSequenceClassification if head else None
         net = opened(auto or tf.AutoModel, model, dtype="float32")
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as e:
         if isinstance(e, CommonweightError):
             raise
         raise CommonweightError(f"model {model!r} cannot be read for the task {task!r}: {first_line(e)}") from e

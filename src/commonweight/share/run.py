@@ -91,7 +91,7 @@ def opened(model: str) -> Any:
         kinds = [getattr(tf, n, None) for n in config.architectures or []]
         kind: Any = next((k for k in kinds if k is not None), tf.AutoModel)
         return kind.from_pretrained(model, dtype=torch.float32).eval()
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as e:
         raise CommonweightError(
             f"model {model!r} cannot be read: {first_line(e)}; give a folder with config.json and "
             "model.safetensors, or a name on the hub"
