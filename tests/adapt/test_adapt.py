@@ -171,7 +171,7 @@ def test_a_loader_that_is_not_there(bert, monkeypatch):
         raise NotImplementedError("QuantizationMethod.HQQ is not available yet")
 
     monkeypatch.setattr(tf.AutoModel, "from_pretrained", refuse)
-    with pytest.raises(cw.CommonweightError, match="cannot be read for the task 'classify': QuantizationMethod.HQQ"):
+    with pytest.raises(cw.CommonweightError, match=r"cannot be read for the task 'classify': QuantizationMethod\.HQQ"):
         open_host(bert)
 
 
