@@ -36,10 +36,10 @@ def relied(base: HookedModel, tenant: Tenant) -> int | None:
 
 def invocable(base: HookedModel, config: Any) -> None:
     """Raises: CommonweightError for an invocation with a token that no row can have."""
-    beyond = [t for t in getattr(config, "invocation", ()) if base.vocabulary is not None and t >= base.vocabulary]
-    if beyond:
+    size = base.vocabulary
+    if size is not None and (beyond := [t for t in getattr(config, "invocation", ()) if t >= size]):
         raise CommonweightError(
-            f"invocation has the token {beyond[0]}, and the model's vocabulary ends at {base.vocabulary - 1}: it would "
+            f"invocation has the token {beyond[0]}, and the model's vocabulary ends at {size - 1}: it would "
             "never act; give ids of this model's tokenizer, or host.resize_vocabulary first"
         )
 
