@@ -24,6 +24,7 @@ from .kron import Kron
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
 from .mixture import Mixture
+from .one_expert import OneExpert
 from .product import Product
 from .quantised import Elastic, Requantised
 from .queries import Answered
@@ -78,6 +79,7 @@ __all__ = [
     "Magnitude",
     "Mapped",
     "Mixture",
+    "OneExpert",
     "OverDepth",
     "Parallel",
     "Place",

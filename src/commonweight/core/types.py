@@ -100,6 +100,8 @@ class Base(Protocol):
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
     @property
     def active(self) -> Tensor | None: ...  # of a bind with `invocation`: the tokens from there on, (..., T, 1)
+    @property
+    def there(self) -> Tensor: ...  # of a bind with `whole`: which tokens of each row are no padding, bool (rows, T)
     def scaled(self, t: Tensor) -> Tensor: ...  # what a table of embeddings multiplies its entries by
     def many(self, x: Tensor, weight: Tensor) -> Tensor: ...  # call of n at once: weight (n, o, inp) -> (n, T, o)
 

@@ -23,7 +23,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ..core import CommonweightError
 from .padding import Padding
-from .route import Route
+from .route import Route, size
 from .stacks import Room
 
 NOTHING: Mapping[Any, Any] = {}
@@ -71,6 +71,7 @@ class Pass:
         self.starts: dict[tuple[int, ...], Tensor] = {}  # invocation -> column of each row from which on it acts
         self.active: dict[tuple[int, ...], Tensor] = {}  # invocation -> which tokens of the pass act, (B, T, 1)
         self.numbers = named.get("position_ids")
+        self.rows = 0 if (found := size(args, kwargs)) is None else found[0]
         self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave
         self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
         self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries

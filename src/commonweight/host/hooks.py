@@ -344,7 +344,8 @@ class SiteHook:
             return y
         at = self.at if places is None else places.seat(self.at, bucket, self.current.thread.heard)
         if len(bucket.entries) == 1:
-            self.tokenwise(bucket, y)
+            if getattr(at, "there", None) is None:
+                self.tokenwise(bucket, y)
             return self.apply(bucket.entries[0], x, y, at)
         stacked = self.stacked(bucket, active(x, y), x[0].numel() // x.shape[-1])
         if bucket.where is None and not (torch.is_grad_enabled() or self.owns_output()):

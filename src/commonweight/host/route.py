@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -227,7 +227,7 @@ class Route:
         return found
 
 
-def size(args: tuple, kwargs: dict) -> tuple[int, int] | None:
+def size(args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
     """(rows, tokens per row) of a model's call, by its first tensor; None where it has none."""
     named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "input_features")]
     x = next((v for v in (*args, *named, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)

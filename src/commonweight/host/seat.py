@@ -1,4 +1,5 @@
-"""A site as one call of a bind sees it: an ear for its router, what another site was given, which tokens act."""
+"""A site as one call of a bind sees it: an ear for its router, what another site was given, which tokens act, and
+which are no padding."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from . import invoked
+from . import invoked, wholly
 from .current import Current
 from .heard import Heard, keep, keeps
 from .route import Bucket, Route
@@ -20,7 +22,8 @@ from .tenant import Entry
 
 class Seat:
     """at: the site. keep: takes its name and a router's logits, where somebody listens. lent: what other sites were
-    given in this pass, for the very places that the bind is called for. active: which of these act; None: all do."""
+    given in this pass, for the very places that the bind is called for. active: which of these act; None: all do.
+    there: which are no padding, (rows, T), for a bind that goes by whole rows."""
 
     def __init__(
         self,
@@ -29,8 +32,10 @@ class Seat:
         lent: Mapping[str, Tensor],
         suffix: str = "",
         active: Tensor | None = None,
+        there: Tensor | None = None,
     ):
-        self._at, self._keep, self._lent, self._suffix, self.active = at, keep, lent, suffix, active
+        self._at, self._keep, self._lent, self._suffix = at, keep, lent, suffix
+        self.active, self.there = active, there
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._at, name)
@@ -38,7 +43,7 @@ class Seat:
     def rows(self, rows: tuple[int, int] | None) -> Seat:
         if rows is None:
             return self
-        return Seat(self._at.rows(rows), self._keep, self._lent, f"[{rows[0]}:{rows[1]}]", self.active)
+        return Seat(self._at.rows(rows), self._keep, self._lent, f"[{rows[0]}:{rows[1]}]", self.active, self.there)
 
     def tell(self, logits: Tensor) -> None:
         if self._keep is not None:
@@ -62,19 +67,29 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
     entries = route.single.table[at.name]  # type: ignore[union-attr]
     if entries[0].lends:
         given[at.name] = x
-    source, tokens = entries[0].source, entries[0].invocation
-    if not source and heard is None and not tokens:
+    source, tokens, whole = entries[0].source, entries[0].invocation, entries[0].whole
+    if not source and heard is None and not tokens and not whole:
         return at
-    tell = partial(keep, heard, [route.single], None, heard.real(x)) if heard is not None and keeps(heard) else None
+    tell = None
+    if heard is not None and keeps(heard):
+        real = x.new_ones(len(x), dtype=torch.float32) if whole else heard.real(x)
+        tell = partial(keep, heard, [route.single], None, real)
     active = _active(at, route, x, current, tokens) if tokens else None
-    return Seat(at, tell, _taken(given, source), active=active)
+    there = wholly.there(at, x, current) if whole else None
+    return Seat(at, tell, _taken(given, source), active=active, there=there)
 
 
 class Places:
     """For the buckets of a mixed batch at one site: what each of their places has beside its input."""
 
-    def __init__(self, real: Tensor | None, lent: Mapping[str, Tensor], active: Mapping[tuple[int, ...], Tensor]):
-        self.real, self.lent, self.active = real, lent, active  # all with the route's places first
+    def __init__(
+        self,
+        real: Tensor | None,
+        lent: Mapping[str, Tensor],
+        active: Mapping[tuple[int, ...], Tensor],
+        there: Tensor | None,
+    ):
+        self.real, self.lent, self.active, self.there = real, lent, active, there  # all with the route's places first
 
     @classmethod
     def of(cls, at: Physical, route: Route, x: Tensor, current: Current) -> Places | None:
@@ -85,20 +100,26 @@ class Places:
             given[at.name] = x
         sources = {e.source for e in found if e.source}
         invoked = {e.invocation for e in found if e.invocation}
-        if not sources and heard is None and not invoked:
+        whole = any(e.whole for e in found)
+        if not sources and heard is None and not invoked and not whole:
             return None
         real = None if heard is None else route.fold(heard.real(x))[0]  # type: ignore[index]
         lent = {k: t for s in sources for k, t in _taken(given, s).items()}
         folded = {k: f[0] for k, t in lent.items() if (f := route.fold(t)) is not None}
         active: dict[tuple[int, ...], Tensor] = {}
-        if invoked and route.by_row((route.rows, route.tokens)):  # else the hook refuses
+        by_row, there = route.by_row((route.rows, route.tokens)), None  # else the hook refuses
+        if invoked and by_row:
             active = {i: route.fold(_active(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
-        return cls(real, folded, active)
+        if whole and by_row:
+            there = wholly.there(at, x, current)
+        return cls(real, folded, active, there)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:
         w, tell = bucket.where, None
         if self.real is not None and heard is not None and keeps(heard):
-            tell = partial(keep, heard, bucket.tenants, bucket.reader, self.real if w is None else self.real[w])
+            real = self.real if w is None else self.real[w]
+            real = torch.ones_like(real[:, 0]) if bucket.entries[0][0].whole else real
+            tell = partial(keep, heard, bucket.tenants, bucket.reader, real)
         lent = {k: t if w is None else t[w] for k, t in self.lent.items()}
         entry: Entry = bucket.entries[0][0]
         active = self.active.get(entry.invocation)
@@ -107,7 +128,9 @@ class Places:
         if len(bucket.entries) > 1:
             lent = {k: t.reshape(len(t), -1, t.shape[-1]) for k, t in lent.items()}
             active = None if active is None else active.reshape(len(active), -1, 1)
-        return Seat(at, tell, lent, active=active)
+        there = self.there if entry.whole else None
+        there = there if there is None or w is None else there[w]
+        return Seat(at, tell, lent, active=active, there=there)
 
 
 def _active(at: Physical, route: Route, x: Tensor, current: Current, tokens: tuple[int, ...]) -> Tensor:

@@ -49,7 +49,7 @@ class Entry:
 
     __slots__ = (
         "bind", "grouped", "inputs", "invocation", "lends", "opens", "output", "precise", "reads", "rows", "signature",
-        "source", "trained",
+        "source", "trained", "whole",
     )  # fmt: skip
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
@@ -63,6 +63,7 @@ class Entry:
         self.lends: bool = getattr(bind, "lends", False)  # whether others read what this site is given
         self.source: str = getattr(bind, "source", "")  # the site whose input it reads beside its own
         self.invocation: tuple[int, ...] = getattr(bind, "invocation", ())  # tokens from which on it acts
+        self.whole: bool = getattr(bind, "whole", False)  # whether what it does to a token goes by its whole row
         self.narrow(rows)
 
     def narrow(self, rows: tuple[int, int] | None) -> None:

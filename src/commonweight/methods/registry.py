@@ -24,7 +24,8 @@ class Method:
     paper: title and address. formula: trainable parameters. kinds: sites it reads, see `Site`. named: those that
     it reads only where a pattern names them. at: "tokens" where it reads the table of
     input tokens when nobody says what it reads; "": the host's default sites.
-    roles: the projections it takes by default ("" or empty = all). depthwise: whether it takes depthwise convolutions
+    roles: the projections it takes by default ("" or empty = all). whole: whether it goes by whole rows: it takes no
+    site in a block where a token sees those before it alone. depthwise: whether it takes depthwise convolutions
     by default, whose matrix is no wider than their kernel. lr: learning rate of the default recipe.
     fresh: "exact" when a fresh tenant leaves the base unchanged, else why it does not.
     common: what the tenants of a common share, and what is each one's own; empty where they cannot.
@@ -51,6 +52,7 @@ class Method:
     named: tuple[str, ...] = ("router", "embedding")
     at: str = ""
     roles: tuple[str, ...] = ()
+    whole: bool = False
     depthwise: bool = True
     lr: float = 1e-3
     fresh: str = "exact"

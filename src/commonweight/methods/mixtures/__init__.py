@@ -3,6 +3,7 @@
 from .dynmole import DynMoLE
 from .hydralora import HydraLoRA
 from .llava_mole import LLaVAMoLE
+from .meo import MEO
 from .mola import MoLA
 from .molora import MoLORA
 from .mov import MoV
@@ -10,4 +11,4 @@ from .mpoe import MPOE
 from .smora import SMoRA
 from .smore import SMoRE
 
-__all__ = ["MPOE", "DynMoLE", "HydraLoRA", "LLaVAMoLE", "MoLA", "MoLORA", "MoV", "SMoRA", "SMoRE"]
+__all__ = ["MEO", "MPOE", "DynMoLE", "HydraLoRA", "LLaVAMoLE", "MoLA", "MoLORA", "MoV", "SMoRA", "SMoRE"]

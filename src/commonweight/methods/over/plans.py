@@ -31,8 +31,8 @@ def stand(sites: Sequence[Site], below: Below) -> Stood:
             if use.site not in parts:  # a head for classes: what stands on it has its own
                 continue
             bind = use.bind
-            # sites that read each other's input, or that act on some tokens alone
-            lent = any(getattr(bind, what, None) for what in ("lends", "source", "invocation"))
+            # sites that read each other's input, act on some tokens alone, or go by whole rows
+            lent = any(getattr(bind, what, None) for what in ("lends", "source", "invocation", "whole"))
             if lent or getattr(bind, "output", None) is None or getattr(bind, "input", None) is not None:
                 raise CommonweightError(
                     f"{name}: at {use.site} it is no addition to what the site gives ({type(bind).__name__}); stand on "
