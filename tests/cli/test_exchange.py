@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from commonweight import Commons, CommonweightError
 from commonweight.adapt import open_host
 from commonweight.cli import app, main
+from commonweight.exchange import run
 from tests.adapt import tiny
 
 FAST = ["--clients", "4", "--rounds", "2", "--lr", "1e-2", "--dtype", "float32"]
@@ -142,6 +143,25 @@ def test_a_run_of_which_parts_are_missing_has_no_page(tmp_path):
     (tmp_path / "run.json").write_text('{"curve": [], "method": "fedavg"}')
     with pytest.raises(CommonweightError, match=r"run\.json: cannot be read as a run \(it says nothing of paper"):
         app(["exchange", "report", str(tmp_path)], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"curve": [1]}, "one of its curve is 1; wanted one with round, clients, replies"),
+        ({"curve": [{"round": 0}]}, r"one of its curve is \{'round': 0\}; wanted"),
+        ({"clients": "x"}, "clients has no names and values"),
+        ({"clients": {"0": {}}}, r"one of its clients is \{\}; wanted one with rows"),
+        ({"rounds": None}, "rounds has no names and values"),
+    ],
+)
+def test_a_run_of_which_a_part_is_another_thing_has_no_page(tmp_path, part, says):
+    whole = {**dict.fromkeys(run.KEYS, ""), "curve": [], "rounds": {}, "clients": {}}
+    (tmp_path / "run.json").write_text(json.dumps(whole))
+    assert run.read(tmp_path) == whole
+    (tmp_path / "run.json").write_text(json.dumps({**whole, **part}))
+    with pytest.raises(CommonweightError, match=rf"run\.json: cannot be read as a run \({says}"):
+        run.read(tmp_path)
 
 
 def test_a_mistake_ends_with_2(bert, tmp_path, capsys):

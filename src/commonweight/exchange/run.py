@@ -25,6 +25,10 @@ KEYS = (
     "method", "paper", "adapter", "adapter_options", "travels", "private", "payload_up", "payload_down", "formula",
     "rounds", "better", "clients",
 )  # fmt: skip  # without which a page cannot be written
+OF_ONE = {
+    "curve": ("round", "clients", "replies", "refused", "up", "down"),
+    "clients": ("rows", "rounds", "up", "down", "loss", "metrics"),
+}
 
 
 class Seat(NamedTuple):
@@ -151,6 +155,12 @@ def read(folder: Path) -> dict[str, Any]:
             raise ValueError("no run")
         if lacks := [k for k in KEYS if k not in found]:
             raise ValueError(f"it says nothing of {', '.join(lacks[:3])}")
+        if odd := [k for k in ("rounds", "clients") if not isinstance(found[k], dict)]:
+            raise ValueError(f"{odd[0]} has no names and values")
+        for what, keys in OF_ONE.items():
+            each = found[what].values() if isinstance(found[what], dict) else found[what]
+            if odd := [one for one in each if not isinstance(one, dict) or not {*keys} <= one.keys()]:
+                raise ValueError(f"one of its {what} is {str(odd[0])[:50]}; wanted one with {', '.join(keys)}")
         return found
     except (ValueError, UnicodeDecodeError) as e:
         raise CommonweightError(f"{path}: cannot be read as a run ({e})") from e
