@@ -65,5 +65,19 @@ def test_refusals():
     windows.config.sliding_window = 4
     with pytest.raises(CommonweightError, match="wants attention to all tokens; this model's has a window"):
         Depthwise(windows)
+    for wrong in ({"places": 0}, {"places": 2.5}, {"length": -1}):
+        with pytest.raises(CommonweightError, match=r"is .*; wanted a whole number >= 1"):
+            Depthwise(made("exit"), **wrong)
+    for prompts, how, says in (
+        (["hello"], {}, "a prompt is 'hello'; wanted the numbers of its tokens"),
+        ([[1.5]], {}, "wanted the numbers"),
+        ([[10**6]], {}, "a prompt has the token 1000000; the model's are 0 to"),
+        ([[-1]], {}, "has the token -1"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0; wanted a whole number >= 1"),
+        ([[1]], {"temperature": -1.0}, "temperature is -1.0; wanted a number >= 0"),
+        ([[1]], {"temperature": float("nan")}, "temperature is nan"),
+    ):
+        with pytest.raises(CommonweightError, match=says):
+            Depthwise(made("exit"), length=8).generate(prompts, **{"max_new_tokens": 2, **how})
     with pytest.raises(CommonweightError, match="a prompt has no tokens, or with its answer more than length=8"):
         Depthwise(made("exit"), 2, 8).generate([[3] * 4], 5)

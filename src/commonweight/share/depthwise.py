@@ -49,6 +49,7 @@ class Depthwise:
     """
 
     def __init__(self, model: Any, places: int = 32, length: int = 512):
+        _counted(places=places, length=length)
         self.model, self.places, self.length = model, places, length
         blocks = list(model.get_submodule(stack(model)))
         looped = [i for i, b in enumerate(blocks) if hasattr(b, "walk")]
@@ -87,7 +88,16 @@ class Depthwise:
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[list[int]]:
-        """Answers of `max_new_tokens` tokens, or up to the end token. temperature 0: the likeliest token."""
+        """Answers of `max_new_tokens` tokens, or up to the end token. temperature 0: the likeliest token.
+
+        Raises: CommonweightError for numbers and prompts that cannot be, before anything runs.
+        """
+        _counted(max_new_tokens=max_new_tokens)
+        if not 0 <= temperature < float("inf"):
+            raise CommonweightError(f"temperature is {temperature!r}; wanted a number >= 0")
+        prompts, most = [_ids(p) for p in prompts], self.base.embed_tokens.num_embeddings
+        if beyond := [t for p in prompts for t in p if not 0 <= t < most]:
+            raise CommonweightError(f"a prompt has the token {beyond[0]}; the model's are 0 to {most - 1}")
         if any(not 0 < len(p) <= self.length - max_new_tokens for p in prompts):
             raise CommonweightError(f"a prompt has no tokens, or with its answer more than length={self.length}")
         ends = self.model.generation_config.eos_token_id
@@ -232,3 +242,16 @@ class Depthwise:
 
 def _numbers(modules: Sequence[Any]) -> int:
     return sum(p.numel() for m in modules for p in m.parameters())
+
+
+def _counted(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CommonweightError(f"{name} is {value!r}; wanted a whole number >= 1")
+
+
+def _ids(prompt: Any) -> list[int]:
+    found = prompt.tolist() if isinstance(prompt, Tensor | np.ndarray) else prompt
+    if isinstance(found, str | bytes) or not all(isinstance(t, int) for t in found):
+        raise CommonweightError(f"a prompt is {str(prompt)[:50]!r}; wanted the numbers of its tokens")
+    return list(found)
