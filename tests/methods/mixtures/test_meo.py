@@ -154,3 +154,29 @@ def test_a_part_of_the_model_is_no_row():
     numbers = torch.full(batch["input_ids"].shape, host["t"].number)
     with host.route(numbers), pytest.raises(cw.CommonweightError, match="per row"):
         host.model(**batch)
+
+
+def test_a_checkpoint_and_a_mixed_batch_give_the_same_gradients():
+    host, tenant, batch = case(noisy=False)
+    stir(host.add("u", "meo", rank=2, experts=4, noisy=False), 1, 0.5)
+    layers = host.model.encoder.layer
+
+    def found(rows, route):
+        with host.listening() as heard, host.route(route):
+            out = host.model(**{k: v[rows] for k, v in batch.items()}).last_hidden_state
+        mine = out if isinstance(route, str) else out[:2]
+        real = batch["attention_mask"][rows][: len(mine), :, None]
+        loss = (mine * real).square().sum() + heard.loss(tenant)
+        return loss, [g.clone() for g in torch.autograd.grad(loss, [*tenant.parameters()], retain_graph=False)]
+
+    loss, plain = found(slice(0, 2), "t")
+    host.model.train()
+    for m in host.model.modules():
+        if isinstance(m, torch.nn.Dropout):
+            m.p = 0.0
+    host.model.activation_checkpointing_enable({"use_reentrant": False})
+    assert all(layer.gradient_checkpointing for layer in layers)
+    for rows, route in ((slice(0, 2), "t"), (slice(0, 4), ["t", "t", "u", None])):
+        again, grads = found(rows, route)
+        torch.testing.assert_close(again, loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(grads, plain, rtol=1e-3, atol=1e-4)
