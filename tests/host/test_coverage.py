@@ -3,7 +3,7 @@
 import pytest
 
 import commonweight as cw
-from tests.laws.subjects import small
+from tests.laws.subjects import small, stir
 from tests.models import make
 
 
@@ -59,3 +59,19 @@ def test_options_that_do_not_fit_are_refused_as_a_tenant_would_be(hosts):
     with pytest.raises(cw.CommonweightError, match=r"bitfit reads sites .* that have a bias"):
         hosts["llama"].coverage("bitfit")
     assert hosts["llama"].coverage("eva").read  # which begins from rows
+
+
+@pytest.mark.parametrize(("method", "options"), [("lora", {}), ("lora", {"bias": True}), ("bitfit", {}), ("full", {})])
+def test_what_is_read_is_what_can_change(method, options):
+    base = {n: p.clone() for n, p in make("bert")[0].named_parameters()}
+    host = cw.Host(make("bert")[0])
+    stir(host.add("t", method, **options))
+    changed = sum(int((base[n] != w).sum()) for n, w in host.merged("t").items() if n in base)
+    assert host.coverage("t").read == host.coverage(method, **options).read == changed
+
+
+def test_biases_that_are_left_are_called_so():
+    host = cw.Host(make("bert")[0])
+    assert "  left out: biases of layers, 2.1% (448); read by bitfit, full" in str(host.coverage("lora")).splitlines()
+    assert "biases" not in str(host.coverage("lora", bias=True))
+    assert "biases of" not in str(host.coverage("full")) + str(host.coverage("bitfit"))

@@ -1,5 +1,7 @@
 """Depth-wise batching: what each request would be answered alone, with fewer runs of the loop."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,10 +67,11 @@ def test_refusals():
     windows.config.sliding_window = 4
     with pytest.raises(CommonweightError, match="wants attention to all tokens; this model's has a window"):
         Depthwise(windows)
-    for wrong in ({"places": 0}, {"places": 2.5}, {"length": -1}):
+    wrongs: list[dict[str, Any]] = [{"places": 0}, {"places": 2.5}, {"length": -1}]
+    for wrong in wrongs:
         with pytest.raises(CommonweightError, match=r"is .*; wanted a whole number >= 1"):
             Depthwise(made("exit"), **wrong)
-    for prompts, how, says in (
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         (["hello"], {}, "a prompt is 'hello'; wanted the numbers of its tokens"),
         ([[1.5]], {}, "wanted the numbers"),
         ([[10**6]], {}, "a prompt has the token 1000000; the model's are 0 to"),
@@ -76,7 +79,8 @@ def test_refusals():
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0; wanted a whole number >= 1"),
         ([[1]], {"temperature": -1.0}, "temperature is -1.0; wanted a number >= 0"),
         ([[1]], {"temperature": float("nan")}, "temperature is nan"),
-    ):
+    ]
+    for prompts, how, says in cases:
         with pytest.raises(CommonweightError, match=says):
             Depthwise(made("exit"), length=8).generate(prompts, **{"max_new_tokens": 2, **how})
     with pytest.raises(CommonweightError, match="a prompt has no tokens, or with its answer more than length=8"):

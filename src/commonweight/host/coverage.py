@@ -21,6 +21,8 @@ _WORDS = {
     "parameter": "parameters", "linear": "layers",
 }  # fmt: skip
 
+_BIASES, _OF_BIASES = "biases of {}", ("bitfit", "full")  # what they are called; methods that read them
+
 
 @dataclass(frozen=True)
 class Left:
@@ -106,7 +108,7 @@ def coverage(
         part, bias = parts.get(s.name, (None, True))
         mine = (w if part is None else min(w, part)) + (b if bias else 0)
         read += mine
-        leave(s, w + b - mine, "the rest of {}")
+        leave(s, w + b - mine, _BIASES if mine == w and not bias else "the rest of {}")
     for s in (s for s in base.every if s.name not in taken):
         w, b = _count(base, s, owned, covered)
         leave(s, w + b, "{} without biases" if narrow and not b else "{}")
@@ -126,13 +128,18 @@ def _changes(use: Use) -> bool:
     return any(hasattr(use.bind, form) for form in ("weight", "bias"))
 
 
+def _takes_bias(use: Use) -> bool:
+    """Of a bind that changes no weight the whole layer counts, whose output it acts on."""
+    return hasattr(use.bind, "bias") or not hasattr(use.bind, "weight")
+
+
 def _parts(plan: Plan) -> dict[str, tuple[int | None, bool]]:
     """What each site is read of that is not read whole: (numbers of its weight, None for all; whether its bias)."""
     out: dict[str, tuple[int | None, bool]] = {}
     for use in plan.uses:
         ask = getattr(use.bind, "reads", None)
         shapes = {slot: plan.pools[r.pools[0]].shape for slot, r in use.reads.items()}
-        n, bias = (None, True) if ask is None else ask(shapes)
+        n, bias = (None, _takes_bias(use)) if ask is None else ask(shapes)
         most, before = out.get(use.site, (0, False))
         weight = None if n is None or most is None else max(n, most)
         out[use.site] = weight, bias or before
@@ -154,7 +161,8 @@ def _left(
 ) -> Left:
     if not rest and (method is None or kind in (*method.kinds, *method.named)):
         return Left(label, numbers, "|".join(words))
-    whole = [m for m in available().values() if m is not method and kind in (*m.kinds, *m.named)]
+    known = [available()[n] for n in _OF_BIASES] if label.startswith(_BIASES[:-2]) else available().values()
+    whole = [m for m in known if m is not method and kind in (*m.kinds, *m.named)]
     return Left(label, numbers, "", tuple(m.name for m in whole)[:3])
 
 
