@@ -28,12 +28,11 @@ def seen(method: str, mine: list[Site], every: Sequence[Site], pattern: Pattern)
     return [s for s in mine if s.name not in {*causal}]
 
 
+@torch.compiler.disable(reason="which tokens of a row are padding is looked for beside what is traced")
 def there(at: Physical, x: Tensor, current: Current) -> Tensor:
     """Which tokens of what a site is given, (rows, ..., d_in), are no padding: bool (rows, T); all, where the model is
     given no mask. Raises: Unfit where x is not the pass's rows, or not the tokens that its mask is of."""
     run = current.thread.run
-    if torch.compiler.is_compiling():
-        raise CommonweightError(f"{at.name}: a gate of a row wants its padding; call the model without torch.compile")
     if not (current.replayed or recomputing()) and (run.given is None or run.given[0] is None):
         raise CommonweightError(
             f"{at.name}: what is padding comes of the whole model's input; call the model, not a part of it"
