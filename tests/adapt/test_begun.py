@@ -7,6 +7,7 @@ from commonweight import CommonweightError
 from commonweight.adapt import adapt, open_host
 from commonweight.adapt.base import tokenizer_of
 from commonweight.adapt.tasks import LM
+from tests.adapt.alone import packed_as_alone
 
 
 def rows(some: str) -> list[dict[str, str]]:
@@ -45,23 +46,7 @@ def test_packed_rows_have_a_beginning_each(llama):
     prompts = ["w1 w7 w8 w2", "w3 w4", "w7 w8 w7 w8", "w5 w7", "w8 w9"]  # w7 | w8 stand in two rows
     task = LM(tokenizer, 64)
     examples = task.examples([{"prompt": p, "completion": " w30 w31"} for p in prompts])
-
-    def run(some):
-        batch = task.collate(some)
-        with host.route("t"):
-            loss = task.loss(host.model, batch) * task.items(batch)
-        loss.backward()
-        grads = [p.grad.clone() for p in tenant.parameters()]
-        for p in tenant.parameters():
-            p.grad = None
-        return loss.item(), grads
-
-    alone = [run([e]) for e in examples]
-    (sequence,) = task.pack(examples)
-    total, grads = run([sequence])
-    assert total == pytest.approx(sum(loss for loss, _ in alone), rel=1e-6)
-    for k, g in enumerate(grads):
-        torch.testing.assert_close(g, sum(one[k] for _, one in alone), atol=1e-5, rtol=1e-4)
+    assert len(packed_as_alone(host, "t", task, examples)) == 1
 
 
 def test_it_learns_packed(llama):

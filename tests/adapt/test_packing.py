@@ -9,6 +9,7 @@ from commonweight.adapt import adapt, open_host
 from commonweight.adapt.tasks import LM, packing
 from commonweight.adapt.tasks.packing import packed, real, sound
 from tests.adapt import tiny
+from tests.adapt.alone import packed_as_alone
 from tests.models import make
 
 
@@ -44,25 +45,7 @@ def test_loss_and_gradients_are_those_of_the_rows_alone(llama, attention, given)
     tokenizer.chat_template = tiny.CHAT
     task = LM(tokenizer, 24)
     examples = task.examples(given())
-
-    def run(some):
-        batch = task.collate(some)
-        with host.route("t"):
-            loss = task.loss(host.model, batch) * task.items(batch)
-        loss.backward()
-        grads = [p.grad.clone() for p in tenant.parameters()]
-        for p in tenant.parameters():
-            p.grad = None
-        return loss.item(), task.items(batch), grads
-
-    alone = [run([e]) for e in examples]
-    sequences = task.pack(examples)
-    assert 1 < len(sequences) < len(examples)
-    total, items, grads = run(sequences)
-    assert items == sum(n for _, n, _ in alone)
-    assert total == pytest.approx(sum(loss for loss, *_ in alone), rel=1e-6)
-    for k, g in enumerate(grads):
-        torch.testing.assert_close(g, sum(one[k] for *_, one in alone), atol=1e-5, rtol=1e-4)
+    assert 1 < len(packed_as_alone(host, "t", task, examples)) < len(examples)
 
 
 def test_best_fit():
