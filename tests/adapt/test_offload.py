@@ -95,6 +95,14 @@ def test_a_place_that_is_not_there(monkeypatch, place):
             offload.device_map(said)
 
 
+@pytest.mark.parametrize("place", ["cuda:x", "gpu", "cpuu", -1])
+def test_a_place_that_is_no_device(place):
+    with pytest.raises(
+        CommonweightError, match=rf"device map: the model on {place!r}: no device; wanted cpu, disk, or"
+    ):
+        offload.device_map({"": place})
+
+
 def test_layers_over_several_devices_are_refused(tmp_path):
     model = torch.nn.Linear(2, 2)
     model.hf_device_map = {"a": 0, "b": 1, "c": "disk"}

@@ -42,12 +42,21 @@ def device_map(said: Map) -> Any:
 
 def seen(places: dict[str, Any]) -> dict[str, Any]:
     for module, place in places.items():
-        kind, _, number = (f"cuda:{place}" if isinstance(place, int) else str(place)).partition(":")
-        there = torch.cuda.device_count() if kind == "cuda" else 0
-        if kind == "cuda" and int(number or 0) >= there:
-            what = f"device map: {module or 'the model'} on {place!r}"
-            raise CommonweightError(f"{what}: torch sees {there} CUDA devices; choose another, or cpu, or disk")
+        if place == "disk":
+            continue
+        what = f"device map: {module or 'the model'} on {place!r}"
+        try:
+            device = torch.device(f"cuda:{place}" if isinstance(place, int) else place)
+        except RuntimeError as e:
+            raise CommonweightError(f"{what}: no device; wanted cpu, disk, or a GPU, as in 0 or cuda:0") from e
+        counted = _COUNTED.get(device.type)
+        if counted is not None and (device.index or 0) >= (there := counted.device_count()):
+            kind = device.type.upper()
+            raise CommonweightError(f"{what}: torch sees {there} {kind} devices; choose another, or cpu, or disk")
     return places
+
+
+_COUNTED: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps, "xpu": torch.xpu}
 
 
 def how(said: Map) -> tuple[dict[str, Any], Path]:
