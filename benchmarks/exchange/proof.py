@@ -42,9 +42,10 @@ def eight_bits(rank: int, **recipe: Any) -> Side:
 
 SIDES = {  # the first ones are the comparison of the target; the others follow
     "fedavg, LoRA r16": Side("fedavg", {"rank": 16}),
-    "fed-sb r16, 8 bits both ways, lr 5e-3": eight_bits(16, lr=5e-3),
-    CENTRAL: Side("", {"rank": 16}),
     "fed-sb r16, 8 bits both ways, lr 1e-2": eight_bits(16, lr=1e-2),
+    CENTRAL: Side("", {"rank": 16}),
+    "fed-sb r16, 8 bits both ways, lr 5e-3": eight_bits(16, lr=5e-3),
+    "fed-sb r16, 8 bits both ways, lr 5e-3, batches of 4": eight_bits(16, lr=5e-3, batch_size=4),
     "fed-sb r8, 8 bits both ways, lr 1e-2": eight_bits(8, lr=1e-2),
     "fed-sb r16, 8 bits both ways, lr 1e-2, batches of 4": eight_bits(16, lr=1e-2, batch_size=4),
     "fed-sb r8, 8 bits both ways, lr 3e-2": eight_bits(8, lr=3e-2),
