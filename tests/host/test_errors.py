@@ -84,7 +84,7 @@ def test_an_init_that_fails_halfway_leaves_nothing(host, monkeypatch):
         return torch.zeros(shape)
 
     monkeypatch.setattr(init.Constant, "__call__", fail)
-    with pytest.raises(MemoryError):
+    with pytest.raises(cw.CommonweightError, match="there is no room for them: lower rank=256"):
         host.add("t", "vera")
     assert snapshot(host) == before
 

@@ -43,6 +43,10 @@ def test_every_option_that_names_sites(host):
         with pytest.warns(UserWarning, match=f"{next(iter(options))} names 'q', which fits none"):
             host.add("t", method, **options)
         host.remove("t")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        host.add("t", "ia3", inputs="*.output.dense|*.down_proj")  # one pattern, for models of two makes
+    host.remove("t")
     for name in cw.methods.available():
         for f in cw.methods.get(name).config.__dataclass_fields__.values():
             assert "(pattern" not in f.metadata["help"] or f.metadata["globs"], (name, f.name)

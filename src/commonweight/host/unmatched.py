@@ -14,10 +14,13 @@ from .sites import FAMILIES, Pattern
 def tell(tenant: str, config: Any, sites: Sequence[Site], every: Sequence[Site]) -> None:
     """Warns of each glob in a tenant's options that fits none of its sites: which are near, and what to write.
 
-    sites: those that the tenant reads; every: all of the model.
+    sites: those that the tenant reads; every: all of the model. Of a pattern of several globs, which may be for models
+    of several makes, one must fit.
     """
-    for option, glob in globs(config):
-        if not any(fits(s.name, glob) for s in sites):
+    given = globs(config)
+    for option, glob in given:
+        one_of = [g for o, g in given if o == option] if isinstance(getattr(config, option), str) else [glob]
+        if not any(fits(s.name, g) for s in sites for g in one_of):
             warnings.warn(
                 f"{tenant}: {option} names {glob!r}, which fits none of the {counted(len(sites), 'site')} that this "
                 f"tenant reads, and does nothing; {_instead(glob, sites, every)}",
