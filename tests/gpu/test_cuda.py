@@ -109,7 +109,13 @@ def test_what_transformers_packs_on_a_device_alone(config, tmp_path):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path, quantization_config=getattr(transformers, config)(), device_map=DEVICE, dtype=torch.bfloat16
         )
-    except (ImportError, NotImplementedError) as e:  # a kernel that is not installed
+        with torch.no_grad():
+            model(IDS.to(DEVICE))
+    except (ImportError, NotImplementedError) as e:  # a kernel that is not installed, which the first pass may ask for
+        pytest.skip(str(e).splitlines()[0])
+    except ValueError as e:
+        if "`kernels`" not in str(e):
+            raise
         pytest.skip(str(e).splitlines()[0])
     host = cw.Host(model)
     stir(host.add("a", "lora", rank=2))
