@@ -1,14 +1,15 @@
-"""A tokenizer that has more tokens than the base has entries."""
+"""Rows that the base has no room for: tokens without an entry, and texts too long behind a tenant's own places."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..core import CommonweightError
-from ..host import Host
+from ..core import CommonweightError, counted
+from ..host import Host, Tenant
 from .base import tokenizer_of
 from .beside import ADDED
+from .tasks.base import Example, length
 
 
 def size(tokenizer: Any) -> int:
@@ -50,3 +51,16 @@ def known(host: Host, tokenizer: Any, examples: Mapping[str, Iterable[Mapping[st
                         f"base has {here} entries. Train the added ones beside the method: --token-rows added "
                         '(token_rows="added")'
                     )
+
+
+def behind(host: Host, tenant: Tenant, rows: Mapping[str, Sequence[Example]]) -> None:
+    """Before any work. rows: by what they are called. Raises: CommonweightError for a row that no table of positions
+    holds behind what a tenant puts ahead of it."""
+    room = host.base.longest(tenant)
+    for what, examples in rows.items() if room is not None else ():
+        n, at = max(((length(e), i) for i, e in enumerate(examples, 1)), default=(0, 0))
+        if n > room:  # type: ignore[operator]
+            raise CommonweightError(
+                f"{what}: number {at} has {counted(n, 'token')}, and behind what {tenant.method.name} puts ahead of a "
+                f"row the model has positions for {room}; lower max_length to at most {room}, or put less ahead"
+            )

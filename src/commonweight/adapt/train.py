@@ -18,7 +18,7 @@ from ..host.over import over_tenants
 from ..methods import resolve
 from ..methods.shown import Shown
 from . import processes
-from .added import known, room
+from .added import behind, known, room
 from .begun import begun
 from .by_row import by_row
 from .compiled import compiled
@@ -241,6 +241,8 @@ def train_parts(
     if processes.world() > 1 and (task == "embed" or task in PREFERENCES):
         why = "the other rows of a batch are its negatives" if task == "embed" else "TRL's loop is run in one"
         raise CommonweightError(f"the task {task} in {processes.world()} processes: {why}; start it in one process")
+    for p in parts:
+        behind(host, p.tenant, {f"{p.tenant.name}, training rows": p.train, f"{p.tenant.name}, dev rows": p.dev})
     if task in PREFERENCES and mapped(host.model):
         raise CommonweightError(f"the task {task} with a device map: TRL's loop moves the model; leave the map out")
     if task in PREFERENCES:

@@ -91,14 +91,13 @@ class PromptPool:
     def ahead(self, query: Tensor, **slots: Tensor) -> tuple[Tensor, Tensor]:
         P, said = in_parts("P", slots), self.cosines(query, **slots)
         if self.top:
-            found = P[said.topk(min(self.top, len(P)), -1).indices]  # (B, top, 2, m, w)
+            found = P[said.topk(self.top, -1).indices]  # (B, top, 2, m, w)
             return found[:, :, 0].flatten(1, 2), found[:, :, 1].flatten(1, 2)
         k, v = torch.einsum("bp,pcmw->cbmw", said, P)
         return k, v
 
     def places(self, **slots: Tensor) -> int:
-        prompts = sum(len(p) for n, p in slots.items() if n.startswith("P"))
-        return slots["P0"].shape[2] * (min(self.top, prompts) if self.top else 1)
+        return slots["P0"].shape[2] * (self.top or 1)
 
 
 def in_parts(kind: str, slots: Mapping[str, Tensor]) -> Tensor:

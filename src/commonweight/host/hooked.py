@@ -160,6 +160,10 @@ class HookedModel:
         give_back(self.kept)
         self.handles, self.closed = [], True
 
+    def longest(self, tenant: Tenant) -> int | None:
+        """The tokens of the longest row that fits behind what a tenant puts ahead of it; None: any."""
+        return moved.longest(self.inner, dict(named(self.model)), self.modules, tenant)
+
     def sites_of(self, pattern: Pattern) -> list[Site]:
         """The sites that a pattern names, whatever their kinds."""
         return select(pattern, self.every, self.default, self.model)

@@ -8,7 +8,7 @@ each moves by what stands ahead in it; one whose table counts by itself (BART's 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -109,20 +109,42 @@ def places(tenant: Tenant, stack: str) -> int:
 
 def install(model: nn.Module, names: dict[str, nn.Module], modules: dict[str, Physical], current: Current) -> list[Any]:
     """Hooks on what is given positions, in the towers and stacks that have prefix sites."""
-    sites, tower = [n for n, at in modules.items() if at.kind == "prefix"], towers(model)
     out = []
+    for name, module, stack, mine, at in _moving(model, names, modules):
+        entries = (module.num_embeddings, getattr(module, "offset", 0)) if isinstance(module, nn.Embedding) else None
+        hook = Moved(name, stack, mine, current, at, entries)
+        out.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        if entries is not None:
+            out.append(module.register_forward_hook(hook.by_row))
+    return out
+
+
+def _moving(
+    model: nn.Module, names: Mapping[str, nn.Module], modules: Mapping[str, Physical]
+) -> Iterator[tuple[str, Any, str, list[str], int]]:
+    """What is given positions: (name, module, its stack, the prefix sites behind which they move, see `_given`)."""
+    sites, tower = [n for n, at in modules.items() if at.kind == "prefix"], towers(model)
     for name, module in names.items():
         stack = _stack(name) if paired(model) else ""
         mine = [n for n in sites if tower(n) == tower(name) and (not stack or _stack(n) == stack)]
-        if not mine or (at := _given(name, module)) is None:
-            continue
-        table = isinstance(module, nn.Embedding)
-        entries = (module.num_embeddings, getattr(module, "offset", 0)) if table else None
-        hook = Moved(name, stack, mine, current, at, entries)  # type: ignore[arg-type]
-        out.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        if table:
-            out.append(module.register_forward_hook(hook.by_row))
-    return out
+        if mine and (at := _given(name, module)) is not None:
+            yield name, module, stack, mine, at
+
+
+def longest(
+    model: nn.Module, names: Mapping[str, nn.Module], modules: Mapping[str, Physical], tenant: Tenant
+) -> int | None:
+    """The tokens of the longest row that the tables of positions hold behind a tenant's; None where nothing limits it,
+    or the model is an encoder-decoder, whose rows are two."""
+    ahead = 0 if paired(model) else places(tenant, "")
+    if not ahead:
+        return None
+    tables = [m for _, m, *_ in _moving(model, names, modules) if isinstance(m, nn.Embedding)]
+    # RoBERTa's kind begins behind its pad token's number
+    room = [
+        m.num_embeddings - getattr(m, "offset", 0) - (0 if m.padding_idx is None else m.padding_idx + 1) for m in tables
+    ]
+    return min(room) - ahead if room else None
 
 
 def follows(names: Mapping[str, nn.Module], site: str) -> bool:

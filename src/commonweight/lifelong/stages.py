@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..adapt.added import behind
 from ..adapt.checkpoint import Store
 from ..adapt.data import Data, Understood, make_task, named, reading
 from ..adapt.recipe import Recipe
@@ -30,6 +31,7 @@ from .registry import Method
 from .training import train
 
 TASKS = "classify", "lm"
+PROBE = "row-by-row"
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ def follow(
     for done, (n, u) in zip(told["stages"], given.items()):
         record.same_rows(folder, done, n, rows_of(u))
     reads = placed(host, found, config, sites)
+    held = {f"eval rows of {n}": rows for n, rows in evals.items()}
+    held |= {f"rows of {n}": [*u.train, *u.dev] for n, u in given.items()}
+    ahead(host, adapter, options, reads, recipe, held)
     store = Commons(store.folder)
     record.write(folder, told)
     for done in told["stages"]:  # what a kill left
@@ -222,6 +227,18 @@ def placed(host: Host, found: Method, config: Any, sites: Any) -> Any:
     if not mine:
         raise CommonweightError(f"{found.name}: the model has no {' or '.join(found.roles)} projection; name sites")
     return lambda name, _: name in mine
+
+
+def ahead(
+    host: Host, adapter: str, options: Mapping[str, Any], sites: Any, recipe: Recipe,
+    rows: Mapping[str, Sequence[Example]],
+) -> None:  # fmt: skip
+    """Raises: CommonweightError for a row of any task that is too long behind the prompts of the first one's tenant."""
+    tenant = host.add(PROBE, adapter, sites=sites, seed=recipe.seed, **options)
+    try:
+        behind(host, tenant, rows)
+    finally:
+        host.remove(PROBE)
 
 
 def rows_of(u: Understood) -> dict[str, Any]:

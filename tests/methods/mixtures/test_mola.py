@@ -25,9 +25,9 @@ def test_upper_layers_have_more(layers, wanted):
     assert [plan.pools[f"{s.name}.router"].shape[0] for s in sites] == [n for n in wanted for _ in "qk"]
 
 
-def test_more_than_there_are():
-    plan = cw.plan("mola", [cw.Site("q", 8, 8)], experts=(1,), active=2)
-    assert plan.uses[0].bind.k == 1
+def test_a_layer_with_fewer_takes_all_of_them():
+    plan = cw.plan("mola", [cw.Site("layers.0.q", 8, 8), cw.Site("layers.1.q", 8, 8)], experts=(1, 2), active=2)
+    assert [u.bind.k for u in plan.uses] == [1, 2]
 
 
 def test_what_does_not_go():

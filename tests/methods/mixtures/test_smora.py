@@ -31,7 +31,7 @@ def test_count():
     assert cw.plan("smora", [cw.Site("q", 48, 32)], rank=8, active=4, partition=2).count() == 8 * (48 + 32) + 4 * 32
 
 
-@pytest.mark.parametrize("options, told", [({"rank": 6, "partition": 4}, "whole parts"), ({"rank": 4}, "at most rank")])
+@pytest.mark.parametrize("options, told", [({"rank": 6, "partition": 4}, "whole parts"), ({"rank": 4}, "at most 4")])
 def test_what_does_not_go(options, told):
     with pytest.raises(cw.CommonweightError, match=told):
         cw.plan("smora", [cw.Site("q", 48, 32)], **options)

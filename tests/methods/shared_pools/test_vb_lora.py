@@ -91,7 +91,7 @@ def test_a_width_that_the_length_does_not_divide():
 
 @pytest.mark.parametrize(
     "options,message",
-    [({"topk": 9, "num_vectors": 4}, "topk=9 is more than num_vectors=4"), ({"topk": 1}, "topk is 1; it must be >= 2")],
+    [({"topk": 9, "num_vectors": 4}, "topk 9 of 4 vectors; take"), ({"topk": 1}, "topk is 1; it must be >= 2")],
 )
 def test_a_bad_topk(options, message):
     with pytest.raises(cw.CommonweightError, match=message):

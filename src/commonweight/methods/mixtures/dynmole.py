@@ -10,6 +10,7 @@ from torch import Tensor
 from ...bind import Mixture
 from ...bind.mixture import Dynamic
 from ...core import Plan, Site, config, option
+from ..choices import more_than
 from ..registry import method
 from ..said import RouterLoss, Said
 from .losses import entropy, joined, mean
@@ -28,6 +29,9 @@ class DynMoLE:
     index: float = option(1.1, "index of the Tsallis entropy; 1 is Shannon's", gt=0)
     balance: float = option(1e-3, "weight of the load of experts in the loss", ge=0)
     entropy: float = option(1e-2, "weight of the routers' entropy in the loss", ge=0)
+
+    def check(self) -> str | None:
+        return more_than("active", self.active, "experts", self.experts)
 
     @property
     def gate(self) -> Dynamic:

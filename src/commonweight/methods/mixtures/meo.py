@@ -13,6 +13,7 @@ from ...address import WHOLE
 from ...bind import OneExpert
 from ...bind.one_expert import top
 from ...core import ZEROS, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ..choices import more_than
 from ..registry import method
 from ..said import RouterLoss, Said
 
@@ -21,14 +22,13 @@ from ..said import RouterLoss, Said
 class MEO:
     rank: int = option(8, "rank of each expert", ge=1)
     experts: int = option(4, "experts at each site", ge=1)
-    active: int = option(2, "experts that a row takes, where there are so many", ge=1)
+    active: int = option(2, "experts that a row takes", ge=1)
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     noisy: bool = option(True, "noise on what decides in training, of a size that is learnt")
     balance: float = option(1e-2, "weight of the uneven load of experts in the loss", ge=0)
 
-    @property
-    def taken(self) -> int:
-        return min(self.active, self.experts)
+    def check(self) -> str | None:
+        return more_than("active", self.active, "experts", self.experts)
 
 
 def uneven(t: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ def _loss(config: MEO, said: Mapping[str, Said]) -> Tensor:
     for logits, real in said.values():
         noisy = config.noisy and logits.shape[-1] == 3 * config.experts
         clean, z, size = logits.chunk(3, -1) if noisy else [logits] * 3
-        g, at = top(z, config.taken)
+        g, at = top(z, config.active)
         gates = torch.zeros_like(z).scatter(-1, at, g)
-        smooth = noisy and config.taken < config.experts
-        loads = load(clean, z, size, config.taken) if smooth else (gates > 0).to(gates.dtype)
+        smooth = noisy and config.active < config.experts
+        loads = load(clean, z, size, config.active) if smooth else (gates > 0).to(gates.dtype)
         row = real.to(gates.dtype)[:, None]
         parts.append(uneven((gates * row).sum(0)) + uneven((loads * row).sum(0)))
     return config.balance * torch.stack(parts).sum()
@@ -89,7 +89,7 @@ def plan(sites: Sequence[Site], config: MEO) -> Plan:
     are ours. Raises: CommonweightError in causal blocks.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-    bind, n, pools, uses = OneExpert(alpha / config.rank, config.taken), config.experts, {}, []
+    bind, n, pools, uses = OneExpert(alpha / config.rank, config.active), config.experts, {}, []
     for s in sites:
         mine = {
             "A": Pool((n * config.rank, s.inp), kaiming(s.inp)),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ...bind import Mixture
 from ...core import Plan, Site, config, option
 from ...core.names import by_layer
+from ..choices import more_than
 from ..registry import method
 from .losses import largest, weighed
 from .plans import mixture
@@ -16,7 +17,7 @@ from .plans import mixture
 class MoLA:
     rank: int = option(8, "rank of each expert", ge=1)
     experts: tuple[int, ...] = option((2, 4, 6, 8), "experts at a site, from the lowest layers to the highest")
-    active: int = option(2, "experts that a token takes, where there are so many", ge=1)
+    active: int = option(2, "experts that a token takes; in layers with fewer, all of them", ge=1)
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
     balance: float = option(0.0, "weight of the load of experts in the loss; the official flag's is 1e-3", ge=0)
@@ -24,7 +25,7 @@ class MoLA:
     def check(self) -> str | None:
         if not self.experts or min(self.experts) < 1:
             return f"experts {self.experts}: give one number or several, each 1 or more"
-        return None
+        return more_than("active", self.active, "experts of any layer", max(self.experts))
 
 
 @method(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...address import WHOLE
 from ...bind.mixture import tell
 from ...core import ZEROS, Base, Normal, Plan, Pool, Read, Site, Use, config, kaiming, option, serial
+from ..choices import more_than
 from ..registry import method
 from .losses import largest, weighed
 
@@ -24,9 +25,12 @@ CENTRE = 2
 class MPOE:
     bond: int = option(8, "bond D between the cores of an expert", ge=1)
     experts: int = option(4, "experts at each site", ge=1)
-    active: int = option(2, "experts that a token takes, where there are so many", ge=1)
+    active: int = option(2, "experts that a token takes", ge=1)
     scale: float = option(1.0, "factor on the update", gt=0)
     balance: float = option(1e-2, "weight of the load of experts in the loss, site by site", ge=0)
+
+    def check(self) -> str | None:
+        return more_than("active", self.active, "experts", self.experts)
 
 
 @serial
@@ -103,7 +107,7 @@ def plan(sites: Sequence[Site], config: MPOE) -> Plan:
     """
     pools: dict[str, Pool] = {}
     uses = []
-    bind = Trains(min(config.active, config.experts), config.scale)
+    bind = Trains(config.active, config.scale)
     for s in sites:
         outs, ins, E = split(s.out), split(s.inp), config.experts
         sizes, bonds, left, right = [i * j for i, j in zip(outs, ins)], [1], 1, s.out * s.inp

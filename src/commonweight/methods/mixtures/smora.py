@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...bind import Mixture
 from ...core import Plan, Site, config, option
+from ..choices import more_than
 from ..registry import method
 from .plans import mixture
 
@@ -21,9 +22,7 @@ class SMoRA:
     def check(self) -> str | None:
         if self.rank % self.partition or self.active % self.partition:
             return f"rank {self.rank} and active {self.active} are not whole parts of {self.partition}"
-        if self.active > self.rank:
-            return f"{self.active} active ranks of {self.rank}; take active at most rank"
-        return None
+        return more_than("active", self.active, "ranks", self.rank)
 
 
 @method(

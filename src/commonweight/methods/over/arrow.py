@@ -16,7 +16,7 @@ from .plans import Below, stand
 
 @config
 class Arrow:
-    active: int = option(3, "tenants that a token takes", ge=1)
+    active: int = option(3, "tenants that a token takes, where there are so many", ge=1)
     temperature: float = option(1.0, "what likenesses are divided by", gt=0)
 
 

@@ -13,7 +13,7 @@ from .plans import Below, frozen, stand
 
 @config
 class PHATGOOSE:
-    active: int = option(2, "tenants that a token takes", ge=1)
+    active: int = option(2, "tenants that a token takes, where there are so many", ge=1)
 
 
 @over(

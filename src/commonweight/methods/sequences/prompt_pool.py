@@ -10,6 +10,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import PromptPool as Bound
 from ...core import CommonweightError, Orthonormal, Plan, Pool, Positive, Read, Site, Use, config, option
+from ..choices import more_than
 from ..registry import method
 from ..said import RouterLoss, Said
 
@@ -25,13 +26,18 @@ class PromptPool:
     )
     prompts: int = option(10, "prompts M of a part", ge=1)
     tokens: int = option(5, "keys and values m of a prompt", ge=1)
-    top: int = option(5, "prompts that a row takes", ge=1)
+    top: int = option(5, "prompts that a row takes, at most as many as there are", ge=1)
     parts: int = option(1, "pools of M prompts, one behind the other: a part may be trained while others rest", ge=1)
     pull: float = option(
         0.5,
         "weight of 1 - cosine in the loss: of the prompts taken, of weighed of the last part's; none of attended",
         ge=0,
     )
+
+    def check(self) -> str | None:
+        if self.read == "top" and self.top > (there := self.prompts * self.parts):
+            return more_than("top", self.top, "prompts", there)
+        return None
 
 
 def pulled(config: PromptPool) -> RouterLoss | None:
@@ -42,7 +48,7 @@ def pulled(config: PromptPool) -> RouterLoss | None:
     def loss(said: Mapping[str, Said]) -> Tensor:
         cosines, real = next(iter(said.values()))
         if config.read == "top":
-            mine = cosines.topk(min(config.top, cosines.shape[-1]), -1).values
+            mine = cosines.topk(config.top, -1).values
         else:
             mine = cosines[:, -config.prompts :]
         return config.pull * ((1 - mine).sum(-1) * real).sum() / real.sum().clamp(min=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...address import Chosen, TopK
 from ...bind import LowRank
 from ...core import CommonweightError, Normal, Plan, Pool, Read, Rng, Site, Source, Uniform, Use, config, option, serial
+from ..choices import more_than
 from ..registry import method
 
 
@@ -28,9 +29,7 @@ class VBLoRA:
     compact: bool = option(False, "keep only each mixture's chosen vectors and their logits: see `compact`")
 
     def check(self) -> str | None:
-        if self.topk > self.num_vectors:
-            return f"topk={self.topk} is more than num_vectors={self.num_vectors}"
-        return None
+        return more_than("topk", self.topk, "vectors", self.num_vectors)
 
 
 @serial
