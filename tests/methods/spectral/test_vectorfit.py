@@ -3,10 +3,12 @@
 import torch
 
 import commonweight as cw
+from commonweight.core.schedule import Moment
+from commonweight.methods.spectral.vectorfit import Freezing, VectorFit
 from tests.laws.subjects import stir
 from tests.models import make
 
-SMALL = {}
+SMALL = {"resting": 0.3, "every": 2}
 VARIANTS = [{"bias": False}]
 
 
@@ -26,3 +28,31 @@ def test_formula():
 
 def test_count():
     assert cw.plan("vectorfit", [cw.Site("q", 48, 32)]).count() == 32 + 48
+
+
+def test_the_strongest_vectors_rest_until_others_are_stronger():
+    names = ("a.d", "a.b", "c.d", "e.d")
+    way = Freezing(VectorFit(resting=0.5, begin=0.2, every=2, smooth=0.5), names)
+    state, _ = way.begin(None, {}, 20)
+    far = {1: (1.0, 0.0, 0.0, -2.0), 2: (1, 1, 0, -2), 3: (1, 1, 0, -2), 4: (1, 1, 0, -2), 5: (1, 1, 9, -2)}
+    strength, seen = [0.0] * 4, {}
+    for step in range(1, 9):
+        at = far.get(step, (1, 1, 9, -2))
+        pools = {n: torch.tensor([v, -v, v], dtype=torch.float32) for n, v in zip(names, at)}
+        state, edit = way.after(Moment(step, 20, pools, {}, {}), state)
+        strength = [0.5 * s + 0.5 * abs(v) for s, v in zip(strength, at)]
+        seen[step] = edit.resting
+        torch.testing.assert_close(state["strength"], torch.tensor(strength, dtype=torch.float64))
+    assert seen[2] is seen[3] is None and seen[4] == {"e.d", "a.d"}  # before 0.2 of the steps none
+    assert seen[6] == seen[8] == {"c.d", "e.d"}
+
+
+def test_the_vectors_of_a_plan_and_none_rest_where_none_shall():
+    host = cw.Host(cw.Classifier(make("bert")[0]))
+    tenant = host.add("t", "vectorfit", labels=["a", "b"])
+    way = tenant.method.schedule(tenant.config, tenant.plan)
+    head = host.head_site().name
+    assert {*way.vectors} == {n for n, _ in tenant.named_parameters() if not n.startswith(f"{head}.")}
+    off = tenant.method.schedule(VectorFit(resting=0.0), tenant.plan)
+    pools = {n: p.detach() for n, p in tenant.pools.items()}
+    assert off.after(Moment(10, 20, pools, {}, {}), off.begin(tenant.plan, pools, 20)[0])[1].resting is None

@@ -11,6 +11,7 @@ from .neft import NeFT
 from .probe import Probe
 from .sct import SCT
 from .tokens import Tokens
+from .two_stage import TwoStage
 
 __all__ = [
     "APET",
@@ -23,5 +24,6 @@ __all__ = [
     "NeFT",
     "Probe",
     "Tokens",
+    "TwoStage",
     "probe",
 ]
