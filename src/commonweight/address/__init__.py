@@ -1,5 +1,6 @@
 """How a reader reads from a pool: whole, a window, rows, by an index or a hash; each linear in the pool."""
 
+from .blended import Blended
 from .blocks import BlockDiagonal, Dealt
 from .combined import Mix
 from .decoded import Decoded
@@ -21,6 +22,7 @@ WHOLE = Whole()
 
 __all__ = [
     "WHOLE",
+    "Blended",
     "BlockDiagonal",
     "Chosen",
     "Combine",

@@ -19,6 +19,24 @@ def top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best.softmax(-1), at
 
 
+def real_tokens(x: Tensor, base: Base) -> Tensor:
+    """(n, T, 1), float32, of x (n, T, d): 1 where a token is no padding (base.there).
+
+    Raises: CommonweightError where nobody says which tokens are padding."""
+    if (there := getattr(base, "there", None)) is None:
+        raise CommonweightError(
+            f"{getattr(base, 'name', 'a site')}: nothing says here which tokens of a row are padding, for the "
+            "row's mean; route the tenant per row, or make it without this site"
+        )
+    return there.reshape(len(x), -1, 1).float()
+
+
+def row_mean(x: Tensor, base: Base) -> Tensor:
+    """(n, d), float32, of x (n, T, d): the mean over a row's tokens that are no padding. Raises: as `real_tokens`."""
+    real = real_tokens(x, base)
+    return (x.float() * real).sum(1) / real.sum(1).clamp(min=1)
+
+
 @serial
 @dataclass(frozen=True)
 class OneExpert:
@@ -63,13 +81,7 @@ class OneExpert:
 
     def _scores(self, x: Tensor, base: Base, router: Tensor, noise: Tensor | None) -> Tensor:
         """(n, E) of x (n, T, d_in)."""
-        if (there := getattr(base, "there", None)) is None:
-            raise CommonweightError(
-                f"{getattr(base, 'name', 'a site')}: nothing says here which tokens of a row are padding, for the "
-                "row's mean; route the tenant per row, or make it without this site"
-            )
-        real = there.reshape(len(x), -1, 1).float()
-        mean = (x.float() * real).sum(1) / real.sum(1).clamp(min=1)
+        mean = row_mean(x, base)
         clean = (router @ mean[..., None])[..., 0]
         if noise is None or not base.training:
             tell(base, clean)

@@ -40,7 +40,8 @@ class Stacked:
     """A bind, once for each tenant. many: the slots that have the leading dimension n; the others are one for all.
 
     Shapes: x (n b, ..., d_in), y (n b, ..., d_out) -> as y. Cost: the bind's `grouped` form where it has one and reads
-    tokens one by one; else its `output` under vmap; else its `weight`, n dense weights.
+    tokens one by one (n readers) or goes by whole rows (n b readers); else its `output` under vmap; else its `weight`,
+    n dense weights.
     """
 
     bind: Any
@@ -53,6 +54,10 @@ class Stacked:
     @property
     def anywhere(self) -> str:
         return getattr(self.bind, "anywhere", "")
+
+    @property
+    def whole(self) -> bool:
+        return getattr(self.bind, "whole", False)
 
     @property
     def input(self) -> Callable[..., Tensor] | None:
@@ -76,6 +81,13 @@ class Stacked:
 
     def output(self, x: Tensor, y: Tensor, base: Any, **slots: Tensor) -> Tensor:
         n, bind = self.size(slots), self.bind
+        if self.whole:  # every row is a reader of its own
+            b = len(x) // n
+            every = {
+                k: v.repeat_interleave(b, 0) if k in self.many else v.expand(n * b, *v.shape) for k, v in slots.items()
+            }
+            out = bind.grouped(x.reshape(n * b, -1, x.shape[-1]), y.reshape(n * b, -1, y.shape[-1]), base, **every)
+            return out.reshape(y.shape)
         if getattr(bind, "grouped", None) is not None and getattr(bind, "tokenwise", True):
             every = {k: v if k in self.many else v.expand(n, *v.shape) for k, v in slots.items()}
             given = x.reshape(n, -1, x.shape[-1])

@@ -19,11 +19,12 @@ def seen(method: str, mine: list[Site], every: Sequence[Site], pattern: Pattern)
     pattern names one inside."""
     blocks = [s for s in every if s.kind == "block"]
     within = {c: tuple(f"{s.name}." for s in blocks if (s.role == "causal") == c) for c in (True, False)}
-    causal = [s.name for s in mine if s.name.startswith(within[True])]
-    if causal and (pattern is not None or not any(s.name.startswith(within[False]) for s in mine)):
+    causal = [s.name for s in mine if f"{s.name}.".startswith(within[True])]
+    if causal and (pattern is not None or not any(f"{s.name}.".startswith(within[False]) for s in mine)):
+        kinds = " and ".join(sorted({s.kind for s in mine}))
         raise CommonweightError(
-            f"{method} reads sites of kind linear of encoders: at {causal[0]} no token sees a later one, and a gate of "
-            "the whole row's mean would tell it what comes after it; name sites of an encoder, or take mola"
+            f"{method} reads sites of kind {kinds} of encoders: at {causal[0]} no token sees a later one, and what "
+            "goes by the whole row would tell it what comes after it; name sites of an encoder, or take another method"
         )
     return [s for s in mine if s.name not in {*causal}]
 

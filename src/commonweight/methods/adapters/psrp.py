@@ -53,7 +53,8 @@ def plan(sites: Sequence[Site], config: PSRP) -> Plan:
     Shapes: D (r, d_in), W and B (d_out, r), zero at the start. Linear in: W and B. It cannot be merged into weights.
     Source: arXiv 2307.11342; github.com/mingzeG/Moment-Probing @0ddc040 (models/representation/PSRP.py). Differs: in
     models whose norm stands before a part, x is the normed state, theirs the state before it; W and B are drawn there,
-    so that a fresh one is not the base. MP's head, which reads second moments of all tokens, is not built.
+    so that a fresh one is not the base. MP's moments are the method `mp`,
+    which has this beside them with `psrp`.
     """
     pools, uses = {}, []
     for s in sites:

@@ -10,5 +10,6 @@ from .mov import MoV
 from .mpoe import MPOE
 from .smora import SMoRA
 from .smore import SMoRE
+from .styleinject import StyleInject
 
-__all__ = ["MEO", "MPOE", "DynMoLE", "HydraLoRA", "LLaVAMoLE", "MoLA", "MoLORA", "MoV", "SMoRA", "SMoRE"]
+__all__ = ["MEO", "MPOE", "DynMoLE", "HydraLoRA", "LLaVAMoLE", "MoLA", "MoLORA", "MoV", "SMoRA", "SMoRE", "StyleInject"]

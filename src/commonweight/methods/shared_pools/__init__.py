@@ -8,10 +8,12 @@ from .randlora import RandLoRA
 from .share import Share
 from .sharelora import ShareLoRA
 from .uni_lora import UniLoRA
+from .uora import UORA
 from .vb_lora import VBLoRA
 from .vera import VeRA
 
 __all__ = [
+    "UORA",
     "Intrinsic",
     "LoTR",
     "MoS",
