@@ -34,7 +34,8 @@ def train(name, bert, llama, folder, rows, **more):
 
 
 LM = {"task": "lm", "accumulate": 2, "max_length": 16}
-RUNS = {"c": (tiny.rows(17), {}), "l": (texts(17), LM)}
+COUNTED = {"method": "smora", "options": {"rank": 4, "active": 2, "bias": 0.01}, "epochs": 1}
+RUNS = {"c": (tiny.rows(17), {}), "l": (texts(17), LM), "r": (tiny.rows(17), COUNTED)}
 SHARDED = {
     "cs": (tiny.rows(17), {"options": {"rank": 2}, "method": "dora", "codec": "bfloat16"}),
     "ls": (texts(17), {**LM, "gradient_checkpointing": True, "eval_file": "dev"}),
@@ -49,7 +50,7 @@ def worker(rank, port, folder, bert, llama):
     for name, (rows, more) in {**RUNS, **SHARDED}.items():
         files, seen = train(name, bert, llama, folder, rows, shard=name in SHARDED, **more)
         result = files.result
-        out = {n: p.detach() for n, p in result.tenant.named_parameters()}
+        out = {n: p.detach() for n, p in result.tenant.pools.items()}
         told = {"curve": result.curve, "seen": len(seen), "tokens": seen[-1].tokens if seen else 0}
         told["evaluated"] = files.evaluated
         torch.save((out, told), f"{folder}/{name}{rank}.pt")
@@ -83,7 +84,7 @@ def test_two_processes_train_as_one(bert, llama, tmp_path):
         files, seen = train(name, bert, llama, tmp_path / "one", rows, **more)
         result = files.result
         (a, first), (b, second) = (torch.load(tmp_path / "two" / f"{name}{rank}.pt") for rank in range(2))
-        for n, p in result.tenant.named_parameters():
+        for n, p in result.tenant.pools.items():
             assert torch.equal(a[n], b[n])
             torch.testing.assert_close(a[n], p.detach(), atol=1e-5, rtol=1e-5)
         assert [c["loss"] for c in first["curve"]] == pytest.approx([c["loss"] for c in result.curve], abs=1e-5)

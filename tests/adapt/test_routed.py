@@ -74,5 +74,5 @@ def test_experts_of_the_model_are_refused():
 
 
 def test_what_the_compiler_would_not_see(bert):
-    with pytest.raises(CommonweightError, match="compile does not go together with a loss of routers"):
+    with pytest.raises(CommonweightError, match="compile does not go together with routers that are listened to"):
         first(bert, 0.5, compile=True)

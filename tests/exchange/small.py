@@ -72,9 +72,13 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+NOTHING = cw.Plan({}, ())
+
+
 def adapters():
     """Those that a client can train, of an encoder."""
-    found = (n for n, m in cw.methods.available().items() if not (m.schedule or m.penalty or m.router_loss(m.config())))
+    every = cw.methods.available().items()
+    found = (n for n, m in every if not (m.scheduled(m.config(), NOTHING) or m.penalty or m.router_loss(m.config())))
     found = (
         n for n in found if not {"prompt", "state"} & {*cw.methods.get(n).kinds}
     )  # which stand in front of decoders alone

@@ -45,9 +45,10 @@ def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, mak
         groups = distinct(
             g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr, lora_plus=recipe.lora_plus)
         )
-    if scheduled or any(t.method.schedule for t in tenants):
+    own = [t.method.name for t in tenants if t.method.scheduled(t.config, t.plan)]
+    if scheduled or own:
         if name in ONE_RATE:
-            one = next((t.method.name for t in tenants if t.method.schedule), "what it is trained by")
+            one = next(iter(own), "what it is trained by")
             raise CommonweightError(f"{name} has one rate for all pools, {one} one for each: take another optimizer")
         groups = alone(groups)
     if maker is not None:

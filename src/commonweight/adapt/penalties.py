@@ -15,12 +15,17 @@ def routed(tenant: Tenant) -> bool:
     """Whether what its routers say is a part of its loss. Raises: CommonweightError where that could not be heard."""
     if tenant.method.router_loss(tenant.config) is None:
         return False
+    audible(tenant)
+    return True
+
+
+def audible(tenant: Tenant) -> None:
+    """Raises: CommonweightError where nobody could hear what a tenant's routers say."""
     if site := next((s.name for s in tenant.sites if s.kind == "expert"), None):
         raise CommonweightError(
-            f"{site}: an expert of the model's own, in which a loss of {tenant.method.name}'s routers is not known; "
-            "leave the experts out with sites, or set the weights of that loss to 0"
+            f"{site}: an expert of the model's own, in which nobody hears what {tenant.method.name}'s routers say; "
+            "leave the experts out with sites, or set the weights of their loss, and what moves their bias, to 0"
         )
-    return True
 
 
 def penalty(tenants: Sequence[Tenant], readers: Tensor | None, heard: Heard | None = None) -> Tensor | float:

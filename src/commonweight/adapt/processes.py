@@ -54,10 +54,17 @@ def total(*numbers: float) -> list[float]:
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Every parameter's gradient becomes the sum of those of all processes. Every process must ask."""
     mine = list(parameters)
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in mine])
+    for p, g in zip(mine, summed([torch.zeros_like(p) if p.grad is None else p.grad for p in mine])):
+        p.grad = g
+
+
+def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sums of tensors over all processes, in one message. Every process must ask, with the same shapes."""
+    if world() == 1 or not tensors:
+        return [*tensors]
+    flat = torch.cat([t.flatten() for t in tensors])
     dist.all_reduce(flat)
-    for p, g in zip(mine, flat.split([p.numel() for p in mine])):
-        p.grad = g.view_as(p).clone()
+    return [found.view_as(t).clone() for t, found in zip(tensors, flat.split([t.numel() for t in tensors]))]
 
 
 def wait() -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError
-from ..core.schedule import Edit, Moment, Pools, Schedule, State
+from ..core.schedule import Counting, Edit, Moment, Pools, Schedule, State
 from ..host import Tenant
+from ..host.heard import Heard
+from .processes import summed
 
 
 class Scheduled:
@@ -26,9 +28,10 @@ class Scheduled:
         self.tenant, self.steps, self.rates = tenant, steps, rates
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         if schedule is None:
-            assert tenant.method.schedule is not None
-            schedule = tenant.method.schedule(tenant.config, tenant.plan)
+            schedule = tenant.method.scheduled(tenant.config, tenant.plan)
+        assert schedule is not None
         self.schedule = schedule
+        self.counts = isinstance(schedule, Counting)
         taken = tenant.common.pools if tenant.common is not None else {}
         self.pools = {n: p for n, p in tenant.named_parameters() if n not in taken}
         self.frozen = {
@@ -41,6 +44,7 @@ class Scheduled:
         self.first: dict[str, float] = {}  # rates before any factor
         self.resting: frozenset[str] = frozenset()
         self.begun = False
+        self.counted: dict[str, Tensor] = {}  # of the step's passes so far
 
     def begin(self) -> None:
         """Nothing where a run goes on."""
@@ -55,6 +59,24 @@ class Scheduled:
             if (grad := self.pools[n].grad) is not None:
                 grad.mul_(m)
 
+    @torch.no_grad()
+    def hear(self, heard: Heard, idle: bool = False) -> None:
+        """After each pass within `host.listening()`, where `counts`. idle: its rows count for nothing."""
+        if isinstance(self.schedule, Counting):
+            said = {n: (s.logits.detach(), s.real) for n, s in ({} if idle else heard.said(self.tenant)).items()}
+            for n, c in self.schedule.count(said, self._values()).items():
+                self.counted[n] = self.counted[n] + c if n in self.counted else c
+
+    def _counts(self) -> dict[str, Tensor]:
+        """Of the step, over all processes."""
+        if self.counts and not self.counted:
+            raise CommonweightError(
+                f"{self.tenant.method.name}: its schedule counts what its routers chose, and nobody listened in this "
+                "step: with host.listening() as heard: ... around each pass, then Scheduled.hear(heard)"
+            )
+        found, self.counted = self.counted, {}
+        return dict(zip(found, summed([*found.values()])))
+
     def _values(self) -> dict[str, Tensor]:
         return {n: p.detach() for n, p in {**self.pools, **self.frozen}.items()}
 
@@ -67,6 +89,7 @@ class Scheduled:
             self.pools[n].copy_(torch.where(m, value, self.pools[n]))
         grads = {n: p.grad for n, p in self.pools.items() if p.grad is not None}
         at = Moment(step, self.steps, self._values(), grads, _moments(self.optimizer, self.pools))
+        at = at._replace(counted=self._counts())
         if (base := self.tenant.base and self.tenant.base()) is not None:
             at = at._replace(weight=base.weight)
         if loss is not None:

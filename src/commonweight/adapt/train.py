@@ -36,7 +36,7 @@ from .shard import sharded
 from .tasks import Prompts
 from .tasks.base import rows_of
 from .tasks.packing import sound
-from .trainer import Part, Progress, quietly
+from .trainer import Part, Progress, heard, quietly
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def train_understood(
         raise
     finally:
         host.model.eval()
-    ends = [p.tenant.method.schedule is not None or p.tenant.method.at_end for p in parts]
+    ends = [p.scheduled or p.tenant.method.at_end for p in parts]
     parts = [replace(p, tenant=host.compact(p.tenant.name)) if e else p for e, p in zip(ends, parts)]
     seconds = time.perf_counter() - started
     return {p.tenant.name: _result(run, p, seconds, given[p.tenant.name].note) for p in parts}
@@ -261,7 +261,7 @@ def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextMan
         return nullcontext()
     reasons = {
         "gradient_checkpointing": recipe.gradient_checkpointing,
-        "a loss of routers, which the compiler would not see": any(routed(p.tenant) for p in parts),
+        "routers that are listened to, which the compiler would not see": any(heard(p) for p in parts),
         "several tenants, whose rows mix anew in every batch": len(parts) > 1,
         "a sharded base": sharded(host.model),
         "a device map": mapped(host.model),
@@ -274,8 +274,9 @@ def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextMan
 def _preference(host: Host, task: str, parts: list[Part], recipe: Recipe, resume: bool, progress: Any) -> Any:
     if len(parts) > 1:
         raise CommonweightError(f"the task {task} trains one tenant at a time; run it for each")
-    if (found := parts[0].tenant.method).schedule or found.penalty or routed(parts[0].tenant):
-        raise CommonweightError(f"{found.name} has a schedule or a penalty, and the task {task} runs in TRL's loop")
+    if parts[0].scheduled or parts[0].tenant.method.penalty or routed(parts[0].tenant):
+        name = parts[0].tenant.method.name
+        raise CommonweightError(f"{name} has a schedule or a penalty, and the task {task} runs in TRL's loop")
     if resume:
         raise CommonweightError(f"the task {task} runs in TRL's loop, whose state is not kept; start it without resume")
     if recipe.gradient_checkpointing:

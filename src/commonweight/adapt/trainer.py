@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ..core import CommonweightError
-from ..core.schedule import Schedule
+from ..core.schedule import Counting, Schedule
 from ..host import Host, Tenant
 from ..host.module import together
 from ..host.weights import device_of
@@ -32,7 +32,7 @@ from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
 from .offload import mapped
-from .penalties import penalty, routed
+from .penalties import audible, penalty, routed
 from .recipe import Recipe
 from .sampler import Mixed
 from .scheduled import Scheduled
@@ -73,7 +73,21 @@ class Part:
 
     @property
     def scheduled(self) -> bool:
-        return self.schedule is not None or self.tenant.method.schedule is not None
+        return self.between is not None
+
+    @property
+    def between(self) -> Schedule | None:
+        """What is done between its steps."""
+        own = self.tenant
+        return self.schedule if self.schedule is not None else own.method.scheduled(own.config, own.plan)
+
+
+def heard(part: Part) -> bool:
+    """Whether somebody listens to a part's routers: its loss, or what counts their choices."""
+    counts = isinstance(part.between, Counting)
+    if counts:
+        audible(part.tenant)
+    return routed(part.tenant) or counts
 
 
 class Watch(TrainerCallback):
@@ -182,8 +196,9 @@ class Run(Trainer):
         if processes.world() > 1 or mapped(host.model):
             # nothing is wrapped or moved: gradients are summed in `training_step`
             self.accelerator.prepare_model = lambda model, *_, **__: model  # type: ignore[method-assign]
-        self.routed = any(routed(t) for t in tenants)
-        self.schedules = [Scheduled(p.tenant, optimizer, self.lr_scheduler, self.steps, p.schedule) for p in scheduled]
+        self.heard = any(heard(p) for p in parts)
+        self.schedules = [Scheduled(p.tenant, optimizer, self.lr_scheduler, self.steps, p.between) for p in scheduled]
+        self.best.pools = {**self.pools, **edited(self.schedules)}
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the step's items
 
     # -- what transformers.Trainer asks -----------------------------------------------------------------------------
@@ -233,6 +248,9 @@ class Run(Trainer):
             self.batch = dict(inputs)
         with self.precision(), self.listening() as heard:
             loss = self.task.loss(model, inputs)
+        if heard is not None:
+            for schedule in self.schedules:
+                schedule.hear(heard, idle)
         loss = loss + penalty([p.tenant for p in self.parts], inputs.get("tenants"), heard)
         if self.recipe.accumulate > 1 or processes.world() > 1:
             loss = loss * (0 if idle else self.task.items(inputs) / max(1, int(num_items_in_batch)))
@@ -249,7 +267,7 @@ class Run(Trainer):
         return torch.autocast(kind, torch.bfloat16) if self.recipe.bf16 else nullcontext()
 
     def listening(self) -> AbstractContextManager[Any]:
-        return self.host.listening() if self.routed else nullcontext()
+        return self.host.listening() if self.heard else nullcontext()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -382,6 +400,11 @@ class Run(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             set_random_states(self.found.tensors)
+
+
+def edited(schedules: Sequence[Scheduled]) -> dict[str, Tensor]:
+    """What no gradient moves, and a schedule may: ``tenant/pool``."""
+    return {f"{s.tenant.name}/{n}": p for s in schedules for n, p in s.frozen.items()}
 
 
 def combined(each: Mapping[str, dict[str, float]], several: bool) -> dict[str, float]:

@@ -75,11 +75,12 @@ class Winner:
 class Mixture:
     """y' = y + scale sum_e g_e(x) B_e A_e x: one low rank of rank E r whose diagonal each token has to itself.
 
-    g = score(router x + bias); k > 0: the k largest of them, over their sum, and 0 elsewhere. gate: what makes gates of
-    logits in place of score and k. dropped: the router too reads x after the dropout. source: the site whose input the
-    router reads, where it is not its own; lends: that site's. quiet: another site says the same for the loss.
-    Shapes: A (E r, d_in), or (r, d_in) where all experts have one A; B (d_out, E r), router (E, d_in), bias (E,), if
-    any. Linear in: A and B, each alone. No form of a weight: it would be another one for each token.
+    g = score(router x + bias) + shift; k > 0: the k largest of them, over their sum, and 0 elsewhere. gate: what makes
+    gates of logits in place of score, shift and k. dropped: the router too reads x after the dropout. source: the site
+    whose input the router reads, where it is not its own; lends: that site's. quiet: another site says the same for the
+    loss.
+    Shapes: A (E r, d_in), or (r, d_in) where all experts have one A; B (d_out, E r), router (E, d_in), bias and
+    shift (E,), if any. Linear in: A and B, each alone. No form of a weight: it would be another one for each token.
     Cost: T E (r (d_in + d_out) + d_in) products, whatever k is: a gate of 0 is a product with 0.
     """
 
@@ -94,11 +95,12 @@ class Mixture:
     quiet: bool = False
     precise: ClassVar[bool] = True  # gates are worked out in float32
 
-    def gates(self, logits: Tensor) -> Tensor:
+    def gates(self, logits: Tensor, shift: Tensor | None = None) -> Tensor:
         """(..., E) of logits (..., E)."""
         if self.gate is not None:
             return self.gate(logits)
         p = SCORES[self.score](logits)
+        p = p if shift is None else p + shift
         if not self.k:
             return p
         top, at = p.topk(self.k, -1)
@@ -110,26 +112,44 @@ class Mixture:
         return B.shape[-1] // router.shape[-2]
 
     def output(
-        self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        base: Base,
+        A: Tensor,
+        B: Tensor,
+        router: Tensor,
+        bias: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
-        low = self._low(F.linear, x, base, self.rank(B, router), A, router, bias)
+        low = self._low(F.linear, x, base, self.rank(B, router), A, router, bias, shift)
         return y + F.linear(low, B.to(x.dtype) * self.scale)
 
     def trained(
         self, x: Tensor, y: Tensor, base: Base, weight: Tensor | None, A: Tensor, B: Tensor, router: Tensor,
-        bias: Tensor | None = None,
+        bias: Tensor | None = None, shift: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """`output` with the graph of `fused`, written over y."""
         if x.dtype is not torch.float32 or not fused.recorded(x, y, A, B, router):
-            return self.output(x, y, base, A, B, router, bias)
-        return fused.raised(self._low(fused.low, x, base, self.rank(B, router), A, router, bias), y, B, self.scale)
+            return self.output(x, y, base, A, B, router, bias, shift)
+        low = self._low(fused.low, x, base, self.rank(B, router), A, router, bias, shift)
+        return fused.raised(low, y, B, self.scale)
 
     def grouped(
-        self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        base: Base,
+        A: Tensor,
+        B: Tensor,
+        router: Tensor,
+        bias: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """`output` of n readers at once: x (n, T, d_in), A (n, E r, d_in), ..."""
-        bias = None if bias is None else bias[:, None]
-        return y + each(self._low(each, x, base, self.rank(B, router), A, router, bias), B.to(x.dtype) * self.scale)
+        bias, shift = (None if b is None else b[:, None] for b in (bias, shift))
+        low = self._low(each, x, base, self.rank(B, router), A, router, bias, shift)
+        return y + each(low, B.to(x.dtype) * self.scale)
 
     def _low(
         self,
@@ -140,6 +160,7 @@ class Mixture:
         A: Tensor,
         router: Tensor,
         bias: Tensor | None,
+        shift: Tensor | None,
     ) -> Tensor:
         """g_e A_e x of every expert, side by side: (..., E r)."""
         low = F.dropout(x, self.dropout) if self.dropout and base.training else x
@@ -152,5 +173,5 @@ class Mixture:
         logits = logits if bias is None else logits + bias
         if not self.quiet:
             tell(base, logits)
-        g = self.gates(logits).to(x.dtype)[..., None]
+        g = self.gates(logits, shift).to(x.dtype)[..., None]
         return (h.unflatten(-1, (-1, r)) * g).flatten(-2)  # one A for all experts is as wide as one of them

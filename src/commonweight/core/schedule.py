@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class Moment(NamedTuple):
     and the frozen ones that the tenant's file holds. grads: of this step, after clipping; a pool that rests has none.
     moments: the optimiser's own tensors by their names there ("exp_avg"), then by pool. loss: of the step's last batch,
     without dropout and penalties, if some pools had other values; cost: a forward pass each time. weight: the frozen
-    weight (out, inp) of a site.
+    weight (out, inp) of a site. counted: what a `Counting` schedule counted in the step's passes, summed.
     """
 
     step: int
@@ -43,6 +43,7 @@ class Moment(NamedTuple):
     moments: Mapping[str, Pools]
     loss: Callable[[Pools], float] = _unknown
     weight: Callable[[str], Tensor] = _none
+    counted: Pools = NONE
 
 
 class Edit(NamedTuple):
@@ -72,3 +73,14 @@ class Schedule(Protocol):
     def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]: ...
     def after(self, at: Moment, state: State) -> tuple[State, Edit]: ...
     def settled(self, step: int, steps: int) -> bool: ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A schedule that listens to its tenant's routers.
+
+    count: of a pass, what they said, (n, E) logits and (n,) 1 or, for padding, 0 at each site that was heard, and the
+    pools as they were -> tensors that may be summed over the passes of a step, always of the same names and shapes.
+    """
+
+    def count(self, said: Mapping[str, tuple[Tensor, Tensor]], pools: Pools) -> Pools: ...

@@ -84,6 +84,12 @@ def heads(tenant: Tenant) -> set[str]:
     return {p for u in uses for r in u.reads.values() for p in r.pools}
 
 
+def of_one_run(adapter: str) -> CommonweightError:
+    return CommonweightError(
+        f"{adapter} has a schedule or a penalty of one long run, which no client has; choose another"
+    )
+
+
 def ready(
     host: Host, task: Task, method: str | Any, options: Mapping[str, Any], plan: Rounds, local: Local, *,
     clients: int, sites: Any = None, name: str = NAME, run: str = "run", common: str | None = None,
@@ -99,16 +105,16 @@ def ready(
     if found.by_sites is not None:
         how = how | found.by_sites(config, host.sites_for(adapter_of(adapter), sites))
     about, made = resolve_adapter(adapter, how)
-    if about.penalty is not None or about.schedule is not None or about.router_loss(made) is not None:
-        raise CommonweightError(
-            f"{adapter} has a schedule or a penalty of one long run, which no client has; choose another"
-        )
+    if about.penalty is not None or about.router_loss(made) is not None:
+        raise of_one_run(adapter)
     wants = bool(about.asks(made))
     tenant = host.add(
         name, adapter, sites=sites, seed=plan.seed, labels=task.labels, common=common, rows=shown if wants else None,
         **how,
     )  # fmt: skip
     try:
+        if about.scheduled(tenant.config, tenant.plan) is not None:
+            raise of_one_run(adapter)
         if not tenant.count():
             raise CommonweightError(f"{adapter} has no trainable number for this task; choose another")
         travels, private = travelling(tenant, plan.private)

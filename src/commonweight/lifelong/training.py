@@ -16,7 +16,6 @@ from ..adapt.tasks.base import Wrapped, rows_of
 from ..adapt.train import train_parts
 from ..adapt.trainer import Part
 from ..core import CommonweightError
-from ..methods import get
 from .asks import Learned, Pools, Stage, Train, Trained, body, head, is_head
 from .bodies import fresh, learned, put
 
@@ -42,17 +41,17 @@ def train(stage: Stage, ask: Train, checkpoint: Path | None, resume: bool, progr
     rows = list(stage.train if ask.rows is None else ask.rows)
     dev = list((stage.dev if ask.rows is None else []) if ask.dev is None else ask.dev)
     recipe = replace(stage.recipe, **ask.recipe)
-    if ask.schedule is not None and get(stage.method).schedule is not None:
-        raise CommonweightError(
-            f"{stage.method} has a schedule of its own, and a lifelong method that masks or holds numbers needs its "
-            "place: take another adapter, -o adapter=lora say"
-        )
     first = begun(stage, ask, name, task.labels, rows)
     made = {n: first._replace(labels=t.labels, pools={**body(first), **head(t)}) for n, t in ask.heads.items()}
     several = bool(ask.beside)
     parts: list[Part] = []
     try:
         own = put(host, name, first, ask.still, several)
+        if ask.schedule is not None and own.method.scheduled(own.config, own.plan) is not None:
+            raise CommonweightError(
+                f"{stage.method} has a schedule of its own, and a lifelong method that masks or holds numbers needs "
+                "its place: take another adapter, -o adapter=lora say"
+            )
         pools = {n: p for n, p in own.pools.items() if not is_head(n)}
         doing: Any = task if ask.penalty is None else Penalised(task, ask.penalty, pools)
         parts.append(Part(own, doing, rows, dev, schedule=ask.schedule, optimizer=ask.optimizer))

@@ -33,9 +33,9 @@ class Method:
     where it starts with "-". None: "rank", where there is such an option.
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
     at_end: a training ends with it; one with a schedule always does.
-    schedule: (config, plan) -> what it does between the steps of a training run. penalty: (config, plan, pools) -> a
-    number that is added to the loss of its rows, with gradients. routing: of a config, what it makes of its routers'
-    logits for the same end, or None. wants: of a config, the kind of `shown.KINDS` that its
+    schedule: (config, plan) -> what it does between the steps of a training run, if anything. penalty: (config, plan,
+    pools) -> a number that is added to the loss of its rows, with gradients. routing: of a config, what it makes of its
+    routers' logits for the same end, or None. wants: of a config, the kind of `shown.KINDS` that its
     start is worked out from, or ""; None: of no config. begin: (config, sites, that of each site) -> (the config of a
     tenant that has begun, first values of pools). keeps: of a config, the kind of the statistic of other rows, of which
     the method keeps what the model makes; "" where it needs none. twin: of a config, that of the dense tenant whose
@@ -60,7 +60,7 @@ class Method:
     size: tuple[str, ...] | None = None
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
     at_end: bool = False
-    schedule: Callable[[Any, Plan], Schedule] | None = None
+    schedule: Callable[[Any, Plan], Schedule | None] | None = None
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
     routing: Callable[[Any], RouterLoss | None] | None = None
     wants: Callable[[Any], str] | None = None
@@ -80,6 +80,10 @@ class Method:
     def asks(self, config: Any) -> str:
         """The statistic of rows that a tenant of this config begins from; "" where it needs none."""
         return self.wants(config) if self.wants is not None else ""
+
+    def scheduled(self, config: Any, plan: Plan) -> Schedule | None:
+        """What a tenant of this config and plan does between the steps of a training run."""
+        return self.schedule(config, plan) if self.schedule is not None else None
 
     def router_loss(self, config: Any) -> RouterLoss | None:
         """What a tenant of this config adds to its loss of what its routers say; None: nothing."""

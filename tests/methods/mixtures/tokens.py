@@ -8,13 +8,16 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 
-def site(method: str, **options) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """(a stirred tenant's pools at the first query, its input, what it adds to the frozen output)."""
+def site(method: str, before=None, **options) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """(a stirred tenant's pools at the first query, its input, what it adds to the frozen output). before: of the
+    tenant and that site, what is done to them first."""
     model, batch = make("qwen")
     host, seen = cw.Host(model, sites="*.q_proj"), {}
     tenant = stir(host.add("t", method, **options))
     name = host.sites[0].name
     layer = model.get_submodule(name)
+    if before is not None:
+        before(tenant, name)
     layer.register_forward_hook(lambda m, args, y: seen.update(x=args[0].detach(), y=y.detach()))
     with torch.no_grad(), host.route("t"):
         model(**batch)
