@@ -24,11 +24,13 @@ from .trainer import Part, Progress, Run
 class Whole:
     """model: what trains of it is what asks for gradients. lr: the rate where the recipe has none."""
 
-    common, number, config = None, 0, None
+    common, number, config, plan = None, 0, None, None
 
     def __init__(self, model: nn.Module, name: str = "model", lr: float = 2e-4):
         self.model, self.name = model, name
-        self.method = SimpleNamespace(name=name, lr=lr, schedule=None, penalty=None, router_loss=lambda config: None)
+        self.method = SimpleNamespace(
+            name=name, lr=lr, scheduled=lambda config, plan: None, penalty=None, router_loss=lambda config: None
+        )
         inner = dict(model.named_modules())
         self.paced: list[Any] = [m.pace for m in inner.values() if hasattr(m, "pace")]
         # a block that is recomputed must know that it is in training; what has dropout stands inside of it
