@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import transformers
 
 import commonweight as cw
 from commonweight.adapt import open_host, quantise
@@ -76,3 +77,10 @@ def test_the_command_line_trains_on_a_quantised_base(llama, tmp_path):
     assert json.loads(out.with_suffix(".json").read_text())["settings"]["quantised"] == "bitsandbytes nf4"
     bad = CliRunner().invoke(app, [*args, "--quantize", "int3"])
     assert bad.exit_code != 0 and "unknown quantize 'int3'" in str(bad.exception)
+
+
+@pytest.mark.parametrize(("kind", "left"), [("mamba", ["lm_head", "dt_proj"]), ("llama", None)])
+def test_what_transformers_reads_past_the_module_is_not_packed(kind, left, tmp_path):
+    transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    assert quantise._left(tmp_path) == left
+    assert quantise._left(None) is None

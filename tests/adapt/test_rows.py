@@ -10,7 +10,7 @@ import pytest
 
 from commonweight import CommonweightError
 from commonweight.adapt import read
-from commonweight.adapt.rows import column, text_of
+from commonweight.adapt.rows import TEXT, column, text_of
 from commonweight.adapt.rows.lines import MAX_DEPTH, MAX_ROW
 from tests.adapt import tiny
 
@@ -296,3 +296,8 @@ def test_messages_of_parquet_have_no_keys_that_others_have(tmp_path):
     rows = [{"messages": [{"role": "user", "content": "a"}, call], "note": None}, {"messages": [], "note": "b"}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == rows
+
+
+def test_a_column_of_images_is_told():
+    with pytest.raises(CommonweightError, match=r"no text column .*; adapt reads texts, and 'image' of other senses"):
+        column([{"image": "a.png", "label": "x"}], None, TEXT, "text")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import commonweight as cw
+from commonweight.formats import mlx
 from commonweight.formats.gguf import About, container, names
 from tests.laws.subjects import stir
 from tests.mixtures import mixture
 from tests.models import make
 
 SITES = "*.q_proj|*.k_proj|*.down_proj"
+LYING = "gpt_oss", "llama4"  # mixtures with experts of (E, inp, out), whose router is called so
+EXPERTS = "experts.gate_up_proj", "experts.down_proj"
 KEYS = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 6.0}
+
+
+def home_of(kind):
+    return "feed_forward" if kind == "llama4" else "mlp"
 
 
 @pytest.fixture
@@ -266,23 +275,26 @@ def test_every_name_of_the_table_is_one_of_the_gguf_package():
             assert theirs.get_name(f"{homes.get(kind, 'model.layers.2.')}{ours}") == f"blk.2.{name}", (kind, ours)
 
 
-MIXED = "*.experts.*|*.mlp.gate|*shared_expert*|*.q_proj"
+MIXED = "*.experts.*|*.mlp.gate|*.router|*shared_expert*|*.q_proj"
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "llama4"])
 @pytest.mark.parametrize("ranks", [(), (("model.layers.0.mlp.experts.down_proj[1]", 3),)], ids=["one rank", "another"])
 def test_experts_and_routers_of_a_mixture_are_written(tmp_path, kind, ranks):
     host = cw.Host(mixture(kind)[0])
-    stir(host.add("t", "lora", rank=2, alpha=6, ranks=ranks, sites=MIXED))
+    stir(host.add("t", "lora", rank=2, alpha=6, ranks=tuple((n.replace("mlp", home_of(kind)), r) for n, r in ranks),
+        sites=MIXED))  # fmt: skip
     path = host.export("t", tmp_path / "t.gguf", "gguf")
     told = container.read(path)
     alpha, old, new = told.keys["adapter.lora.alpha"], dict(host.model.named_parameters()), host.merged("t")
     assert bool(alpha) is (not ranks and kind != "qwen2_moe")  # whose shared expert has a gate of rank 1
     for i in range(2):
-        home = f"model.layers.{i}.mlp"
-        keys = (f"{home}.{k}" for k in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"))
-        gate_up, down, router = (new[k] - old[k] for k in keys)
-        gate, up = gate_up.chunk(2, 1)
+        home = f"model.layers.{i}.{home_of(kind)}"
+        leaf = "router.weight" if kind in LYING else "gate.weight"
+        gate_up, down, router = (new[k] - old[k] for k in (f"{home}.{n}" for n in (*EXPERTS, leaf)))
+        if kind in LYING:  # (E, inp, out) in the model, which conversion/gpt_oss.py and llama4.py transpose
+            gate_up, down = gate_up.mT, down.mT
+        gate, up = (gate_up[:, ::2], gate_up[:, 1::2]) if kind == "gpt_oss" else gate_up.chunk(2, 1)
         wanted = {"gate_exps": gate, "up_exps": up, "down_exps": down, "gate_inp": router}
         for name, want in wanted.items():
             a, b = (told.tensors[f"blk.{i}.ffn_{name}.weight.lora_{f}"] for f in "ab")
@@ -311,9 +323,10 @@ def test_glm_has_a_dense_layer_and_shared_experts(tmp_path):
 
 def test_mixtures_of_unknown_names_are_refused(tmp_path):
     host = cw.Host(mixture("gpt_oss")[0])
+    host.model.config.model_type = "gpt_x"  # type: ignore[union-attr]
     stir(host.add("t", "lora", rank=2, sites="*.experts.*"))
     for format in ("gguf", "mlx"):
-        message = f"experts.gate_up_proj: what {format} calls .* of model_type .gpt_oss. is not known"
+        message = f"experts.gate_up_proj: what {format} calls .* of model_type .gpt_x. is not known"
         with pytest.raises(cw.CommonweightError, match=message):
             host.export("t", tmp_path / "t", format)
 
@@ -344,11 +357,69 @@ def test_what_changes_no_weight_has_no_nearest_one(how, format, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_model_that_llama_cpp_serves_in_part(tmp_path):
+@pytest.mark.parametrize("site", ["*.q_a_proj", "*.kv_a_proj_with_mqa", "*.kv_b_proj", "lm_head"])
+def test_what_llama_cpp_would_serve_in_part(tmp_path, site):
     host = cw.Host(mixture("deepseek_v3")[0])
-    stir(host.add("t", "lora", rank=2, sites="*.kv_b_proj|*shared_experts*"))
+    stir(host.add("t", "lora", rank=2, sites=f"{site}|*shared_experts*"))
     with pytest.raises(
-        cw.CommonweightError, match=r"deepseek_v3': llama.cpp puts no LoRA on its attention, .*host.save"
+        cw.CommonweightError, match=r": llama.cpp puts no LoRA on this layer of a deepseek_v3, .*mlp.*host.save"
     ):
         host.export("t", tmp_path / "t.gguf", "gguf")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("format", ["gguf", "mlx"])
+def test_gate_and_up_that_were_trained_apart_come_in_turns(tmp_path, format):
+    """mlx-lm and llama.cpp may give gate and up an A each; in gpt-oss their rows alternate."""
+    host = cw.Host(mixture("gpt_oss")[0])
+    g = torch.Generator().manual_seed(0)
+    E, d, n = 4, 32, 48
+    low = {k: (torch.randn(E, 2, d, generator=g), torch.randn(E, n, 2, generator=g)) for k in ("gate", "up")}
+    if format == "gguf":
+        path = tmp_path / "e.gguf"
+        tensors = {f"blk.1.ffn_{k}_exps.weight.lora_{f}": t for k, p in low.items() for f, t in zip("ab", p)}
+        path.write_bytes(container.write({**KEYS, "general.architecture": "gpt-oss"}, tensors))
+        scale = 3.0
+    else:
+        path, scale = tmp_path, 4.0
+        tensors = {f"model.layers.1.mlp.experts.{k}_proj.lora_{f}": t for k, p in low.items() for f, t in zip("ab", p)}
+        save_file({k: t.clone() for k, t in tensors.items()}, path / mlx.TENSORS)
+        told = {"rank": 2, "scale": scale, "dropout": 0.0, "keys": []}
+        text = json.dumps({"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": told})
+        (path / mlx.CONFIG).write_text(text)
+    host.load_adapter(path, "t")
+    key = "model.layers.1.mlp.experts.gate_up_proj"
+    delta = (host.merged("t")[key] - dict(host.model.named_parameters())[key]).mT
+    for k, rows in (("gate", delta[:, ::2]), ("up", delta[:, 1::2])):
+        torch.testing.assert_close(rows, scale * low[k][1] @ low[k][0], rtol=1e-4, atol=1e-4)
+
+
+def test_deepseek_has_its_feed_forward_parts_and_what_attention_gives(tmp_path):
+    host = cw.Host(mixture("deepseek_v3")[0])
+    stir(host.add("t", "lora", rank=2, sites="*.mlp.*|*.o_proj"))
+    path = host.export("t", tmp_path / "t.gguf", "gguf")
+    told = container.read(path)
+    assert told.keys["general.architecture"] == "deepseek2"
+    there = {k.removesuffix(".weight.lora_a") for k in told.tensors if k.endswith("_a")}
+    experts = (f"blk.1.ffn_{n}_{w}" for n in ("gate", "up", "down") for w in ("exps", "shexp"))
+    dense = (f"blk.0.ffn_{n}" for n in ("gate", "up", "down"))
+    assert there == {*experts, *dense, "blk.1.ffn_gate_inp", "blk.0.attn_output", "blk.1.attn_output"}
+    host.load_adapter(path, "back")
+    for name, w in host.merged("t").items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "turned"),
+    # undo_permute of conversion/llama.py; False in llama4.py; glm.py: "we don't need to permute Q/K here"
+    [("mixtral", True), ("llama4", False), ("gpt_oss", False), ("glm4_moe", False), ("qwen3_moe", False)],
+)
+def test_rows_of_query_and_key_are_turned_where_the_converter_turns_the_bases(tmp_path, kind, turned):
+    host = cw.Host(mixture(kind)[0])
+    stir(host.add("t", "lora", rank=2, sites="*.q_proj|*.k_proj"))
+    told = container.read(host.export("t", tmp_path / "t.gguf", "gguf")).tensors
+    for leaf, heads in (("q", 4), ("k", 2)):
+        a, b = (told[f"blk.1.attn_{leaf}.weight.lora_{f}"] for f in "ab")
+        key = f"model.layers.1.self_attn.{leaf}_proj.weight"
+        delta = host.merged("t")[key] - dict(host.model.named_parameters())[key]
+        torch.testing.assert_close(b @ a, rows(delta, heads) if turned else delta, rtol=1e-4, atol=1e-5)

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import commonweight as cw
 from commonweight.formats import mlx
 from commonweight.formats.changes import Change
+from commonweight.formats.mlx import names
 from tests.laws.subjects import stir
-from tests.mixtures import mixture
+from tests.mixtures import SIZES, mixture
 from tests.models import answer, make
 
 SITES = "*.q_proj|*.down_proj"
@@ -293,6 +295,87 @@ def test_mlx_lm_itself_gives_the_same_of_a_mixture(tmp_path, kind):
         torch.testing.assert_close(got, answer(host.model, batch), rtol=1e-3, atol=1e-3)
 
 
+def llama4():
+    """Four layers, of which the last has no rotations: mlx-lm looks at the cache of the fourth."""
+    sizes = {**SIZES, "num_hidden_layers": 4}
+    config = tf.Llama4TextConfig(
+        intermediate_size=24, intermediate_size_mlp=48, num_local_experts=4, num_experts_per_tok=1, head_dim=8,
+        interleave_moe_layer_step=2, attn_temperature_tuning=False, **sizes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return tf.Llama4ForCausalLM(config).eval()
+
+
+def gpt_oss():
+    config: Any = mixture("gpt_oss")[0].config
+    config.layer_types = ["sliding_attention", "full_attention"]  # mlx-lm looks for one of each
+    torch.manual_seed(0)
+    return tf.GptOssForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make_model", [gpt_oss, llama4])
+def test_mlx_lm_itself_gives_the_same_where_gate_and_up_lie_otherwise(tmp_path, make_model):
+    """gpt-oss has them in turns, both have (E, inp, out); mlx-lm's own `sanitize` takes the base's weights apart."""
+    core = pytest.importorskip("mlx.core")
+    utils = pytest.importorskip("mlx_lm.tuner.utils")
+    kind = make_model.__name__
+    module = pytest.importorskip(f"mlx_lm.models.{kind}")
+    host = cw.Host(make_model())
+    with torch.no_grad():
+        for n, p in host.model.named_parameters():
+            if "experts" in n or "router" in n:
+                p.normal_(0, 0.2)
+    weights = {k: core.array(v.detach().numpy()) for k, v in host.model.state_dict().items()}
+    stir(host.add("t", "lora", rank=2, sites="*.experts.*|*.router|*.q_proj|*.o_proj|*_expert.*|*.0.*.up_proj"))
+    config: Any = host.model.config
+    rope = config.rope_parameters
+    told = {**config.to_dict(), "rope_theta": rope["rope_theta"]}
+    told["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if kind == "llama4":
+        text = {**told, "attn_temperature_tuning": 0}
+        told = {"model_type": kind, "text_config": text}
+        weights = {f"language_model.{k}": v for k, v in weights.items()}
+    else:  # the packed form of the hub: (E, out, inp)
+        weights = {k: v.swapaxes(1, 2) if k.endswith(("gate_up_proj", "down_proj")) else v for k, v in weights.items()}
+        weights = {f"{k}.weight" if k.endswith(("experts.gate_up_proj", "experts.down_proj")) else k: v
+                   for k, v in weights.items()}  # fmt: skip
+    theirs = module.Model(module.ModelArgs.from_dict(told))
+    theirs.load_weights([*theirs.sanitize(weights).items()])
+    theirs.eval()
+    batch = mixture("gpt_oss")[1]
+    ids = core.array(batch["input_ids"].numpy())
+    plain = torch.tensor(theirs(ids).tolist())
+    torch.testing.assert_close(plain, outputs_of(host, None, batch), rtol=1e-3, atol=1e-3)
+    utils.load_adapters(theirs, str(host.export("t", tmp_path / "out", "mlx")))
+    theirs.eval()
+    got, want = torch.tensor(theirs(ids).tolist()), outputs_of(host, "t", batch)
+    assert (want - plain).abs().max() > 0.1
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def outputs_of(host, name, batch):
+    with torch.no_grad(), host.route(name):
+        return answer(host.model, batch)
+
+
+@pytest.mark.parametrize("make_model", [gpt_oss, llama4])
+def test_gate_and_up_that_lie_otherwise_come_back(tmp_path, make_model):
+    host = cw.Host(make_model())
+    stir(host.add("t", "lora", rank=2, sites="*.experts.*|*.router|*.q_proj"))
+    at = host.export("t", tmp_path / "out", "mlx")
+    home = "model.layers.1.mlp" if make_model is gpt_oss else "language_model.model.layers.1.feed_forward"
+    tensors, change = load_file(at / mlx.TENSORS), host.merged("t")
+    key = f"{home.removeprefix('language_model.')}.experts.gate_up_proj"
+    delta = (change[key] - dict(host.model.named_parameters())[key]).mT
+    gate = delta[:, ::2] if make_model is gpt_oss else delta.chunk(2, 1)[0]
+    a, b = (tensors[f"{home}.experts.gate_proj.lora_{f}"] for f in "ab")
+    torch.testing.assert_close(b @ a, gate, rtol=1e-4, atol=1e-5)
+    assert f"{home}.router.lora_a" in tensors
+    host.load_adapter(at, "back")
+    for name, w in change.items():
+        torch.testing.assert_close(host.merged("back")[name], w, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe"])
 def test_experts_whose_router_is_no_layer_there(tmp_path, kind):
     host = cw.Host(mixture(kind)[0])
@@ -316,3 +399,10 @@ def test_experts_whose_router_is_no_layer_there(tmp_path, kind):
 def test_a_layer_for_each_expert_has_no_name_there():
     with pytest.raises(cw.CommonweightError, match=r"experts\.3\.up_proj: a layer of one expert, and mlx-lm keeps all"):
         mlx.write({"model.layers.0.mlp.experts.3.up_proj": Change(torch.ones(1, 4), torch.ones(4, 1))}, 1)
+
+
+def test_the_language_of_a_model_of_more_senses_is_named_as_there():
+    ours, theirs = "model.language_model.layers.0.mlp.up_proj", "language_model.model.layers.0.mlp.up_proj"
+    assert names.name_of(ours, "llama") == theirs and names.back_in(theirs, "model.language_model.") == ours
+    assert names.back_in("language_model.lm_head", "model.") == "lm_head"
+    assert names.back_in("model.layers.0.mlp.up_proj", "model.") == "model.layers.0.mlp.up_proj"

@@ -75,3 +75,9 @@ def test_biases_that_are_left_are_called_so():
     assert "  left out: biases of layers, 2.1% (448); read by bitfit, full" in str(host.coverage("lora")).splitlines()
     assert "biases" not in str(host.coverage("lora", bias=True))
     assert "biases of" not in str(host.coverage("full")) + str(host.coverage("bitfit"))
+
+
+def test_of_a_tenant_itself():
+    host = cw.Host(make("llama")[0])
+    tenant = host.add("a", "lora", rank=2)
+    assert host.coverage(tenant) == host.coverage("a")

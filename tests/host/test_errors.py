@@ -301,3 +301,8 @@ class TestFiles:
         with pytest.raises(cw.CommonweightError, match="derives from the base differs here"):
             host.load("again", path)
         assert "again" not in host
+
+
+def test_a_host_of_a_path():
+    with pytest.raises(cw.CommonweightError, match=r"Host\('./model'\): wanted a model .* not a str; load it first"):
+        cw.Host("./model")  # type: ignore[arg-type]

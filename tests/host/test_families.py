@@ -8,6 +8,7 @@ import transformers as tf
 from torch import nn
 
 import commonweight as cw
+from commonweight.host.sites.families import towers
 from tests.laws.subjects import stir
 from tests.models import make
 
@@ -258,3 +259,9 @@ def test_norms_of_channels_are_norms(norm, method):
         torch.testing.assert_close(host.model(x), like(x), rtol=1e-4, atol=1e-5)
     for (n, b), c in zip(host.model.named_buffers(), like.buffers()):
         torch.testing.assert_close(b, c, msg=n)  # a running mean has moved once
+
+
+def test_the_head_of_a_classifier_of_images_belongs_to_its_one_tower():
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = tf.ViTForImageClassification(tf.ViTConfig(**size, image_size=8, patch_size=4))
+    assert towers(model)("classifier") == "vision"

@@ -79,3 +79,8 @@ def test_another_error_stays_what_it_is(host, monkeypatch):
     monkeypatch.setattr(np.random, "Philox", fails)
     with pytest.raises(ValueError, match="something else"):
         host.add("t", "lora")
+
+
+def test_coverage_refuses_it_too(host):
+    with pytest.raises(cw.CommonweightError, match=r"lora wants .* in all; this machine has .*: lower rank=1000000000"):
+        host.coverage("lora", rank=10**9)

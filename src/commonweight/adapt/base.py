@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..builder.adapter import folder_of
-from ..builder.load import opened
+from ..builder.load import opened, speaking
 from ..builder.load import tokenizer as tokenizer_at
 from ..core import CommonweightError, counted, first_line, unknown
 from ..host import Host
@@ -26,6 +26,7 @@ from . import shard as shards
 from .classifier import POOLER, Classifier, pool_of_transformers
 from .names import CAUSAL, DEVICES, DTYPES
 from .quantise import configuration
+from .suited import check_alone, check_causal, check_reads
 from .tasks import get
 
 
@@ -77,15 +78,18 @@ def open_host(
 
     Hosts for classify and embed wrap the encoder in a `Classifier`; a host for lm has the causal model. pool: how
     features are pooled for heads; "transformers" pools like transformers' own classifier, for heads from PEFT.
+    By default its tenants read the language's sites alone, where the model has other senses too: rows are texts.
     device: see `pick_device`. quantize: packs the frozen base as it is loaded, ``"nf4"``; see `names.QUANTISED`.
     shard: each of several processes holds a share of the base, see `shard`; all of them must then ask for whatever
     reads it. device_map: where its parts lie, as transformers has it, see `offload`. liger: Liger's kernels, on a GPU.
     Raises: CommonweightError if the model cannot be read, or does not suit the task.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel
 
     get(task)
-    auto = AutoModelForCausalLM if task in CAUSAL else AutoModel
+    if task in CAUSAL:
+        check_alone(model, task)
+    auto = speaking(model) if task in CAUSAL else AutoModel
     device, shard = pick_device(device), shards.asked(shard)
     for what, said in {"quantize": quantize, "device_map": device_map}.items() if shard else ():
         if said is not None:
@@ -99,7 +103,7 @@ def open_host(
     short = device == "cpu" and wanted is torch.bfloat16 and task not in CAUSAL
     how: dict[str, Any] = {"attn_implementation": "eager"} if short else {}
     if quantize is not None:
-        how |= {"quantization_config": configuration(quantize, wanted), "device_map": {"": device}}
+        how |= {"quantization_config": configuration(quantize, wanted, model), "device_map": {"": device}}
     folder = None
     if device_map is not None:
         more, folder = offload.how(device_map)
@@ -131,16 +135,19 @@ def open_host(
 
     if task in CAUSAL:
         host = Host(settled(base).eval(), sites=sites)
+        host.base.only("language")
         check_causal(
             host.model, str(model), sorted(found["missing_keys"])
         )  # under a host packed layers stay as they are
         return host
+    check_reads(base, str(model), task)
     if pool == "transformers":
         pool = pool_of_transformers(base.eval())
     if pool == POOLER and (lost := [k for k in found["missing_keys"] if "pooler" in k]):
         raise CommonweightError(f"model {str(model)!r} has no weights for {lost[0]}, which its classifier reads")
-    whole = Classifier(base, pool)
-    return Host(settled(whole).eval(), sites=sites)
+    host = Host(settled(Classifier(base, pool)).eval(), sites=sites)
+    host.base.only("language")
+    return host
 
 
 def where(host: Host) -> str:
@@ -157,25 +164,6 @@ def where(host: Host) -> str:
     if shards.sharded(host.model):
         more += f", shared by {processes.world()} processes"
     return f"device: {on}; the base in {str(dtype).removeprefix('torch.')}{more}"
-
-
-@torch.no_grad()
-def check_causal(model: Any, name: str, missing: list[str]) -> None:
-    """An encoder loads as a language model too: with a head at random, or seeing the token that it is to predict.
-
-    Cost: a forward of two rows of two tokens. Raises: CommonweightError.
-    """
-    if missing:
-        raise CommonweightError(
-            f"model {name!r} has no weights for {missing[0]}: it is not a language model; give one that is"
-        )
-    ids = torch.tensor([[1, 1], [1, 2]], device=device_of(model))
-    first, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0].float()
-    if (first - other).abs().max() > 1e-2 * first.abs().max():
-        raise CommonweightError(
-            f"model {name!r} sees the tokens after the one that it predicts ({type(model).__name__}, not causal); "
-            "the task lm wants a causal language model"
-        )
 
 
 def tokenizer_of(model: nn.Module) -> Any:

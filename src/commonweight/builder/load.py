@@ -85,14 +85,37 @@ def config_of(model: str | Path) -> Any:
     return config
 
 
+def speaking(model: str | Path) -> Any:
+    """The Auto class of a language model: AutoModelForCausalLM, or the one of those that read images or sounds too."""
+    import transformers as tf
+
+    more = tf.AutoModelForImageTextToText, tf.AutoModelForMultimodalLM
+    try:
+        kind = type(config_of(model))
+    except (OSError, ValueError, KeyError):
+        return tf.AutoModelForCausalLM  # which says what is missing there
+    known = (a for a in (tf.AutoModelForCausalLM, *more) if kind in a._model_mapping)
+    return next(known, tf.AutoModelForCausalLM)
+
+
 def tokenizer(where: str | Path, **options: Any) -> Any:
-    """AutoTokenizer's; of a shared model's folder without running, or asking for, the code in it."""
+    """AutoTokenizer's; of a shared model's folder without running, or asking for, the code in it.
+
+    Raises: CommonweightError for one without words: where its files are missing, transformers makes it of special
+    tokens alone for some models, and every word would be an unknown one.
+    """
     from transformers import AutoTokenizer
 
     told = _config(Path(where))
     if told.get("sharing"):
         options["config"] = stock_config(told)
-    return AutoTokenizer.from_pretrained(str(where), **options)
+    found = AutoTokenizer.from_pretrained(str(where), **options)
+    if len(found) <= len(found.all_special_tokens):
+        raise CommonweightError(
+            f"{where}: the tokenizer there knows {len(found)} special tokens and no words; its files "
+            "(tokenizer.json, or vocab.txt and the like) are missing: save it there with tokenizer.save_pretrained"
+        )
+    return found
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -54,6 +54,11 @@ class HookedModel:
     """
 
     def __init__(self, model: nn.Module, sites: Pattern = None, fused: Mapping[str, int] | None = None):
+        if not isinstance(model, nn.Module):
+            raise CommonweightError(
+                f"Host({model!r}): wanted a model (nn.Module), not a {type(model).__name__}; load it first, as with "
+                "AutoModel.from_pretrained, or use adapt.open_host"
+            )
         if any(isinstance(h, SiteHook) for m in model.modules() for h in m._forward_hooks.values()):
             raise CommonweightError("this model already has a host; use that one, or call its close() first")
         self.model, self.inner = model, unwrapped(model)
@@ -61,6 +66,7 @@ class HookedModel:
         unpack_at_once(model)
         self.modules, self.every, self.default = self._found()
         self.ties = ties(self.modules)
+        self.sense: str | None = None  # the tower that is read by default, None for all
         self.chosen = select(sites, self.every, self.default, model)
         self.current = Current()
         self.limit = Limit(self.vocabulary)
@@ -136,6 +142,8 @@ class HookedModel:
         self._unhook()
         self.modules, self.every, self.default = found
         self.ties, self.chosen = ties(self.modules), chosen
+        if self.sense is not None:
+            self.only(self.sense)
         for tenant in tenants:
             fit(tenant, {s.name: s for s in self.every})
         for module in dict(named(self.model)).values():  # an adapter that came meanwhile may be in training
@@ -144,6 +152,14 @@ class HookedModel:
                     p.requires_grad_(False)
         self.kept += keep_storage(self.model.modules())
         self._hook()
+
+    def only(self, sense: str) -> None:
+        """By default a tenant reads this tower alone, ``"language"``, where the model has others beside it: rows of
+        texts teach the others nothing, and pools that towers share would change them all the same."""
+        tower = towers(self.inner)
+        mine = [s for s in self.chosen if s.kind == "head" or tower(s.name) == sense]
+        if self.pattern is None and any(s.kind != "head" for s in mine):
+            self.sense, self.chosen = sense, mine
 
     def close(self) -> None:
         """Takes every hook off and gives the model back as it was."""

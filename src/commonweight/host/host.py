@@ -217,15 +217,19 @@ class Host:
         return self.base.sites_for(method, pattern)
 
     def coverage(
-        self, of: str | Method | None = None, sites: Pattern = None, *, modules_to_save: Names = None, **options: Any
-    ) -> Coverage:
+        self, of: str | Method | Tenant | None = None, sites: Pattern = None, *, modules_to_save: Names = None,
+        **options: Any,
+    ) -> Coverage:  # fmt: skip
         """How many of the weights are read, which families are left out, and the option that adds each.
 
-        of: a tenant's name, a method's, or None for the host's own default sites. sites, modules_to_save: as in
-        `add`; options: the method's, which have to fit. Weights are counted by number, tied ones once; of a method
-        that reads biases or entries of a table, these alone. A method that edits what blocks give reads none.
+        of: a tenant or its name, a method or its name, or None for the host's own default sites. sites,
+        modules_to_save: as in `add`; options: the method's, which have to fit. Weights are counted by number, tied ones
+        once; of a method that reads biases or entries of a table, these alone. A method that edits what blocks give
+        reads none. Raises: CommonweightError where its numbers would not fit the machine.
         """
         base = self.base
+        if isinstance(of, Tenant):
+            of = of.name
         if isinstance(of, str) and of in self.roster.tenants:
             tenant = self[of]
             used = {n for n in tenant.table} | {u.site for u in tenant.plan.uses}
@@ -243,6 +247,8 @@ class Host:
             if read and not (method.asks(config) or method.kept(config)):
                 raise
             plan = None  # no rows to begin from, or nothing to read: the sites are told all the same
+        if plan is not None:
+            room.check(plan, method, config)
         used = None if plan is None else {u.site for u in plan.uses}
         mine = [s for s in (*read, *held[1]) if used is None or s.name in used]
         return coverage(base, method.name, mine, method, plan)

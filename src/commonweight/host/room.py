@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core import CommonweightError, Plan, Site, counted, fits, globs
 from ..methods import Method
+from . import cgroup
 
 _NO_ROOM = "allocate", "out of memory", "too big", "Maximum allowed dimension"  # how numpy and torch say it
 
@@ -16,11 +17,13 @@ _PAIRS = "ranks", "ks"  # options with sizes of single sites
 
 
 def memory() -> int:
-    """Bytes that the machine has in all; 0 where the system does not say."""
+    """Bytes that the machine has in all, or the container where that is less; 0 where the system does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
-        return 0
+        whole = 0
+    most = cgroup.limit()
+    return whole if most is None else min(most, whole or most)
 
 
 def asked(method: Method, config: Any, sites: Sequence[Site]) -> None:
@@ -37,15 +40,17 @@ def asked(method: Method, config: Any, sites: Sequence[Site]) -> None:
             )
 
 
+def check(plan: Plan, method: Method, config: Any) -> None:
+    """Raises: CommonweightError for a plan that is larger than the machine, with the largest pool, its bytes, those of
+    the machine, and what to lower."""
+    if memory() and sum(p.nbytes for p in plan.pools.values()) > memory():
+        raise _too_large(plan, method, config, f"this machine has {_bytes(memory())}")
+
+
 @contextmanager
 def held(plan: Plan, method: Method, config: Any) -> Iterator[None]:
-    """Within it the pools of a plan are made. Refuses a plan that is larger than the machine at once.
-
-    Raises: CommonweightError with the largest pool, its bytes, those of the machine, and what to lower.
-    """
-    wanted = sum(p.nbytes for p in plan.pools.values())
-    if memory() and wanted > memory():
-        raise _too_large(plan, method, config, f"this machine has {_bytes(memory())}")
+    """Within it the pools of a plan are made, which `check` let pass. Raises: CommonweightError as it does."""
+    check(plan, method, config)
     try:
         yield
     except (MemoryError, RuntimeError, ValueError) as e:

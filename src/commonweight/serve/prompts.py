@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..builder.load import opened, tokenizer
+from ..builder.load import opened, speaking, tokenizer
 from ..core import CommonweightError
 from ..host import Host
 from .request import Request
@@ -26,10 +26,8 @@ def hosted(model: Host | nn.Module | str | Path) -> tuple[Host, bool, str]:
 
 def loaded(model: str, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     """A language model from its folder or the hub. dtype: "auto" is the one that its files have."""
-    from transformers import AutoModelForCausalLM
-
     try:
-        found = opened(AutoModelForCausalLM, model, dtype=dtype)
+        found = opened(speaking(model), model, dtype=dtype)
     except (OSError, ValueError) as e:
         raise CommonweightError(f"{model}: no language model can be loaded there: {str(e).splitlines()[0]}") from e
     found.eval().to(torch.device(device))  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ def kind_of(source: str | Path) -> str | None:
         if not is_folder(path if path.is_dir() else Path(folder)):
             raise CommonweightError(
                 f"{source} is a folder; wanted a file ({', '.join(KINDS)}), a folder that datasets' save_to_disk "
-                "wrote, or a data set's name"
+                "wrote, or a data set's name (images and sounds are trained in Python, see docs/training.md)"
             )
         return FOLDER
     if path.is_file():

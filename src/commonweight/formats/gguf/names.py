@@ -1,7 +1,9 @@
 """What llama.cpp calls the layers of a model of transformers, and the order in which it keeps their rows.
 
 Held against convert_lora_to_gguf.py of llama.cpp for every model type below; experts, routers and shared experts' gates
-against its tensor_mapping.py, llama-adapter.cpp and llama-graph.cpp.
+against its tensor_mapping.py, llama-adapter.cpp and llama-graph.cpp. Whether rows are turned is what its converter does
+(conversion/*.py): llama.py turns them (`undo_permute`), llama4.py says that it does not, gpt_oss.py has no such step,
+and glm.py says of GLM-4.5 that its rows are in that order already.
 """
 
 from __future__ import annotations
@@ -27,35 +29,52 @@ _EXPERTS = {
     "mlp.gate": "ffn_gate_inp", "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
 }  # fmt: skip
+_FEED_FORWARD = {  # of Llama 4
+    "feed_forward.router": "ffn_gate_inp",
+    **{f"feed_forward.{n}_proj": f"ffn_{n}" for n in ("gate", "up", "down")},
+    **{f"feed_forward.experts.{n}_proj": f"ffn_{n}_exps" for n in ("gate", "up", "down")},
+    **{f"feed_forward.shared_expert.{n}_proj": f"ffn_{n}_shexp" for n in ("gate", "up", "down")},
+}
+_SHARED = {f"mlp.shared_experts.{n}_proj": f"ffn_{n}_shexp" for n in ("gate", "up", "down")}
 
 
 class Architecture(NamedTuple):
     """name: in ``general.architecture``. layers: the name of a layer in a block -> llama.cpp's. turned: whether the
-    rows of query and key are kept in llama.cpp's order of rotary pairs."""
+    rows of query and key are kept in llama.cpp's order of rotary pairs. bare: layers, and "output.weight", by which its
+    graph multiplies without looking for a LoRA."""
 
     name: str
     layers: dict[str, str]
     turned: bool = False
+    bare: tuple[str, ...] = ()
 
 
+_DEEPSEEK = Architecture(  # its graph (src/models/deepseek2.cpp) calls ggml_mul_mat for these
+    "deepseek2",
+    {k: v for k, v in {**_LLAMA, **_EXPERTS, **_SHARED}.items() if k not in _ATTENTION or k.endswith("o_proj")},
+    bare=("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "output.weight"),
+)
 ARCHITECTURES: dict[str, Architecture] = {  # by model_type
     "bert": Architecture("bert", {
         "attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
         "attention.output.dense": "attn_output", "intermediate.dense": "ffn_up", "output.dense": "ffn_down",
     }),
     "cohere": Architecture("command-r", _LLAMA),
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
     "gemma": Architecture("gemma", _LLAMA),
     "gemma2": Architecture("gemma2", _LLAMA),
     "gemma3_text": Architecture("gemma3", _LLAMA),
-    "glm4_moe": Architecture("glm4moe", {
-        **_LLAMA, **_EXPERTS, "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-        "mlp.shared_experts.up_proj": "ffn_up_shexp", "mlp.shared_experts.down_proj": "ffn_down_shexp",
-    }),
+    "glm4_moe": Architecture("glm4moe", {**_LLAMA, **_EXPERTS, **_SHARED}),
     "gpt2": Architecture("gpt2", {
         "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
     }),
+    "gpt_oss": Architecture("gpt-oss", {
+        **{k: v for k, v in _EXPERTS.items() if k != "mlp.gate"}, "mlp.router": "ffn_gate_inp",
+    }),
     "granite": Architecture("granite", _LLAMA, turned=True),
     "llama": Architecture("llama", _LLAMA, turned=True),
+    "llama4_text": Architecture("llama4", {**_ATTENTION, **_FEED_FORWARD}),
     "mistral": Architecture("llama", _LLAMA, turned=True),
     "mixtral": Architecture("llama", _EXPERTS, turned=True),
     "olmo2": Architecture("olmo2", _LLAMA),
@@ -77,8 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by model_type
         **_ATTENTION, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
     }),
 }  # fmt: skip
-MIXTURES = tuple(k for k, a in ARCHITECTURES.items() if "mlp.experts.down_proj" in a.layers)
-_IN_PART = "deepseek_v2", "deepseek_v3"  # one graph, which multiplies by their weights without looking for a LoRA
+MIXTURES = tuple(k for k, a in ARCHITECTURES.items() if any(n.endswith("experts.down_proj") for n in a.layers))
 _BLOCK = re.compile(r"(?:.*\.)?(?:layers|layer|h)\.(\d+)\.(.+)")
 
 
@@ -93,11 +111,6 @@ class About(NamedTuple):
     @property
     def architecture(self) -> Architecture:
         """Raises: CommonweightError for a model whose names at llama.cpp are not known here."""
-        if self.model_type in _IN_PART:
-            raise CommonweightError(
-                f"model_type {self.model_type!r}: llama.cpp puts no LoRA on its attention, and would serve a part of "
-                "the tenant; keep it in its own file (host.save), or write the merged weights (host.merged)"
-            )
         if self.model_type not in ARCHITECTURES:
             raise CommonweightError(
                 f"model_type {self.model_type!r}: what llama.cpp calls its layers is not known here; known are "
@@ -107,15 +120,22 @@ class About(NamedTuple):
 
 
 def name_of(module: str, about: About) -> str | None:
-    """llama.cpp's name of a layer's weight, None where it has none. module: by the name in transformers."""
+    """llama.cpp's name of a layer's weight that takes a LoRA, None where it has none. module: by the name in
+    transformers."""
     if module in ("lm_head", "output") or module.endswith(".lm_head"):
-        return "output.weight"
+        return None if "output.weight" in about.architecture.bare else "output.weight"
     if module.rpartition(".")[2] in ("embed_tokens", "wte", "word_embeddings"):
         return TABLE
     found = _BLOCK.fullmatch(module)
     if found is None or found[2] not in about.architecture.layers:
         return None
     return f"blk.{found[1]}.{about.architecture.layers[found[2]]}.weight"
+
+
+def bare(module: str, about: About) -> bool:
+    """Whether llama.cpp has the layer and puts no LoRA on it."""
+    last = module.rpartition(".")[2]
+    return ("output.weight" if last == "lm_head" else last) in about.architecture.bare
 
 
 def turn(name: str, B: Tensor, about: About, back: bool = False) -> Tensor:

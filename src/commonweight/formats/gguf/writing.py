@@ -9,7 +9,7 @@ from torch import Tensor
 from ...core import CommonweightError
 from ..changes import Change
 from .container import write as pack
-from .names import INVOCATION, TABLE, About, name_of, turn
+from .names import INVOCATION, TABLE, About, bare, name_of, turn
 
 
 def write(changes: Mapping[str, Change], about: About, invocation: Sequence[int] = ()) -> bytes:
@@ -31,6 +31,12 @@ def write(changes: Mapping[str, Change], about: About, invocation: Sequence[int]
     tensors: dict[str, Tensor] = {}
     for module, c in changes.items():
         name = name_of(module, about)
+        if name is None and bare(module, about):
+            raise CommonweightError(
+                f"{module}: llama.cpp puts no LoRA on this layer of a {about.model_type}, and would serve a part of "
+                "the tenant; make the tenant without this site, as with sites='*.mlp.*|*.o_proj', keep it in its own "
+                "file (host.save), or write the merged weights (host.merged)"
+            )
         if name is None:
             raise CommonweightError(f"{module}: llama.cpp has no such layer of a {about.model_type} that takes a LoRA")
         if name == "output.weight" and about.tied:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .names import BARE, MIXTURES
+from .names import ALIKE, BARE, MIXTURES, back_in
 from .reading import read
 from .writing import write
 
 CONFIG, TENSORS = "adapter_config.json", "adapters.safetensors"
 
-__all__ = ["BARE", "CONFIG", "MIXTURES", "TENSORS", "read", "write"]
+__all__ = ["ALIKE", "BARE", "CONFIG", "MIXTURES", "TENSORS", "back_in", "read", "write"]

@@ -64,7 +64,7 @@ def _module(path: Path, module: str, parts: Mapping[str, Tensor], scale: float, 
                 f"{path}: {module} has {counted(len(a), 'expert')} in lora_a and {len(b)} in lora_b"
             )
         root, _, name = module.rpartition(".")
-        home = root.rpartition(".")[0] if root.endswith(".switch_mlp") else root
+        home = root.rpartition(".")[0] if root.endswith((".switch_mlp", ".experts")) else root
         pairs = (given.pair(module, x, y) for x, y in zip(a, b))
         return {f"{home}.experts.{i}.{name}": Change(x, y, scale) for i, (x, y) in enumerate(pairs)}
     bT, aT = given.pair(f"{path}: {module}", b, a)  # (r, out) and (inp, r): what fits as they lie fits turned

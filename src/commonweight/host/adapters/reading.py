@@ -23,6 +23,7 @@ from ..peft.entering import enter
 from ..roster import Roster
 from ..tenant import Tenant
 from .about import about
+from .mixtures import settled
 
 LAYERS = "linear", "expert", "router", "embedding"
 
@@ -73,14 +74,17 @@ def title(path: Path) -> str:
 
 
 def _mlx(base: HookedModel, folder: Path, how: How) -> Adapter:
-    found, dropout = mlx.read(folder if folder.is_dir() else folder.parent, about(base).model_type)
-    return placed(base, found, how, dropout)
+    told = about(base).model_type
+    found, dropout = mlx.read(folder if folder.is_dir() else folder.parent, told)
+    inner = any(bare(s.name).startswith("model.language_model.") for s in base.every)
+    home = "model.language_model." if inner else "model."
+    return placed(base, {mlx.back_in(n, home): c for n, c in found.items()}, how, dropout, told)
 
 
 def _gguf(base: HookedModel, path: Path, how: How) -> Adapter:
     mine = [bare(s.name) for s in base.every if s.kind in LAYERS and s.rows is None]
     found, invocation = gguf.read(path, about(base), mine)
-    adapter = placed(base, found, how)
+    adapter = placed(base, found, how, apart=about(base).model_type)
     return adapter._replace(options={**adapter.options, "invocation": invocation}) if invocation else adapter
 
 
@@ -106,8 +110,11 @@ Reader = Callable[[HookedModel, Path, How], Adapter]
 READERS: Mapping[str, Reader] = {"gguf": _gguf, "kohya": _kohya, "mlx": _mlx, "torchtune": _torchtune}
 
 
-def placed(base: HookedModel, found: Mapping[str, Change], how: How, dropout: float = 0.0) -> Adapter:
-    """The adapter that these changes are on this base. found: by names of modules, with or without a model's head."""
+def placed(
+    base: HookedModel, found: Mapping[str, Change], how: How, dropout: float = 0.0, apart: str = ""
+) -> Adapter:  # fmt: skip
+    """The adapter that these changes are on this base. found: by names of modules, with or without a model's head.
+    apart: the model type of one whose file has gate and up of experts apart."""
     view = names.view_of(base, dict.fromkeys(f"{PREFIX}{n}.weight" for n in found))  # type: ignore[arg-type]
-    at = ways.place(found, names.sites(base, view))
+    at = settled(ways.place(found, names.sites(base, view)), apart)
     return ways.adapter(at, {s.name: s for s in base.every}, Frozen(base), how.tolerance, dropout)

@@ -176,7 +176,10 @@ def _mlx(base: HookedModel, found: dict[str, Change], path: Path, tenant: Tenant
     prefix = within(base)
     whole = {short(n, prefix): c for n, c in found.items()}
     folder = atomic.folder_for(path, [mlx.CONFIG], "adapter folder", overwrite=overwrite)
-    files = mlx.write(whole, layers, dropout, about(base).model_type)
+    kind = about(base).model_type
+    if kind in mlx.ALIKE and not any(at.kind == "expert" for at in base.modules.values()):
+        kind = ""  # Llama 4 without experts is a model of its own there, with the same names
+    files = mlx.write(whole, layers, dropout, kind)
     atomic.make_folder(folder.parent)
     atomic.write_folder(folder, files, replace=True)
     return path

@@ -35,7 +35,7 @@ def towers(model: nn.Module) -> Callable[[str], str]:
         return lambda name: "vision"
     sense = _SENSES.get(getattr(inner, "main_input_name", "input_ids"), "language")
     paired = bool(getattr(getattr(inner, "config", None), "is_encoder_decoder", False))
-    rest = "language" if paired or len(_found(inner)) else sense
+    rest = "language" if paired or (_found(inner) and _reads_tokens(inner)) else sense
 
     def tower(name: str) -> str:
         parts = re.split(r"[.\[]", name)
@@ -49,6 +49,14 @@ def towers(model: nn.Module) -> Callable[[str], str]:
         return rest
 
     return tower
+
+
+def _reads_tokens(model: Any) -> bool:
+    """Whether its input embedding is a table: a classifier of images has its head beside its one tower."""
+    try:
+        return isinstance(model.get_input_embeddings(), nn.Embedding)
+    except (AttributeError, NotImplementedError):
+        return True
 
 
 def _found(model: nn.Module) -> set[str]:

@@ -1,0 +1,82 @@
+"""A base that does not read what a task's rows hold is refused by name; one of more senses is trained on texts."""
+
+from __future__ import annotations
+
+import pytest
+import transformers as tf
+
+import commonweight as cw
+from commonweight import adapt
+from commonweight.builder.load import tokenizer
+from commonweight.serve.prompts import loaded
+from tests.adapt import tiny
+from tests.host import test_families as made
+
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+def vit():
+    return tf.ViTForImageClassification(tf.ViTConfig(**SIZE, image_size=8, patch_size=4, num_labels=3))
+
+
+def bart():
+    config = tf.BartConfig(
+        vocab_size=44, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=32,
+    )  # fmt: skip
+    return tf.BartForConditionalGeneration(config)
+
+
+MODELS = {"vit": vit, "bart": bart, **{n: lambda n=n: getattr(made, n)()[0] for n in ("clip", "llava", "whisper")}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("suited")
+
+    def at(name):
+        if not (home / name).exists():
+            MODELS[name]().save_pretrained(home / name)
+            tiny.tokenizer(home / name, "llama")
+        return home / name
+
+    return at
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "says"),
+    [
+        ("vit", "classify", r"\(ViTModel\) does not suit the task classify, .* \(it reads pixel_values\); train it in"),
+        ("vit", "embed", "whose rows are texts"),
+        ("clip", "classify", r"\(CLIPModel\) .* \(it wants pixel_values beside them\)"),
+        ("whisper", "embed", "it reads input_features"),
+        ("whisper", "lm", r"\(WhisperConfig\) has an encoder beside its decoder, and the task lm would train the dec"),
+        ("bart", "lm", "decoder alone, which then reads nothing; train it in Python: transformers.Trainer on host.mod"),
+        ("bart", "dpo", "the task dpo would"),
+    ],
+)
+def test_what_a_task_cannot_be_trained_on(folder, name, task, says):
+    with pytest.raises(cw.CommonweightError, match=says):
+        adapt.open_host(folder(name), task)
+
+
+@pytest.mark.parametrize("task", ["lm", "classify"])
+def test_rows_of_texts_train_the_language_alone(folder, task):
+    host = adapt.open_host(folder("llava"), task, dtype="float32")
+    tenant = host.add("a", "mos", rank=2, labels=2 if task == "classify" else None)
+    told = {n for n in tenant.table if not n.endswith("head")}
+    assert told and all("language_model" in n for n in told)
+    assert "vision" in str(host.coverage("a"))  # and says so
+    assert any("vision" in n for n in host.add("b", "lora", rank=2, sites="vision").table)
+    asked = adapt.open_host(folder("llava"), task, sites="*.q_proj", dtype="float32")
+    assert any("vision" in n for n in asked.add("a", "lora", rank=2).table)
+
+
+def test_it_is_loaded_to_be_asked_too(folder):
+    assert type(loaded(str(folder("llava")))).__name__ == "LlavaForConditionalGeneration"
+
+
+def test_a_tokenizer_of_special_tokens_alone(tmp_path):
+    tf.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(cw.CommonweightError, match=r"knows 5 special tokens and no words; its files .* are missing"):
+        tokenizer(tmp_path)
