@@ -23,7 +23,7 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 from transformers.generation.logits_process import LogitsProcessorList
 
-from . import attention
+from . import attention, teams
 from .sampling import choose
 from .ticket import Ticket
 
@@ -274,6 +274,8 @@ class Manager(ContinuousBatchingManager):
         self._sweep(batch_processor)
         try:
             self.between()
+            if not (self.running or self.waiting):
+                teams.rest()
             return super()._generation_loop_body(batch_processor, bootstrapping)
         except Exception as error:
             self._went_wrong(batch_processor, error)

@@ -17,7 +17,7 @@ from ..core import CommonweightError, counted
 from ..host import Host, Tenant
 from ..host.pools import stored
 from ..host.route import Route
-from . import check, outputs, prompts
+from . import check, outputs, prompts, teams
 from .borrowed import borrow, drops, give_back, steady
 from .device import entry
 from .engine import Full
@@ -104,6 +104,7 @@ class Encoder:
         except BaseException:
             self.close()
             raise
+        teams.rest()
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -138,6 +139,7 @@ class Encoder:
         full queue; none of them is read then.
         """
         reader = None if tenant is None else self.tenants.get(tenant)
+        teams.rest()
         if what == "scores" and self.outputs.labels(reader) is None:
             whose = "the plain model" if tenant is None else f"tenant {tenant!r}"
             raise CommonweightError(f"{whose} has no classes; ask a tenant that was trained to classify")
@@ -254,6 +256,7 @@ class Encoder:
         while True:
             with self._wake:
                 while not self._waiting and not self._closed:
+                    teams.rest()
                     self._wake.wait()
                 if self._closed:
                     return

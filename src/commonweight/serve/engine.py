@@ -15,7 +15,7 @@ from torch import nn
 from ..commons import Commons
 from ..core import CommonweightError, counted
 from ..host import Host, prepacked
-from . import check, memory, prompts
+from . import check, memory, prompts, teams
 from .attention import stepping
 from .borrowed import borrow, drops, give_back, steady
 from .edition import Edition
@@ -149,6 +149,7 @@ class Engine:
         except BaseException:
             self.close()
             raise
+        teams.rest()
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -172,6 +173,7 @@ class Engine:
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
         grammar = None if request.structured is None else self._grammars.of(request.structured)
         edition = edition or self.tenants.edition(request.tenant)
+        teams.rest()
         most = self._most(request, len(tokens), 0 if edition is None else edition.ahead)
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         seed = secrets.randbits(63) if request.seed is None else request.seed

@@ -15,6 +15,7 @@ from ...core import CommonweightError, Unknown
 from ..blend import several, terms
 from ..engine import Engine, Full
 from ..request import Answer, Piece, Request
+from ..teams import alone
 from ..ticket import Ticket
 from .asking import Asked, ask
 from .errors import Refused, of_request
@@ -38,8 +39,8 @@ class Service:
         self.engine, self.settings, self.guard, self.limits = engine, settings, guard, limits
         self.metrics = Metrics(engine, settings.name, number)
         self.tokens = Tokens(engine.tokenizer)
-        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask")
-        self.loaders = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-load")
+        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask", initializer=alone)
+        self.loaders = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-load", initializer=alone)
         self._loading: dict[str, asyncio.Future] = {}  # tenants that are being loaded
         self.roster = Roster(engine, settings)
         self.open: set[Asked] = set()

@@ -1,0 +1,110 @@
+"""Threads of torch's operations: whoever waits has none, so that those of an engine need not sleep between two of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import commonweight as cw
+from commonweight.serve import Encoder, teams
+
+from . import encoders, served
+
+pytestmark = pytest.mark.skipif(not teams._libraries(), reason="torch's threads are not libgomp's")
+
+
+@pytest.fixture(autouse=True)
+def two():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    teams.rest()
+    yield
+    torch.set_num_threads(before)
+    teams.rest()
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def compute() -> None:
+    x = torch.ones(300, 300)
+    (x @ x).exp_()
+
+
+def gone(before: int) -> bool:
+    """Whether there are no more threads than before, soon."""
+    until = time.monotonic() + 5
+    while threads() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    return threads() <= before
+
+
+def test_a_team_comes_with_an_operation_and_goes_when_it_is_told_to():
+    before = threads()
+    compute()
+    assert threads() == before + 1
+    teams.rest()
+    assert gone(before)
+
+
+def test_another_threads_team_stays():
+    compute()
+    before, seen = threads(), []
+
+    def other() -> None:
+        compute()
+        seen.append(threads())
+        teams.rest()
+        seen.append(gone(before + 1))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen == [before + 2, True]
+
+
+def test_alone_means_this_thread_and_no_other():
+    def work() -> tuple[int, int]:
+        before = threads()
+        compute()
+        return torch.get_num_threads(), threads() - before
+
+    with ThreadPoolExecutor(1, initializer=teams.alone) as pool:
+        assert pool.submit(work).result() == (1, 0)
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == (2, 1)
+
+
+def _asked(kind: str, reader: Any) -> None:
+    if kind == "engine":
+        assert all(a.error is None for a in reader.generate([served.ask("a"), served.ask(None)]))
+    else:
+        assert all(f.error is None for f in reader.embed([served.prompt(0), served.prompt(1)], "three"))
+
+
+@pytest.mark.parametrize("kind", ("engine", "encoder"))
+def test_who_has_asked_and_who_has_answered_let_their_teams_go(kind):
+    """Each of the two threads makes a team: the caller before it asks, the other one in its first step."""
+    if kind == "engine":
+        host = cw.Host(served.make())
+        served.add(host, "a")
+        reader: Any = cw.Engine(host, max_requests=4)
+        reader.stepped = lambda tokens: compute()
+    else:
+        reader = Encoder(encoders.host(encoders.bert()))
+        inside = reader._read
+        reader._read = lambda batch: (compute(), inside(batch))[1]
+    with reader:
+        before = threads()
+        compute()
+        assert threads() == before + 1
+        _asked(kind, reader)
+        assert gone(before)
