@@ -1,4 +1,4 @@
-"""Threads of torch's operations: whoever waits has none, so that those of an engine need not sleep between two of them."""
+"""Threads of torch's operations: whoever waits has none, so that an engine's need not sleep between two of them."""
 
 from __future__ import annotations
 
@@ -92,19 +92,28 @@ def _asked(kind: str, reader: Any) -> None:
 
 @pytest.mark.parametrize("kind", ("engine", "encoder"))
 def test_who_has_asked_and_who_has_answered_let_their_teams_go(kind):
-    """Each of the two threads makes a team: the caller before it asks, the other one in its first step."""
+    """Each of the two threads makes a team: the caller before it asks, the other one in each step."""
+    made = served.make() if kind == "engine" else encoders.host(encoders.bert())
+    teams.rest()
+    before, seen = threads(), list[int]()
+
+    def step(*args: Any) -> None:
+        compute()
+        seen.append(threads())
+
     if kind == "engine":
-        host = cw.Host(served.make())
+        host = cw.Host(made)
         served.add(host, "a")
         reader: Any = cw.Engine(host, max_requests=4)
-        reader.stepped = lambda tokens: compute()
+        reader.stepped = step
     else:
-        reader = Encoder(encoders.host(encoders.bert()))
+        reader = Encoder(made)
         inside = reader._read
-        reader._read = lambda batch: (compute(), inside(batch))[1]
+        reader._read = lambda batch: (step(), inside(batch))[1]
     with reader:
-        before = threads()
+        assert gone(before + 1), "the reader's own thread"
         compute()
-        assert threads() == before + 1
+        assert threads() == before + 2
         _asked(kind, reader)
-        assert gone(before)
+        assert seen and max(seen) == before + 2, "the caller's team is there while the reader computes"
+        assert gone(before + 1)

@@ -26,7 +26,7 @@ def rest() -> None:
 
 
 def alone() -> None:
-    """From now on this thread's operations run on itself, for what is done beside an engine. Others stay as they are."""
+    """From now on this thread's operations run on itself, for what is done beside an engine. Others keep theirs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     if before != 1:  # what one thread sets is also the default of threads to come: another one sets it back
