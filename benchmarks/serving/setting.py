@@ -13,6 +13,7 @@ import torch
 import commonweight as cw
 
 REQUESTS, NEW, LEAST = 32, 24, 3
+APART = 1.2  # seconds between sides: whoever has asked within the last one is about, and shares an engine's steps
 
 
 def prompts(vocabulary: int, number: int = REQUESTS, seed: int = 1) -> list[list[int]]:
@@ -52,6 +53,7 @@ def measured(runs: dict[str, Callable[[], float | None]], seconds: float) -> dic
     begun, i = time.monotonic(), 0
     while True:
         for name in list(runs) if i % 2 else reversed(runs):
+            time.sleep(APART)
             start = time.perf_counter()
             told = runs[name]()
             if i:

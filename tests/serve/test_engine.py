@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -381,3 +382,19 @@ def test_a_full_house_keeps_places_for_tenants_that_have_none():
         assert ended == [] or len(ended) < 4  # nobody of the four had to end first
         for stream in loud:
             stream.cancel()
+
+
+@pytest.mark.parametrize("about", (False, True))
+def test_a_burst_has_a_part_of_each_step_while_others_are_about(about: bool):
+    """Five prompts of 40 tokens: whole steps of 160 where nobody else is there, a quarter of that beside another."""
+    with Engine(hosted(), max_requests=8, max_batch_tokens=160, page_size=8) as engine:
+        steps: list[int] = []
+        scheduler: Any = engine._manager.batch_processor.scheduler  # type: ignore[union-attr]
+        with engine._manager.pause():
+            engine.stepped = steps.append
+            scheduler.asked.clear()  # the engine's own look at itself is lately
+            asked = [ask("a", i, prompt=prompt(i, 40), max_new_tokens=4) for i in range(5)]
+            other = [ask("b", 1, prompt=prompt(9, 20), max_new_tokens=1)] if about else []
+            streams = [engine.submit(r) for r in (*asked, *other)]
+        assert all(s.answer().error is None for s in streams)
+    assert steps[:3] == ([100, 42, 43] if about else [160, 44, 5])

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,40 +23,10 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 from . import attention, teams
 from .sampling import choose
+from .scheduler import Scheduler, State, stamp
 from .ticket import Ticket
 
 _SCHEDULER = "commonweight"
-
-
-@dataclass
-class State(RequestState):
-    """A request as transformers' scheduler has it, with its ticket. suspect: a step with it and others went wrong; it
-    runs alone until a step of its own has gone well."""
-
-    ticket: Any = None
-    suspect: bool = False
-
-    def update_and_check_completion(self, token_id: int, logprob: float | None) -> bool:
-        ticket: Ticket = self.ticket
-        assert ticket.chosen is not None
-        chosen, ticket.chosen = ticket.chosen, None
-        self.suspect = False
-        ended = ticket.take(chosen)
-        if not chosen.bad:
-            self.generated_tokens.append(chosen.token)
-            self.tokens_to_process = [chosen.token]
-        if ended:
-            self.status = RequestStatus.FINISHED
-        return ended
-
-    def create_equivalent_initial_request(self) -> RequestState:
-        """The same from the start, with what it has answered as part of its prompt. The scheduler does so with whom it
-        takes out of the batch."""
-        self.ticket.preempted += 1
-        return State(
-            request_id=self.request_id, initial_tokens=self.initial_tokens + self.generated_tokens,
-            max_new_tokens=None, ticket=self.ticket, suspect=self.suspect,
-        )  # fmt: skip
 
 
 class Choice(ContinuousBatchingLogitsProcessorList):
@@ -138,70 +106,12 @@ def salt_cache(cache: Any, state_of: Callable[[str], State | None]) -> None:
     cache.search_prefix_match, cache.mark_complete_blocks = found, kept
 
 
-def _stamp(state: State) -> int:
-    """Of the tenant's edition, 0 for the plain base."""
-    edition = state.ticket.edition
-    return 0 if edition is None else edition.stamp
-
-
 def _salted(state: State, tokens: list[int]) -> Salted:
     """Numbers of 31 bits stand for a request's own salt, since the hash is of such."""
     said = state.ticket.request.cache_salt
     told = b"" if said is None else hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
     own = [int.from_bytes(told[i : i + 4], "little") >> 1 for i in range(0, len(told), 4)]
-    return Salted(tokens, _stamp(state), state.ticket.begins, own)
-
-
-class Scheduler(FIFOScheduler):
-    """First come, first served, in turn between tenants: of those that wait, a tenant's next one comes after everybody
-    who has fewer in work. places: above so many at once only tenants come in that have none in work. Requests under
-    suspicion run one at a time. order: how those that go on stand in a step."""
-
-    places: int | None = None
-    order: Callable[[Ticket], Any] = staticmethod(lambda ticket: (0, 0))
-
-    def _process_candidates(self, *args: Any) -> Any:
-        found, *rest = super()._process_candidates(*args)
-        found.sort(key=lambda f: (0, self.order(f.state.ticket)) if f.query_length == 1 else (1, (0, 0)))  # type: ignore[attr-defined]
-        return found, *rest
-
-    def _get_waiting_candidates(self) -> list[RequestState]:
-        found = super()._get_waiting_candidates()
-        turns = Counter(_stamp(s) for s in self.active_requests.values())  # type: ignore[arg-type]
-        order = []
-        for state in found:
-            order.append(turns[_stamp(state)])  # type: ignore[arg-type]
-            turns[_stamp(state)] += 1  # type: ignore[arg-type]
-        room = len(found) if self.places is None else self.places - len(self.active_requests)
-        out = []
-        for nth, state in sorted(zip(order, found), key=lambda pair: pair[0]):
-            if room > 0 or nth == 0:
-                out.append(state)
-                room -= 1
-        return out
-
-    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
-        suspects = [s for s in (*self.active_requests.values(), *self.waiting_requests.values()) if s.suspect]  # type: ignore[attr-defined]
-        if not suspects:
-            return super().schedule_batch(token_budget, cache_budget)
-        active, waiting, order = self.active_requests, self.waiting_requests, self.waiting_requests_order
-        one = suspects[0]
-        others_a = {k: v for k, v in active.items() if v is not one}
-        others_w = {k: v for k, v in waiting.items() if v is not one}
-        others_o = [k for k in order if k != one.request_id]
-        for k in others_a:
-            del active[k]
-        for k in others_w:
-            del waiting[k]
-        order.clear()
-        if one.request_id in waiting:
-            order.append(one.request_id)
-        try:
-            return super().schedule_batch(token_budget, cache_budget)
-        finally:
-            self.active_requests = {**others_a, **self.active_requests}
-            self.waiting_requests = {**self.waiting_requests, **others_w}
-            self.waiting_requests_order.extend(others_o)
+    return Salted(tokens, stamp(state), state.ticket.begins, own)
 
 
 SCHEDULER_MAPPING[_SCHEDULER] = Scheduler
