@@ -29,8 +29,13 @@ def two():
     teams.rest()
 
 
-def threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+def threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+def more(before: set[str]) -> int:
+    """Threads that have come since, and are there."""
+    return len(threads() - before)
 
 
 def compute() -> None:
@@ -38,43 +43,43 @@ def compute() -> None:
     (x @ x).exp_()
 
 
-def gone(before: int) -> bool:
-    """Whether there are no more threads than before, soon."""
+def left(before: set[str], most: int) -> bool:
+    """Whether no more of those that have come are there, soon."""
     until = time.monotonic() + 5
-    while threads() > before and time.monotonic() < until:
+    while more(before) > most and time.monotonic() < until:
         time.sleep(0.01)
-    return threads() <= before
+    return more(before) == most
 
 
 def test_a_team_comes_with_an_operation_and_goes_when_it_is_told_to():
     before = threads()
     compute()
-    assert threads() == before + 1
+    assert more(before) == 1
     teams.rest()
-    assert gone(before)
+    assert left(before, 0)
 
 
 def test_another_threads_team_stays():
-    compute()
     before, seen = threads(), []
 
     def other() -> None:
         compute()
-        seen.append(threads())
+        seen.append(more(before))
         teams.rest()
-        seen.append(gone(before + 1))
+        seen.append(left(before, 2))
 
+    compute()
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    assert seen == [before + 2, True]
+    assert seen == [3, True], "its own thread and two of teams; and without its own team"
 
 
 def test_alone_means_this_thread_and_no_other():
     def work() -> tuple[int, int]:
         before = threads()
         compute()
-        return torch.get_num_threads(), threads() - before
+        return torch.get_num_threads(), more(before)
 
     with ThreadPoolExecutor(1, initializer=teams.alone) as pool:
         assert pool.submit(work).result() == (1, 0)
@@ -99,7 +104,7 @@ def test_who_has_asked_and_who_has_answered_let_their_teams_go(kind):
 
     def step(*args: Any) -> None:
         compute()
-        seen.append(threads())
+        seen.append(more(before))
 
     if kind == "engine":
         host = cw.Host(made)
@@ -111,9 +116,9 @@ def test_who_has_asked_and_who_has_answered_let_their_teams_go(kind):
         inside = reader._read
         reader._read = lambda batch: (step(), inside(batch))[1]
     with reader:
-        assert gone(before + 1), "the reader's own thread"
+        assert left(before, 1), "the reader's own thread"
         compute()
-        assert threads() == before + 2
+        assert more(before) == 2
         _asked(kind, reader)
-        assert seen and max(seen) == before + 2, "the caller's team is there while the reader computes"
-        assert gone(before + 1)
+        assert seen and max(seen) == 2, "the caller's team is there while the reader computes"
+        assert left(before, 1)

@@ -29,29 +29,36 @@ class Layer(Protocol):
 
 
 class Group:
-    """The A of layers with one input. members: layer -> the columns that are its own."""
+    """The A of layers with one input, rank columns for each. members: layer -> which of them it is."""
 
     def __init__(self, inp: int, rank: int, size: int, like: Tensor):
-        self.rank, self.members = rank, {}
+        self.rank, self.members = rank, dict[str, int]()
         self.A = like.new_zeros(size, inp, 0)
 
     def room(self, size: int) -> None:
         self.A = grown(self.A, size, 0.0)
 
     def join(self, name: str) -> None:
-        self.members[name] = slice(self.A.shape[2], self.A.shape[2] + self.rank)
+        self.members[name] = len(self.members)
         self.A = torch.cat([self.A, self.A.new_zeros(*self.A.shape[:2], self.rank)], 2)
 
-    def down(self, x: Tensor, part: Part) -> list[Tensor]:
-        """A x of each lead (seats, width, R) and span (n, R): once for all members that see this x."""
+    def columns(self, name: str) -> slice:
+        """Of A, a layer's own."""
+        first = self.rank * self.members[name]
+        return slice(first, first + self.rank)
+
+    def down(self, x: Tensor, part: Part) -> list[Sequence[Tensor]]:
+        """A x of each lead (seats, width, R) and span (n, R), for each member: once for all that see this x."""
         group, seen, found = part.shrunk
         if group is self and seen is x:
             return found
         if self.A.dtype is not x.dtype:
             self.A = self.A.to(x.dtype)
         A, rows = self.A, x.reshape(-1, x.shape[-1])
-        found = [torch.bmm(d.beside(rows[d.first : d.end]), A[d.low : d.high]) for d in part.leads]
-        found += [_down(rows[s.first : s.end], A[s.seat]) for s in part.spans]
+        found: list[Sequence[Tensor]] = [
+            torch.bmm(d.beside(d.of(rows)), d.stack((id(self), "A"), A)).split(self.rank, 2) for d in part.leads
+        ]
+        found += [_down(rows[s.first : s.end], A[s.seat]).split(self.rank, 1) for s in part.spans]
         part.shrunk = self, x, found
         return found
 
@@ -88,7 +95,7 @@ class Own:
             if self.name not in self.group.members:
                 self.group.join(self.name)
             B = self._stack("B", (self.group.rank, len(what.B)), what.B)[seat]
-            A, r = self.group.A[seat][:, self.group.members[self.name]], len(what.A)
+            A, r = self.group.A[seat][:, self.group.columns(self.name)], len(what.A)
             A[:, :r], B[:r] = what.A.T, what.B.T
             if r < self.group.rank:
                 A[:, r:], B[r:] = 0, 0
@@ -106,12 +113,12 @@ class Own:
         key = self.name, name
         if key not in lead.kept:
             held = self.held[name]
-            lead.kept[key] = held[lead.low : lead.high] if lead.places is None else held.index_select(0, lead.seats)
+            lead.kept[key] = lead.stack(key, held) if lead.places is None else held.index_select(0, lead.seats)
         return lead.kept[key]
 
     def before(self, x: Tensor, part: Part) -> None:
         for lead in part.leads:
-            x[lead.first : lead.end].mul_(self.rows("t", lead))
+            lead.of(x).mul_(self.rows("t", lead))
         for s in part.spans:
             x[s.first : s.end].mul_(self.held["t"][s.seat])
 
@@ -121,7 +128,7 @@ class Own:
         for name in ("s", "c"):
             if name in held:
                 for lead in part.leads:
-                    _on(name, y[lead.first : lead.end], self.rows(name, lead))
+                    _on(name, lead.of(y), self.rows(name, lead))
                 for s in part.spans:
                     _on(name, y[s.first : s.end], held[name][s.seat])
         if "B" not in held:
@@ -132,12 +139,13 @@ class Own:
         B, mine = held["B"], self.group.members[self.name]
         found = self.group.down(x, part)
         for lead, h in zip(part.leads, found):
+            stack = lead.stack((self.name, "B"), B)
             if lead.places is None:
-                y[lead.first : lead.end].unsqueeze(1).baddbmm_(h[:, :, mine], B[lead.low : lead.high])
+                lead.of(y).unsqueeze(1).baddbmm_(h[mine], stack)
             else:
-                y[lead.first : lead.end].add_(lead.back(torch.bmm(h[:, :, mine], B[lead.low : lead.high])))
+                lead.of(y).add_(lead.back(torch.bmm(h[mine], stack)))
         for s, h in zip(part.spans, found[len(part.leads) :]):
-            y[s.first : s.end].addmm_(h[:, mine], B[s.seat])
+            y[s.first : s.end].addmm_(h[mine], B[s.seat])
 
 
 def _on(name: str, y: Tensor, by: Tensor) -> None:

@@ -116,7 +116,7 @@ class Layer:
             self.held |= {k: v.to(y.dtype) for k, v in self.held.items() if k == "core"}
         x = x.reshape(-1, x.shape[-1])
         for lead in part.leads:
-            self._each(y[lead.first : lead.end], x[lead.first : lead.end], lead)
+            self._each(lead.of(y), lead.of(x), lead)
         for s in part.spans:
             mine = {k: v[s.seat] for k, v in self.held.items()}
             A, B = self._laid("A", mine), self._laid("B", mine)

@@ -45,6 +45,18 @@ class Lead:
                 at[seat] += 1
             self.places = torch.tensor(places, device=device)
 
+    def of(self, x: Tensor) -> Tensor:
+        """Of a step's rows x (T, d), those of these tokens."""
+        return x if self.end - self.first == len(x) else x[self.first : self.end]
+
+    def stack(self, key: Any, held: Tensor) -> Tensor:
+        """Of a stack (S, ...), what these seats have; looked up once for all steps with the same readers."""
+        found = self.kept.get(key)
+        if found is None:
+            whole = self.low == 0 and self.high == len(held)
+            found = self.kept[key] = held if whole else held[self.low : self.high]
+        return found
+
     def beside(self, x: Tensor) -> Tensor:
         """x (n, d) -> (seats, width, d); places that no token has are left as they come."""
         size = self.high - self.low
@@ -65,7 +77,7 @@ class Part:
 
     def __init__(self, bank: Any, leads: list[Lead], spans: list[Span]):
         self.bank, self.leads, self.spans = bank, leads, spans
-        self.shrunk: tuple[Any, Tensor | None, list[Tensor]] = None, None, []
+        self.shrunk: tuple[Any, Tensor | None, list[Sequence[Tensor]]] = None, None, []
 
 
 class Step:
