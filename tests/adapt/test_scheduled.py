@@ -22,16 +22,23 @@ SCHEDULED = [n for n, m in FOUND.items() if m.schedule]
 PENALISED = [n for n, m in FOUND.items() if m.penalty]
 
 
+@pytest.fixture(scope="module")
+def folder(bert, llama):
+    """The model that a method is tried on: one with scores of a vocabulary where it reads these."""
+    return lambda method: llama if FOUND[method].at == "scores" else bert
+
+
 def trained(folder, method, **more):
-    host = open_host(folder, dtype="float32")
+    task = "lm" if FOUND[method].at == "scores" else "classify"
+    host = open_host(folder(method), task, dtype="float32")
     how = {"method": method, "options": small(method), "batch_size": 4, "epochs": 2, "lr": 5e-3, **more}
-    result = adapt(host, "t", tiny.rows(24), **how)
+    result = adapt(host, "t", tiny.rows(24), task=task, **how)
     return host, result, {n: p.detach().clone() for n, p in result.tenant.named_parameters()}
 
 
 @pytest.mark.parametrize("method", SCHEDULED)
-def test_resumed_equals_undisturbed(bert, tmp_path, method):
-    _, whole, a = trained(bert, method, dev_rows=tiny.rows(8, seed=1))
+def test_resumed_equals_undisturbed(folder, tmp_path, method):
+    _, whole, a = trained(folder, method, dev_rows=tiny.rows(8, seed=1))
     for i, last in enumerate((3, 10) if TIMES else (7,)):
 
         def stop(p, last=last):
@@ -40,17 +47,17 @@ def test_resumed_equals_undisturbed(bert, tmp_path, method):
 
         how = {"checkpoint": tmp_path / str(i), "checkpoint_every": 2, "dev_rows": tiny.rows(8, seed=1)}
         with pytest.raises(KeyboardInterrupt):
-            trained(bert, method, **how, progress=stop)
-        _, again, b = trained(bert, method, **how, resume=True)
+            trained(folder, method, **how, progress=stop)
+        _, again, b = trained(folder, method, **how, resume=True)
         assert again.tenant.config == whole.tenant.config and a.keys() == b.keys()
         assert all(torch.equal(a[n], b[n]) for n in a)
 
 
 @pytest.mark.parametrize("method", SCHEDULED)
-def test_what_is_left_is_saved_and_opened(bert, tmp_path, method):
-    host, _, pools = trained(bert, method)
+def test_what_is_left_is_saved_and_opened(folder, tmp_path, method):
+    host, _, pools = trained(folder, method)
     host.save("t", tmp_path / "t.cw")
-    again = open_host(bert, dtype="float32")
+    again = open_host(folder(method), "lm" if FOUND[method].at == "scores" else "classify", dtype="float32")
     found = again.load("t", tmp_path / "t.cw")
     assert all(torch.equal(found.pools[n], p) for n, p in pools.items())
     assert all(p.requires_grad for p in host["t"].parameters())
@@ -226,9 +233,9 @@ def test_a_name_that_is_no_pool():
         run({1: Edit(values={"x": torch.ones(1)})})
 
 
-def test_what_a_schedule_does_not_go_with(bert):
+def test_what_a_schedule_does_not_go_with(folder):
     with pytest.raises(CommonweightError, match="one rate for all pools, adalora one for each"):
-        trained(bert, "adalora", optimizer="prodigy")
+        trained(folder, "adalora", optimizer="prodigy")
 
 
 def test_compact_keeps_the_answers():

@@ -7,6 +7,7 @@ import transformers as tf
 from commonweight import Host
 from commonweight.adapt import open_host
 from commonweight.adapt.tasks import scored
+from tests.laws.subjects import stir
 
 SIZE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=44)
 
@@ -103,3 +104,21 @@ def test_few_logits_at_a_time(llama, monkeypatch):
     inputs, labels = batch()
     scored.measure(host.model, inputs, labels)
     assert max(most) <= scored.PIECE
+
+
+@pytest.mark.parametrize("readers", ["falls", "even", "activated", ["falls", "activated", None, "even", "falls"]])
+def test_a_head_that_goes_by_more_than_it_is_given(readers):
+    """By states from before the last norm, and by where an invocation stands: of the tokens that are picked."""
+    host = Host(causal().eval())
+    for name, method, options in (
+        ("falls", "pema", {"rank": 4, "alpha": 4.0, "length": 5, "invocation": (5, 6)}),
+        ("even", "pema", {"rank": 4, "alpha": 4.0}),
+        ("activated", "lora", {"rank": 3, "invocation": (5, 6), "sites": "lm_head"}),
+    ):
+        stir(host.add(name, method, **options))
+    inputs, labels = batch()
+    inputs["input_ids"][:, 2:4] = torch.tensor([5, 6])
+    with torch.no_grad(), host.route(readers):
+        wanted = plainly(host.model, inputs, labels)
+        assert scored.loss(host.model, inputs, labels).item() == pytest.approx(wanted, rel=1e-5)
+        assert scored.measure(host.model, inputs, labels).nll == pytest.approx(wanted, rel=1e-5)

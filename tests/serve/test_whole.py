@@ -9,7 +9,7 @@ import commonweight as cw
 from commonweight.serve import Engine
 from tests.laws.subjects import METHODS, can, small
 
-from .served import add, ask, make, prompt
+from .served import add, ask, make, prompt, right
 
 
 def whole(host: cw.Host) -> list[str]:
@@ -53,3 +53,15 @@ def test_each_is_the_tenant_alone(host, others):
                 want = torch.stack(logits).log_softmax(-1)[range(4), answer.tokens]
                 got = torch.tensor([x.logprob for x in answer.logprobs])
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_share_that_falls_from_where_an_answer_begins():
+    """It goes by places of the text, which a packed step does not tell."""
+    host = cw.Host(make())
+    add(host, "falls", "pema", rank=4, alpha=4.0, share=1.0, length=6, invocation=(5, 6))
+    add(host, "even", "pema", rank=4, alpha=4.0)
+    add(host, "lora", "lora")
+    texts = [9, 8, 5, 6], [5, 6, 11, 12], [20, 21, 22, 5, 6, 7]
+    asked = [ask(t, prompt=p, max_new_tokens=8) for t in ("falls", "even", "lora", None) for p in texts]
+    with Engine(host, max_requests=12, max_batch_tokens=24, page_size=4) as engine:
+        right(host, asked, engine.generate(asked))

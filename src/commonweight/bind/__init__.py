@@ -33,6 +33,7 @@ from .replace import Replace
 from .rotate import Butterfly, RotateBlocks, RotatePairs
 from .routed import Drawn, Skills
 from .scale import ScaleInput, ScaleOutput
+from .second_head import Lends, SecondHead
 from .sequential import Hydra
 from .shift import BiasShift, Classify, Shift
 from .shortcut import Shortcut
@@ -75,6 +76,7 @@ __all__ = [
     "KeysValues",
     "Kron",
     "Ladder",
+    "Lends",
     "LowRank",
     "Magnitude",
     "Mapped",
@@ -97,6 +99,7 @@ __all__ = [
     "RotatePairs",
     "ScaleInput",
     "ScaleOutput",
+    "SecondHead",
     "Shift",
     "Shortcut",
     "Skills",

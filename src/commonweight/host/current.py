@@ -69,8 +69,9 @@ class Pass:
         self.behind = max(held, default=0)  # how many; -1 where a cache does not count them
         self.ids = ids if isinstance(ids := named.get("input_ids", args[0] if args else None), Tensor) else None
         self.starts: dict[tuple[int, ...], Tensor] = {}  # invocation -> column of each row from which on it acts
-        self.active: dict[tuple[int, ...], Tensor] = {}  # invocation -> which tokens of the pass act, (B, T, 1)
+        self.since: dict[tuple[int, ...], Tensor] = {}  # invocation -> how far behind it each token is, (B, T, 1)
         self.numbers = named.get("position_ids")
+        self.kept = named.get("logits_to_keep")  # of which tokens scores are wanted, where not of all
         self.rows = 0 if (found := size(args, kwargs)) is None else found[0]
         self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave
         self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
@@ -101,6 +102,7 @@ class _OfThread(threading.local):
         self.brought = False  # whether it was brought up to date outside of what is compiled
         self.room = Room()
         self.given_to: dict[str, Any] = {}  # block, or part of one, that runs -> what it was given, or its Skip
+        self.lenders: dict[str, Any] = {}  # site whose input another reads -> the site, for its own mathematics
         self.copied: Any = None  # the shallow copy of a layer whose forward comes next
         self.asking = False  # whether the plain base runs to say what rows are
         self.joined: set[str] = set()  # prefix sites whose attention runs and has been given its keys and values

@@ -36,6 +36,7 @@ from .sites import (
     input_table,
     once,
     output_head,
+    scores,
     select,
     strangers,
     ties,
@@ -188,7 +189,9 @@ class HookedModel:
         """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
         chosen = self.chosen if pattern is None else self.sites_of(pattern)
         named = pattern is not None or self.pattern is not None
-        if method.at and pattern is None and not (named and any(s.kind == "embedding" for s in chosen)):
+        if method.at == "scores" and pattern is None:
+            chosen = [s for s in self.every if s.name in scores(self.inner, self.modules, self.every)]
+        elif method.at and pattern is None and not (named and any(s.kind == "embedding" for s in chosen)):
             chosen = [s for s in self.every if s.name == input_table(self.inner, self.modules)]
         mine = [s for s in chosen if s.kind in method.kinds or (named and s.kind in method.named)]
         mine = once(self.ties, mine)
@@ -217,6 +220,8 @@ class HookedModel:
     def reads(self, method: Method) -> bool:
         """Whether the host has sites of its kinds at all."""
         kinds = method.kinds if self.pattern is None else (*method.kinds, *method.named)
+        if method.at == "scores":
+            return bool(scores(self.inner, self.modules, self.every))
         table = method.at and input_table(self.inner, self.modules) is not None
         return bool(table) or any(s.kind in kinds for s in self.chosen)
 

@@ -34,15 +34,16 @@ def last(ids: Tensor, tokens: tuple[int, ...]) -> Tensor:
 
 
 @torch.compiler.disable(reason="where an activated LoRA begins is looked for in the token ids, beside what is traced")
-def active(run: Pass, route: Route, tokens: tuple[int, ...], site: str, replayed: bool) -> Tensor:
-    """Which tokens of the pass act, bool (B, T, 1): worked out when the first site asks."""
+def since(run: Pass, route: Route, tokens: tuple[int, ...], site: str, replayed: bool) -> Tensor:
+    """How many tokens before it the invocation began, of each token of the pass, (B, T, 1); below 0 where it has not
+    begun. Worked out when the first site asks."""
     if run.given is None and not replayed:
         raise CommonweightError(
             f"{site}: where an activated LoRA begins comes of the whole model's input; call the model, not a part of it"
         )
-    if tokens not in run.active:
-        run.active[tokens] = _found(run, route, tokens, site)
-    return run.active[tokens]
+    if tokens not in run.since:
+        run.since[tokens] = _found(run, route, tokens, site)
+    return run.since[tokens]
 
 
 def _found(run: Pass, route: Route, tokens: tuple[int, ...], site: str) -> Tensor:
@@ -62,7 +63,7 @@ def _found(run: Pass, route: Route, tokens: tuple[int, ...], site: str) -> Tenso
     run.starts[tokens] = starts
     if not behind and route.prompt is None and (text := _texts(run, rows, length)) is not None:
         return _of_texts(run.ids, tokens, text)[..., None]
-    return (behind + torch.arange(length, device=starts.device) >= starts[:, None])[..., None]
+    return (behind + torch.arange(length, device=starts.device) - starts[:, None])[..., None]
 
 
 def _texts(run: Pass, rows: int, length: int) -> Tensor | None:
@@ -75,7 +76,7 @@ def _texts(run: Pass, rows: int, length: int) -> Tensor | None:
 
 
 def _of_texts(ids: Tensor, tokens: tuple[int, ...], text: Tensor) -> Tensor:
-    """Which tokens stand behind the last occurrence in their text, bool (B, T)."""
+    """How many tokens behind the last occurrence in its text each stands, (B, T)."""
     (rows, length), n = ids.shape, len(tokens)
     text, column = text.to(ids.device), torch.arange(length, device=ids.device)
     begins = ids.new_full((rows, int(text.max()) + 1), NEVER)
@@ -85,7 +86,7 @@ def _of_texts(ids: Tensor, tokens: tuple[int, ...], text: Tensor) -> Tensor:
         found = torch.where(there & (first == end), column[: length - n + 1], -1)
         begins = ids.new_full(begins.shape, -1).scatter_reduce(1, first, found, "amax")
         begins = torch.where(begins < 0, NEVER, begins)
-    return column >= begins.gather(1, text)
+    return column - begins.gather(1, text)
 
 
 def _behind(run: Pass, route: Route, tokens: tuple[int, ...]) -> int:

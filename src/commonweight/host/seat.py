@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..core import CommonweightError
 from . import invoked, wholly
-from .current import Current
+from .current import NOTHING, Current
 from .heard import Heard, keep, keeps
+from .picked import alike
 from .route import Bucket, Route
 from .sites import Physical
 from .states import recomputing
@@ -22,8 +23,9 @@ from .tenant import Entry
 
 class Seat:
     """at: the site. keep: takes its name and a router's logits, where somebody listens. lent: what other sites were
-    given in this pass, for the very places that the bind is called for. active: which of these act; None: all do.
-    there: which are no padding, (rows, T), for a bind that goes by whole rows."""
+    given in this pass, for the very places that the bind is called for; lenders: these sites. since: how far behind the
+    bind's invocation each place is, below 0 before it; None: it has none. there: which are no padding, (rows, T), for a
+    bind that goes by whole rows."""
 
     def __init__(
         self,
@@ -31,11 +33,17 @@ class Seat:
         keep: Callable | None,
         lent: Mapping[str, Tensor],
         suffix: str = "",
-        active: Tensor | None = None,
+        since: Tensor | None = None,
         there: Tensor | None = None,
+        lenders: Mapping[str, Any] = NOTHING,
     ):
-        self._at, self._keep, self._lent, self._suffix = at, keep, lent, suffix
-        self.active, self.there = active, there
+        self._at, self._keep, self._lent, self._suffix, self._lenders = at, keep, lent, suffix, lenders
+        self.since, self.there = since, there
+
+    @property
+    def active(self) -> Tensor | None:
+        """Which places act, bool; None: all do."""
+        return None if self.since is None else self.since >= 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._at, name)
@@ -43,7 +51,8 @@ class Seat:
     def rows(self, rows: tuple[int, int] | None) -> Seat:
         if rows is None:
             return self
-        return Seat(self._at.rows(rows), self._keep, self._lent, f"[{rows[0]}:{rows[1]}]", self.active, self.there)
+        at, suffix = self._at.rows(rows), f"[{rows[0]}:{rows[1]}]"
+        return Seat(at, self._keep, self._lent, suffix, self.since, self.there, self._lenders)
 
     def tell(self, logits: Tensor) -> None:
         if self._keep is not None:
@@ -59,6 +68,10 @@ class Seat:
             )
         return self._lent[site]
 
+    def lender(self, site: str) -> Any:
+        """The site `site` itself, a `core.Base`, which `lent` what it was given."""
+        return self._lenders[site]
+
 
 def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
     """For the one tenant of a batch."""
@@ -66,7 +79,7 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
     heard, given = thread.heard, thread.given_to
     entries = route.single.table[at.name]  # type: ignore[union-attr]
     if entries[0].lends:
-        given[at.name] = x
+        given[at.name], thread.lenders[at.name] = x, at
     source, tokens, whole = entries[0].source, entries[0].invocation, entries[0].whole
     if not source and heard is None and not tokens and not whole:
         return at
@@ -74,9 +87,9 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
     if heard is not None and keeps(heard):
         real = x.new_ones(len(x), dtype=torch.float32) if whole else heard.real(x)
         tell = partial(keep, heard, [route.single], None, real)
-    active = _active(at, route, x, current, tokens) if tokens else None
+    since = _since(at, route, x, current, tokens) if tokens else None
     there = wholly.there(at, x, current) if whole else None
-    return Seat(at, tell, _taken(given, source), active=active, there=there)
+    return Seat(at, tell, _taken(current, source, x), since=since, there=there, lenders=thread.lenders)
 
 
 class Places:
@@ -86,33 +99,35 @@ class Places:
         self,
         real: Tensor | None,
         lent: Mapping[str, Tensor],
-        active: Mapping[tuple[int, ...], Tensor],
+        since: Mapping[tuple[int, ...], Tensor],
         there: Tensor | None,
+        lenders: Mapping[str, Any],
     ):
-        self.real, self.lent, self.active, self.there = real, lent, active, there  # all with the route's places first
+        self.real, self.lent, self.since, self.there = real, lent, since, there  # all with the route's places first
+        self.lenders = lenders
 
     @classmethod
     def of(cls, at: Physical, route: Route, x: Tensor, current: Current) -> Places | None:
         """None where no bucket needs any."""
-        heard, given = current.thread.heard, current.thread.given_to
+        heard, thread = current.thread.heard, current.thread
         found = [t.table[at.name][0] for t, _ in route.groups if t is not None and t.table.get(at.name)]
         if any(e.lends for e in found):
-            given[at.name] = x
+            thread.given_to[at.name], thread.lenders[at.name] = x, at
         sources = {e.source for e in found if e.source}
         invoked = {e.invocation for e in found if e.invocation}
         whole = any(e.whole for e in found)
         if not sources and heard is None and not invoked and not whole:
             return None
         real = None if heard is None else route.fold(heard.real(x))[0]  # type: ignore[index]
-        lent = {k: t for s in sources for k, t in _taken(given, s).items()}
+        lent = {k: t for s in sources for k, t in _taken(current, s, x).items()}
         folded = {k: f[0] for k, t in lent.items() if (f := route.fold(t)) is not None}
-        active: dict[tuple[int, ...], Tensor] = {}
+        since: dict[tuple[int, ...], Tensor] = {}
         by_row, there = route.by_row((route.rows, route.tokens)), None  # else the hook refuses
         if invoked and by_row:
-            active = {i: route.fold(_active(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
+            since = {i: route.fold(_since(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
         if whole and by_row:
             there = wholly.there(at, x, current)
-        return cls(real, folded, active, there)
+        return cls(real, folded, since, there, thread.lenders)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:
         w, tell = bucket.where, None
@@ -122,22 +137,24 @@ class Places:
             tell = partial(keep, heard, bucket.tenants, bucket.reader, real)
         lent = {k: t if w is None else t[w] for k, t in self.lent.items()}
         entry: Entry = bucket.entries[0][0]
-        active = self.active.get(entry.invocation)
-        if active is not None and w is not None:
-            active = active[w]
+        since = self.since.get(entry.invocation)
+        if since is not None and w is not None:
+            since = since[w]
         if len(bucket.entries) > 1:
             lent = {k: t.reshape(len(t), -1, t.shape[-1]) for k, t in lent.items()}
-            active = None if active is None else active.reshape(len(active), -1, 1)
+            since = None if since is None else since.reshape(len(since), -1, 1)
         there = self.there if entry.whole else None
         there = there if there is None or w is None else there[w]
-        return Seat(at, tell, lent, active=active, there=there)
+        return Seat(at, tell, lent, since=since, there=there, lenders=self.lenders)
 
 
-def _active(at: Physical, route: Route, x: Tensor, current: Current, tokens: tuple[int, ...]) -> Tensor:
-    mask = invoked.active(current.thread.run, route, tokens, at.name, current.replayed or recomputing())
-    return invoked.fitted(mask.to(x.device), x, at.name)
+def _since(at: Physical, route: Route, x: Tensor, current: Current, tokens: tuple[int, ...]) -> Tensor:
+    mask = invoked.since(current.thread.run, route, tokens, at.name, current.replayed or recomputing())
+    return invoked.fitted(alike(mask.to(x.device), x, current.thread.run), x, at.name)
 
 
-def _taken(given: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Given out once: no pass holds what it was given for longer than it needs it."""
-    return {source: given.pop(source)} if source in given else {}
+def _taken(current: Current, source: str, x: Tensor) -> dict[str, Tensor]:
+    """Given out once: no pass holds what it was given for longer than it needs it. x: what this site is given, which
+    may be of some tokens alone, those whose scores are wanted."""
+    given = current.thread.given_to
+    return {source: alike(given.pop(source), x, current.thread.run)} if source in given else {}

@@ -23,7 +23,8 @@ class Method:
 
     paper: title and address. formula: trainable parameters. kinds: sites it reads, see `Site`. named: those that
     it reads only where a pattern names them. at: "tokens" where it reads the table of
-    input tokens when nobody says what it reads; "": the host's default sites.
+    input tokens when nobody says what it reads, "scores" where the head that scores the vocabulary and the norm before
+    it; "": the host's default sites.
     roles: the projections it takes by default ("" or empty = all). whole: whether it goes by whole rows: it takes no
     site in a block where a token sees those before it alone. depthwise: whether it takes depthwise convolutions
     by default, whose matrix is no wider than their kernel. lr: learning rate of the default recipe.

@@ -15,7 +15,7 @@ from .prefix import Ahead, Front
 from .queried import Queried
 from .roles import role
 from .state import State
-from .tied import input_table, once, output_head, said, ties
+from .tied import input_table, once, output_head, said, scores, ties
 from .trunk import Trunk
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "plain_class",
     "role",
     "said",
+    "scores",
     "select",
     "strangers",
     "ties",

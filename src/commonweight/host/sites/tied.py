@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -44,6 +44,22 @@ def input_table(model: nn.Module, modules: Mapping[str, Physical]) -> str | None
 def output_head(model: nn.Module, modules: Mapping[str, Physical]) -> str | None:
     """The site that turns vectors into scores of the vocabulary; None for a model that says none."""
     return _of(said(model, "get_output_embeddings"), modules, "linear")
+
+
+def scores(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[Site]) -> set[str]:
+    """The sites that make scores of the vocabulary: the head, and the last norm before it, of its width, that stands
+    behind the blocks. Empty for a model without a head, and for one with an encoder of its own, whose decoder may
+    scale what it norms."""
+    head, config = output_head(model, modules), getattr(model, "config", None)
+    if head is None or getattr(config, "is_encoder_decoder", False):
+        return set()
+    width = next(s.inp for s in sites if s.name == head)
+    order = [s for s in sites if s.kind == "block" or (s.kind == "norm" and s.out == width)]
+    blocks = [i for i, s in enumerate(order) if s.kind == "block"]
+    behind = [s.name for s in order[blocks[-1] if blocks else 0 :] if s.kind == "norm"]
+    inside = tuple(f"{order[i].name}." for i in blocks)
+    norms = [n for n in behind if not n.startswith(inside)]
+    return {head, norms[-1]} if norms else set()
 
 
 def said(model: nn.Module, ask: str) -> nn.Module | None:

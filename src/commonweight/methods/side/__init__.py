@@ -2,8 +2,9 @@
 
 from .lst import LST
 from .mp import MP
+from .pema import PEMA
 from .read import READ
 from .sherl import SHERL
 from .vqt import VQT
 
-__all__ = ["LST", "MP", "READ", "SHERL", "VQT"]
+__all__ = ["LST", "MP", "PEMA", "READ", "SHERL", "VQT"]
