@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .data import Data
     from .files import Files, run
     from .job import Job, Source
+    from .masks import one_bit
     from .recipe import Recipe
     from .rows import read
     from .tenants_file import read_tenants
@@ -29,6 +30,7 @@ __all__ = [
     "adapt_together",
     "evaluate",
     "native_bf16",
+    "one_bit",
     "open_host",
     "read",
     "read_tenants",
@@ -51,6 +53,7 @@ _HOMES = {
     "adapt_together": "train",
     "evaluate": "train",
     "native_bf16": "base",
+    "one_bit": "masks",
     "open_host": "base",
     "read": "rows",
     "read_tenants": "tenants_file",

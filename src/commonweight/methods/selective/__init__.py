@@ -7,6 +7,7 @@ from .esft import ESFT
 from .fish import FISH
 from .full import Full
 from .lntuning import LNTuning
+from .mobiletl import MobileTL
 from .neft import NeFT
 from .probe import Probe
 from .sct import SCT
@@ -21,6 +22,7 @@ __all__ = [
     "BitFit",
     "Full",
     "LNTuning",
+    "MobileTL",
     "NeFT",
     "Probe",
     "Tokens",
