@@ -225,11 +225,14 @@ class AheadHook:
                 reader[p], begins[p] = i, first + j * own
             first += len(places) if own else 1
         index, at = (torch.tensor(x, device=like.device) for x in (reader, begins))
+        even, in_order = min(sizes) == most, begins == list(range(first))
         k, v = (
-            torch.cat([F.pad(x if x.dim() == 4 else x[None], (0, 0, most - x.shape[-2], 0)) for x in xs])[at]
-            for xs in zip(*pairs)
+            torch.cat([x if even else F.pad(x, (0, 0, most - x.shape[-2], 0)) for x in (_rowwise(y) for y in ys)])
+            for ys in zip(*pairs)
         )
-        if min(sizes) == most:
+        if not in_order:
+            k, v = k[at], v[at]
+        if even:
             return Rows(k, v, None)
         free = torch.tensor([most - n for n in sizes], device=like.device)[index]
         return Rows(k, v, torch.arange(most, device=like.device) >= free[:, None])
@@ -308,3 +311,8 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
 def bent(see: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a key is seen, the smallest number where it is not."""
     return torch.zeros(see.shape, dtype=dtype, device=see.device).masked_fill_(~see, torch.finfo(dtype).min)
+
+
+def _rowwise(x: Tensor) -> Tensor:
+    """(heads, m, d) as one row."""
+    return x if x.dim() == 4 else x[None]
