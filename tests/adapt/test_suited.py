@@ -8,6 +8,7 @@ import transformers as tf
 import commonweight as cw
 from commonweight import adapt
 from commonweight.builder.load import tokenizer
+from commonweight.cli.bases import open_base
 from commonweight.serve.prompts import loaded
 from tests.adapt import tiny
 from tests.host import test_families as made
@@ -80,3 +81,19 @@ def test_a_tokenizer_of_special_tokens_alone(tmp_path):
     tf.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(cw.CommonweightError, match=r"knows 5 special tokens and no words; its files .* are missing"):
         tokenizer(tmp_path)
+
+
+def test_rows_that_do_not_reach_what_is_trained(folder):
+    host = adapt.open_host(folder("llava"), "lm", dtype="float32")
+    rows = [{"prompt": "w1 w2", "completion": "w3"}] * 4
+    with pytest.raises(cw.CommonweightError, match=r"a: these rows do not reach what it changes \(model.vision_tower"):
+        adapt.adapt(host, "a", rows, task="lm", method="lora", sites="vision", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("llava", "LlavaForConditionalGeneration"), ("vit", "ViTForImageClassification"), ("clip", "CLIPModel"),
+     ("whisper", "WhisperForConditionalGeneration"), ("bart", "Classifier")],
+)  # fmt: skip
+def test_a_base_is_opened_as_what_it_is(folder, name, kind):
+    assert type(open_base(str(folder(name)), None).model).__name__ == kind

@@ -51,6 +51,9 @@ def test_a_file_that_is_there_is_replaced_when_asked(bert, tmp_path):
     assert at.read_bytes() != before
     call(bert, tmp_path, resume=True)  # the same run ended before: it may be repeated
     assert at.read_bytes() == before
+    for other in ({"method": "full", "options": {}}, {"options": {"rank": 3}}):
+        with pytest.raises(CommonweightError, match="a file already exists"):  # another run's
+            call(bert, tmp_path, resume=True, **other)
     (at.parent / "t.json").write_text("[1]")
     with pytest.raises(CommonweightError, match="a file already exists"):
         call(bert, tmp_path, resume=True)

@@ -1,16 +1,28 @@
-"""Rows in which an activated LoRA does not begin: the base answers them, and nothing of them is trained."""
+"""Rows that teach a tenant nothing: an activated LoRA does not begin there, or they run past all that it changes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..core import CommonweightError, counted
 from ..host import Tenant
 from ..host.invoked import NEVER, last
 from .tasks import Example, Task
+
+
+def reached(loss: Tensor, tenants: Sequence[Tenant]) -> None:
+    """Raises: CommonweightError where nothing that the tenants train had a part in the loss of a batch in training."""
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        sites = [u.site for t in tenants for u in t.plan.uses]
+        raise CommonweightError(
+            f"{tenants[0].name}: these rows do not reach what it changes ({sites[0]}"
+            f"{f' and {len(sites) - 1} more' if len(sites) > 1 else ''}), so that nothing would be trained; choose "
+            "other sites: of a model that reads images too, rows of texts run through sites='language'"
+        )
 
 
 def begun(tenant: Tenant, task: Task, examples: Sequence[Example]) -> None:

@@ -94,7 +94,8 @@ def run(
     path = Path(out)
     name = safe(path.stem if tenant is None else tenant)
     checkpoint, report = path.with_suffix(".checkpoint"), path.with_suffix(".json")
-    out_path(path, overwrite or (resume and resumes(report, checkpoint, str(model), {name: data})))
+    again = resume and resumes(report, checkpoint, str(model), {name: data}, (method, options or {}))
+    out_path(path, overwrite or again)
     source = Source(
         data=data, dev=dev, retain=retain, eval=eval_file, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,

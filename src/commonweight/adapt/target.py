@@ -13,10 +13,11 @@ import safetensors
 
 from ..commons import Commons
 from ..commons.again import told
-from ..core import CommonweightError
+from ..core import CommonweightError, dump
 from ..formats import atomic, native
 from ..host import Host, Tenant
 from ..host.files import encode
+from ..methods import resolve
 from .checkpoint import Store
 
 
@@ -119,16 +120,31 @@ def _shared(tenant: Tenant) -> set[str]:
     return {key for key, names in native.layout(tenant.plan).items() if names[0] in tenant.common.pools}
 
 
-def resumes(report: Path, checkpoint: Path, model: str, data: Mapping[str, str]) -> bool:
-    """Whether files that are there are this run's: it did not end, or they are what it left. data: by tenant."""
+def resumes(
+    report: Path, checkpoint: Path, model: str, data: Mapping[str, str],
+    made: tuple[str, Mapping[str, Any]] | None = None,
+) -> bool:  # fmt: skip
+    """Whether files that are there are this run's: it did not end, or they are what it left. data: by tenant. made: of
+    one tenant, its method and options."""
     if Store(checkpoint).newest() is not None:
         return True
     try:
         told = json.loads(report.read_bytes())
         each = told.get("tenants", {told.get("tenant"): told})
-        return told["model"] == model and {n: t["data"] for n, t in each.items()} == dict(data)
+        same = told["model"] == model and {n: t["data"] for n, t in each.items()} == dict(data)
+        return same and (made is None or _alike(told["settings"], *made))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
+
+
+def _alike(settings: Mapping[str, Any], method: str, options: Mapping[str, Any]) -> bool:
+    """Whether a report is of this method with these options; what a method that begins from rows found is its own."""
+    found, config = resolve(method, options)
+    given = json.loads(json.dumps(dump(config)))
+    given.pop("is")
+    told = settings["options"]
+    own = {k: told.get(k) for k in given} if found.asks(config) else told
+    return settings["method"] == found.name and own == given
 
 
 def alone(commons: Commons, common: str | None, names: Collection[str]) -> None:

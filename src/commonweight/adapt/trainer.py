@@ -28,6 +28,7 @@ from ..host import Host, Tenant
 from ..host.module import together
 from ..host.weights import device_of
 from . import optimizers, processes
+from .begun import reached
 from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
@@ -251,6 +252,7 @@ class Run(Trainer):
         if heard is not None:
             for schedule in self.schedules:
                 schedule.hear(heard, idle)
+        reached(loss, [p.tenant for p in self.parts])
         loss = loss + penalty([p.tenant for p in self.parts], inputs.get("tenants"), heard)
         if self.recipe.accumulate > 1 or processes.world() > 1:
             loss = loss * (0 if idle else self.task.items(inputs) / max(1, int(num_items_in_batch)))

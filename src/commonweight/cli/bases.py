@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..core import CommonweightError
+from safetensors import SafetensorError
+
+from ..core import CommonweightError, first_line
 
 TASKS = "lm, classify or embed"
 
 
 def open_base(model: str, task: str | None, labels: bool = False) -> Any:
-    """A host. task: without one, classify where a head is asked for, lm for a config of a causal model, else embed.
+    """A host. task: without one, classify where a head is asked for, lm for a config of a causal model, else embed; of
+    a model that reads images or sounds alone, or beside texts, the class that its config names.
 
     A folder that diffusers wrote (``_class_name`` in its config.json) is opened by diffusers.
     """
@@ -25,9 +29,32 @@ def open_base(model: str, task: str | None, labels: bool = False) -> Any:
         return _diffusers(model, kind)
     if task is None:
         named = config.get("architectures")
-        causal = not named or any(str(n).endswith(("ForCausalLM", "LMHeadModel")) for n in named)
+        ends = ["ForCausalLM", "LMHeadModel"]
+        if not config.get("is_encoder_decoder"):
+            ends.append("ForConditionalGeneration")
+        causal = not named or any(str(n).endswith(tuple(ends)) for n in named)
+        if not labels and not causal and (kind := _sensing(named)) is not None:
+            return _transformers(model, kind)
         task = "classify" if labels else "lm" if causal else "embed"
     return open_host(model, task, pool="transformers" if labels else None)
+
+
+def _sensing(named: Any) -> Any:
+    """The class of transformers that a config names, where it reads more than texts; else None."""
+    import transformers as tf
+
+    kind = getattr(tf, str(named[0]), None) if isinstance(named, list) and named else None
+    asked = () if kind is None else inspect.signature(kind.forward).parameters
+    return kind if {"pixel_values", "input_values", "input_features"} & {*asked} else None
+
+
+def _transformers(model: str, kind: Any) -> Any:
+    from ..host import Host
+
+    try:
+        return Host(kind.from_pretrained(model).eval())
+    except (OSError, ValueError, SafetensorError) as e:
+        raise CommonweightError(f"model {model!r} cannot be read as {kind.__name__}: {first_line(e)}") from e
 
 
 def _diffusers(model: str, kind: str) -> Any:
