@@ -72,7 +72,11 @@ def rows(found: dict[str, str], held: bool) -> Iterator[dict[str, str]]:
         yield from ({"author": author, "text": text[at : min(at + PIECE, len(text) if held else cut)]} for at in starts)
 
 
-def base(at: Path, found: dict[str, str], seed: int) -> Path:
+def tokenizer(at: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(at)
+
+
+def base(at: Path, found: dict[str, str], seed: int, size: dict[str, int] = SIZE) -> Path:
     """A Llama of random weights and a tokenizer of these texts, of BPE over bytes."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -84,7 +88,7 @@ def base(at: Path, found: dict[str, str], seed: int) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=raw, **names).save_pretrained(at)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     ids = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    LlamaForCausalLM(LlamaConfig(**SIZE, **ids, vocab_size=VOCABULARY, max_position_embeddings=LENGTH)).save_pretrained(
+    LlamaForCausalLM(LlamaConfig(**size, **ids, vocab_size=VOCABULARY, max_position_embeddings=LENGTH)).save_pretrained(
         at
     )
     return at

@@ -3,6 +3,7 @@
 from . import probe
 from .apet import APET
 from .bitfit import BitFit
+from .diff_pruning import DiffPruning
 from .esft import ESFT
 from .fish import FISH
 from .full import Full
@@ -20,6 +21,7 @@ __all__ = [
     "FISH",
     "SCT",
     "BitFit",
+    "DiffPruning",
     "Full",
     "LNTuning",
     "MobileTL",
