@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ class Uses(NamedTuple):
     """readers: how many a route has. table: the uses of (expert e, reader g) at e * readers + g."""
 
     readers: int
-    table: list[list[Entry]]
+    table: list[Sequence[Entry]]
 
     @property
     def any(self) -> bool:
@@ -34,7 +35,9 @@ def uses(route: Route, part: Stacked) -> Uses:
     found = None if torch.compiler.is_compiling() else route.kept.get(key)
     if found is None:
         who = tenants(route)
-        table: list[list[Entry]] = [[] for _ in range(part.count * len(who))]
+        table: list[Sequence[Entry]] = [()] * (
+            part.count * len(who)
+        )  # thousands of lists would have garbage looked for
         for g, tenant in enumerate(who):
             if tenant is None or part.name not in tenant.table:
                 continue
