@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import transformers as tf
+from typer.testing import CliRunner
 
 import commonweight as cw
 from commonweight import adapt
 from commonweight.builder.load import tokenizer
+from commonweight.cli import app
 from commonweight.cli.bases import open_base
 from commonweight.serve.prompts import loaded
 from tests.adapt import tiny
@@ -97,3 +99,22 @@ def test_rows_that_do_not_reach_what_is_trained(folder):
 )  # fmt: skip
 def test_a_base_is_opened_as_what_it_is(folder, name, kind):
     assert type(open_base(str(folder(name)), None).model).__name__ == kind
+
+
+def test_a_tokenizer_with_tokens_of_its_own(tmp_path):
+    base = tiny.base(tmp_path / "base", "llama")
+    words = tf.AutoTokenizer.from_pretrained(base)
+    words.add_tokens(["<tool>"])
+    words.save_pretrained(tmp_path / "words")
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", [{"prompt": "w1 <tool>", "completion": "w3 <tool>"}] * 4)
+    how = ["--task", "lm", "--method", "lora", "--epochs", "1", "--token-rows", "added"]
+    out = tmp_path / "t.safetensors"
+    told = CliRunner().invoke(app, ["adapt", str(base), str(rows), *how, "--out", str(out)])
+    assert told.exit_code and "--tokenizer FOLDER" in " ".join(str(told.exception).split())
+    told = CliRunner().invoke(
+        app, ["adapt", str(base), str(rows), *how, "--out", str(out), "--tokenizer", str(tmp_path / "words")]
+    )
+    assert told.exit_code == 0, told.output
+    host = adapt.open_host(base, "lm")
+    host.load("t", out)
+    assert host.base.vocabulary == len(words) and "<tool>" in told.output

@@ -30,7 +30,8 @@ def room(host: Host, rows: Any, tokenizer: Any = None) -> Any:
     if here is None or size(tokenizer) <= here:
         raise CommonweightError(
             f"token_rows: the tokenizer has {size(tokenizer)} tokens, and the base knows {here}: none were added. Name "
-            "the entries by number, or add tokens (tokenizer.add_tokens, save_pretrained into the model's folder)"
+            "the entries by number, or add tokens (tokenizer.add_tokens, save_pretrained into a folder, and "
+            "--tokenizer FOLDER)"
         )
     host.resize_vocabulary(max(size(tokenizer), base.vocabulary or 0))
     return {name: list(range(here, size(tokenizer))) for name in base.speaking}

@@ -174,6 +174,11 @@ def tokenizer_of(model: nn.Module) -> Any:
     where = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not where:
         raise CommonweightError("this model does not name its source; give adapt() its tokenizer")
+    return take_tokenizer(model, where)
+
+
+def take_tokenizer(model: nn.Module, where: str) -> Any:
+    """From now on the model's texts are read with the tokenizer of a folder or hub name."""
     try:
         tokenizer = tokenizer_at(where)
     except (OSError, ValueError, KeyError, ImportError) as e:

@@ -14,7 +14,7 @@ from ..host import Host, Tenant
 from ..host.files import encode, settle
 from . import beside, processes, standing
 from .added import room
-from .base import open_host, where
+from .base import open_host, take_tokenizer, where
 from .checkpoint import Store
 from .data import Data, Understood, make_task, named, reading, split
 from .job import Job, Source, check, read_all
@@ -76,6 +76,7 @@ def run(
     modules_to_save: Any = None,
     token_rows: Any = None,
     codec: str | None = None,
+    tokenizer: str | None = None,
     over: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -89,7 +90,8 @@ def run(
     Everything that can be wrong with the input is looked at before the first step. While it runs, its state lies in
     ``<out without suffix>.checkpoint/``; a run that was killed is continued with resume=True to the same bits.
     overwrite: a file that is there already is replaced. over: files of tenants, for a method that weighs them.
-    codec: stores the pools in fewer bytes, see `Host.save`; what is measured at the end is what the file holds.
+    tokenizer: a folder or name, in place of the base's own. codec: stores the pools in fewer bytes, see `Host.save`;
+    what is measured at the end is what the file holds.
     """
     path = Path(out)
     name = safe(path.stem if tenant is None else tenant)
@@ -104,7 +106,7 @@ def run(
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites,
         modules_to_save=modules_to_save, token_rows=token_rows, dtype=dtype, device=device, quantize=quantize,
-        shard=shard, device_map=device_map, liger=liger, codec=codec, over=over, recipe=recipe,
+        shard=shard, device_map=device_map, liger=liger, codec=codec, tokenizer=tokenizer, over=over, recipe=recipe,
     )  # fmt: skip
     check(job)
     target = InFiles({name: path}, checkpoint, report)
@@ -206,6 +208,8 @@ def look(
         model, job.task, dtype=job.dtype, pool=job.pool, device=job.device, quantize=job.quantize, shard=job.shard,
         device_map=job.device_map, liger=job.liger,
     )  # fmt: skip
+    if job.tokenizer is not None:
+        take_tokenizer(host.model, job.tokenizer)
     say(where(host))
     if (asked := processes.alone_of()) > 1:
         say(processes.told(asked))

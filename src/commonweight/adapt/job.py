@@ -54,7 +54,7 @@ class Job:
     """What is trained: tenants by name, and how. method: None is mos, or that of the common that is there. sites: a
     pattern, or callable(name, module). modules_to_save, token_rows: as in `Host.add`, also as texts.
     pool: of a classifier, see `open_host`; None is that of the common's heads. over: the tenants that those of the job
-    stand on, by a store's names or as files."""
+    stand on, by a store's names or as files. tokenizer: a folder or name, in place of the base's own."""
 
     tenants: Mapping[str, Source]
     task: str = "classify"
@@ -72,6 +72,7 @@ class Job:
     liger: bool = False
     codec: Any = None
     pool: str | None = None
+    tokenizer: str | None = None
     over: Sequence[str] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
 

@@ -44,7 +44,7 @@ def read_tenants(path: str | Path) -> Job:
         except CommonweightError as e:
             raise at.error(here, str(e)) from e
         sources[name] = source(at, here, entry, path.parent)
-    for key in ("common", "method", "task", "sites", "dtype", "quantize", "pool"):
+    for key in ("common", "method", "task", "sites", "dtype", "quantize", "pool", "tokenizer"):
         at.kind(body, key, str, "a name")
     for key in ("shard", "liger"):
         at.kind(body, key, bool, "true or false")

@@ -161,6 +161,14 @@ def command(
             rich_help_panel=METHOD,
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name of a tokenizer with tokens or a chat template of its own; serve, generate and "
+            "chat are then given the same. Without it, MODEL's.",
+            rich_help_panel=READING,
+        ),
+    ] = None,
     codec: Annotated[
         str | None,
         typer.Option(

@@ -56,6 +56,7 @@ class Said:
     shard: bool = False
     device_map: str | None = None
     liger: bool = False
+    tokenizer: str | None = None
     compile: bool = False
     checkpoint_every: int | None = None
     resume: bool = False
@@ -100,5 +101,5 @@ class Said:
     def how(self) -> dict[str, Any]:
         return self.given(
             "task", "sites", "modules_to_save", "token_rows", "dtype", "device", "quantize", "shard", "device_map",
-            "liger", "codec",
+            "liger", "codec", "tokenizer",
         )  # fmt: skip

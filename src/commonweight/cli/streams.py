@@ -20,7 +20,7 @@ AGAINST = {
     "codec": "a stream goes on with what lies in the store", "modules_to_save": "", "token_rows": "", "shard": "",
     "push_to_hub": "", "packing": "", "text_column": WHERE, "label_column": WHERE, "prompt_column": WHERE,
     "completion_column": WHERE, "truncation_side": WHERE, "no_header": WHERE, "reward": "",
-    "overwrite": "a store keeps versions", "log_to": "", "quantize": "", "liger": "",
+    "overwrite": "a store keeps versions", "log_to": "", "quantize": "", "liger": "", "tokenizer": "",
 }  # fmt: skip
 Training = Callable[[Said, str], AbstractContextManager[tuple[Any, Any]]]  # see `training.training`
 HOW = "task", "sites", "dtype", "device", "device_map"
