@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .files import Files, run
     from .job import Job, Source
     from .masks import one_bit
+    from .moving import discriminator, transfer
     from .recipe import Recipe
     from .rows import read
     from .tenants_file import read_tenants
@@ -28,6 +29,7 @@ __all__ = [
     "Source",
     "adapt",
     "adapt_together",
+    "discriminator",
     "evaluate",
     "native_bf16",
     "one_bit",
@@ -37,6 +39,7 @@ __all__ = [
     "run",
     "run_late",
     "run_together",
+    "transfer",
 ]
 
 # Trainer and torch take seconds to load; what a command line says is looked at before.
@@ -51,6 +54,7 @@ _HOMES = {
     "Source": "job",
     "adapt": "train",
     "adapt_together": "train",
+    "discriminator": "moving",
     "evaluate": "train",
     "native_bf16": "base",
     "one_bit": "masks",
@@ -60,6 +64,7 @@ _HOMES = {
     "run": "files",
     "run_late": "together",
     "run_together": "together",
+    "transfer": "moving",
 }
 
 
