@@ -66,11 +66,11 @@ def test_a_row_is_that_row_alone_and_gradients_flow(method):
             with torch.no_grad(), host.route(n):
                 alone[n] = model(**batch)
         for route in (["a", None, "b", "a"], ["b", "a", "other", "b"]):
-            with host.route(route):
+            with host.listening() as heard, host.route(route):
                 mixed = model(**batch)
             for i, n in enumerate(route):
                 torch.testing.assert_close(mixed[i], alone[n][i], rtol=1e-5, atol=5e-6, msg=lambda m: f"{name}: {m}")  # noqa: B023
-        mixed.square().sum().backward()
+        (mixed.square().sum() + sum(heard.loss(host[n]) for n in "ab")).backward()
         for n in "ab":
             assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in host[n].parameters()), name
             host.remove(n)

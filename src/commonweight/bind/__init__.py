@@ -40,6 +40,7 @@ from .shortcut import Shortcut
 from .skipped import Instead, SoftTopK, TokenSelect
 from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
+from .thinned import Thinned
 
 __all__ = [
     "Activated",
@@ -109,6 +110,7 @@ __all__ = [
     "Streams",
     "ThinHead",
     "ThinTable",
+    "Thinned",
     "Times",
     "TokenChoice",
     "TokenSelect",

@@ -53,6 +53,4 @@ def test_the_vectors_of_a_plan_and_none_rest_where_none_shall():
     way = tenant.method.schedule(tenant.config, tenant.plan)
     head = host.head_site().name
     assert {*way.vectors} == {n for n, _ in tenant.named_parameters() if not n.startswith(f"{head}.")}
-    off = tenant.method.schedule(VectorFit(resting=0.0), tenant.plan)
-    pools = {n: p.detach() for n, p in tenant.pools.items()}
-    assert off.after(Moment(10, 20, pools, {}, {}), off.begin(tenant.plan, pools, 20)[0])[1].resting is None
+    assert tenant.method.scheduled(VectorFit(bias=True, resting=0.0, begin=0, every=1, smooth=0), tenant.plan) is None

@@ -13,6 +13,7 @@ from .gralora import GraLoRA
 from .increlora import IncreLoRA
 from .ist import IST
 from .lamda import LaMDA
+from .light_peft import LightPEFT
 from .lora import LoRA
 from .lora_ga import LoRAGA
 from .lora_mini import LoRAMini
@@ -46,6 +47,7 @@ __all__ = [
     "GraLoRA",
     "IncreLoRA",
     "LaMDA",
+    "LightPEFT",
     "LoRA",
     "LoRAGA",
     "LoRAMini",

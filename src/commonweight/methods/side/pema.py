@@ -94,8 +94,8 @@ class Stages:
 
 
 def _schedule(config: PEMA, plan: Plan) -> Stages:
-    site = next(u.site for u in plan.uses if isinstance(u.bind, SecondHead))
-    return Stages(config, site, plan.pools[f"{site}.A"].shape[1], plan.seed)
+    found = ((u.site, plan.pools[f"{u.site}.A"].shape[1]) for u in plan.uses if isinstance(u.bind, SecondHead))
+    return Stages(config, *next(found, ("", 0)), plan.seed)
 
 
 def _loss(said: Mapping[str, Said]) -> Tensor:

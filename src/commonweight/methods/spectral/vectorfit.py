@@ -50,7 +50,9 @@ class Freezing:
         return {"strength": strength}, Edit(resting=frozenset(self.vectors[i] for i in strongest))
 
 
-def _schedule(config: VectorFit, plan: Plan) -> Freezing:
+def _schedule(config: VectorFit, plan: Plan) -> Freezing | None:
+    if not config.resting:
+        return None
     mine = [n.removesuffix(".d") for n in plan.pools if n.endswith(".d")]
     return Freezing(config, tuple(f"{s}.{k}" for s in mine for k in "db" if f"{s}.{k}" in plan.pools))
 
