@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -74,6 +75,7 @@ def _root(
 
 def main(args: list[str] | None = None) -> None:
     """Runs a command. A mistake of the user ends in one message on stderr and exit code 2, without a traceback."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line for each layer, at each step
     try:
         with warned():
             app(args)

@@ -22,6 +22,9 @@ def open_base(model: str, task: str | None, labels: bool = False) -> Any:
     """
     from ..adapt import open_host
     from ..core.readable import CONFIG_BYTES, read_object
+    from .progress import quiet
+
+    quiet()
 
     path = Path(model) / "config.json"
     config = read_object(path, CONFIG_BYTES) if path.is_file() else {}
