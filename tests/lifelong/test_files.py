@@ -54,6 +54,22 @@ def test_a_stream_from_the_command_line(folder, model, capsys):
     assert "Streams" in report(shop / "streams" / "tasks", [other / "streams" / "tasks"]).read_text()
 
 
+def test_a_stream_of_texts_for_language_modelling(folder, capsys):
+    """Losses: what is lost is a rise, and the page of the store says so."""
+    model = tiny.base(folder / "llama", "llama")
+    text = (folder / "tasks.yaml").read_text().replace(", eval: first.jsonl", "").replace("rows=3", "")
+    (folder / "tasks.yaml").write_text(text.replace("batch_size: 6", "batch_size: 6, max_length: 16"))
+    for n in ("first", "second"):
+        tiny.jsonl(folder / f"{n}.jsonl", [{"text": r["text"]} for r in tiny.rows(8)])
+    how = ("adapt", model, "--stream", folder / "tasks.yaml", "--task", "lm", "--method", "o-lora")
+    code, told = ran(capsys, *how, "--store", folder / "shop", "--eval")
+    assert code == 0 and "forgetting" in told
+    found = json.loads((folder / "shop" / "streams" / "tasks" / "stream.json").read_text())
+    assert found["better"] == ["loss", False] and all(s["scores"]["first"] > 0 for s in found["stages"])
+    code, told = ran(capsys, *how[:-1], "l2p", "--store", folder / "other")
+    assert code == 2 and "l2p learns no stream of the task lm; take one of coso, ewc" in told
+
+
 @pytest.mark.parametrize(
     "more, told",
     [
