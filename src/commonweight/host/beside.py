@@ -109,7 +109,10 @@ def _entries(base: HookedModel, rows: Rows) -> dict[str, list[int]]:
     table = input_table(base.inner, base.modules)
     if not isinstance(rows, Mapping):
         if table is None:
-            raise CommonweightError("token_rows: this model has no table of tokens; name one: {'embeddings': [5, 7]}")
+            raise CommonweightError(
+                "token_rows: this model names no table of input tokens; where it has one, give its name: "
+                "{'embeddings': [5, 7]}"
+            )
         rows = {table: rows}
     out: dict[str, list[int]] = {}
     for wanted, ids in rows.items():

@@ -231,7 +231,8 @@ class HookedModel:
             if s.kind == "head":
                 return s
         raise CommonweightError(
-            "labels were given, but the model has no head site; wrap it in commonweight.Classifier first"
+            "labels were given, but the model has no head site; wrap it in commonweight.Classifier first, or where it "
+            "has a head of its own give modules_to_save"
         )
 
     def weight(self, site: str) -> Tensor:
