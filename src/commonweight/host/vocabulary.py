@@ -130,6 +130,9 @@ def grow(base: HookedModel, size: int, tenants: Iterable[Tenant]) -> None:
         )
     own = base.limit.own or here
     inner.resize_token_embeddings(size, mean_resizing=False)
+    for made in (inner.get_input_embeddings(), inner.get_output_embeddings()):
+        if made is not None:
+            made.train(inner.training)  # a new layer is in training mode, whatever the model is in
     base.follow(tenants)
     base.limit.own = own
     with torch.no_grad():

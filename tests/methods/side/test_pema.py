@@ -142,6 +142,18 @@ def test_no_gradient_goes_through_the_blocks():
     assert not out.requires_grad and tenant.pools["lm_head.B"].grad.abs().sum() > 0
 
 
+def test_a_vocabulary_that_grows_changes_nothing():
+    host = cw.Host(make("llama")[0])
+    stir(host.add("t", "pema", **SMALL))
+    host.add("l", "lora", rank=2)
+    for readers in ("t", ["t", "l", None, "t"]):
+        before = said(host, readers, texts()).softmax(-1)
+        host.resize_vocabulary(before.shape[-1] + 3)
+        after = said(host, readers, texts())
+        torch.testing.assert_close(after[..., : before.shape[-1]].softmax(-1), before)
+        assert after[..., -3:].isneginf().all()
+
+
 def test_length_goes_with_an_invocation():
     with pytest.raises(cw.CommonweightError, match="give both, or neither"):
         cw.plan("pema", [cw.Site("n", 8, 1, "norm"), cw.Site("h", 20, 8)], length=4)
