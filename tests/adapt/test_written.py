@@ -1,6 +1,7 @@
 """A tenant is written before it is measured; what already exists is not replaced without a word."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
@@ -48,12 +49,13 @@ def test_a_file_that_is_there_is_replaced_when_asked(bert, tmp_path):
         call(bert, tmp_path, epochs=2)
     assert at.read_bytes() == before
     call(bert, tmp_path, epochs=2, overwrite=True)
-    assert at.read_bytes() != before
-    call(bert, tmp_path, resume=True)  # the same run ended before: it may be repeated
-    assert at.read_bytes() == before
-    for other in ({"method": "full", "options": {}}, {"options": {"rank": 3}}):
+    assert (after := at.read_bytes()) != before
+    call(bert, tmp_path, epochs=2, resume=True)  # the same run ended before: it may be repeated
+    assert at.read_bytes() == after
+    others = ({"method": "full", "options": {}}, {"options": {"rank": 3}}, {"epochs": 1}, {"lr": 1e-2}, {"dev": "0.2"})
+    for other in (*others, {"sites": "*.query"}, {"codec": "int8"}, {"tokenizer": str(bert)}):
         with pytest.raises(CommonweightError, match="a file already exists"):  # another run's
-            call(bert, tmp_path, resume=True, **other)
+            call(bert, tmp_path, resume=True, **{"epochs": 2, **other})
     (at.parent / "t.json").write_text("[1]")
     with pytest.raises(CommonweightError, match="a file already exists"):
         call(bert, tmp_path, resume=True)
@@ -67,6 +69,9 @@ def test_several_into_a_folder(bert, tmp_path):
     job = Job(tenants={"a": Source(data=data), "b": Source(data=data)}, method="probe", recipe={"epochs": 1})
     for more in ({}, {"resume": True}, {"overwrite": True}):
         run_together(str(bert), job, out=tmp_path / "new" / "out", say=lambda _: None, **more)
+    for other in ({"method": "bitfit"}, {"recipe": {"epochs": 2}}, {"sites": "*.query"}):
+        with pytest.raises(CommonweightError, match=r"a\.safetensors: a file already exists"):
+            run_together(str(bert), replace(job, **other), out=tmp_path / "new" / "out", resume=True)
     with pytest.raises(CommonweightError, match=r"a\.safetensors: a file already exists"):
         run_together(str(bert), job, out=tmp_path / "new" / "out", say=lambda _: None)
 

@@ -17,7 +17,7 @@ from .added import room
 from .base import open_host, take_tokenizer, where
 from .checkpoint import Store
 from .data import Data, Understood, make_task, named, reading, split
-from .job import Job, Source, check, read_all
+from .job import Job, Source, check, choices, read_all
 from .place import out_path
 from .preview import preview, tally
 from .recipe import Recipe
@@ -96,8 +96,6 @@ def run(
     path = Path(out)
     name = safe(path.stem if tenant is None else tenant)
     checkpoint, report = path.with_suffix(".checkpoint"), path.with_suffix(".json")
-    again = resume and resumes(report, checkpoint, str(model), {name: data}, (method, options or {}))
-    out_path(path, overwrite or again)
     source = Source(
         data=data, dev=dev, retain=retain, eval=eval_file, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
@@ -109,6 +107,8 @@ def run(
         shard=shard, device_map=device_map, liger=liger, codec=codec, tokenizer=tokenizer, over=over, recipe=recipe,
     )  # fmt: skip
     check(job)
+    again = resume and resumes(report, checkpoint, str(model), job)
+    out_path(path, overwrite or again)
     target = InFiles({name: path}, checkpoint, report)
     bring = standing.bringing(over, None)
     found = train(model, job, target, bring=bring, resume=resume, say=say, progress=progress)[name]
@@ -256,10 +256,7 @@ def codec_of(tenant: Tenant, codec: Any, said: Any = None) -> Any:
 def _told(name: str, model: str, job: Job, out: Outcome) -> dict[str, Any]:
     r, s = out.result, job.tenants[name]
     return {
-        "tenant": name, "model": str(model), "data": s.data, "task": job.task,
-        "sites": job.sites if isinstance(job.sites, str) else None, "codec": job.codec,
-        "modules_to_save": beside.modules(job.modules_to_save), "token_rows": beside.rows(job.token_rows),
-        **({"over": [*job.over]} if job.over else {}),
+        "tenant": name, "model": str(model), **choices(job, name),
         "parameters": r.tenant.count(), "bytes": out.written.nbytes, "steps": r.steps,
         "seconds": round(r.seconds, 2), "metrics": {"dev": r.metrics, "eval": out.evaluated},
         "eval": s.eval, "note": r.note, "settings": r.settings, "curve": thin(r.curve),

@@ -82,6 +82,17 @@ class Job:
         return {k: getattr(self, k) for k in ("common", "sites", "modules_to_save", "token_rows")}
 
 
+def choices(job: Job, name: str) -> dict[str, Any]:
+    """What a run's report says of how a tenant was asked for, JSON-ready, beside method, options and recipe."""
+    s = job.tenants[name]
+    return {
+        "data": s.data, "dev": s.dev, "retain": s.retain, "task": job.task,
+        "sites": job.sites if isinstance(job.sites, str) else None, "codec": job.codec,
+        "modules_to_save": beside.modules(job.modules_to_save), "token_rows": beside.rows(job.token_rows),
+        "tokenizer": job.tokenizer, "quantize": job.quantize, "over": [*job.over],
+    }  # fmt: skip
+
+
 def check(job: Job) -> None:
     """Raises: CommonweightError for a name, an option or a number that cannot be."""
     for _, look in checks(job):

@@ -13,12 +13,14 @@ import safetensors
 
 from ..commons import Commons
 from ..commons.again import told
-from ..core import CommonweightError, dump
+from ..core import CommonweightError, build, dump
 from ..formats import atomic, native
 from ..host import Host, Tenant
 from ..host.files import encode
-from ..methods import resolve
+from ..methods import either
 from .checkpoint import Store
+from .job import Job, choices
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -120,31 +122,41 @@ def _shared(tenant: Tenant) -> set[str]:
     return {key for key, names in native.layout(tenant.plan).items() if names[0] in tenant.common.pools}
 
 
-def resumes(
-    report: Path, checkpoint: Path, model: str, data: Mapping[str, str],
-    made: tuple[str, Mapping[str, Any]] | None = None,
-) -> bool:  # fmt: skip
-    """Whether files that are there are this run's: it did not end, or they are what it left. data: by tenant. made: of
-    one tenant, its method and options."""
+def resumes(report: Path, checkpoint: Path, model: str, job: Job) -> bool:
+    """Whether files that are there are this run's: it did not end, or they are what it left."""
     if Store(checkpoint).newest() is not None:
         return True
     try:
         told = json.loads(report.read_bytes())
         each = told.get("tenants", {told.get("tenant"): told})
-        same = told["model"] == model and {n: t["data"] for n, t in each.items()} == dict(data)
-        return same and (made is None or _alike(told["settings"], *made))
+        if told["model"] != model or {*each} != {*job.tenants}:
+            return False
+        asked = {n: json.loads(json.dumps(choices(job, n))) for n in each}
+        same = all(t.get(k) == v for n, t in each.items() for k, v in asked[n].items())
+        return same and all(_alike(t["settings"], job, len(each) > 1) for t in each.values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
 
 
-def _alike(settings: Mapping[str, Any], method: str, options: Mapping[str, Any]) -> bool:
-    """Whether a report is of this method with these options; what a method that begins from rows found is its own."""
-    found, config = resolve(method, options)
+def _alike(settings: Mapping[str, Any], job: Job, several: bool) -> bool:
+    """Whether settings are of a job's method, options and recipe; what a method that begins from rows found is its
+    own, and what is left open is as it was found."""
+    recipe = build(Recipe, job.recipe)
+    numbers = {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__ if k != "checkpoint_every"}
+    open_ = {k for k in ("epochs", "max_length") if numbers[k] is None}
+    if any(settings[k] != v for k, v in numbers.items() if k not in open_):
+        return False
+    found = either(job.method or "mos")
+    config = build(found.config, job.options)
     given = json.loads(json.dumps(dump(config)))
     given.pop("is")
-    told = settings["options"]
-    own = {k: told.get(k) for k in given} if found.asks(config) else told
-    return settings["method"] == found.name and own == given
+    for name in job.tenants:
+        at = f"{name}: " if several else ""
+        told = settings[f"{at}options"]
+        own = {k: told.get(k) for k in given} if found.asks(config) else told
+        if settings[f"{at}method"] != found.name or own != given:
+            return False
+    return True
 
 
 def alone(commons: Commons, common: str | None, names: Collection[str]) -> None:

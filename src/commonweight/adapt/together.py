@@ -52,9 +52,8 @@ def run_together(
         target: Target = InStore(commons, beside(commons.folder))
     else:
         folder = Path(out)  # type: ignore[arg-type]
-        data = {n: s.data for n, s in job.tenants.items()}
-        again = resume and resumes(folder / "report.json", beside(folder), str(model), data)
-        out_folder(folder, [*map(safe, data)], overwrite or again)
+        again = resume and resumes(folder / "report.json", beside(folder), str(model), job)
+        out_folder(folder, [*map(safe, job.tenants)], overwrite or again)
         paths = {n: folder / f"{safe(n)}.safetensors" for n in job.tenants}
         target = InFiles(paths, beside(folder), folder / "report.json")
     return train(model, job, target, bring=_below(job, store), resume=resume, say=say, progress=progress)
