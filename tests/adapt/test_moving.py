@@ -68,10 +68,34 @@ def test_the_other_base_learns_the_tenants_answers(llama, judges, tmp_path, monk
     assert sum(a.split()[:1] == b.split()[:1] for a, b in zip(taught, learnt)) >= 15
 
 
-def test_what_cannot_be_moved(llama, judges):
+def test_what_cannot_be_moved(llama, judges, monkeypatch):
     host = open_host(llama, "lm", dtype="float32")
-    with pytest.raises(cw.CommonweightError, match="no seeds"):
-        transfer(host, "t", host, "u", [], judges=judges, judge="judge")
+    host.add("t", "lora", rank=2)
+    judges.add("other", "lora", labels=["a", "b"])
+    good = {
+        "source": host, "tenant": "t", "target": host, "name": "u", "seeds": SEEDS, "judges": judges, "judge": "judge"
+    }  # fmt: skip
+
+    def refused(match, **wrong):
+        with pytest.raises(cw.CommonweightError, match=match):
+            transfer(**{**good, **wrong})
+
+    with monkeypatch.context() as m:
+        m.setattr(moving, "texts", lambda *_: pytest.fail("a text was written"))
+        for seeds in ([], "one text", ["", "a"], [1]):
+            refused("seeds: wanted a list of texts, none of them empty; got", seeds=seeds)
+        refused("unknown tenant 'nope'", tenant="nope")
+        refused("unknown tenant 'nope'", judge="nope")
+        refused("'t' is taken", name="t")
+        refused("wanted a tenant that `discriminator` made", judge="other")
+        refused("target is a host of a Classifier, which writes no texts", target=judges)
+        refused(r"frame='say' has no {} where a text stands", writing={"frame": "say"})
+        refused("rowz", writing={"rowz": 3})
+        refused("unknown method 'nope'", method="nope")
+        refused("LoRA: rank is 0", options={"rank": 0})
+        refused("Recipe: epochs is -1", epochs=-1)
     small = {"rows": 2, "most": 1, "length": 2, "batch": 2, "threshold": 1.0}
-    with pytest.raises(cw.CommonweightError, match="took none at threshold=1"):
-        transfer(host, "t", host, "u", SEEDS, judges=judges, judge="judge", writing=small)
+    refused("took none at threshold=1", writing=small)
+    judges.remove("other")
+    with pytest.raises(cw.CommonweightError, match="written: wanted a list of texts"):
+        discriminator(judges, "new", ["a"], [])

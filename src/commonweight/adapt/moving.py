@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, config, option
+from ..core import CommonweightError, build, config, option
 from ..host import Host
+from ..methods import either
 from .base import tokenizer_of
+from .recipe import Recipe
 from .rows import Row
 from .train import Result, adapt
 
@@ -90,19 +92,49 @@ def discriminator(
     host: Host, name: str, real: Sequence[str], written: Sequence[str], method: str | Any = "lora", **more: Any
 ) -> Result:
     """A tenant of a host for classify that tells real texts from written ones. more: as for `adapt`."""
-    rows = [{"text": t, "label": label} for label, some in ((REAL, real), (WRITTEN, written)) for t in some]
+    both = (REAL, _listed("real", real)), (WRITTEN, _listed("written", written))
+    rows = [{"text": t, "label": label} for label, some in both for t in some]
     return adapt(host, name, rows, method=method, labels=(REAL, WRITTEN), **more)
+
+
+def judging(host: Host, name: str) -> None:
+    """Raises: CommonweightError for a tenant that tells something else than real and written texts."""
+    if tuple(host[name].labels or ()) != (REAL, WRITTEN):
+        raise CommonweightError(f"{name} has the labels {host[name].labels}; wanted a tenant that `discriminator` made")
 
 
 def reality(host: Host, name: str, given: Sequence[str]) -> Tensor:
     """(n,): how probably each text is real, says a discriminator."""
-    if tuple(host[name].labels or ()) != (REAL, WRITTEN):
-        raise CommonweightError(f"{name} has the labels {host[name].labels}; wanted a tenant that `discriminator` made")
+    judging(host, name)
     batch = tokenizer_of(host.model)(list(given), return_tensors="pt", padding=True, truncation=True)
     batch.pop("token_type_ids", None)
     with torch.no_grad(), host.route(name):
         device = next(host.model.parameters()).device
         return host.model(**batch.to(device)).logits.float().softmax(-1)[:, 0].cpu()
+
+
+def _listed(what: str, some: Sequence[str]) -> Sequence[str]:
+    """Raises: CommonweightError where these are no texts: none, one text in place of a list, an empty one."""
+    if isinstance(some, str) or not some or not all(isinstance(t, str) and t.strip() for t in some):
+        raise CommonweightError(f"{what}: wanted a list of texts, none of them empty; got {str(some)[:60]!r}")
+    return some
+
+
+def _check(source: Host, tenant: str, target: Host, name: str, judges: Host, judge: str, how: Writing) -> None:
+    """All that can be wrong before a text is written. Raises: CommonweightError."""
+    for what, host in (("source", source), ("target", target)):
+        if not callable(getattr(host.model, "generate", None)):
+            raise CommonweightError(
+                f"transfer: {what} is a host of a {type(host.model).__name__}, which writes no texts; wanted one of a "
+                "causal language model, as open_host(model, 'lm') gives it"
+            )
+    source[tenant]
+    target.roster.free(name)
+    judging(judges, judge)
+    if "{}" not in how.frame:
+        raise CommonweightError(
+            f"Writing: frame={how.frame!r} has no {{}} where a text stands, so that all prompts are one"
+        )
 
 
 def transfer(
@@ -125,11 +157,15 @@ def transfer(
     judges, judge: a host for classify of the source's base, and its tenant that `discriminator` made. writing: fields
     of `Writing`. more: as for `adapt`.
     Cost: most * rows texts at the worst, `rows` answers, and the training.
-    Raises: CommonweightError without seeds, and where the discriminator takes no text.
+    Raises: CommonweightError, before a text is written, for whatever of these cannot be; and where the discriminator
+    takes no text.
     """
-    if not seeds:
-        raise CommonweightError("transfer: no seeds; give some real prompts, about five")
-    how, taken, written = Writing(**(writing or {})), [], 0
+    how, taken, written = build(Writing, writing or {}), [], 0
+    _check(source, tenant, target, name, judges, judge, how)
+    _listed("seeds", seeds)
+    if isinstance(method, str):
+        build(either(method).config, options or {})
+    build(Recipe, {k: v for k, v in more.items() if k in Recipe.__dataclass_fields__})
     for some in texts(target, seeds, how):
         written += len(some)
         if some:
