@@ -13,9 +13,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..harness import store
-from ..tables import rows as kept
-from . import arrivals, base, burst, cold, resident, vllm, zipf
+from commonweight.cli.serving import patient
+
+patient()  # before torch is loaded: its threads wait as those of `commonweight serve` do, whichever side they serve
+
+from ..harness import store  # noqa: E402
+from ..tables import rows as kept  # noqa: E402
+from . import arrivals, base, burst, cold, resident, vllm, zipf  # noqa: E402
 
 CASES = {
     "base": (base, 3.0),

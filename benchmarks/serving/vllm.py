@@ -46,7 +46,8 @@ class Worker:
             "OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
-        env.pop("PYTHONPATH", None)
+        for name in ("PYTHONPATH", "GOMP_SPINCOUNT"):  # how ours waits is no affair of theirs
+            env.pop(name, None)
         if preload := os.environ.get("VLLM_PRELOAD"):
             env["LD_PRELOAD"] = preload
         command = [python, str(Path(__file__).with_name("vllm_worker.py")), str(model), json.dumps(adapters)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ..serve import Encoder, Engine
 
 LOADING, BATCH = "Loading", "Batch"
+TURNS = "2000"  # of a thread of torch's (libgomp) between two operations, before it sleeps; its own: 300,000
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the language model; it is never written.")]
 Store = Annotated[
@@ -52,12 +54,20 @@ Cache = Annotated[
 ]
 
 
+def patient() -> None:
+    """Has torch's threads wait awake for a little while, unless the environment says how long. It is read once, when
+    torch is loaded."""
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = TURNS
+
+
 def looked_at(model: str, store: Path | None, dtype: str, device: str, memory: str | None = None) -> int | None:
     """Before torch is loaded: what is wrong with these. The bytes of the memory."""
     from ..commons import Commons
     from ..core import parse_bytes
     from . import early
 
+    patient()
     early.model(model)
     early.dtype(dtype)
     early.device(device)
