@@ -88,6 +88,27 @@ def test_alone_means_this_thread_and_no_other():
         assert pool.submit(work).result() == (2, 1)
 
 
+def test_alone_of_two_threads_at_once_leaves_the_rest_as_they_were(monkeypatch):
+    set_to, first, seen = torch.set_num_threads, threading.Event(), []
+
+    def slowly(n: int) -> None:
+        time.sleep(0.1 if threading.current_thread().name == "two" else 0.02)
+        set_to(n)
+        first.set()
+
+    monkeypatch.setattr(torch, "set_num_threads", slowly)
+    one = threading.Thread(target=teams.alone, name="one")
+    two = threading.Thread(target=lambda: (first.wait(), teams.alone()), name="two")
+    late = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    one.start()
+    two.start()
+    one.join()
+    two.join()
+    late.start()
+    late.join()
+    assert seen == [2]
+
+
 def _asked(kind: str, reader: Any) -> None:
     if kind == "engine":
         assert all(a.error is None for a in reader.generate([served.ask("a"), served.ask(None)]))

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 _HARD = 2  # omp_pause_resource's kinds: 1 soft, 2 hard
+_ONE = threading.Lock()  # a thread that began meanwhile would take the other's one for what was before
 
 
 def rest() -> None:
@@ -27,12 +28,13 @@ def rest() -> None:
 
 def alone() -> None:
     """From now on this thread's operations run on itself, for what is done beside an engine. Others keep theirs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    if before != 1:  # what one thread sets is also the default of threads to come: another one sets it back
-        other = threading.Thread(target=torch.set_num_threads, args=(before,))
-        other.start()
-        other.join()
+    with _ONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        if before != 1:  # what one thread sets is also the default of threads to come: another one sets it back
+            other = threading.Thread(target=torch.set_num_threads, args=(before,))
+            other.start()
+            other.join()
 
 
 @cache
