@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 import commonweight as cw
 from commonweight import adapt
+from commonweight.adapt.base import take_tokenizer
 from commonweight.builder.load import tokenizer
 from commonweight.cli import app
 from commonweight.cli.bases import open_base
@@ -118,3 +119,10 @@ def test_a_tokenizer_with_tokens_of_its_own(tmp_path):
     host = adapt.open_host(base, "lm")
     host.load("t", out)
     assert host.base.vocabulary == len(words) and "<tool>" in told.output
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_a_tokenizer_that_is_none_says_what_was_wanted(tmp_path, name):
+    host = adapt.open_host(tiny.base(tmp_path / "base", "llama"), "lm")
+    with pytest.raises(cw.CommonweightError, match=f"no tokenizer can be read at {name!r}: .*--tokenizer .* a folder"):
+        take_tokenizer(host.model, name)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import commonweight as cw
+from commonweight.adapt import open_host
 from tests.cli.test_cli import call
 from tests.laws.subjects import stir
 from tests.models import make
@@ -64,6 +65,22 @@ def test_export_and_back(at, capsys, format, name):
     code, _, err = call(capsys, *args)
     assert code == 2 and "already exists" in err
     assert call(capsys, *args, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("pool", [None, "pooler", "cls"])
+def test_a_tenant_with_classes_is_exported_whatever_its_head_reads(tmp_path, capsys, pool):
+    model: Any = make("bert")[0]
+    model.save_pretrained(tmp_path / "base")
+    host = open_host(tmp_path / "base", pool=pool, dtype="float32")
+    stir(host.add("t", "lora", rank=2, labels=["a", "b"], sites="*.query"))
+    host.save("t", tmp_path / "own.safetensors")
+    args = "export", tmp_path / "own.safetensors", "--format", "peft", "--base", tmp_path / "base"
+    code, out, err = call(capsys, *args, "--out", tmp_path / "o")
+    assert code == 0 and out.startswith(f"{tmp_path / 'o'}: peft, "), err
+    plain = cw.Host(make("bert")[0])
+    plain.load_adapter(tmp_path / "o", "back")
+    for key, w in plain.merged("back").items():
+        torch.testing.assert_close(w, host.merged("t")[f"encoder.{key}"], rtol=1e-5, atol=1e-6)
 
 
 def test_what_needs_an_error_is_written_when_one_is_allowed(at, capsys):

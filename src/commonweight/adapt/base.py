@@ -182,7 +182,10 @@ def take_tokenizer(model: nn.Module, where: str) -> Any:
     try:
         tokenizer = tokenizer_at(where)
     except (OSError, ValueError, KeyError, ImportError) as e:
-        raise CommonweightError(f"{where}: its tokenizer cannot be read: {first_line(e)}") from e
+        raise CommonweightError(
+            f"no tokenizer can be read at {str(where)!r}: {first_line(e)}; give --tokenizer (tokenizer=) a folder that "
+            "a tokenizer was saved into (save_pretrained), or a name on the hub"
+        ) from e
     model.__dict__["_cw_tokenizer"] = prepare(tokenizer)
     return tokenizer
 

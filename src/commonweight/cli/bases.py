@@ -14,9 +14,10 @@ from ..core import CommonweightError, first_line
 TASKS = "lm, classify or embed"
 
 
-def open_base(model: str, task: str | None, labels: bool = False) -> Any:
+def open_base(model: str, task: str | None, pool: str | None = None) -> Any:
     """A host. task: without one, classify where a head is asked for, lm for a config of a causal model, else embed; of
-    a model that reads images or sounds alone, or beside texts, the class that its config names.
+    a model that reads images or sounds alone, or beside texts, the class that its config names. pool: what the features
+    of a head are, "" for the default; None: no head is asked for.
 
     A folder that diffusers wrote (``_class_name`` in its config.json) is opened by diffusers.
     """
@@ -36,10 +37,10 @@ def open_base(model: str, task: str | None, labels: bool = False) -> Any:
         if not config.get("is_encoder_decoder"):
             ends.append("ForConditionalGeneration")
         causal = not named or any(str(n).endswith(tuple(ends)) for n in named)
-        if not labels and not causal and (kind := _sensing(named)) is not None:
+        if pool is None and not causal and (kind := _sensing(named)) is not None:
             return _transformers(model, kind)
-        task = "classify" if labels else "lm" if causal else "embed"
-    return open_host(model, task, pool="transformers" if labels else None)
+        task = "classify" if pool is not None else "lm" if causal else "embed"
+    return open_host(model, task, pool=pool or None)
 
 
 def _sensing(named: Any) -> Any:

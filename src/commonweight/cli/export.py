@@ -52,7 +52,7 @@ def command(
     early.task(task)
     atomic.free(out, "--out", overwrite=overwrite)
 
-    host: Any = bases.open_base(base, task, labels=_headed(tenant))
+    host: Any = bases.open_base(base, task, pool=_pool(tenant))
     name = host.load_adapter(tenant, "tenant").name
     asked = {k: v for k, v in (("rank", rank), ("tolerance", tolerance)) if v is not None}
     host.export(name, out, format, overwrite=overwrite, **asked)
@@ -60,10 +60,16 @@ def command(
     typer.echo(f"{out}: {format}, {sum(p.stat().st_size for p in files):,} bytes")
 
 
-def _headed(tenant: Path) -> bool:
-    """Whether a tenant's own file has a classification head, for which the base is opened in another way."""
+def _pool(tenant: Path) -> str | None:
+    """Of a tenant's own file with a classification head: what its base pools, "" for its default; None without one."""
+    import safetensors
+
     from ..formats import native
     from ..formats.recognise import recognise
 
     kind, at = recognise(tenant)
-    return kind == "commonweight" and bool(native.read_header(at).get("labels"))
+    if kind != "commonweight" or not native.read_header(at).get("labels"):
+        return None
+    with safetensors.safe_open(at, "pt") as f:
+        places = {key.rpartition(".")[0] for key in f.keys()}
+    return next((pool for pool in ("pooler", "cls") if f"{pool}_head" in places), "")
