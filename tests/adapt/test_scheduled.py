@@ -172,6 +172,19 @@ def test_rates():
     assert [rates[n] for n in NAMES] == pytest.approx([0.0, 0.2, 0.1, 0.1])
 
 
+def test_a_rate_of_zero_from_the_beginning_holds_for_the_first_step():
+    """Also where nothing warms up, and the first step's rate was set before the schedule began."""
+    tenant = cw.Host(make("llama")[0], sites="*.q_proj").add("t", "lora", rank=2)
+    tenant.method = dataclasses.replace(tenant.method, schedule=lambda *_: Told({0: Edit(rates={NAMES[0]: 0.0})}))
+    optimizer = torch.optim.AdamW(alone(tenant.param_groups(0.1)))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 3)
+    Scheduled(tenant, optimizer, rates, 3).begin()
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.1, 0.1, 0.1]
+    optimizer.step()
+    rates.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.0] + [0.2 / 3] * 3)
+
+
 def test_forgotten_moments():
     tenant, optimizer, _, _ = run({3: Edit(moments={NAMES[0]: torch.zeros(()), NAMES[2]: 0.5 * torch.ones(2, 32)})})
     pools = dict(tenant.named_parameters())

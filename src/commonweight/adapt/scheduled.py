@@ -51,6 +51,7 @@ class Scheduled:
         if not self.begun:
             self.state, edit = self.schedule.begin(self.tenant.plan, self._values(), self.steps)
             self._do(edit)
+            self._now(edit.rates)
             self.begun = True
 
     def masked(self) -> None:
@@ -153,6 +154,12 @@ class Scheduled:
             else:
                 self.rates.base_lrs[i] = self.first.setdefault(n, self.rates.base_lrs[i]) * factors[n]
             self.factors[n] = factors[n]
+
+    def _now(self, factors: Mapping[str, float]) -> None:
+        """For the first step, whose rates were set before the schedule began."""
+        mine = {id(self.pools[n]): f for n, f in factors.items()} if self.rates is not None else {}
+        for group in self.optimizer.param_groups if mine else ():
+            group["lr"] *= mine.get(id(group["params"][0]), 1.0)
 
     def end(self) -> None:
         """All pools can be trained again."""
