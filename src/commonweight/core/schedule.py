@@ -84,3 +84,8 @@ class Counting(Protocol):
     """
 
     def count(self, said: Mapping[str, tuple[Tensor, Tensor]], pools: Pools) -> Pools: ...
+
+
+def last_of(share: float, steps: int) -> int:
+    """The last step of a first stage that has this share of the steps: it has one at least, and leaves one."""
+    return min(max(1, round(share * steps)), max(1, steps - 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import Thinned
 from ...core import ZEROS, CommonweightError, Constant, Plan, Pool, Read, Site, Use, config, kaiming, option
-from ...core.schedule import Edit, Moment, Pools, State
+from ...core.schedule import Edit, Moment, Pools, State, last_of
 from ..mixtures.losses import mean
 from ..registry import method
 from ..said import RouterLoss, Said
@@ -78,7 +78,7 @@ class Early:
         return state, Edit(rates={f"{s}.z": 0.0 for s in self.sites})
 
     def last(self, steps: int) -> int:
-        return min(max(1, round(self.config.estimate * steps)), max(1, steps - 1))
+        return last_of(self.config.estimate, steps)
 
     def settled(self, step: int, steps: int) -> bool:
         return self.config.form == "stored" or step > self.last(steps)
@@ -174,7 +174,8 @@ def plan(sites: Sequence[Site], config: LightPEFT) -> Plan:
     what they were. Differs: a tenant MASKS heads and neurons of the base, which other tenants read, where the code cuts
     them out, so that nothing gets faster unless the tenant is merged and its zero columns are cut. OURS: `estimate` as
     a share of one run, where the code trains 5 epochs at most and then 10; a head is 64 numbers where `heads` is not
-    said; one rate; a gauge of value zero, whose gradient tells a schedule how long an update is. `adapt` and
+    said; one rate; a gauge of value zero, whose gradient tells a schedule how long an update is;
+    gradients are those after clipping, so that steps which are clipped count less. `adapt` and
     `Scheduled` cut; other loops train all of it.
     Raises: CommonweightError where `heads` does not divide an attention's width.
     """

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...address import WHOLE
 from ...bind.low_rank import each
 from ...core import ZEROS, Base, Constant, Plan, Pool, Read, Site, Use, config, option, serial
-from ...core.schedule import Edit, Moment, Pools, State
+from ...core.schedule import Edit, Moment, Pools, State, last_of
 from ..registry import method
 from .fish import FISH
 from .fish import plan as sparse
@@ -86,7 +86,7 @@ class Found:
         return {}, Edit()
 
     def last(self, steps: int) -> int:
-        return min(max(1, round(self.share * steps)), max(1, steps - 1))
+        return last_of(self.share, steps)
 
     def settled(self, step: int, steps: int) -> bool:
         return step > self.last(steps)

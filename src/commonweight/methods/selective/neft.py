@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...address import Lines
 from ...bind import Shift
 from ...core import ZEROS, Plan, Pool, Read, Site, Use, config, option
-from ...core.schedule import Edit, Moment, Pools, State
+from ...core.schedule import Edit, Moment, Pools, State, last_of
 from ..low_rank.lori import Places
 from ..registry import method
 
@@ -44,7 +44,7 @@ class Finding:
         return {}, Edit()
 
     def last(self, steps: int) -> int:
-        return min(max(1, round(self.config.find * steps)), max(1, steps - 1))
+        return last_of(self.config.find, steps)
 
     def settled(self, step: int, steps: int) -> bool:
         return self.config.form == "stored" or step > self.last(steps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import ChannelMix, ScaleOutput, Shift
 from ...core import ZEROS, Constant, Plan, Pool, Read, Site, Use, config, option
-from ...core.schedule import Edit, Moment, Pools, State
+from ...core.schedule import Edit, Moment, Pools, State, last_of
 from ..low_rank.lori import Places
 from ..registry import method
 
@@ -53,7 +53,7 @@ class Stages:
         return {f"score/{n}": torch.zeros_like(pools[n]) for n in self.gates}, edit
 
     def last(self, steps: int) -> int:
-        return min(max(1, round(self.config.first * steps)), max(1, steps - 1))
+        return last_of(self.config.first, steps)
 
     def settled(self, step: int, steps: int) -> bool:
         return self.config.form == "stored" or step > self.last(steps)
