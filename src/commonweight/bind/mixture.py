@@ -18,6 +18,12 @@ from .low_rank import each
 SCORES = {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid}
 
 
+GATED = (  # why a tenant cannot be merged, and what could
+    "its gates go by each token, and so would the weight; with gates that no token changes there would be one: "
+    "`poly`, whose are a tenant's own, or `lorahub` over finished tenants"
+)
+
+
 def tell(base: Base, logits: Tensor) -> None:
     """What a router says, for a loss, where somebody listens."""
     if (told := getattr(base, "tell", None)) is not None:
@@ -94,6 +100,7 @@ class Mixture:
     lends: bool = False
     quiet: bool = False
     precise: ClassVar[bool] = True  # gates are worked out in float32
+    unmerged: ClassVar[str] = GATED
 
     def gates(self, logits: Tensor, shift: Tensor | None = None) -> Tensor:
         """(..., E) of logits (..., E)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Base, CommonweightError, serial
-from .mixture import tell
+from .mixture import GATED, tell
 
 
 def top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -57,6 +57,7 @@ class OneExpert:
     tokenwise: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     precise: ClassVar[bool] = True  # gates are worked out in float32
+    unmerged: ClassVar[str] = GATED.replace("token", "row")
 
     def output(
         self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor, noise: Tensor | None = None

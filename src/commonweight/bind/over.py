@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..core import Base, serial
 from .low_rank import LowRank
+from .mixture import GATED
 
 
 @serial
@@ -31,6 +32,7 @@ class Over:
     source: str = ""
     lends: bool = False
     precise: ClassVar[bool] = True  # gates are worked out in float32
+    unmerged: ClassVar[str] = GATED
 
     def output(self, x: Tensor, y: Tensor, base: Any, **slots: Tensor) -> Tensor:
         added = [self._added(i, x, y, base, slots) for i in range(len(self.parts))]

@@ -14,8 +14,10 @@ def changed(at: Physical, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
     """(w', b') in float32, by the weight and bias forms, in order."""
     for entry in entries:  # first of all: a block has no weight to start from
         if getattr(entry.bind, "weight", None) is None:
+            why = getattr(entry.bind, "unmerged", "")
             raise CommonweightError(
                 f"{at.name}: {type(entry.bind).__name__} does not change a weight; it cannot be merged"
+                + (f": {why}" if why else "")
             )
     w, b = at.weight.float(), at.bias
     b = None if b is None else b.float()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...address import WHOLE
 from ...bind.low_rank import each
-from ...bind.mixture import tell
+from ...bind.mixture import GATED, tell
 from ...core import ONES, Base, Normal, Plan, Pool, Read, Site, Use, config, option, serial
 from ..registry import method
 from .losses import largest, weighed
@@ -31,6 +31,7 @@ class VectorsOut:
 
     anywhere: ClassVar[str] = "output"
     precise: ClassVar[bool] = True
+    unmerged: ClassVar[str] = GATED
 
     def output(self, x: Tensor, y: Tensor, base: Base, l: Tensor, router: Tensor) -> Tensor:
         return scaled(y, base, l, router)
@@ -47,6 +48,7 @@ class VectorsIn:
     """x' = x * sum_e p_e l_e, p = softmax(router x). Shapes: l (E, d_in), router (E, d_in). Cost: 2 T E d_in."""
 
     precise: ClassVar[bool] = True
+    unmerged: ClassVar[str] = GATED
 
     def input(self, x: Tensor, base: Base, l: Tensor, router: Tensor) -> Tensor:
         return scaled(x, base, l, router)

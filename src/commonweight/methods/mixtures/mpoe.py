@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...address import WHOLE
-from ...bind.mixture import tell
+from ...bind.mixture import GATED, tell
 from ...core import ZEROS, Base, Normal, Plan, Pool, Read, Site, Use, config, kaiming, option, serial
 from ..choices import more_than
 from ..registry import method
@@ -46,6 +46,7 @@ class Trains:
     k: int = 2
     scale: float = 1.0
     precise: ClassVar[bool] = True  # gates are worked out in float32
+    unmerged: ClassVar[str] = GATED
 
     def output(self, x: Tensor, y: Tensor, base: Base, router: Tensor, **cores: Tensor) -> Tensor:
         logits = F.linear(x.float(), router)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...address import WHOLE
-from ...bind.mixture import tell
+from ...bind.mixture import GATED, tell
 from ...core import ZEROS, Base, Plan, Pool, Read, Site, Uniform, Use, config, kaiming, option, serial
 from ..registry import method
 from ..said import RouterLoss, Said
@@ -55,6 +55,7 @@ class Tree:
     active: tuple[int, ...]
     act: str = "tanh"
     precise: ClassVar[bool] = True  # gates are worked out in float32
+    unmerged: ClassVar[str] = GATED
 
     def output(self, x: Tensor, y: Tensor, base: Base, **p: Tensor) -> Tensor:
         seen, act, last = x.float(), ACTS[self.act], len(self.experts) - 1

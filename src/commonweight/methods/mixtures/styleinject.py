@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...address import WHOLE
-from ...bind.mixture import tell
+from ...bind.mixture import GATED, tell
 from ...bind.one_expert import row_mean
 from ...core import ZEROS, Base, Plan, Pool, Read, Site, Use, config, kaiming, option, serial
 from ..registry import method
@@ -40,6 +40,7 @@ class Styled:
     tokenwise: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     precise: ClassVar[bool] = True  # shares are worked out in float32
+    unmerged: ClassVar[str] = GATED.replace("token", "row")
 
     def output(self, x: Tensor, y: Tensor, base: Base, A: Tensor, B: Tensor, router: Tensor, bias: Tensor) -> Tensor:
         rows = x.reshape(len(x), -1, x.shape[-1])
