@@ -210,6 +210,11 @@ class HookedModel:
                 raise CommonweightError(
                     f"{method.name} reads sites of kind {kinds}; the pattern {given!r} matches none of them"
                 )
+            if method.at == "scores":
+                raise CommonweightError(
+                    f"{method.name} reads the head that scores the vocabulary and the norm before it, which this model "
+                    "has not; give a causal language model (`adapt --task lm`)"
+                )
             have = ", ".join(dict.fromkeys(s.kind for s in self.every if s.kind != "head"))
             raise CommonweightError(
                 f"{method.name} reads sites of kind {kinds}; this model has none of them by default; its sites are of "

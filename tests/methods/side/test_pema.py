@@ -162,3 +162,8 @@ def test_length_goes_with_an_invocation():
 def test_wanted_sites():
     with pytest.raises(cw.CommonweightError, match="wanted the head that scores the vocabulary"):
         cw.plan("pema", [cw.Site("n", 8, 1, "norm"), cw.Site("h", 20, 16)])
+
+
+def test_a_model_that_scores_no_vocabulary_is_told_what_is_read():
+    with pytest.raises(cw.CommonweightError, match="pema reads the head that scores the vocabulary.* --task lm"):
+        cw.Host(make("bert")[0]).add("t", "pema")
