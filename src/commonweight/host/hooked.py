@@ -212,8 +212,8 @@ class HookedModel:
                 )
             if method.at == "scores":
                 raise CommonweightError(
-                    f"{method.name} reads the head that scores the vocabulary and the norm before it, which this model "
-                    "has not; give a causal language model (`adapt --task lm`)"
+                    f"{method.name} reads sites of kind {kinds}: the head that scores the vocabulary and the norm "
+                    "before it, which this model has not; give a causal language model (`adapt --task lm`)"
                 )
             have = ", ".join(dict.fromkeys(s.kind for s in self.every if s.kind != "head"))
             raise CommonweightError(

@@ -165,5 +165,7 @@ def test_wanted_sites():
 
 
 def test_a_model_that_scores_no_vocabulary_is_told_what_is_read():
-    with pytest.raises(cw.CommonweightError, match="pema reads the head that scores the vocabulary.* --task lm"):
+    with pytest.raises(
+        cw.CommonweightError, match=r"pema reads sites .* the head that scores the vocabulary .* --task lm"
+    ):
         cw.Host(make("bert")[0]).add("t", "pema")
