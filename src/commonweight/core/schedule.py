@@ -89,3 +89,8 @@ class Counting(Protocol):
 def last_of(share: float, steps: int) -> int:
     """The last step of a first stage that has this share of the steps: it has one at least, and leaves one."""
     return min(max(1, round(share * steps)), max(1, steps - 1))
+
+
+def later_half(step: int, last: int) -> bool:
+    """Whether a step is of the later half of a stage that ends with the step `last`, in which scores are gathered."""
+    return last - 1 < 2 * step <= 2 * last

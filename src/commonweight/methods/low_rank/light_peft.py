@@ -12,7 +12,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import Thinned
 from ...core import ZEROS, CommonweightError, Constant, Plan, Pool, Read, Site, Use, config, kaiming, option
-from ...core.schedule import Edit, Moment, Pools, State, last_of
+from ...core.schedule import Edit, Moment, Pools, State, last_of, later_half
 from ..mixtures.losses import mean
 from ..registry import method
 from ..said import RouterLoss, Said
@@ -85,7 +85,7 @@ class Early:
 
     def after(self, at: Moment, state: State) -> tuple[State, Edit]:
         last = self.last(at.steps)
-        if self.config.form == "stored" or at.step > last or 2 * at.step <= last - 1:
+        if self.config.form == "stored" or not later_half(at.step, last):
             return state, Edit()
         state = {**state, **{k: v + self._seen(k, at) for k, v in state.items()}}
         return (state, Edit()) if at.step < last else ({}, self._cut(at.pools, state))

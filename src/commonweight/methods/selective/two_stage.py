@@ -12,7 +12,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import ChannelMix, ScaleOutput, Shift
 from ...core import ZEROS, Constant, Plan, Pool, Read, Site, Use, config, option
-from ...core.schedule import Edit, Moment, Pools, State, last_of
+from ...core.schedule import Edit, Moment, Pools, State, last_of, later_half
 from ..low_rank.lori import Places
 from ..registry import method
 
@@ -60,7 +60,7 @@ class Stages:
 
     def after(self, at: Moment, state: State) -> tuple[State, Edit]:
         last = self.last(at.steps)
-        if self.config.form == "stored" or at.step > last or 2 * at.step <= last - 1:
+        if self.config.form == "stored" or not later_half(at.step, last):
             return state, Edit()
         seen = {n: state[f"score/{n}"] + at.grads[n].abs() for n in self.gates if n in at.grads}
         state = {**state, **{f"score/{n}": s for n, s in seen.items()}}
