@@ -49,6 +49,21 @@ def test_defaults_without_budgets_and_a_tuned_rate(capsys, args, tmp_path):
     assert code == 0 and "tuning 1/1: probe one, lr " in err and "the best of 2 trials" in out, err
 
 
+def test_rates_that_are_tried_on_one_task_serve_all(capsys, args, tmp_path):
+    for part in ("train", "dev", "test"):
+        (tmp_path / f"two.{part}.tsv").write_bytes((tmp_path / f"one.{part}.tsv").read_bytes())
+    args.insert(3, tmp_path / "two.train.tsv")
+    args += ["--methods", "probe", "--seeds", "1", "--report", tmp_path / "out"]
+    code, out, err = call(capsys, *args, "--trials", "2", "--tune-on", "two")
+    assert code == 0 and "tuning 1/1: probe two, lr " in err and "per config on two, used on every task" in out, err
+    (point,) = json.loads((tmp_path / "out" / "results.json").read_text())["points"]
+    assert point["lr"]["one"] == point["lr"]["two"] and [len(t) for t in point["trials"].values()] == [0, 2]
+    code, _, err = call(capsys, *args, "--overwrite", "--trials", "2", "--tune-on", "three")
+    assert code == 2 and "unknown task to tune on 'three'" in err
+    code, _, err = call(capsys, *args, "--overwrite", "--tune-on", "two")
+    assert code == 2 and "--tune-on two: nothing is tuned; give --trials as well" in err
+
+
 def test_ctrl_c_says_how_to_go_on(capsys, args, tmp_path, monkeypatch):
     done = []
 

@@ -4,7 +4,7 @@ import pytest
 
 import commonweight as cw
 from commonweight.compare import fit, parse_budget
-from commonweight.compare.size import nbytes
+from commonweight.compare.size import nbytes, stored
 from commonweight.methods import get, plan
 
 SHAPES = (("query", 64, 64), ("value", 64, 64), ("attn_out", 64, 64), ("up", 256, 64), ("down", 64, 256))
@@ -83,6 +83,27 @@ def test_the_next_size_would_not_fit(method):
 def test_a_method_that_shrinks_as_its_option_grows():
     small, large = (fit("randlora", sites("randlora"), b) for b in (24_000, 400_000))
     assert small.options["rank"] > large.options["rank"] and small.nbytes < large.nbytes
+
+
+@pytest.mark.parametrize("method", ["fish", "sct", "neft", "two-stage", "sparse-adapter"])
+def test_a_share_is_searched_in_steps_of_a_fifth(method):
+    budget, name = 40_000, get(method).sizes[0]
+    found = fit(method, sites(method), budget)
+    assert found.within and 0 < found.options[name] < 1
+    assert fit(method, sites(method), 1 << 60).options[name] == 1
+    after = {name: min(1.0, float(f"{found.options[name] * 2**0.25:.3g}"))}
+    assert nbytes(stored(get(method), sites(method), after)) > budget
+
+
+def test_the_places_of_chosen_numbers_count():
+    assert fit("fish", sites("fish"), 1 << 60, {"ratio": 0.01}).nbytes == 8 * sum(
+        round(0.01 * s.out * s.inp) for s in sites("fish")
+    )
+
+
+def test_what_only_training_tells_is_counted_whole():
+    found = fit("diff-pruning", sites("diff-pruning"), 1 << 20)
+    assert not found.within and found.nbytes > 8 * sum(s.out * s.inp for s in sites("diff-pruning"))
 
 
 def test_the_other_options_move_only_when_they_must():

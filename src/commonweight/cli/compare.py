@@ -82,6 +82,11 @@ def command(
         typer.Option(help="Learning rates tried per config and task, by successive halving on the dev rows; 0: the "
                      "method's own.", rich_help_panel=TRAINING),
     ] = 0,
+    tune_on: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="Try the rates on this task alone, and use the best on all.",
+                     rich_help_panel=TRAINING),
+    ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the data (3; more for few rows).", rich_help_panel=TRAINING)
     ] = None,
@@ -137,7 +142,7 @@ def command(
         model, find(data, eval_file or (), dev or ()), parse_methods(methods),
         tuple(b.strip() for b in budgets.split(",") if b.strip()) if budgets is not None else (),
         seeds, trials, task, parse_options(option or ()), {k: v for k, v in numbers.items() if v is not None},
-        dtype, sites, text_column, label_column, against, codec,
+        dtype, sites, text_column, label_column, against, codec, tune_on,
     )  # fmt: skip
     if budgets is not None and not wanted.budgets:
         raise typer.BadParameter("no budget in it; wanted sizes such as 4KB,64KB", param_hint="--budgets")

@@ -11,6 +11,7 @@ from ..methods import Method, get, plan, resolve
 from .size import nbytes, stored
 
 LARGEST = 1 << 24  # of a whole-number option
+FINE = 4  # values of a share between one and its half
 GAP = 64  # so many values in a row may be impossible, such as widths that do not divide a site's
 
 Options = Mapping[str, Any]
@@ -43,7 +44,7 @@ def fit(
     """The largest config of a method inside a budget, in bytes.
 
     Varies the options that the method declares as its size, except those given in `options`. The first is varied over
-    its whole range; the others are lowered from their defaults, step by step, only if nothing fits.
+    its whole range (a share in steps of a fifth, down to a millionth of the largest); the others are lowered from their defaults, step by step, only if nothing fits.
     sites: those that the method reads. codec: by which the pools are stored; see `Host.save`.
     If none fits, returns the smallest config, with within=False. Cost: some ten plans; no tensor is made.
     Raises: CommonweightError for an unknown method or option, or when no config is possible on these sites.
@@ -115,6 +116,9 @@ class _Search:
         hint = get_type_hints(self.method.config)[field.name]
         if get_origin(hint) is Literal:
             return get_args(hint)[::-1] if name[0] == "-" else get_args(hint)
+        if hint is float:
+            top = field.metadata.get("le") or 1.0
+            return sorted({float(f"{top * 2 ** (-i / FINE):.3g}") for i in range(20 * FINE)})
         low = int(field.metadata.get("ge") or 1)
         if name[0] == "-":  # the fewest bytes at the smallest width: what counts is how often the value goes into it
             widest = min(min(s.out, s.inp) for s in self.sites)

@@ -155,12 +155,15 @@ def _tuned(
     if not c.trials:
         yield from (((i, task), tune(job, 0)) for i, task, job in jobs)
         return
-    tell(Progress("tune", 0, len(jobs)))
+    tried = [one for one in jobs if c.tune_on in (None, one[1])]
+    tell(Progress("tune", 0, len(tried)))
     work = partial(_tune, trials=c.trials, cache=cache.folder)
-    for n, (at, found) in enumerate(workers(work, [job for *_, job in jobs]), 1):
-        i, task, job = jobs[at]
-        tell(Progress("tune", n, len(jobs), f"{_label(replace(job, trial=True))}, lr {found['lr']:.2g}"))
+    for n, (at, found) in enumerate(workers(work, [job for *_, job in tried]), 1):
+        i, task, job = tried[at]
+        tell(Progress("tune", n, len(tried), f"{_label(replace(job, trial=True))}, lr {found['lr']:.2g}"))
         yield (i, task), found
+        if c.tune_on is not None:
+            yield from (((i, d.name), {"lr": found["lr"], "trials": []}) for d in c.data if d.name != task)
 
 
 def _execute(job: Job, cache: Path) -> dict[str, Any]:

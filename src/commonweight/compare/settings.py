@@ -22,6 +22,7 @@ class Comparison:
 
     budgets: as text, "4KB"; none: every method at its defaults. options: per method, options that are not searched.
     trials: runs that each (method, budget, task) may spend on its learning rate; 0: the method's own rate.
+    tune_on: the one task on which they are spent, its rate used on all; None: each task has its own.
     codec: by which the pools are stored and then measured. against: the method that others are paired with; None:
     lora where it is among them, else the first. recipe: fields of `adapt.Recipe`.
     Raises: CommonweightError for anything that can be known to be wrong without the model.
@@ -42,6 +43,7 @@ class Comparison:
     label_column: str | None = None
     against: str | None = None
     codec: str | None = None
+    tune_on: str | None = None
 
     def __post_init__(self) -> None:
         get_task(self.task)
@@ -56,6 +58,10 @@ class Comparison:
         for number, least, flag in ((self.seeds, 1, "--seeds"), (self.trials, 0, "--trials")):
             if number < least:
                 raise CommonweightError(f"{flag} {number}: wanted at least {least}")
+        if self.tune_on is not None and not self.trials:
+            raise CommonweightError(f"--tune-on {self.tune_on}: nothing is tuned; give --trials as well")
+        if self.tune_on is not None and self.tune_on not in (names := [d.name for d in self.data]):
+            raise unknown("task to tune on", self.tune_on, names)
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
         build(Recipe, self.recipe)

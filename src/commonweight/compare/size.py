@@ -15,11 +15,13 @@ from ..methods import Method, plan, resolve
 
 
 def stored(method: Method, sites: Sequence[Site], options: dict[str, object]) -> Plan:
-    """The plan of what a trained tenant is stored as."""
+    """The plan of what a trained tenant is stored as; the plan as it trains where only training tells what is left."""
     _, config = resolve(method.name, options)
-    if method.compact is not None:
-        config, _ = method.compact(config, {})
-    return plan(config, sites)
+    whole = plan(config, sites)
+    if method.compact is None:
+        return whole
+    compact = plan(method.compact(config, {})[0], sites)
+    return compact if compact.pools or not whole.pools else whole
 
 
 def nbytes(p: Plan, codec: str | None = None, own: bool = False) -> int:

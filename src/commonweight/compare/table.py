@@ -118,8 +118,9 @@ def headline(o: Outcome) -> str:
 def caption(o: Outcome) -> str:
     """What a reader has to know about how it was measured."""
     c = o.comparison
+    where = "and task" if c.tune_on is None else f"on {c.tune_on}, used on every task"
     rates = (
-        f"learning rates: the best of {c.trials} trials per config and task (the method's own, then between 1/{SPAN:g} "
+        f"learning rates: the best of {c.trials} trials per config {where} (the method's own, then between 1/{SPAN:g} "
         f"and {SPAN:g} times it; successive halving on the dev rows, seed {TUNING_SEED}), the same for every method"
         if c.trials
         else "learning rates: each method's default, not tuned"

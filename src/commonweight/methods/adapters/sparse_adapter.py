@@ -84,8 +84,8 @@ def plan(sites: Sequence[Site], config: SparseAdapter) -> Plan:
                 pools[n], reads[slot] = Pool(shape, _START), Read(WHOLE, (n,))
                 continue
             k = kept[n] if n in kept else max(1, round(config.keep * r * d))
-            pools[n], given = Pool((k,), _START), config.start == "given"
-            pools[f"{n}_places"] = Pool((k,), Places(r * d), train=False, save=given, dtype="int32")
+            pools[n], chosen = Pool((k,), _START), config.start != "random"
+            pools[f"{n}_places"] = Pool((k,), Places(r * d), train=False, save=chosen, dtype="int32")
             reads[slot] = Read(Scatter(shape), (n, f"{n}_places"))
         for slot, width in (("down_bias", r), ("up_bias", d)):
             pools[f"{s.name}.{slot}"] = Pool((width,), ZEROS)

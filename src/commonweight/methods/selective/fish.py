@@ -61,6 +61,6 @@ def plan(sites: Sequence[Site], config: FISH) -> Plan:
             continue
         v, at = f"{s.name}.v", f"{s.name}.places"
         pools[v] = Pool((k,), ZEROS)
-        pools[at] = Pool((k,), Places(s.out * s.inp), train=False, save=config.start == "given", dtype="int32")
+        pools[at] = Pool((k,), Places(s.out * s.inp), train=False, save=config.start != "random", dtype="int32")
         uses.append(Use(s.name, Shift(), {"dw": Read(Scatter((s.out, s.inp)), (v, at))}))
     return Plan(pools, tuple(uses))

@@ -117,7 +117,7 @@ def plan(sites: Sequence[Site], config: NeFT) -> Plan:
             continue
         pools[name] = Pool((k, width), ZEROS)
         if config.form == "stored":
-            pools[at] = Pool((k,), Places(lines), train=False, save=bool(kept), dtype="int32")
+            pools[at] = Pool((k,), Places(lines), train=False, dtype="int32")
         read = Read(Lines((s.out, s.inp), columns), (name, at) if config.form == "stored" else (name,))
         uses.append(Use(s.name, Shift(), {"dw": read}))
     return Plan(pools, tuple(uses))

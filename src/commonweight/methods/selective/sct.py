@@ -62,7 +62,7 @@ def plan(sites: Sequence[Site], config: SCT) -> Plan:
         k, n = config.channels(s), s.name
         reads = {"M": Read(WHOLE, (f"{n}.M",)), "at": Read(WHOLE, (f"{n}.at",))}
         pools[f"{n}.M"] = Pool((k, k), ZEROS)
-        pools[f"{n}.at"] = Pool((k,), Places(s.out), train=False, save=config.start == "given", dtype="int32")
+        pools[f"{n}.at"] = Pool((k,), Places(s.out), train=False, save=config.start != "random", dtype="int32")
         if s.bias:
             pools[f"{n}.m"] = Pool((k,), ZEROS)
             reads["m"] = Read(WHOLE, (f"{n}.m",))
