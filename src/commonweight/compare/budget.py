@@ -44,7 +44,8 @@ def fit(
     """The largest config of a method inside a budget, in bytes.
 
     Varies the options that the method declares as its size, except those given in `options`. The first is varied over
-    its whole range (a share in steps of a fifth, down to a millionth of the largest); the others are lowered from their defaults, step by step, only if nothing fits.
+    its whole range (a share in steps of a fifth, down to a millionth of the largest); the others are lowered from their
+    defaults, step by step, only if nothing fits.
     sites: those that the method reads. codec: by which the pools are stored; see `Host.save`.
     If none fits, returns the smallest config, with within=False. Cost: some ten plans; no tensor is made.
     Raises: CommonweightError for an unknown method or option, or when no config is possible on these sites.
