@@ -11,8 +11,12 @@ import torch
 from torch import nn
 
 import commonweight as cw
+from commonweight.host import Tenant
+from tests.host.past import blocks, hosted, routed
 from tests.laws.subjects import stir
 from tests.models import answer, make
+
+X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
 
 
 def two(kind: str = "llama"):
@@ -229,6 +233,30 @@ def test_torch_compile_without_a_graph_break(route):
         got.square().mean().backward()
     assert all(p.grad is not None for p in host[route[0]].parameters())
     torch.testing.assert_close(answer(compiled, batch), base)
+
+
+@pytest.mark.parametrize("route", ["a", ["a", "b"]], ids=str)
+def test_a_compiled_model_traces_no_table_being_made(route, monkeypatch):
+    """Tables are numbered by all that a process has made: traced, each costs a guard, and a tenant minutes."""
+    torch._dynamo.reset()
+    model = blocks()
+    host = hosted(model)
+    compiled, made, own = torch.compile(model, backend="eager"), [], Tenant._entered
+
+    def entered(self):
+        made.append(torch.compiler.is_compiling())
+        return own(self)
+
+    compiled(X)
+    monkeypatch.setattr(Tenant, "_entered", entered)
+    for name in "ab":
+        host[name].rest()
+    want = routed(host, route, X)
+    for name in "ab":
+        host[name].rest()
+    with host.route(route):
+        torch.testing.assert_close(compiled(X), want)
+    assert len(made) >= 2 and not any(made)
 
 
 def test_packed_batches_route_by_token():

@@ -63,6 +63,9 @@ class Route:
         self.prompt: Tensor | None = None  # what `generate` was given, (rows, T), where a reader goes by it
         self.order: Order | None = None  # of a forward that is run to see where its rows go
         self.groups = list(groups)
+        for t in (single, *(t for t, _ in self.groups)):
+            if t is not None:
+                t.table  # noqa: B018  made here: one that a compiled model's first pass makes costs a guard an entry
         self.length = sum(len(p) for _, p in self.groups)
         self._layouts: dict[Any, Layout] = {}
         self.kept: dict[Any, Any] = {}  # what others work out of it, once

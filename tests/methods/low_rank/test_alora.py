@@ -44,6 +44,22 @@ def test_ranks_go_to_sites_that_lost_none():
     assert given.nonzero().tolist() == [[1, 2], [2, 2], [2, 3]]
 
 
+@pytest.mark.parametrize("rank, room", [(1, 2), (2, 4), (3, 6), (3, 3)])
+def test_no_round_loses_a_rank(rank, room):
+    """Every site has its least rank among the least of all: each would lose one, and no site could be given any."""
+    way = Moving(ALoRA(rank=rank, most=room, move=1.0), tuple("abcdef"), 5)
+    gates = torch.zeros(6, room)
+    gates[:, :rank] = 1
+    g = torch.Generator().manual_seed(rank)
+    for n in range(8):
+        scores = torch.where(gates.bool(), torch.rand(6, room, generator=g), torch.inf)
+        before, (gates, given) = gates, way.moved(scores, gates)
+        assert gates.sum() == before.sum() == 6 * rank and set(gates.view(-1).tolist()) <= {0.0, 1.0}
+        assert n or given.any() == (rank < room)
+        lost, won = (before * (1 - gates)).any(1), given.any(1)
+        assert not (lost & won).any()
+
+
 def test_a_round_changes_what_it_says():
     way = Moving(ALoRA(rank=1, most=2, rounds=1, begin=0.5, move=0.5), ("a", "b"), 5)
     pools = {f"{n}.{k}": torch.ones(s) for n in "ab" for k, s in (("A", (2, 4)), ("B", (5, 2)))}

@@ -84,21 +84,23 @@ class Moving:
         return out
 
     def moved(self, scores: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-        """(gates from now on, those of them that are new). Of equal scores the earlier ranks go."""
-        many = min(int(gates.sum()), max(1, round(self.config.move * len(self.sites))))
-        gates = gates.clone()
-        gates.view(-1)[scores.view(-1).argsort(stable=True)[:many]] = 0
-        there = scores.isfinite()
-        whole = [i for i in range(len(gates)) if torch.equal(gates[i].bool(), there[i]) and gates[i].any()]
-        means = {i: scores[i][there[i]].mean().item() for i in whole}
-        order = sorted(whole, key=lambda i: -means[i])
-        room = {i: int((gates[i] == 0).sum()) for i in whole}
-        each, more = divmod(many, len(order)) if order else (0, 0)
+        """(gates from now on, those of them that are new). Of equal scores the earlier ranks go; as many as find room
+        at sites that lose none."""
+        order = scores.view(-1).argsort(stable=True)
+        most = min(int(gates.sum()), max(1, round(self.config.move * len(self.sites))))
+        for many in range(most, -1, -1):
+            left = gates.clone()
+            left.view(-1)[order[:many]] = 0
+            whole = [i for i in range(len(gates)) if torch.equal(left[i], gates[i]) and gates[i].any()]
+            free = {i: (gates[i] == 0).nonzero()[:, 0].tolist() for i in whole}
+            if sum(map(len, free.values())) >= many:
+                break
+        whole.sort(key=lambda i: -scores[i][gates[i].bool()].mean().item())
         given = torch.zeros_like(gates)
-        for k, i in enumerate(order):
-            free = (gates[i] == 0).nonzero()[:, 0][: min(room[i], each + (k < more))]
-            given[i, free] = 1
-        return gates + given, given
+        places = [(i, free[i][k]) for k in range(gates.shape[1]) for i in whole if k < len(free[i])]
+        for i, j in places[:many]:
+            given[i, j] = 1
+        return left + given, given
 
 
 @method(
@@ -120,8 +122,9 @@ def plan(sites: Sequence[Site], config: ALoRA) -> Plan:
     zero and stay it. Linear in: A and B, each alone. Cost: two forward passes a rank in each round, 2 r for a site;
     rounds=2 is a quarter of the paper's. Source: arXiv 2403.16187, sections 3.2 to 3.4; no code was found.
     Differs: the loss is that of the step's own rows, where the paper keeps 32 dev rows for it; rounds are shares of the
-    run; a site has room for most ranks, and what finds no room is not given out. New columns of B are zero, which
-    the paper does not say. `adapt` and `Scheduled` move ranks; other loops train all m of a site.
+    run; a site has room for most ranks, and a round moves as many as find room, where the paper lets them go: of small
+    ranks, every site loses some in a round, and soon there are none. New columns of B are zero, which the paper does
+    not say. `adapt` and `Scheduled` move ranks; other loops train all m of a site.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
     found = roomy(sites, config, config.room, alpha / config.rank)
