@@ -16,6 +16,7 @@ class Small:
     ranks: tuple[tuple[str, int], ...] = option((), "pairs")
     alphas: tuple[tuple[str, float], ...] = option((), "pairs")
     rate: float | None = option(None, "a number")
+    names: tuple[str, ...] = option((), "names")
 
 
 def test_tuples_from_a_command_line():
@@ -32,6 +33,8 @@ def test_a_tuple_is_written_as_json(text):
         cw.CommonweightError, match=r"Small: layers=.*: wanted tuple\[int, \.\.\.\], written as JSON: \[4\] or"
     ):
         parse(Small, [text])
+    with pytest.raises(cw.CommonweightError, match=r'names=q: .* written as JSON: \["\*.q"\]'):
+        parse(Small, ["names=q"])
 
 
 @pytest.mark.parametrize(

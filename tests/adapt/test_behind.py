@@ -38,6 +38,12 @@ def test_a_training_is_told_at_the_start(host, options, room):
     host.remove("t")
 
 
+def test_where_no_position_is_left_less_is_to_be_put_ahead(host):
+    told = r"number 7 has 20 tokens, .* no position left; put at least 56 tokens less ahead"
+    with pytest.raises(cw.CommonweightError, match=told):
+        adapt(host, "t", long(20), method="prefix-tuning", options={"tokens": 100}, epochs=1, progress=seen)
+
+
 @pytest.mark.parametrize("late", [{"rows": long(64)}, {"rows": tiny.rows(6), "dev": long(64)}, None])
 def test_a_stream_is_told_before_its_first_task(host, tmp_path, late):
     tasks = {"first": Data(rows=tiny.rows(6)), "second": Data(**(late or {"rows": tiny.rows(6)}))}

@@ -57,11 +57,18 @@ def known(host: Host, tokenizer: Any, examples: Mapping[str, Iterable[Mapping[st
 def behind(host: Host, tenant: Tenant, rows: Mapping[str, Sequence[Example]]) -> None:
     """Before any work. rows: by what they are called. Raises: CommonweightError for a row that no table of positions
     holds behind what a tenant puts ahead of it."""
-    room = host.base.longest(tenant)
-    for what, examples in rows.items() if room is not None else ():
+    room, name = host.base.longest(tenant), tenant.method.name
+    if room is None:
+        return
+    for what, examples in rows.items():
         n, at = max(((length(e), i) for i, e in enumerate(examples, 1)), default=(0, 0))
-        if n > room:  # type: ignore[operator]
+        if n > room > 0:
             raise CommonweightError(
-                f"{what}: number {at} has {counted(n, 'token')}, and behind what {tenant.method.name} puts ahead of a "
-                f"row the model has positions for {room}; lower max_length to at most {room}, or put less ahead"
+                f"{what}: number {at} has {counted(n, 'token')}, and behind what {name} puts ahead of a row the model "
+                f"has positions for {room}; lower max_length to at most {room}, or put less ahead"
+            )
+        if n > room:
+            raise CommonweightError(
+                f"{what}: number {at} has {counted(n, 'token')}, and behind what {name} puts ahead of a row the model "
+                f"has no position left; put at least {counted(n - room, 'token')} less ahead"
             )

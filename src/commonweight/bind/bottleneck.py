@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,11 @@ from torch.nn import functional as F
 
 from ..core import Base, serial
 
-ACTS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 @serial
@@ -21,7 +26,7 @@ class Bottleneck:
     """y' = y + up act(down y + down_bias) + up_bias. No form of a weight: the activation stands between.
 
     Shapes: down (r, d_out), down_bias (r,), up (d_out, r), up_bias (d_out,). Linear in: up and up_bias, each alone.
-    Cost: 2 T r d_out products. GELU is the exact one (erf).
+    Cost: 2 T r d_out products. gelu is the exact one (erf), gelu_new that by tanh.
     """
 
     act: str = "gelu"

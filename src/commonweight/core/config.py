@@ -191,6 +191,7 @@ def _from_text(owner: str, name: str, text: str, hint: Any) -> Any:
                 return text
         except ValueError:
             continue
-    example = '[["*.q", 4]]' if any(map(get_args, get_args(hint))) else "[4] or [0, 4]"
+    inside = get_args(hint)
+    example = '[["*.q", 4]]' if any(map(get_args, inside)) else '["*.q"]' if str in inside else "[4] or [0, 4]"
     form = f", written as JSON: {example}" if get_origin(hint) is tuple else ""
     raise CommonweightError(f"{owner}: {name}={text}: wanted {_show(hint)}{form}")

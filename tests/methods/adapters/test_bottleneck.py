@@ -11,6 +11,7 @@ from tests.laws.subjects import stir
 from tests.models import answer, make
 
 SMALL = {"size": 5}
+VARIANTS = [{"act": "gelu_new"}]
 
 
 class Adapted(nn.Module):
@@ -27,7 +28,7 @@ class Adapted(nn.Module):
         return y + (self.act(y @ down.T + down_bias) @ up.T + up_bias)
 
 
-ACTS = {"gelu": nn.GELU(), "relu": nn.ReLU()}
+ACTS = {"gelu": nn.GELU(), "gelu_new": nn.GELU("tanh"), "relu": nn.ReLU()}
 LAYERS = {"houlsby": ("attention.output.dense", "output.dense"), "pfeiffer": ("output.dense",)}
 
 
@@ -73,6 +74,16 @@ def test_count_is_the_papers():
     half = cw.plan("bottleneck", bert_base(), reduction=16, placement="pfeiffer")
     assert half.count() == 12 * (2 * 48 * 768 + 768 + 48)
     assert all("attention" not in use.site for use in half.uses)
+
+
+def test_vl_adapter_begins_at_random_and_has_the_norms_beside_it():
+    host = cw.Host(make("bert")[0])
+    options = {"reduction": 8, "act": "gelu_new", "start": "normal"}
+    tenant = host.add("t", "bottleneck", modules_to_save=["*.LayerNorm"], **options)
+    matrices = torch.cat([p.detach().flatten() for n, p in tenant.pools.items() if n.endswith((".down", ".up"))])
+    assert matrices.std().item() == pytest.approx(0.02, rel=0.1)
+    norms = [n for n, _ in tenant.named_parameters() if "LayerNorm" in n]
+    assert len(norms) == 2 * (1 + 2 * 2) and tenant.count() == 4 * (2 * 4 * 32 + 4 + 32) + 5 * 2 * 32
 
 
 def test_a_bottleneck_is_at_least_one_wide():

@@ -6,6 +6,7 @@ import torch
 import commonweight as cw
 from commonweight.core.schedule import Moment
 from commonweight.methods.low_rank.alora import ALoRA, Moving
+from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 1, "most": 2, "rounds": 1, "move": 0.1}
@@ -86,3 +87,11 @@ def test_no_site_is_left():
         cw.Host(make("llama")[0]).add("t", "alora", ranks=[["*", 0]])
     with pytest.raises(cw.CommonweightError, match="most=1 is less than rank=2"):
         ALoRA(rank=2, most=1)
+
+
+def test_formula():
+    host, site = cw.Host(make("llama")[0]), "model.layers.1.mlp.up_proj"
+    tenant = stir(host.add("t", "alora", rank=2, most=3, alpha=6))
+    A, B = (tenant.pools[f"{site}.{k}"].detach() for k in "AB")
+    want = host.weight(site) + 3 * sum(torch.outer(B[:, i], A[i]) for i in range(len(A)))
+    torch.testing.assert_close(host.merged("t")[f"{site}.weight"], want, rtol=1e-4, atol=1e-5)

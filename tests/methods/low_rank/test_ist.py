@@ -4,8 +4,11 @@ import math
 
 import torch
 
+import commonweight as cw
 from commonweight.core.schedule import Moment
 from commonweight.methods.low_rank.ist import IST, Layers, by_layer
+from tests.laws.subjects import stir
+from tests.models import make
 
 SMALL = {"rank": 2, "every": 2}
 
@@ -48,3 +51,11 @@ def test_importance_follows_the_reward():
             p = 1 / (1 + math.exp(-start[i].item()))
             want[i] += 10 * (r - sum(rewards) / 3) * p * (1 - p)
     torch.testing.assert_close(state["importance"], want)
+
+
+def test_formula():
+    host, site = cw.Host(make("llama")[0]), "model.layers.1.mlp.up_proj"
+    tenant = stir(host.add("t", "ist", rank=2, alpha=6))
+    A, B = (tenant.pools[f"{site}.{k}"].detach() for k in "AB")
+    want = host.weight(site) + 3 * sum(torch.outer(B[:, i], A[i]) for i in range(len(A)))
+    torch.testing.assert_close(host.merged("t")[f"{site}.weight"], want, rtol=1e-4, atol=1e-5)

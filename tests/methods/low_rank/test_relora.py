@@ -7,6 +7,7 @@ import commonweight as cw
 from commonweight.adapt.scheduled import Scheduled, alone
 from commonweight.core.schedule import Moment
 from commonweight.methods.low_rank.relora import ReLoRA, Restart
+from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 2, "cycles": 2}
@@ -25,6 +26,24 @@ def test_restart():
     rates = {s: e.rates.get("q.A") for s, e in edits.items()}
     assert [rates[s] for s in (1, 2, 3)] == [None] * 3
     assert [rates[s] for s in (4, 5, 6, 7)] == pytest.approx([1 / 3, 2 / 3, 1, None])
+
+
+def test_formula_and_that_two_zeros_do_not_train():
+    """As released A is zero as well as B until the first merge, and neither is given a gradient."""
+    model, batch = make("llama")
+    host, site = cw.Host(model, sites="*.q_proj"), "model.layers.0.self_attn.q_proj"
+    tenant = stir(host.add("t", "relora", rank=2, alpha=6))
+    dw, A, B = (tenant.pools[f"{site}.{k}"].detach().clone() for k in ("dw", "A", "B"))
+    want = host.weight(site) + dw + 3 * B @ A
+    torch.testing.assert_close(host.merged("t")[f"{site}.weight"], want, rtol=1e-4, atol=1e-5)
+    for fresh, some in ((host.add("u", "relora", rank=2), True), (host.add("v", "relora", rank=2), False)):
+        with torch.no_grad():
+            for n, p in fresh.named_parameters():
+                if n.endswith(".A") and not some:
+                    p.zero_()
+        with host.route(fresh.name):
+            model(**batch).logits.square().mean().backward()
+        assert some == any(bool(p.grad.any()) for n, p in fresh.named_parameters() if n.endswith((".A", ".B")))
 
 
 def test_the_answer_does_not_jump_and_the_rank_grows():

@@ -5,6 +5,7 @@ import torch
 
 import commonweight as cw
 from commonweight.methods.low_rank.sora import proximal
+from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {"rank": 3}
@@ -30,6 +31,14 @@ def test_thresholds():
     torch.testing.assert_close(proximal(g, 3e-4, False), torch.tensor([2e-4, -2e-4, 4e-4, -6e-4, 0.0, 0.0]))
     torch.testing.assert_close(proximal(g, 3e-4, True), official(g, 3e-4))
     assert proximal(g, 3e-4, True)[0] == 0, "the published code closes a gate below twice the threshold"
+
+
+def test_formula():
+    host, site = cw.Host(make("llama")[0]), "model.layers.1.mlp.up_proj"
+    tenant = stir(host.add("t", "sora", rank=3, alpha=6))
+    A, B, g = (tenant.pools[f"{site}.{k}"].detach() for k in "ABd")
+    want = host.weight(site) + sum(2 * g[i] * torch.outer(B[:, i], A[i]) for i in range(3))
+    torch.testing.assert_close(host.merged("t")[f"{site}.weight"], want, rtol=1e-4, atol=1e-5)
 
 
 def test_the_penalty_is_the_mean_gate():

@@ -47,6 +47,21 @@ def test_the_sites_whose_c_grows_get_blocks():
     assert sum(ranks) == 9
 
 
+def test_two_zeros_do_not_train():
+    """B and C both zero, as in the code that was found, get no gradient, and A none; with C drawn B does."""
+    model, batch = make("llama")
+    host = cw.Host(model, sites="*.q_proj")
+    for some in (True, False):
+        tenant = host.add(f"{some}", "triadaptlora", target=2)
+        with torch.no_grad():
+            for n, p in tenant.named_parameters():
+                if n.endswith(".C") and not some:
+                    p.zero_()
+        with host.route(tenant.name):
+            model(**batch).logits.square().mean().backward()
+        assert some == any(bool(p.grad.any()) for p in tenant.parameters())
+
+
 def test_formula_and_what_is_stored():
     host = cw.Host(make("llama")[0], sites="*.q_proj")
     tenant = host.add("t", "triadaptlora", target=2, alpha=6)

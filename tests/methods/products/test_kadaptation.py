@@ -25,7 +25,7 @@ def test_formula_and_what_is_shared():
 
 
 def test_all_factors_learn():
-    """With both right factors at zero, as released, no factor ever gets a gradient."""
+    """With both right factors at zero, as released, no factor ever gets a gradient: the second half shows it."""
     model, batch = make("llama")
     host = cw.Host(model)
     tenant = host.add("t", "kadaptation", terms=4)
@@ -33,6 +33,14 @@ def test_all_factors_learn():
         model(**batch).logits.square().sum().backward()
     moved = [n for n, p in tenant.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert moved and all(n.endswith(".u") for n in moved), "u first, the others follow it"
+    with torch.no_grad():
+        for n, p in tenant.named_parameters():
+            p.grad = None
+            if n.endswith((".u", ".v")):
+                p.zero_()
+    with host.route("t"):
+        model(**batch).logits.square().sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in tenant.parameters())
 
 
 def test_widths_that_do_not_divide():

@@ -43,6 +43,27 @@ def test_stages(width):
     torch.testing.assert_close(bind.weight(w, t).double(), w.double() @ R.T, rtol=1e-4, atol=1e-4)
 
 
+def test_neighbours_at_every_stage_are_no_rotation():
+    """Version 2 of the released code: cosines and sines stand at the stage's stride, a coordinate's partner is its
+    neighbour. The first stage alone turns."""
+    width, eye = 16, torch.eye(16).double()
+
+    def stage(stride):
+        c, s = torch.ones(width).double(), torch.zeros(width).double()
+        for k in range(0, width, 2 * stride):
+            a = 0.5 + k / width
+            c[k] = c[k + stride] = math.cos(a)
+            s[k], s[k + stride] = -math.sin(a), math.sin(a)
+        partner = torch.arange(width).reshape(-1, 2).flip(1).flatten()
+        return torch.diag(c) + torch.diag(s)[:, torch.argsort(partner)]
+
+    off = [float((P @ P.T - eye).norm()) for P in map(stage, (1, 2, 4, 8))]
+    assert off[0] < 1e-9 and min(off[1:]) > 0.3
+    t = torch.randn(width - 1)
+    R = Givens().weight(torch.eye(width), t).double()
+    torch.testing.assert_close(R @ R.T, eye, rtol=0, atol=1e-5)
+
+
 def test_quasi():
     host = cw.Host(make("llama")[0], sites="*.q_proj")
     tenant = stir(host.add("t", "goft", quasi=True, penalty=0.5))

@@ -5,6 +5,7 @@ import torch
 
 import commonweight as cw
 from commonweight.adapt.scheduled import Scheduled, alone
+from commonweight.methods.selective.neft import least
 from tests.models import make
 
 SMALL = {"share": 0.1}
@@ -47,6 +48,15 @@ def test_the_neurons_that_turn_are_trained_anew():
     for n, w in host.merged("t").items():
         assert torch.equal(w, merged[n])
     assert small.count() < 0.12 * sum(s.out * s.inp for s in host.sites)
+
+
+def test_the_share_is_taken_whole():
+    """The code takes what is below the N-th smallest, and so one less, and of equal ones none."""
+    cosines = [torch.tensor([0.9, 0.5, 0.7]), torch.tensor([0.5, 0.8])]
+    found = torch.cat(least(cosines, 0.4))
+    assert found.tolist() == [False, True, False, True, False]
+    flat = torch.cat(cosines)
+    assert not (flat < flat.sort().values[1]).any(), "as released: none of the two"
 
 
 def test_kept_goes_with_stored():

@@ -1,5 +1,6 @@
 """SHERL against its formula, written out token by token on the states that the model itself gives out."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -36,6 +37,12 @@ def test_formula():
         with host.route("t"):
             found = model(**batch).last_hidden_state
     torch.testing.assert_close(found, last[0] if isinstance(last, tuple) else last, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_of_one_number_is_refused():
+    """Its norm is zero, and so has no cosine with any."""
+    with pytest.raises(cw.CommonweightError, match="SHERL: size is 1; it must be >= 2"):
+        cw.plan("sherl", [cw.Site("layers.early", 16, 4 * 16 + 1, "trunk")], size=1)
 
 
 def test_count_is_the_official_modules():

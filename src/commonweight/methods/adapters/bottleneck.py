@@ -7,7 +7,7 @@ from typing import Literal
 
 from ...address import WHOLE
 from ...bind import Bottleneck as Bind
-from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ...core import ZEROS, CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ..registry import method
 
 
@@ -15,7 +15,12 @@ from ..registry import method
 class Bottleneck:
     size: int | None = option(None, "width r of the bottleneck; none: d_out / reduction, at least 1", ge=1)
     reduction: int = option(16, "how many times narrower than the layer's output, when size is none", ge=1)
-    act: Literal["gelu", "relu"] = option("gelu", "the activation between the two matrices")
+    act: Literal["gelu", "relu", "gelu_new"] = option(
+        "gelu", "the activation between the two matrices; gelu_new: GELU by a tanh"
+    )
+    start: Literal["zero", "normal"] = option(
+        "zero", "zero: W_up is zero; normal: both matrices are normal with deviation 0.02, as in VL-Adapter"
+    )
     placement: Literal["houlsby", "pfeiffer"] = option(
         "houlsby", "houlsby: every site, by default after attention and feed-forward; pfeiffer: not after attention"
     )
@@ -51,15 +56,17 @@ def plan(sites: Sequence[Site], config: Bottleneck) -> Plan:
     Differs: W_up and b_up start at zero and W_down is uniform in 1 / sqrt(d_out), where the paper draws both near
     zero; the layer norms stay frozen; the base's dropout comes after the adapter; "pfeiffer" keeps the residual
     inside the adapter and adds no layer norm.
+    VL-Adapter (arXiv 2112.06825; github.com/ylsung/VL_adapter @545fcbb) is reduction=8, act="gelu_new", start="normal"
+    (BART's), one tenant for all tasks, with its layer norms beside it: `modules_to_save` names them.
     Raises: CommonweightError when "pfeiffer" leaves no site.
     """
-    pools, uses = {}, []
+    pools, uses, drawn = {}, [], config.start == "normal"
     for s in placed("bottleneck", sites, config.placement):
         d, r = s.out, config.size or max(1, s.out // config.reduction)
         slots = {
-            "down": Pool((r, d), kaiming(d)),
+            "down": Pool((r, d), Normal(0.02) if drawn else kaiming(d)),
             "down_bias": Pool((r,), ZEROS),
-            "up": Pool((d, r), ZEROS),
+            "up": Pool((d, r), Normal(0.02) if drawn else ZEROS),
             "up_bias": Pool((d,), ZEROS),
         }
         pools |= {f"{s.name}.{k}": p for k, p in slots.items()}
