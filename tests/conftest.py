@@ -5,7 +5,6 @@ import pytest
 from tests import device  # noqa: F401  (which device, before anything is made)
 from tests.adapt import tiny
 
-
 gc.disable()  # until all tests are collected: nothing of that is garbage, and looking for it takes a third of the time
 
 
