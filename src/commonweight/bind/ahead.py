@@ -44,7 +44,10 @@ class ProjectedKeysValues:
 @serial
 @dataclass(frozen=True)
 class SoftTokens:
-    """Vectors of tokens in front of a row, as they are. Shapes: E (m, d). Linear in: E."""
+    """Vectors of tokens in front of a row, as they are. leads: in an encoder the first of them stands in the row's
+    first place, where heads read, and the row's own first token elsewhere. Shapes: E (m, d). Linear in: E."""
+
+    leads: bool = False
 
     def front(self, E: Tensor) -> Tensor:
         return E
@@ -58,8 +61,10 @@ class SoftTokens:
 class ProjectedTokens:
     """E' = W3 relu(W2 relu(W1 E + b1) + b2) + b3. Shapes: E (m, e), W1 (h, e), W2 (h, h), W3 (d, h), b1, b2, b3.
 
-    Linear in: W3 and b3, each alone. Cost: m h (e + h + d) products a pass of the prompt.
+    leads: as in `SoftTokens`. Linear in: W3 and b3, each alone. Cost: m h (e + h + d) products a pass of the prompt.
     """
+
+    leads: bool = False
 
     def front(self, E: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tensor, W3: Tensor, b3: Tensor) -> Tensor:
         return F.linear(torch.relu(F.linear(torch.relu(F.linear(E, W1, b1)), W2, b2)), W3, b3)

@@ -123,6 +123,10 @@ class Stacked:
         k, v = self.mapped(lambda *q, **slots: self.bind.ahead(*q, **slots), slots)(*mine)
         return (k.flatten(0, 1), v.flatten(0, 1)) if query else (k, v)
 
+    def front(self, **slots: Tensor) -> Tensor:
+        """(n, m, d): every tenant's vectors for its own rows."""
+        return self.mapped(lambda **slots: self.bind.front(**slots), slots)()
+
     def queries(self, **slots: Tensor) -> Tensor:
         """(n, blocks, T, d): every tenant's queries for its own rows."""
         return self.mapped(lambda **slots: self.bind.queries(**slots), slots)()

@@ -78,6 +78,13 @@ class Pass:
         self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
         self.queries: Mapping[str, Tensor] | None = None  # list of blocks -> what the plain base makes of each row
         self.numbered: set[str] = set()  # tables whose tokens were given what their positions bring
+        self.longer: dict[str, Any] = {}  # prompt site of an encoder -> what stands behind its rows
+
+    def masks_of(self, length: int) -> Mapping[str, Any]:
+        """Which of so many tokens of a row are no padding: with prompts behind them, rows are longer."""
+        found = (v.mask for v in self.longer.values() if v.mask is not None)
+        mask = next((m for m in found if m.shape[1] == length), None)
+        return self.masks if mask is None else {**self.masks, "attention_mask": mask}
 
     def positions(self, ids: Tensor) -> Tensor:
         """Which token of its row each is, (B, T), padding aside: as the caller says, else by the mask and the cache."""
@@ -156,7 +163,10 @@ class Current:
         """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""
         run = self.thread.run
         texts = run.ids is not None and not run.ids.is_floating_point()
-        return None if self.padding is None else self.padding.there(run.masks, texts, site, x)
+        if self.padding is None:
+            return None
+        masks = run.masks_of(x.shape[1]) if run.longer and x.dim() > 1 else run.masks
+        return self.padding.there(masks, texts, site, x)
 
     @property
     def route(self) -> Route | None:

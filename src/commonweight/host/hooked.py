@@ -15,6 +15,7 @@ from .door import Door
 from .doors import Doors
 from .fingerprint import of_base
 from .follow import Places, fit
+from .further import FurtherForward
 from .hooks import ModelHook, Replay, SiteHook
 from .kept import give_back, keep_storage, unpack_at_once
 from .limit import Ends, Limit, bends
@@ -27,6 +28,7 @@ from .sites import (
     Ahead,
     Aside,
     Front,
+    Further,
     Pattern,
     Physical,
     Positions,
@@ -92,7 +94,7 @@ class HookedModel:
     def _hook(self) -> None:
         tower = towers(self.inner)
         self.current.padding = Padding(self.inner)
-        apart = experts.Stacked | Ahead | Aside | Front | Positions | State
+        apart = experts.Stacked | Ahead | Aside | Front | Further | Positions | State
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, apart)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
         if (head := output_head(self.inner, self.modules)) in hooks:
@@ -104,6 +106,10 @@ class HookedModel:
         fronts = [at for at in self.modules.values() if isinstance(at, Front)]
         self.fronts = [front.FrontHook(at, self.current) for at in fronts]  # whose prompts run before a pass
         self.hooks += [h for f in self.fronts for h in f.install()]
+        whole = next((e for e in self.handles if isinstance(e, entrances.Forward)), None)
+        for at in (at for at in self.modules.values() if isinstance(at, Further)):
+            over = whole if at.module is self.inner else None
+            self.hooks += FurtherForward(at, self.current, over).hooks()
         numbered = [PositionsHook(at, self.current) for at in self.modules.values() if isinstance(at, Positions)]
         scanned = [StateHook(at, self.current) for at in self.modules.values() if isinstance(at, State)]
         self.hooks += [h for n in (*numbered, *scanned) for h in n.install()]

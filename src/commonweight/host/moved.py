@@ -19,10 +19,8 @@ from .apart import Unfit
 from .current import Current
 from .names import paired
 from .route import Route
-from .sites import Physical, parameters, plain_class, towers
+from .sites import Physical, parameters, plain_class, positional, towers
 from .tenant import Tenant
-
-_TABLE = re.compile(r"(wpe|pos(ition)?s?_embed\w*|embed_positions?)$")
 
 
 class Moved:
@@ -160,7 +158,7 @@ def _given(name: str, module: nn.Module) -> int | None:
     """Where a module is given positions; None where it is not."""
     kind = plain_class(module)
     if isinstance(module, nn.Embedding) and kind.forward is nn.Embedding.forward:
-        return 0 if _TABLE.search(name.rpartition(".")[2]) else None
+        return 0 if positional(name, module) else None
     if isinstance(module, nn.Embedding) or re.search(r"(?i)rotary|rope", kind.__name__):
         asked = parameters(module)
         return asked.index("position_ids") if "position_ids" in asked else None

@@ -26,7 +26,7 @@ class PositionsHook(SiteHook):
     def install(self) -> list[RemovableHandle]:
         return [
             self.at.module.register_forward_hook(self, with_kwargs=True),
-            self.at.decoder.register_forward_pre_hook(self.begins, with_kwargs=True),
+            self.at.stack.register_forward_pre_hook(self.begins, with_kwargs=True),
         ]
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: Any, *output: Any) -> Any:
@@ -38,7 +38,7 @@ class PositionsHook(SiteHook):
         return self.after(route, run.positions(self.input(args, kwargs))[..., None], y)
 
     def begins(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Raises: CommonweightError where the decoder is given vectors that did not come of the table."""
+        """Raises: CommonweightError where the model is given vectors that did not come of the table."""
         route, thread = self.current.route, self.current.thread
         if route is None or not route.touches(self.at.name) or self.at.name in thread.run.numbered:
             return

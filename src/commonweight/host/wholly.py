@@ -45,7 +45,7 @@ def there(at: Physical, x: Tensor, current: Current) -> Tensor:
             at.name,
         )
     flat = x.flatten(1, -2) if x.dim() > 3 else x
-    known, mask = current.there(at.name, flat), run.masks.get("attention_mask")
+    known, mask = current.there(at.name, flat), run.masks_of(flat.shape[-2]).get("attention_mask")
     texts = current.padding is not None and current.padding.tower(at.name) == "language"
     if x.dim() > 2 and texts and isinstance(mask, Tensor) and (known is None or mask.shape[1] != flat.shape[1]):
         raise Unfit(

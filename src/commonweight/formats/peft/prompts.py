@@ -17,6 +17,7 @@ from . import refusals
 from .common import PREFIX, Native, Subject, check, count, understood
 
 KEY = "prompt_embeddings"
+POOLED = "SEQ_CLS"  # PEFT's word for a model whose head reads one place of an encoder's row
 _SHAPE = "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"
 
 
@@ -99,17 +100,22 @@ def write_prefix(subject: Subject) -> Native:
 def read_prompt(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen
 ) -> Adapter:
-    """(m, d), of PROMPT_TUNING, or what the network of P_TUNING gave."""
+    """(m, d), of PROMPT_TUNING, or what the network of P_TUNING gave.
+
+    PEFT's classifier of an encoder reads the first place of the longer row, where the first vector stands.
+    """
     more = [k for k in config if k.startswith(("prompt_tuning_init", "tokenizer_", "encoder_"))]
     rows, m, _ = _rows(config, tensors, 1, *more)
     mine = [s for s in sites.values() if s.kind == "prompt"]
     if not mine:
         raise CommonweightError(
-            f"adapter_config.json: {config['peft_type']} stands in front of the tokens of a causal decoder, and this "
-            "base is none; train prefix-tuning on the same rows, which reads encoders too"
+            f"adapter_config.json: {config['peft_type']} stands in front of the tokens of a causal decoder, or of an "
+            "encoder with a table of positions, and this base is neither; train prefix-tuning on the same rows"
         )
     check(KEY, rows, (m, mine[0].out))
     method, options = ("p-tuning", {"network": False}) if config["peft_type"] == "P_TUNING" else ("prompt-tuning", {})
+    if mine[0].role != "causal" and config.get("task_type") == POOLED:
+        options["leads"] = True
     return Adapter(method, {"tokens": m, **options}, (mine[0].name,), {f"{mine[0].name}.E": rows})
 
 

@@ -63,6 +63,8 @@ def without_copies(
     if isinstance(named, list | tuple) and named:
         copied = [f".{own(k)}" for k in tensors if k not in out]
         said = [n for n in named if any(f".{n}." in k for k in rest) or not any(f".{n}." in k for k in copied)]
+        if any(n in peft.heads.NAMES and n not in said for n in named):  # PEFT names all of them, and a model has one
+            said = [n for n in said if n not in peft.heads.NAMES or any(f".{n}." in k for k in rest)]
         config["modules_to_save"] = said or None
     if not any(key.endswith(".bias") for key in rest):
         config["bias"] = "none"

@@ -339,6 +339,25 @@ def write(base: HookedModel, tenant: Tenant, prefix: str, kind: str) -> tuple[di
     return config, tensors
 
 
+_OF_TASK = {"SEQ_CLS": heads.NAMES, "TOKEN_CLS": heads.NAMES, "QUESTION_ANS": ("qa_outputs",)}
+
+
+def before_rows(
+    base: HookedModel, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, tensors) as PEFT has them beside prompts and prefixes: keys without its `model.`, and the head of the
+    task, which it names by itself and wants in the file whether a tenant holds it or not."""
+    ends = _OF_TASK.get(config["task_type"], ())
+    mine = [(n, m) for n, m in base.inner.named_modules() if n.endswith(ends)]
+    out = {f"base_model.{n}.{k}": p.detach().cpu() for n, m in mine for k, p in m.named_parameters()}
+    out |= {f"base_model.{k.removeprefix(PREFIX)}" if k.startswith(PREFIX) else k: v for k, v in tensors.items()}
+    named = [n for n in config.get("modules_to_save") or () if not any(f"{n}.".startswith(f"{h}.") for h, _ in mine)]
+    about = getattr(base.inner, "config", None)
+    sizes = {"num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads"}  # DistilBERT's: PEFT asks
+    sizes = {k: v for k, n in sizes.items() if isinstance(v := getattr(about, n, None), int)}
+    return {**sizes, **config, "modules_to_save": named or None}, out
+
+
 def _module(base: HookedModel, name: str) -> str:
     """The module that PEFT would wrap: of a parameter that a module computes with by itself, that module."""
     return (

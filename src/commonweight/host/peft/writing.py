@@ -15,6 +15,7 @@ from ...formats.peft.low_rank import Low
 from ..experts import Stacked
 from ..hooked import HookedModel
 from ..names import adapters, named, paired
+from ..sites import Further
 from ..tenant import Tenant
 from . import beside, mixtures, tied
 from .base import Frozen
@@ -145,13 +146,14 @@ def export_peft(
         "target_modules": targets([peft.short(n, prefix) for n in names], known),
         **config,
     }
-    if (
-        kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING") and report["native"]
-    ):  # of no modules, and of no effect in PEFT without a task
+    in_front = kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING") and report["native"]
+    if in_front:  # of no modules, and of no effect in PEFT without a task
         config = {k: v for k, v in config.items() if k not in ("target_modules", "fan_in_fan_out")}
-        config["task_type"] = task(base)
+        config["task_type"] = peft.prompts.POOLED if _leads(tenant) else task(base)
     config_, more_ = beside.write(base, whole, prefix, config["peft_type"])
     config, tensors = {**config, **config_}, {**tensors, **more_}
+    if in_front:
+        config, tensors = beside.before_rows(base, config, tensors)
     keyed = {
         k if k.startswith("base_model.") or k == peft.prompts.KEY else peft.PREFIX + peft.short(k, prefix): v
         for k, v in tensors.items()
@@ -209,6 +211,8 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
                 return f"{there[0].name}: PEFT lets a prefix stand at positions, and this model counts in another way"
         if missing := next((s.name for s in there if s.name not in used), None):
             return f"{missing}: PEFT's prefix stands in every attention, and the tenant leaves this one out"
+    if why := _first_place(base, tenant):
+        return why
     others = [n for n in used if base.modules[n.split("[")[0]].kind in ("conv", "embedding")]
     if others and tenant.method.name not in ("lora", "tokens"):
         return f"{others[0]}: PEFT's own format of {tenant.method.name} is written for linear layers alone"
@@ -219,6 +223,26 @@ def _hindrance(base: HookedModel, tenant: Tenant, plan: Plan) -> str | None:
     if more := next((n for n, es in tenant.table.items() if n in used and any(e.rows for e in es)), None):
         return f"{more}: it has more rows than the tenant was made for; leave native out to export it as plain LoRA"
     return peft.hindrance(tenant.method.name, next((n for n in used if _turned(base, n)), None))
+
+
+def _leads(tenant: Tenant) -> bool:
+    return any(getattr(u.bind, "leads", False) for u in tenant.plan.uses)
+
+
+def _first_place(base: HookedModel, tenant: Tenant) -> str | None:
+    """Why PEFT's model finds something else than the tenant's in the first place of an encoder's row; None if not."""
+    site = next((n for n, at in base.modules.items() if isinstance(at, Further) and n in tenant.table), None)
+    if site is None:
+        return None
+    leads, kind = _leads(tenant), task(base)
+    if kind == peft.prompts.POOLED and not leads:
+        return (
+            f"{site}: PEFT's classifier reads the first place of the longer row, where the first vector stands, and "
+            "the tenant's reads the row's own first token; make it with leads=True"
+        )
+    if leads and kind in _TASKS.values() and kind != peft.prompts.POOLED:
+        return f"{site}: in PEFT's {kind} the first vector stands nowhere in a row's place; make it without leads"
+    return None
 
 
 def _turned(base: HookedModel, site: str) -> bool:

@@ -9,6 +9,7 @@ from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_ki
 from .conv import depthwise
 from .discover import discover
 from .families import FAMILIES, families, towers
+from .further import Further, positional
 from .physical import Physical, Rows, numbers, parameters, plain_class
 from .positions import Positions
 from .prefix import Ahead, Front
@@ -25,6 +26,7 @@ __all__ = [
     "Aside",
     "Block",
     "Front",
+    "Further",
     "Pattern",
     "Physical",
     "Positions",
@@ -43,6 +45,7 @@ __all__ = [
     "packed_fused",
     "parameters",
     "plain_class",
+    "positional",
     "role",
     "said",
     "scores",

@@ -15,6 +15,7 @@ from . import (
     block,
     conv,
     embedding,
+    further,
     linear,
     norm,
     parameter,
@@ -63,7 +64,7 @@ def discover(
             default += sites if found.default else []
     ahead = prefix.find(whole)
     table = input_table(model, modules)
-    front = prefix.front(table, ahead, whole)
+    front = prefix.front(table, ahead, whole) or further.find(table, ahead, whole)
     front += positions.find(front, table, names.get(table or ""))
     beside = [*aside.find(ahead, modules), *state.find(whole)]
     for found in [*ahead, *beside, *front, *trunk.find(every, modules), *queried.find(every, modules, ahead)]:

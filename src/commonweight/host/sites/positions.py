@@ -6,26 +6,27 @@ from torch import nn
 
 from ...core import Site
 from .found import Found
+from .further import Further
 from .physical import Physical
 from .prefix import Front
 
 
 class Positions(Physical):
-    """Its input, (B, T, 1), is which token of its row each is; its output are the tokens' vectors. decoder: the module
+    """Its input, (B, T, 1), is which token of its row each is; its output are the tokens' vectors. stack: the module
     that reads these."""
 
     forms = "none"
 
-    def __init__(self, name: str, table: nn.Module, decoder: nn.Module):
+    def __init__(self, name: str, table: nn.Module, stack: nn.Module):
         super().__init__(name, table, "positions", False)
-        self.decoder = decoder
+        self.stack = stack
 
 
 def find(front: list[Found], table: str | None, module: nn.Module | None) -> list[Found]:
-    """One for a decoder that takes prompts. table: of its input tokens."""
+    """One for a model that takes prompts. table: of its input tokens."""
     if not front or table is None or module is None:
         return []
     at, site = front[0].at, front[0].site
-    assert isinstance(at, Front)
+    assert isinstance(at, Front | Further)
     name = f"{table}.positions"
     return [Found(Positions(name, module, at.module), Site(name, site.out, 1, "positions", "", False), True)]

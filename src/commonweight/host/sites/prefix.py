@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from ...core import Site
 from . import linear
 from .families import towers
 from .found import Found, Whole
+from .further import shared
 from .physical import Physical, parameters, plain_class
 from .roles import role
 
@@ -63,14 +63,13 @@ def front(table: str | None, found: list[Found], whole: Whole) -> list[Found]:
         return []
     if not all(getattr(a.module, "is_causal", False) is True for a in at):
         return []
-    parts = zip(*(n.split(".") for n in (table, *(a.name for a in at))))
-    home = ".".join(p[0] for p in itertools.takewhile(lambda p: len(set(p)) == 1, parts))
+    home = shared([table, *(a.name for a in at)])
     if not {"inputs_embeds", "use_cache"} <= {*parameters(whole.names[home])}:
         return []
     width = whole.names[table].embedding_dim
     name = f"{table}.prompt"
     made = Front(name, whole.names[home], [a.name for a in at])
-    return [Found(made, Site(name, width, width, "prompt", "", False), True)]  # type: ignore[arg-type]
+    return [Found(made, Site(name, width, width, "prompt", "causal", False), True)]  # type: ignore[arg-type]
 
 
 def find(whole: Whole) -> list[Found]:

@@ -80,9 +80,9 @@ def plan(sites: Sequence[Site], config: DePT) -> Plan:
     """[E; X'] with X'_i = X_i + alpha / sqrt(r) A_i B: m vectors in front of a row, and a sum for each token that goes
     by its position in the row.
 
-    Shapes: E (m, d), A (s, r), B (r, d). Linear in: E; A and B, each alone. Cost: a pass of m tokens a tenant, m more
-    keys a layer, T r d products; it cannot be merged. A begins uniform within 1 / sqrt(r), B as zero. As prompt-tuning
-    of causal decoders alone; m 40 and r 45 have the size of 100 vectors of T5-base.
+    Shapes: E (m, d), A (s, r), B (r, d). Linear in: E; A and B, each alone. Cost: that of prompt-tuning, and T r d
+    products; it cannot be merged. A begins uniform within 1 / sqrt(r), B as zero. m 40 and r 45 have the size of 100
+    vectors of T5-base.
     Source: arXiv 2309.05173; github.com/ZhengxiangShi/DePT @f0266a7, `PromptEmbeddingLoRA`, where alpha is 8.
     Differs: the code adds A B as a whole, to rows that must be padded to s tokens, and padding gets its part; here a
     position is that among a row's own tokens. In generation it adds nothing to new tokens; here these have their

@@ -11,6 +11,7 @@ from ...address import WHOLE
 from ...bind import ProjectedTokens, SoftTokens
 from ...core import Normal, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ..registry import method
+from .prompt_tuning import LEADS, leading
 
 _SLOTS = "E", "W1", "b1", "W2", "b2", "W3", "b3"
 
@@ -20,6 +21,7 @@ class PTuning:
     tokens: int = option(16, "vectors m in front of a row", ge=1)
     hidden: int = option(0, "width h of the network; 0: that of the model", ge=0)
     network: bool = option(True, "whether the network is there; false: what it gave alone")
+    leads: bool = option(False, LEADS)
 
 
 def compact(config: PTuning, pools: Mapping[str, Tensor]) -> tuple[PTuning, Mapping[str, Tensor]]:
@@ -49,9 +51,10 @@ def plan(sites: Sequence[Site], config: PTuning) -> Plan:
     Shapes: E (m, d), W1 (h, d), W2 (h, h), W3 (d, h). Linear in: W3 and b3, each alone. Cost: as prompt-tuning, and the
     network's products, until `compact` leaves E' alone.
     Source: arXiv 2103.10385; PEFT's P_TUNING with its default, the network of three layers. Differs: all vectors stand
-    in front of a row, as in PEFT, and not within it; no LSTM before the network.
+    in front of a row, as in PEFT, and not within it; no LSTM before the network; leads as in prompt-tuning.
     """
     m, pools, uses = config.tokens, {}, []
+    leads = leading("p-tuning", sites, config.leads)
     for s in sites:
         d, h = s.out, config.hidden or s.out
         pools[f"{s.name}.E"] = Pool((m, d), Normal(1.0))
@@ -61,5 +64,5 @@ def plan(sites: Sequence[Site], config: PTuning) -> Plan:
                 pools[f"{s.name}.b{i}"] = Pool((out,), kaiming(inp))
         slots = _SLOTS if config.network else _SLOTS[:1]
         reads = {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in slots}
-        uses.append(Use(s.name, ProjectedTokens() if config.network else SoftTokens(), reads))
+        uses.append(Use(s.name, ProjectedTokens(leads) if config.network else SoftTokens(leads), reads))
     return Plan(pools, tuple(uses))

@@ -10,8 +10,27 @@ from torch import Tensor
 
 from ...address import WHOLE
 from ...bind import SoftTokens
-from ...core import Init, Normal, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
+from ...core import (
+    CommonweightError,
+    Init,
+    Normal,
+    Plan,
+    Pool,
+    Read,
+    Rng,
+    Site,
+    Source,
+    Use,
+    config,
+    option,
+    serial,
+)
 from ..registry import method
+
+LEADS = (
+    "in an encoder the first vector stands in the row's first place, where its head reads, as in PEFT; without it the "
+    "row's own first token does"
+)
 
 
 @config
@@ -20,6 +39,7 @@ class PromptTuning:
     start: Literal["words", "first", "normal"] = option(
         "words", "entries of the base's table, drawn or its first m; normal: of deviation 1, as in PEFT"
     )
+    leads: bool = option(False, LEADS)
 
 
 @serial
@@ -34,6 +54,16 @@ class Words:
         w = base.weight(self.table)  # (d, entries)
         at = [i % w.shape[1] for i in range(shape[0])] if self.first else rng.integers((shape[0],), w.shape[1])
         return w[:, at].T.contiguous()
+
+
+def leading(method: str, sites: Sequence[Site], leads: bool) -> bool:
+    """Raises: CommonweightError where the first vector is to lead, and no token of a row sees what stands behind it."""
+    if leads and (causal := next((s.name for s in sites if s.role == "causal"), None)):
+        raise CommonweightError(
+            f"{method}: leads is of encoders, whose heads read a row's first place; at {causal} a prompt stands in "
+            "front of the row as it is: leave it out"
+        )
+    return leads
 
 
 def start(site: Site, how: str) -> Init:
@@ -54,12 +84,15 @@ def start(site: Site, how: str) -> Init:
 def plan(sites: Sequence[Site], config: PromptTuning) -> Plan:
     """[E; X]: m vectors of the tenant's own stand in front of a row's tokens, before the first layer.
 
-    Shapes: E (m, d). Linear in: E. Cost: a pass of m tokens a tenant, and m more keys a layer; it cannot be merged.
-    Causal decoders alone, where what a prompt becomes does not depend on the row. The tokens behind move on by m.
+    Shapes: E (m, d). Linear in: E. Cost: in a causal decoder a pass of m tokens a tenant, and m more keys a layer; in
+    an encoder, where a prompt reads its row, m more tokens in each row of the batch. It cannot be merged. The tokens
+    behind move on by m.
     Source: arXiv 2104.08691, section 2; start="words" is its "sampled vocabulary", of all entries. With start="first"
     and rows of text it is Compress, then Prompt (arXiv 2305.11186), trained on a compressed base.
     Differs from PEFT's PROMPT_TUNING: position ids that are given stay in force, so that padding on the left changes no
-    answer.
+    answer; and an encoder's head reads the row's own first token, PEFT's the first vector (leads).
+    Raises: CommonweightError for leads in a causal decoder.
     """
+    leads = leading("prompt-tuning", sites, config.leads)
     pools = {f"{s.name}.E": Pool((config.tokens, s.out), start(s, config.start)) for s in sites}
-    return Plan(pools, tuple(Use(s.name, SoftTokens(), {"E": Read(WHOLE, (f"{s.name}.E",))}) for s in sites))
+    return Plan(pools, tuple(Use(s.name, SoftTokens(leads), {"E": Read(WHOLE, (f"{s.name}.E",))}) for s in sites))
