@@ -11,7 +11,7 @@ from ...address import WHOLE
 from ...bind import ProjectedTokens, SoftTokens
 from ...core import Normal, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ..registry import method
-from .prompt_tuning import LEADS, leading
+from .prompt_tuning import leading
 
 _SLOTS = "E", "W1", "b1", "W2", "b2", "W3", "b3"
 
@@ -21,7 +21,9 @@ class PTuning:
     tokens: int = option(16, "vectors m in front of a row", ge=1)
     hidden: int = option(0, "width h of the network; 0: that of the model", ge=0)
     network: bool = option(True, "whether the network is there; false: what it gave alone")
-    leads: bool = option(False, LEADS)
+    leads: bool = option(
+        False, "in an encoder the first vector stands where heads read, in a row's first place, as in PEFT"
+    )
 
 
 def compact(config: PTuning, pools: Mapping[str, Tensor]) -> tuple[PTuning, Mapping[str, Tensor]]:

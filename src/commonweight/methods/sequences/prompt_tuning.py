@@ -27,11 +27,6 @@ from ...core import (
 )
 from ..registry import method
 
-LEADS = (
-    "in an encoder the first vector stands in the row's first place, where its head reads, as in PEFT; without it the "
-    "row's own first token does"
-)
-
 
 @config
 class PromptTuning:
@@ -39,7 +34,9 @@ class PromptTuning:
     start: Literal["words", "first", "normal"] = option(
         "words", "entries of the base's table, drawn or its first m; normal: of deviation 1, as in PEFT"
     )
-    leads: bool = option(False, LEADS)
+    leads: bool = option(
+        False, "in an encoder the first vector stands where heads read, in a row's first place, as in PEFT"
+    )
 
 
 @serial
