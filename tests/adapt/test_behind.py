@@ -25,6 +25,7 @@ def seen(_):
 
 
 @pytest.mark.parametrize("options, room", [({"method": "prompt-pool", "options": {"tokens": 2}}, 54),
+                                           ({"method": "prompt-tuning", "options": {"tokens": 5}}, 59),
                                            ({"method": "prefix-tuning", "options": {"tokens": 3}}, 61)])  # fmt: skip
 def test_a_training_is_told_at_the_start(host, options, room):
     how = dict(options, epochs=1, batch_size=4, max_length=64)

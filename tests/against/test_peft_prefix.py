@@ -8,6 +8,7 @@ import torch
 import transformers as tf
 
 import commonweight as cw
+from tests.host.test_further import encoder, rows
 from tests.host.test_moved import paired
 from tests.laws.subjects import stir
 from tests.models import VOCAB, answer, make
@@ -174,3 +175,76 @@ def test_prompts_both_ways(kind, method, tmp_path):
         with torch.no_grad(), host.route(name):
             want = one(**batch, attention_mask=ones).logits[:, m:]
             torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-6)
+
+
+ENCODERS = {
+    "Bert": {}, "Roberta": {},
+    "DistilBert": {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4, "num_transformer_submodules": 1},
+}  # fmt: skip
+TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification", "FEATURE_EXTRACTION": "Model"}
+
+
+def prompted(model, folder, task, method, **sizes):
+    """PEFT's model with a prompt of 3, its head trained, saved."""
+    torch.manual_seed(3)
+    config = {"prompt-tuning": peft.PromptTuningConfig, "p-tuning": peft.PromptEncoderConfig}[method]
+    more = {"encoder_hidden_size": 6} if method == "p-tuning" else {}
+    there = peft.get_peft_model(copy.deepcopy(model), config(task_type=task, num_virtual_tokens=3, **sizes, **more))
+    with torch.no_grad():
+        for p in there.parameters():
+            p.add_(0.3 * torch.randn_like(p) if p.requires_grad else 0)
+    there.save_pretrained(folder)
+    return there.eval()
+
+
+def found(out, m):
+    """Logits, or what belongs to the row's own tokens."""
+    y = out.logits if "logits" in out else out.last_hidden_state
+    return y[:, m:] if y.dim() == 3 else y
+
+
+@pytest.mark.parametrize("method", PROMPTS)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_prompts_of_an_encoder_both_ways(name, task, method, tmp_path):
+    """PEFT's classifier reads the first place of the longer row, where its first vector stands."""
+    model = encoder(name, TASKS[task])
+    plain, batch = copy.deepcopy(model), {"input_ids": rows(), "attention_mask": torch.ones(4, 6, dtype=torch.long)}
+    batch["attention_mask"][1, 4:] = batch["input_ids"][1, 4:] = 0
+    there = prompted(model, tmp_path / "a", task, method, **ENCODERS[name])
+    host = cw.Host(model)
+    tenant = host.import_peft("t", tmp_path / "a")
+    assert tenant.method.name == method and tenant.config.leads == (task == "SEQ_CLS")
+    with torch.no_grad():
+        want, base = found(there(**batch), 3), found(plain(**batch), 0)
+        assert (want - base).abs().max() > 0.1
+        with host.route(["t", None, "t", "t"]):
+            got = found(model(**batch), 0)
+        torch.testing.assert_close(got[[0, 2, 3]], want[[0, 2, 3]], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got[1, :4], base[1, :4], rtol=1e-4, atol=1e-5)
+        host.export_peft("t", tmp_path / "b", native=True)
+        again = peft.PeftModel.from_pretrained(plain, tmp_path / "b").eval()
+        torch.testing.assert_close(found(again(**batch), 3), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_that_reads_another_place_in_peft(tmp_path):
+    host = cw.Host(encoder("Bert", "ForSequenceClassification"))
+    host.add("own", "prompt-tuning", tokens=3)
+    with pytest.raises(cw.CommonweightError, match=r"the first vector stands, .* make it with leads=True"):
+        host.export_peft("own", tmp_path / "a", native=True)
+    host = cw.Host(encoder("Bert", "ForTokenClassification"))
+    host.add("first", "prompt-tuning", tokens=3, leads=True)
+    with pytest.raises(cw.CommonweightError, match=r"in PEFT's TOKEN_CLS .* make it without leads"):
+        host.export_peft("first", tmp_path / "a", native=True)
+
+
+def test_a_prefix_goes_back_to_peft_with_the_head_of_its_task(tmp_path):
+    model, batch = classifier("Bert")
+    plain, host = copy.deepcopy(model), cw.Host(model)
+    stir(host.add("t", "prefix-tuning", tokens=5))
+    host.export_peft("t", tmp_path / "a", native=True)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    with torch.no_grad(), host.route("t"):
+        want = answer(model, batch)
+        got = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()(**batch).logits
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)

@@ -79,9 +79,7 @@ def adapters():
     """Those that a client can train, of an encoder."""
     every = cw.methods.available().items()
     found = (n for n, m in every if not (m.scheduled(m.config(), NOTHING) or m.penalty or m.router_loss(m.config())))
-    found = (
-        n for n in found if not {"prompt", "state"} & {*cw.methods.get(n).kinds}
-    )  # which stand in front of decoders alone
+    found = (n for n in found if "state" not in cw.methods.get(n).kinds)  # which decoders alone have
     return sorted(n for n in found if subjects.model_of(n) != "moe")
 
 

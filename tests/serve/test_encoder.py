@@ -50,6 +50,27 @@ def test_each_text_is_its_tenants_alone(kind):
         assert one.label == host[name].labels[int(want.argmax())] and one.labels == host[name].labels
 
 
+def test_prompts_beside_others():
+    """Of different lengths, with heads and without, and a text that no table of positions holds behind one."""
+    host = encoders.host(encoders.bert())
+    host.add("prompt", "prompt-tuning", tokens=4, labels=3)
+    host.add("long", "dept", tokens=7, rank=2, length=9)
+    served.stir(host, "prompt"), served.stir(host, "long")
+    names = (None, "prompt", "three", "long")
+    asked = [(names[i % 4], served.prompt(i, 1 + (i * 7) % 19)) for i in range(16)] + [("long", [5] * 58)]
+    with Encoder(host, max_batch_tokens=80) as encoder:
+        found = [encoder.submit("vectors", [(ids, None)], name)[0] for name, ids in asked]
+        found = [encoder.embedding(r) for r in found]
+        label = encoder.classify([[5, 6, 7]], "prompt")[0]
+    for (name, ids), one in zip(asked[:16], found):
+        want = F.normalize(alone(host, name, ids), dim=-1)
+        torch.testing.assert_close(torch.tensor(one.vector), want, atol=2e-5, rtol=1e-4)
+    assert "to position 64" in (found[16].error or "")
+    with torch.no_grad(), host.route("prompt"):
+        want = host.model(torch.tensor([[5, 6, 7]])).logits[0].softmax(-1)
+    torch.testing.assert_close(torch.tensor(label.shares), want, atol=2e-5, rtol=1e-4)
+
+
 def test_batches_hold_texts_of_like_length():
     host = encoders.host(encoders.bert())
     with Encoder(host, max_batch_tokens=40, max_requests=6) as encoder:

@@ -73,9 +73,9 @@ class FurtherForward(Entrance):
         self.before, self.over.before = self.over.before, self
 
     def remove(self) -> None:
-        if self.over is None:
-            return super().remove()
-        self.over.before = self.before
+        if self.over is not None and self.over.before is self:
+            self.over.before = self.before
+        super().remove()  # what stood over it may have gone, and left it in its place
 
     def hooks(self) -> list[Any]:
         """Installs it, and the hook on what makes vectors of tokens."""
@@ -83,14 +83,15 @@ class FurtherForward(Entrance):
         return [self, self.at.embeds.register_forward_hook(self.embedded)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        route, thread = self.current.route, self.current.thread
+        route = self.current.route
         if route is None or not route.touches(self.at.name):
             return self.own(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            raise CommonweightError(
-                f"{self.at.name}: a prompt makes the rows of the pass that is compiled longer; call the model without "
-                "torch.compile"
-            )
+        return self.lengthened(args, kwargs)
+
+    @torch.compiler.disable(reason="how long rows become is known only while it runs")
+    def lengthened(self, args: tuple, kwargs: dict) -> Any:
+        route, thread = self.current.route, self.current.thread
+        assert route is not None
         named = {**dict(zip(parameters(self.model), args)), **kwargs}
         ids = named.get("input_ids")
         x = named.get("inputs_embeds") if ids is None else ids

@@ -14,7 +14,7 @@ VARIANTS = [{"start": "first"}, {"start": "normal"}]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "moe"])
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "moe", "bert"])
 def test_it_is_a_longer_input(kind, attention):
     model, batch = make(kind)
     model.set_attn_implementation(attention)
@@ -24,7 +24,7 @@ def test_it_is_a_longer_input(kind, attention):
     (E,) = tenant.pools.values()
     words = plain.get_input_embeddings()(batch["input_ids"])
     with torch.no_grad():
-        want = plain(inputs_embeds=torch.cat([E.expand(4, -1, -1), words], 1)).logits[:, 3:]
+        want = plain(inputs_embeds=torch.cat([E.expand(4, -1, -1), words], 1))[0][:, 3:]
         with host.route("t"):
             torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-6)
 
@@ -70,7 +70,13 @@ def test_generation_beside_a_prefix_and_the_plain_base():
     assert generate(route, ids) == [generate(r, ids[i : i + 1])[0] for i, r in enumerate(route)]
 
 
-def test_where_there_is_no_causal_decoder():
-    for kind in ("bert", "t5", "vit"):
+def test_where_no_prompt_can_stand():
+    for kind in ("t5", "vit"):
         with pytest.raises(cw.CommonweightError, match="reads sites of kind prompt"):
             cw.Host(make(kind)[0]).add("t", "prompt-tuning")
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning"])
+def test_what_leads_is_of_encoders(method):
+    with pytest.raises(cw.CommonweightError, match=f"{method}: leads is of encoders, .* at model.embed_tokens.prompt"):
+        cw.Host(make("llama")[0]).add("t", method, leads=True)
