@@ -177,10 +177,10 @@ def test_under_torch_compile():
     """The encoder is left out of what is compiled while a prompt makes its rows longer."""
     host = cw.Host(encoder("Bert"))
     stir(host.add("t", "prompt-tuning", tokens=3))
+    torch._dynamo.reset()
     compiled = torch.compile(host.model, backend="eager")
-    for route in ("t", None):
-        with torch.no_grad(), host.route(route):
-            torch.testing.assert_close(compiled(rows())[0], host.model(rows())[0])
+    with torch.no_grad(), host.route(["t", None, "t", None]):
+        torch.testing.assert_close(compiled(rows())[0], host.model(rows())[0])
 
 
 @pytest.mark.parametrize("name", ["MobileBert", "ModernBert", "DebertaV2"])

@@ -144,7 +144,7 @@ class FurtherForward(Entrance):
     def vectors(self, tenant: Tenant | None, rows: int) -> Tensor:
         """(rows, m, d) of one tenant, or of several as one; (rows, 0, 0) where it has no prompt."""
         entries = [] if tenant is None else tenant.table.get(self.at.name, [])
-        weight = self.at.flagged.weight
+        weight: Any = self.at.flagged.weight
         if not entries:
             return torch.zeros(rows, 0, 0, device=weight.device)
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
