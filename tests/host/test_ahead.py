@@ -147,3 +147,33 @@ def test_copies_and_closing():
     host.close()
     assert torch.equal(answer(model, batch), base)
     assert not any("commonweight" in key for m in model.modules() for key in m.__dict__)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_padding_on_the_left_without_positions(kind):
+    """A rotation does not feel where a row begins, but a prefix is not rotated. Rows of the plain base stay as they
+    are, to the bit; from a cache too."""
+    model, batch = make(kind)
+    host, ids = cw.Host(model), batch["input_ids"]
+    for n, (method, tokens) in {"a": ("prefix-tuning", 3), "b": ("prompt-tuning", 5)}.items():
+        stir(host.add(n, method, tokens=tokens), seed=tokens)
+    route, mask = ["a", None, "b", "a"], torch.ones_like(ids)
+    mask[0, :3] = mask[1, :2] = mask[2, :1] = 0
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask).logits
+        with host.route(route):
+            mixed = model(input_ids=ids, attention_mask=mask).logits
+            said = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+            first = model(input_ids=ids[:, :4], attention_mask=mask[:, :4], use_cache=True)
+            last = [model(input_ids=ids[:, 4:5], attention_mask=mask[:, :5], past_key_values=first.past_key_values)]
+            last.append(model(input_ids=ids[:, 5:], attention_mask=mask, past_key_values=last[0].past_key_values))
+        for i, name in enumerate(route):
+            real = mask[i].bool()
+            with host.route(name):
+                alone = model(input_ids=ids[i : i + 1, real]).logits[0]
+            for found in (mixed, said, torch.cat([first.logits, *(s.logits for s in last)], 1)):
+                torch.testing.assert_close(found[i][real], alone, rtol=1e-4, atol=1e-5)
+            with host.route(name):
+                one = model(input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1]).logits[0]
+            torch.testing.assert_close(one[real], alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(mixed[1], plain[1])

@@ -97,6 +97,17 @@ class Pass:
         behind = max(self.behind, 0)
         return torch.arange(behind, behind + t, device=ids.device).expand(b, -1)
 
+    def counted_padding(self, given: Tensor) -> Tensor | None:
+        """(B, 1): how many tokens of padding on the left a model has counted in the positions (1 or B, T) that it made
+        itself; None where the caller said positions, or nothing tells."""
+        mask, t = self.masks.get("attention_mask"), given.shape[-1]
+        if self.numbers is not None or self.behind < 0 or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return None
+        if given.dim() != 2 or given.shape[0] not in (1, mask.shape[0]) or mask.shape[1] < t:
+            return None
+        left = (mask.long().cumsum(-1) == 0).sum(-1, keepdim=True)
+        return left * (given[:, -1:] == self.behind + t - 1)  # else it has left them out itself
+
     def end(self) -> None:
         self.given = None
 

@@ -45,6 +45,8 @@ class Moved:
             self.current.thread.given_to[f"{self.name} rows"] = len(by)
         else:
             moved = given + self.fitting(by, route, given)
+            if self.entries is None and not self.stack and route.shape is None and not torch.compiler.is_compiling():
+                moved = self.without_padding(moved, by, given)
         if self.entries is not None and not torch.compiler.is_compiling():
             last = self.entries[0] - self.entries[1] - 1
             if int(moved.max()) > last:
@@ -55,6 +57,19 @@ class Moved:
         if len(args) > self.at:
             return (*args[: self.at], moved, *args[self.at + 1 :]), kwargs
         return args, {**kwargs, "position_ids": moved}
+
+    def without_padding(self, moved: Tensor, by: int | list[int], given: Tensor) -> Tensor:
+        """Of rows behind a prefix, whose keys are not rotated: positions that a model makes itself count the padding
+        before a row. Between a row's own tokens this is nothing, to a prefix it is. Others stay as they are, to the
+        bit."""
+        left = self.current.thread.run.counted_padding(given)
+        if left is None:
+            return moved
+        if isinstance(by, list):
+            if len(by) != len(left):
+                return moved
+            left = left * (torch.tensor(by, device=left.device)[:, None] > 0)
+        return moved - left
 
     def by_row(self, module: nn.Module, args: tuple, y: Any) -> Any:
         """What a table gave for positions that were one list for all rows, (rows, T, d)."""
