@@ -93,6 +93,22 @@ def test_rows_that_do_not_reach_what_is_trained(folder):
         adapt.adapt(host, "a", rows, task="lm", method="lora", sites="vision", epochs=1)
 
 
+def test_rows_that_reach_a_part_of_what_is_trained(folder, recwarn):
+    host = adapt.open_host(folder("llava"), "lm", dtype="float32")
+    rows = [{"prompt": "w1 w2", "completion": "w3"}] * 4
+    adapt.adapt(host, "a", rows, task="lm", method="lora", sites="vision|language", epochs=1)
+    (said,) = [str(w.message) for w in recwarn if "had no part" in str(w.message)]
+    read = [u.site for u in host["a"].plan.uses]
+    assert said.startswith(
+        f"a: {sum('vision' in s for s in read)} of {len(read)} sites had no part in the first step ("
+    )
+    assert "vision_tower" in said and "language_model" not in said
+    recwarn.clear()
+    for method, sites in (("lora", "language"), ("mos", "language")):
+        adapt.adapt(host, method, rows, task="lm", method=method, sites=sites, epochs=1)
+    assert not [w for w in recwarn if "had no part" in str(w.message)]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("llava", "LlavaForConditionalGeneration"), ("vit", "ViTForImageClassification"), ("clip", "CLIPModel"),

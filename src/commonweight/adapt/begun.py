@@ -25,6 +25,24 @@ def reached(loss: Tensor, tenants: Sequence[Tenant]) -> None:
         )
 
 
+def unread(tenants: Sequence[Tenant]) -> None:
+    """Warns of sites that had no part in the loss of the first step, whose numbers got no gradient: after it. Experts
+    are left out, of which rows choose; so is a tenant without rows in the batch, whose sites had none at all."""
+    for t in tenants:
+        got: dict[str, bool] = {}
+        for use in t.plan.uses:
+            mine = [t.pools[p] for r in use.reads.values() for p in r.pools if t.pools[p].requires_grad]
+            if mine and "[" not in use.site:
+                got[use.site] = got.get(use.site, False) or any(p.grad is not None for p in mine)
+        idle = [s for s, had in got.items() if not had]
+        if idle and len(idle) < len(got):
+            warnings.warn(
+                f"{t.name}: {len(idle)} of {len(got)} sites had no part in the first step ({', '.join(idle[:3])}"
+                f"{', ...' if len(idle) > 3 else ''}): rows like these do not train them; leave them out of sites",
+                stacklevel=2,
+            )
+
+
 def begun(tenant: Tenant, task: Task, examples: Sequence[Example]) -> None:
     """Warns of rows without the tenant's invocation tokens. Cost: a look at each row; none for other tenants.
 

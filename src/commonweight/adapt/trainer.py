@@ -28,7 +28,7 @@ from ..host import Host, Tenant
 from ..host.module import together
 from ..host.weights import device_of
 from . import optimizers, processes
-from .begun import reached
+from .begun import reached, unread
 from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .memory import peak
@@ -275,6 +275,8 @@ class Run(Trainer):
         loss = super().training_step(*args, **kwargs)
         if processes.world() > 1 and self.accelerator.sync_gradients:
             processes.sum_gradients(self.pools.values())
+        if not self.state.global_step and self.accelerator.sync_gradients:
+            unread([p.tenant for p in self.parts])
         for schedule in self.schedules:
             schedule.masked()
         return loss

@@ -33,12 +33,13 @@ def test_count():
 def test_the_strongest_vectors_rest_until_others_are_stronger():
     names = ("a.d", "a.b", "c.d", "e.d")
     way = Freezing(VectorFit(resting=0.5, begin=0.2, every=2, smooth=0.5), names)
-    state, _ = way.begin(None, {}, 20)
+    first = {n: torch.tensor([k, 2.0, -k]) for k, n in enumerate(names)}  # as of a tenant that is trained again
+    state, _ = way.begin(None, first, 20)
     far = {1: (1.0, 0.0, 0.0, -2.0), 2: (1, 1, 0, -2), 3: (1, 1, 0, -2), 4: (1, 1, 0, -2), 5: (1, 1, 9, -2)}
     strength, seen = [0.0] * 4, {}
     for step in range(1, 9):
         at = far.get(step, (1, 1, 9, -2))
-        pools = {n: torch.tensor([v, -v, v], dtype=torch.float32) for n, v in zip(names, at)}
+        pools = {n: first[n] + torch.tensor([v, -v, v]) for n, v in zip(names, at)}
         state, edit = way.after(Moment(step, 20, pools, {}, {}), state)
         strength = [0.5 * s + 0.5 * abs(v) for s, v in zip(strength, at)]
         seen[step] = edit.resting

@@ -33,7 +33,8 @@ class Freezing:
     vectors: tuple[str, ...]
 
     def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]:
-        return {"strength": torch.zeros(len(self.vectors), dtype=torch.float64)}, Edit()
+        first = {f"first/{n}": pools[n].detach().clone() for n in self.vectors}
+        return {"strength": torch.zeros(len(self.vectors), dtype=torch.float64), **first}, Edit()
 
     def settled(self, step: int, steps: int) -> bool:
         return True
@@ -42,12 +43,13 @@ class Freezing:
         c = self.config
         if not (few := round(c.resting * len(self.vectors))):
             return state, Edit()
-        moved = torch.stack([at.pools[n].abs().mean().double() for n in self.vectors]).to(state["strength"])
+        moves = [(at.pools[n] - state[f"first/{n}"].to(at.pools[n])).abs().mean().double() for n in self.vectors]
+        moved = torch.stack(moves).to(state["strength"])
         strength = c.smooth * state["strength"] + (1 - c.smooth) * moved
         if at.step < c.begin * at.steps or at.step % c.every:
-            return {"strength": strength}, Edit()
+            return {**state, "strength": strength}, Edit()
         strongest = strength.argsort(descending=True, stable=True)[:few].tolist()
-        return {"strength": strength}, Edit(resting=frozenset(self.vectors[i] for i in strongest))
+        return {**state, "strength": strength}, Edit(resting=frozenset(self.vectors[i] for i in strongest))
 
 
 def _schedule(config: VectorFit, plan: Plan) -> Freezing | None:
