@@ -28,6 +28,17 @@ def test_each_answer_is_its_tenants(family):
             right(host, few, engine.generate(few))
 
 
+def test_a_prompt_that_runs_by_itself_leaves_networks_beside_the_blocks_alone():
+    """What is kept of the step before, for readers of the blocks' states, is not the prompt's."""
+    host = cw.Host(make("llama"))
+    add(host, "prompt", "prompt-tuning", tokens=4)
+    add(host, "read", "read", size=4)
+    add(host, "das", "das", skip=1, size=4)
+    asked = [ask(t, i, max_new_tokens=6) for i, t in enumerate(["prompt", "read", "das", None])]
+    with Engine(host, max_requests=8, max_batch_tokens=32, page_size=8) as engine:
+        right(host, asked, engine.generate(asked))
+
+
 def test_what_stands_in_front_takes_positions():
     host = cw.Host(make("gpt2"))
     add(host, "t", "prefix-tuning", tokens=9)

@@ -134,6 +134,16 @@ class _OfThread(threading.local):
         """A pass of the model begins."""
         self.run = Pass(module, args, kwargs)
 
+    @contextmanager
+    def aside(self, run: Pass) -> Iterator[None]:
+        """Another pass, within one or between two: what is kept of those is not its own, and nobody listens to it."""
+        before = self.given_to, self.joined, self.run, self.heard
+        self.given_to, self.joined, self.run, self.heard = {}, set(), run, None
+        try:
+            yield
+        finally:
+            self.given_to, self.joined, self.run, self.heard = before
+
 
 def _length(cache: Any) -> int:
     """Tokens that a cache holds; of one that does not count them -1 where it holds any."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
-from .current import Current
+from .current import Current, Pass
 from .route import Route
 from .sites import Front
 from .tenant import Tenant
@@ -68,7 +68,7 @@ class FrontHook:
         tokens = torch.cat([e.bind.front(**e.slots(dtype)) for e in tenant.table[self.at.name]]).to(dtype)
         thread.recording = {}
         try:
-            with self.current.within(Route(single=tenant)), kept_whole(module):
+            with thread.aside(Pass()), self.current.within(Route(single=tenant)), kept_whole(module):
                 module.forward(inputs_embeds=tokens[None].to(table.weight.device), use_cache=False)
             return thread.recording
         finally:

@@ -63,22 +63,21 @@ class Queries:
     @torch.no_grad()
     def made(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         thread, out = self.current.thread, {}
-        before = thread.given_to, thread.joined, thread.run, thread.heard, thread.asking
+        asking = thread.asking
         training = [m for m in model.modules() if m.training]
         handles = [m.register_forward_hook(partial(self.heard, out, h, n)) for h, (n, m) in self.last.items()]
-        thread.given_to, thread.joined, thread.run = {}, set(), Pass(model, args, kwargs)
-        thread.heard, thread.asking = None, True
+        thread.asking = True
         for m in training:
             m.training = False
         try:
-            with self.current.within(None), kept_whole(model):
+            with thread.aside(Pass(model, args, kwargs)), self.current.within(None), kept_whole(model):
                 model.forward(*args, **{k: v for k, v in kwargs.items() if k != "labels"})
         finally:
             for m in training:
                 m.training = True
             for h in handles:
                 h.remove()
-            thread.given_to, thread.joined, thread.run, thread.heard, thread.asking = before
+            thread.asking = asking
         return out
 
     def heard(self, out: dict[str, Tensor], home: str, site: str, module: nn.Module, args: tuple, y: Any) -> None:
