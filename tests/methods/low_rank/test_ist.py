@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 import commonweight as cw
@@ -59,3 +60,48 @@ def test_formula():
     A, B = (tenant.pools[f"{site}.{k}"].detach() for k in "AB")
     want = host.weight(site) + 3 * sum(torch.outer(B[:, i], A[i]) for i in range(len(A)))
     torch.testing.assert_close(host.merged("t")[f"{site}.weight"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weakened_update_is_one_of_a_smaller_scale():
+    """The released look multiplies `module.scaling`, a number there; in today's PEFT it is a dict, and this stops."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", "ist", rank=2, alpha=6))
+    host.add("quarter", "ist", rank=2, alpha=1.5)
+    way = tenant.method.schedule(tenant.config, tenant.plan)
+    pools = {n: p.detach() for n, p in tenant.pools.items()}
+    weak = {**pools, **way.weakened(pools, range(len(way.layers)))}
+    with torch.no_grad(), host.route("quarter"):
+        for n, p in host["quarter"].pools.items():
+            p.copy_(pools[n])
+        want = model(**batch).logits
+        for n, p in host["quarter"].pools.items():
+            p.copy_(weak[n])
+    with torch.no_grad(), host.route("t"):
+        for n, p in tenant.pools.items():
+            p.copy_(weak[n])
+        torch.testing.assert_close(model(**batch).logits, want)
+    scaling = {"default": 2.0}
+    with pytest.raises(TypeError):
+        scaling *= 0.25  # as the released code, on what PEFT has today
+
+
+def test_a_layer_that_rests_does_not_age():
+    """AdamW passes over what has no gradient: neither decay nor moments nor step. A gradient of zero ages all three."""
+    pools = {n: torch.nn.Parameter(torch.ones(2)) for names in NAMES for n in names}
+    way = Layers(IST(every=100), tuple(NAMES), 1)
+    optimizer = torch.optim.AdamW([{"params": [p], "name": n} for n, p in pools.items()], lr=0.1, weight_decay=0.5)
+    state, edit = way.begin(None, {}, 5)
+    trained = dict.fromkeys(pools, 0)
+    for step in range(1, 4):
+        for n, p in pools.items():
+            p.grad = None if n in edit.resting else torch.ones(2)
+            trained[n] += n not in edit.resting
+        optimizer.step()
+        state, edit = way.after(Moment(step, 5, pools, {}, {}), state)
+    assert {n: int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for n, p in pools.items()} == trained
+    never = next(n for n, many in trained.items() if not many)
+    assert torch.equal(pools[never].detach(), torch.ones(2))
+    pools[never].grad = torch.zeros(2)
+    optimizer.step()
+    assert (pools[never] < 1).all()

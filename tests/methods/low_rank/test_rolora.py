@@ -1,5 +1,7 @@
 """RoLoRA against LoRA on weights that Hadamard matrices have turned."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -50,3 +52,36 @@ def test_the_default_is_queries_and_values_and_one_rotation():
     assert sum(n.startswith("rolora.") for n in tenant.pools) == 1
     sites = [cw.Site("q", 64, 32, "linear", "query")]
     assert cw.plan("rolora", sites, rank=2).count() == 2 * 96
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_embeddings_are_not_centred(centred):
+    """A model whose weights are all turned answers as before. The released code also takes the mean off each embedding,
+    which only layer norms forgive: a model of RMS norms then answers otherwise."""
+    model, batch = make("llama")
+    turned = copy.deepcopy(model)
+    width = model.config.hidden_size
+    Q = torch.diag(1.0 - 2 * (torch.arange(width) % 3 == 1)) @ hadamard(width)
+    torch.testing.assert_close(Q @ Q.T, torch.eye(width))
+
+    def into(layer, norm):
+        layer.weight.mul_(norm.weight).copy_(layer.weight @ Q)
+
+    with torch.no_grad():
+        table = turned.model.embed_tokens.weight
+        if centred:
+            table.sub_(table.mean(-1, keepdim=True))
+        turned.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * turned.model.norm.weight @ Q)
+        table.copy_(table @ Q)
+        for block in turned.model.layers:
+            for layer in (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj):
+                into(layer, block.input_layernorm)
+            for layer in (block.mlp.up_proj, block.mlp.gate_proj):
+                into(layer, block.post_attention_layernorm)
+            for layer in (block.self_attn.o_proj, block.mlp.down_proj):
+                layer.weight.copy_(Q.T @ layer.weight)
+        for n, p in turned.named_parameters():
+            if "norm" in n:
+                p.fill_(1.0)
+        got, want = turned(**batch).logits, model(**batch).logits
+    assert torch.allclose(got, want, rtol=1e-3, atol=1e-4) != centred

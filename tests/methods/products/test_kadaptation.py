@@ -46,3 +46,29 @@ def test_all_factors_learn():
 def test_widths_that_do_not_divide():
     with pytest.raises(cw.CommonweightError, match=r"terms=32 does not divide \(48, 32\)"):
         cw.plan("kadaptation", [cw.Site("q", 48, 32)])
+
+
+def test_values_have_their_own_right_factors():
+    """The released code makes the value's change of its left factors and the query's right ones: the value's own are
+    counted, and nothing ever reads them."""
+    model, batch = make("bert")
+    host = cw.Host(model, sites="*.query|*.value")
+    tenant = stir(host.add("t", "kadaptation", terms=4, alpha=4))
+    q, v = (next(s.name for s in host.sites if s.name.endswith(k)) for k in ("query", "value"))
+    pools = {n: p.detach().clone().requires_grad_() for n, p in tenant.pools.items()}
+
+    def change(left, right):
+        kind = next(n[:-2] for n in pools if n.startswith("kadaptation.") and n.endswith(f"{left.split('.')[-1]}.a"))
+        a, b, u, w = (pools[n] for n in (f"{kind}.a", f"{kind}.b", f"{right}.u", f"{right}.v"))
+        return sum(torch.kron(torch.outer(a[i], b[i]), torch.outer(u[i], w[i])) for i in range(4))
+
+    got = host.merged("t")[f"{v}.weight"] - host.weight(v)
+    ours, official = change(v, v), change(v, q)
+    torch.testing.assert_close(got, ours.detach(), rtol=1e-3, atol=1e-4)
+    assert (ours - official).norm() > 0.1 * ours.norm()
+    mine = [pools[f"{v}.{k}"] for k in "uv"]
+    assert torch.autograd.grad(official.sum(), mine, allow_unused=True) == (None, None)
+    assert all(g.any() for g in torch.autograd.grad(ours.sum(), mine))
+    with host.route("t"):
+        model(**batch).last_hidden_state.square().sum().backward()
+    assert all(tenant.pools[f"{v}.{k}"].grad.any() for k in "uv")

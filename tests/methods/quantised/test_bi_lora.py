@@ -85,3 +85,24 @@ def test_count():
     plan = cw.plan("bi-lora", sites)
     assert plan.count() == 12 * 32 * 2 * 768
     assert math.isclose(plan.count() / 8 + 12 * 2 * 8, 73_920 * 1, rel_tol=1e-9)
+
+
+def test_a_number_at_the_mean_has_a_level():
+    """The released sum of signs gives it a third value, between both, which one bit cannot hold."""
+    x = torch.tensor([[-3.0, -1.0, 0.0], [0.0, 1.0, 3.0]])
+    official, ours = straight(x), onebit(x)
+    assert len(official.unique()) == 3 and official[0, 2] == official[1, 0] == x.mean()
+    assert len(ours.unique()) == 2 and ours[0, 2] == ours[1, 0] == ours[1, 2]
+    off = x != x.mean()
+    torch.testing.assert_close(ours[off], official[off])
+
+
+def test_a_number_of_bits_that_is_no_multiple_of_eight(tmp_path):
+    """The released `dump` puts eight signs in a byte and drops the rest: of 3 x 7 numbers five."""
+    host = cw.Host(torch.nn.ModuleDict({"q": torch.nn.Linear(7, 3)}))
+    stir(host.add("t", "bi-lora", rank=3, sites="*"))
+    tenant = host.compact("t")
+    signs = tenant.pools["q.A"].detach().flatten() >= tenant.pools["q.A"].mean()
+    assert len(signs) == 21 and signs[: len(signs) // 8 * 8].numel() == 16
+    host.load("again", host.save("t", tmp_path / "t.safetensors", codec="onebit"))
+    assert all(host["again"].pools[n].equal(p) for n, p in tenant.pools.items())

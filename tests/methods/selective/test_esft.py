@@ -95,3 +95,17 @@ def test_experts_that_are_modules_and_those_that_say_nothing():
     host = cw.Host(mixture("llama4")[0], sites="*.experts.*")
     with pytest.raises(cw.CommonweightError, match="is not told by indices which experts a token goes to"):
         host.add("t", "esft", rows=[rows()])
+
+
+def test_routes_are_shares_of_a_layer_and_not_of_an_expert():
+    """The released script divides by a sum over axis 0, the layers: a layer's shares then have any sum, and what is
+    chosen need not be the share that was asked for, or not the largest. The
+    released score files are shares of a layer."""
+    routes = torch.tensor([[60.0, 30, 10, 0], [5, 5, 30, 60], [25, 25, 25, 25]])
+    ours, official = routes / routes.sum(1, keepdim=True), routes / routes.sum(0)
+    torch.testing.assert_close(ours.sum(1), torch.ones(3))
+    assert (official.sum(1) - 1).abs().max() > 0.3
+    for share, layer, chosen, theirs in zip(ours, official, ([0], [3], [0, 1]), ([0], [3], [1])):
+        mine = enough(dict(enumerate(share.tolist())), 0.4)
+        assert mine == chosen and share[mine].sum() >= 0.4
+        assert enough(dict(enumerate(layer.tolist())), 0.4) == theirs

@@ -169,3 +169,37 @@ def test_a_model_that_scores_no_vocabulary_is_told_what_is_read():
         cw.CommonweightError, match=r"pema reads sites .* the head that scores the vocabulary .* --task lm"
     ):
         cw.Host(make("bert")[0]).add("t", "pema")
+
+
+def test_the_share_does_not_ask_for_the_answer():
+    """The released decoding takes the length from the reference answer and stops mixing behind it, so that the same
+    text has other scores under another reference; with a least share of 0, as its README has it, it divides by zero."""
+
+    def official(reference, least=None, most=0.6, steps=6):
+        shares, at = [], most
+        for _ in range(min(steps, reference)):
+            shares.append(at if least is None else at**2 / least + (least - 1) / least)
+            at = max(0.0, at - most / reference)
+        return shares + [0.0] * (steps - len(shares))
+
+    host = cw.Host(make("llama")[0])
+    tenant = stir(host.add("t", "pema", **FALLS))
+    ids = texts()[:1]
+    _, base, second = parts(host, ids, {n: p.detach() for n, p in tenant.pools.items()}, 1.0)
+    got = said(host, "t", ids)[0, 4:].log_softmax(-1)
+    answers = {}
+    for reference in (3, 5):
+        s = torch.tensor(official(reference)[:5])[:, None]
+        answers[reference] = ((1 - s) * base[0, 4:].softmax(-1) + s * second[0, 4:].softmax(-1)).log()
+    torch.testing.assert_close(got, answers[3])
+    assert (answers[3] - answers[5]).abs().max() > 1e-3
+    with pytest.raises(ZeroDivisionError):
+        official(3, least=0)
+
+
+def test_no_square_matrix_is_kept():
+    """The released class allocates a Linear of d x d that nothing reads, and saves it: 2 r d here."""
+    host = cw.Host(make("llama")[0])
+    stir(host.add("t", "pema", **SMALL))
+    held = sum(p.numel() for p in host.compact("t").pools.values())
+    assert held == 2 * 4 * 32 < 2 * 4 * 32 + 32 * 32
