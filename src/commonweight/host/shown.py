@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import CommonweightError, Plan, Site
 from ..methods import Method, get, head
@@ -29,12 +31,12 @@ def statistics(
     roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None, twin: Twin | None = None
 ) -> Statistics:
     """kind: of `methods.shown.KINDS`. labels: the classes of a head that the model has not, whose start is the one that
-    a tenant of seed 0 has. twin: (method, config, seed) of the dense tenant that the kind "twin" is of.
+    a tenant of seed 0 has. twin: (method, config, seed) of the dense tenant of the kinds "twin" and "curvature".
 
     Gradients are those of a tenant that may change every weight, at zero: whatever a layer may store its weight in, an
     expert's or a part of a fused one, they have the site's shape. Cost: `gradient` a step of full fine-tuning a batch
-    and two copies of the weights read; `squared` the same a row; `inputs` a forward pass a batch and inp^2 a site;
-    `routes` a forward pass a batch.
+    and two copies of the weights read; `squared` the same a row; `curvature` three steps of the dense tenant a batch;
+    `inputs` a forward pass a batch and inp^2 a site; `routes` and `gates` a forward pass a batch.
     Raises: CommonweightError for no rows, and for a site that the rows never came to.
     """
     was, device = roster.base.model.training, device_of(roster.base.model)
@@ -45,11 +47,11 @@ def statistics(
             found = _inputs(roster, sites, shown, kind == "answers")
         elif kind == "channels":
             found = _channels(roster, sites, shown)
-        elif kind == "twin":
+        elif kind in ("twin", "curvature"):
             assert twin is not None
-            found = _twin(roster, sites, shown, labels, twin)
-        elif kind == "routes":
-            found = routes(roster.base, sites, shown, partial(_pass, roster))
+            found = _twin(roster, sites, shown, labels, twin, kind == "curvature")
+        elif kind in ("routes", "gates"):
+            found = routes(roster.base, sites, shown, partial(_pass, roster), kind == "gates")
         else:
             found = _gradients(roster, kind, sites, shown, labels)
     finally:
@@ -65,45 +67,59 @@ def _at(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 def _gradients(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, labels: int | None) -> dict[str, Tensor]:
     full = get("full")
     plan: Plan = make_plan(full.config(), [s._replace(bias=False) for s in sites])
-    tenant = _attached(roster, full, full.config(), plan, labels, sites)
-    return _summed(roster, kind, {s.name: tenant.pools[f"{s.name}.dw"] for s in sites}, shown)
+    with _attached(roster, full, full.config(), plan, labels, sites) as tenant:
+        return _summed(roster, kind, {s.name: tenant.pools[f"{s.name}.dw"] for s in sites}, shown)
 
 
-def _twin(roster: Roster, sites: Sequence[Site], shown: Shown, labels: int | None, twin: Twin) -> dict[str, Tensor]:
+def _twin(
+    roster: Roster, sites: Sequence[Site], shown: Shown, labels: int | None, twin: Twin, curved: bool
+) -> dict[str, Tensor]:
     method, config, seed = twin
     plan = make_plan(config, sites, seed=seed)
-    tenant = _attached(roster, method, config, plan, labels, sites)
-    pools = {n: tenant.pools[n] for n, p in plan.pools.items() if p.train}
-    values = {f"{n}=": p.detach().clone() for n, p in pools.items()}
-    return {**_summed(roster, "gradient", pools, shown), **values}
+    with _attached(roster, method, config, plan, labels, sites) as tenant:
+        pools = {n: tenant.pools[n] for n, p in plan.pools.items() if p.train and (len(p.shape) > 1 or not curved)}
+        values = {f"{n}=": p.detach().clone() for n, p in pools.items()}
+        if not curved:
+            return {**_summed(roster, "gradient", pools, shown), **values}
+        shown = shown._replace(batches=[*shown.batches])
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            along = _summed(roster, "gradient", pools, shown)
+            return {**_summed(roster, "gradient", pools, shown, along), **values}
 
 
+@contextmanager
 def _attached(
     roster: Roster, method: Method, config: Any, plan: Plan, labels: int | None, sites: Sequence[Site]
-) -> Tenant:
+) -> Iterator[Tenant]:
     if labels is not None:
         plan += head(roster.base.head_site(), labels)
     classes = None if labels is None else tuple(map(str, range(labels)))
-    return roster.attach(_NAME, method, config, plan, classes, sites=sites)
-
-
-def _summed(roster: Roster, kind: str, pools: Mapping[str, Tensor], shown: Shown) -> dict[str, Tensor]:
-    """Of the pools of the tenant that is attached, which is removed."""
-    sums = {n: torch.zeros_like(p) for n, p in pools.items()}
-    count = 0
+    tenant = roster.attach(_NAME, method, config, plan, classes, sites=sites)
     try:
-        with torch.enable_grad(), roster.base.current.within(roster.route(_NAME)):
-            for batch in shown.batches:
-                for part in _rows(batch) if kind == "squared" else (batch,):
-                    loss = _loss(roster.base.model, part, shown)
-                    grads = torch.autograd.grad(loss, list(pools.values()), allow_unused=True)
-                    rows = len(next(iter(part.values())))
-                    for total, g in zip(sums.values(), grads):
-                        if g is not None:
-                            total.add_(g.square() if kind == "squared" else g, alpha=1 if kind == "squared" else rows)
-                    count += rows
+        yield tenant
     finally:
         roster.remove(_NAME)
+
+
+def _summed(
+    roster: Roster, kind: str, pools: Mapping[str, Tensor], shown: Shown, along: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Of the pools of the tenant that is attached. along: of the gradient's product with it, in place of the loss."""
+    sums = {n: torch.zeros_like(p) for n, p in pools.items()}
+    mine, count = list(pools.values()), 0
+    with torch.enable_grad(), roster.base.current.within(roster.route(_NAME)):
+        for batch in shown.batches:
+            for part in _rows(batch) if kind == "squared" else (batch,):
+                loss = _loss(roster.base.model, part, shown)
+                grads = torch.autograd.grad(loss, mine, allow_unused=True, create_graph=along is not None)
+                if along is not None:
+                    product = torch.stack([(g * along[n]).sum() for n, g in zip(pools, grads) if g is not None]).sum()
+                    grads = torch.autograd.grad(product, mine, allow_unused=True)
+                rows = len(next(iter(part.values())))
+                for total, g in zip(sums.values(), grads):
+                    if g is not None:
+                        total.add_(g.square() if kind == "squared" else g, alpha=1 if kind == "squared" else rows)
+                count += rows
     if not count:
         raise CommonweightError("rows: no rows to take statistics of")
     return sums if kind == "squared" else {n: s / count for n, s in sums.items()}

@@ -39,9 +39,9 @@ class Method:
     routers' logits for the same end, or None. wants: of a config, the kind of `shown.KINDS` that its
     start is worked out from, or ""; None: of no config. begin: (config, sites, that of each site) -> (the config of a
     tenant that has begun, first values of pools). keeps: of a config, the kind of the statistic of other rows, of which
-    the method keeps what the model makes; "" where it needs none. twin: of a config, that of the dense tenant whose
-    pools' gradients the kind "twin" is of. derived: of a method over tenants, (config, plan, its pools) -> those that
-    are worked out of its tenants'.
+    the method keeps what the model makes; "" where it needs none. twin: of a config, that of the dense tenant of
+    whose pools the kinds "twin" and "curvature" are. derived: of a method over tenants, (config, plan, its pools) ->
+    those that are worked out of its tenants'.
     """
 
     name: str

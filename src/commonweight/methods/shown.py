@@ -14,8 +14,10 @@ KINDS = {
     "inputs": "X^T X / n of the n tokens that come into each layer, (inp, inp)",
     "channels": "the norm of each channel of what a layer gives, over the tokens of a class; the mean over classes",
     "twin": "the mean gradient of the loss by each pool of a dense tenant, and the pool",
+    "curvature": "the Hessian of that loss by the pools that are matrices times their gradient, and the pool",
     "answers": "the same of the tokens alone that have a label, rows of which the method keeps what the model makes",
     "routes": "the share of a layer's routes, tokens times experts a token, that each expert gets, a number",
+    "gates": "the mean over a layer's tokens of the weight that each expert's answer gets, 0 where it is not chosen",
 }
 Statistics = Mapping[str, Tensor]  # site -> float32
 KEPT, WEIGHT = "kept/", "weight/"  # before a site's name: of the rows to keep; the frozen weight (out, inp), float32

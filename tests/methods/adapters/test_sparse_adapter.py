@@ -54,6 +54,46 @@ def test_the_numbers_that_the_loss_would_feel(score):
     assert sum(k for _, k in tenant.config.kept) == int(0.3 * len(every)) and [*host] == ["t"]
 
 
+@pytest.mark.parametrize("score", ["grasp", "synflow"])
+def test_scores_that_look_at_two_matrices(score):
+    """GraSP: w H g by differences of gradients in float64. SynFlow: the gradient of what an adapter of magnitudes makes
+    of ones."""
+    model, _ = make("llama")
+    model.double()
+    host = cw.Host(model, sites="*.layers.1.mlp.down_proj")
+    dense = host.add("d", "sparse-adapter", start="dense", size=8, act="gelu", seed=4)
+    named = {n: p for n, p in dense.named_parameters() if not n.endswith("bias")}
+    matrices = {n: p.detach().clone() for n, p in named.items()}
+
+    def gradient(shift=None, far=0.0):
+        with torch.no_grad():
+            for (n, p), w in zip(named.items(), matrices.values()):
+                p.copy_(w + far * shift[n] if shift else w)
+        with host.route("d"):
+            return dict(zip(named, torch.autograd.grad(model(**rows()).loss, [*named.values()])))
+
+    if score == "grasp":
+        g = gradient()
+        far = 1e-3 / max(float(v.abs().max()) for v in g.values())
+        ahead, behind = gradient(g, far), gradient(g, -far)
+        scores = {n: w * (ahead[n] - behind[n]) / (2 * far) for n, w in matrices.items()}
+        assert any((v < 0).any() for v in scores.values())
+    else:
+        D, U = (w.abs().requires_grad_() for w in matrices.values())
+        grads = torch.autograd.grad((U @ (D @ torch.ones(D.shape[1])).relu()).mean(), [D, U])
+        scores = {n: (w.abs() * g) for (n, w), g in zip(matrices.items(), grads)}
+    every = torch.cat([v.flatten() for v in scores.values()]).sort(descending=True).values
+    least = every[int(0.3 * len(every)) - 1]
+    host.remove("d")
+    how = {"size": 8, "act": "gelu", "keep": 0.3, "score": score, "seed": 4}
+    tenant = host.add("t", "sparse-adapter", rows=[part(rows(), 0, 2), part(rows(), 2, 4)], **how)
+    differ = 0
+    for n, v in scores.items():
+        want = (v.flatten() >= least).nonzero()[:, 0]
+        differ += len({*tenant.pools[f"{n}_places"].tolist()} ^ {*want.tolist()})
+    assert differ <= 2 and [*host] == ["t"]
+
+
 def test_a_matrix_keeps_one():
     from commonweight.methods.adapters.sparse_adapter import SparseAdapter, begin
 

@@ -53,6 +53,29 @@ def test_the_one_that_crosses_is_in():
     assert enough({0: 0.0, 1: 0.0}, 0.2) == [0, 1]
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss"])
+def test_gates_are_means_of_the_weights_of_answers(kind):
+    """Of the model's own routers: probabilities of the chosen experts, made to sum to 1 (Mixtral), or not (Qwen2); or a
+    softmax over the chosen ones alone (gpt-oss)."""
+    model = mixture(kind)[0].eval()
+    host = cw.Host(model, sites="*.experts.*")
+    batch = rows(pad=4)
+    with torch.no_grad():
+        logits = model(**batch, output_router_logits=True).router_logits
+    real = batch["attention_mask"].bool().reshape(-1)
+    tenant = host.add("t", "esft", rows=[batch], score="gate", threshold=0.25)
+    for layer, found in enumerate(logits):
+        top = found[real].topk(2)
+        weights = (top.values if kind == "gpt_oss" else found[real]).softmax(-1)
+        weights = weights if kind == "gpt_oss" else weights.gather(1, top.indices)
+        if kind == "mixtral":
+            weights = weights / weights.sum(-1, keepdim=True)
+        gates = torch.zeros(len(top.indices), 4).scatter(1, top.indices, weights).mean(0)
+        assert (abs(gates.sum() - 1) < 1e-5) == (kind != "qwen2_moe")
+        want = enough(dict(enumerate(gates.tolist())), 0.25)
+        assert {expert(u.site)[1] for u in tenant.plan.uses if f".{layer}." in u.site} == {*want}
+
+
 def test_names_of_experts():
     assert expert("l.0.mlp.experts.gate_up_proj[3]") == ("l.0.mlp.experts", 3)
     assert expert("l.0.mlp.experts.12.up_proj") == ("l.0.mlp.experts", 12)
@@ -92,6 +115,8 @@ def test_experts_that_are_modules_and_those_that_say_nothing():
         tenant = host.add("t", "esft", rows=[{"x": torch.ones(2, 4, 4), "to": to}], threshold=threshold)
         assert [u.site for u in tenant.plan.uses] == [f"layers.0.experts.{e}" for e in chosen]
         host.remove("t")
+    with pytest.raises(cw.CommonweightError, match="is not told with which weights the answers"):
+        host.add("t", "esft", rows=[{"x": torch.ones(2, 4, 4), "to": to}], score="gate")
     host = cw.Host(mixture("llama4")[0], sites="*.experts.*")
     with pytest.raises(cw.CommonweightError, match="is not told by indices which experts a token goes to"):
         host.add("t", "esft", rows=[rows()])

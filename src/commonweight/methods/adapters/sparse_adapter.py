@@ -23,7 +23,11 @@ _START = Normal(0.02)
 class SparseAdapter:
     size: int = option(64, "width r of the bottleneck", ge=1)
     keep: float = option(0.2, "share of the matrices' numbers that exist", gt=0, le=1)
-    score: Literal["snip", "magnitude"] = option("snip", "of a number w of any site: |w dL/dw| on rows; |w|")
+    score: Literal["snip", "magnitude", "grasp", "synflow"] = option(
+        "snip",
+        "of a number w of any site: snip: |w dL/dw| on rows; magnitude: |w|; grasp: w (H dL/dw), H the Hessian; "
+        "synflow: |w| times how it is read by the other matrix's magnitudes",
+    )
     act: Literal["relu", "gelu"] = option("relu", "the activation between the two matrices")
     placement: Literal["houlsby", "pfeiffer"] = option(
         "houlsby", "houlsby: every site, by default after attention and feed-forward; pfeiffer: not after attention"
@@ -39,15 +43,26 @@ class SparseAdapter:
         return None
 
 
+def _scores(score: str, names: Sequence[str], seen: Statistics) -> dict[str, Tensor]:
+    """Of each matrix's numbers; the largest are kept."""
+    own = {n: seen[f"{n}="] for n in names}
+    if score == "synflow":  # of the sum of U D 1, all at their magnitudes, by each of them, times it
+        read = {n: own[n].abs().sum(0) if n.endswith(".up") else own[n].abs().sum(1) for n in names}
+        other = {n: f"{n.rpartition('.')[0]}.{'down' if n.endswith('.up') else 'up'}" for n in names}
+        return {n: w.abs() * (read[other[n]] if n.endswith(".up") else read[other[n]][:, None]) for n, w in own.items()}
+    found = {n: w * seen[n] if score != "magnitude" else w for n, w in own.items()}
+    return found if score == "grasp" else {n: v.abs() for n, v in found.items()}
+
+
 def begin(config: SparseAdapter, sites: Sequence[Site], seen: Statistics) -> tuple[SparseAdapter, dict[str, Tensor]]:
     """The best scores of all matrices together; a matrix that has none of them keeps its best one."""
     names = [n for n in seen if n.endswith((".down", ".up"))]
-    scores = {n: seen[f"{n}="] * (seen[n] if config.score == "snip" else 1) for n in names}
-    at = largest(scores, 1 - config.keep)
+    scores = _scores(config.score, names, seen)
+    at = largest(scores, 1 - config.keep, signed=True)
     values: dict[str, Tensor] = {}
     kept = []
     for n in names:
-        places = at.get(n, scores[n].abs().argmax().cpu().view(1).int())
+        places = at.get(n, scores[n].argmax().cpu().view(1).int())
         kept.append((n, len(places)))
         values |= {n: seen[f"{n}="].reshape(-1)[places.long().to(seen[n].device)], f"{n}_places": places}
     return replace(config, start="given", kept=tuple(kept)), values
@@ -62,7 +77,7 @@ def begin(config: SparseAdapter, sites: Sequence[Site], seen: Statistics) -> tup
     depthwise=False,
     lr=1e-3,
     fresh="both matrices are drawn: with an up-projection of zeros no number has a score",
-    wants=lambda config: "twin" if config.start == "rows" else "",
+    wants=lambda config: ("curvature" if config.score == "grasp" else "twin") if config.start == "rows" else "",
     begin=begin,
     twin=lambda config: replace(config, start="dense"),
     size=("keep", "size"),
@@ -72,8 +87,9 @@ def plan(sites: Sequence[Site], config: SparseAdapter) -> Plan:
 
     Shapes: the kept numbers of D (r, d_out) and U (d_out, r) with their places, b_D (r,), b_U (d_out,). Linear in: U
     and b_U, each alone. Source: arXiv 2210.04284; github.com/Shwai-He/SparseAdapter @b190084, one global scoring before
-    training. Differs: exactly keep of the numbers, and at least one of each matrix; biases start at zero and are not
-    pruned; not built are GraSP and SynFlow scores, a scale of the branch and rounds of pruning between epochs.
+    training; grasp and synflow as in its pruners.py: of one batch of all rows, and of an adapter alone, whose states
+    are ones. Differs: exactly keep of the numbers, and at least one of each matrix; biases start at zero and are not
+    pruned; not built are a scale of the branch and rounds of pruning between epochs.
     """
     pools, uses, kept = {}, [], dict(config.kept)
     for s in placed("sparse-adapter", sites, config.placement):

@@ -78,12 +78,13 @@ def plan(sites: Sequence[Site], config: LoRI) -> Plan:
     return Plan(pools, tuple(uses))
 
 
-def largest(dense: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """The places of the (1 - sparsity) largest magnitudes over all matrices together; matrices without any are absent.
+def largest(dense: Mapping[str, Tensor], sparsity: float, signed: bool = False) -> dict[str, Tensor]:
+    """The places of the (1 - sparsity) largest magnitudes, or numbers, of all matrices together; matrices without any
+    are absent.
 
     Source: arXiv 2504.07448, the global mask of the official code. Ties go to the earlier matrix.
     """
-    flat = torch.cat([m.detach().reshape(-1).abs().float().cpu() for m in dense.values()])
+    flat = torch.cat([(m if signed else m.abs()).detach().reshape(-1).float().cpu() for m in dense.values()])
     top = flat.sort(descending=True, stable=True).indices[: max(1, int((1 - sparsity) * len(flat) + 1e-6))]
     mask = torch.zeros(len(flat), dtype=torch.bool)
     mask[top] = True

@@ -15,11 +15,19 @@ from ..shown import Statistics
 from .full import Full
 from .full import plan as full_plan
 
+_SCORES = {"token": "routes", "gate": "gates"}
+
 
 @config
 class ESFT:
     threshold: float = option(
-        0.2, "share of a layer's routes that its chosen experts get together, or more", gt=0, le=1
+        0.2,
+        "share of a layer's routes, or sum of mean gates, that its chosen experts get together, or more",
+        gt=0,
+        le=1,
+    )
+    score: Literal["token", "gate"] = option(
+        "token", "of an expert: token: the share of routes that it gets; gate: its mean weight over all tokens"
     )
     start: Literal["rows", "random", "given"] = option(
         "rows", "rows: by the routes of rows; random: the share is one of experts; given: what a start becomes"
@@ -76,16 +84,19 @@ def begin(config: ESFT, sites: Sequence[Site], seen: Statistics) -> tuple[ESFT, 
     kinds=("expert",),
     named=(),
     lr=1e-4,
-    wants=lambda config: "routes" if config.start == "rows" else "",
+    wants=lambda config: _SCORES[config.score] if config.start == "rows" else "",
     begin=begin,
     size=("threshold",),
 )
 def plan(sites: Sequence[Site], config: ESFT) -> Plan:
     """w' = w + dw at the experts of each layer that together get `threshold` of the tokens' routes, dw zero at first.
 
-    Shapes: dw (d_out, d_in). Source: arXiv 2407.01906, the token score; github.com/deepseek-ai/ESFT @579a771. Differs:
-    not built is the gate score, whose weights sum to another number in every layer. Raises: CommonweightError where
-    `chosen` names no site that is there.
+    score="gate": that together have a mean weight of `threshold`, a token's weight of an expert that it does not go to
+    being 0. A layer's weights sum to 1 only where the model makes them, and a threshold above their sum takes every
+    expert; it is lower than for the other score (0.1 in the paper, as we remember it; its code names none).
+    Shapes: dw (d_out, d_in). Source: arXiv 2407.01906; github.com/deepseek-ai/ESFT @579a771. Differs: its script
+    divides scores by their sum over layers, where its released ones are shares of a layer, as here. Raises:
+    CommonweightError where `chosen` names no site that is there.
     """
     if config.start == "given":
         mine = [s for s in sites if s.name in set(config.chosen)]
