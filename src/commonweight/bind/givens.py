@@ -24,11 +24,12 @@ def pairs(width: int) -> tuple[tuple[int, int], ...]:
 @serial
 @dataclass(frozen=True)
 class Givens:
-    """x' = x P_m ... P_2 P_1: w' = w P_1^T P_2^T ... P_m^T. The bias stays.
+    """x' = c * (x P_m ... P_2 P_1): w' = (w * c) P_1^T P_2^T ... P_m^T. The bias stays.
 
     Stage P_s turns pair (a, b) into (a g00 + b g10, a g01 + b g11). Shapes: G (d_in - 1, 2, 2), stage by stage; or with
-    `angles` t (d_in - 1,): G = [[cos, sin], [-sin, cos]] of pi tanh(t), transposed. Linear in: nothing; with `angles`
-    off, in each pair's numbers alone. Cost of `input`: T d_in and a copy of x for each of log2(d_in) stages.
+    `angles` t (d_in - 1,): G = [[cos, sin], [-sin, cos]] of pi tanh(t), transposed. c (d_in,), which may be absent.
+    Linear in: c; with `angles` off, in each pair's numbers alone. Cost of `input`: T d_in and a copy of x for each of
+    log2(d_in) stages.
     """
 
     angles: bool = True
@@ -57,14 +58,15 @@ class Givens:
             at += n
         return found
 
-    def weight(self, w: Tensor, t: Tensor) -> Tensor:
+    def weight(self, w: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        w = w if c is None else w * c
         for G, stride, n in self.parts(t, w.shape[1]):
             w = self.stage(w, G.mT, stride, n)
         return w
 
-    def input(self, x: Tensor, base: Base, t: Tensor) -> Tensor:
+    def input(self, x: Tensor, base: Base, t: Tensor, c: Tensor | None = None) -> Tensor:
         was = x.dtype
         x = x.to(t.dtype)
         for G, stride, n in reversed(self.parts(t, x.shape[-1])):
             x = self.stage(x, G, stride, n)
-        return x.to(was)
+        return (x if c is None else x * c).to(was)

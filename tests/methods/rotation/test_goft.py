@@ -11,7 +11,7 @@ from tests.laws.subjects import stir
 from tests.models import make
 
 SMALL = {}
-VARIANTS = [{"quasi": True}]
+VARIANTS = [{"quasi": True}, {"scale": True}]
 
 
 def rotation(width, blocks):
@@ -76,3 +76,17 @@ def test_quasi():
         want += sum(float(g[:, 0] @ g[:, 1]) ** 2 for g in G)
     got = tenant.method.penalty(tenant.config, tenant.plan, tenant.pools)
     assert got.item() == pytest.approx(0.5 * want, rel=1e-4)
+
+
+def test_a_factor_for_each_turned_input():
+    """Version 1 of the released code: R diag(c) on rows."""
+    host = cw.Host(make("llama")[0], sites="*.q_proj")
+    tenant = stir(host.add("t", "goft", scale=True))
+    for site in host.sites:
+        t, c = (tenant.pools[f"{site.name}.{k}"].detach() for k in "tc")
+        turns = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in (math.pi * t.tanh()).tolist()]
+        want = host.weight(site.name).double() @ torch.diag(c.double()) @ rotation(site.inp, torch.tensor(turns)).T
+        torch.testing.assert_close(host.merged("t")[f"{site.name}.weight"].double(), want, rtol=1e-3, atol=1e-4)
+    assert cw.plan("goft", [cw.Site("q", 8, 16)], scale=True).count() == 15 + 16
+    with pytest.raises(cw.CommonweightError, match="quasi with scale"):
+        cw.plan("goft", [cw.Site("q", 8, 16)], scale=True, quasi=True)

@@ -14,7 +14,7 @@ from tests.models import answer, make
 from tests.rows import are_alone, generate_alone
 
 SMALL = {}
-VARIANTS = [{"on": "output"}]
+VARIANTS = [{"on": "output"}, {"rank": 2}]
 MODEL = "mamba"
 
 
@@ -138,6 +138,28 @@ def test_a_mixer_that_does_not_call_its_layers():
     model.backbone.layers[0].mixer.forward = lambda x, **_: x
     with host.route("t"), pytest.raises(cw.CommonweightError, match=r"0\.mixer\.state: this layer computed with"):
         answer(model, batch)
+
+
+def test_a_low_rank_and_a_random_start():
+    model, batch = make("mamba")
+    host = cw.Host(model)
+    low, whole = stir(host.add("low", "state-offset", rank=2), std=0.5), host.add("whole", "state-offset")
+    with torch.no_grad():
+        for n, H in whole.pools.items():
+            at = n.removesuffix(".H")
+            H.copy_(low.pools[f"{at}.U"].T @ low.pools[f"{at}.V"])
+        with host.route("whole"):
+            want = answer(model, batch)
+        with host.route("low"):
+            torch.testing.assert_close(answer(model, batch), want, rtol=1e-4, atol=1e-5)
+    for on in ("state", "output"):
+        drawn = host.add(on, "state-offset", on=on, start="random")
+        assert torch.cat([p.detach().flatten() for p in drawn.pools.values()]).std() == pytest.approx(0.1, rel=0.2)
+    site = [cw.Site("m.state", 1536, 16, "state")]
+    assert cw.plan("state-offset", site, rank=4).count() == 4 * (1536 + 16)
+    for options, why in (({"on": "output", "rank": 2}, "which has none"), ({"start": "random", "rank": 2}, "of whole")):
+        with pytest.raises(cw.CommonweightError, match=why):
+            cw.plan("state-offset", site, **options)
 
 
 def test_count_is_the_papers():

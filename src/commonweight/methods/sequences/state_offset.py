@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...address import WHOLE
-from ...core import ZEROS, Base, Plan, Pool, Read, Site, Use, config, option, serial
+from ...address import WHOLE, Combine
+from ...core import ZEROS, Base, Normal, Plan, Pool, Read, Site, Use, config, kaiming, option, serial
 from ..registry import method
 
 
@@ -19,6 +19,15 @@ class StateOffset:
     on: Literal["state", "output"] = option(
         "state", "state: one constant for each number of each channel's state; output: one for each channel's output"
     )
+    rank: int | None = option(None, "on=state: rank r of a low-rank H = U^T V; none: H itself", ge=1)
+    start: Literal["zero", "random"] = option("zero", "random: numbers of N(0, 0.1^2), so that a fresh tenant acts")
+
+    def check(self) -> str | None:
+        if self.rank is not None and self.on == "output":
+            return f"rank={self.rank} with on='output', a vector, which has none; leave rank out"
+        if self.rank is not None and self.start == "random":
+            return f"rank={self.rank} with start='random', which the source has of whole offsets; leave one of them out"
+        return None
 
 
 @serial
@@ -60,7 +69,7 @@ class OnOutput:
     "state-offset",
     StateOffset,
     paper="State-offset Tuning: State-based Parameter-Efficient Fine-Tuning for State Space Models, arXiv 2503.03499",
-    formula="sum over state-space layers of d n, n the numbers of a state; on=output d",
+    formula="sum over state-space layers of d n, n the numbers of a state; rank: r (d + n); on=output d",
     kinds=("state",),
     named=(),
     lr=1e-3,
@@ -74,16 +83,22 @@ def plan(sites: Sequence[Site], config: StateOffset) -> Plan:
     Cost: T d n products a layer, on="output" T d; nothing is kept in a cache, and it cannot be merged. For mixers of
     the first Mamba (and Jamba's), where z and C are given by layers.
     Source: arXiv 2503.03499; github.com/furiosa-ai/ssm-state-tuning @2cff985, modules/suffix_tuning.py, where it is
-    called suffix tuning. Rates are theirs for mamba-130m: 2e-4 for H, 1e-3 for o. Differs: no low rank of H, no start
-    from random numbers, which are options there.
+    called suffix tuning. Rates are theirs for mamba-130m: 2e-4 for H, 1e-3 for o. `rank`: H = U^T V, U (r, d) zero and
+    V (r, n) uniform in 1 / sqrt(n) at the start, which is OURS, as is the rate of both. Not built: the reshape of H
+    that their low rank can have besides.
     """
     pools, uses = {}, []
+    first = Normal(0.1) if config.start == "random" else ZEROS
     for s in sites:
-        slot, pool, bind = (
-            ("H", Pool((s.out, s.inp), ZEROS, lr=0.2), OnState())
-            if config.on == "state"
-            else ("o", Pool((s.out,), ZEROS), OnOutput())
-        )
-        pools[f"{s.name}.{slot}"] = pool
-        uses.append(Use(s.name, bind, {slot: Read(WHOLE, (f"{s.name}.{slot}",))}))
+        d, n = s.out, s.inp
+        if config.on == "output":
+            pools[f"{s.name}.o"] = Pool((d,), first)
+            uses.append(Use(s.name, OnOutput(), {"o": Read(WHOLE, (f"{s.name}.o",))}))
+        elif config.rank is None:
+            pools[f"{s.name}.H"] = Pool((d, n), first, lr=0.2)
+            uses.append(Use(s.name, OnState(), {"H": Read(WHOLE, (f"{s.name}.H",))}))
+        else:
+            u, v = f"{s.name}.U", f"{s.name}.V"
+            pools[u], pools[v] = Pool((config.rank, d), ZEROS), Pool((config.rank, n), kaiming(n))
+            uses.append(Use(s.name, OnState(), {"H": Read(Combine(), (v, u))}))
     return Plan(pools, tuple(uses))
