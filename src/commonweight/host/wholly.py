@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Site, counted
+from ..core import CommonweightError, Plan, Site, counted
 from .apart import Unfit
 from .current import Current
 from .sites import Pattern, Physical
@@ -27,6 +27,12 @@ def seen(method: str, mine: list[Site], every: Sequence[Site], pattern: Pattern)
             "goes by the whole row would tell it what comes after it; name sites of an encoder, or take another method"
         )
     return [s for s in mine if s.name not in {*causal}]
+
+
+def refuse(method: str, plan: Plan, every: Sequence[Site]) -> None:
+    """Where a plan's bind goes by whole rows in a causal block."""
+    if names := {u.site for u in plan.uses if getattr(u.bind, "whole", False)}:
+        seen(method, [s for s in every if s.name in names], every, "*")
 
 
 @torch.compiler.disable(reason="which tokens of a row are padding is looked for beside what is traced")

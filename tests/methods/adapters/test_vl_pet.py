@@ -30,20 +30,23 @@ class Part(nn.Module):
             g = torch.sigmoid(F.linear(h, p["gate_up"], p["gate_up_bias"]))
         elif self.gate == "token":
             g = torch.sigmoid(F.linear(x + z, p["gate"][None], p["gate_bias"]))
+        elif self.gate == "row":
+            g = torch.sigmoid(F.linear(torch.cat([x, z], -1), p["gate"][None], p["gate_bias"])).mean(1, keepdim=True)
         else:
             g = 1 + p["gate"]
         return (g * z, *y[1:]) if isinstance(y, tuple) else g * z
 
 
-@pytest.mark.parametrize("gate", ["large", "token", "channel"])
-def test_formula(gate):
-    model, batch = make("llama")
+@pytest.mark.parametrize("kind, gate", [("llama", g) for g in ("large", "token", "channel")] + [("vit", "row")])
+def test_formula(kind, gate):
+    model, batch = make(kind)
     plain = copy.deepcopy(model)
     host = cw.Host(model)
     tenant = stir(host.add("t", "vl-pet", size=4, gate_size=3, gate=gate), std=0.3)
-    for i, block in enumerate(plain.model.layers):
-        for name in ("mlp", "self_attn"):
-            at = f"model.layers.{i}.{name}."
+    blocks = "model.layers" if kind == "llama" else "layers"
+    for i, block in enumerate(plain.get_submodule(blocks)):
+        for name in ("mlp", "self_attn" if kind == "llama" else "attention"):
+            at = f"{blocks}.{i}.{name}."
             pools = {k.removeprefix(at): p.detach() for k, p in tenant.pools.items() if k.startswith(at)}
             setattr(block, name, Part(getattr(block, name), gate, pools))
     with torch.no_grad(), host.route("t"):
@@ -53,8 +56,34 @@ def test_formula(gate):
 def test_count_is_the_papers():
     site = [cw.Site("mlp", 768, 768, "ffn")]
     adapter = 2 * 768 * 96 + 96 + 768
-    for gate, more in {"large": 2 * 768 * 96 + 96 + 768, "token": 769, "channel": 768}.items():
+    for gate, more in {"large": 2 * 768 * 96 + 96 + 768, "token": 769, "channel": 768, "row": 1537}.items():
         assert cw.plan("vl-pet", site, gate=gate).count() == adapter + more
+
+
+def test_a_gate_of_a_row_leaves_its_padding_out():
+    """The released mean counts padding: the same row has another gate where another row of its batch is longer."""
+    model, batch = make("bert")
+    host = cw.Host(model)
+    for i, name in enumerate("tu"):
+        stir(host.add(name, "vl-pet", size=4, gate="row"), i, std=0.3)
+    lengths = (6, 3, 5, 4)
+    mask = (torch.arange(batch["input_ids"].shape[1]) < torch.tensor(lengths)[:, None]).long()
+    with torch.no_grad():
+        for readers in (["t", "u", None, "t"], ["t"] * 4):
+            with host.route(readers):
+                mixed = model(**{**batch, "attention_mask": mask}).last_hidden_state
+            for row, (name, n) in enumerate(zip(readers, lengths)):
+                with host.route(name):
+                    alone = model(input_ids=batch["input_ids"][row : row + 1, :n]).last_hidden_state[0]
+                torch.testing.assert_close(mixed[row, :n], alone, rtol=1e-4, atol=1e-5)
+    gates = torch.sigmoid(torch.randn(1, 6, 1))
+    official, ours = gates.mean(1), gates[:, :3].mean(1)
+    assert (official - ours).abs().max() > 1e-3, "of a row of three tokens, padded to six"
+
+
+def test_a_gate_of_a_row_is_refused_in_causal_blocks():
+    with pytest.raises(cw.CommonweightError, match=r"vl-pet reads sites .* what comes after it"):
+        cw.Host(make("llama")[0]).add("t", "vl-pet", gate="row")
 
 
 def test_a_part_of_two_widths_is_refused():
