@@ -62,8 +62,8 @@ def plan(sites: Sequence[Site], config: VLPET) -> Plan:
     G = sigmoid(U_g gelu(D_g x + b_g) + c_g) for "large", sigmoid(w (x + z) + b) of a token, the mean of
     sigmoid(w [x; z] + b) over the tokens of a row, 1 + g of a channel; x what the part is given, z the adapter's sum.
     All matrices begin as N(0, 0.02^2), as in BART's code.
-    Shapes: D (r, d), U (d, r), D_g (q, d), U_g (d, q), w and g (d,), of a row w (2 d,). Cost: 2 T r d products a part, and 2 T q d of a
-    large gate; it cannot be merged into weights.
+    Shapes: D (r, d), U (d, r), D_g (q, d), U_g (d, q), w and g (d,), of a row w (2 d,). Cost: 2 T r d products a part,
+    and 2 T q d of a large gate; it cannot be merged into weights.
     Source: arXiv 2308.09804; github.com/HenryHZY/VL-PET @7430cad, modeling_bart.py.
     Differs: every part that is read, where the paper has a parallel adapter on cross-attention's values in the decoder;
     in models whose norm stands before a part, x is the normed state; norms stay frozen. The mean of "row" leaves
