@@ -3,7 +3,8 @@ which are no padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,14 @@ from .route import Bucket, Route
 from .sites import Physical
 from .states import recomputing
 from .tenant import Entry
+
+
+@dataclass
+class Lent:
+    """What a site was given, and how many sites are still to read it."""
+
+    x: Tensor
+    left: int
 
 
 class Seat:
@@ -79,9 +88,9 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
     heard, given = thread.heard, thread.given_to
     entries = route.single.table[at.name]  # type: ignore[union-attr]
     if entries[0].lends:
-        given[at.name], thread.lenders[at.name] = x, at
-    source, tokens, whole = entries[0].source, entries[0].invocation, entries[0].whole
-    if not source and heard is None and not tokens and not whole:
+        given[at.name], thread.lenders[at.name] = Lent(x, entries[0].lends), at
+    sources, tokens, whole = entries[0].sources, entries[0].invocation, entries[0].whole
+    if not sources and heard is None and not tokens and not whole:
         return at
     tell = None
     if heard is not None and keeps(heard):
@@ -89,7 +98,7 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
         tell = partial(keep, heard, [route.single], None, real)
     since = _since(at, route, x, current, tokens) if tokens else None
     there = wholly.there(at, x, current) if whole else None
-    return Seat(at, tell, _taken(current, source, x), since=since, there=there, lenders=thread.lenders)
+    return Seat(at, tell, _taken(current, sources, x), since=since, there=there, lenders=thread.lenders)
 
 
 class Places:
@@ -111,15 +120,15 @@ class Places:
         """None where no bucket needs any."""
         heard, thread = current.thread.heard, current.thread
         found = [t.table[at.name][0] for t, _ in route.groups if t is not None and t.table.get(at.name)]
-        if any(e.lends for e in found):
-            thread.given_to[at.name], thread.lenders[at.name] = x, at
-        sources = {e.source for e in found if e.source}
+        if lends := max((e.lends for e in found), default=0):
+            thread.given_to[at.name], thread.lenders[at.name] = Lent(x, lends), at
+        sources = dict.fromkeys(s for e in found for s in e.sources)
         invoked = {e.invocation for e in found if e.invocation}
         whole = any(e.whole for e in found)
         if not sources and heard is None and not invoked and not whole:
             return None
         real = None if heard is None else route.fold(heard.real(x))[0]  # type: ignore[index]
-        lent = {k: t for s in sources for k, t in _taken(current, s, x).items()}
+        lent = _taken(current, sources, x)
         folded = {k: f[0] for k, t in lent.items() if (f := route.fold(t)) is not None}
         since: dict[tuple[int, ...], Tensor] = {}
         by_row, there = route.by_row((route.rows, route.tokens)), None  # else the hook refuses
@@ -153,8 +162,14 @@ def _since(at: Physical, route: Route, x: Tensor, current: Current, tokens: tupl
     return invoked.fitted(alike(mask.to(x.device), x, current.thread.run), x, at.name)
 
 
-def _taken(current: Current, source: str, x: Tensor) -> dict[str, Tensor]:
-    """Given out once: no pass holds what it was given for longer than it needs it. x: what this site is given, which
-    may be of some tokens alone, those whose scores are wanted."""
-    given = current.thread.given_to
-    return {source: alike(given.pop(source), x, current.thread.run)} if source in given else {}
+def _taken(current: Current, sources: Iterable[str], x: Tensor) -> dict[str, Tensor]:
+    """No pass holds what it was given for longer than its readers need it. x: what this site is given, which may be of
+    some tokens alone, those whose scores are wanted."""
+    given, found = current.thread.given_to, {}
+    for s in sources:
+        if s in given:
+            found[s] = alike(given[s].x, x, current.thread.run)
+            given[s].left -= 1
+            if not given[s].left:
+                del given[s]
+    return found

@@ -49,7 +49,7 @@ class Entry:
 
     __slots__ = (
         "bind", "grouped", "inputs", "invocation", "lends", "opens", "output", "precise", "reads", "rows", "signature",
-        "source", "trained", "whole",
+        "sources", "trained", "whole",
     )  # fmt: skip
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
@@ -60,8 +60,9 @@ class Entry:
         self.trained: Callable | None = getattr(bind, "trained", None)
         self.grouped: Callable | None = getattr(bind, "grouped", None)
         self.precise: bool = getattr(bind, "precise", False)
-        self.lends: bool = getattr(bind, "lends", False)  # whether others read what this site is given
-        self.source: str = getattr(bind, "source", "")  # the site whose input it reads beside its own
+        self.lends = int(getattr(bind, "lends", 0))  # how many sites read what this one is given; not told: 1
+        source = getattr(bind, "source", "")  # the site whose input it reads beside its own
+        self.sources: tuple[str, ...] = (*((source,) if source else ()), *getattr(bind, "further", ()))
         self.invocation: tuple[int, ...] = getattr(bind, "invocation", ())  # tokens from which on it acts
         self.whole: bool = getattr(bind, "whole", False)  # whether what it does to a token goes by its whole row
         self.narrow(rows)
