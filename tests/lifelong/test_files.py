@@ -118,3 +118,34 @@ def test_rows_of_other_classes_are_found_before_anything_is_trained(folder, mode
 def test_a_file_of_tasks_is_no_file_of_flags(folder, model, capsys):
     code, told = ran(capsys, "adapt", folder / "tasks.yaml", "--store", folder / "shop")
     assert code == 2 and "goes to --stream" in told
+
+
+def test_numbers_and_options_of_the_file_by_names_that_others_have(folder, model, capsys):
+    """`learning_rate` and `r` of the file; `--lr` and `-o rank` come over them; the adapter is the file's."""
+    text = (folder / "tasks.yaml").read_text().replace(", eval: first.jsonl", "")
+    text = text.replace("epochs: 1", "num_epochs: 1, learning_rate: 0.02").replace("{rank: 2}", "{adapter: vera, r: 4}")
+    (folder / "tasks.yaml").write_text(text)
+    how = ("adapt", model, "--stream", folder / "tasks.yaml", "--store")
+    assert ran(capsys, *how, folder / "one")[0] == 0
+    found = json.loads((folder / "one" / "streams" / "tasks" / "stream.json").read_text())
+    assert found["settings"]["lr"] == 0.02 and found["adapter_options"] == {"rank": 4}
+    code, told = ran(capsys, *how, folder / "two", "--lr", "0.03", "-o", "lora_alpha=3")
+    assert code == 2 and "unknown option of VeRA 'lora_alpha'" in told
+    assert ran(capsys, *how, folder / "two", "--lr", "0.03", "-o", "rank=3", "-o", "d_initial=0.2")[0] == 0
+    found = json.loads((folder / "two" / "streams" / "tasks" / "stream.json").read_text())
+    assert found["settings"]["lr"] == 0.03 and found["adapter"] == "vera"
+    assert found["adapter_options"] == {"rank": 3, "d_initial": 0.2}
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("method: ewcc\ntasks:\n  a: {data: first.jsonl}", "line 1: method: unknown lifelong method 'ewcc'; did you"),
+        ("tasks:\n  a: {data: first.jsonl}\n  b: {data: gone.jsonl}", "line 3: tasks.b.data: "),
+        ("options: {r: 4, rank: 8}\ntasks:\n  a: {data: first.jsonl}", "rank is given twice"),
+    ],
+)
+def test_a_wrong_file_says_where_before_a_model_is_opened(text, told, folder, model, capsys):
+    (folder / "tasks.yaml").write_text(text)
+    code, said = ran(capsys, "adapt", model, "--stream", folder / "tasks.yaml", "--store", folder / "shop")
+    assert code == 2 and told in said

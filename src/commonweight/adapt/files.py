@@ -129,7 +129,7 @@ def train(
     """Reads, looks at everything, trains, writes, measures, and writes what was measured. bring: what the host needs
     first. said: the codec of a common that is there already."""
     host, data, evals, given = look(model, job, bring=bring, said=said, say=say)
-    numbers = Recipe(**job.recipe)
+    numbers = build(Recipe, job.recipe)
     results = train_understood(
         host, given, numbers, task=job.task, options=job.options, checkpoint=target.checkpoint,
         resume=resume, progress=progress, **_how(job),
@@ -219,7 +219,7 @@ def look(
         say(host.coverage(job.method or "mos", job.sites, modules_to_save=held, **job.options).line)
     if job.over:
         say(f"over {', '.join(job.over)}, which are frozen")
-    numbers = Recipe(**job.recipe)
+    numbers = build(Recipe, job.recipe)
     given = understand(host, data, job.task, numbers)
     for name, u in given.items():
         say((f"{name}: " if len(given) > 1 else "") + preview(data[name], u))

@@ -57,19 +57,23 @@ def exchange(name: str | None, options: Sequence[str] = ()) -> None:
     _carrying("exchange method", catalog.exchanges(), name, options)
 
 
-def lifelong(name: str | None, options: Sequence[str] = ()) -> None:
-    """The same of a lifelong method."""
-    _carrying("lifelong method", catalog.lifelong(), name, options)
+def lifelong(name: str | None, options: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> None:
+    """The same of a lifelong method. given: options of a file, which may name the adapter."""
+    _carrying("lifelong method", catalog.lifelong(), name, options, given)
 
 
-def _carrying(what: str, there: Mapping[str, type], name: str | None, options: Sequence[str]) -> None:
+def _carrying(
+    what: str, there: Mapping[str, type], name: str | None, options: Sequence[str],
+    given: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     if not there or name is None:
         return
     if name not in there:
         raise unknown(what, name, there)
     fields = there[name].__dataclass_fields__  # type: ignore[attr-defined]
     own = [o for o in options if "options" not in fields or o.partition("=")[0] in fields]
-    made = build(there[name], parse(there[name], own))
+    chosen = {"adapter": given["adapter"]} if given and "adapter" in given and "adapter" in fields else {}
+    made = build(there[name], {**chosen, **parse(there[name], own)})
     if "options" in fields:
         method(made.adapter, [o for o in options if o not in own])
 
@@ -238,13 +242,35 @@ def tenants(path: Path) -> None:
         where = ("recipe",)
         if isinstance(body.get("recipe", {}), dict):
             recipe(body.get("recipe", {}))
-        for key, entry in entries.items() if isinstance(entries, dict) else ():
-            for what in ("data", "dev", "eval"):
-                where = ("tenants", str(key), what)
-                if isinstance(entry, dict) and isinstance(entry.get(what), str):
-                    rows(path_from(path.parent, entry[what]))
     except CommonweightError as e:
         raise at.error(where, str(e)) from e
+    _rows_named(at, "tenants", entries)
+
+
+def stream(path: Path, name: str | None, options: Sequence[str]) -> None:
+    """A stream's file, and what the command line says over it. name, options: those of the command line."""
+    body, lines = parse_yaml(path, "tasks:")
+    at, said = Place(path, lines), body.get("method")
+    given = body.get("options") if name in (None, said) else None
+    if name is None and isinstance(said, str):
+        try:
+            lifelong(said)
+        except CommonweightError as e:
+            raise at.error(("method",), str(e)) from e
+    name = name or (said if isinstance(said, str) else "sequential")
+    lifelong(name, options, given if isinstance(given, dict) else None)
+    _rows_named(at, "tasks", body.get("tasks"))
+
+
+def _rows_named(at: Place, key: str, entries: Any) -> None:
+    """The files of rows that a file's tenants or tasks name. Raises: CommonweightError with the line."""
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        for what in ("data", "dev", "eval"):
+            if isinstance(entry, dict) and isinstance(entry.get(what), str):
+                try:
+                    rows(path_from(at.path.parent, entry[what]))
+                except CommonweightError as e:
+                    raise at.error((key, str(name), what), str(e)) from e
 
 
 def files(paths: Iterable[str | Path], what: str = "file or folder") -> None:

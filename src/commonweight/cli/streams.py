@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -41,7 +41,7 @@ def run(said: Said, training: Training) -> None:
             "eval:; put --eval at the end"
         )
     early.model(said.model, said.task or "classify")
-    early.lifelong(said.method, said.option)
+    early.stream(said.stream, said.method, said.option)
     early.task(said.task)
     early.dtype(said.dtype)
     early.device(said.device)
@@ -59,7 +59,7 @@ def _learn(said: Said, training: Training) -> None:
     stream = read_stream(said.stream)
     name = said.method or stream.method or "sequential"
     early.lifelong(name)
-    options = parsed(methods.get(name), list(said.option))
+    options = parsed(methods.get(name), list(said.option), stream.options_of(said.method))
     with training(said, stream.name) as (bar, progress):
         found = files.run(
             said.model, stream, said.store or "store", method=said.method, options=options,
@@ -75,9 +75,11 @@ def _learn(said: Said, training: Training) -> None:
     typer.echo(found.folder)
 
 
-def parsed(method: Any, pairs: list[str]) -> dict[str, Any]:
-    """Options of the command line; of a method whose adapter can be chosen, those of the adapter by its types."""
+def parsed(method: Any, pairs: list[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the command line; of a method whose adapter can be chosen, those of the adapter by its types. given:
+    those of the file, which may name the adapter."""
     from ..core import parse
+    from ..lifelong.registry import adapter_named
     from ..methods import get
 
     fields = method.config.__dataclass_fields__
@@ -85,7 +87,7 @@ def parsed(method: Any, pairs: list[str]) -> dict[str, Any]:
     out = parse(method.config, own)
     rest = [p for p in pairs if p not in own]
     if rest:
-        out |= parse(get(out.get("adapter", fields["adapter"].default)).config, rest)
+        out |= parse(get(adapter_named(method.name, given, out)).config, rest)
     return out
 
 

@@ -49,11 +49,16 @@ def config(cls: type[T]) -> type[T]:
 def build(cls: type[T], options: Mapping[str, Any]) -> T:
     """A config from options by name, also by the name that PEFT or transformers has for the same; an unknown name is an
     error with the nearest one."""
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    return cls(**own(cls, options))
+
+
+def own(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by the names that a config itself has for them: for `build`, and to be put over others."""
+    known = {f.name for f in fields(cls)}
     out: dict[str, Any] = {}
     for name, value in options.items():
         _put(out, cls, name, value, known)
-    return cls(**out)
+    return out
 
 
 def _put(out: dict[str, Any], cls: type, name: str, value: Any, known: Collection[str]) -> None:

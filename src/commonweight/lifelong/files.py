@@ -11,9 +11,10 @@ from ..adapt.files import look
 from ..adapt.recipe import Recipe
 from ..adapt.trainer import Progress
 from ..commons import Commons
-from ..core import CommonweightError, build
+from ..core import CommonweightError, build, own
 from . import methods
 from .record import folder_of, free
+from .registry import laid
 from .stages import Stream, check, examples, follow
 from .stream_file import StreamFile
 
@@ -40,10 +41,9 @@ def run(
     """
     numbers = {k: v for k, v in more.items() if k in Recipe.__dataclass_fields__}  # type: ignore[attr-defined]
     how = {k: v for k, v in more.items() if k not in numbers}
-    stream = replace(stream, recipe={**stream.recipe, **numbers}, how={**stream.how, **how})
+    stream = replace(stream, recipe={**own(Recipe, stream.recipe), **numbers}, how={**stream.how, **how})
     name = method or stream.method or "sequential"
-    given = stream.options if method in (None, stream.method) else {}
-    found, config = methods.resolve(name, {**given, **(options or {})})
+    found, config = methods.resolve(name, laid(name, stream.options_of(method), options or {}))
     task = stream.how.get("task", "classify")
     check(found, task)
     job = stream.job(*found.adapter(config))

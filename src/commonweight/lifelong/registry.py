@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapt.tasks.base import Example
-from ..core import Registry, Site, with_rest
+from ..core import Registry, Site, peers, with_rest
+from ..methods import get as adapter_of
 from .asks import Carried, Run, Stage
 
 Adapter = Callable[[Any], tuple[str, dict[str, Any]]]
@@ -69,3 +70,22 @@ def resolve(name: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
     """(method, config). Of a method whose adapter can be chosen, options that are not its own are the adapter's."""
     found = get(name)
     return METHODS.resolve(name, with_rest(found.config, options))
+
+
+def laid(name: str, under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method and its adapter: those of `over` in place of those of `under`, whoever's names they have."""
+    known = {*get(name).config.__dataclass_fields__}  # type: ignore[attr-defined]
+    if (adapter := adapter_named(name, under, over)) is not None:
+        known |= {*adapter_of(adapter).config.__dataclass_fields__}  # type: ignore[attr-defined]
+
+    def named(given: Mapping[str, Any]) -> dict[str, Any]:
+        here = {k: peers.option(k, known) for k in given}
+        return {k if here[k] in given else here[k]: v for k, v in given.items()}  # both: an error, when they are read
+
+    return {**named(under), **named(over)}
+
+
+def adapter_named(name: str, under: Mapping[str, Any], over: Mapping[str, Any]) -> str | None:
+    """The adapter that is asked for, or the method's own; None where it cannot be chosen."""
+    there = get(name).config.__dataclass_fields__.get("adapter")  # type: ignore[attr-defined]
+    return None if there is None else over.get("adapter", under.get("adapter", there.default))

@@ -36,6 +36,10 @@ class StreamFile:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     how: Mapping[str, Any] = field(default_factory=dict)
 
+    def options_of(self, method: str | None) -> Mapping[str, Any]:
+        """Those of the file, where it is the file's method that is run; None: nobody names another."""
+        return self.options if method in (None, self.method) else {}
+
     def job(self, adapter: str, options: Mapping[str, Any]) -> Job:
         """As several tenants of an adapter, for what looks at files before anything is trained."""
         return Job(tenants=self.tasks, method=adapter, options=options, recipe=self.recipe, **self.how)
