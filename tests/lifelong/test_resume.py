@@ -201,3 +201,32 @@ def test_the_order_of_what_was_learned_stays(model, host, tmp_path):
             host, other, tmp_path / "a", options=small.options("sequential"),
             resume=True, **small.RECIPE,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (None, "memory-0.jsonl"),  # gone
+        ("", "0 rows of first, where 4 were written"),
+        ('{"task": 1', "memory-0.jsonl: what the stream carried over is damaged"),
+        ("[1]", "is damaged"),
+    ],
+)
+def test_kept_rows_that_are_lost_are_missed(text, told, model, tmp_path):
+    """Training without them would be another method."""
+    made = small.stream(model, tmp_path, "replay", n=1)
+    memory = made.folder / "memory-0.jsonl"
+    memory.unlink() if text is None else memory.write_text(text)
+    with pytest.raises(CommonweightError) as e:
+        small.stream(model, tmp_path, "replay", resume=True)
+    assert told in str(e.value) and "another store" in str(e.value)
+
+
+def test_a_tenant_that_the_stream_goes_on_from_was_removed(model, tmp_path):
+    made = small.stream(model, tmp_path, n=1)
+    Commons(tmp_path, make=False).remove("first")
+    assert small.stream(model, tmp_path, n=1, resume=True).record["stages"] == made.record["stages"]
+    with pytest.raises(CommonweightError, match="after first, first was answered by first@1, which the store has lost"):
+        small.stream(model, tmp_path, resume=True)
+    with pytest.raises(CommonweightError, match="which the store has lost"):
+        small.stream(model, tmp_path, n=1, evals=small.evals(1), resume=True)

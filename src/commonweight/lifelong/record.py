@@ -71,6 +71,19 @@ def same_rows(folder: Path, stage: Mapping[str, Any], name: str, rows: Mapping[s
     same_settings({"task": name, **rows}, {"task": name, **stage["rows"]}, folder / FILE)
 
 
+def answered(folder: Path, stages: Sequence[Mapping[str, Any]], store: Commons) -> None:
+    """Raises: CommonweightError where the store has lost a tenant that answered a task after one of these stages."""
+    for stage in stages:
+        for task, label in stage["tenants"].items():
+            try:
+                store.manifest(label)
+            except CommonweightError as e:
+                raise CommonweightError(
+                    f"{folder}: after {stage['task']}, {task} was answered by {label}, which the store has lost ({e}); "
+                    "publish it there again, or start the stream in another store"
+                ) from e
+
+
 def write(folder: Path, record: Record) -> Path:
     record = {**record, "summary": summary(record)}
     text = json.dumps(record, ensure_ascii=False, indent=1)

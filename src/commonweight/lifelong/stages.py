@@ -152,6 +152,9 @@ def follow(
     held |= {f"rows of {n}": [*u.train, *u.dev] for n, u in given.items()}
     ahead(host, adapter, options, reads, recipe, held)
     store = Commons(store.folder)
+    goes_on = told["stages"][-1:] if len(told["stages"]) < len(given) else []
+    unmeasured = [s for s in told["stages"] if s.get("scores") is None] if evals else []
+    record.answered(folder, [*goes_on, *unmeasured], store)
     record.write(folder, told)
     for done in told["stages"]:  # what a kill left
         shutil.rmtree(beside(store.folder, name, done["task"]), ignore_errors=True)
@@ -251,7 +254,7 @@ def restored(host: Host, store: Commons, folder: Path, told: Mapping[str, Any]) 
     if not told["stages"]:
         return Carried()
     last = told["stages"][-1]
-    tensors, facts, rows = state.read(folder, len(told["stages"]) - 1)
+    tensors, facts, rows = state.read(folder, len(told["stages"]) - 1, last["memory"])
     tenants = {n: load(host, store, label, n) for n, label in last["tenants"].items()}
     return Carried(tenants, tensors, facts, rows)
 
@@ -296,7 +299,7 @@ def measure(
     here["scores"] = out
     folder = record.folder_of(store, told["name"])
     if found.pick is not None and state.there(folder, stage.number):  # of earlier stages it is gone
-        tensors, facts, rows = state.read(folder, stage.number)
+        tensors, facts, rows = state.read(folder, stage.number, here["memory"])
         there = {n: rows for n, rows in evals.items() if n in held}
         here["untold"] = untold(stage, found, Carried(held, tensors, facts, rows), there, given, recipe)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapt.tasks.base import Example
 from ..core import CommonweightError
+from ..core.schedule import NONE
 from ..formats import atomic
 
 Rows = Mapping[str, Sequence[Example]]
@@ -40,19 +41,27 @@ def there(folder: Path, stage: int) -> bool:
     return (folder / f"carried-{stage}.safetensors").is_file()
 
 
-def read(folder: Path, stage: int) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, list[Example]]]:
+def read(
+    folder: Path, stage: int, kept: Mapping[str, int] = NONE
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, list[Example]]]:
+    """kept: how many rows of each task the record says that there are.
+
+    Raises: CommonweightError for a file that is not whole, or lacks rows."""
     path = folder / f"carried-{stage}.safetensors"
+    memory = folder / f"memory-{stage}.jsonl"
+    rows: dict[str, list[Example]] = {}
     try:
         with safe_open(path, "pt") as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             facts = json.loads((f.metadata() or {})["facts"])
-        rows: dict[str, list[Example]] = {}
-        memory = folder / f"memory-{stage}.jsonl"
-        for line in memory.read_text("utf-8").splitlines() if memory.is_file() else ():
+        path = memory
+        for line in memory.read_text("utf-8").splitlines() if memory.is_file() or any(kept.values()) else ():
             row = json.loads(line)
             rows.setdefault(row.pop("task"), []).append(row)
+        if lost := [n for n, many in kept.items() if len(rows.get(n, ())) != many]:
+            raise ValueError(f"{len(rows.get(lost[0], ()))} rows of {lost[0]}, where {kept[lost[0]]} were written")
         return tensors, facts, rows
-    except (SafetensorError, OSError, ValueError, KeyError) as e:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CommonweightError(
             f"{path}: what the stream carried over is damaged ({e}); start it again in another store"
         ) from e

@@ -74,3 +74,19 @@ def test_a_new_update_reads_nothing_that_earlier_tasks_read(model, tmp_path):
         wanted = new if site in facts["left"] else torch.zeros_like(new)
         assert (inside - wanted).abs().max() < 1e-5
         assert new.any() and after.pools[f"{site}.B"][:, 2:].any()
+
+
+def test_the_code_keeps_the_wrong_half_of_a_space_that_the_first_task_fills():
+    """methods/inflora.py @0d102e9: of a first task beyond half of a space it keeps the directions that were read, as
+    those that are left; a new A then reads in them alone. Ours reads outside of them."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(6, 40, generator=g) * torch.tensor([3.0, 2.5, 2.0, 1.8, 0.1, 0.1])[:, None]
+    x = x @ x.T / 40
+    u, s, _ = torch.linalg.svd(x)
+    r = int((s.square().cumsum(0) / s.square().sum() < 0.9999).sum())
+    assert r > 3
+    code, ours = Space(u[:, :r], True), first(x, 0.9999)
+    new = torch.randn(6, 9, generator=g)
+    assert ours.left and ours.basis.shape == (6, 6 - r)
+    assert (u[:, :r].T @ free(ours, new)).abs().max() < 1e-5
+    assert torch.allclose(u[:, :r].T @ free(code, new), u[:, :r].T @ new, atol=1e-5)  # all of what was read

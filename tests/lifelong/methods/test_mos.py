@@ -16,3 +16,17 @@ def test_a_row_asks_again_until_the_answer_stays():
     votes = torch.tensor([[1, 2, 2], [0, 0, 0], [1, 0, 2]])  # the last row goes round in a circle
     assert refined(torch.tensor([0, 2, 0]), votes, 4).tolist() == [2, 0, 0]
     assert refined(torch.tensor([0, 2, 0]), votes, 1).tolist() == [1, 0, 1]
+
+
+def test_the_code_pulls_thirteen_times_where_the_paper_pulls_once():
+    """backbone/vit_mos.py @8d5e07c: `reweight_adapter` goes over all twelve blocks in place, each block's forward calls
+    it, and the step does once more: of the distance to the mean .9^13 is left. The paper's is .9, and ours."""
+    blocks, m = 12, 0.1
+    mean, theta = torch.zeros(blocks, 4), torch.ones(blocks, 4)
+    code = theta.clone()
+    for _ in range(blocks + 1):
+        for b in range(blocks):
+            code[b] = (1 - m) * code[b] + m * mean[b]
+    _, edit = Pulled({"p": mean}, m).after(Moment(1, 2, {"p": theta}, {}, {}), {})
+    assert torch.allclose(code, torch.full_like(code, 0.9**13)) and abs(float(code[0, 0]) - 0.254) < 1e-3
+    assert torch.allclose(edit.values["p"], torch.full_like(theta, 0.9))

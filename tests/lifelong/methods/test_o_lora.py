@@ -36,3 +36,12 @@ def test_what_was_trained_stays_and_the_sum_answers(model, tmp_path):
             assert torch.equal(after.pools[n][:2], p)
         elif not n.startswith("head"):
             assert torch.equal(after.pools[n][:, :2], p) and after.pools[n][:, 2:].any()
+
+
+def test_the_paper_squares_what_the_code_takes_absolute():
+    """arXiv 2310.14152, eq. (7), and uie_trainer_lora.py @2a2e620: two forms, and ours is the code's."""
+    a = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    inner = a[:2] @ a[2:].T
+    ours = float(apart({"x.A": a, "x.B": torch.zeros(5, 3)}, 2, 1.0, 0.0))
+    assert abs(ours - float(inner.abs().sum())) < 1e-5
+    assert abs(ours - float(inner.square().sum())) > 0.1

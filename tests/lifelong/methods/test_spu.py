@@ -21,6 +21,8 @@ def test_what_was_trained_stays_unless_it_is_chosen_again():
 
 
 def test_a_task_moves_a_tenth_of_the_entries(model, tmp_path):
+    """All others keep their bits, under weight decay too. The code (trainer/spu.py @98a2725) multiplies gradients
+    by the mask before AdamW, whose decay moves what is masked."""
     host = open_host(model, "classify", dtype="float32")
     made = small.stream(model, tmp_path / "shop", "spu", host=host, weight_decay=0.1)
     shop = Commons(tmp_path / "shop", make=False)
@@ -33,3 +35,9 @@ def test_a_task_moves_a_tenth_of_the_entries(model, tmp_path):
         kept = after.pools[n][torch.isin(at, then)]
         same = (kept == before.pools[n][then.argsort()]).sum()
         assert same >= len(at) - size  # all that was not chosen anew
+        code = torch.nn.Parameter(before.pools[n].detach().clone())
+        optimizer = torch.optim.AdamW([code], lr=small.RECIPE["lr"], weight_decay=0.1)
+        code.grad = torch.zeros_like(code)
+        optimizer.step()
+        was = before.pools[n].detach()
+        assert torch.allclose(code, was * (1 - 0.1 * small.RECIPE["lr"])) and not torch.equal(code, was)

@@ -70,3 +70,23 @@ def test_losses():
 
 def test_count():
     assert cw.plan("dynmole", [cw.Site("q", 48, 32)], rank=2, experts=3).count() == 3 * (2 * (48 + 32) + 32)
+
+
+def test_the_code_leaves_padding_in_the_mean_entropy():
+    """moe_utils.py @9354b27 has the attention mask in the load alone; ours has it in both, so that a row's padding does
+    not change its loss. Without padding both are one."""
+    from commonweight.methods.said import Said
+
+    z, real = 2 * torch.randn(6, 3, generator=torch.Generator().manual_seed(2)), torch.tensor([1.0, 1, 0, 1, 0, 1])
+
+    def code(real):
+        p, kept = z.softmax(-1), torch.tensor([gates(t) for t in z])
+        load = (p * real[:, None]).sum(0) / real.sum() * (kept * real[:, None]).sum(0) / real.sum()
+        return 1e-2 * sum(entropy(t.tolist()) for t in p) / len(p) + 1e-3 * 3 * float(load.sum())
+
+    ours = cw.methods.get("dynmole").router_loss(cw.methods.get("dynmole").config(experts=3))
+    assert ours is not None
+    assert float(ours({"a": Said(z, torch.ones(6))})) == pytest.approx(code(torch.ones(6)), rel=1e-5)
+    padded = float(ours({"a": Said(z, real)}))
+    assert padded == pytest.approx(float(ours({"a": Said(z[real > 0], torch.ones(4))})), rel=1e-5)
+    assert abs(padded - code(real)) > 1e-5

@@ -33,3 +33,28 @@ def test_a_layer_with_fewer_takes_all_of_them():
 def test_what_does_not_go():
     with pytest.raises(cw.CommonweightError, match="each 1 or more"):
         cw.plan("mola", [cw.Site("q", 8, 8)], experts=(0, 2))
+
+
+def test_the_code_counts_padding_in_the_load():
+    """mola_modeling_llama_hacked.py @01785c8: 1e-3 E sum_i f_i P_i of a layer's routers as one, padding among them.
+    Ours is the same over the tokens that are none."""
+    from commonweight.methods.said import Said
+
+    g = torch.Generator().manual_seed(2)
+    z = {f"model.layers.0.{n}": torch.randn(5, 4, generator=g) for n in ("q", "k")}
+    real = torch.tensor([1.0, 1, 1, 0, 0])
+
+    def code(z):
+        p = torch.cat([*z.values()]).softmax(-1)
+        chosen = torch.zeros(4)
+        for t in p:
+            chosen[t.topk(2).indices] += 1
+        return 1e-3 * 4 * float((chosen / chosen.sum() * p.mean(0)).sum())
+
+    ours = cw.methods.get("mola").router_loss(cw.methods.get("mola").config(experts=(4,), balance=1e-3))
+    assert ours is not None
+    whole = {n: Said(t, torch.ones(5)) for n, t in z.items()}
+    assert float(ours(whole)) == pytest.approx(code(z), rel=1e-5)
+    padded = float(ours({n: Said(t, real) for n, t in z.items()}))
+    assert padded == pytest.approx(code({n: t[:3] for n, t in z.items()}), rel=1e-5)
+    assert abs(padded - code(z)) > 1e-6

@@ -72,3 +72,24 @@ def test_count():
     bonds = [1, 8, 8, 8, 8, 1]
     each = [bonds[k] * i[k] ** 2 * bonds[k + 1] for k in range(5)]
     assert plan.count() == each[2] + 4 * (sum(each) - each[2] + 1024)
+
+
+def test_the_code_drops_the_second_expert_by_chance_in_evaluation_too():
+    """mixture_of_experts.py @66f64e8: the second expert stays with probability min(1, g2 / .2), g1 and g2 over their
+    sum. Ours always keeps it, with the gates that the code has where it stays."""
+    from commonweight.methods.mixtures.mpoe import Trains
+
+    g = torch.Generator().manual_seed(0)
+    z = torch.tensor([3.0, 1.2, -2.0])
+    p = z.softmax(-1)
+    g1, g2 = float(p[0] / (p[0] + p[1] + 1e-9)), float(p[1] / (p[0] + p[1] + 1e-9))
+    assert g2 < 0.2
+    drawn = {(g1, g2 if float(torch.rand((), generator=g)) < g2 / 0.2 else 0.0, 0.0) for _ in range(40)}
+    assert drawn == {(g1, g2, 0.0), (g1, 0.0, 0.0)}
+    found = []
+    for e in [0, 1, 2, 0, 1, 2]:  # one number wide: of all experts' matrices one is 1
+        one = torch.nn.functional.one_hot(torch.tensor(e), 3).float().view(3, 1, 1, 1, 1)
+        cores = {f"T{n}": torch.ones((1, 1, 1, 1) if n == 2 else (3, 1, 1, 1, 1)) for n in range(5)}
+        at = torch.ones(1, 1), torch.zeros(1, 1), object()
+        found.append(float(Trains(2, 1.0).output(*at, router=z[:, None], **{**cores, "T0": one})))  # type: ignore
+    torch.testing.assert_close(torch.tensor(found), torch.tensor([g1, g2, 0.0] * 2))
