@@ -3,15 +3,18 @@
 python docs/gen_coverage.py --write
 python docs/gen_coverage.py --check    # exit code 1 when the tables are not current
 
-A line of the data has `by` (what answers it), `missing` (it is not there yet, and what would be needed) or `study` (a
-paper without a mechanism). What is not in a registry cannot be named: it raises.
+A line of the data has `by` (what answers it), `nothing` (what was looked for and not found) or `study` (a paper without
+a mechanism). `part`: a piece that the method is known for is not in what answers it. What is in no registry of ours
+cannot be named: it raises. Of libraries `release` is what was looked into, of code `commit` a version that was seen;
+`seen` is "page" where only its page was, "named" where only its address was.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,18 +57,36 @@ FAMILIES = {
     "analyze": "measures, benchmarks and surveys",
 }
 LIBRARIES = {
+    "adam-atan2-pytorch": "https://github.com/lucidrains/adam-atan2-pytorch",
+    "autogl": "https://github.com/THUMNLab/AutoGL",
     "continual-inference": "https://github.com/LukasHedegaard/continual-inference",
     "deepspeed": "https://github.com/deepspeedai/DeepSpeed",
+    "diffusers": "https://github.com/huggingface/diffusers",
+    "easyedit": "https://github.com/zjunlp/EasyEdit",
+    "flash-linear-attention": "https://github.com/fla-org/flash-linear-attention",
+    "lightzero": "https://github.com/opendilab/LightZero",
     "megatron-core": "https://github.com/NVIDIA/Megatron-LM",
+    "mergekit": "https://github.com/arcee-ai/mergekit",
+    "mlx-lm": "https://github.com/ml-explore/mlx-lm",
+    "mup": "https://github.com/microsoft/mup",
+    "onecomp": "https://github.com/FujitsuResearch/OneCompression",
     "only-train-once": "https://github.com/tianyic/only_train_once",
     "optuna": "https://optuna.org",
     "peft": "https://github.com/huggingface/peft",
+    "pquant-ml": "https://github.com/cern-nextgen/PQuantML",
     "pypccl": "https://github.com/PrimeIntellect-ai/pccl",
+    "sentence-transformers": "https://github.com/huggingface/sentence-transformers",
+    "sglang": "https://github.com/sgl-project/sglang",
+    "structured-pruning-adapters": "https://github.com/LukasHedegaard/structured-pruning-adapters",
+    "textpruner": "https://github.com/airaria/TextPruner",
     "timm": "https://github.com/huggingface/pytorch-image-models",
     "torch": "https://pytorch.org",
     "torchvision": "https://github.com/pytorch/vision",
     "transformers": "https://github.com/huggingface/transformers",
+    "xnnpack": "https://github.com/google/XNNPACK",
 }
+CODE = {"official": "official code", "reimplementation": "code of others"}
+SEEN = {"page": ", of which its page alone was seen", "named": ", named by others and not seen"}
 
 
 def rows() -> list[dict[str, Any]]:
@@ -98,8 +119,16 @@ def wrong(one: Mapping[str, Any]) -> str | None:
                 return f"library {name!r} has no address in docs/gen_coverage.py"
             if one.get("at") and find_spec(name):
                 reached(name, one["at"])
+        elif kind in CODE:
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+                return f"{kind} {name!r} is no owner and repository: owner/name"
+            seen, commit = one.get("seen"), one.get("commit", "")
+            if seen not in (None, *SEEN):
+                return f"{kind} {name!r}: seen {seen!r} is none of {[*SEEN]}"
+            if seen is None and not (one.get("at") and re.fullmatch(r"[0-9a-f]{7}", commit)):
+                return f"{kind} {name!r}: give the file that was seen (at), and its commit in 7 digits, or seen"
         else:
-            return f"kind {kind!r} is none of {[*REGISTRIES, 'call', 'library']}"
+            return f"kind {kind!r} is none of {[*REGISTRIES, 'call', 'library', *CODE]}"
     except (AttributeError, ImportError, ValueError) as e:
         return f"{kind} {name!r}: {e}"
     return None
@@ -113,26 +142,49 @@ def said(one: Mapping[str, Any]) -> str:
     if kind == "call":
         return f"`commonweight.{name}`"
     at = f": `{one['at']}`" if one.get("at") else ""
-    return f"library [{name}]({LIBRARIES[name]}){at}"
+    seen = f" at `{one['commit']}`" if one.get("commit") else ""
+    if kind in CODE:
+        return f"{CODE[kind]} [{name}](https://github.com/{name}){at}{seen}{SEEN.get(one.get('seen', ''), '')}"
+    release = f" {one['release']}" if one.get("release") else ""
+    return f"library [{name}]({LIBRARIES[name]}){release}{at}{seen}"
+
+
+def sort(row: Mapping[str, Any]) -> str:
+    """What answers: "own", "library", "official", "reimplementation", "nothing" or "study"; the first that is there."""
+    kinds = {one["kind"] for one in row.get("by", ())}
+    if kinds & {*REGISTRIES, "call"}:
+        return "own"
+    return next((kind for kind in ("library", *CODE) if kind in kinds), "study" if "study" in row else "nothing")
 
 
 def answer(row: Mapping[str, Any]) -> str:
-    if "missing" in row:
-        return f"not yet: {row['missing']}"
+    if "nothing" in row:
+        return f"nothing found: {row['nothing']}"
     if "study" in row:
         return f"no mechanism to build: {row['study']}"
     for one in row["by"]:
         if (problem := wrong(one)) is not None:
             raise SystemExit(f"docs/coverage.json: {row['id']} {row['name']}: {problem}")
-    return ", ".join(map(said, row["by"])) + (f"; {row['note']}" if row.get("note") else "")
+    part = "in part: " if row.get("part") else ""
+    return part + ", ".join(map(said, row["by"])) + (f"; {row['note']}" if row.get("note") else "")
+
+
+def counted(mine: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cells of a line of counts; of what is answered in part, how many in brackets."""
+    cells = [str(len(mine))]
+    for kind in ("own", "library", *CODE, "nothing", "study"):
+        of = [r for r in mine if sort(r) == kind]
+        part = sum(bool(r.get("part")) for r in of)
+        cells.append(f"{len(of)} ({part})" if part else str(len(of)))
+    return cells
 
 
 def table() -> str:
     """How many of each family are answered, then a table for each."""
     held = rows()
     parts = [
-        "| | methods | answered | by a library alone | not yet | studies |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | methods | commonweight | library | official code alone | code of others alone | nothing found | studies |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     groups = {
         (core, family): [r for r in held if r["core"] is core and r["family"] == family]
@@ -140,12 +192,7 @@ def table() -> str:
         for family in FAMILIES
     }
     for core, title in ((True, "core"), (False, "neighbours")):
-        mine = [r for r in held if r["core"] is core]
-        answered = [r for r in mine if "by" in r]
-        alone = [r for r in answered if all(one["kind"] == "library" for one in r["by"])]
-        counts = [len(mine), len(answered) - len(alone), len(alone)]
-        counts += [sum(key in r for r in mine) for key in ("missing", "study")]
-        parts.append(f"| {title} | {' | '.join(map(str, counts))} |")
+        parts.append(f"| {title} | {' | '.join(counted([r for r in held if r['core'] is core]))} |")
     for (core, family), mine in groups.items():
         if mine:
             parts += [
