@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, counted
+from ..core import CommonweightError, Use, counted
 from ..host import Tenant
 from ..host.invoked import NEVER, last
 from .tasks import Example, Task
@@ -17,7 +17,7 @@ from .tasks import Example, Task
 def reached(loss: Tensor, tenants: Sequence[Tenant]) -> None:
     """Raises: CommonweightError where nothing that the tenants train had a part in the loss of a batch in training."""
     if torch.is_grad_enabled() and not loss.requires_grad:
-        sites = [u.site for t in tenants for u in t.plan.uses]
+        sites = [u.site for t in tenants for u in _uses(t)] or ["all of the model"]
         raise CommonweightError(
             f"{tenants[0].name}: these rows do not reach what it changes ({sites[0]}"
             f"{f' and {len(sites) - 1} more' if len(sites) > 1 else ''}), so that nothing would be trained; choose "
@@ -25,12 +25,17 @@ def reached(loss: Tensor, tenants: Sequence[Tenant]) -> None:
         )
 
 
+def _uses(tenant: Tenant) -> Sequence[Use]:
+    """None of a whole model that trains in a tenant's place, which has no plan."""
+    return () if tenant.plan is None else tenant.plan.uses
+
+
 def unread(tenants: Sequence[Tenant]) -> None:
     """Warns of sites that had no part in the loss of the first step, whose numbers got no gradient: after it. Experts
     are left out, of which rows choose; so is a tenant without rows in the batch, whose sites had none at all."""
     for t in tenants:
         got: dict[str, bool] = {}
-        for use in t.plan.uses:
+        for use in _uses(t):
             mine = [t.pools[p] for r in use.reads.values() for p in r.pools if t.pools[p].requires_grad]
             if mine and "[" not in use.site:
                 got[use.site] = got.get(use.site, False) or any(p.grad is not None for p in mine)
