@@ -8,7 +8,8 @@ import commonweight as cw
 from commonweight.adapt import open_host
 from commonweight.exchange import methods
 from commonweight.exchange.local import Local, Rounds
-from commonweight.exchange.rounds import starting
+from commonweight.exchange.message import of_client, pack
+from commonweight.exchange.rounds import Gathering, facts, starting
 from commonweight.exchange.setting import by_client, make_task, ready
 from commonweight.exchange.work import Work
 from tests.adapt import tiny
@@ -98,6 +99,22 @@ def prepared_host(model):
 def values(run):
     """The global tenant's trained numbers."""
     return {n: p.detach().clone() for n, p in run.tenant.named_parameters()}
+
+
+def is_left_out(p, state, good, bad, reason):
+    """An answer that has the right shapes and no meaning is refused by name: the state is made of the other one, and
+    does not change without it."""
+
+    def after(*answers):
+        inbox = Gathering(p.method, p.setting, 0, {0, 1}, {0: 3, 1: 9})
+        for c, tensors in answers:
+            about = of_client(facts(p.setting, 0), c, {0: 3, 1: 9}[c])
+            inbox.put(pack(about, tensors, p.method.up(p.setting, 0, c)), c)
+        return inbox.close(state), dict(inbox.inbox.refused)
+
+    one, two, none = after((0, good)), after((0, good), (1, bad)), after((1, bad))
+    assert same(one[0].tensors, two[0].tensors) and one[1] == {} and two[1] == none[1] == {reason: 1}
+    assert same(none[0].tensors, state.tensors)
 
 
 class Fresh:

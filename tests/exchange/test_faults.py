@@ -1,14 +1,17 @@
 """A client does what it should not: it is counted by name, and the round goes on."""
 
 import json
+import math
 import struct
 
 import pytest
 import torch
 from safetensors.torch import load, save
 
-from commonweight.exchange import simulate
+from commonweight.exchange import simulate, simulation
+from commonweight.exchange.asks import Trained
 from commonweight.exchange.message import read_facts
+from commonweight.exchange.work import Work
 from tests.adapt import tiny
 from tests.exchange import small
 
@@ -120,3 +123,59 @@ def test_a_client_that_diverges_is_refused(bert):
         runs.append(simulate(small.prepared_host(bert), rows, method="fed-sb", wire=wire, **RECIPE))
     assert small.same(runs[0].state.tensors, runs[1].state.tensors)
     assert torch.isfinite(runs[1].state.tensors["head.b"]).all()
+
+
+class Spoiled(Work):
+    """What client 1 asks for in round 1 is answered with numbers that are not finite."""
+
+    def answer(self, round, asks):
+        found = super().answer(round, asks)
+        for i, (client, _) in enumerate(asks):
+            if (round, client) == (1, 1):
+                found[i] = spoiled(found[i])
+        return found
+
+
+def spoiled(answer):
+    if isinstance(answer, float):
+        return float("nan")
+    which = "pools" if isinstance(answer, Trained) else "gradients"
+    return answer._replace(**{which: {n: v * float("inf") for n, v in getattr(answer, which).items()}})
+
+
+@pytest.mark.parametrize("method", small.METHODS)
+def test_a_client_that_diverges_says_so_whatever_it_sends(bert, method, monkeypatch):
+    """Bytes, orders and counts have no NaN. It keeps what it had, and takes part again in the next round."""
+    monkeypatch.setattr(simulation, "Work", Spoiled)
+    more = {"private": "*head*"} if method != "legend" else {}
+    host = small.prepared_host(bert)
+    run = simulate(host, tiny.rows(24), method=method, options=small.SMALL[method], **{**RECIPE, "clients": 3}, **more)
+    assert [r["refused"] for r in run.curve] == [{}, {"not finite": 1}, {}]
+    assert [r["replies"] for r in run.curve] == [3, 2, 3]
+    assert all(v.isfinite().all() for v in run.state.tensors.values() if v.is_floating_point())
+    assert all(v.isfinite().all() for v in run.kept.of(1).values() if v.is_floating_point())
+    assert all(math.isfinite(r["train_loss"]) for r in run.curve)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("fedkseed", "slopes"), ("mezo", "slopes"), ("diloco", "scales"), ("ferret", "scalars")],
+)
+def test_finite_numbers_of_which_the_server_would_make_infinite_ones(bert, method, kind):
+    """The largest float32: the sum of several, or its product with a direction, is none."""
+    most = torch.finfo(torch.float32).max
+
+    def large(data):
+        found = load(data)
+        name = "*float32" if "*float32" in found else kind
+        found[name] = torch.full_like(found[name], most)
+        return again(data, found)
+
+    wire = lambda r, c, data: [large(data)] if (r, c) == (1, 1) else [data]  # noqa: E731
+    run = simulate(
+        small.prepared_host(bert), tiny.rows(24), method=method, options=small.SMALL[method], wire=wire,
+        **{**RECIPE, "clients": 3},
+    )  # fmt: skip
+    assert all(v.isfinite().all() for v in run.state.tensors.values() if v.is_floating_point())
+    assert len(run.curve) == 3 and run.curve[0]["refused"] == {}
+    assert all(p.isfinite().all() for p in small.values(run).values())

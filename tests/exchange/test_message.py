@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from commonweight.exchange.message import FRAME, Facts, Part, Refused, bound, pack, payload, unpack
+from commonweight.exchange.message import FRAME, Facts, Part, Refused, bound, pack, payload, unpack, without
 
 FACTS = Facts("fed-sb", "run", "f" * 32, 3, 2, 10)
 TABLE = {"a.R": Part((4, 4)), "b.R": Part((2,)), "seeds": Part((None,), "int64", 5), "n": Part((3,), "int32")}
@@ -76,6 +76,15 @@ def test_no_message_at_all():
 )  # fmt: skip
 def test_of_something_else(change, reason):
     assert refused(pack(replace(FACTS, **change), tensors(), TABLE)) == reason
+
+
+def test_a_newer_format_may_say_more():
+    said = json.dumps({**FACTS.__dict__, "format": 2, "more": [1]})
+    assert refused(save({"*float32": torch.zeros(18)}, {"facts": said})) == "other version"
+
+
+def test_facts_alone_are_of_a_client_without_finite_numbers():
+    assert refused(without(FACTS)) == "not finite"
 
 
 def test_other_shapes():

@@ -5,7 +5,7 @@ import torch
 
 from commonweight.core import CommonweightError, Rng
 from commonweight.exchange import split
-from commonweight.exchange.splits import gammas, known, sampled
+from commonweight.exchange.splits import known, log_gammas, sampled
 
 ROWS = [{"text": f"t{i}", "label": f"l{i % 3}", "who": f"p{i % 7}"} for i in range(120)]
 
@@ -43,10 +43,26 @@ def test_as_many_clients_as_rows():
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 3.0])
 def test_gamma_numbers_have_their_mean_and_variance(alpha):
-    x = gammas(Rng(0, f"{alpha}"), 40_000, alpha)
+    x = log_gammas(Rng(0, f"{alpha}"), 40_000, alpha).exp()
     assert float(x.mean()) == pytest.approx(alpha, rel=0.05)
     assert float(x.var()) == pytest.approx(alpha, rel=0.1)
     assert bool((x > 0).all())
+
+
+@pytest.mark.parametrize("alpha", ["1e-300", "0.0001", "0.001", "1e-2"])
+def test_a_tiny_alpha_gives_a_label_to_one_client(alpha):
+    """In the limit a Dirichlet draw is one of its corners; the others get the one row that everybody has."""
+    for seed in range(4):
+        places = split(ROWS, 16, f"dirichlet:{alpha}", seed=seed)
+        large = [[i for i in mine] for mine in places if len(mine) > 1]
+        assert 1 <= len(large) <= 3 + (alpha == "1e-2") * 3
+        assert sum(map(len, places)) == 120
+
+
+@pytest.mark.parametrize("alpha", ["1e30", "1e308"])
+def test_a_huge_alpha_gives_all_clients_the_same(alpha):
+    for seed in range(4):
+        assert {len(mine) for mine in split(ROWS, 8, f"dirichlet:{alpha}", seed=seed)} == {15}
 
 
 def test_clients_of_a_round():

@@ -34,6 +34,10 @@ class Answers(Mapping[int, Reply]):
         self.at[client] = self.end, len(data), rows, table
         self.end += len(data)
 
+    def drop(self, client: int) -> None:
+        """Its bytes stay in the file."""
+        del self.at[client]
+
     def __getitem__(self, client: int) -> Reply:
         first, size, rows, table = self.at[client]
         self.file.seek(first)

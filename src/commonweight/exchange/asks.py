@@ -6,10 +6,14 @@ So a method says what is to be computed, and an engine decides how: the asks of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from ..core import CommonweightError
 
 Pools = Mapping[str, Tensor]
 
@@ -84,7 +88,8 @@ class Told(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What a client ends with. tensors: what goes up. keep: what stays with it. loss: for the curve; it stays too."""
+    """What a client ends with. tensors: what goes up; {}: it has no finite numbers to send, and what it kept before
+    stays. keep: what stays with it. loss: for the curve; it stays too."""
 
     tensors: dict[str, Tensor]
     keep: dict[str, Tensor]
@@ -92,6 +97,20 @@ class Sent(NamedTuple):
 
 
 Client = Generator[Ask, Any, Sent]
+NOTHING = Sent({}, {})
+
+
+class Diverged(CommonweightError):
+    """Raised by a client whose numbers cannot be sent in its method's form."""
+
+
+def finite(answer: Any) -> bool:
+    """Whether an answer to an ask has only finite numbers."""
+    if isinstance(answer, float):
+        return math.isfinite(answer)
+    found = answer.pools if isinstance(answer, Trained) else answer.gradients if isinstance(answer, Slope) else {}
+    each = [v for v in found.values() if v.numel()]
+    return not each or math.isfinite(float(get_total_norm(each, math.inf)))
 
 
 def drive(client: Client, answer: Callable[[Ask], Any]) -> Sent:
@@ -100,15 +119,23 @@ def drive(client: Client, answer: Callable[[Ask], Any]) -> Sent:
 
 
 def drive_all(clients: Sequence[Client], answer: Callable[[list[tuple[int, Ask]]], list[Any]]) -> list[Sent]:
-    """All clients to their end, side by side. answer: (place of the client, its ask) of all that wait -> answers."""
+    """All clients to their end, side by side. answer: (place of the client, its ask) of all that wait -> answers.
+
+    A client whose answer is not finite ends there, with `NOTHING`: neither a vote nor what it keeps is made of NaN."""
     done: dict[int, Sent] = {}
     asks: list[tuple[int, Ask]] = []
 
     def send(place: int, value: Any) -> None:
+        if not finite(value):
+            clients[place].close()
+            done[place] = NOTHING
+            return
         try:
             asks.append((place, clients[place].send(value)))
         except StopIteration as end:
             done[place] = end.value
+        except Diverged:
+            done[place] = NOTHING
 
     for i in range(len(clients)):
         send(i, None)

@@ -100,6 +100,11 @@ def pack(facts: Facts, tensors: Mapping[str, Tensor], table: Table) -> bytes:
     return save(out, {"facts": json.dumps(asdict(facts), separators=(",", ":"))})
 
 
+def without(facts: Facts) -> bytes:
+    """The answer of a client that has no finite numbers to send: facts alone, refused as "not finite"."""
+    return save({}, {"facts": json.dumps(asdict(facts), separators=(",", ":"))})
+
+
 def unpack(data: bytes, table: Table, wanted: Facts) -> tuple[Facts, dict[str, Tensor]]:
     """(facts, tensors by name). wanted: method, run, base and round that it must have; its client is not looked at.
 
@@ -109,7 +114,7 @@ def unpack(data: bytes, table: Table, wanted: Facts) -> tuple[Facts, dict[str, T
         raise Refused("too long", f"{len(data):,} bytes; at most {bound(table):,} are read")
     facts = read_facts(data)
     if facts.format != wanted.format:
-        raise Refused("other version", f"format {facts.format}; this side speaks {wanted.format}: update the older one")
+        raise other_version(facts.format)
     for name, reason in (("method", "other method"), ("run", "other run"), ("base", "other base")):
         if getattr(facts, name) != getattr(wanted, name):
             raise Refused(reason, f"{getattr(facts, name)!r}; this run has {getattr(wanted, name)!r}")
@@ -122,6 +127,10 @@ def unpack(data: bytes, table: Table, wanted: Facts) -> tuple[Facts, dict[str, T
     return facts, spread(found, table)
 
 
+def other_version(format: int) -> Refused:
+    return Refused("other version", f"format {format}; this side speaks {FORMAT}: update the older one")
+
+
 def read_facts(data: bytes) -> Facts:
     """Raises: Refused where the header is cut off or says something else."""
     try:
@@ -130,11 +139,15 @@ def read_facts(data: bytes) -> Facts:
             raise ValueError("cut off")
         said = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["facts"])
         known = {f.name: f.type for f in fields(Facts)}
+        if isinstance(said, dict) and type(said.get("format")) is int and said["format"] != FORMAT:
+            raise other_version(said["format"])  # whatever else it says
         if not isinstance(said, dict) or said.keys() != known.keys():
             raise ValueError("other facts")
         if any(not isinstance(v, str if known[k] == "str" else int) or isinstance(v, bool) for k, v in said.items()):
             raise ValueError("facts of another type")
         return Facts(**said)
+    except Refused:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as e:
         raise Refused("not whole", f"{len(data):,} bytes that are no message ({e})") from e
 
@@ -143,6 +156,8 @@ def spread(found: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     """Tensors by the names of the table. Raises: Refused."""
     kinds = list(dict.fromkeys(p.dtype for p in table.values() if p.fixed))
     names = {f"*{k}" for k in kinds} | {n for n, p in table.items() if not p.fixed}
+    if table and not found:
+        raise Refused("not finite", "it says that its own numbers are NaN or infinite")
     if found.keys() != names:
         raise Refused("wrong shape", f"it holds {sorted(found)}; wanted {sorted(names)}")
     if all(v.isfinite().all() for v in found.values() if v.is_floating_point()):

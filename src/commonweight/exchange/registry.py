@@ -81,6 +81,8 @@ class Method:
     -> what is sent to a client. client: (setting, told) -> a generator of asks that ends with `Sent`. gather: (setting,
     state, round, replies) -> the next state; it gets replies in the order of their clients. pools: (setting, state) ->
     the global tenant's pools.
+    check: (setting, tensors of an answer), where shapes and finite numbers do not say all: raises `Refused`, and the
+    answer does not count.
     nbytes: (setting, round, client) -> (bytes up, bytes down), at most, without the frames of the messages; formula:
     the same in words, p: numbers that travel. keeps, each: what the server keeps, and a client.
     broadcast: whether all clients of a round are told the same. apart: why clients cannot be trained in one mixed
@@ -110,6 +112,7 @@ class Method:
     noise: str = ""
     exact: bool = False
     by_sites: Callable[[Any, Sequence[Site]], dict[str, Any]] | None = None
+    check: Callable[[Setting, Pools], None] | None = None
 
 
 METHODS = Registry[Method]("exchange method")

@@ -6,7 +6,7 @@ Both are pure but for what they are given: an engine brings bytes from one to th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .answers import Answers, InOrder
 from .asks import Client, Pools, Sent, Told
-from .message import SERVER, Facts, Refused, Table, bound, of_client, pack, read_facts, unpack
+from .message import SERVER, Facts, Refused, Table, bound, of_client, pack, read_facts, unpack, without
 from .privacy import gather as private
-from .registry import Method, Setting, State
+from .registry import Method, Reply, Setting, State
 
 
 def facts(setting: Setting, round: int, client: int = SERVER, rows: int = 0) -> Facts:
@@ -47,8 +47,10 @@ def begun(method: Method, setting: Setting, told: Told) -> Client:
 
 
 def up(method: Method, setting: Setting, told: Told, sent: Sent) -> bytes:
-    """A client's answer."""
+    """A client's answer; where it has no finite numbers, facts alone."""
     about = of_client(facts(setting, told.round), told.client, told.rows)
+    if not sent.tensors:
+        return without(about)
     return pack(about, sent.tensors, method.up(setting, told.round, told.client))
 
 
@@ -79,8 +81,7 @@ class Gathering:
         try:
             client, rows, table = self._look(data, sender)
         except Refused as e:
-            self.inbox.refused[e.reason] += 1
-            self.inbox.errors[SERVER if sender is None else sender] = str(e)
+            self.refuse(e.reason, self._said(data) if sender is None else sender, str(e))
             return False
         self.inbox.replies.put(client, rows, data, table)
         return True
@@ -90,7 +91,7 @@ class Gathering:
         if client is None:
             client = self._client(data)
         table = self.method.up(self.setting, self.round, client if client in self.chosen else min(self.chosen))
-        found, _ = unpack(data, table, facts(self.setting, self.round))
+        found, tensors = unpack(data, table, facts(self.setting, self.round))
         if found.client not in self.chosen or (sender is not None and found.client != sender):
             raise Refused("unknown client", f"{found.client} was not asked in round {self.round}")
         if found.client in self.inbox.replies:
@@ -98,6 +99,8 @@ class Gathering:
         rows = found.rows if self.rows is None else self.rows[found.client]
         if rows < 1 or found.rows != rows:
             raise Refused("wrong shape", f"client {found.client} says {found.rows} rows; it has {rows}")
+        if self.method.check is not None:
+            self.method.check(self.setting, tensors)
         return found.client, rows, table
 
     def _client(self, data: bytes) -> int:
@@ -107,6 +110,17 @@ class Gathering:
             raise Refused("too long", f"{len(data):,} bytes; at most {most:,} are read")
         return read_facts(data).client
 
+    def _said(self, data: bytes) -> int:
+        """Who a message says it is from, as far as it can be read: who is refused has not vanished as well."""
+        try:
+            return self._client(data)
+        except Refused:
+            return SERVER
+
+    def refuse(self, reason: str, client: int, why: str) -> None:
+        self.inbox.refused[reason] += 1
+        self.inbox.errors[client] = why
+
     def lost(self, clients: Iterable[int], reason: str) -> None:
         """Clients of whom nothing came, or too late."""
         for c in clients:
@@ -115,12 +129,35 @@ class Gathering:
 
     def close(self, state: State, minimum: int = 1) -> State:
         """The next state; the same where fewer than `minimum` answers count. Replies are taken in the order of their
-        clients, whenever they came. With privacy the mean is `privacy.gather`'s."""
-        if len(self.inbox.replies) < max(1, minimum):
-            return state._replace(seen={})
+        clients, whenever they came. With privacy the mean is `privacy.gather`'s.
+
+        Finite numbers can be so large that what is made of them is not (1e38 is a float32, ten times it is none): then
+        those whose answer alone does this are refused, or all, and the state is made of the others."""
+        replies = self.inbox.replies
+        while len(replies) >= max(1, minimum):
+            new = self._gathered(state, InOrder(replies))
+            if self._usable(new):
+                return new
+            bad = [c for c in replies if not self._usable(self._gathered(state, [replies[c]]))]
+            for c in bad or list(replies):
+                replies.drop(c)
+                self.refuse("not finite", c, "what the server makes of its numbers is NaN or infinite")
+        return state._replace(seen={})
+
+    def _usable(self, state: State) -> bool:
+        """Whether all numbers of a state are finite, and the pools that clients rebuild of it."""
+        if not finite(state.tensors):
+            return False
+        return state.tensors.keys() >= {*self.setting.travels} or finite(self.method.pools(self.setting, state))
+
+    def _gathered(self, state: State, replies: Sequence[Reply]) -> State:
         if self.setting.privacy is not None:
-            return private(self.setting.privacy, state, InOrder(self.inbox.replies), len(self.chosen))
-        return self.method.gather(self.setting, state, self.round, InOrder(self.inbox.replies))
+            return private(self.setting.privacy, state, replies, len(self.chosen))
+        return self.method.gather(self.setting, state, self.round, replies)
+
+
+def finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point())
 
 
 def starting(setting: Setting, pools: Mapping[str, Tensor]) -> dict[str, Tensor]:

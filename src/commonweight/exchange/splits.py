@@ -13,6 +13,7 @@ from ..adapt.rows import LABEL, Row, column
 from ..core import CommonweightError, Rng, natural, unknown
 
 KINDS = ("iid", "dirichlet", "labels", "column", "files")
+BRINGS = ("column", "files")  # their own number of clients
 
 
 def split(
@@ -28,7 +29,7 @@ def split(
     Raises: CommonweightError for another spec, or more clients than rows.
     """
     kind, value = known(spec)
-    if kind in ("column", "files"):
+    if kind in BRINGS:
         found = by_column(rows, value, spec) if kind == "column" else by_file(files, spec)
         if clients is not None and clients != len(found):
             raise CommonweightError(f"split {spec}: it makes {len(found)} clients, not {clients}; leave clients out")
@@ -55,7 +56,7 @@ def dealt(
     files: Sequence[int] | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """`split`, where column and files bring their own number of clients and the others make `clients`."""
-    brings = spec.partition(":")[0] in ("column", "files")
+    brings = spec.partition(":")[0] in BRINGS
     return split(rows, None if brings else clients, spec, seed=seed, label_column=label_column, files=files)
 
 
@@ -108,7 +109,7 @@ def dirichlet(groups: Sequence[Sequence[int]], clients: int, alpha: float, seed:
     out: list[list[int]] = [[] for _ in range(clients)]
     for g, rows in enumerate(groups):
         rng = Rng(seed, f"split/{g}")
-        share = gammas(rng, clients, alpha)
+        share = torch.softmax(log_gammas(rng, clients, alpha), 0)
         ends = (share.cumsum(0) / share.sum() * len(rows)).round().long().tolist()
         order = rng.permutation(len(rows)).tolist()
         for c, (a, b) in enumerate(zip([0, *ends], ends)):
@@ -120,9 +121,12 @@ def dirichlet(groups: Sequence[Sequence[int]], clients: int, alpha: float, seed:
     return [sorted(rows) for rows in out]
 
 
-def gammas(rng: Rng, n: int, alpha: float) -> Tensor:
-    """float64 (n,), Gamma(alpha, 1). Source: Marsaglia and Tsang, ACM TOMS 26 (2000); alpha < 1 by a power of a
-    uniform. Written here: a library's own sampler may change its numbers with its version."""
+def log_gammas(rng: Rng, n: int, alpha: float) -> Tensor:
+    """float64 (n,), the logarithms of Gamma(alpha, 1), which are numbers where these themselves would be 0 or infinite:
+    at an alpha of 1e-4 nearly all clients' shares are below 1e-300.
+
+    Source: Marsaglia and Tsang, ACM TOMS 26 (2000); alpha < 1 by a power of a uniform. Written here: a library's own
+    sampler may change its numbers with its version."""
     d = max(alpha, alpha + 1 if alpha < 1 else alpha) - 1 / 3
     c = 1 / math.sqrt(9 * d)
     out = torch.zeros(n, dtype=torch.float64)
@@ -132,11 +136,11 @@ def gammas(rng: Rng, n: int, alpha: float) -> Tensor:
         u = rng.uniform((len(todo),)).double().clamp(min=2.0**-25)
         v = (1 + c * x) ** 3
         good = (v > 0) & (u.log() < 0.5 * x * x + d - d * v + d * v.clamp(min=1e-300).log())
-        out[todo[good]] = d * v[good]
+        out[todo[good]] = math.log(d) + v[good].log()
         todo = todo[~good]
     if alpha < 1:
-        out *= rng.uniform((n,)).double().clamp(min=2.0**-25) ** (1 / alpha)
-    return out.clamp(min=1e-300)
+        out += rng.uniform((n,)).double().clamp(min=2.0**-25).log() / alpha
+    return out
 
 
 def sampled(clients: int, sample: int | None, round: int, seed: int) -> list[int]:

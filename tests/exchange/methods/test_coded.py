@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
+from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
-from commonweight.exchange.asks import Told, Train, Trained
+from commonweight.exchange.asks import NOTHING, Told, Train, Trained, drive
 from commonweight.exchange.lgreco import choose
-from commonweight.exchange.methods.coded import LEVELS, decode, encode, get, longest, read
+from commonweight.exchange.methods.coded import LEVELS, Coded, decode, encode, get, longest, read
 from commonweight.exchange.registry import Reply
 from tests.adapt import tiny
 from tests.exchange import small
@@ -41,7 +42,6 @@ def test_the_mean_of_what_arrives(bert, codec):
     one, other = (read(p.setting, s.tensors) for s in sent)
     for n, v in new.tensors.items():
         assert (v - (state.tensors[n] + 0.25 * one[n] + 0.75 * other[n])).abs().max() <= 1e-5
-    assert new.seen == {"not_decoded": 0.0}
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -97,10 +97,23 @@ def test_what_does_not_decode_is_left_out(bert, codec):
         bad = {**bad, "codecs": bad["codecs"] + 100}
     else:
         bad = {**bad, "lengths": bad["lengths"] + 1}
-    one = p.method.gather(p.setting, state, 0, [Reply(0, 3, good)])
-    two = p.method.gather(p.setting, state, 0, [Reply(0, 3, good), Reply(1, 9, bad)])
-    assert small.same(one.tensors, two.tensors) and two.seen == {"not_decoded": 1.0}
-    assert small.same(p.method.gather(p.setting, state, 0, [Reply(1, 9, bad)]).tensors, state.tensors)
+    reason = "not finite" if codec == "int8" else "wrong shape"
+    small.is_left_out(p, state, good, bad, reason)
+
+
+def test_a_change_too_large_for_the_codec_is_not_sent(bert):
+    """Twice the largest float32 is infinite. What was lost before stays for the next round."""
+    p = small.prepared(bert, "coded", {"adapter": "ia3", "codec": "int8"})
+    state = p.method.begin(p.setting, small.start(p))
+    far = {n: torch.full_like(v, torch.finfo(torch.float32).max) for n, v in state.tensors.items()}
+    told = Told(1, 0, 3, state.tensors, small.start(p), {f"lost/{n}": v for n, v in far.items()})
+    assert drive(p.method.client(p.setting, told), lambda _: Trained(far, 1, 0.5, {})) == NOTHING
+
+
+@pytest.mark.parametrize("codec", ["onebit", "ordered"])
+def test_a_codec_without_a_bound_on_its_bytes(codec):
+    with pytest.raises(CommonweightError, match=f"codec={codec} is none of changes; wanted int8, int4"):
+        Coded(codec=codec)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -86,11 +86,9 @@ def test_scores_keep_their_values_and_a_wrong_answer_is_left_out(bert):
     p = small.prepared(bert, "frl", **RECIPE)
     state = p.method.begin(p.setting, small.start(p))
     good = state.tensors["order"].clone()
-    replies = [Reply(0, 3, {"order": good}), Reply(1, 9, {"order": torch.zeros_like(good)})]
-    after = p.method.gather(p.setting, state, 0, replies)
-    assert after.seen == {"no_order": 1.0} and torch.equal(after.tensors["order"], good)
-    none = p.method.gather(p.setting, state, 0, replies[1:])
-    assert none.seen == {"no_order": 1.0} and small.same(none.tensors, state.tensors)
+    after = p.method.gather(p.setting, state, 0, [Reply(0, 3, {"order": good})])
+    assert torch.equal(after.tensors["order"], good)
+    small.is_left_out(p, state, {"order": good}, {"order": torch.zeros_like(good)}, "wrong shape")
 
 
 def test_heads_that_stay_with_a_client_are_trained(bert):

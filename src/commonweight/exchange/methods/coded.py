@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ...core import CommonweightError, config, option
 from ...formats.codecs import Codec, get
-from ..asks import Client, Pools, Sent, Told, Train
+from ..asks import Client, Diverged, Pools, Sent, Told, Train
 from ..averaging import AVERAGING, mean, weights
 from ..lgreco import choose
-from ..message import Part, Table, payload
+from ..message import Part, Refused, Table, payload
 from ..registry import Reply, Setting, State, method
 
 LEVELS = (*(f"compeft:density={d}" for d in (0.05, 0.1, 0.2, 0.5)), "int4", "int8")
+
+KINDS = ("int8", "int4", "bfloat16", "compeft")  # those with a bound on their bytes, whatever the numbers are
 
 
 @config
@@ -31,12 +33,14 @@ class Coded:
     options: tuple = option((), "the adapter's options, as (name, value) pairs; other options given are taken as these")
 
     def check(self) -> str | None:
+        if self.codec == "l-greco":
+            return None
         try:
-            if self.codec != "l-greco":
-                get(self.codec)
+            get(self.codec)
         except CommonweightError as e:
             return str(e)
-        return None
+        kind = self.codec.partition(":")[0]
+        return None if kind in KINDS else f"codec={self.codec} is none of changes; wanted {', '.join(KINDS)} or l-greco"
 
 
 def encode(codec: Codec, value: Tensor) -> Tensor:
@@ -44,11 +48,11 @@ def encode(codec: Codec, value: Tensor) -> Tensor:
 
 
 def decode(name: str, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Raises: CommonweightError for what the codec does not write, and for numbers that are not finite."""
+    """Raises: CommonweightError for what the codec does not write; Refused for numbers that are not finite."""
     stored = stored.clone()
     value = get(name).decode(stored.view(torch.bfloat16).view(shape) if name == "bfloat16" else stored, shape, None)
     if not value.isfinite().all():
-        raise CommonweightError("it decodes to numbers that are not finite")
+        raise Refused("not finite", f"its {name} decodes to NaN or infinity")
     return value
 
 
@@ -118,51 +122,57 @@ def coded(setting: Setting, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read(setting: Setting, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A message's changes. Raises: CommonweightError where it does not hold together."""
+    """A message's changes. Raises: Refused where it does not hold together."""
     pools, codec = setting.pools, setting.config.codec
     if "lengths" in sent:
         lengths = sent["lengths"].tolist()
     else:
         lengths = [longest(codec, p.numel) for p in pools.values()]
     if sum(lengths) != len(sent["bytes"]) or min(lengths) < 0:
-        raise CommonweightError("its lengths are not those of its bytes")
+        raise Refused("wrong shape", "its lengths are not those of its bytes")
     which = sent["codecs"].tolist() if "codecs" in sent else None
     if which is not None and max(which) >= len(LEVELS):
-        raise CommonweightError(f"it names codec {max(which)} of {len(LEVELS)}")
+        raise Refused("wrong shape", f"it names codec {max(which)} of {len(LEVELS)}")
     names = [codec] * len(pools) if which is None else [LEVELS[c] for c in which]
     parts = sent["bytes"].split(lengths)
-    return {n: decode(one, b, p.shape) for (n, p), one, b in zip(pools.items(), names, parts)}
+    try:
+        return {n: decode(one, b, p.shape) for (n, p), one, b in zip(pools.items(), names, parts)}
+    except Refused:
+        raise
+    except CommonweightError as e:
+        raise Refused("wrong shape", f"its {codec} cannot be read ({e})") from e
+
+
+def check(setting: Setting, tensors: Pools) -> None:
+    """Whether an answer decodes. Raises: Refused."""
+    read(setting, tensors)
 
 
 def client(setting: Setting, told: Told) -> Client:
     """Sends the coded change + what earlier codings lost; keeps what this one loses."""
     mine = {n: told.keep.get(n, told.start[n]) for n in setting.private}
-    theirs = came(setting, told)
+    try:
+        theirs = came(setting, told)
+    except Refused as e:
+        raise Diverged(f"coded: what came down cannot be read: {e}") from e
     done = yield Train({**theirs, **mine})
     change = {n: done.pools[n] - theirs[n] for n in setting.travels}
     if setting.config.feedback:
         change = {n: v + told.keep[f"lost/{n}"] if f"lost/{n}" in told.keep else v for n, v in change.items()}
-    sent = coded(setting, change)
     keep = {n: done.pools[n] for n in setting.private}
-    if setting.config.feedback:
-        keep |= {f"lost/{n}": change[n] - v for n, v in read(setting, sent).items()}
+    try:
+        sent = coded(setting, change)
+        if setting.config.feedback:
+            keep |= {f"lost/{n}": change[n] - v for n, v in read(setting, sent).items()}
+    except Refused as e:
+        raise Diverged(f"coded: the change is too large for {setting.config.codec}: {e}") from e
     return Sent(sent, keep, done.loss)
 
 
 def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply]) -> State:
-    """theta <- theta + sum_n w_n decoded change_n; an answer that does not decode is left out and counted."""
-    good, changes = [], []
-    for r in replies:
-        try:
-            changes.append(read(setting, r.tensors))
-            good.append(r)
-        except CommonweightError:
-            continue
-    seen = {"not_decoded": float(len(replies) - len(good))}
-    if not good:
-        return state._replace(seen=seen)
-    shares = weights(good, setting.weigh)
-    return State({n: v + mean([c[n] for c in changes], shares) for n, v in state.tensors.items()}, state.facts, seen)
+    """theta <- theta + sum_n w_n decoded change_n."""
+    changes, shares = [read(setting, r.tensors) for r in replies], weights(replies, setting.weigh)
+    return State({n: v + mean([c[n] for c in changes], shares) for n, v in state.tensors.items()}, state.facts)
 
 
 def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
@@ -177,6 +187,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     id=426,
     **{
         **AVERAGING, "down": down, "up": up, "tell": tell, "client": client, "gather": gather, "nbytes": nbytes,
+        "check": check,
         "formula": "bits p / 8 and 2 for every 64 numbers up (int8, int4), fewer by compeft; 4 p down, or coded",
         "each": "what its codec lost", "noise": "what travels is coded: clip and add noise before it is",
     },

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...core import Rng, config, option
 from ...core.directions import blocks, move_
-from ..asks import Client, Pools, Sent, Told, Train
+from ..asks import Client, Diverged, Pools, Sent, Told, Train
 from ..averaging import weights
-from ..message import Part, Table, payload
+from ..message import Part, Refused, Table, payload
 from ..registry import Reply, Setting, State, method
 from ..walk import NOISE, START, copied, first, resting, seed_of
 
@@ -125,6 +125,8 @@ def client(setting: Setting, told: Told) -> Client:
     every = groups(setting)
     norms = [math.sqrt(sum(float(change[n].double().square().sum()) for n in names)) for names in every]
     most, K = max(norms) or 1.0, setting.config.seeds
+    if not math.isfinite(most):
+        raise Diverged("ferret: the change is not finite")
     counts = [min(K, max(int(norm / most * K), 2)) for norm in norms]
     scalars = [
         scalar(setting, change, names, candidate(setting, g, j), counts[g])
@@ -143,21 +145,18 @@ def estimate(setting: Setting, round: int, reply: Reply) -> Tensor:
     return out
 
 
-def sound(setting: Setting, reply: Reply) -> bool:
-    """Whether an answer's counts fit its scalars; it is left out where they do not."""
-    counts = reply.tensors["counts"].tolist()
-    return sum(counts) == len(reply.tensors["scalars"]) and all(0 <= n <= setting.config.seeds for n in counts)
+def check(setting: Setting, tensors: Pools) -> None:
+    """Whether an answer's counts fit its scalars. Raises: Refused."""
+    counts, K = tensors["counts"].tolist(), setting.config.seeds
+    if sum(counts) != len(tensors["scalars"]) or not all(0 <= n <= K for n in counts):
+        raise Refused("wrong shape", f"its counts are not those of its scalars, or not of 0 to {K}")
 
 
 def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply]) -> State:
-    good = [r for r in replies if sound(setting, r)]
-    seen = {"wrong_counts": float(len(replies) - len(good))}
-    if not good:
-        return state._replace(seen=seen)
     sums = state.tensors["sums"].double()
-    for r, w in zip(good, weights(good, setting.weigh)):
+    for r, w in zip(replies, weights(replies, setting.weigh)):
         sums += w * estimate(setting, round, r)
-    return State({**state.tensors, "sums": sums.float()}, state.facts, seen)
+    return State({**state.tensors, "sums": sums.float()}, state.facts)
 
 
 def pools(setting: Setting, state: State) -> Pools:
@@ -174,6 +173,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     paper="Ferret: Federated Full-Parameter Tuning at Scale for Large Language Models, arXiv 2409.06277",
     id=20,
     begin=begin, down=down, tell=tell, up=up, client=client, gather=gather, pools=pools, nbytes=nbytes,
+    check=check,
     formula="(2 + 4 K) groups up at most: 4 for each direction used; 4 K groups down",
     keeps="K sums a group; the first pools, which the seed gives", noise=NOISE,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core import Rng, config, option
 from ..asks import Client, Gradient, Pools, Sent, Told, Train
 from ..averaging import AVERAGING
-from ..message import Part, Table
+from ..message import Part, Refused, Table
 from ..ranking import inverse, is_order, length, packed, unpacked
 from ..registry import Reply, Setting, State, method
 
@@ -24,7 +24,7 @@ class FRL:
     rank: int = option(16, "rank r of the update", ge=1)
     share: float = option(0.5, "share k of each pool's numbers that are on: the top of the order", gt=0, le=1)
     size: float = option(0.2, "a number that is on is +size or -size, times 1 / sqrt(r)", gt=0)
-    rate: float = option(0.1, "Adam's rate of the scores, of their first range 1 / sqrt(d_in)", gt=0)
+    rate: float = option(0.1, "Adam's rate of the scores, of their first range 1 / sqrt(d_in)", gt=0, le=1000)
     decay: float = option(0.999, "of the rate, each round", gt=0, le=1)
 
 
@@ -139,21 +139,15 @@ def vote(each: Sequence[Tensor]) -> Tensor:
 
 
 def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply]) -> State:
-    """An answer that is no order of all numbers is left out and counted."""
-    votes: dict[str, list[Tensor]] = {n: [] for n in setting.travels}
-    wrong = 0
-    for r in replies:
-        found = orders(setting, r.tensors["order"])
-        if all(is_order(o) for o in found.values()):
-            for n, o in found.items():
-                votes[n].append(o)
-        else:
-            wrong += 1
-    seen = {"no_order": float(wrong)}
-    if wrong == len(replies):
-        return state._replace(seen=seen)
-    new = joined(setting, {n: vote(v) for n, v in votes.items()})
-    return State({**state.tensors, "order": new}, state.facts, seen)
+    each = [orders(setting, r.tensors["order"]) for r in replies]
+    new = joined(setting, {n: vote([one[n] for one in each]) for n in setting.travels})
+    return State({**state.tensors, "order": new}, state.facts)
+
+
+def check(setting: Setting, tensors: Pools) -> None:
+    """Whether an answer has an order of all numbers of every pool. Raises: Refused."""
+    if no := next((n for n, o in orders(setting, tensors["order"]).items() if not is_order(o)), None):
+        raise Refused("wrong shape", f"what it sends of {no} is no order of its numbers")
 
 
 def pools(setting: Setting, state: State) -> dict[str, Tensor]:
@@ -174,7 +168,8 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     id=40,
     **{
         **AVERAGING, "begin": begin, "down": table, "up": table, "tell": tell, "client": client, "gather": gather,
-        "pools": pools, "nbytes": nbytes, "formula": "sum over pools of n ceil(log2 n) / 8, up and down",
+        "pools": pools, "nbytes": nbytes, "check": check,
+        "formula": "sum over pools of n ceil(log2 n) / 8, up and down",
         "keeps": "an order of the numbers; the first pools, which the seed gives",
         "noise": "clients send rankings, and noise is for means of numbers; a vote is bounded by itself",
     },

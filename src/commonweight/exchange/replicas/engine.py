@@ -86,7 +86,8 @@ class Replica:
         sent = drive(begun(p.method, p.setting, told), lambda ask: self.work.answer(round, [(c, ask)])[0])
         self.settle()
         data = up(p.method, p.setting, told, sent)
-        self.keep = dict(sent.keep)
+        if sent.tensors:
+            self.keep = dict(sent.keep)
         most = max(bound(p.method.up(p.setting, round, i)) for i in range(self.carrier.clients))
         self.waiting = (round, self.carrier.send(data, most), len(data), sent.loss)
         if not self.carrier.patient:
