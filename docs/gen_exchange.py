@@ -27,12 +27,13 @@ BOOKS = PAGE.parent / "results" / "exchange_books.json"
 def table() -> str:
     """A line for each method."""
     lines = [
-        "| method | bytes of a client and round | the server keeps | a client keeps | exact | mixed batch | privacy |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | trained pools | bytes of a client and round | the server keeps | a client keeps | exact | "
+        "mixed batch | privacy |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in available().values():
         exact, mixed, noise = "yes" if m.exact else "no", m.apart or "yes", m.noise or "yes"
-        lines.append(f"| `{m.name}` | {m.formula} | {m.keeps} | {m.each} | {exact} | {mixed} | {noise} |")
+        lines.append(f"| `{m.name}` | {m.trains} | {m.formula} | {m.keeps} | {m.each} | {exact} | {mixed} | {noise} |")
     papers = [f"- `{m.name}`: {m.paper}." for m in available().values()]
     return "\n".join([*lines, "", *papers])
 

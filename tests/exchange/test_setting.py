@@ -43,3 +43,10 @@ def test_an_adapter_that_begins_from_data_wants_rows(bert):
 def test_options_that_are_not_the_method_s_are_the_adapter_s(bert):
     p = small.prepared(bert, "fedavg", {"adapter": "lora", "r": 3, "alpha": 2.0})
     assert (p.tenant.config.rank, p.tenant.config.alpha) == (3, 2.0)
+
+
+def test_the_list_says_which_pools_are_trained():
+    from commonweight.exchange import get
+
+    assert get("fed-sb").trains == "those of lora-xs"
+    assert get("fedavg").trains == "those of any adapter (lora)"

@@ -68,16 +68,17 @@ def methods(
     from rich.table import Table
 
     table = Table(title="Exchange methods", title_justify="left", show_lines=True)
-    for head in ("name", "paper", "bytes of a client and round", "the server keeps", "exact"):
+    for head in ("name", "paper", "trained pools", "bytes of a client and round", "the server keeps", "exact"):
         table.add_column(head, overflow="fold", no_wrap=head == "name")
     for m in available().values():
-        table.add_row(m.name, m.paper, m.formula, m.keeps, "yes" if m.exact else "no")
+        table.add_row(m.name, m.paper, m.trains, m.formula, m.keeps, "yes" if m.exact else "no")
     console.print(table)
 
 
 def facts_of(m: Any) -> dict[str, str]:
     """What a person wants to know of an exchange method, in words."""
     return {
+        "trained pools": m.trains,
         "bytes of a client and round": f"{m.formula} (p: numbers that travel), and a frame of some 300 bytes",
         "the server keeps": m.keeps,
         "a client keeps": m.each,

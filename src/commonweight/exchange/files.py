@@ -68,7 +68,7 @@ def run(
     plan, _ = numbers({k: v for k, v in more.items() if k in Rounds.__dataclass_fields__})  # type: ignore[attr-defined]
     label = more.get("label_column")
     dealt(
-        every, plan.clients, plan.split, seed=plan.seed, label_column=label, files=source
+        every, plan.clients, plan.split, seed=plan.seed, label_column=label, files=source, asked=more.get("clients")
     )  # before the base is opened
     labels = named(rows[0], lambda r: Classify.classes(r, label), every) if task == "classify" else None
     host = open_host(model, task, dtype=dtype, device=device)

@@ -71,6 +71,8 @@ class Rounds:
         if self.dp_noise is not None and self.dp_clip is None:
             return f"dp_noise={self.dp_noise:g} without dp_clip: noise is a multiple of the largest change; give it too"
         if self.sample is not None and self.sample > self.clients:
-            return f"sample={self.sample} of {self.clients} clients; wanted at most {self.clients}"
+            own = self.split.partition(":")[0] in ("column", "files")  # whose number is not known yet
+            more = "; where the split brings its own number, give that as clients" if own else ""
+            return f"sample={self.sample} of {self.clients} clients; wanted at most {self.clients}{more}"
         most = self.sample or self.clients
         return f"minimum={self.minimum}, but a round has {most} clients" if self.minimum > most else None

@@ -20,7 +20,10 @@ MOST = 1000  # clients that the table shows
 def report(folder: str | Path, beside: Sequence[str | Path] = ()) -> Path:
     """Writes ``report.html`` into a run's folder, also while the run goes on. beside: folders of other runs, whose
     curves are drawn too. Raises: CommonweightError for a folder without a run."""
-    runs = {Path(f).name or str(f): read(Path(f)) for f in (folder, *beside)}
+    runs: dict[str, Mapping[str, Any]] = {}
+    for f in (folder, *beside):
+        name = Path(f).name or str(f)
+        runs[str(f) if name in runs else name] = read(Path(f))  # runs of two folders may have one name
     return atomic.write(Path(folder) / PAGE, render(runs).encode())
 
 

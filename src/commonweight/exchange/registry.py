@@ -114,6 +114,13 @@ class Method:
     by_sites: Callable[[Any, Sequence[Site]], dict[str, Any]] | None = None
     check: Callable[[Setting, Pools], None] | None = None
 
+    @property
+    def trains(self) -> str:
+        """Which parameters: the trainable pools of an adapter and the head, never the base."""
+        name, _ = self.adapter(self.config())
+        free = "adapter" in self.config.__dataclass_fields__  # type: ignore[attr-defined]
+        return f"those of any adapter ({name})" if free else f"those of {name}"
+
 
 METHODS = Registry[Method]("exchange method")
 available, get = METHODS.available, METHODS.get

@@ -100,6 +100,7 @@ def free(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Writes nothing. Raises: CommonweightError where something lies there that is neither resumed nor replaced."""
     if folder.is_file():
         raise CommonweightError(f"--out {folder} is a file; wanted a folder")
+    atomic.free(folder / FILE, "--out", overwrite=True)
     if resume or not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:

@@ -97,7 +97,10 @@ def simulate(
     }  # fmt: skip
     if not rows:
         raise CommonweightError(f"{source}: no rows to train on")
-    places = dealt(rows, plan.clients, plan.split, seed=plan.seed, label_column=label_column, files=files)
+    places = dealt(
+        rows, plan.clients, plan.split, seed=plan.seed, label_column=label_column, files=files,
+        asked=recipe.get("clients"),
+    )  # fmt: skip
     train, held = _held_out(places, holdout, plan.seed)
     host = model if isinstance(model, Host) else _opened(model, task)
     doing = make_task(host, task, rows, labels, tokenizer, local, reading, source)

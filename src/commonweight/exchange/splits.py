@@ -53,11 +53,12 @@ def split(
 
 def dealt(
     rows: Sequence[Row], clients: int, spec: str, *, seed: int = 0, label_column: str | None = None,
-    files: Sequence[int] | None = None,
+    files: Sequence[int] | None = None, asked: int | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """`split`, where column and files bring their own number of clients and the others make `clients`."""
+    """`split`, where column and files bring their own number of clients and the others make `clients`. asked: the
+    number that a person named, which must then be that of the column or the files."""
     brings = spec.partition(":")[0] in BRINGS
-    return split(rows, None if brings else clients, spec, seed=seed, label_column=label_column, files=files)
+    return split(rows, asked if brings else clients, spec, seed=seed, label_column=label_column, files=files)
 
 
 def known(spec: str) -> tuple[str, Any]:

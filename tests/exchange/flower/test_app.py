@@ -49,3 +49,18 @@ def test_what_cannot_be(bert, tmp_path):
         app(str(bert), tmp_path / "app", labels=["a", "b"])
     with pytest.raises(CommonweightError, match="the app's config has no model, method, run, clients"):
         opened({})
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"wait": -1.0}, "wait=-1"), ({"timeout": float("nan")}, "timeout=nan"), ({"timeout": 0.0}, "timeout=0"),
+        ({"split": "column:label", "clients": 9}, "it makes 3 clients, not 9"),
+        ({"split": "column:label", "sample": 9}, "sample=9 of 3 clients"),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be(bert, tmp_path, more, what):
+    rows = str(tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(12)))
+    with pytest.raises(CommonweightError, match=what):
+        app(str(bert), tmp_path / "app", rows=rows, **more)
+    assert not (tmp_path / "app").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,8 @@ def app(
     """
     if fake := [k for k in SIMULATED if recipe.get(k) is not None]:
         raise CommonweightError(f"{', '.join(fake)}: only exchange simulate has that; a network does it by itself")
+    if not 0 <= wait < math.inf or not 0 < timeout < math.inf:
+        raise CommonweightError(f"wait={wait:g}, timeout={timeout:g}: wanted seconds, of a round more than none")
     found, _ = resolve(method, options or {})
     plan, _ = numbers({k: v for k, v in recipe.items() if v is not None})
     if (floats or plan.dp_clip is not None) and found.noise:
@@ -112,14 +115,16 @@ def app(
     if rows:  # what cannot be dealt out is said here, and not by every node
         try:
             places = dealt(
-                read_rows, plan.clients, plan.split, seed=plan.seed, label_column=columns.get("label-column")
-            )
+                read_rows, plan.clients, plan.split, seed=plan.seed, label_column=columns.get("label-column"),
+                asked=recipe.get("clients"),
+            )  # fmt: skip
         except CommonweightError as e:
             raise CommonweightError(
                 f"{e}; where every node has a file of its own, give --labels in place of rows"
             ) from e
         if plan.split.startswith("column:"):
             recipe["clients"] = len(places)
+            numbers({k: v for k, v in recipe.items() if v is not None})  # sample and minimum are of so many
     recipe = {k: v for k, v in {"clients": plan.clients, "rounds": plan.rounds, **recipe}.items() if v is not None}
     config: dict[str, Any] = {
         "model": _whole(model), "rows": rows and _whole(rows), "eval": eval_file and _whole(eval_file),
