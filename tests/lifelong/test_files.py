@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shutil import copytree
 
 import pytest
 
@@ -149,3 +150,45 @@ def test_a_wrong_file_says_where_before_a_model_is_opened(text, told, folder, mo
     (folder / "tasks.yaml").write_text(text)
     code, said = ran(capsys, "adapt", model, "--stream", folder / "tasks.yaml", "--store", folder / "shop")
     assert code == 2 and told in said
+
+
+def test_a_stream_goes_on_where_the_files_of_learned_tasks_are_gone(folder, model, capsys):
+    """To the same bits as where they are there; what measures needs rows, and so does joint training."""
+    whole = "dtype: float32\nrecipe: {epochs: 1, batch_size: 6}\noptions: {rank: 2}\ntasks:\n"
+    one, two = "  first: {data: first.jsonl, eval: third.jsonl}\n", "  second: {data: second.jsonl, dev: 0.25}\n"
+    tiny.jsonl(folder / "third.jsonl", tiny.rows(6, 7, small.LABELS["first"]))
+    path = folder / "tasks.yaml"
+    how = (
+        "adapt",
+        model,
+        "--stream",
+        path,
+        "--method",
+        "replay",
+        "-o",
+        "rows=3",
+        "-o",
+        "rank=2",
+        "--resume",
+        "--store",
+    )
+    path.write_text(whole + one)
+    assert ran(capsys, *how, folder / "there")[0] == 0
+    copytree(folder / "there", folder / "gone")
+    path.write_text(whole + one + two)
+    joint = ("adapt", model, "--stream", path, "--method", "joint", "--store")
+    assert ran(capsys, *joint, folder / "joint", "-o", "every=true")[0] == 0
+    assert ran(capsys, *how, folder / "there", "--eval")[0] == 0
+    (folder / "first.jsonl").unlink()
+    code, told = ran(capsys, *how, folder / "fresh")
+    assert code == 2 and "first.jsonl" in told  # nothing was learned there
+    assert ran(capsys, *how, folder / "gone", "--eval")[0] == 0
+    found = {shop: small.told(folder / shop / "streams" / "tasks") for shop in ("there", "gone")}
+    assert found["there"] == found["gone"]
+    (folder / "third.jsonl").unlink()
+    path.write_text(whole + one.replace(", eval: third.jsonl", "") + two)
+    code, told = ran(capsys, *how, folder / "gone", "--eval")
+    assert code == 2 and "--eval" in told and "first" in told
+    path.write_text(whole + one.replace(", eval: third.jsonl", "") + two + two.replace("second:", "third:"))
+    code, told = ran(capsys, *joint, folder / "joint", "-o", "every=true", "--resume")
+    assert code == 2 and "joint reads the rows of all tasks again, and those of first are gone" in told

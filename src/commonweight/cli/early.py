@@ -247,8 +247,9 @@ def tenants(path: Path) -> None:
     _rows_named(at, "tenants", entries)
 
 
-def stream(path: Path, name: str | None, options: Sequence[str]) -> None:
-    """A stream's file, and what the command line says over it. name, options: those of the command line."""
+def stream(path: Path, name: str | None, options: Sequence[str], resume: bool) -> None:
+    """A stream's file, and what the command line says over it. name, options: those of the command line. resume: files
+    of tasks that were learned need not be there."""
     body, lines = parse_yaml(path, "tasks:")
     at, said = Place(path, lines), body.get("method")
     given = body.get("options") if name in (None, said) else None
@@ -259,7 +260,8 @@ def stream(path: Path, name: str | None, options: Sequence[str]) -> None:
             raise at.error(("method",), str(e)) from e
     name = name or (said if isinstance(said, str) else "sequential")
     lifelong(name, options, given if isinstance(given, dict) else None)
-    _rows_named(at, "tasks", body.get("tasks"))
+    if not resume:
+        _rows_named(at, "tasks", body.get("tasks"))
 
 
 def _rows_named(at: Place, key: str, entries: Any) -> None:

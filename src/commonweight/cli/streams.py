@@ -41,7 +41,7 @@ def run(said: Said, training: Training) -> None:
             "eval:; put --eval at the end"
         )
     early.model(said.model, said.task or "classify")
-    early.stream(said.stream, said.method, said.option)
+    early.stream(said.stream, said.method, said.option, bool(said.resume))
     early.task(said.task)
     early.dtype(said.dtype)
     early.device(said.device)

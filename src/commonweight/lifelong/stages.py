@@ -134,8 +134,9 @@ def follow(
     resume: bool,
     say: Callable[[str], None],
     progress: Callable[[Progress], None] | None,
+    gone: frozenset[str] = frozenset(),
 ) -> Stream:
-    """`learn` from the examples on."""
+    """`learn` from the examples on. gone: tasks that were learned, of which there are no rows any more."""
     for n in (name, *given):
         safe(n)
     folder = record.folder_of(store, name)
@@ -146,7 +147,7 @@ def follow(
     if len(told["stages"]) > len(given):
         raise CommonweightError(f"{folder}: {len(told['stages'])} tasks were learned, and the file has {len(given)}")
     for done, (n, u) in zip(told["stages"], given.items()):
-        record.same_rows(folder, done, n, rows_of(u))
+        record.same_rows(folder, done, n, done["rows"] if n in gone else rows_of(u))
     reads = placed(host, found, config, sites)
     held = {f"eval rows of {n}": rows for n, rows in evals.items()}
     held |= {f"rows of {n}": [*u.train, *u.dev] for n, u in given.items()}
@@ -167,7 +168,7 @@ def follow(
         n, so_far = names[t], names[: t + 1]
         return Stage(
             host, n, t, config, adapter, options, reads, given[n].task, given[n].train, given[n].dev, recipe,
-            {k: tasks[k] for k in so_far}, {k: given[k].train for k in names[:t]}, t == len(names) - 1,
+            {k: tasks[k] for k in so_far}, {k: given[k].train for k in names[:t] if k not in gone}, t == len(names) - 1,
         )  # fmt: skip
 
     for t, (n, u) in enumerate(given.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...core import config, option
+from ...core import CommonweightError, config, option
 from ..asks import Carried, Run, Stage, Train
 from ..bodies import fresh
 from ..registry import method
@@ -28,6 +28,8 @@ def stage(at: Stage, had: Carried) -> Run:
     """One body and a head for each task, trained in mixed batches of the rows of all tasks so far."""
     if not (at.config.every or at.last):
         return had
+    if lost := [n for n in at.tasks if n not in at.earlier and n != at.name]:
+        raise CommonweightError(f"joint reads the rows of all tasks again, and those of {lost[0]} are gone")
     heads = {n: fresh(at, {}, n, at.tasks[n].labels, rows) for n, rows in at.earlier.items()}
     more = {"temperature": at.config.temperature} if heads else {}
     trained = yield Train(beside=at.earlier, heads=heads, recipe=more)
