@@ -270,7 +270,7 @@ def test_tokens_cannot_be_routed_one_by_one(host):
 def test_tenants_do_not_stand_on_it():
     host = cw.Host(make("llama")[0])
     host.add("a", "lora", invocation=INV, sites=SITES)
-    with pytest.raises(cw.CommonweightError, match="it is no addition to what the site gives"):
+    with pytest.raises(cw.CommonweightError, match="it acts on some tokens alone"):
         host.add("x", "xlora", over=["a"])
 
 

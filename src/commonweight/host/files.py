@@ -233,8 +233,8 @@ def _enter(
             f"{here[:8]} here); {_other(base, header)}load(..., check_base=False) takes it all the same"
         )
     labels = header.get("labels")
+    below = below or (found(roster, path, header) if "over" in header else [])
     with _named(path):
-        below = below or (found(roster, path, header) if "over" in header else [])
         made = plan_over(method, config, sites, below, header["seed"]) if below else None
         plan = beside(beside_, held, header["seed"]) + (made or make_plan(config, sites, seed=header["seed"]))
         if labels is not None:

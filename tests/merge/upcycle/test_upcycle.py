@@ -169,7 +169,7 @@ def test_the_command(folders, tmp_path, monkeypatch):
 WRONG = {
     "base": ({"base_model": None}, "base_model is missing"),
     "gate": ({"gate_mode": "hiden"}, "hidden"),
-    "one": ({"experts": [{"source_model": "e0"}]}, "experts is .* wanted a list"),
+    "one": ({"experts": [{"source_model": "e0"}]}, "experts is .* wanted a list of at least two"),
     "active": ({"experts_per_token": 4}, "there are 3 experts"),
     "prompts": ({"experts": [{"source_model": "e0"}, {"source_model": "e1"}]}, "positive_prompts are missing"),
     "same": ({"experts": [{"source_model": f"e{i}", "positive_prompts": ["a"]} for i in (0, 1)]}, "the same prompts"),

@@ -44,9 +44,14 @@ def mapping(where: str, body: Any) -> Mapping[str, Any]:
     return body
 
 
+LEAST = {1: "one", 2: "two"}
+
+
 def listed(where: str, body: Any, least: int = 1) -> list[Any]:
     if not isinstance(body, list) or len(body) < least:
-        raise CommonweightError(f"{where} is {body!r}; wanted a list" + (" of at least one" if least else ""))
+        raise CommonweightError(
+            f"{where} is {body!r}; wanted a list" + (f" of at least {LEAST[least]}" if least else "")
+        )
     return body
 
 

@@ -12,6 +12,14 @@ Below = Sequence[tuple[str, Plan]]  # (name, plan) of each tenant that is stood 
 KINDS = ("linear", "expert", "block", "attention", "ffn")
 
 
+ALONE = {  # what a bind has that cannot be run as a part of another one -> what it means
+    "lends": "gives what it is given to other sites",
+    "source": "reads what another site is given",
+    "invocation": "acts on some tokens alone",
+    "whole": "goes by whole rows",
+}
+
+
 class Stood(NamedTuple):
     """pools: of all tenants below, tenant i's behind ``i/``; none is trained or saved. parts: by site, of each tenant
     its binds there. reads: by site, their slots as ``i.j.slot``."""
@@ -31,12 +39,12 @@ def stand(sites: Sequence[Site], below: Below) -> Stood:
             if use.site not in parts:  # a head for classes: what stands on it has its own
                 continue
             bind = use.bind
-            # sites that read each other's input, act on some tokens alone, or go by whole rows
-            lent = any(getattr(bind, what, None) for what in ("lends", "source", "invocation", "whole"))
-            if lent or getattr(bind, "output", None) is None or getattr(bind, "input", None) is not None:
+            why = next((said for what, said in ALONE.items() if getattr(bind, what, None)), None)
+            if getattr(bind, "output", None) is None or getattr(bind, "input", None) is not None:
+                why = "is no addition to what the site gives"
+            if why is not None:
                 raise CommonweightError(
-                    f"{name}: at {use.site} it is no addition to what the site gives ({type(bind).__name__}); stand on "
-                    "tenants of methods such as lora"
+                    f"{name}: at {use.site} it {why} ({type(bind).__name__}); stand on tenants of methods such as lora"
                 )
             j = len(parts[use.site][i])
             parts[use.site][i].append(bind)
