@@ -87,7 +87,7 @@ def parsed(method: Any, pairs: list[str], given: Mapping[str, Any]) -> dict[str,
     out = parse(method.config, own)
     rest = [p for p in pairs if p not in own]
     if rest:
-        out |= parse(get(adapter_named(method.name, given, out)).config, rest)
+        out |= parse(get(str(adapter_named(method.name, given, out))).config, rest)
     return out
 
 

@@ -13,6 +13,7 @@ import torch
 from ..adapt.added import behind
 from ..adapt.checkpoint import Store
 from ..adapt.data import Data, Understood, make_task, named, reading
+from ..adapt.job import Source
 from ..adapt.recipe import Recipe
 from ..adapt.settings import of_all, of_rows
 from ..adapt.tasks.base import Example
@@ -112,7 +113,14 @@ def check(method: Method, task: str) -> None:
 
 
 def examples(
-    host: Host, task: str, data: Data, given: Understood, rows: Any, where: str, recipe: Recipe, tokenizer: Any = None
+    host: Host,
+    task: str,
+    data: Data | Source,
+    given: Understood,
+    rows: Any,
+    where: str,
+    recipe: Recipe,
+    tokenizer: Any = None,
 ) -> list[Example]:
     """Rows to measure on, as examples. Raises: CommonweightError that says whose they are."""
     doing = make_task(host, task, given.task.labels, tokenizer, recipe.max_length, **reading(data))
