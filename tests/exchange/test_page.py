@@ -6,6 +6,7 @@ import pytest
 
 from commonweight.core import CommonweightError
 from commonweight.exchange import report, simulate
+from commonweight.exchange.run import free
 from tests.adapt import tiny
 from tests.exchange import small
 
@@ -48,8 +49,25 @@ def test_a_number_of_clients_that_the_split_does_not_make(bert, split):
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_base_is_opened(tmp_path):
-    from commonweight.exchange.run import free
-
     (tmp_path / "file").write_text("x")
     with pytest.raises(CommonweightError, match="is a file; wanted a folder"):
         free(tmp_path / "file" / "more" / "out", resume=False, overwrite=False)
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_a_folder_of_something_else_is_neither_gone_on_with_nor_replaced(tmp_path, how):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CommonweightError, match="not empty, and no run of exchange"):
+        free(tmp_path, resume=how == "resume", overwrite=how == "overwrite")
+
+
+def test_a_model_without_a_finite_loss_is_a_run_all_the_same(bert, tmp_path):
+    """Steps so long that the server's numbers are finite and their loss is not: JSON has no NaN."""
+    run = simulate(
+        small.prepared_host(bert), tiny.rows(12), method="one-byte", options={"rank": 2, "rate": 1e30},
+        eval_rows=tiny.rows(6), out=tmp_path, **RECIPE,
+    )  # fmt: skip
+    assert run.curve[1]["refused"] == {"not finite": 2} and "loss" not in run.curve[1]
+    text = (tmp_path / "run.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert (tmp_path / "store").is_dir() and report(tmp_path).is_file()

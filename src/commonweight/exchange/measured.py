@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..adapt.tasks import Example
@@ -18,8 +20,8 @@ def load(p: Prepared, state: State) -> None:
 
 
 def measure(p: Prepared, tenant: Tenant, rows: list[Example]) -> dict[str, float]:
-    """The task's metrics on rows."""
+    """The task's metrics on rows; one that is not finite is left out, as JSON has no such number."""
     model = p.host.model.eval()
     with torch.no_grad(), p.host.route(tenant.name):
         found = p.task.measure(model, rows, 64)
-    return {k: float(v) for k, v in found.items() if k != "n"}
+    return {k: float(v) for k, v in found.items() if k != "n" and math.isfinite(v)}

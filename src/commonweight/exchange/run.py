@@ -101,9 +101,9 @@ def free(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if folder.is_file():
         raise CommonweightError(f"--out {folder} is a file; wanted a folder")
     atomic.free(folder / FILE, "--out", overwrite=True)
-    if resume or not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not overwrite:
+    if not overwrite and not resume:
         raise CommonweightError(f"--out {folder}: not empty; --resume goes on with a run, --overwrite replaces it")
     if not (folder / FILE).is_file() and not (folder / "state").is_dir():
         raise CommonweightError(f"--out {folder}: not empty, and no run of exchange; choose another folder")

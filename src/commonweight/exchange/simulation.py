@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,6 +198,7 @@ class Engine:
                 answer = up(p.method, p.setting, t, sent)
                 self.kept.keep(c, round, sent.keep)
                 loss = None if p.setting.privacy else sent.loss  # it is of a client's rows, and has no noise
+                loss = loss if loss is not None and math.isfinite(loss) else None
                 self._seat(c, round, len(answer), len(data[c]), loss)
                 sent_up, sent_down = sent_up + len(answer), sent_down + len(data[c])
                 if loss is not None:
