@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...address import WHOLE
 from ...core import ZEROS, Base, CommonweightError, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
@@ -42,21 +43,35 @@ class Spectrum:
     """w' = w + scale * Re F^-1(C), C (d_out, d_in) zero but for the numbers c at the given places.
 
     Shapes: c (n,), places (n,) into the flat C. Linear in: c. Cost of `output`: T (d_in log d_in +
-    d_out log d_out + n): x is transformed, n products are summed by output frequency, and transformed back.
+    d_out log d_out + n) for few tokens: x is transformed, n products are summed by output frequency, and transformed
+    back; for many (`dense`) that of the change, and of a layer.
     """
 
     scale: float
     precise: ClassVar[bool] = True
 
+    def change(self, out: int, inp: int, c: Tensor, places: Tensor) -> Tensor:
+        """C is real, so that Re F^-1(C) is Re F(C) / (d_out d_in), of which one half mirrors the other."""
+        C = c.new_zeros(out * inp).index_add(0, places.long(), c).view(out, inp)
+        half = torch.fft.rfft2(C).real
+        mirrored = half[:, 1 : (inp + 1) // 2].flip(0, 1).roll(1, 0)
+        return torch.cat([half, mirrored], 1) * (self.scale / C.numel())
+
     def weight(self, w: Tensor, c: Tensor, places: Tensor) -> Tensor:
-        flat = c.new_zeros(w.numel()).index_add(0, places.long(), c)
-        return w + self.scale * torch.fft.ifft2(flat.view(w.shape)).real
+        return w + self.change(*w.shape, c, places)
 
     def output(self, x: Tensor, y: Tensor, base: Base, c: Tensor, places: Tensor) -> Tensor:
+        if dense(x, y, c):
+            return y + F.linear(x.to(c.dtype), self.change(y.shape[-1], x.shape[-1], c, places)).to(y.dtype)
         row, col = places.long() // x.shape[-1], places.long() % x.shape[-1]
         found = torch.fft.ifft(x.to(c.dtype)).index_select(-1, col) * c
         summed = found.new_zeros(*y.shape).index_add(-1, row, found)
         return y + (self.scale * torch.fft.ifft(summed).real).to(y.dtype)
+
+
+def dense(x: Tensor, y: Tensor, c: Tensor) -> bool:
+    """Whether a product for each token and trained number would take more than the whole change: T n > d_out d_in."""
+    return x.shape[:-1].numel() * c.shape[-1] > y.shape[-1] * x.shape[-1]
 
 
 def placed(who: str, sites: Sequence[Site], n: int, seed: int, bind: Any) -> Plan:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from ...core import Base, Plan, Site, config, option, serial
 from ..registry import method
-from .fourierft import placed
+from .fourierft import dense, placed
 
 
 @config
@@ -28,7 +28,8 @@ class Haar:
 
     A coefficient is a block of 2 x 2 entries of size c / 2. In the right half of C the block's second row has the other
     sign, in the lower half its second column. An odd side has one row or column more, which is cut off afterwards.
-    Shapes: c (n,), places (n,) into the flat C (d_out, d_in). Linear in: c. Cost of `output`: 3 T n.
+    Shapes: c (n,), places (n,) into the flat C (d_out, d_in). Linear in: c. Cost of `output`: 3 T n for
+    few tokens; for many (`dense`) that of a layer.
     """
 
     scale: float
@@ -40,17 +41,21 @@ class Haar:
         row, col = places.long() // inp, places.long() % inp
         return row % high * 2, col % wide * 2, 1 - 2 * (col >= wide).int(), 1 - 2 * (row >= high).int()
 
-    def weight(self, w: Tensor, c: Tensor, places: Tensor) -> Tensor:
-        out, inp = w.shape
+    def change(self, out: int, inp: int, c: Tensor, places: Tensor) -> Tensor:
         row, col, down, across = self.blocks(out, inp, places)
         change = c.new_zeros(out + out % 2, inp + inp % 2)
         for r, c_row in ((row, c), (row + 1, c * down)):
             for k, value in ((col, c_row), (col + 1, c_row * across)):
                 change = change.index_put((r, k), value, accumulate=True)
-        return w + self.scale / 2 * change[:out, :inp]
+        return self.scale / 2 * change[:out, :inp]
+
+    def weight(self, w: Tensor, c: Tensor, places: Tensor) -> Tensor:
+        return w + self.change(*w.shape, c, places)
 
     def output(self, x: Tensor, y: Tensor, base: Base, c: Tensor, places: Tensor) -> Tensor:
         out, inp = y.shape[-1], x.shape[-1]
+        if dense(x, y, c):
+            return y + linear(x.to(c.dtype), self.change(out, inp, c, places)).to(y.dtype)
         row, col, down, across = self.blocks(out, inp, places)
         x = pad(x.to(c.dtype), (0, inp % 2))
         found = (x.index_select(-1, col) + x.index_select(-1, col + 1) * across) * c
