@@ -58,7 +58,7 @@ class Spectrum:
         return torch.cat([half, mirrored], 1) * (self.scale / C.numel())
 
     def weight(self, w: Tensor, c: Tensor, places: Tensor) -> Tensor:
-        return w + self.change(*w.shape, c, places)
+        return w + self.change(w.shape[0], w.shape[1], c, places)
 
     def output(self, x: Tensor, y: Tensor, base: Base, c: Tensor, places: Tensor) -> Tensor:
         if dense(x, y, c):

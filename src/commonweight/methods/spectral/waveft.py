@@ -50,7 +50,7 @@ class Haar:
         return self.scale / 2 * change[:out, :inp]
 
     def weight(self, w: Tensor, c: Tensor, places: Tensor) -> Tensor:
-        return w + self.change(*w.shape, c, places)
+        return w + self.change(w.shape[0], w.shape[1], c, places)
 
     def output(self, x: Tensor, y: Tensor, base: Base, c: Tensor, places: Tensor) -> Tensor:
         out, inp = y.shape[-1], x.shape[-1]
