@@ -43,6 +43,12 @@ figures can be sorted and filtered, with the curve and command of each run: `doc
 command that trains and measures a run of it again; other seeds and tasks differ in `--seed` and the files.
 
 """
+EARLIER = """
+## Of an earlier run
+
+These methods are not in the run above. Their rates are their own, not tuned; tasks, rows, seeds and sizes are the same.
+
+"""
 
 
 def words(given: list[str]) -> list[str]:
@@ -57,14 +63,34 @@ def main(given: list[str]) -> None:
     os.chdir(ROOT)
     RESULTS.mkdir(parents=True, exist_ok=True)
     called = words(given)
-    commonweight_ends(called)
     folder = ROOT / called[called.index("--report") + 1]
+    page, data = RESULTS / "compare.md", folder / "results.json"
+    before = json.loads(data.read_text("utf-8")) if data.exists() else {"points": []}
+    lines = page.read_text("utf-8").splitlines() if page.exists() else []
+    commonweight_ends(called)
+    found = small(json.loads(data.read_text("utf-8")))
+    found["earlier"] = earlier(before, {p["method"] for p in found["points"]})
     command = shlex.join(["commonweight", *called])
-    text = (folder / "table.md").read_text("utf-8")
-    (RESULTS / "compare.md").write_text(INTRODUCTION.format(command=command) + text, "utf-8")
+    text = INTRODUCTION.format(command=command) + (folder / "table.md").read_text("utf-8")
+    page.write_text(text + table(found["earlier"], lines), "utf-8")
     (folder / "table.md").unlink()
-    whole = json.loads((folder / "results.json").read_text("utf-8"))
-    (folder / "results.json").write_text(dumped(small(whole)), "utf-8")
+    data.write_text(dumped(found), "utf-8")
+
+
+def earlier(before: Mapping[str, Any], done: set[str]) -> list[dict[str, Any]]:
+    """What is known of methods that were not run now, from the results that were there."""
+    kept = ("name", "method", "bytes", "marginal_bytes", "parameters", "values")
+    return [{k: p[k] for k in kept} for p in (*before["points"], *before.get("earlier", ())) if p["method"] not in done]
+
+
+def table(points: list[dict[str, Any]], lines: list[str]) -> str:
+    """The rows of these on the page that was there, under a title of their own; nothing where there are none."""
+    if not points:
+        return ""
+    starts = [f"| `{p['name']}` | {p['bytes']:,} |" for p in points]
+    rows = [line for line in lines if line.startswith(tuple(starts))]
+    head = [line for line in lines if line.startswith(("| method | bytes |", "| --- | ---: | ---: | ---: | ---: |"))]
+    return EARLIER + "\n".join([*head[:2], *rows]) + "\n"
 
 
 def small(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.compare import INTRODUCTION, dumped, small
+from benchmarks.compare import INTRODUCTION, dumped, earlier, small, table
 from benchmarks.sharing import page as sharing
 from benchmarks.sharing.fit import bytes_of, fitted
 from benchmarks.sharing.front import front, picture
@@ -43,7 +43,26 @@ def test_what_is_kept_is_small_and_of_its_page():
     assert dumped(small(results)) == file.read_text("utf-8")
     page = (DOCS / "compare.md").read_text("utf-8")
     assert INTRODUCTION.partition("{command}")[2] in page and f"{results['headline']}." in page
-    assert all(f"| `{p['name']}` | {p['bytes']:,} |" in page for p in results["points"])
+    assert all(f"| `{p['name']}` | {p['bytes']:,} |" in page for p in (*results["points"], *results["earlier"]))
+
+
+def test_what_was_not_run_again_stays_under_its_own_title():
+    a, b, c = ({"name": n, "method": n, "bytes": 1000} for n in "abc")
+    for p in (a, b, c):
+        p |= {"marginal_bytes": 0, "parameters": 1, "values": {}}
+    left = earlier({"points": [{**a, "runs": []}, {**b, "runs": []}], "earlier": [c]}, {"a"})
+    assert left == [b, c]
+    page = [
+        "| method | bytes | x |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| `a` | 1,000 |",
+        "| `b` | 1,000 | 7 |",
+    ]
+    assert table(left, [*page, "| `c` | 1,000 | 8 |"]).splitlines()[-2:] == [
+        "| `b` | 1,000 | 7 |",
+        "| `c` | 1,000 | 8 |",
+    ]
+    assert table([], page) == ""
 
 
 def test_the_page_of_sharing_is_that_of_its_runs():
