@@ -43,6 +43,16 @@ figures can be sorted and filtered, with the curve and command of each run: `doc
 command that trains and measures a run of it again; other seeds and tasks differ in `--seed` and the files.
 
 """
+FAR = 0.03  # so far below the reference, a method is named with what is other here than in its paper
+REASONS = {
+    "coda": "half of the tokens run past every block from the first step on; the paper trains router and adapters on "
+            "pretraining data first, which is not built",
+    "das": "whole modules are left out of an encoder of six layers; the paper leaves 4 of 12 out of a larger model",
+    "light-peft": "heads and neurons of a small encoder are cut in a run of 64 steps",
+    "lst": "a ladder of width 21 from random numbers: the paper's start by pruning is not built",
+    "aligner": "made for instruction following of large language models; one set of tokens serves all layers",
+    "loha": "no rank above 1 fits, and its change is then a product of rank 1",
+}  # fmt: skip
 EARLIER = """
 ## Of an earlier run
 
@@ -72,7 +82,7 @@ def main(given: list[str]) -> None:
     found["earlier"] = earlier(before, {p["method"] for p in found["points"]})
     command = shlex.join(["commonweight", *called])
     text = INTRODUCTION.format(command=command) + (folder / "table.md").read_text("utf-8")
-    page.write_text(text + table(found["earlier"], lines), "utf-8")
+    page.write_text(text + below(found["points"]) + table(found["earlier"], lines), "utf-8")
     (folder / "table.md").unlink()
     data.write_text(dumped(found), "utf-8")
 
@@ -81,6 +91,15 @@ def earlier(before: Mapping[str, Any], done: set[str]) -> list[dict[str, Any]]:
     """What is known of methods that were not run now, from the results that were there."""
     kept = ("name", "method", "bytes", "marginal_bytes", "parameters", "values")
     return [{k: p[k] for k in kept} for p in (*before["points"], *before.get("earlier", ())) if p["method"] not in done]
+
+
+def below(points: list[dict[str, Any]]) -> str:
+    """The methods that are far below the reference, with what is other here; nothing where there are none."""
+    far = [p for p in points if p["difference"] and p["difference"]["mean"] < -FAR]
+    if not far:
+        return ""
+    told = [f"- `{p['name']}`, {100 * p['difference']['mean']:+.1f} points: {REASONS[p['method']]}." for p in far]
+    return f"\n## More than {100 * FAR:.0f} points below\n\n" + "\n".join(told) + "\n"
 
 
 def table(points: list[dict[str, Any]], lines: list[str]) -> str:

@@ -206,7 +206,7 @@ def _pair(claim: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | Verd
         return Verdict("-", NOT_YET)
     name, other = claim["method"], claim["measure"]["against"]
     best = {n: _best([p for p in found["points"] if p["method"] == n]) for n in (name, other)}
-    best |= {n: _best([e for e in found["earlier"] if e["method"] == n]) for n, p in best.items() if p is None}
+    best |= {n: _best([e for e in found.get("earlier", ()) if e["method"] == n]) for n, p in best.items() if p is None}
     small = [x for x in found["misfits"] if x["method"] in (name, other)]
     for n, p in best.items():
         if p is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.compare import INTRODUCTION, dumped, earlier, small, table
+from benchmarks.compare import INTRODUCTION, below, dumped, earlier, small, table
 from benchmarks.sharing import page as sharing
 from benchmarks.sharing.fit import bytes_of, fitted
 from benchmarks.sharing.front import front, picture
@@ -63,6 +63,19 @@ def test_what_was_not_run_again_stays_under_its_own_title():
         "| `c` | 1,000 | 8 |",
     ]
     assert table([], page) == ""
+
+
+def test_what_is_far_below_is_named_with_a_reason():
+    points = [
+        {"name": f"{n} x=1", "method": n, "difference": d}
+        for n, d in [("lora", None), ("coda", {"mean": -0.031}), ("lst", {"mean": -0.02})]
+    ]
+    assert below(points).splitlines()[3].startswith(
+        "- `coda x=1`, -3.1 points: half of the tokens"
+    ) and "lst" not in below(points)
+    assert below(points[:1]) == "" and below(
+        json.loads((DOCS / "compare" / "results.json").read_text("utf-8"))["points"]
+    ) in (DOCS / "compare.md").read_text("utf-8")
 
 
 def test_the_page_of_sharing_is_that_of_its_runs():
