@@ -40,6 +40,8 @@ def test_what_peft_saved_answers_the_same_here(kind, attention, tmp_path):
     there = theirs(model, tmp_path / "a")
     host = cw.Host(model)
     tenant = host.import_peft("t", tmp_path / "a")
+    if kind != "gpt2":  # without ids PEFT counts padding; here GPT-2 alone does, as in transformers
+        batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         want = there(**batch).logits
         with host.route(["t"] * 4):

@@ -93,15 +93,16 @@ def test_what_cannot_be(bert, rows, tmp_path, more, what):
     [
         ([], "--resume goes on"),
         (["--overwrite"], "no run of exchange"),
-        (["--split", "iid:3", "--resume"], "no value"),
-        (["--holdout", "1.5", "--resume"], "holdout=1.5: wanted a share"),
+        (["--split", "iid:3", "--out", "{}/new"], "no value"),
+        (["--holdout", "1.5", "--out", "{}/new"], "holdout=1.5: wanted a share"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_base_is_opened(bert, rows, tmp_path, monkeypatch, more, what):
     monkeypatch.setattr("commonweight.adapt.base.open_host", lambda *_, **__: pytest.fail("opened"))
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CommonweightError, match=what):
-        app(["exchange", "simulate", str(bert), str(rows[0]), "--out", str(tmp_path), *more], standalone_mode=False)
+        given = ["--out", str(tmp_path), *(word.format(tmp_path) for word in more)]
+        app(["exchange", "simulate", str(bert), str(rows[0]), *given], standalone_mode=False)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 

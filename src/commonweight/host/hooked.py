@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from ..methods import Method
-from . import ahead, carry, checkpoints, entrances, experts, front, frozen, moved, wholly
+from . import ahead, carry, causal, checkpoints, entrances, experts, front, frozen, moved
 from .aside import AsideHook
 from .current import Current
 from .door import Door
@@ -206,7 +206,7 @@ class HookedModel:
         if pattern is None and self.pattern is None and not method.depthwise:
             mine = [s for s in mine if not depthwise(self.modules, s)]
         if method.whole:
-            mine = wholly.seen(method.name, mine, self.every, pattern)
+            mine = causal.seen(method.name, mine, self.every, pattern)
         strange = [s for s in mine if pattern is None and self.pattern is None and unknown_kind(self.modules, s)]
         if strange:
             raise strangers(self.modules, strange, method.name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Beside, Method, available
-from . import room, wholly
+from . import causal, room
 from .common import Common, Held, shared
 from .follow import served
 from .pools import drawn, packed
@@ -101,7 +101,7 @@ class Roster:
         common: for those among them that exist once per host, the key. sites: those the plan was made for.
         of: the common it joins. apart: what it changes at a table is no change of what is tied to the table. beside,
         held: what it holds beside its method, and the sites of that. over: the tenants that it stands on."""
-        wholly.refuse(method.name, plan, self.base.every)
+        causal.refuse(method.name, plan, self.base.every)
         device = device_of(self.base.model)
         plan, like = self._known(method, plan)
         own = drawn(plan) if of is not None else []

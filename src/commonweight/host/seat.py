@@ -120,7 +120,7 @@ class Places:
         """None where no bucket needs any."""
         heard, thread = current.thread.heard, current.thread
         found = [t.table[at.name][0] for t, _ in route.groups if t is not None and t.table.get(at.name)]
-        if lends := max((e.lends for e in found), default=0):
+        if lends := max([0, *[e.lends for e in found]]):
             thread.given_to[at.name], thread.lenders[at.name] = Lent(x, lends), at
         sources = dict.fromkeys(s for e in found for s in e.sources)
         invoked = {e.invocation for e in found if e.invocation}

@@ -1,38 +1,15 @@
-"""For binds that go by whole rows: which sites see them, and which tokens of a row are no padding."""
+"""For binds that go by whole rows: which tokens of a row are no padding."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Site, counted
+from ..core import CommonweightError, counted
 from .apart import Unfit
 from .current import Current
-from .sites import Pattern, Physical
+from .sites import Physical
 from .states import recomputing
-
-
-def seen(method: str, mine: list[Site], every: Sequence[Site], pattern: Pattern) -> list[Site]:
-    """The sites of `mine` outside of causal blocks. Raises: CommonweightError where no other block has one, or where a
-    pattern names one inside."""
-    blocks = [s for s in every if s.kind == "block"]
-    within = {c: tuple(f"{s.name}." for s in blocks if (s.role == "causal") == c) for c in (True, False)}
-    causal = [s.name for s in mine if f"{s.name}.".startswith(within[True])]
-    if causal and (pattern is not None or not any(f"{s.name}.".startswith(within[False]) for s in mine)):
-        kinds = " and ".join(sorted({s.kind for s in mine}))
-        raise CommonweightError(
-            f"{method} reads sites of kind {kinds} of encoders: at {causal[0]} no token sees a later one, and what "
-            "goes by the whole row would tell it what comes after it; name sites of an encoder, or take another method"
-        )
-    return [s for s in mine if s.name not in {*causal}]
-
-
-def refuse(method: str, plan: Plan, every: Sequence[Site]) -> None:
-    """Where a plan's bind goes by whole rows in a causal block."""
-    if names := {u.site for u in plan.uses if getattr(u.bind, "whole", False)}:
-        seen(method, [s for s in every if s.name in names], every, "*")
 
 
 @torch.compiler.disable(reason="which tokens of a row are padding is looked for beside what is traced")
