@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import commonweight as cw
-from commonweight.methods.spectral.fourierft import Spectrum, dense
 from tests.laws.subjects import stir
 from tests.models import make
 
@@ -33,24 +32,3 @@ def test_count_and_places():
 def test_more_than_there_are():
     with pytest.raises(cw.CommonweightError, match=r"q: n_frequency=65 is more than the 64 numbers of a weight"):
         cw.plan("fourierft", [cw.Site("q", 8, 8)], n_frequency=65)
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (8, 6), (6, 9), (1, 4), (5, 1), (2, 2)])
-def test_few_tokens_and_many_give_the_same(shape):
-    out, inp = shape
-    g = torch.Generator().manual_seed(out)
-    n = max(1, out * inp // 2)
-    c, places = (
-        torch.randn(n, generator=g, dtype=torch.double, requires_grad=True),
-        torch.randperm(out * inp, generator=g)[:n].int(),
-    )
-    bind, x, w = Spectrum(150.0), torch.randn(40, inp, generator=g).double(), torch.zeros(out, inp)
-    y = torch.zeros(40, out).double()
-    many = bind.output(x, y, None, c, places)
-    assert dense(x, y, c) and not dense(x[:1], y[:1], c)
-    few = torch.cat([bind.output(x[i : i + 1], y[i : i + 1], None, c, places) for i in range(40)])
-    torch.testing.assert_close(many, few)
-    torch.testing.assert_close(many, x @ bind.weight(w.double(), c, places).T)
-    up = torch.randn(40, out, generator=g).double()
-    grads = [torch.autograd.grad(v, c, up)[0] for v in (many, few)]
-    torch.testing.assert_close(*grads)
