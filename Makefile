@@ -54,6 +54,7 @@ lint: $(READY) ## style, format, types, import layers, and whether the generated
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_exchange.py --check
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_streams.py --check
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_coverage.py --check
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_shares.py --check
 
 docs: $(READY) ## build the documentation into site/; a warning is an error
 	@# not --quiet: it would also keep --strict from seeing the warnings

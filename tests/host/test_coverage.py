@@ -1,6 +1,7 @@
 """How much a method reads: biases alone, entries of a table, outputs; the same of a method and of its tenant."""
 
 import pytest
+import transformers as tf
 
 import commonweight as cw
 from tests.laws.subjects import small, stir
@@ -81,3 +82,17 @@ def test_of_a_tenant_itself():
     host = cw.Host(make("llama")[0])
     tenant = host.add("a", "lora", rank=2)
     assert host.coverage(tenant) == host.coverage("a")
+
+
+def test_words_that_add_a_family_are_said_once(hosts):
+    words = hosts["bert"].coverage("full", sites="pooler.dense").line.split("'...|")[1].split("'")[0].split("|")
+    assert len(words) > 1 and len(set(words)) == len(words)
+
+
+def test_the_bias_of_a_head_that_follows_the_table_is_added_by_no_pattern():
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    host = cw.Host(tf.BertForMaskedLM(tf.BertConfig(**size, vocab_size=61)))
+    (left,) = host.coverage("full", sites="*").left
+    assert (left.family, left.numbers, left.sites, left.methods) == ("biases of heads", 61, "", ("bitfit",))
+    assert host.coverage("bitfit", sites="heads").read > 61
+    assert "heads" in {x.sites for x in host.coverage("full").left}  # without the table a pattern adds it

@@ -265,3 +265,19 @@ def test_the_head_of_a_classifier_of_images_belongs_to_its_one_tower():
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = tf.ViTForImageClassification(tf.ViTConfig(**size, image_size=8, patch_size=4))
     assert towers(model)("classifier") == "vision"
+
+
+def test_a_model_of_one_sense_is_one_tower():
+    """Whatever its heads are called, and where a decoder says no words."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    stem = {"conv_dim": (8,), "conv_stride": (4,), "conv_kernel": (4,), "num_conv_pos_embeddings": 4}
+    sounds = tf.WavLMConfig(**size, **stem, num_feat_extract_layers=1, num_conv_pos_embedding_groups=2)
+    boxes = tf.DetrConfig(
+        use_timm_backbone=False, backbone=None, backbone_config=tf.ResNetConfig(out_features=["stage4"]).to_dict()
+    )
+    with torch.device("meta"):
+        for model, sense in (
+            (tf.WavLMForSequenceClassification(sounds), "audio"), (tf.WavLMForCTC(sounds), "audio"),
+            (tf.DetrForObjectDetection(boxes), "vision"),
+        ):  # fmt: skip
+            assert {towers(model)(n) for n, _ in model.named_modules()} == {sense}

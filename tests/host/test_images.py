@@ -195,7 +195,22 @@ def siglip() -> Any:
     return tf.SiglipModel(config).eval(), {"input_ids": texts(0, 0, 0) + 0, "pixel_values": rand(3, 3, 8, 8)}
 
 
-@pytest.mark.parametrize("build, words", [(wav2vec2, {"audio"}), (siglip, {"language", "vision"})])
+def siglip2() -> Any:
+    """Images of any shape: a row's patches behind one another, padded."""
+    config = tf.Siglip2Config(
+        text_config={**TOWER, "vocab_size": V, "max_position_embeddings": 16, "projection_size": 32},
+        vision_config={**TOWER, "patch_size": 4, "num_patches": 16},
+    )  # fmt: skip
+    shapes, mask = torch.tensor([[2, 3], [3, 2], [1, 4]]), torch.ones(3, 6)
+    mask[2, 4:] = 0
+    images = {"pixel_values": rand(3, 6, 48), "pixel_attention_mask": mask, "spatial_shapes": shapes}
+    return tf.Siglip2Model(config).eval(), {"input_ids": texts(0, 0, 0), **images}
+
+
+PAIRS = [(siglip, {"language", "vision"}), (siglip2, {"language", "vision"})]
+
+
+@pytest.mark.parametrize("build, words", [(wav2vec2, {"audio"}), *PAIRS])
 def test_sounds_and_pairs(build, words):
     torch.manual_seed(0)
     model, batch = build()

@@ -27,6 +27,9 @@ KINDS: dict[str, dict[str, Any]] = {  # states, gates, layers of their own, scal
                   "mamba_chunk_size": 4, "head_dim": 8},
     "falcon": {},
     "gemma2": {"head_dim": 8},
+    # heads of other widths from layer to layer
+    "gemma4_text": {"head_dim": 8, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],
+                    "vocab_size_per_layer_input": 61, "hidden_size_per_layer_input": 8},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "bloom": {"n_layer": 2, "n_head": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"]},

@@ -61,7 +61,8 @@ class Coverage:
     def line(self) -> str:
         """In one line: the share, and the families that make a hundredth of the model or more."""
         parts = [f"{x.family} {x.numbers / self.total:.0%}" for x in self.left if x.numbers >= 0.01 * self.total]
-        named = [x.sites for x in self.left if x.sites and x.numbers >= 0.01 * self.total]
+        words = (w for x in self.left if x.numbers >= 0.01 * self.total for w in x.sites.split("|") if w)
+        named = [*dict.fromkeys(words)]
         add = f" (add them: sites='...|{'|'.join(named)}')" if named else ""
         out = self._told
         out += f"; left out: {', '.join(parts)}{add}" if parts else ""
@@ -109,9 +110,11 @@ def coverage(
         mine = (w if part is None else min(w, part)) + (b if bias else 0)
         read += mine
         leave(s, w + b - mine, _BIASES if mine == w and not bias else "the rest of {}")
+    follows = {other for table, others in base.ties.items() if table in taken for other, _ in others}
     for s in (s for s in base.every if s.name not in taken):
         w, b = _count(base, s, owned, covered)
-        leave(s, w + b, "{} without biases" if narrow and not b else "{}")
+        told = _BIASES if s.name in follows and not w else "{} without biases" if narrow and not b else "{}"
+        leave(s, w + b, told)
     found = [_left(label, n, *kinds[label, rest], method, rest) for (label, rest), n in left.items()]
     for kind, n in _packed_experts(base).items():
         found.append(Left(f"packed experts ({kind})", n, todo=f"{kind} is no site: {UNPACK}"))

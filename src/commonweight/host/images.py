@@ -27,7 +27,7 @@ def images_by_row(model: Any, kwargs: dict, rows: int) -> bool:
         images = kwargs.get(pixels)
         if not isinstance(images, Tensor):
             continue
-        if images.shape[0] != rows or images.dim() < 4:
+        if images.shape[0] != rows or images.dim() < 3:  # of two dimensions: patches
             return False
         token = _token(getattr(model, "config", None), tokens)
         shown = (ids == token).sum(1) if token is not None else torch.zeros(1)

@@ -7,6 +7,7 @@ with them parts into names. Sites, files and exports use the names of the plain 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -101,3 +102,16 @@ def adapters(model: nn.Module) -> list[str]:
 def paired(model: nn.Module) -> bool:
     """Whether it is an encoder and a decoder."""
     return bool(getattr(getattr(unwrapped(model), "config", None), "is_encoder_decoder", False))
+
+
+def said(config: Any, name: str, layer: int | None = None) -> Any:
+    """What a config says under a name; None where it does not.
+
+    Configs of transformers whose layers differ (Gemma 4) raise where such a value is asked for the whole model: then it
+    is the layer's, by its number, or None.
+    """
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        each = getattr(config, "per_layer_config", None)
+        return None if each is None or layer is None else getattr(each[layer], name, None)

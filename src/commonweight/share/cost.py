@@ -14,6 +14,7 @@ from ..bind import Elastic, Guided, ProductKeys, Replace, Requantised, Streams, 
 from ..builder import Anatomy, Layout, anatomy
 from ..builder.kinds import form_of
 from ..core import CommonweightError, Pool, Use, first_line
+from ..host.names import said
 from .ends import tied
 from .make import unshared
 from .methods import Method, available, layout_of, resolve
@@ -160,8 +161,8 @@ def cache_of_a_layer(model: Any, about: Anatomy) -> int:
         return 0
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads = getattr(text, "num_attention_heads", 1)
-    size = getattr(text, "head_dim", None) or about.width // heads
-    kv = getattr(text, "num_key_value_heads", None) or heads
+    size = said(text, "head_dim", 0) or about.width // heads
+    kv = said(text, "num_key_value_heads", 0) or heads
     return 2 * kv * size * getattr(torch, about.blocks[0][0].dtype).itemsize
 
 

@@ -34,8 +34,10 @@ def towers(model: nn.Module) -> Callable[[str], str]:
     if type(inner).__module__.startswith("diffusers."):
         return lambda name: "vision"
     sense = _SENSES.get(getattr(inner, "main_input_name", "input_ids"), "language")
-    paired = bool(getattr(getattr(inner, "config", None), "is_encoder_decoder", False))
-    rest = "language" if paired or (_found(inner) and _reads_tokens(inner)) else sense
+    paired = bool(getattr(getattr(inner, "config", None), "is_encoder_decoder", False)) and _speaks(inner)
+    if not paired and not _found(inner):
+        return lambda name: sense
+    rest = "language" if paired or _reads_tokens(inner) else sense
 
     def tower(name: str) -> str:
         parts = re.split(r"[.\[]", name)
@@ -49,6 +51,13 @@ def towers(model: nn.Module) -> Callable[[str], str]:
         return rest
 
     return tower
+
+
+def _speaks(model: Any) -> bool:
+    """Whether its decoder has a vocabulary: DETR's gives boxes."""
+    config = model.config
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    return getattr(config, "vocab_size", None) is not None
 
 
 def _reads_tokens(model: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ...core import Site
+from ..names import said
 from . import linear
 from .families import towers
 from .found import Found, Whole
@@ -111,6 +112,6 @@ def _shape(name: str, module: Any, names: Mapping[str, nn.Module]) -> tuple[int,
 
 
 def _said(module: Any, config: Any, names: tuple[str, ...]) -> int:
-    """The first of these numbers that the module says, else its config."""
-    found = [getattr(o, n, None) for o in (module, config) for n in names]
+    """The first of these numbers that the module says, else its layer's config."""
+    found = (said(o, n, getattr(module, "layer_idx", None)) for o in (module, config) for n in names)
     return next((v for v in found if isinstance(v, int) and v > 0), 0)
