@@ -107,7 +107,7 @@ def test_remote_code_is_refused_without_the_flag(tmp_path, monkeypatch):
     assert config["model_type"] == "shared_llama" and config["sharing"]["method"] == "recursive"
     code = (tmp_path / "s" / "modeling_shared_llama.py").read_text()
     assert "commonweight" not in [line.split()[1] for line in code.splitlines() if line.startswith(("import", "from"))]
-    assert len(code.splitlines()) < 150
+    assert len(code.splitlines()) < 165
 
 
 def test_save_pretrained_writes_the_same_folder(tmp_path):

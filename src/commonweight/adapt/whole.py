@@ -33,8 +33,10 @@ class Whole:
         )
         inner = dict(model.named_modules())
         self.paced: list[Any] = [m.pace for m in inner.values() if hasattr(m, "pace")]
-        # a block that is recomputed must know that it is in training; what has dropout stands inside of it
-        self.base = SimpleNamespace(modules={n: SimpleNamespace(flagged=inner[n]) for n in ["", *blocks(model)]})
+        # a block that is recomputed must know that it is in training, and what has a loss of its own there; what has
+        # dropout stands inside of them
+        told = ["", *blocks(model), *(n for n, m in inner.items() if hasattr(m, "beside"))]
+        self.base = SimpleNamespace(modules={n: SimpleNamespace(flagged=inner[n]) for n in told})
 
     def module(self, names: Sequence[str]) -> nn.Module:
         return self.model

@@ -12,8 +12,9 @@ from ..core import serial
 class Experts:
     """y = sum over the k chosen of p_e f_e(x), p = softmax(router x). Shapes: router (E, d).
 
-    capacity: an expert takes int(T capacity k / E) of a batch's T tokens, the first that chose it; others get nothing
-    of it. So outputs depend on the batch, as in the paper. Source: WideNet, arXiv 2107.11817, section 3.2.
+    capacity: in training an expert takes int(T capacity k / E) of a batch's T tokens, the first that chose it; others
+    get nothing of it, as in the paper, which is of images. Otherwise it takes all: a model that is given one token at
+    a time would have room for none. Source: WideNet, arXiv 2107.11817, section 3.2.
     weight: of the loss -(H(e) - H(e | x)), the information that tokens have of experts; SUT, arXiv 2310.07096, eq. (7).
     """
 

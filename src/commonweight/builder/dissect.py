@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Weight(NamedTuple):
 class Anatomy:
     """blocks: the weights of each, in the order of depth. rest: every parameter outside of the blocks, tied ones once.
     path: the name of the list of blocks. width: of the hidden states. table, head: the names of the modules of input
-    embeddings and of the output layer, "" where there is none."""
+    embeddings and of the output layer, "" where there is none; a table that several modules hold is none. takes: the
+    names of what a block is given. windows: whether attention is to the last tokens alone, in some of them."""
 
     blocks: tuple[tuple[Weight, ...], ...]
     rest: tuple[Weight, ...]
@@ -65,10 +67,19 @@ class Anatomy:
     width: int
     table: str = ""
     head: str = ""
+    takes: tuple[str, ...] = ()
+    windows: bool = False
 
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    def masked(self, method: str) -> None:
+        """Raises: CommonweightError where attention has more than a mask to say which tokens see which."""
+        more = [n for n in ("position_bias", "alibi") if n in self.takes]
+        if self.windows or more:
+            what = "windows" if self.windows else f"a bias by position ({more[0]})"
+            raise CommonweightError(f"{method}: the attention of these blocks has {what}; wanted one to all tokens")
 
 
 def anatomy(model: nn.Module) -> Anatomy:
@@ -85,9 +96,30 @@ def anatomy(model: nn.Module) -> Anatomy:
     rest = {id(p): _weight(n, p, inner) for n, p in inner.named_parameters() if id(p) not in inside}
     config: Any = getattr(inner, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    said = getattr(text, "num_hidden_layers", len(found))
+    if said != len(found):
+        hint = "; it runs them again and again already: share.depths(model) gives each depth a module of its own"
+        raise CommonweightError(
+            f"{type(inner).__name__}: its config says {said} layers, it has {len(found)} blocks"
+            f"{hint if said > len(found) else ''}"
+        )
     width = getattr(text, "hidden_size", None) or max((w.shape[0] for w in found[0] if w.kind == "norm"), default=0)
-    ends = [_named(inner, getattr(inner, f"get_{which}_embeddings", None)) for which in ("input", "output")]
-    return Anatomy(found, tuple(rest.values()), path, int(width), *ends)
+    head, table = (_named(inner, getattr(inner, f"get_{which}_embeddings", None)) for which in ("output", "input"))
+    table = "" if _held_elsewhere(inner, table, head) else table
+    takes = tuple(inspect.signature(list_[0].forward).parameters)  # type: ignore[index]
+    return Anatomy(found, tuple(rest.values()), path, int(width), table, head, takes, _windows(text))
+
+
+def _held_elsewhere(model: nn.Module, table: str, head: str) -> bool:
+    """Whether a third module holds the table of input tokens, as in T5, so that a change of the one is none of it."""
+    own = getattr(model.get_submodule(table), "weight", None) if table else None
+    others = ((n, m) for n, m in model.named_modules() if n not in (table, head))
+    return own is not None and any(p is own for _, m in others for p in m._parameters.values())
+
+
+def _windows(text: Any) -> bool:
+    kinds = getattr(text, "layer_types", None)
+    return bool("sliding_attention" in kinds if kinds else getattr(text, "sliding_window", None))
 
 
 def _named(model: nn.Module, get: Any) -> str:

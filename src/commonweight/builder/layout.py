@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..address import WHOLE
 from ..bind import LowRank, Place, Replace
-from ..core import ZEROS, Init, Plan, Pool, Read, Use, kaiming
+from ..core import ZEROS, CommonweightError, Init, Plan, Pool, Read, Use, kaiming
 from .dissect import Anatomy, Weight
 from .inits import Mean, Residual
 
@@ -79,14 +79,25 @@ class Unit(NamedTuple):
 
 def tied(anatomy: Anatomy, like: Sequence[int], unit: Callable[[int, Weight], Unit | None], seed: int = 0) -> Layout:
     """The layout in which each weight of each depth reads the unit that is named for it; None: its own, which begins as
-    that of the block it is like."""
+    that of the block it is like. Of a unit's layers those count that have the weight.
+
+    Raises: CommonweightError where blocks are of different kinds: no layer of a unit has a weight, or in its shape.
+    """
+    shapes = [{w.name: w.shape for w in block} for block in anatomy.blocks]
     pools: dict[str, Pool] = {}
     uses = []
     for depth, layer in enumerate(like):
         for w in anatomy.blocks[layer]:
             found = unit(depth, w) or Unit(f"depth{depth}", (layer,))
             pool = f"{found.name}.{w.name}"
-            init = Mean(tuple(f"{i}.{w.name}" for i in found.layers))
+            layers = [i for i in found.layers if w.name in shapes[i]]
+            known = {*(shapes[i][w.name] for i in layers), *([pools[pool].shape] if pool in pools else ())}
+            if not layers or known != {w.shape}:
+                raise CommonweightError(
+                    f"{w.name} of block {layer} has no like of shape {w.shape} in blocks {list(found.layers)}, with "
+                    "which it would be shared: this model's blocks are of different kinds"
+                )
+            init = Mean(tuple(f"{i}.{w.name}" for i in layers))
             pools.setdefault(pool, Pool(w.shape, init, dtype=w.dtype))
             uses.append(Use(f"{depth}.{w.name}", Replace(), {"weight": Read(WHOLE, (pool,))}))
     return Layout(tuple(like), Plan(pools, tuple(uses), seed))

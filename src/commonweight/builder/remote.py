@@ -43,7 +43,8 @@ def write(model: Any, folder: Path, **options: Any) -> None:
 
     config_class, base, head, autos = classes(model)
     name = f"modeling_{code.shared_type(model)}"
-    super(Built, model).save_pretrained(folder, **options)  # type: ignore[misc]
+    # names as modules have them: for a model_type of its own transformers converts none, such as experts in one tensor
+    super(Built, model).save_pretrained(folder, **{"save_original_format": False, **options})  # type: ignore[misc]
     (folder / f"{name}.py").write_text(code.of(model, config_class, base, head, "Shared"), encoding="utf-8")
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -75,15 +75,16 @@ def ties(model: nn.Module, sharing: Record) -> dict[str, str]:
         for name, (home, key) in told.get("like", {}).items():
             if (mine := here(model, told["at"])) and (there := here(model, home)):
                 out[f"{mine}.{name}"] = f"{there}.{key}"
-    return out
+    names = dict(model.named_parameters(remove_duplicate=False)) if "also" in sharing else {}
+    return {**out, **{a: b for a, b in sharing.get("also", {}).items() if a in names and b in names}}
 
 
 def freeze(model: nn.Module, sharing: Record) -> None:
     """What layers read and do not train. still: parameters that no depth trains."""
     _, blocks = stack_of(model, sharing["path"])
-    for name in sharing.get("still", ()):
-        for depth in range(len(blocks)):  # type: ignore[arg-type]
-            blocks.get_parameter(f"{depth}.{name}").requires_grad_(False)
+    for name, p in blocks.named_parameters(remove_duplicate=False):
+        if name.partition(".")[2] in sharing.get("still", ()):
+            p.requires_grad_(False)
     for told in (*sharing["forms"], *sharing.get("outside", ())):
         for module in homes(model, sharing, told) if "frozen" in told else ():
             for name in told["frozen"]:
@@ -98,7 +99,13 @@ class Shared:
     arranged = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        # some heads ask an Auto class for their base, which is to be the plain one and is arranged below
+        own, auto = type(config), config.__dict__.pop("auto_map", None)
+        config.__class__ = next(k for k in own.__mro__ if k.__module__.startswith("transformers."))
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        config.__class__ = own
+        if auto is not None:
+            config.auto_map = auto
         arrange(self, config.sharing, self.kinds)  # type: ignore[arg-type]
         self.know()
         self.tie_weights()  # type: ignore[attr-defined]

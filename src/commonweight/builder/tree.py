@@ -14,7 +14,7 @@ from .dissect import stack
 from .inits import Originals
 from .kinds import KINDS, form_of, options_of
 from .layout import Layout
-from .remote import shared_class
+from .remote import Built, shared_class
 from .shared import Record, arrange
 
 
@@ -40,7 +40,9 @@ def build(model: nn.Module, layout: Layout) -> Any:
     for key, value in layout.config:
         setattr(small.config, key, value)
         setattr(small.config.get_text_config(), key, value)
-    record = record_of(layout, small, path)
+    if len({_structure(b) for b in originals}) > 1:
+        _told_by_config(small, path)
+    record = record_of(layout, small, path) | _apart(small)
     arrange(small, {**record, "path": _below(small, path)}, KINDS)
     _fill(small, path, layout, Originals(originals, inner))
     if hasattr(small, "config"):
@@ -52,7 +54,8 @@ def build(model: nn.Module, layout: Layout) -> Any:
 def known(small: Any) -> None:
     """The model's class becomes one that tells transformers what is tied."""
     if hasattr(small, "get_expanded_tied_weights_keys"):
-        small.__class__ = shared_class(type(small))
+        if not isinstance(small, Built):  # of a shared model, whose layers are as they were, another one is made
+            small.__class__ = shared_class(type(small))
         small.know()
 
 
@@ -84,6 +87,16 @@ def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
     told = {"path": _below(model, path), "tied": shared, "forms": list(forms.values())}
     told |= {"outside": outside} if outside else {}
     return told | ({"still": still} if (still := _still(layout)) else {})
+
+
+def _apart(model: Any) -> Record:
+    """also: what else the model's class ties, such as two names of a bias, where it would end with the table's."""
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", True):
+        return {}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    pairs = getattr(type(model), "_tied_weights_keys", None) or {}
+    also = {a: b for a, b in pairs.items() if a.endswith("bias") and a in named and named[a] is named.get(b)}
+    return {"also": also} if also else {}
 
 
 def _more(layout: Layout, use: Any, found: Any) -> Record:
@@ -142,15 +155,34 @@ def _count(model: Any, layout: Layout, before: int) -> None:
         return
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     per_layer = {
-        k: [v[i] for i in layout.like] for k, v in vars(text).items() if isinstance(v, list) and len(v) == before
+        k: [v[i] for i in layout.like]
+        for k, v in vars(text).items()
+        if isinstance(v, list) and len(v) == before and "token" not in k  # end tokens may be as many as layers
     }
     attribute = getattr(text, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
     if getattr(text, attribute, None) != before:
-        raise CommonweightError(
-            f"{type(model).__name__}: its config says {getattr(text, attribute, None)} layers, it has {before} blocks"
-        )
+        raise CommonweightError(f"{type(model).__name__}: its config does not say how many layers it has")
     vars(text)[attribute] = len(layout.like)
     vars(text).update(per_layer)
+
+
+def _structure(block: nn.Module) -> tuple[Any, ...]:
+    return tuple((n, tuple(p.shape)) for n, p in block.named_parameters(remove_duplicate=False))
+
+
+def _told_by_config(small: Any, path: str) -> None:
+    """Of blocks of different kinds. Raises: CommonweightError where a model of this config has others at a depth."""
+    kind: Any = next((k for k in type(small).__mro__ if k.__module__.startswith("transformers.")), None)
+    if kind is None:
+        return
+    with torch.device("meta"):
+        again = kind(small.config).get_submodule(path)
+    for depth, (a, b) in enumerate(zip(small.get_submodule(path), again)):
+        if _structure(a) != _structure(b):
+            raise CommonweightError(
+                f"{kind.__name__}: block {depth} would be of a kind that its config has elsewhere, so that no folder "
+                "could hold the model; blocks of different kinds keep their places"
+            )
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..builder.forms import Elastic, Requantised
 from ..core import CommonweightError
 
 Codes = Sequence[float] | Mapping[str, float] | float
@@ -24,27 +25,51 @@ def choose(model: Any, code: Codes) -> Any:
 
     code: the numbers of the code where all layers read one; or a number for all of them; or {part of a name: number},
     where layers have codes of their own. Nothing is trained or lost: the code is a tensor that is saved with the model.
-    Raises: CommonweightError where the model reads no code, and for one of another length.
+    Raises: CommonweightError where the model reads no code, and for one of another length, or with numbers that its
+    layers do not tell apart: bits that they have no grid of, steps that they have no range of, shares beyond 0 to 1.
+    Then nothing is changed.
     """
     found = codes(model)
     if not found:
         raise CommonweightError(
             f"{type(model).__name__} reads no code; methods such as mip, supernet and qfa make such"
         )
+    new: dict[str, list[float]] = {}
     if isinstance(code, Mapping):
         for part, value in code.items():
-            mine = [p for n, p in found.items() if part in n]
+            mine = [n for n in found if part in n]
             if not mine:
                 raise CommonweightError(f"no code's name has {part!r} in it; they are e.g. {next(iter(found))!r}")
-            for p in mine:
-                p.fill_(value)
-        return model
-    values = list(code) if isinstance(code, Sequence) else None
-    for name, p in found.items():
-        if values is not None and len(values) != p.numel():
-            raise CommonweightError(f"{name} has {p.numel()} numbers; {len(values)} were given")
-        p.copy_(torch.tensor(values).to(p)) if values is not None else p.fill_(float(code))  # type: ignore[arg-type]
+            new |= {n: _numbers(n, [value], found[n]) for n in mine}
+    else:
+        several = isinstance(code, Sequence) and not isinstance(code, str)
+        new = {n: _numbers(n, list(code) if several else [code], p, several) for n, p in found.items()}  # type: ignore
+    for name, values in new.items():
+        _fits(name, values, model.get_submodule(name.rpartition(".")[0]))
+    for name, values in new.items():
+        found[name].copy_(torch.tensor(values).to(found[name]))
     return model
+
+
+def _numbers(name: str, values: list[Any], code: Tensor, several: bool = False) -> list[float]:
+    if wrong := [v for v in values if not isinstance(v, int | float)]:
+        raise CommonweightError(f"{name}: {wrong[0]!r} is no number")
+    if several and len(values) != code.numel():
+        raise CommonweightError(f"{name} has {code.numel()} numbers; {len(values)} were given")
+    return [float(v) for v in (values if several else values * code.numel())]
+
+
+def _fits(name: str, values: list[float], layer: Any) -> None:
+    """Raises: CommonweightError for what the layer cannot be."""
+    if isinstance(layer, Elastic):
+        known, told = set(map(float, layer.bits)), f"one of {sorted(layer.bits)} bits"
+    elif isinstance(layer, Requantised):
+        known, told = set(map(float, range(len(layer.low)))), f"a step from 0 to {len(layer.low) - 1}"  # type: ignore[arg-type]
+    else:
+        known, told = None, "a number from 0 to 1"
+    for v in values:
+        if v not in known if known is not None else not 0 <= v <= 1:
+            raise CommonweightError(f"{name} is asked to be {v:g}; wanted {told}")
 
 
 @torch.no_grad()

@@ -27,7 +27,9 @@ def units_of(depth: int, loops: int, order: str, name: str = "recursive") -> int
     """K, the number of units. Raises: CommonweightError where there is none."""
     inner = depth - 2 if order.startswith("middle") else depth
     if inner // loops < 1:
-        raise CommonweightError(f"{name}: loops={loops} of {inner} layers leave no unit; at most {inner} loops")
+        between = " between the ends" if order.startswith("middle") else ""
+        most = max(0, inner)
+        raise CommonweightError(f"{name}: loops={loops} of {most} layers{between} leave no unit; at most {most} loops")
     return inner // loops
 
 

@@ -40,8 +40,11 @@ def save(model: Any, folder: str | os.PathLike[str], form: str = "remote-code", 
         raise CommonweightError(f"{type(model).__name__} is no shared model; make one with share.share(model, method)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommonweightError(f"{out}: it is there already; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as e:
+        raise CommonweightError(f"{out}: it cannot be written: {e.strerror or e}") from e
     try:
         FORMS[form](model, made, out)
         _tokenizer(model, made, tokenizer)

@@ -41,10 +41,9 @@ def gradients(model: Any, rows: Sequence[Any]) -> list[Tensor]:
     for batch in surveys.batches(model, rows):
         labels = {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
         heads = output_layer(model) is not None
-        out = functional_call(
-            model, {**outside, **inside}, kwargs={**batch, **(labels if heads else {})}, tie_weights=False
-        )
-        loss = out.loss if heads else out.last_hidden_state.square().mean() / 2
+        more = labels if heads else {"output_hidden_states": True}
+        out = functional_call(model, {**outside, **inside}, kwargs={**batch, **more}, tie_weights=False)
+        loss = out.loss if heads else out.hidden_states[-1].square().mean() / 2
         grads = torch.autograd.grad(loss, list(inside.values()), allow_unused=True)
         for i in range(depth):
             mine = [

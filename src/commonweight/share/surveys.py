@@ -19,16 +19,20 @@ MOST = 4096  # tokens that are looked at
 
 
 def batches(model: Any, rows: Sequence[Any], size: int = 8) -> Iterator[dict[str, Tensor]]:
-    """Batches of rows, at most `MOST` tokens. rows: lists of token numbers, or rows as `adapt` reads them."""
-    if not rows:
+    """Batches of rows, at most `MOST` tokens. rows: lists of token numbers, or rows as `adapt` reads them.
+
+    Raises: CommonweightError for a model that reads no text, no rows, and what is neither."""
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        raise CommonweightError(f"{type(model).__name__} reads {model.main_input_name}; the method looks at text")
+    if not len(rows):
         raise CommonweightError("no rows to look at")
     if isinstance(rows[0], dict):
         kind: Any = LM if output_layer(model) is not None else Features
         tokenizer = tokenizer_of(model)
         rows = [e["input_ids"] for e in kind(tokenizer, limit(model, tokenizer, None, 128)).examples(rows)]
     taken, tokens = [], 0
-    for row in rows:
-        taken.append(list(row))
+    for number, row in enumerate(rows):
+        taken.append(_ids(row, number, model.get_input_embeddings().num_embeddings))
         tokens += len(row)
         if tokens >= MOST:
             break
@@ -39,6 +43,15 @@ def batches(model: Any, rows: Sequence[Any], size: int = 8) -> Iterator[dict[str
         ids = torch.tensor([r + [0] * (longest - len(r)) for r in some], device=device)
         mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in some], device=device)
         yield {"input_ids": ids, "attention_mask": mask}
+
+
+def _ids(row: Any, number: int, most: int) -> list[int]:
+    found = row.tolist() if isinstance(row, Tensor) else row
+    if isinstance(found, str) or not len(found) or not all(isinstance(t, int) and 0 <= t < most for t in found):
+        raise CommonweightError(
+            f"row {number} is {str(row)[:60]!r}; wanted numbers of tokens, 0 to {most - 1}, or a row with a text"
+        )
+    return list(found)
 
 
 @torch.no_grad()

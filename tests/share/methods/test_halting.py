@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from commonweight import CommonweightError, share
+from commonweight.builder.forms import Mixture
 from tests.share.deep import IDS, answer, bert, far, llama, qwen
 from tests.share.prose import healed
 
@@ -93,6 +94,15 @@ def test_losses():
     h = lambda q: -(q * q.log()).sum(-1)  # noqa: E731
     want = -(h(p.mean(0)) - h(p).mean())
     assert mixture.information(p).item() == pytest.approx(mixture.weight * want.item(), rel=1e-5)
+
+
+def test_the_router_s_loss_is_there_while_it_heals(monkeypatch):
+    """Only blocks, and what has a loss of its own, are told that they are in training."""
+    seen = []
+    old = Mixture.information
+    monkeypatch.setattr(Mixture, "information", lambda self, p: seen.append(self.training) or old(self, p))
+    healed(share.share(llama(), "sut", experts=2), tokens=100)
+    assert len(seen) >= 6 and all(seen)
 
 
 def test_healing():

@@ -157,7 +157,7 @@ def test_widenet_of_one_expert_is_the_tied_layer():
 def test_widenet_by_hand():
     """Each token takes k experts by a softmax over all; what is over an expert's room is dropped."""
     small = share.share(llama(), "widenet", experts=3, k=2, capacity=0.8)
-    mixture = small.model.layers[0].mlp
+    mixture = small.train().model.layers[0].mlp
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     flat, room = x.reshape(10, 32), int(10 * 0.8 * 2 / 3)
     p = (flat @ mixture.router.T).softmax(-1)
@@ -168,6 +168,8 @@ def test_widenet_by_hand():
                 want[t] += p[t, e] * mixture.experts[e](flat[t])
                 taken[e] += 1
     assert torch.allclose(mixture(x), want.view_as(x), atol=1e-6)
+    each = torch.cat([mixture.eval()(x[:, t : t + 1]) for t in range(5)], 1)
+    assert torch.allclose(mixture(x), each, atol=1e-6)  # what generates takes a token alone as among others
 
 
 def test_zamba_uses_blocks_in_turn():

@@ -133,8 +133,9 @@ def test_layers_are_chosen_one_by_one():
     assert [int(small.model.layers[d].mlp.up_proj.code) for d in (1, 2, 5)] == [4, 2, 3]
     assert far(answer(small), all4) > 1e-4
     assert far(answer(share.choose(small, 4)), all4) == 0
-    with pytest.raises(ValueError, match=r"code says 7 bits; this layer has grids of \[2, 3, 4\]"):
-        answer(share.choose(small, 7))
+    with pytest.raises(CommonweightError, match=r"q_proj.code is asked to be 7; wanted one of \[2, 3, 4\] bits"):
+        share.choose(small, {"layers.1": 3, "layers.0": 7})
+    assert int(small.model.layers[1].mlp.up_proj.code) == 4  # nothing was changed
     with pytest.raises(CommonweightError, match=r"no code's name has 'layer\.2\.' in it"):
         share.choose(small, {"layer.2.": 2})
 

@@ -98,7 +98,8 @@ class Leaving(Walked):
         seen = stay[:, None, :] | torch.eye(stay.shape[1], dtype=torch.bool, device=stay.device)
         mask = turn.sub
         if mask is None:
-            mask = torch.ones(stay.shape[1], stay.shape[1], dtype=torch.bool, device=stay.device).tril()[None, None]
+            mask = torch.ones(1, 1, stay.shape[1], stay.shape[1], dtype=torch.bool, device=stay.device)
+            mask = mask.tril() if self.walk.causal else mask
         if mask.dtype == torch.bool:
             turn.sub = mask & seen[:, None]
         else:

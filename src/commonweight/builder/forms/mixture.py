@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Mixture:
     """y = sum of p_e f_e(x) over the k likeliest experts of each token, p = softmax(router x), router (E, d).
 
-    An expert takes int(T capacity k / E) of T tokens, the first that chose it."""
+    In training an expert takes int(T capacity k / E) of T tokens, the first that chose it; otherwise all of them."""
 
     router: nn.Parameter
     weight: float
@@ -47,7 +47,7 @@ class Mixture:
         every = F.linear(flat, self.router).float().softmax(-1)
         self.__dict__["told"] = self.information(every) if self.training and self.weight else None
         p, chosen = every.topk(self.k, -1)
-        room = int(len(flat) * self.capacity * self.k / len(self.experts))
+        room = int(len(flat) * self.capacity * self.k / len(self.experts)) if self.training else len(flat)
         out = torch.zeros_like(flat)
         for e, expert in enumerate(self.experts):
             token, place = (chosen == e).nonzero(as_tuple=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -51,18 +52,21 @@ class Prefixed:
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
         n, length = self.streams, hidden_states.shape[1]
+        names = self.__dict__.setdefault("names", list(inspect.signature(super().forward).parameters))  # type: ignore[misc]
+        named |= dict(zip(names[1:], args))
+        past = "layer_past" if "layer_past" in names else "past_key_values"  # how this attention calls its cache
         turned = named.get("position_embeddings")
         if turned is not None and len(turned[0]) > 1:
             named["position_embeddings"] = tuple(t.repeat(n, 1, 1) for t in turned)
         mask, cache, keys = (
             named.get("attention_mask"),
-            named.get("past_key_values"),
+            named.get(past),
             getattr(self, "prefix_keys", None),
         )
         if named.get("cache") is not None or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 4)):
             raise ValueError("streams read masks of eager or sdpa attention, and no paged cache; use generate")
-        if cache is not None and type(cache.layers[-1]).__name__ != "DynamicLayer":
-            raise ValueError(f"streams need a DynamicCache without windows, not {type(cache).__name__}")
+        if cache is not None and (kinds := {type(one).__name__ for one in cache.layers} - {"DynamicLayer"}):
+            raise ValueError(f"streams need a DynamicCache without windows, not {type(cache).__name__} of {min(kinds)}")
         if keys is not None:
             if mask is None and length > 1:
                 seen = length if cache is None else cache.get_seq_length(self.layer_idx) + length
@@ -71,11 +75,11 @@ class Prefixed:
                 ]
             if mask is not None:
                 mask = F.pad(mask, (keys.shape[1], 0), value=mask.dtype == torch.bool)
-            named["past_key_values"] = Behind(cache, keys, self.prefix_values)
+            named[past] = Behind(cache, keys, self.prefix_values)
         if mask is not None and len(mask) > 1:
             mask = mask.repeat(n, 1, 1, 1)
         named["attention_mask"] = mask
-        return super().forward(hidden_states, *args, **named)  # type: ignore[misc]
+        return super().forward(hidden_states, **named)  # type: ignore[misc]
 
 
 class Gathered:

@@ -51,16 +51,20 @@ class Turn:
                 cache.layers.append(type(cache.layers[-1])())
             wide = places[:, None, :, None]
             held = cache.layers[slot].update(wide, wide[..., :0])[0][:, 0, :, 0]
-        self.sub = self._mask(walk.mask, at, places, held, before + length, slot)
+        self.sub = self._mask(walk.mask, at, places, held, before + length, slot, walk.causal)
 
     def _mask(
-        self, mask: Tensor | None, at: Tensor, places: Tensor, held: Tensor, length: int, slot: int | None
+        self, mask: Tensor | None, at: Tensor, places: Tensor, held: Tensor, length: int, slot: int | None, causal: bool
     ) -> Tensor | None:
         """(B, 1, k, S): what these tokens see of those that the loop holds; None: what attention sees by itself."""
         full = bool((held >= 0).all())
         if full and held.shape[1] == length and self.index is None:
             return mask
-        if mask is None:
+        if mask is None and not causal:
+            if full:
+                return None
+            sees = (held >= 0)[:, None, :].expand(-1, at.shape[1], -1)
+        elif mask is None:
             last = at.shape[1] == 1 and int(held.max()) <= int(places.min())
             if full and (last or (slot is not None and held.shape[1] == at.shape[1])):
                 return None
@@ -108,6 +112,7 @@ class Walk:
     everywhere: all tokens run all loops."""
 
     everywhere = False
+    causal = True  # what attention does where there is no mask
     stay: dict[int, Tensor]  # of a loop (B, T): in training, the tokens that have not left
     last: Tensor  # (B, T): the last loop of each token, as far as it is known
     gate: Tensor  # (B, T)
@@ -123,15 +128,17 @@ class Walk:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy remembers no pass."""
-        return {"everywhere": self.everywhere, "turns": {}, "losses": {}}
+        return {"everywhere": self.everywhere, "causal": self.causal, "turns": {}, "losses": {}}
 
     def begin(self, x: Tensor, named: dict[str, Any], ends: int, loops: int) -> None:
         """ends: blocks that have run already, and written into their slots."""
         mask, cache = named.get("attention_mask"), named.get("past_key_values")
         if named.get("cache") is not None or not (mask is None or isinstance(mask, Tensor)):
             raise ValueError("depth per token reads masks of eager or sdpa attention, and no paged cache; use generate")
-        if cache is not None and type(cache.layers[-1]).__name__ != "DynamicLayer":
-            raise ValueError(f"depth per token needs a DynamicCache without windows, not {type(cache).__name__}")
+        if cache is not None and (kinds := {type(one).__name__ for one in cache.layers} - {"DynamicLayer"}):
+            raise ValueError(
+                f"depth per token needs a DynamicCache without windows, not {type(cache).__name__} of {min(kinds)}"
+            )
         self.x, self.mask, self.cache, self.turns, self.losses = x, mask, cache, {}, {}
         self.scores, self.stay, self.past = {}, {}, 0
         if cache is not None:
@@ -181,13 +188,19 @@ class Walked:
         walk, block, x = self.walk, super().forward, hidden_states  # type: ignore[misc]
         names = self.__dict__.setdefault("names", list(inspect.signature(block).parameters))
         named = {**dict(zip(names[1:], args)), **kwargs}
+        past = "layer_past" if "layer_past" in names else "past_key_values"  # how this block calls its cache
+        named["past_key_values"] = named.pop(past, None)
         if self.at == 0:
             if self.loop == 0:
+                if flags := [m.is_causal for m in self.modules() if hasattr(m, "is_causal")]:  # type: ignore[attr-defined]
+                    walk.causal = any(flags)
                 walk.begin(x, named, self.ends, self.loops)
             self.entering(self.begun(x))
         turn, rest = walk.turns[self.loop], None
         if turn.count:
-            y = block(turn.of(x), **self.given(turn, named))
+            given = self.given(turn, named)
+            given[past] = given.pop("past_key_values", None)
+            y = block(turn.of(x), **{k: v for k, v in given.items() if k != past or v is not None})
             rest = y[1:] if isinstance(y, tuple) else None
             x = turn.back(x, y if rest is None else y[0])  # type: ignore[arg-type]
         else:

@@ -43,7 +43,9 @@ def plan(anatomy: Anatomy, config: Exits) -> Layout:
     d + 1 for each exit. Source: arXiv 2410.20672, section 3.3: its coefficient 0.1, its KL; CALM, arXiv 2207.07061,
     section 3.2, whose classifier with the target of agreement. Differs: classifiers read normalised states, and in
     training tokens that would leave are hidden from the others, as they are later.
+    Raises: CommonweightError for attention with windows, or with a bias by position.
     """
+    anatomy.masked("exit")
     layout = recursive(anatomy, build(Recursive, {k: getattr(config, k) for k in ("loops", "init", "relax")}))
     threshold, dtype = log(config.sure / (1 - config.sure)), anatomy.blocks[0][0].dtype
 

@@ -57,7 +57,9 @@ def plan(anatomy: Anatomy, config: MoR) -> Layout:
     an undecided router's gate 1, with which a pretrained model is the tied one; `whole` is the official form. A loop of
     capacity 1 takes all tokens. Not built: a separate auxiliary router, z-loss, warm-up of the capacity, the balance
     without a loss, sharing of keys and values.
+    Raises: CommonweightError for attention with windows, or with a bias by position.
     """
+    anatomy.masked("mor")
     loops, token = config.loops, config.choice == "token"
     options = {"init": config.init, "relax": config.relax, "seed": config.seed}
     layout = recursive(anatomy, build(Recursive, {"loops": loops, "order": "middle_cycle", **options}))

@@ -34,8 +34,12 @@ def plan(anatomy: Anatomy, config: ParScale) -> Layout:
     error, as do static and paged caches. Source: arXiv 2505.10475; code QwenLM/ParScale. Differs: the first values of
     prefixes and of the network are ours; a prefix's own queries, which theirs has in prefill and throws away, are not
     made.
-    Raises: CommonweightError for a model whose attention has no keys and values of its own, or without a last norm.
+    Raises: CommonweightError for a model whose attention has no keys and values of its own, no cache, windows or a bias
+    by position, and for one without a last norm.
     """
+    anatomy.masked("parscale")
+    if not {"past_key_values", "layer_past"} & set(anatomy.takes):
+        raise CommonweightError("parscale: these blocks read no cache of keys and values, in which prefixes stand")
     depth, n = anatomy.depth, config.streams
     layout = tied(anatomy, range(depth), lambda at, weight: None, config.seed)
     if n == 1:

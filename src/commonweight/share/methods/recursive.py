@@ -36,7 +36,8 @@ class Recursive:
 def plan(anatomy: Anatomy, config: Recursive) -> Layout:
     """h_l = f(h_(l-1); unit(l) + B_l A_l), unit(l) = l mod K for the cycle.
 
-    Parameters: K layers, and r (in + out) for each relaxed matrix at each depth. With the full rank it is the original.
+    Parameters: K layers, and r (in + out) for each relaxed matrix at each depth. With the full rank, and norms and
+    biases of each depth's own, it is the original.
     Source: arXiv 2410.20672, eq. (2) to (5); maps and init as in the authors' code; K = floor(L / loops).
     Differs: biases are tied as well, which that code forgets, unless share_biases=False; the scale of the update is 1,
     as its SVD init needs.

@@ -31,15 +31,17 @@ def plan(anatomy: Anatomy, config: SharedDIFF) -> Layout:
     out) for each query and key, and lambda (1,) a layer. With lambda = 0, as it begins, it is the original. Source: the
     abstract of arXiv 2501.17900, all that was found; the ranks, lambda as one free number a layer, no norm of the
     heads, and the start from a pretrained model are ours.
-    Raises: CommonweightError for a model that has query and key in one matrix, or no such roles, and for BERT.
+    Raises: CommonweightError for a model that has query and key in one matrix, or no such roles, and for BERT and OPT.
     """
     pools: dict[str, Pool] = {}
     uses = []
     for at, block in enumerate(anatomy.blocks):
         by_role = {w.role: w for w in block if w.kind == "linear"}
-        if not {"query", "key", "value", "attn_out"} <= by_role.keys() or "self_attn" not in by_role["query"].name:
+        plain = {"query", "key", "value", "attn_out"} <= by_role.keys() and "self_attn" in by_role["query"].name
+        if not plain or by_role["attn_out"].name.endswith("out_proj.weight"):  # OPT's counts its heads by the config
             raise CommonweightError(
-                "shared_diff: wanted a self_attn with q, k, v and output projections of their own; this model has none"
+                "shared_diff: wanted a self_attn with q, k, v and output projections of their own, as llama's; this "
+                "model has none"
             )
         for role in ("query", "key"):
             w = by_role[role]

@@ -48,8 +48,10 @@ def plan(anatomy: Anatomy, config: SUT) -> Layout:
     halting.py. Differs: attention has no experts of its own; a pretrained model's layers begin it, so tokens hardly
     halt at first, where the paper begins with 0.5; the width of the halting network, and its activation, are ours; a
     router's loss is of each step, not of all together; experts begin as the same network, a router drawn N(0, 0.02).
-    Raises: CommonweightError for blocks without a norm called input_layernorm, k_proj and v_proj.
+    Raises: CommonweightError for blocks without a norm called input_layernorm, k_proj and v_proj, and for attention
+    with windows.
     """
+    anatomy.masked("sut")
     depth, d = anatomy.depth, anatomy.width
     steps = config.steps or depth
     if steps > depth:

@@ -16,7 +16,7 @@ from ..registry import method
 class WideNet:
     experts: int = option(4, "experts E of the one mixture", ge=1)
     k: int = option(2, "experts that a token takes", ge=1)
-    capacity: float = option(1.2, "an expert takes int(T capacity k / E) of T tokens", gt=0)
+    capacity: float = option(1.2, "in training an expert takes int(T capacity k / E) of T tokens", gt=0)
     seed: int = option(0, "of the router's first numbers", ge=0)
 
     def check(self) -> str | None:
@@ -36,7 +36,7 @@ def plan(anatomy: Anatomy, config: WideNet) -> Layout:
     Parameters: one attention, E feed-forward networks, E d, and the norms. E = k = 1 with capacity >= 1 is the tied
     layer with norms of its own. Source: arXiv 2107.11817; code XueFuzhao/WideNet_Code. Differs: expert e begins with
     the mean of the e-th stretch of the pretrained layers, the attention with the mean of all; there is no balancing
-    loss.
+    loss; capacity is of training alone, since a model that is given one token at a time would have room for none.
     Raises: CommonweightError where the feed-forward network of a block is no module of its own (BERT).
     """
     depth = anatomy.depth
