@@ -1,4 +1,6 @@
 import gc
+import os
+import sys
 
 import pytest
 
@@ -8,13 +10,27 @@ from tests.adapt import tiny
 gc.disable()  # until all tests are collected: nothing of that is garbage, and looking for it takes a third of the time
 
 
-def pytest_collection_finish():
+os.fsync = lambda _: None  # no test cuts the power: what a killed process wrote is there without it
+known = [0]  # modules, when garbage was last looked for among all there is
+
+
+def settle():
     """What was collected and imported stays until the end: no collection of garbage needs to look at it again. With all
     tests collected each one takes half a second, and accelerate asks for one before every training."""
-    gc.enable()
     gc.collect()
     gc.freeze()
+    known[0] = len(sys.modules)
+
+
+def pytest_collection_finish():
+    gc.enable()
+    settle()
     gc.set_threshold(20_000, 10, 10)
+
+
+def pytest_runtest_logfinish():
+    if len(sys.modules) > known[0] + 30:  # tests import too
+        settle()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 No machine of ours has a GPU, and a tensor that is made on the wrong device is the fault that users of one meet first.
 `COMMONWEIGHT_TEST_DEVICE=far pytest tests/gpu tests/laws` (`make far`) shows it on every processor: torch's place for
-devices of others (PrivateUse1) with the processor's own operations behind it. torch compiles it once, in half a minute.
+devices of others (PrivateUse1) with the processor's own operations behind it. torch compiles it once, in some seconds.
 It says nothing of speed, of kernels, or of what libraries do on CUDA alone.
 """
 
@@ -23,7 +23,7 @@ def begin() -> None:
     """From here on there is such a device, and what chooses a device by itself chooses it."""
     from torch.utils.cpp_extension import load
 
-    load(NAME, [str(Path(__file__).with_name("far.cpp"))], extra_cflags=["-O1"])
+    load(NAME, [str(Path(__file__).with_name("far.cpp"))], extra_cflags=["-O0"], is_python_module=False)
     torch.utils.rename_privateuse1_backend(NAME)
     module = types.ModuleType(f"torch.{NAME}")
     module.__dict__.update(

@@ -38,10 +38,10 @@ class Registry(Generic[M]):
 
     def get(self, name: str) -> M:
         """By its name. Raises: CommonweightError for one that is not there."""
-        if self._known is not None:
-            return self.all[self._known(name, self.all)]
         if name not in self.all:
-            raise unknown(self.what, str(name), self.all)
+            if self._known is None:
+                raise unknown(self.what, str(name), self.all)
+            name = self._known(name, self.all)
         return self.all[name]
 
     def resolve(self, method: str | Any, options: Mapping[str, Any]) -> tuple[M, Any]:

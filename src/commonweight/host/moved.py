@@ -136,11 +136,13 @@ def _moving(
     model: nn.Module, names: Mapping[str, nn.Module], modules: Mapping[str, Physical]
 ) -> Iterator[tuple[str, Any, str, list[str], int]]:
     """What is given positions: (name, module, its stack, the prefix sites behind which they move, see `_given`)."""
-    sites, tower = [n for n, at in modules.items() if at.kind == "prefix"], towers(model)
+    tower, two = towers(model), paired(model)
+    sites = [(n, tower(n), _stack(n)) for n, at in modules.items() if at.kind == "prefix"]
     for name, module in names.items():
-        stack = _stack(name) if paired(model) else ""
-        mine = [n for n in sites if tower(n) == tower(name) and (not stack or _stack(n) == stack)]
-        if mine and (at := _given(name, module)) is not None:
+        if not sites or (at := _given(name, module)) is None:
+            continue
+        own, stack = tower(name), _stack(name) if two else ""
+        if mine := [n for n, of, beside in sites if of == own and (not stack or beside == stack)]:
             yield name, module, stack, mine, at
 
 
