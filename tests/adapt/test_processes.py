@@ -1,8 +1,6 @@
 """Two processes train as one: the same step, the same files, written once."""
 
 import os
-import socket
-import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from commonweight.adapt import adapt, open_host, processes
 from commonweight.adapt.files import run
 from commonweight.adapt.shard import asked
 from tests.adapt import tiny
+from tests.in_two import in_two, wanted
 
 
 def texts(n):
@@ -43,10 +42,6 @@ SHARDED = {
 
 
 def worker(rank, port, folder, bert, llama):
-    warnings.simplefilter("ignore")
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
     for name, (rows, more) in {**RUNS, **SHARDED}.items():
         files, seen = train(name, bert, llama, folder, rows, shard=name in SHARDED, **more)
         result = files.result
@@ -72,14 +67,11 @@ def shares(llama):
         open_host(llama, "lm", shard=True, quantize="nf4")
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+@wanted
 def test_two_processes_train_as_one(bert, llama, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path / "two"), bert, llama), nprocs=2)  # type: ignore[attr-defined]
+    in_two(worker, str(tmp_path / "two"), bert, llama)
     for name, (rows, more) in {**RUNS, **SHARDED}.items():
         files, seen = train(name, bert, llama, tmp_path / "one", rows, **more)
         result = files.result

@@ -7,6 +7,7 @@ One process imports everything once and forks a child for each attempt.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -60,6 +61,7 @@ def attempt(folder: Path, model: str, train: list[str], what: str, n: int) -> No
 
 def main(folder: Path, model: str, train: list[str]) -> None:
     codes = []
+    gc.freeze()  # accelerate looks for garbage in every run: not in what was imported
     for what, n in MOMENTS:
         child = os.fork()
         if not child:

@@ -1,8 +1,6 @@
 """A tenant's module in other people's loops: state dicts, and accelerate in two processes."""
 
 import copy
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from torch import nn
 
 import commonweight as cw
+from tests.in_two import in_two
 from tests.models import make
 
 STEPS = 4
@@ -35,9 +34,6 @@ def pools(tenant):
 
 def worker(rank: int, port: int, folder: str) -> None:
     """One of two: its half of every batch; then accelerate's own files, out and back."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -72,10 +68,7 @@ def test_two_processes_train_as_one(tmp_path: Path):
         module(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    in_two(worker, str(tmp_path))
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for n, p in pools(tenant).items():
         assert torch.equal(one[n], two[n]) and not torch.allclose(p, start[n], atol=1e-3)

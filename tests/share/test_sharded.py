@@ -1,16 +1,12 @@
 """A shared model in two processes, each of which holds half of it (FSDP2), trains as in one."""
 
-import os
-import socket
-import warnings
-
-import pytest
 import torch
 import transformers as tf
 
 from commonweight import adapt, share
 from commonweight.adapt.shard import groups
 from tests.adapt import tiny
+from tests.in_two import in_two, wanted
 from tests.share.deep import IDS, llama
 
 METHODS = {"recursive": {"loops": 2, "relax": 2}, "hashed": {"chunk": 8, "compression": 2.0}}
@@ -37,10 +33,6 @@ def worker(rank, port, folder):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    warnings.simplefilter("ignore")
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
     out = {"adapted": adapted(f"{folder}/small", shard=True)}  # joins the processes
     mesh = init_device_mesh("cpu", (2,))
     for method, options in METHODS.items():
@@ -57,14 +49,11 @@ def worker(rank, port, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+@wanted
 def test_two_processes_train_a_shared_model_as_one(tmp_path):
     model = tf.AutoModelForCausalLM.from_pretrained(tiny.base(tmp_path / "base", "llama"))
     share.save(share.share(model, "recursive", loops=2, relax=2), tmp_path / "small")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    in_two(worker, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for n, p in adapted(tmp_path / "small").items():
         assert torch.equal(first["adapted"][n], second["adapted"][n])

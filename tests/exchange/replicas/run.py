@@ -23,9 +23,6 @@ RECIPE = {"rounds": 4, "batch_size": 4, "lr": 1e-2, "schedule": "constant"}
 
 
 def worker(rank, port, folder, model, options, clients):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(clients)}
     torch.distributed.init_process_group("gloo")
     for name, more in options.items():
         one(folder, model, name, more, rank, clients, carrier())

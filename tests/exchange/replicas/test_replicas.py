@@ -1,7 +1,6 @@
 """Processes that exchange without a server hold the same bits as the simulated run."""
 
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from commonweight.exchange.replicas.files import run
 from tests.adapt import tiny
 from tests.exchange import small
 from tests.exchange.replicas.run import RECIPE, worker
+from tests.in_two import in_two, wanted
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = {
@@ -27,12 +27,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+@wanted
 def test_two_processes_are_the_simulated_run(bert, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path), bert, OPTIONS, 2), nprocs=2)  # type: ignore[attr-defined]
+    in_two(worker, str(tmp_path), bert, OPTIONS, 2)
     for name, options in {**OPTIONS, "stopped": OPTIONS["streaming"]}.items():
         run = simulate(
             small.prepared_host(bert), tiny.rows(16), method="diloco", options=options, clients=2, mixed=1, **RECIPE
