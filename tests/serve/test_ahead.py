@@ -5,7 +5,8 @@ import pytest
 import commonweight as cw
 from commonweight.serve import Engine
 
-from .served import add, ask, make, prompt, right
+from ..laws.subjects import small
+from .served import add, alone, ask, make, prompt, right
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2", "gpt2"])
@@ -48,3 +49,18 @@ def test_what_stands_in_front_takes_positions():
         with pytest.raises(cw.CommonweightError, match="the model reads 247 with the 9 that the tenant puts in front"):
             engine.submit(long)
         right(host, [fits], engine.generate([fits]))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma2", "mistral"])
+def test_what_is_read_by_itself_in_a_step_sees_as_far_as_the_model_does(family):
+    """Prompts that are longer than a sliding window, and tenants that read whole rows: their passes are no step's."""
+    host = cw.Host(make(family))
+    add(host, "prompt", "prompt-tuning", tokens=12)
+    for name in ("lst", "rpo", "vqt"):
+        add(host, name, name, **small(name))
+    requests = [ask(t, i, prompt=prompt(i, 19)) for i, t in enumerate((None, *host))]
+    want = [alone(host, r) for r in requests]  # before an engine puts its attention into the model
+    with Engine(host, page_size=8) as engine:
+        answers = engine.generate(requests)
+        assert [a.tokens for a in answers] == want
+        right(host, requests, answers)

@@ -8,6 +8,8 @@ transformers' sdpa.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +32,17 @@ STEP = _Step()
 def stepping() -> bool:
     """Whether this thread runs a step of an engine."""
     return STEP.plans is not None
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Within it this thread's passes are no step: for texts that a step's tenants read by themselves, whose masks are
+    transformers' own (sliding windows among them)."""
+    before, STEP.plans = STEP.plans, None
+    try:
+        yield
+    finally:
+        STEP.plans = before
 
 
 def attend(
@@ -77,16 +90,17 @@ def _elsewhere(
 
         return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, **kwargs)
     n, m = query.shape[2], key.shape[2]
-    if mask is None:
+    causal = kwargs.get("is_causal")
+    if mask is None and (getattr(module, "is_causal", True) if causal is None else causal):
         at = torch.arange(m, device=query.device)
         mask = at[None] <= torch.arange(m - n, m, device=query.device)[:, None]
-    elif mask.dtype != torch.bool:
+    elif mask is not None and mask.dtype != torch.bool:
         mask = mask == 0
     groups = query.shape[1] // key.shape[1]
     how = How(key.shape[1], scaling, None, softcap, sinks)
     k, v = (x.repeat_interleave(groups, 1) for x in (key, value))
     wide = None if sinks is None else sinks.view(1, -1, 1, 1)
-    return plain(query, k, v, mask[..., :m], how, wide).transpose(1, 2).contiguous(), None
+    return plain(query, k, v, None if mask is None else mask[..., :m], how, wide).transpose(1, 2).contiguous(), None
 
 
 def _rows(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..host import Host
 from ..host.route import Route
+from .attention import aside
 from .bank import together
 from .device import entry
 from .edition import Edition
@@ -65,15 +66,16 @@ class Router:
         model: Any = self.host.model
         self.lanes.open(None)
         ids = torch.tensor([list(tokens)], device=self._device)
-        with self.host.base.current.within(Route(single=edition.tenants[0])):
+        with self.host.base.current.within(Route(single=edition.tenants[0])), aside():
             return model(input_ids=ids, use_cache=False).logits[0, -1]
 
     @torch.no_grad()
     def prompts(self, route: Route | None) -> None:
         """Runs the prompts of a route's tenants by themselves, before seats are taken and the cache is in use."""
-        for front in self.host.base.fronts if route is not None else ():
-            if route.touches(front.at.name):  # type: ignore[union-attr]
-                front.prepare(route)  # type: ignore[arg-type]
+        with aside():
+            for front in self.host.base.fronts if route is not None else ():
+                if route.touches(front.at.name):  # type: ignore[union-attr]
+                    front.prepare(route)  # type: ignore[arg-type]
 
     def place(self, readers: Readers, positions: Tensor) -> None:
         """Tells editions that count positions where their tokens of this step stand."""
