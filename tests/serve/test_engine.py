@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -145,6 +146,28 @@ def test_a_failure_in_a_step_is_its_own_requests(host: cw.Host, engine: Engine):
         host.remove("broken")
 
 
+@pytest.mark.parametrize("least", [0, 3, 100])
+def test_who_fails_to_take_a_piece_ends_its_own_answer(host: cw.Host, engine: Engine, least: int, caplog):
+    """At the first piece, at a later one, or where it is told of another error."""
+    got: list[object] = []
+
+    def deliver(piece: object) -> None:
+        got.append(piece)
+        if len(got) > least or getattr(piece, "finish_reason", None):
+            raise ValueError("no room")
+
+    other = engine.submit(ask("b", 1, max_new_tokens=30))
+    stream = engine.submit(ask("a", max_new_tokens=200), deliver)
+    if least == 100:
+        stream.cancel()
+    deadline = time.monotonic() + 20
+    while stream.tickets[0].reason is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stream.tickets[0].reason == "error" and stream.tickets[0].error == "ValueError: no room"
+    right(host, [ask("b", 1, max_new_tokens=30)], [other.answer()])
+    assert not engine.closed and len(got) <= least + 1 and "which ends it" in caplog.text
+
+
 def test_more_than_fits_waits_and_is_answered(host: cw.Host):
     asked = [ask(t, i, max_new_tokens=20) for i, t in enumerate([None, *FIVE])]
     with Engine(host, max_requests=4, max_batch_tokens=16, cache_tokens=96, page_size=8) as small:
@@ -215,6 +238,12 @@ def test_seeds_decide_draws_whatever_the_batch(engine: Engine):
     assert engine.generate([ask("a", 1, temperature=1.5, seed=12, top_p=0.9, max_new_tokens=12)])[0].tokens != first
 
 
+def test_token_ids_may_be_numpys(host: cw.Host, engine: Engine):
+    plain = ask("a", 1)
+    asked = ask("a", prompt=[*np.array(plain.prompt)])
+    assert engine.generate([asked])[0].tokens == alone(host, plain)
+
+
 def test_n_answers(engine: Engine):
     answer = engine.generate([ask("a", 1, temperature=2.0, n=3, seed=1)])[0]
     assert [a.index for a in answer.choices] == [0, 1, 2]
@@ -227,6 +256,7 @@ WRONG = {
     "a token outside": (Request([3, VOCAB]), "from 0 to 96"),
     "no token": (Request([]), "at least one token"),
     "text without a tokenizer": (Request("Hello"), "no tokenizer"),
+    "a tensor": (Request(torch.tensor([3, 4])), "as tolist() of one row gives them"),  # type: ignore[arg-type]
     "too long": (Request([3] * 200, max_new_tokens=100), "shorten the prompt"),
     "temperature": (Request([3], temperature=-1), "temperature is -1"),
     "nan": (Request([3], top_p=float("nan")), "top_p is nan"),

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -339,11 +340,11 @@ class Encoder:
             if not isinstance(text, Sequence) or not text:
                 raise CommonweightError(f"{name} is {text!r}; wanted text, or token ids")
             for token in text:
-                if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocabulary:
+                if not isinstance(token, Integral) or isinstance(token, bool) or not 0 <= token < self.vocabulary:
                     raise CommonweightError(
                         f"{name} has the token {token!r}; wanted whole numbers from 0 to {self.vocabulary - 1}"
                     )
-            ids, types = list(text)[: None if cut is None else most], None
+            ids, types = [int(t) for t in text[: None if cut is None else most]], None
         else:
             if self.tokenizer is None:
                 raise CommonweightError(

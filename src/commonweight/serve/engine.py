@@ -158,8 +158,9 @@ class Engine:
     ) -> Stream:
         """Puts a request into the queue and returns at once; a tenant that is not loaded is loaded first.
 
-        deliver: takes the pieces in place of the stream, from the engine's thread; it must not wait. edition: of the
-        request's tenant, where that has been looked up already (`tenants.edition`).
+        deliver: takes the pieces in place of the stream, from the engine's thread; it must not wait. Where it raises,
+        that answer is over. edition: of the request's tenant, where that has been looked up already
+        (`tenants.edition`).
         Raises: CommonweightError for what is wrong with the request, an unknown tenant, or a full queue.
         """
         if not isinstance(request, Request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,14 @@ def tokens(request: Request, tokenizer: Any, vocabulary: int) -> list[int]:
     if isinstance(prompt, str):
         return _known(_read(_needed(tokenizer, "text"), prompt), tokenizer, vocabulary)
     if not isinstance(prompt, Sequence):
-        raise CommonweightError(f"prompt is a {type(prompt).__name__}; wanted text, token ids or messages")
+        more = ", as tolist() of one row gives them" if hasattr(prompt, "tolist") else ""
+        raise CommonweightError(f"prompt is a {type(prompt).__name__}; wanted text, token ids{more}, or messages")
     if prompt and isinstance(prompt[0], Mapping):
         return _known(_chat(prompt, request, _needed(tokenizer, "messages")), tokenizer, vocabulary)  # type: ignore[arg-type]
     for token in prompt:
-        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
+        if not isinstance(token, Integral) or isinstance(token, bool) or not 0 <= token < vocabulary:
             raise CommonweightError(f"prompt has the token {token!r}; wanted whole numbers from 0 to {vocabulary - 1}")
-    return list(prompt)  # type: ignore[arg-type]
+    return [int(token) for token in prompt]  # type: ignore[arg-type]
 
 
 def _known(tokens: list[int], tokenizer: Any, vocabulary: int) -> list[int]:

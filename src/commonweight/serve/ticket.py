@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from .sampling import Chosen, Row
 from .text import Decoder
 
 _numbers = itertools.count(1)
+_LOG = logging.getLogger(__name__)
 
 
 def last_of(text: Sequence[int], tokens: tuple[int, ...]) -> int:
@@ -33,7 +35,7 @@ class Ticket:
 
     edition: its tenant as it was when the request came, or None for the plain base.
     prompt: token ids. ends: the tokens that end it. deliver: called with each piece, from the generation thread; it
-    must not wait. most: new tokens.
+    must not wait. One that raises gets no more, and its answer is over. most: new tokens.
     """
 
     request: Request
@@ -106,11 +108,10 @@ class Ticket:
         full = len(self.tokens) >= self.most
         logs = () if chosen.logprob is None else (chosen.logprob,)
         if not ended and not full:
-            self.deliver(Piece((chosen.token,), text, self.index, logs))
-            return False
+            return not self._give(Piece((chosen.token,), text, self.index, logs))
         text += self.decoder.rest()  # which may hold a stop string, too
         self.reason = "stop" if ended or self.decoder.stopped is not None else "length"
-        self.deliver(Piece((chosen.token,), text, self.index, logs, self.reason, stopped_by=self._cause))
+        self._give(Piece((chosen.token,), text, self.index, logs, self.reason, stopped_by=self._cause))
         return True
 
     @property
@@ -125,8 +126,21 @@ class Ticket:
         """Ends it without a token, once."""
         if self.reason is None:
             self.reason, self.error = reason, error
-            self.deliver(Piece((), self.decoder.rest(), self.index, (), reason, error))
+            self._give(Piece((), self.decoder.rest(), self.index, (), reason, error))
         return True
+
+    def _give(self, piece: Piece) -> bool:
+        """Whether it was taken."""
+        try:
+            self.deliver(piece)
+        except Exception as e:  # a program's own, in the thread that answers everybody
+            _LOG.exception("what takes the pieces of %s failed, which ends it", self.id)
+            self.deliver, self.reason, self.error = _nobody, "error", f"{type(e).__name__}: {e}"
+            return False
+        return True
+
+
+def _nobody(piece: Piece) -> None: ...
 
 
 def joined(ticket: Ticket, pieces: Sequence[Piece]) -> Answer:
