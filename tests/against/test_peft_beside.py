@@ -107,6 +107,7 @@ def test_in_and_out(name, tied, tmp_path):
         (bert, peft.LoraConfig(r=2, target_modules=["query"], bias="all")),
         (words, peft.LoraConfig(r=2, target_modules=["query"], bias="all")),  # a bias of two names
         (gpt2, peft.LoraConfig(r=2, target_modules=["c_attn"], bias="all")),
+        (bert, peft.LoraConfig(r=2, target_modules=["query"], bias="all", modules_to_save=["classifier"])),
     ],
 )
 def test_other_models(make_base, config, tmp_path):

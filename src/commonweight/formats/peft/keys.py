@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from ...core import CommonweightError, counted
@@ -65,6 +66,9 @@ def plain(tensors: Mapping[str, Tensor], tops: Collection[str]) -> dict[str, Ten
         new = _plain(key, tops, names)
         if ahead and not new.startswith(PREFIX):
             new = PREFIX + new.removeprefix("base_model.")
+        twice = new in out and any(".modules_to_save." in k for k in (key, came[new]))
+        if twice and torch.equal(out[new], value):  # PEFT writes their biases once more with bias="all"
+            continue
         if new in out:
             raise CommonweightError(
                 f"adapter_model.safetensors: {came[new]} and {key} are both {new} without the prefixes of wrappers; "

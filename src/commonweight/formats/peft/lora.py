@@ -57,7 +57,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
     if stray := next((k for k in tensors if _is_stray(k, tensors)), None):
         raise refusals.tensor(stray, refusals.trained_bias(config.get("bias")))
     rank_pattern, alpha_pattern = patterns(config, "rank_pattern"), patterns(config, "alpha_pattern")
-    r, alpha, rslora = count(config, "r"), number(config, "lora_alpha", 8), bool(config.get("use_rslora"))
+    r, alpha, rslora = count(config, "r", 8), number(config, "lora_alpha", 8), bool(config.get("use_rslora"))
 
     def scale(name: str, rank: int) -> float:
         if rank != (want := by_pattern(rank_pattern, name, r)):

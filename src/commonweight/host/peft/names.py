@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -12,16 +13,20 @@ from ...formats import peft
 from ...formats.peft.keys import bare
 from ..hooked import HookedModel
 from ..names import named
+from .renamed import old_names
 
 
 class View(NamedTuple):
-    """A way from the host's names to those of a file: `add` in place of `strip` before them."""
+    """A way from the host's names to those of a file: `add` in place of `strip` before them. old: modules that the file
+    calls as they were called before."""
 
     strip: str = ""
     add: str = ""
+    old: Mapping[str, str] = MappingProxyType({})
 
     def __call__(self, name: str) -> str:
-        return self.add + bare(name).removeprefix(self.strip)
+        name = bare(name)
+        return self.old.get(name) or self.add + name.removeprefix(self.strip)
 
 
 def sites(base: HookedModel, view: View) -> dict[str, Site]:
@@ -32,7 +37,7 @@ def sites(base: HookedModel, view: View) -> dict[str, Site]:
 def parameters(base: HookedModel, view: View) -> dict[str, Tensor]:
     """The base's parameters by the names of a file, those that modules share under each of their names."""
     return {
-        view(f"{n}.{k}" if n else k): p
+        f"{view(n)}.{k}" if n else k: p
         for n, m in named(base.model, once=False)
         for k, p in m._parameters.items()
         if p is not None
@@ -53,11 +58,16 @@ def view_of(base: HookedModel, tensors: Mapping[str, Tensor]) -> View:
 
     modules = [n for n, _ in base.model.named_modules() if n]
 
-    def fitting(view: View) -> int:
+    def fitting(view: View) -> list[int]:
+        """How much of each key is a module's name."""
         known = {view(n) for n in modules}
-        return sum(max((i for i in range(1, len(p)) if ".".join(p[:i]) in known), default=0) for p in parts)
+        return [max((i for i in range(1, len(p)) if ".".join(p[:i]) in known), default=0) for p in parts]
 
-    return max(dict.fromkeys(views), key=fitting)
+    view = max(views, key=lambda v: sum(fitting(v)))
+    leaves = {bare(n) for n, m in base.model.named_modules() if m._parameters}
+    known = {view(n) for n in leaves}
+    unknown = [p for p, i in zip(parts, fitting(view)) if ".".join(p[:i]) not in known]
+    return view._replace(old=old_names(base, unknown)) if unknown else view
 
 
 def within(base: HookedModel) -> str:
