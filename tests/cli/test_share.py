@@ -51,6 +51,18 @@ def test_the_plan_runs_nothing(model):
     assert "recursive loops=2" in done.stdout and "cache B/token" in done.stdout
     one = CliRunner().invoke(app, ["share", str(model), "--plan", "-m", "drop", "-o", "keep=1"])
     assert one.stdout.splitlines()[2].startswith("drop keep=1")
+    usual = CliRunner().invoke(app, ["share", str(model), "--plan", "-o", "loops=1"])
+    assert [line.split()[0] for line in usual.stdout.splitlines()] == ["method", "original", "recursive"]
+
+
+def test_an_encoder_is_measured_beside_the_original(tmp_path, capsys):
+    rows = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": r["text"]} for r in tiny.rows(8)])
+    call = ["-o", "loops=1", "--eval", str(rows), "--heal", str(rows), "--out", str(tmp_path / "s")]
+    with pytest.raises(SystemExit):
+        main(["share", str(tiny.base(tmp_path / "bert")), *call])
+    told = json.loads((tmp_path / "s" / "share.json").read_text())
+    assert told["measured"]["shared"]["loss"] == 0 and set(told["measured"]) == {"shared", "healed"}
+    assert "shared: error of the hidden states 0.0000 of their mean square" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -63,12 +75,20 @@ def test_the_plan_runs_nothing(model):
         (["--out", "x", "--form", "onnx"], "unknown form 'onnx'"),
         (["--out", "x", "--heal", "no.txt"], "no.txt: no such file or folder"),
         (["--out", "x", "--heal", "{rows}", "--tokens", "many"], "--tokens 'many': wanted a number above zero"),
+        (["--out", "x", "--heal", "{rows}", "--lr", "-1"], "lr is -1.0; it must be > 0"),
+        (["--out", "x", "--heal", "{rows}", "--loss", "kl"], "unknown loss 'kl'"),
+        (["--out", "{rows}/x"], "it cannot be written"),
+        (["--out", "x", "--heal", "{nothing}"], "the file is empty"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(model, args, message, tmp_path, capsys):
+def test_mistakes_are_told_before_anything_is_loaded(model, args, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("commonweight.share.run.opened", lambda _: pytest.fail("it was loaded"))
+    nothing = tmp_path / "nothing.txt"
+    nothing.write_text("\n")
     rows = tiny.jsonl(tmp_path / "rows.jsonl", [{"text": "w1 w2"}])
     with pytest.raises(SystemExit) as end:
-        main(["share", str(model), *(a.format(rows=rows) for a in args)])
+        main(["share", str(model), *(a.format(rows=rows, nothing=nothing) for a in args)])
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 

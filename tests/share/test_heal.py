@@ -126,6 +126,27 @@ def test_refusals(llama, bert):
         share.heal(pair(bert, tf.AutoModel)[0], rows=ROWS)
     with pytest.raises(CommonweightError, match="unknown loss 'kl'"):
         share.heal(pair(llama)[0], rows=ROWS, loss="kl")
+    for tokens in (0, float("nan"), "2M", True):
+        with pytest.raises(CommonweightError, match=r"tokens is .* wanted a whole number >= 1"):
+            share.heal(pair(llama)[0], rows=ROWS, tokens=tokens)
+    with pytest.raises(CommonweightError, match="more than 10,000 passes over the rows, which have"):
+        share.heal(pair(llama)[0], rows=ROWS[:2], tokens=10**9)
+    with pytest.raises(CommonweightError, match="options are of an adapter's method"):
+        share.heal(pair(llama)[0], rows=ROWS, options={"rank": 2})
+    with pytest.raises(CommonweightError, match="the teacher is a BertModel; wanted the model"):
+        share.heal(pair(llama)[0], rows=ROWS, teacher=pair(bert, tf.AutoModel)[1])
+    encoder, teacher = pair(bert, tf.AutoModel)
+    for more in ({"loss": "tvd"}, {"distillation": {"tail": 2}}):
+        with pytest.raises(CommonweightError, match="is of language models; an encoder learns"):
+            share.heal(encoder, teacher=teacher, rows=ROWS, **more)
+    with pytest.raises(CommonweightError, match=r"tail: the teacher's blocks answer \(\d+, .* leave tail out"):
+        share.heal(share.share(_teacher, "parscale", tokens=2), teacher=_teacher, rows=ROWS, distillation={"tail": 1})
+
+
+def test_a_classifier_learns_its_teachers_states(bert):
+    small, teacher = pair(bert, tf.AutoModelForSequenceClassification)
+    done = share.heal(small, teacher=teacher, rows=ROWS, tokens=1500, lr=3e-3, batch_size=4, max_length=32)
+    assert done.curve[-1]["loss"] < done.curve[0]["loss"]
 
 
 def test_lora_with_a_teacher_is_llm_neo(llama):

@@ -69,6 +69,9 @@ def test_heal_trains_updates_alone_until_one_is_left():
 def test_refusals():
     with pytest.raises(CommonweightError, match="has no updates that share A; make it with method aslora"):
         Merging(share.share(llama(), "recursive", relax=2), 1, 1)
+    for wrong in ({"every": 0}, {"every": 1, "groups": 0}, {"every": 1, "by": "x"}):
+        with pytest.raises(CommonweightError, match=r"wanted numbers of at least 1, and means or disturbance"):
+            Merging(share.share(llama(2), "aslora"), 1, **wrong)
     merging = Merging(share.share(llama(), "aslora"), 1, 1)
     with pytest.raises(CommonweightError, match="has seen 0 steps and is told of step 7; a run that merges cannot"):
         merging(at(7))

@@ -127,3 +127,25 @@ def test_sizes_and_layers_are_searched():
 
 def test_adapters_are_healed(tmp_path):
     falls("autopeft", {"serial": 1, "parallel": 1}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"directions": ("up",)}, "wanted at least one of each, minimize or maximize"),
+        ({"trials": 0}, "trials=0"),
+        ({"engine": "x"}, "unknown engine 'x'"),
+        ({"first": [{"a": 9}]}, "first: a=9 is not in the space"),
+        ({"first": [{"c": 1}]}, "first: c=1 is not in the space"),
+        ({}, "measure gave 2 numbers for 1 directions"),
+    ],
+)
+def test_what_cannot_be_searched(more, message):
+    with pytest.raises(CommonweightError, match=message):
+        searching.search(TOY, toy, **{"trials": 2, **more})
+
+
+def test_codes_that_are_not_there_are_not_drawn():
+    for draw in (share.sampling.gammas, lambda m: share.sampling.shares(m, (0.5,))):
+        with pytest.raises(CommonweightError, match=r"reads \d+ codes; wanted a model of mip or supernet"):
+            draw(share.share(llama(2), "qfa", group=8, rank=2))

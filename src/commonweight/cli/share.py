@@ -37,7 +37,9 @@ def command(
     ] = None,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Print bytes, parameters, FLOPs and cache of every method at several sizes."),
+        typer.Option(
+            "--plan", help="Print bytes, parameters, FLOPs and cache of every method at several sizes, or of -m and -o."
+        ),
     ] = False,
     form: Annotated[
         str,
@@ -106,11 +108,12 @@ def command(
     early.rows(*(s for s in texts if not s.endswith(".txt")))
     early.form(form)
     early.amount(tokens)
+    numbers = {"lr": lr, "batch_size": batch_size, "max_length": max_length, "seed": seed}
+    recipe: dict[str, Any] = {k: v for k, v in numbers.items() if v is not None}
+    early.recipe(recipe)
     from ..share.run import run
     from .progress import Bar
 
-    numbers = {"lr": lr, "batch_size": batch_size, "max_length": max_length, "seed": seed}
-    recipe: dict[str, Any] = {k: v for k, v in numbers.items() if v is not None}
     recipe |= {"gradient_checkpointing": gradient_checkpointing, "bf16": bf16}
     with Bar() as bar:
         run(
@@ -125,7 +128,8 @@ def _plan(model: str, method: str | None, option: list[str]) -> None:
     from ..share.cost import plan
     from ..share.methods import get
 
-    asked = None if method is None else {method: [parse(get(method).config, option)]}
+    name = method or ("recursive" if option else None)
+    asked = None if name is None else {name: [parse(get(name).config, option)]}
     found = plan(model, asked)
     first = found[0]
     lines = [("method", "depth", "parameters", "bytes", "of all", "of blocks", "MFLOPs/token", "cache B/token")]

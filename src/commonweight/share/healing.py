@@ -34,6 +34,7 @@ from .methods import available
 from .sampling import Draw
 
 LR = 2e-4  # AdamW's, as arXiv 2410.20672 has it
+MOST = 10_000  # passes over the rows
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def heal(
     started = time.perf_counter()
     language = output_layer(model) is not None
     numbers = build(Recipe, {"packing": language, "batch_size": 8, **recipe})
-    _fit(model, teacher, method, language)
+    _fit(model, teacher, method, options, language, tokens)
+    if not language:
+        _alone(loss, distillation)
     tokenizer = prepare(tokenizer) if tokenizer is not None else tokenizer_of(model)
     kind: Any = LM if language else Features
     task: Any = kind(tokenizer, limit(model, tokenizer, numbers.max_length, kind.usual_length))
@@ -131,14 +134,21 @@ def usual(model: Any) -> Mapping[str, Any]:
     return {} if found is None else found.healing
 
 
-def _fit(model: Any, teacher: nn.Module | None, method: Any, language: bool) -> None:
+def _fit(model: Any, teacher: Any, method: Any, options: Any, language: bool, tokens: int | None) -> None:
     """Raises: CommonweightError for what cannot be healed."""
+    name = type(model).__name__
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+        raise CommonweightError(f"tokens is {tokens!r}; wanted a whole number >= 1, or None")
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        raise CommonweightError(f"{name} reads {model.main_input_name}; heal's rows are texts")
+    if options and method is None:
+        raise CommonweightError("options are of an adapter's method; name it: method='lora'")
     if teacher is model:
         raise CommonweightError("the teacher is the model itself; give the model that it was made of, or none")
     if teacher is None and not language:
-        raise CommonweightError(
-            f"{type(model).__name__} has no language head, so that text alone teaches nothing; give a teacher"
-        )
+        raise CommonweightError(f"{name} has no language head, so that text alone teaches nothing; give a teacher")
+    if teacher is not None and (not isinstance(teacher, nn.Module) or (language and output_layer(teacher) is None)):
+        raise CommonweightError(f"the teacher is a {type(teacher).__name__}; wanted the model that {name} was made of")
     half = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
     if half is not None and method is None:
         raise CommonweightError(
@@ -147,12 +157,23 @@ def _fit(model: Any, teacher: nn.Module | None, method: Any, language: bool) -> 
         )
 
 
+def _alone(loss: str, distillation: Mapping[str, Any] | None) -> None:
+    """Raises: CommonweightError for what an encoder, which learns hidden states alone, does not do."""
+    given = [*(["loss"] if loss != "forward-kl" else []), *(distillation or {})]
+    if given:
+        raise CommonweightError(f"{given[0]} is of language models; an encoder learns its teacher's last hidden states")
+
+
 def _passes(recipe: Recipe, train: Sequence[dict[str, Any]], tokens: int | None) -> Recipe:
     """The recipe with as many passes as make so many tokens."""
     if tokens is None:
         return recipe
     there = sum(len(e["input_ids"]) for e in train)
-    return replace(recipe, epochs=min(10_000.0, tokens / there))
+    if tokens > MOST * there:
+        raise CommonweightError(
+            f"tokens={tokens:,} are more than {MOST:,} passes over the rows, which have {there:,}; give more rows"
+        )
+    return replace(recipe, epochs=tokens / there)
 
 
 def _counted(progress: Callable[[Progress], None] | None, read: list[int]) -> Callable[[Progress], None]:

@@ -47,8 +47,9 @@ def fillers(unit: int, units: int, loops: int, order: str, init: str, seed: int 
     n = units * loops
     if init == "average":
         return tuple(p for p in range(n) if unit_at(p, units, loops, order) == unit)
-    if init == "stepwise":
-        return (spaced(0, n - 1, units)[unit],)
+    if init == "stepwise":  # counted from the model's first layer: halves are rounded to even numbers
+        first = int(order.startswith("middle"))
+        return (spaced(first, first + n - 1, units)[unit] - first,)
     if init == "random":
         return (sorted(Rng(seed, "share/units").permutation(n)[:units].tolist())[unit],)
     return (unit if init == "lower" else n - units + unit,)

@@ -25,6 +25,10 @@ class Merging:
     def __init__(
         self, model: Any, start: int, every: int, groups: int = 1, by: Literal["means", "disturbance"] = "means"
     ):
+        if min(every, groups) < 1 or by not in ("means", "disturbance"):
+            raise CommonweightError(
+                f"every={every}, groups={groups}, by={by!r}; wanted numbers of at least 1, and means or disturbance"
+            )
         self.model, self.start, self.every, self.left, self.by = model, start, every, groups, by
         sharing = getattr(model.config, "sharing", {})
         _, self.blocks = stack_of(model, sharing["path"]) if sharing else ("", None)

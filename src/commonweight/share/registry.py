@@ -50,5 +50,7 @@ def layout_of(method: Method, anatomy: Anatomy, config: Any, seen: Mapping[str, 
     if method.survey is None:
         return method.plan(anatomy, config)
     if seen is None and method.surveyed(config):
-        raise CommonweightError(f"{method.name} chooses by what the model does with text; give it some: rows=...")
+        raise CommonweightError(
+            f"{method.name} chooses by what the model does with text; give it some: rows=... (--rows FILE)"
+        )
     return method.plan(anatomy, config, {} if seen is None else seen)

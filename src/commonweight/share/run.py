@@ -11,16 +11,19 @@ import torch
 
 from ..adapt.base import limit, pick_device, tokenizer_of
 from ..adapt.checkpoint import Store
+from ..adapt.recipe import Recipe
 from ..adapt.rows import Row, read
 from ..adapt.tasks import LM
+from ..adapt.tasks.distil import Distillation
+from ..adapt.tasks.features import Features
 from ..adapt.tasks.scored import output_layer
-from ..core import CommonweightError, first_line, parse, parse_count
+from ..core import CommonweightError, build, first_line, parse, parse_count, unknown
 from ..formats import atomic
 from .healing import Healed
 from .healing import heal as heal_model
 from .make import share, unshared
 from .methods import get
-from .saving import save, tried
+from .saving import FORMS, room, save, tried
 
 
 def run(
@@ -48,6 +51,11 @@ def run(
     bits. Files may be rows as `adapt` reads them, or a .txt, which is one text.
     """
     out = Path(out)
+    room(out)
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    build(Recipe, dict(recipe or {}))  # what cannot be is told before anything is read
+    build(Distillation, {"loss": loss})
     amount = tokens if tokens is None or isinstance(tokens, int) else parse_count(tokens, "tokens")
     texts = {what: rows_of(f) for what, f in (("rows", rows), ("heal", heal), ("eval", eval_file)) if f is not None}
     options = parse(get(method).config, list(option))
@@ -58,8 +66,9 @@ def run(
     told: dict[str, Any] = {"model": model, "method": method, "options": small.config.sharing["options"]}
     told |= {"form": form, "parameters": {"original": before, "shared": after}}
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    if "eval" in texts and output_layer(whole) is not None:
-        told["measured"] = {"original": measure(whole, texts["eval"]), "shared": measure(small, texts["eval"])}
+    if "eval" in texts:
+        told["measured"] = {"original": measure(whole, texts["eval"])} if output_layer(whole) is not None else {}
+        told["measured"]["shared"] = measure(small, texts["eval"], teacher=whole)
         for name, found in told["measured"].items():
             say(f"{name}: {_line(found)}")
     if heal is not None:
@@ -71,7 +80,7 @@ def run(
         told["healed"] = {"steps": healed.steps, "seconds": round(healed.seconds, 2), "settings": healed.settings}
         told["healed"] |= {"rows": heal, "metrics": healed.metrics, "note": healed.note}
         if "measured" in told:
-            told["measured"]["healed"] = measure(small, texts["eval"])
+            told["measured"]["healed"] = measure(small, texts["eval"], teacher=whole)
             say(f"healed: {_line(told['measured']['healed'])}")
     save(small, out, form)
     atomic.write(out / "share.json", json.dumps(told, indent=2, ensure_ascii=False).encode())
@@ -103,15 +112,20 @@ def rows_of(source: str) -> list[Row]:
     if not source.endswith(".txt"):
         return read(source)
     try:
-        return [{"text": Path(source).read_text(encoding="utf-8")}]
+        text = Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise CommonweightError(f"{source}: it cannot be read as text: {e}") from e
+    if not text.strip():
+        raise CommonweightError(f"{source}: the file is empty")
+    return [{"text": text}]
 
 
-def measure(model: Any, rows: Sequence[Row], max_length: int | None = None) -> dict[str, float]:
-    """Loss and bits per byte of a language model."""
-    tokenizer = tokenizer_of(model)
-    task = LM(tokenizer, limit(model, tokenizer, max_length, LM.usual_length))
+def measure(model: Any, rows: Sequence[Row], max_length: int | None = None, teacher: Any = None) -> dict[str, float]:
+    """Loss and bits per byte of a language model; of an encoder, the error of its states beside its teacher's."""
+    tokenizer, speaks = tokenizer_of(model), output_layer(model) is not None
+    kind: Any = LM if speaks else Features
+    task = kind(tokenizer, limit(model, tokenizer, max_length, kind.usual_length))
+    task = task if speaks else task.taught_by(teacher)
     examples = task.examples(rows)
     with torch.no_grad():
         return task.measure(model.eval(), examples, 8)
@@ -122,4 +136,6 @@ def _size(model: Any) -> int:
 
 
 def _line(found: dict[str, float]) -> str:
+    if "bits_per_byte" not in found:
+        return f"error of the hidden states {found['loss']:.4f} of their mean square"
     return f"loss {found['loss']:.4f} bits per byte {found['bits_per_byte']:.4f}"

@@ -47,11 +47,19 @@ def spread(choices: Sequence[int], n: int, at: float) -> list[float]:
 
 def shares(model: Any, choices: Sequence[float]) -> Draw:
     """For each number of a model's code one of the choices, evenly."""
-    (code,) = codes(model).values()
+    code = _one(model)
     return lambda: [choices[i] for i in torch.randint(len(choices), (code.numel(),)).tolist()]
 
 
 def gammas(model: Any) -> Draw:
     """For each number of a model's code one in [0, 1), evenly."""
-    (code,) = codes(model).values()
+    code = _one(model)
     return lambda: torch.rand(code.numel()).tolist()
+
+
+def _one(model: Any) -> torch.Tensor:
+    """The code that all layers read. Raises: CommonweightError where there is none, or several."""
+    found = list({id(p): p for p in codes(model).values()}.values())
+    if len(found) != 1:
+        raise CommonweightError(f"{type(model).__name__} reads {len(found)} codes; wanted a model of mip or supernet")
+    return found[0]

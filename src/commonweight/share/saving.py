@@ -38,13 +38,8 @@ def save(model: Any, folder: str | os.PathLike[str], form: str = "remote-code", 
     sharing = getattr(getattr(model, "config", None), "sharing", None)
     if sharing is None:
         raise CommonweightError(f"{type(model).__name__} is no shared model; make one with share.share(model, method)")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CommonweightError(f"{out}: it is there already; choose another folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as e:
-        raise CommonweightError(f"{out}: it cannot be written: {e.strerror or e}") from e
+    room(out)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         FORMS[form](model, made, out)
         _tokenizer(model, made, tokenizer)
@@ -57,6 +52,18 @@ def save(model: Any, folder: str | os.PathLike[str], form: str = "remote-code", 
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return out
+
+
+def room(out: Path) -> None:
+    """Raises: CommonweightError where no new folder can be: something is there, or it cannot be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CommonweightError(f"{out}: it is there already; choose another folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent):
+            pass
+    except OSError as e:
+        raise CommonweightError(f"{out}: it cannot be written: {e.strerror or e}") from e
 
 
 def tried(model: Any, form: str, beside: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..core import CommonweightError
+from ..core import CommonweightError, unknown
 
 Choice = dict[str, Any]
 
@@ -61,11 +61,20 @@ def search(
     empty = [n for n, values in space.items() if not len(values)]
     if empty or not space:
         raise CommonweightError(f"space: {empty[0] + ' has no values' if empty else 'nothing to choose'}")
+    if trials < 1 or not directions or set(directions) - {"minimize", "maximize"}:
+        raise CommonweightError(
+            f"trials={trials}, directions={tuple(directions)}; wanted at least one of each, minimize or maximize"
+        )
+    for choice in first:
+        if wrong := [n for n, v in choice.items() if n not in space or v not in space[n]]:
+            raise CommonweightError(f"first: {wrong[0]}={choice[wrong[0]]!r} is not in the space")
     samplers = {
         "gp": lambda: optuna.samplers.GPSampler(seed=seed, deterministic_objective=True),
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=False),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, trials // 4))),
     }
+    if engine not in samplers:
+        raise unknown("engine", engine, samplers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(directions=list(directions), sampler=samplers[engine]())
@@ -86,6 +95,8 @@ def search(
         if key not in known:
             got = measure(choice)
             known[key] = tuple(map(float, got)) if isinstance(got, Sequence) else (float(got),)  # type: ignore[arg-type]
+            if len(known[key]) != len(directions):
+                raise CommonweightError(f"measure gave {len(known[key])} numbers for {len(directions)} directions")
         asked.append((choice, known[key]))
         return known[key]
 

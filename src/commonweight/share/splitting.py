@@ -105,6 +105,8 @@ def split(model: Any, rows: Sequence[Any], optimizer: torch.optim.Optimizer | No
     largest gain is split, where theirs is the one with the least sum within, which one that agrees wins.
     Raises: CommonweightError where nothing is shared.
     """
+    if getattr(model.config, "sharing", None) is None:
+        raise CommonweightError(f"{type(model).__name__} is no shared model; make one with share.share(model, method)")
     with torch.enable_grad():
         apart = distances(gradients(model, rows))
     shared = [g for g in groups(model) if len(g) > 1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from commonweight import share
+from commonweight import CommonweightError, share
 from commonweight.address import Hashed, fold
 from commonweight.address.hashed import hashed
 from commonweight.share.methods.hashed import scaled_gradients
@@ -103,3 +103,26 @@ def test_a_step_of_sgd_is_the_mean_of_the_readers_steps():
     sum(ones).backward()
     assert torch.allclose(0.7 * psi.grad, torch.ones_like(psi), atol=1e-4)  # a weight moves by 1, as it would alone
     handle.remove()
+
+
+def test_scaled_gradients_are_a_least_squares_step():
+    """With scales of any size a step of psi moves the weights as near to their own steps as sharing allows."""
+    small = share.share(llama(), "hashed", compression=4.0, chunk=8)
+    layers = [m for m in small.modules() if "weight_pool" in m._parameters]
+    with torch.no_grad():
+        for i, m in enumerate(layers):
+            m.weight_scale.fill_(0.5 + 0.1 * i)
+    handle = scaled_gradients(small)
+    wanted = [torch.randn(m.weight.shape, generator=torch.Generator().manual_seed(i)) for i, m in enumerate(layers)]
+    sum((m.weight * g).sum() for m, g in zip(layers, wanted)).backward()
+    step = layers[0].weight_pool.grad
+    with torch.no_grad():
+        for m in layers:
+            m.weight_pool.data = step
+        left = [g - m.weight for m, g in zip(layers, wanted)]  # what sharing cannot say is at right angles to it
+    handle.remove()
+    layers[0].weight_pool.grad = None
+    sum((m.weight * g).sum() for m, g in zip(layers, left)).backward()
+    assert layers[0].weight_pool.grad.abs().max() < 1e-4
+    with pytest.raises(CommonweightError, match="reads no array by a hash"):
+        scaled_gradients(llama())

@@ -45,6 +45,14 @@ def test_first_values_by_hand():
     assert taken == sorted(set(taken))
 
 
+def test_stepwise_between_the_ends_counts_from_the_first_layer():
+    """round(linspace(1, L - 2, K)), where halves go to even numbers: layer 4 of 1, 3.5, 6."""
+    model = llama(8)
+    small = share.share(model, "recursive", loops=2, order="middle_cycle")
+    for depth, layer in {1: 1, 2: 4, 3: 6, 5: 4}.items():
+        assert torch.equal(q(small, depth), q(model, layer))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("init", ["stepwise", "average"])
 def test_full_rank_is_the_original(kind, init):

@@ -89,6 +89,10 @@ class Distilled(Wrapped):
         total = (1 - how.share) * ce + how.share * LOSSES[how.loss](t, s).sum()
         total = total / max(1, self.task.items(batch))
         for a, b in zip(theirs, ours):
+            if a.shape != b.shape:
+                raise CommonweightError(
+                    f"tail: the teacher's blocks answer {tuple(a.shape)}, the model's {tuple(b.shape)}; leave tail out"
+                )
             total = total + how.tail_weight * F.mse_loss(b.float(), a.float()) / a.float().square().mean() / how.tail
         return total
 

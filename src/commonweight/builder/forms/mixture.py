@@ -37,7 +37,7 @@ class Mixture:
     def information(self, p: Tensor) -> Tensor:
         """-(H(e) - H(e | x)) times its weight, of probabilities (T, E)."""
         mean = p.mean(0)
-        return self.weight * ((mean * mean.log()).sum() - torch.special.xlogy(p, p).sum(-1).mean())
+        return self.weight * (torch.special.xlogy(mean, mean).sum() - torch.special.xlogy(p, p).sum(-1).mean())
 
     def beside(self) -> Tensor | None:
         return self.__dict__.pop("told", None)

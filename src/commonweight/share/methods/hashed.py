@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from math import ceil, gcd, prod
 from typing import Any, Literal
 
+import torch
 from torch.utils.hooks import RemovableHandle
 
 from ...address import Hashed
 from ...bind import Replace
 from ...builder import Anatomy, Layout, Weight
 from ...builder.folded import Folded, Spread
-from ...core import Pool, Read, Use, config, option
+from ...core import CommonweightError, Pool, Read, Use, config, option
 from .. import families as fam
 from ..registry import method
 
@@ -79,17 +80,21 @@ def read(anatomy: Anatomy, config: Hashing, m: int, chunk: int, start: int = 0) 
 
 
 def scaled_gradients(model: Any) -> RemovableHandle:
-    """From now on psi's gradient is divided by the sum of lambda^2 over the readers of a number (on average).
+    """From now on psi's gradient is divided, number by number, by the sum of lambda^2 over its readers.
 
     The step of SGD is then the least-squares projection of the step without sharing; with equal lambdas it is the mean
     of the readers' steps. Adam does not feel it. Derived here: the paper's constant was not found. The answer's
-    `remove()` ends it.
+    `remove()` ends it. Raises: CommonweightError for a model that `hashed` has not made.
     """
-    total, array = 0.0, None
-    for module in model.modules():
-        if "weight_pool" in module._parameters and isinstance(module.reads["weight"][0], Hashed):
-            array = module.weight_pool
-            total += float(module.weight_scale.detach().square()) * prod(module.reads["weight"][0].shape)
-    assert array is not None, "the model was not made by `hashed`"
-    factor = array.numel() / total
-    return array.register_hook(lambda grad: grad * factor)
+    layers = [m for m in model.modules() if "weight_pool" in m._parameters]
+    if not layers:
+        raise CommonweightError(f"{type(model).__name__} reads no array by a hash; make it with method hashed")
+    array = layers[0].weight_pool
+    total = torch.zeros(array.numel(), device=array.device)
+    for module in layers:
+        address = module.reads["weight"][0]
+        at, _ = address.places(array.device)
+        square = module.weight_scale.detach().float().square().expand(len(at))
+        total.view(-1, address.chunk).index_add_(0, at, square[:, None].expand(-1, address.chunk))
+    each = 1 / total.clamp_min(1e-30)  # a number that nobody reads has no gradient
+    return array.register_hook(lambda grad: grad * each.to(grad.dtype))
