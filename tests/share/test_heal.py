@@ -129,8 +129,6 @@ def test_refusals(llama, bert):
     for tokens in (0, float("nan"), "2M", True):
         with pytest.raises(CommonweightError, match=r"tokens is .* wanted a whole number >= 1"):
             share.heal(pair(llama)[0], rows=ROWS, tokens=tokens)
-    with pytest.raises(CommonweightError, match="more than 10,000 passes over the rows, which have"):
-        share.heal(pair(llama)[0], rows=ROWS[:2], tokens=10**9)
     with pytest.raises(CommonweightError, match="options are of an adapter's method"):
         share.heal(pair(llama)[0], rows=ROWS, options={"rank": 2})
     with pytest.raises(CommonweightError, match="the teacher is a BertModel; wanted the model"):

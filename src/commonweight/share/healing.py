@@ -34,7 +34,6 @@ from .methods import available
 from .sampling import Draw
 
 LR = 2e-4  # AdamW's, as arXiv 2410.20672 has it
-MOST = 10_000  # passes over the rows
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def heal(
 
     teacher: as a rule the model it was made of; None: the text alone teaches. rows: as `adapt` reads them for lm: whole
     texts, prompts and completions, chats; packed into sequences, unless packing=False. tokens: how many are read, in as
-    many passes as it takes; None: as the recipe says. sample: what draws a code for each step, see `sampling`.
+    many passes as it takes, up to 10,000; None: as the recipe says. sample: what draws a code for each step.
     loss, distillation: see `tasks.distil.Distillation`; foldgpt learns hidden states of the last blocks too. method,
     options: of adapters, as LLM-Neo (arXiv 2411.06839) trains LoRA with a teacher. recipe: fields of `Recipe`; the
     learning rate is 2e-4 where nothing is said. checkpoint: a folder from which a killed run is resumed, to the same
@@ -169,11 +168,7 @@ def _passes(recipe: Recipe, train: Sequence[dict[str, Any]], tokens: int | None)
     if tokens is None:
         return recipe
     there = sum(len(e["input_ids"]) for e in train)
-    if tokens > MOST * there:
-        raise CommonweightError(
-            f"tokens={tokens:,} are more than {MOST:,} passes over the rows, which have {there:,}; give more rows"
-        )
-    return replace(recipe, epochs=tokens / there)
+    return replace(recipe, epochs=min(10_000.0, tokens / there))
 
 
 def _counted(progress: Callable[[Progress], None] | None, read: list[int]) -> Callable[[Progress], None]:

@@ -41,9 +41,11 @@ def gradients(model: Any, rows: Sequence[Any]) -> list[Tensor]:
     for batch in surveys.batches(model, rows):
         labels = {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
         heads = output_layer(model) is not None
-        more = labels if heads else {"output_hidden_states": True}
+        below = not heads and hasattr(model, model.base_model_prefix)  # a classifier's states are those of its base
+        more = labels if heads else {"output_hidden_states": True} if below else {}
         out = functional_call(model, {**outside, **inside}, kwargs={**batch, **more}, tie_weights=False)
-        loss = out.loss if heads else out.hidden_states[-1].square().mean() / 2
+        last = None if heads else out.hidden_states[-1] if below else out.last_hidden_state
+        loss = out.loss if last is None else last.square().mean() / 2
         grads = torch.autograd.grad(loss, list(inside.values()), allow_unused=True)
         for i in range(depth):
             mine = [
