@@ -6,10 +6,10 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -340,7 +340,11 @@ class Encoder:
             if not isinstance(text, Sequence) or not text:
                 raise CommonweightError(f"{name} is {text!r}; wanted text, or token ids")
             for token in text:
-                if not isinstance(token, Integral) or isinstance(token, bool) or not 0 <= token < self.vocabulary:
+                if (
+                    not isinstance(token, int | np.integer)
+                    or isinstance(token, bool)
+                    or not 0 <= token < self.vocabulary
+                ):
                     raise CommonweightError(
                         f"{name} has the token {token!r}; wanted whole numbers from 0 to {self.vocabulary - 1}"
                     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -76,7 +76,7 @@ def tokens(request: Request, tokenizer: Any, vocabulary: int) -> list[int]:
     if prompt and isinstance(prompt[0], Mapping):
         return _known(_chat(prompt, request, _needed(tokenizer, "messages")), tokenizer, vocabulary)  # type: ignore[arg-type]
     for token in prompt:
-        if not isinstance(token, Integral) or isinstance(token, bool) or not 0 <= token < vocabulary:
+        if not isinstance(token, int | np.integer) or isinstance(token, bool) or not 0 <= token < vocabulary:
             raise CommonweightError(f"prompt has the token {token!r}; wanted whole numbers from 0 to {vocabulary - 1}")
     return [int(token) for token in prompt]  # type: ignore[arg-type]
 
