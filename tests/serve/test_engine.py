@@ -279,7 +279,9 @@ def test_wrong_requests_are_said_and_harm_nobody(host: cw.Host, engine: Engine, 
 
 @pytest.mark.parametrize(("said", "told"), [
     ({"max_requests": 0}, "max_requests is 0; wanted a whole number >= 1"),
-    ({"max_batch_tokens": 0}, "max_batch_tokens is 0"), ({"page_size": 0}, "page_size is 0"),
+    ({"max_batch_tokens": 0}, "max_batch_tokens is 0"),
+    ({"page_size": 3}, "page_size is 3; wanted a whole number >= 4"),
+    ({"cache_tokens": 10**13}, "a cache of 10,000,000,000,000 tokens, and steps of 512, have no room in the memory"),
     ({"cache_tokens": 0}, "cache_tokens is 0"), ({"max_waiting": "x"}, "max_waiting is 'x'"),
     ({"tenant_memory": -5}, "tenant_memory is -5; wanted a whole number >= 0"), ({"store": "none"}, "is not a store"),
 ])  # fmt: skip

@@ -141,6 +141,7 @@ class Manager(ContinuousBatchingManager):
         self.between: Callable[[], None] = lambda: None  # called in the loop's thread, between two steps
         self.places: int | None = None  # see `Scheduler`
         self.closing = False  # whether it is told to end
+        self.large: Exception | None = None  # why its cache has no room in the memory that is free
         self.order: Callable[[Ticket], Any] = lambda ticket: (0, 0)  # of requests with one token in a step
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         super().__init__(model, generation, config)  # type: ignore[arg-type]
@@ -152,7 +153,11 @@ class Manager(ContinuousBatchingManager):
         model.set_attn_implementation(attention.NAME)
 
     def _create_batch_processor(self) -> Any:
-        made = super()._create_batch_processor()
+        try:
+            made = super()._create_batch_processor()
+        except (MemoryError, RuntimeError) as e:  # also torch's, of a device or an allocator
+            self.large = e if isinstance(e, MemoryError) or "memory" in str(e) else None
+            raise
         scheduler: Any = made.scheduler
         scheduler.order, scheduler.places = self.order, self.places
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..core import CommonweightError
+from ..core import CommonweightError, first_line
 from .device import devices
 from .request import Request, whole
 
@@ -74,6 +74,11 @@ def same(engine: Any) -> None:
     asked = [Request(p, max_new_tokens=steps, temperature=0, ignore_eos=True, logprobs=1) for p in prompts]
     answers = engine.generate(asked)
     for prompt, answer in zip(prompts, answers):
+        if answer.error and (large := engine._manager.large) is not None:
+            raise CommonweightError(
+                f"a cache of {engine.cache_tokens:,} tokens, and steps of {engine.max_batch_tokens:,}, have no room "
+                f"in the memory that is free ({first_line(large)}); choose fewer cache_tokens or max_batch_tokens"
+            )
         if answer.error or answer.logprobs is None:
             kind = type(engine.model).__name__
             raise CommonweightError(f"the engine cannot run {kind} ({answer.error}); use host.route and generate")

@@ -70,8 +70,8 @@ class Engine:
     max_requests: so many answers at once, and a quarter more for tenants that have none in work; the rest wait.
     max_batch_tokens: tokens of one step, prompts included; a longer prompt takes several. cache_tokens: what the paged
     cache holds, all requests together; None: enough for max_requests of 512 tokens, at least one of the model's own
-    length up to 8,192. page_size: tokens of a block, which are what requests of one tenant share of a common prefix.
-    max_waiting: requests that may wait; more are refused.
+    length up to 8,192. page_size: tokens of a block, 4 or more, which are what requests of one tenant share of a common
+    prefix. max_waiting: requests that may wait; more are refused.
     tenant_memory: bytes of tenants that are kept loaded from the store, the longest unused ones go first; None: all.
     prepack: on a CPU, a second copy of the linear layers' weights as oneDNN reads them, which takes less time; None:
     where the copy takes at most a quarter of the memory that is free.
@@ -105,8 +105,9 @@ class Engine:
         check.installed()
         check.sizes(
             max_requests=max_requests, max_batch_tokens=max_batch_tokens, cache_tokens=cache_tokens,
-            page_size=page_size, max_waiting=max_waiting,
+            max_waiting=max_waiting,
         )  # fmt: skip
+        check.sizes(4, page_size=page_size)
         check.sizes(0, tenant_memory=tenant_memory)
         from .batching import Manager, configured
 
@@ -122,7 +123,7 @@ class Engine:
         if cache_tokens is None:
             cache_tokens = max(512 * max_requests, min(self.length or 8192, 8192))
         blocks = -(-cache_tokens // page_size) + 1
-        self.page_size, self.prefix_cache = page_size, prefix_cache
+        self.page_size, self.prefix_cache, self.max_batch_tokens = page_size, prefix_cache, max_batch_tokens
         self.cache_tokens = page_size * (blocks - 1)
         self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
         self._router = Router(self.host, 4 * max_requests)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any
 
+_OTHERS = "transformers", "ContinuousBatchingLogger"  # libraries with handlers of their own
 LOG = logging.getLogger("commonweight.serve")
 
 
@@ -19,6 +22,7 @@ class Lines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
+            "logger": None if hasattr(record, "told") else record.name,
             **getattr(record, "told", {}),
         }
         if record.exc_info:
@@ -31,10 +35,16 @@ def say(event: str, level: int = logging.INFO, exc_info: Any = None, **told: Any
 
 
 def to_stderr(level: int = logging.INFO) -> None:
-    """The server's own events and uvicorn's errors, as lines of JSON on stderr."""
+    """The server's own events, and whatever else this process logs or warns of, as lines of JSON on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
-    for name, least in (("commonweight.serve", level), ("uvicorn", logging.WARNING)):
+    with suppress(ImportError):  # it adds its handler when it is asked first: now, and not later beside this one
+        import_module("transformers.utils.logging").get_verbosity()
+    LOG.setLevel(level)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for name in ("commonweight.serve", "uvicorn", *_OTHERS):
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
-        log.setLevel(least)
+    if not logging.root.handlers:  # of asyncio, and of who has none of its own
+        logging.root.addHandler(handler)
+    logging.captureWarnings(True)
