@@ -85,15 +85,17 @@ def test_a_wrong_row_is_an_answer_with_an_error(capsys, shop, given):
         b'{"prompt": "w1", "max_tokens": 1}', b"{", b"[]", b'{"tenant": "legal"}', b'{"prompt": "w1", "tempature": 1}',
         b'{"prompt": "w1", "temperature": "hot"}', b'{"prompt": "w1", "tenant": "nobody"}', b'{"prompt": "\\ud800"}',
         b'{"prompt": "w1", "stop": 5}', b'{"prompt": "w1", "logit_bias": [1]}', b"\xff\xfe", b'{"prompt": [4000]}',
-        b'{"prompt": "w1", "model": "legal", "tenant": "tone"}', b'{"prompt": "w1", "max_tokens": 1}',
+        b'{"prompt": "w1", "model": "legal", "tenant": "tone"}', b'{"messages": "w1"}',
+        b'{"prompt": "w1", "max_tokens": 1}',
     ]  # fmt: skip
     given(b"\n".join(rows))
     code, out, err = call(capsys, "generate", shop[0], "--store", shop[1], "--max-requests", "1")
     found = [json.loads(x) for x in out.splitlines()]
-    assert code == 2 and "12 rows have an error" in err
-    assert ["error" in r for r in found] == [False, *[True] * 12, False] and [r["row"] for r in found] == [*range(14)]
+    assert code == 2 and "13 rows have an error" in err
+    assert ["error" in r for r in found] == [False, *[True] * 13, False] and [r["row"] for r in found] == [*range(15)]
     for i, told in ((1, "not JSON"), (2, "a list"), (3, "no prompt"), (4, "did you mean 'temperature'"),
-                    (5, "temperature is 'hot'"), (6, "nobody"), (11, "4000"), (12, "another name")):  # fmt: skip
+                    (5, "temperature is 'hot'"), (6, "nobody"), (11, "4000"), (12, "another name"),
+                    (13, "messages is text")):  # fmt: skip
         assert told in found[i]["error"]
 
 
@@ -150,5 +152,6 @@ def test_how_many_replicas(capsys, tmp_path, said):
 def test_replicas_want_ray_serve(capsys, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr("commonweight.serve.http.logs.to_stderr", lambda: None)  # this process has more to do
     code, _, err = call(capsys, "serve", tmp_path, "--ray", "--port", "0")
     assert code == 2 and "pip install 'commonweight[ray]'" in err

@@ -37,6 +37,16 @@ def test_no_half_characters_are_given_out():
     assert all("\ufffd" not in p for p in said("a\u00e9\u4e2d\U0001f642!", [])[1])
 
 
+def test_a_space_behind_many_special_tokens_stays():
+    """Decoders of SentencePiece's kind leave out the first space of what they are given."""
+    raw = Tokenizer(models.WordLevel({"<s>": 0, "\u2581a": 1, "\u2581b": 2}, unk_token="<s>"))
+    raw.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
+    tokens = [1, *[0] * 9, 2, *[0] * 9, 2]
+    decoder = Decoder(tokenizer)
+    assert "".join(decoder.feed(t) for t in tokens) + decoder.rest() == "a b b"
+
+
 @pytest.mark.parametrize(
     ("text", "stops", "want"),
     [

@@ -132,6 +132,8 @@ def _request(raw: dict[str, Any], given: dict[str, Any]) -> Request:
             raise unknown("field", name, [*known, *_NAMES, "id"])
         if ours in found:
             raise CommonweightError(f"{name} stands beside another name for the same; wanted one of them")
+        if name == "messages" and isinstance(value, str):
+            raise CommonweightError("messages is text; wanted a list of messages, or name it prompt")
         if value is not None:
             found[ours] = value
     if "prompt" not in found:

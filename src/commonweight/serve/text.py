@@ -52,7 +52,9 @@ class Decoder:
         if not final and whole.endswith(_HALF):
             return None
         new = whole[len(before) :] if whole.startswith(before) else whole
-        self._start, self._done = max(0, self._done - _KEEP), end
+        if new:  # behind special tokens alone, which are no text, a decoder would take the next space for the first
+            self._start = max(0, self._done - _KEEP)
+        self._done = end
         return new
 
     def _text(self, start: int, end: int) -> str:

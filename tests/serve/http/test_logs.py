@@ -22,6 +22,7 @@ def handlers() -> Iterator[None]:
     logs = [logging.root, *map(logging.getLogger, NAMES)]
     before = [(log, log.handlers, log.propagate, log.level) for log in logs]
     logging.root.handlers = []
+    logging.captureWarnings(False)
     try:
         yield
     finally:
