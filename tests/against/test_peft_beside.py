@@ -191,6 +191,18 @@ def test_a_folder_with_more_tokens_than_the_base(name, tied, tmp_path):
     cw.Host(llama(tied)).load("old", host.save("old", tmp_path / "old2.safetensors"))
 
 
+def test_trained_tokens_beyond_the_base_come_where_the_head_follows(tmp_path):
+    """As rows alone: PEFT's users resize the model first."""
+    theirs = trained(resized(True), lora(trainable_token_indices=[5, *range(VOCAB, VOCAB + 3)]), tmp_path / "a")
+    host = cw.Host(llama(True))
+    assert host.import_peft("t", tmp_path / "a").vocabulary == VOCAB + 3
+    with host.route("t"):
+        torch.testing.assert_close(logits(host.model, NEW), logits(theirs, NEW), rtol=1e-4, atol=1e-5)
+    trained(resized(True), lora(trainable_token_indices=[5, VOCAB + 2]), tmp_path / "b")
+    with pytest.raises(cw.CommonweightError, match=f"entry {VOCAB + 2} of {VOCAB}: resize the model first"):
+        cw.Host(llama(True)).import_peft("t", tmp_path / "b")
+
+
 def test_rows_that_a_folder_does_not_bring_are_asked_for(tmp_path):
     """PEFT saves the table that an adapter lies on, and not the head that was resized with it."""
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])

@@ -12,6 +12,8 @@ from .current import Current
 from .route import Route
 from .tenant import Tenant
 
+_CAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"  # of Gemma, RecurrentGemma, xLSTM
+
 
 class Limit:
     """own: entries that are the base's own, None for all of them. size: entries that are there."""
@@ -60,4 +62,4 @@ def bends(model: nn.Module) -> bool:
     """Whether a model does more to its scores than scale them."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "final_logit_softcapping", None) is not None
+    return any(getattr(text, n, None) is not None for n in _CAPS)

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import CommonweightError, Site
 from .fingerprint import of_base
-from .sites import input_table, output_head
+from .sites import input_table, output_head, said
 from .tenant import Tenant
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def _grown(base: HookedModel) -> list[Tensor]:
     """Parameters that have a row for each entry: the table, the head, and what stands beside its weight."""
     table, head = input_table(base.inner, base.modules), output_head(base.inner, base.modules)
     homes = [base.modules[n].module for n in (table, head) if n is not None]
+    if (more := said(base.inner, "get_per_layer_input_embeddings")) is not None:  # Gemma 3n and 4
+        homes.append(more)
     if head is not None:  # BERT keeps the bias of its head one level up
         names = head.split(".")
         around = {".".join(names[:i]) for i in range(1, len(names))}
@@ -118,7 +120,8 @@ def grow(base: HookedModel, size: int, tenants: Iterable[Tenant]) -> None:
 
     The base and the tenants that are there say none of them. Cost: a copy of the table and of the head.
     """
-    here, inner = base.vocabulary, _owner(base.inner)
+    here = base.vocabulary
+    inner = None if here is None else _owner(base)
     if here is None or inner is None:
         raise CommonweightError(f"{type(base.inner).__name__} has no table of tokens that could grow")
     if not isinstance(size, int) or isinstance(size, bool) or size < here:
@@ -134,11 +137,25 @@ def grow(base: HookedModel, size: int, tenants: Iterable[Tenant]) -> None:
         if made is not None:
             made.train(inner.training)  # a new layer is in training mode, whatever the model is in
     base.follow(tenants)
+    if (head := output_head(base.inner, base.modules)) is not None:  # BLIP's says the old number
+        base.modules[head].module.out_features = size
     base.limit.own = own
     with torch.no_grad():
         for p in {id(p): p for p in _grown(base)}.values():
             p[here:] = p[:own].float().mean(0).to(p) if p.dim() > 1 else 0
 
 
-def _owner(model: nn.Module) -> Any:
-    return next((m for m in model.modules() if callable(getattr(m, "resize_token_embeddings", None))), None)
+def _owner(base: HookedModel) -> Any:
+    """The outermost model that can put another table in the place of the one of input tokens: of CLIP its model of
+    texts, of an encoder of images with a decoder that decoder."""
+    name = input_table(base.inner, base.modules)
+    table = None if name is None else base.modules[name].module
+    for m in (m for m in base.inner.modules() if callable(getattr(m, "resize_token_embeddings", None))):
+        try:
+            mine: Any = m
+            if (now := mine.get_input_embeddings()) is table:
+                mine.set_input_embeddings(now)
+                return m
+        except (NotImplementedError, AttributeError):
+            continue
+    return None

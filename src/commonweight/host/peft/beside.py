@@ -163,7 +163,9 @@ class _Made:
         if value.shape != (len(ids), width):
             raise refusals.tensor(f"{PREFIX}{at}{DELTA}", f"{tuple(value.shape)}, wanted {(len(ids), width)}")
         if max(ids) >= size:
-            raise refusals.tensor(f"{PREFIX}{at}{DELTA}", f"entry {max(ids)} of {size}: resize the model first")
+            if under is not None or not {*range(size, max(ids))} <= {*ids}:
+                raise refusals.tensor(f"{PREFIX}{at}{DELTA}", f"entry {max(ids)} of {size}: resize the model first")
+            self.sizes[s.name] = max(ids) + 1  # all that this base lacks are in the file
         mine = dict(zip(ids, value))
         if under is not None:
             self.sizes[s.name] = len(under)

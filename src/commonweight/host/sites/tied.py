@@ -43,7 +43,7 @@ def input_table(model: nn.Module, modules: Mapping[str, Physical]) -> str | None
 
 def output_head(model: nn.Module, modules: Mapping[str, Physical]) -> str | None:
     """The site that turns vectors into scores of the vocabulary; None for a model that says none."""
-    return _of(said(model, "get_output_embeddings"), modules, "linear")
+    return _of(said(model, "get_output_embeddings", deep=True), modules, "linear")
 
 
 def scores(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[Site]) -> set[str]:
@@ -62,8 +62,9 @@ def scores(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[Si
     return {head, norms[-1]} if norms else set()
 
 
-def said(model: nn.Module, ask: str) -> nn.Module | None:
-    """What the model says of itself, or the first of its parts that does where something was put around it."""
+def said(model: nn.Module, ask: str, deep: bool = False) -> nn.Module | None:
+    """What the model says of itself, or the first of its parts that does where something was put around it. deep: also
+    where the model itself says that there is none, as BLIP does of its decoder's head."""
     for m in model.modules():
         get = getattr(m, ask, None)
         try:
@@ -72,7 +73,7 @@ def said(model: nn.Module, ask: str) -> nn.Module | None:
             continue
         if isinstance(found, nn.Module):
             return found
-        if callable(get) and hasattr(m, "config"):
+        if callable(get) and hasattr(m, "config") and not deep:
             return None
     return None
 
