@@ -1,13 +1,15 @@
 """Optimizers by name: each trains, those of torch resume to the same bits, rates are what was asked for."""
 
+import dataclasses
 import importlib.util
+import sys
 
 import pytest
 import torch
 
 import commonweight as cw
 from commonweight import CommonweightError
-from commonweight.adapt import adapt, open_host, optimizers
+from commonweight.adapt import adapt, open_host, optimizers, stiefel
 from commonweight.adapt.names import OPTIMIZERS
 from tests.adapt import tiny
 from tests.models import make
@@ -92,3 +94,46 @@ def test_a_pool_that_lies_column_after_column():
         return p.detach()
 
     assert torch.allclose(step(values.T.contiguous().T), step(values), atol=1e-6)
+
+
+SODA = {"method": "soda", "options": {"turns": "stiefel"}, "lr": 2e-2}
+
+
+def turns(pools):
+    return [p for n, p in pools.items() if ".Q" in n]
+
+
+def test_a_pool_that_names_its_optimizer(bert):
+    """Matrices that stay orthogonal, beside pools of the run's own optimizer."""
+    _, pools = trained(bert, **SODA, optimizer="sgd", epochs=2)
+    assert any((q - torch.eye(q.shape[-1])).abs().max() > 1e-2 for q in turns(pools))
+    for q in turns(pools):
+        torch.testing.assert_close(q @ q.mT, torch.eye(q.shape[-1])[None], rtol=0, atol=1e-6)
+    assert any(p.abs().sum() > 0 for n, p in pools.items() if n.endswith("delta"))
+
+
+def test_its_states_are_resumed(bert, tmp_path):
+    def stop(p):
+        if p.step == 4:
+            raise KeyboardInterrupt
+
+    _, whole = trained(bert, **SODA, checkpoint_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        trained(bert, **SODA, checkpoint_every=3, checkpoint=tmp_path / "c", progress=stop)
+    _, again = trained(bert, **SODA, checkpoint_every=3, checkpoint=tmp_path / "c", resume=True)
+    assert all(torch.equal(whole[n], again[n]) for n in whole)
+
+
+def test_where_it_does_not_go(bert, monkeypatch):
+    with pytest.raises(CommonweightError, match=r"prodigy has one rate for all, and soda trains .*Q\d by stiefel"):
+        trained(bert, **SODA, optimizer="prodigy")
+    plan = cw.plan("soda", [cw.Site("q", 8, 8)], turns="stiefel")
+    odd = {n: dataclasses.replace(p, optimizer="odd" if p.optimizer else "") for n, p in plan.pools.items()}
+    assert cw.core.load(cw.core.dump(odd["q.Q0"])) == odd["q.Q0"] != plan.pools["q.Q0"]
+    p = torch.nn.Parameter(torch.eye(2))
+    with pytest.raises(CommonweightError, match="unknown optimizer of a pool 'odd'"):
+        optimizers._of_pools([{"params": [p], "lr": 1.0}], {p: "odd"}, torch.optim.SGD)
+    monkeypatch.setitem(sys.modules, "geoopt", None)
+    stiefel._class.cache_clear()
+    with pytest.raises(CommonweightError, match=r"pip install commonweight\[manifold\]"):
+        trained(bert, **SODA)

@@ -224,9 +224,34 @@ def test_kept_rows_that_are_lost_are_missed(text, told, model, tmp_path):
 
 def test_a_tenant_that_the_stream_goes_on_from_was_removed(model, tmp_path):
     made = small.stream(model, tmp_path, n=1)
-    Commons(tmp_path, make=False).remove("first")
+    with pytest.warns(UserWarning, match="went on from first@1"):
+        Commons(tmp_path, make=False).remove("first")
     assert small.stream(model, tmp_path, n=1, resume=True).record["stages"] == made.record["stages"]
     with pytest.raises(CommonweightError, match="after first, first was answered by first@1, which the store has lost"):
         small.stream(model, tmp_path, resume=True)
     with pytest.raises(CommonweightError, match="which the store has lost"):
         small.stream(model, tmp_path, n=1, evals=small.evals(1), resume=True)
+
+
+CHANGES = {
+    "stages: wanted a list, not 3": lambda r: {**r, "stages": 3},
+    "adapter: wanted a text; it is not there": lambda r: {k: v for k, v in r.items() if k != "adapter"},
+    "stage 1: wanted an object, not 'first'": lambda r: {**r, "stages": ["first"]},
+    "stage 1: tenants: wanted an object, not \\['first@1'\\]": lambda r: {
+        **r, "stages": [{**r["stages"][0], "tenants": ["first@1"]}]
+    },
+    "stage 1: scores: wanted an object or nothing": lambda r: {**r, "stages": [{**r["stages"][0], "scores": 0.5}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", CHANGES)
+def test_a_record_that_was_edited(wanted, tmp_path):
+    stage = {"task": "first", "tenants": {"first": "first@1"}, "rows": {}, "memory": {}, "bytes": {}}
+    whole = {**dict.fromkeys(("name", "method", "paper", "adapter", "task"), "x"), "stages": [stage]}
+    whole |= {"adapter_options": {}, "better": ["accuracy", True], "tasks": [], "untrained": {}, "settings": {}}
+    for told in (whole, CHANGES[wanted](whole)):
+        (tmp_path / "stream.json").write_text(json.dumps(told))
+        if told is whole:
+            assert record.read(tmp_path) == whole
+    with pytest.raises(CommonweightError, match=f"stream.json: cannot be read as a stream \\({wanted}"):
+        record.read(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -19,17 +20,20 @@ from .gradnormlorp import GradNormLoRP, weights
 from .names import OPTIMIZERS
 from .recipe import Recipe
 from .scheduled import alone
+from .stiefel import stiefel
 
 Groups = list[dict[str, Any]]
 Made = Callable[[Groups, float], Optimizer]  # of groups and a weight decay
 Maker = Callable[[Groups, float, Mapping[int, str]], Optimizer]  # and of each pool's name, by its id
 ONE_RATE = ("prodigy",)  # it finds its rate itself, one for all
+OF_POOLS: dict[str, Callable[[Groups], Optimizer]] = {"stiefel": stiefel}  # what a pool may name
 
 
 def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, maker: Maker | None = None) -> Optimizer:
     """The optimizer of a run over the tenants' pools, each pool with its own rate.
 
     scheduled: each pool in a group of its own, whatever the methods ask. maker: in place of what the recipe names.
+    Pools that name an optimizer are trained by that, beside it.
 
     Raises: CommonweightError for an unknown name, a library that is not there, and what does not go together.
     """
@@ -51,11 +55,20 @@ def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, mak
             one = next(iter(own), "what it is trained by")
             raise CommonweightError(f"{name} has one rate for all pools, {one} one for each: take another optimizer")
         groups = alone(groups)
+    named = _named(tenants)
+    if named and (name in ONE_RATE or maker is not None):
+        what = f"{name} has one rate for all" if maker is None else "what it is trained by has an optimizer of its own"
+        raise CommonweightError(f"{what}, and {_whose(tenants)}: take another one, or another method")
     if maker is not None:
         return maker(groups, recipe.weight_decay, {id(p): n for n, p in together(tenants).items()})
-    if name == "gradnormlorp":
-        return _projected(groups, recipe.weight_decay, weights(tenants))
-    return _MAKERS[name](groups, recipe.weight_decay)
+    frozen = weights(tenants) if name == "gradnormlorp" else None
+
+    def rest(groups: Groups) -> Optimizer:
+        if frozen is not None:
+            return _projected(groups, recipe.weight_decay, frozen)
+        return _MAKERS[name](groups, recipe.weight_decay)
+
+    return _of_pools(groups, named, rest)
 
 
 def schedule(name: str, optimizer: Optimizer, warm: int, steps: int) -> Any:
@@ -170,6 +183,26 @@ def _muon(groups: Groups, decay: float) -> Optimizer:
     return _beside_adamw(groups, decay, lambda p: p.dim() == 2, made)
 
 
+def _named(tenants: Sequence[Tenant]) -> dict[Tensor, str]:
+    """What the pools name that are trained by an optimizer of their own; a whole model has no plan."""
+    plans = [(t, t.plan.pools) for t in tenants if t.plan is not None]
+    return {p: by for t, pools in plans for n, p in t.named_parameters() if (by := pools[n].optimizer)}
+
+
+def _whose(tenants: Sequence[Tenant]) -> str:
+    t, n = next((t, n) for t in tenants for n, _ in t.named_parameters() if t.plan.pools[n].optimizer)
+    return f"{t.method.name} trains {n} by {t.plan.pools[n].optimizer}"
+
+
+def _of_pools(groups: Groups, named: Mapping[Tensor, str], rest: Callable[[Groups], Optimizer]) -> Optimizer:
+    """Each pool by the optimizer that it names, all other ones by `rest`."""
+    for by in sorted(set(named.values())):
+        if by not in OF_POOLS:
+            raise unknown("optimizer of a pool", by, OF_POOLS)
+        rest = partial(_beside, mine=lambda p, by=by: named.get(p) == by, make=OF_POOLS[by], rest=rest)
+    return rest(groups)
+
+
 def _projected(groups: Groups, decay: float, frozen: Mapping[Tensor, Callable[[], Tensor]]) -> Optimizer:
     """GradNormLoRP for whole weights; AdamW for all other pools."""
     return _beside_adamw(groups, decay, lambda p: p in frozen, lambda mine: GradNormLoRP(mine, frozen, decay))
@@ -179,13 +212,23 @@ def _beside_adamw(
     groups: Groups, decay: float, mine: Callable[[Tensor], bool], make: Callable[[Groups], Optimizer]
 ) -> Optimizer:
     """An optimizer for some pools, and AdamW for the rest."""
+    return _beside(groups, mine, make, lambda rest: _adamw(rest, decay))
+
+
+def _beside(
+    groups: Groups,
+    mine: Callable[[Tensor], bool],
+    make: Callable[[Groups], Optimizer],
+    rest: Callable[[Groups], Optimizer],
+) -> Optimizer:
+    """An optimizer for some pools, and another for the rest."""
     first = [{**g, "params": [p for p in g["params"] if mine(p)]} for g in groups]
-    rest = [{**g, "params": [p for p in g["params"] if not mine(p)]} for g in groups]
+    others = [{**g, "params": [p for p in g["params"] if not mine(p)]} for g in groups]
     parts: list[Optimizer] = []
     if first := [g for g in first if g["params"]]:
         parts.append(make(first))
-    if rest := [g for g in rest if g["params"]]:
-        parts.append(_adamw(rest, decay))
+    if others := [g for g in others if g["params"]]:
+        parts.append(rest(others))
     return parts[0] if len(parts) == 1 else Several(parts)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core import CommonweightError, Unknown, safe, unknown
 from ..formats import atomic
-from . import blueprint, index, place, pool
+from . import blueprint, index, place, pool, streams
 from .again import again, once
 from .agree import agree
 from .diff import Diff, diff
@@ -238,7 +239,7 @@ class Commons:
 
     def remove(self, name: str) -> None:
         """Removes a tenant, or one version of it (``"legal@2"``), also if it is damaged. Its pools stay until `gc`.
-        Raises: CommonweightError where another tenant stands on it."""
+        Warns where a stream goes on from it. Raises: CommonweightError where another tenant stands on it."""
         with self._locked():
             files = self._files()
             lost = [e for e in map(Entry.of, index.lost(self.folder, files)) if e and name in (e.name, e.label)]
@@ -248,11 +249,15 @@ class Commons:
             get = blueprint.open_all(self.folder)
             texts = [t for t in self._texts(sound=True) if t[0] not in gone]
             free(str(self.folder), gone, standing(texts, lambda e, t: Manifest.read(e.file, e, t, get)))
+            missed = {s: e.label for e in gone for s in streams.wanted(self.folder).get(e.label, ())}
             index.drop(self.folder, {e.key for e in (*gone, *lost)})
             self._unlink(sorted(gone, key=lambda e: e.version))  # the newest last: until then nothing has changed
+        for stream, label in missed.items():
+            warnings.warn(f"the stream {stream} went on from {label}: it can no longer be resumed", stacklevel=2)
 
     def gc(self, keep: int | None = None) -> Freed:
-        """Deletes pools that no tenant reads, and what killed writers left. keep: only so many versions per tenant.
+        """Deletes pools that no tenant reads, and what killed writers left. keep: only so many versions per tenant, and
+        those that other tenants stand on or a stream goes on from.
 
         Refuses if a manifest is damaged or lost, since its pools are then unknown. It never deletes what a running
         publish or reader needs: a publish holds the lock, and a reader has its files open or looks again.
@@ -267,6 +272,7 @@ class Commons:
             manifests = {e: self._manifest(e, get) for e in entries}
             old = [e for e in entries if keep is not None and e.version not in _newest(entries, e.name, keep)]
             needed_by = {label for e, m in manifests.items() if e not in old for label in m.below}
+            needed_by |= streams.wanted(self.folder).keys() if old else set()
             old = [e for e in old if e.label not in needed_by]
             torn, nbytes = 0, sum(len(manifests.pop(e).text) for e in old)
             index.rewrite(self.folder, {e.key: m.text for e, m in manifests.items()})

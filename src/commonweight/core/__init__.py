@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Around,
         BaseWeight,
         Constant,
+        Eyes,
         Init,
         Normal,
         Orthonormal,
@@ -42,6 +43,7 @@ __all__ = [
     "Bind",
     "CommonweightError",
     "Constant",
+    "Eyes",
     "Init",
     "Normal",
     "Orthonormal",
@@ -83,9 +85,9 @@ __all__ = [
 # These need torch, whose import takes longer than any command of the store.
 _HOMES = {
     **dict.fromkeys(
-        ("ONES", "ZEROS", "Around", "BaseWeight", "Constant", "Init", "Normal", "Orthonormal", "Positive"), "init"
+        ("ONES", "ZEROS", "Around", "BaseWeight", "Constant", "Eyes", "Init", "Normal", "Orthonormal"), "init"
     ),
-    **dict.fromkeys(("Source", "Uniform", "Values", "kaiming"), "init"),
+    **dict.fromkeys(("Positive", "Source", "Uniform", "Values", "kaiming"), "init"),
     **dict.fromkeys(("Address", "Base", "Bind", "Plan", "Pool", "Read", "Site", "Use", "WEIGHTLESS"), "types"),
     "Rng": "rng",
 }

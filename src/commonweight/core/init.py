@@ -44,6 +44,15 @@ ZEROS, ONES = Constant(0.0), Constant(1.0)
 
 @serial
 @dataclass(frozen=True)
+class Eyes:
+    """Identities: (..., n, n)."""
+
+    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
+        return torch.eye(shape[-1]).expand(shape).clone()
+
+
+@serial
+@dataclass(frozen=True)
 class Normal:
     std: float = 1.0
 

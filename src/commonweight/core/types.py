@@ -55,6 +55,8 @@ class Pool:
 
     train: gets gradients. save: False when it is rebuilt from (seed, name) or from the base.
     scope: "tenant" is private; "shared" may be read by many tenants. lr: factor on the method's learning rate.
+    optimizer: by what it is trained in place of a run's own optimizer, at the run's rates: "stiefel" keeps the columns
+    of its matrices orthonormal.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +66,7 @@ class Pool:
     scope: Literal["tenant", "shared"] = "tenant"
     dtype: str = "float32"
     lr: float = 1.0
+    optimizer: str = ""
 
     @property
     def numel(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..adapt.tasks import Example, Task
 from ..adapt.tasks.base import length
 from ..adapt.trainer import without_dropout
-from ..core import Rng
+from ..core import CommonweightError, Rng
 from ..host import Host, Tenant
 from ..host.route import Route
 from ..host.weights import device_of
@@ -46,6 +46,10 @@ class Work:
     def __post_init__(self) -> None:
         self.by_row = by_row(self.task)
         self.names = [n for n, _ in self.like.named_parameters()]
+        if by := next((f"{n} by {p.optimizer}" for n, p in self.like.plan.pools.items() if p.optimizer), None):
+            raise CommonweightError(
+                f"{self.like.method.name} trains {by}, and clients' changes are summed; take another option"
+            )
         self.plans: dict[int, Any] = {}
         self.device = device_of(self.host.model)
         readers = self.like.plan.readers()

@@ -11,11 +11,17 @@ from typing import Any
 from ..adapt.checkpoint import same_settings
 from ..commons import Commons
 from ..commons.pool import DTYPES
+from ..commons.streams import FILE, FOLDER
 from ..core import CommonweightError
 from ..formats import atomic
 from . import metrics
 
-FOLDER, FILE, PAGE = "streams", "stream.json", "report.html"
+PAGE = "report.html"
+_WHOLE = {
+    "name": str, "method": str, "paper": str, "adapter": str, "adapter_options": dict, "task": str, "better": list,
+    "tasks": list, "stages": list, "untrained": dict, "settings": dict,
+}  # fmt: skip
+_STAGE = {"task": str, "tenants": dict, "rows": dict, "memory": dict, "bytes": dict}
 Record = dict[str, Any]
 
 
@@ -54,11 +60,25 @@ def read(folder: Path) -> Record:
         )
     try:
         found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found["stages"], list) or "method" not in found:
-            raise ValueError("no stream")
+        _held(found, _WHOLE, "")
+        for n, stage in enumerate(found["stages"], 1):
+            _held(stage, _STAGE, f"stage {n}: ")
+            if not isinstance(stage.get("scores"), dict | None):
+                raise ValueError(f"stage {n}: scores: wanted an object or nothing")
         return found
     except (ValueError, KeyError, TypeError) as e:
         raise CommonweightError(f"{path}: cannot be read as a stream ({e})") from e
+
+
+def _held(found: Any, wanted: Mapping[str, type], where: str) -> None:
+    """Raises: ValueError for what is not there or of another kind."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}wanted an object, not {found!r:.40}")
+    kinds = {str: "a text", list: "a list", dict: "an object"}
+    for key, kind in wanted.items():
+        if not isinstance(found.get(key), kind):
+            came = f", not {found[key]!r:.40}" if key in found else "; it is not there"
+            raise ValueError(f"{where}{key}: wanted {kinds[kind]}{came}")
 
 
 def same_rows(folder: Path, stage: Mapping[str, Any], name: str, rows: Mapping[str, Any]) -> None:

@@ -53,3 +53,20 @@ def test_sides(width, found):
 def test_count():
     plan = cw.plan("soda", [cw.Site("q", 1280, 1280)])
     assert plan.count() == 1280 + (16 - 4) // 2 + (256 - 16) // 2 + (400 - 20) // 2
+
+
+def test_whole_matrices_turn_as_cayley_s_do():
+    """`turns=stiefel` with the orthogonal matrices that the other form makes of its numbers."""
+    host = cw.Host(make("llama")[0], sites="|".join(NAMES))
+    plain, whole = stir(host.add("p", "soda"), std=0.3), host.add("w", "soda", turns="stiefel")
+    for n, p in whole.named_parameters():
+        q = plain.pools[n].detach()
+        p.data.copy_(rotation(q[0], p.shape[-1]) if ".Q" in n else q)
+    for name in NAMES:
+        one, other = (host.merged(t)[f"{name}.weight"] for t in ("p", "w"))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_count_of_whole_matrices():
+    plan = cw.plan("soda", [cw.Site("q", 1280, 1280)], turns="stiefel")
+    assert plan.count() == 1280 + 16 + 256 + 400

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...address import WHOLE
 from ...bind import Givens
-from ...core import ONES, ZEROS, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
+from ...core import ONES, ZEROS, Eyes, Plan, Pool, Read, Site, Use, config, option
 from ..registry import method
 
 
@@ -24,15 +23,6 @@ class GOFT:
         if self.quasi and self.scale:
             return "quasi with scale: the four free numbers of a pair scale already, and no source has both; choose one"
         return None
-
-
-@serial
-@dataclass(frozen=True)
-class Eyes:
-    """A 2 x 2 identity for each pair."""
-
-    def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
-        return torch.eye(2).expand(shape).clone()
 
 
 def _penalty(config: GOFT, plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:

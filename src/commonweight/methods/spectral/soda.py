@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import LowRank, active
 from ...bind.rotate import cayley, skew
-from ...core import ZEROS, Base, BaseWeight, Plan, Pool, Read, Site, Use, config, serial
+from ...core import ZEROS, Base, BaseWeight, Eyes, Plan, Pool, Read, Site, Use, config, option, serial
 from ..registry import method
 from .svf import Singular
 
@@ -22,7 +22,9 @@ TABLE = {640: (8, 8, 10), 768: (6, 8, 16), 1280: (4, 16, 20), 2048: (4, 8, 64)} 
 
 @config
 class SODA:
-    pass
+    turns: Literal["cayley", "stiefel"] = option(
+        "cayley", "how factors stay orthogonal: Cayley's map of half the numbers, or steps on the manifold (geoopt)"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -41,14 +43,16 @@ def sides(width: int) -> tuple[int, int, int]:
 @serial
 @dataclass(frozen=True)
 class SpectralTurn:
-    """w' = U diag(relu(s + delta)) V^T R^T, R = Q_0 kron Q_1 kron Q_2, Q_i orthogonal by Cayley's map. The bias stays.
+    """w' = U diag(relu(s + delta)) V^T R^T, R = Q_0 kron Q_1 kron Q_2, Q_i orthogonal. The bias stays.
 
-    Shapes: A = V^T (r, d_in), B = U (d_out, r), s and delta (r,), Q0, Q1, Q2 (1, b (b - 1) / 2), upper triangles of
-    skew matrices of the sides b > 1. Linear in: nothing. Cost: T d_in (b_0 + b_1 + b_2) products for the input,
-    T r (d_in + d_out) for the values, and three solves of b^3.
+    Shapes: A = V^T (r, d_in), B = U (d_out, r), s and delta (r,), Q0, Q1, Q2 of the sides b > 1: (1, b (b - 1) / 2),
+    upper triangles of skew matrices of which Cayley's map makes Q_i; direct: (1, b, b), Q_i itself. Linear in: nothing.
+    Cost: T d_in (b_0 + b_1 + b_2) products for the input, T r (d_in + d_out) for the values, and if not direct three
+    solves of b^3.
     """
 
     sides: tuple[int, int, int]
+    direct: bool = False
     precise: ClassVar[bool] = True
 
     def turn(self, x: Tensor, slots: Mapping[str, Tensor], inverse: bool) -> Tensor:
@@ -57,10 +61,14 @@ class SpectralTurn:
         for i, side in enumerate(self.sides):
             after //= side
             if side > 1:
-                D = cayley(skew(slots[f"Q{i}"], side))[0].to(x.dtype)
+                D = self._less_one(slots[f"Q{i}"], side).to(x.dtype)
                 parts = x.reshape(*was[:-1], -1, side, after)
                 x = (parts + (D.mT if inverse else D) @ parts).reshape(was)
         return x
+
+    def _less_one(self, Q: Tensor, side: int) -> Tensor:
+        """Q_i - I, (b, b)."""
+        return Q[0] - torch.eye(side, dtype=Q.dtype, device=Q.device) if self.direct else cayley(skew(Q, side))[0]
 
     def values(self, dtype: torch.dtype, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
         moved = torch.relu(slots["s"] + slots["delta"]) - slots["s"]
@@ -77,11 +85,18 @@ class SpectralTurn:
         return LowRank().output(x, y, base, **self.values(active(x, y), slots))
 
 
+def _turn(side: int, whole: bool) -> Pool:
+    if whole:
+        return Pool((1, side, side), Eyes(), optimizer="stiefel")
+    return Pool((1, side * (side - 1) // 2), ZEROS)
+
+
 @method(
     "soda",
     SODA,
     paper="Spectrum-Aware Parameter Efficient Fine-Tuning for Diffusion Models, arXiv 2405.21050",
-    formula="sum over sites of min(d_in, d_out) + (b^2 - b) / 2 for each of three sides b, whose product is d_in",
+    formula="sum over sites of min(d_in, d_out) + (b^2 - b) / 2 for each of three sides b, whose product is d_in; "
+    "stiefel: b^2",
     kinds=("linear",),
     depthwise=False,
     lr=3e-3,
@@ -91,8 +106,9 @@ def plan(sites: Sequence[Site], config: SODA) -> Plan:
     """W' = U diag(relu(S + delta)) V^T R^T, R = Q_0 kron Q_1 kron Q_2; delta is zero and R the identity at the start.
 
     Source: github.com/phymhan/SODA-Diffusion @f15ded2 (utils/pefts.py, InjectedSODA_SVD); the text of arXiv 2405.21050
-    could not be read. Differs: Q_i is the Cayley map of a skew matrix, half the numbers, where theirs is a whole matrix
-    that an optimiser of its own keeps on the Stiefel manifold; delta begins at 0, theirs at 0.001, so that a fresh
+    could not be read. Differs: Q_i is the Cayley map of a skew matrix, half the numbers; `turns=stiefel` has whole
+    matrices as theirs has, kept orthogonal by an optimiser: Riemannian Adam here, momentum of another form there (arXiv
+    2205.14173), and in both a step ends with a polar factor. delta begins at 0, theirs at 0.001, so that a fresh
     tenant is the base; any widths, theirs four and no more outputs than inputs; no scale on the layer's own output; the
     SVD is of W in bfloat16, so that a file fits copies of the base in both precisions.
     """
@@ -105,9 +121,10 @@ def plan(sites: Sequence[Site], config: SODA) -> Plan:
             f"{n}.s": Pool((r,), Singular(n), train=False, save=False),
         }
         three = sides(site.inp)
-        turns = {f"{n}.Q{i}": Pool((1, b * (b - 1) // 2), ZEROS) for i, b in enumerate(three) if b > 1}
+        turns = {f"{n}.Q{i}": _turn(b, config.turns == "stiefel") for i, b in enumerate(three) if b > 1}
         pools |= {**frozen, f"{n}.delta": Pool((r,), ZEROS), **turns}
         slots = {"A": f"{n}.V", "B": f"{n}.U", "s": f"{n}.s", "delta": f"{n}.delta"}
         slots |= {pool.rpartition(".")[2]: pool for pool in turns}
-        uses.append(Use(n, SpectralTurn(three), {k: Read(WHOLE, (p,)) for k, p in slots.items()}))
+        bind = SpectralTurn(three, config.turns == "stiefel")
+        uses.append(Use(n, bind, {k: Read(WHOLE, (p,)) for k, p in slots.items()}))
     return Plan(pools, tuple(uses))
