@@ -20,8 +20,9 @@ def stack_of(model: nn.Module, path: str) -> tuple[str, nn.Module]:
     return full, model.get_submodule(full)
 
 
-def form(module: nn.Module, kind: type, told: Record) -> None:
-    """Puts the class of a form before the module's own, and makes its parameters. without: those it has no more."""
+def form(module: nn.Module, kind: type, told: Record, held: Record) -> None:
+    """Puts the class of a form before the module's own, and makes its parameters. without: those it has no more.
+    held: those that another module has already."""
     like = next(module.parameters())
     own = type(module)
     if not issubclass(own, kind):
@@ -31,6 +32,9 @@ def form(module: nn.Module, kind: type, told: Record) -> None:
     for name in told.get("without", ()):
         delattr(module, name)
     for name, shape in told["parameters"].items():
+        if name in held:  # an array that all layers read is there once, also before its numbers are
+            setattr(module, name, held[name])
+            continue
         number: torch.dtype = getattr(torch, told.get("dtypes", {}).get(name, ""), like.dtype)
         made = torch.zeros(shape, dtype=number, device=like.device)
         trains = name not in told.get("frozen", ())
@@ -43,19 +47,24 @@ def here(model: nn.Module, name: str) -> str:
     return next((n for n in (name, name.removeprefix(f"{inner}.")) if n in names), "")
 
 
-def homes(model: nn.Module, sharing: Record, told: Record) -> list[nn.Module]:
-    """The modules that a form is of: one at each depth, or one outside of the blocks."""
+def homes(model: nn.Module, sharing: Record, told: Record) -> dict[str, nn.Module]:
+    """The modules that a form is of, by name: one at each depth, or one outside of the blocks."""
     if "depths" not in told:
-        return [model.get_submodule(name)] if (name := here(model, told["at"])) else []
-    _, blocks = stack_of(model, sharing["path"])
-    return [blocks.get_submodule(f"{d}.{told['at']}" if told["at"] else str(d)) for d in told["depths"]]
+        return {name: model.get_submodule(name)} if (name := here(model, told["at"])) else {}
+    path, _ = stack_of(model, sharing["path"])
+    names = [f"{path}.{d}.{told['at']}".rstrip(".") for d in told["depths"]]
+    return {n: model.get_submodule(n) for n in names}
 
 
 def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
     """Gives the layers of a model their forms. kinds: the classes by name."""
+    owners, made = ties(model, sharing), dict[str, Any]()
     for told in (*sharing["forms"], *sharing.get("outside", ())):
-        for module in homes(model, sharing, told):
-            form(module, kinds[told["form"]], told)
+        for at, module in homes(model, sharing, told).items():
+            own = {key: f"{at}.{key}" for key in told["parameters"]}
+            held = {key: made[owners[n]] for key, n in own.items() if owners.get(n) in made}
+            form(module, kinds[told["form"]], told, held)
+            made |= {n: getattr(module, key) for key, n in own.items()}
     shared: dict[type, Any] = {}
     for module in model.modules():  # what forms tell each other in a forward pass: one object for the whole model
         if (kind := getattr(module, "together", None)) is not None:
@@ -86,7 +95,7 @@ def freeze(model: nn.Module, sharing: Record) -> None:
         if name.partition(".")[2] in sharing.get("still", ()):
             p.requires_grad_(False)
     for told in (*sharing["forms"], *sharing.get("outside", ())):
-        for module in homes(model, sharing, told) if "frozen" in told else ():
+        for module in homes(model, sharing, told).values() if "frozen" in told else ():
             for name in told["frozen"]:
                 module.get_parameter(name).requires_grad_(False)
 

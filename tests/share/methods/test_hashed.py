@@ -126,3 +126,14 @@ def test_scaled_gradients_are_a_least_squares_step():
     assert layers[0].weight_pool.grad.abs().max() < 1e-4
     with pytest.raises(CommonweightError, match="reads no array by a hash"):
         scaled_gradients(llama())
+
+
+def test_the_array_is_there_once_while_a_model_is_made(monkeypatch):
+    """Not once for each of its readers until they are tied."""
+    made, old = [], torch.nn.init.normal_
+    monkeypatch.setattr(torch.nn.init, "normal_", lambda t, **k: made.append(t.numel()) or old(t, **k))
+    small = share.share(llama(), "hashed", compression=1.0)
+    array = small.model.layers[0].mlp.up_proj.weight_pool.numel()
+    assert made.count(array) == 1
+    again = type(small)(small.config)
+    assert made.count(array) == 2 and again.model.layers[5].mlp.up_proj.weight_pool.numel() == array
