@@ -64,6 +64,8 @@ def test_blocks_of_different_kinds_keep_their_places(tmp_path):
     for init in ("upper", "stepwise"):
         with pytest.raises(CommonweightError, match="this model's blocks are of different kinds"):
             share.share(model, "recursive", init=init)
+    with pytest.raises(CommonweightError, match="of different kinds, in their feed-forward networks"):
+        share.share(model, "widenet")
     with pytest.raises(CommonweightError, match="block 1 would be of a kind that its config has elsewhere"):
         share.share(model, "drop", layers=(0, 2, 3))
 
@@ -96,14 +98,19 @@ def test_a_cache_of_another_name(method, options):
     assert max(map(far, one, two)) < 1e-5
 
 
-def test_tokens_of_an_encoder_see_those_behind_them():
-    small = share.share(vit(), "mor", choice="token")
+@pytest.mark.parametrize("choice", ["token", "expert"])
+def test_tokens_of_an_encoder_see_those_behind_them(choice):
+    """Without a mask of the model's own, and in eager attention, which adds the mask that it is given."""
+    small = share.share(vit(), "mor", choice=choice)
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         sdpa = small(pixels).last_hidden_state
-        small.set_attn_implementation("eager")  # which is told of a mask, and makes none of its own
+        small.set_attn_implementation("eager")
         assert len({int(n) for n in small.layers[1].walk.ran.flatten()}) > 1
-        assert far(small(pixels).last_hidden_state, sdpa) < 1e-6
+        assert far(small(pixels).last_hidden_state, sdpa) < 1e-5
+
+
+def test_what_reads_no_text():
     with pytest.raises(CommonweightError, match="parscale: these blocks read no cache"):
         share.share(vit(), "parscale")
     with pytest.raises(CommonweightError, match="ViTModel reads pixel_values; the method looks at text"):

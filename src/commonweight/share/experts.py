@@ -20,6 +20,9 @@ def mixed(name: str, layout: Layout, anatomy: Anatomy, bind: Experts, stretches:
     if len(home) != 1 or any(w.kind == "norm" for w in anatomy.blocks[0] if w.name.split(".")[0] in home):
         raise CommonweightError(f"{name}: the feed-forward network of a block must be one module without norms, as mlp")
     (ffn,) = home
+    kinds = {tuple((w.name, w.shape) for w in block if w.part == "ffn") for block in anatomy.blocks}
+    if len(kinds) > 1:
+        raise CommonweightError(f"{name}: this model's blocks are of different kinds, in their feed-forward networks")
     prefix = f"{ffn}."
     uses = [u for u in layout.plan.uses if not u.site.partition(".")[2].startswith(prefix)]
     pools = {n: p for n, p in layout.plan.pools.items() if not n.partition(".")[2].startswith(prefix)}

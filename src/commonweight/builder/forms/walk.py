@@ -113,6 +113,7 @@ class Walk:
 
     everywhere = False
     causal = True  # what attention does where there is no mask
+    eager = False
     stay: dict[int, Tensor]  # of a loop (B, T): in training, the tokens that have not left
     last: Tensor  # (B, T): the last loop of each token, as far as it is known
     gate: Tensor  # (B, T)
@@ -128,7 +129,7 @@ class Walk:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy remembers no pass."""
-        return {"everywhere": self.everywhere, "causal": self.causal, "turns": {}, "losses": {}}
+        return {"everywhere": self.everywhere, "causal": self.causal, "eager": self.eager, "turns": {}, "losses": {}}
 
     def begin(self, x: Tensor, named: dict[str, Any], ends: int, loops: int) -> None:
         """ends: blocks that have run already, and written into their slots."""
@@ -192,6 +193,8 @@ class Walked:
         named["past_key_values"] = named.pop(past, None)
         if self.at == 0:
             if self.loop == 0:
+                configs = [m.config for m in self.modules() if hasattr(m, "config")]  # type: ignore[attr-defined]
+                walk.eager = any(getattr(c, "_attn_implementation", "") == "eager" for c in configs)
                 if flags := [m.is_causal for m in self.modules() if hasattr(m, "is_causal")]:  # type: ignore[attr-defined]
                     walk.causal = any(flags)
                 walk.begin(x, named, self.ends, self.loops)
@@ -199,6 +202,9 @@ class Walked:
         turn, rest = walk.turns[self.loop], None
         if turn.count:
             given = self.given(turn, named)
+            if walk.eager and (mask := given["attention_mask"]) is not None and mask.dtype == torch.bool:
+                least = torch.finfo(x.dtype).min  # eager attention adds what it is given
+                given["attention_mask"] = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, least)
             given[past] = given.pop("past_key_values", None)
             y = block(turn.of(x), **{k: v for k, v in given.items() if k != past or v is not None})
             rest = y[1:] if isinstance(y, tuple) else None
