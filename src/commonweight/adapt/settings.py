@@ -52,8 +52,8 @@ def of_all(model: nn.Module, base: str, part: Part, recipe: Recipe) -> dict[str,
 
 
 def of_rows(part: Part) -> dict[str, Any]:
-    kept = {"kept rows": _digest([*part.kept])} if part.kept else {}
-    return {"train rows": _digest(part.train), "dev rows": _digest(part.dev), "labels": part.task.labels, **kept}
+    kept = {"kept rows": digest([*part.kept])} if part.kept else {}
+    return {"train rows": digest(part.train), "dev rows": digest(part.dev), "labels": part.task.labels, **kept}
 
 
 def _bits(pools: Mapping[str, torch.Tensor]) -> str:
@@ -67,6 +67,7 @@ def _fields(recipe: Recipe) -> dict[str, Any]:
     return {k: getattr(recipe, k) for k in recipe.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
-def _digest(examples: list[Example]) -> str:
+def digest(examples: Sequence[Example]) -> str:
+    """Their number and 16 hex digits of what they hold, in order."""
     text = json.dumps(examples).encode()
     return f"{len(examples)} rows {hashlib.blake2b(text, digest_size=8).hexdigest()}" if examples else "none"

@@ -14,6 +14,7 @@ import torch
 from ..adapt.checkpoint import same_settings
 from ..adapt.data import named
 from ..adapt.rows import Row
+from ..adapt.settings import digest
 from ..adapt.tasks import Example, Task
 from ..core import CommonweightError, Rng
 from ..host import Host
@@ -147,7 +148,7 @@ class Engine:
         table = {n: Part(tuple(v.shape), str(v.dtype).removeprefix("torch.")) for n, v in p.setup.items()}
         self.setup = len(pack(facts(p.setting, 0), p.setup, table)) if p.setup else 0
         state = p.method.begin(p.setting, self.start)
-        mine = settings_of(p) | {"rows": sum(self.counts.values())}
+        mine = settings_of(p) | {"rows": digest([e for mine in self.rows for e in mine])}
         found = self.kept.read() if resume else None
         if found is not None:
             state, about = found

@@ -104,6 +104,9 @@ def test_the_command_goes_on(bert, tmp_path):
     run(str(bert), rows, out[0], pairs=["rank=2", "steps=1"], state=tmp_path / "s", say=lambda _: None, **how)
     run(str(bert), rows, out[1], pairs=["rank=2", "steps=1"], state=tmp_path / "s", resume=True, say=told.append, **how)
     assert out[0].read_bytes() == out[1].read_bytes() and not told
+    tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(8, seed=1))
+    with pytest.raises(CommonweightError, match="of a run with other settings"):
+        run(str(bert), rows, out[1], pairs=["rank=2", "steps=1"], state=tmp_path / "s", resume=True, **how)
 
 
 def test_a_process_that_is_gone_is_told(bert):

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...adapt.base import open_host
 from ...adapt.rows import read
+from ...adapt.settings import digest
 from ...core import CommonweightError
 from ..files import options
 from ..measured import measure
@@ -65,10 +66,12 @@ def run(
         if first or lighthouse:
             say(f"round {line['round'] + 1}/{plan.rounds}: {line['replies']} of {by.clients}, loss {line['loss']:.4f}")
 
-    disk = None if state is None else Disk(state, by.client, json.dumps(settings_of(p), sort_keys=True))
+    mine = by_client(doing, every, places)[by.client]
+    known = json.dumps(settings_of(p) | {"rows": digest(mine)}, sort_keys=True)
+    disk = None if state is None else Disk(state, by.client, known)
     if disk is not None and disk.rounds() and not resume:
         raise CommonweightError(f"--state {state}: holds rounds of a run; --resume goes on with it, or empty it")
-    done = exchange(p, by_client(doing, every, places)[by.client], by, told, disk, resume)
+    done = exchange(p, mine, by, told, disk, resume)
     found: dict[str, float] = {}
     if first or lighthouse:
         if eval_file is not None:
