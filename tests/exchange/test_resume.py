@@ -39,7 +39,7 @@ def test_a_run_of_other_settings_is_not_resumed(bert, tmp_path):
         simulate(
             small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", resume=True, **{**RECIPE, "lr": 0.1}
         )
-    with pytest.raises(CommonweightError, match=r"other settings .*rows: then 20 rows \w+, now 20 rows \w+"):
+    with pytest.raises(CommonweightError, match=r"other settings .*rows: then .20 rows"):
         others = tiny.rows(20, seed=1)
         simulate(small.prepared_host(bert), others, method="fed-sb", out=tmp_path / "o", resume=True, **RECIPE)
     with pytest.raises(CommonweightError, match="not empty; --resume goes on"):
