@@ -137,8 +137,9 @@ def grow(base: HookedModel, size: int, tenants: Iterable[Tenant]) -> None:
         if made is not None:
             made.train(inner.training)  # a new layer is in training mode, whatever the model is in
     base.follow(tenants)
-    if (head := output_head(base.inner, base.modules)) is not None:  # BLIP's says the old number
-        base.modules[head].module.out_features = size
+    if (head := output_head(base.inner, base.modules)) is not None:
+        home: Any = base.modules[head].module
+        home.out_features = size  # BLIP's says the old number
     base.limit.own = own
     with torch.no_grad():
         for p in {id(p): p for p in _grown(base)}.values():
