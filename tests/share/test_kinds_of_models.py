@@ -187,3 +187,15 @@ def test_a_folder_below_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CommonweightError, match="cannot be written"):
         share.save(share.share(bert(2), "drop", keep=1), tmp_path / "file" / "small")
+
+
+def test_what_is_no_plain_model():
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from commonweight import Host
+
+    with pytest.raises(CommonweightError, match=r"is a layer of PEFT's, .* merge_and_unload\(\) first"):
+        share.share(inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), llama(2)), "drop", keep=1)
+    for wrong in (Host(llama(2)), "a-folder"):
+        with pytest.raises(CommonweightError, match=r"wanted a model \(of a host, its .model\)"):
+            share.share(wrong, "crash", rows=IDS)

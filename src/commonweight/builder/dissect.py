@@ -88,9 +88,19 @@ def anatomy(model: nn.Module) -> Anatomy:
     Raises: CommonweightError for a model without a list of blocks, with several of them (an encoder and a decoder), and
     for blocks whose weights are packed.
     """
+    if not isinstance(model, nn.Module):
+        raise CommonweightError(
+            f"{str(model)[:60]!r} is a {type(model).__name__}; wanted a model (of a host, its .model)"
+        )
     inner = unwrapped(model)
     path = stack(inner)
     list_ = inner.get_submodule(path)
+    if (
+        peft := next((n for n, m in list_.named_modules() if type(m).__module__.startswith("peft.")), None)
+    ) is not None:
+        raise CommonweightError(
+            f"{path}.{peft} is a layer of PEFT's, which no config tells of; merge_and_unload() first"
+        )
     found = tuple(tuple(_weights(b, f"{path}.{i}")) for i, b in enumerate(list_))  # type: ignore[arg-type,misc]
     inside = {id(p) for p in list_.parameters()}
     rest = {id(p): _weight(n, p, inner) for n, p in inner.named_parameters() if id(p) not in inside}

@@ -56,6 +56,7 @@ def _layout(model: nn.Module, method: Method, config: Any, rows: Sequence[Any] |
             f"{type(model).__name__} is a shared model already ({sharing.get('method', 'depths')}), whose layers read "
             "pools; share the one that it was made of"
         )
+    about = anatomy(model)
     wanted = method.survey is not None and rows is not None and method.surveyed(config)
     seen = method.survey(model, rows, config) if wanted and method.survey is not None else None
-    return layout_of(method, anatomy(model), config, seen)
+    return layout_of(method, about, config, seen)
