@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import CommonweightError, Plan, Site
+from ..core.statistics import Grams, add_squared, rows_of, tokens
 from ..methods import Method, get, head
 from ..methods import plan as make_plan
 from ..methods.shown import Shown, Statistics
@@ -109,25 +110,23 @@ def _summed(
     mine, count = list(pools.values()), 0
     with torch.enable_grad(), roster.base.current.within(roster.route(_NAME)):
         for batch in shown.batches:
-            for part in _rows(batch) if kind == "squared" else (batch,):
+            for part in rows_of(batch) if kind == "squared" else (batch,):
                 loss = _loss(roster.base.model, part, shown)
+                rows = len(next(iter(part.values())))
+                count += rows
+                if kind == "squared":
+                    add_squared(sums, loss, pools)
+                    continue
                 grads = torch.autograd.grad(loss, mine, allow_unused=True, create_graph=along is not None)
                 if along is not None:
                     product = torch.stack([(g * along[n]).sum() for n, g in zip(pools, grads) if g is not None]).sum()
                     grads = torch.autograd.grad(product, mine, allow_unused=True)
-                rows = len(next(iter(part.values())))
                 for total, g in zip(sums.values(), grads):
                     if g is not None:
-                        total.add_(g.square() if kind == "squared" else g, alpha=1 if kind == "squared" else rows)
-                count += rows
+                        total.add_(g, alpha=rows)
     if not count:
         raise CommonweightError("rows: no rows to take statistics of")
     return sums if kind == "squared" else {n: s / count for n, s in sums.items()}
-
-
-def _rows(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for i in range(len(next(iter(batch.values())))):
-        yield {k: v[i : i + 1] for k, v in batch.items()}
 
 
 def _loss(model: nn.Module, batch: Any, shown: Shown) -> Tensor:
@@ -183,17 +182,10 @@ def _channels(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, 
 @torch.no_grad()
 def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown, answers: bool) -> dict[str, Tensor]:
     base: HookedModel = roster.base
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    mask: Tensor | None = None
+    grams, mask = Grams(), None
 
     def see(name: str, x: Tensor) -> None:
-        x = x.detach()
-        if mask is not None and x.shape[: mask.dim()] == mask.shape:
-            x = x[mask]
-        x = x.reshape(-1, x.shape[-1]).double()
-        sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
-        counts[name] = counts.get(name, 0) + len(x)
+        grams.add(name, tokens(x, mask))
 
     names = dict.fromkeys(s.name.split("[")[0] for s in sites)
     handles = [base.modules[n].module.register_forward_pre_hook(partial(_came, see, n)) for n in names]
@@ -204,11 +196,11 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown, answers: bool) 
     finally:
         for h in handles:
             h.remove()
-    if not counts:
+    if not grams.counts:
         raise CommonweightError("rows: no rows to take statistics of")
-    if lost := [s.name for s in sites if s.name.split("[")[0] not in counts]:
+    if lost := [s.name for s in sites if s.name.split("[")[0] not in grams.counts]:
         raise CommonweightError(f"{lost[0]}: no token of the rows came to it; give more rows, or leave the site out")
-    return {s.name: (sums[n] / counts[n]).float() for s in sites for n in [s.name.split("[")[0]]}
+    return {s.name: grams.mean(s.name.split("[")[0]) for s in sites}
 
 
 def _counted(batch: Mapping[str, Any], answers: bool) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..adapt.tasks.base import Example, Task
 from ..core import Site
+from ..core.statistics import add_squared
 from ..host import Host
 from ..host.shown import statistics
 from ..host.weights import device_of
@@ -43,9 +44,7 @@ def squared_gradients(
         with torch.enable_grad(), host.route(name):
             for row in rows:
                 found = (loss or task.loss)(host.model, batch_of(host, task, [row]))
-                for n, g in zip(pools, torch.autograd.grad(found, list(pools.values()), allow_unused=True)):
-                    if g is not None:
-                        sums[n].add_(g.square())
+                add_squared(sums, found, pools)
         return {n: s / len(rows) for n, s in sums.items()}
     finally:
         host.remove(name)

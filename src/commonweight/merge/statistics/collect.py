@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core import CommonweightError, Rng, unknown
+from ...core.statistics import Grams, add_squared, rows_of
+from ...core.statistics import tokens as tokens_of
 from .file import FINGERPRINT, Statistics, fingerprint
 
 KINDS = ("fisher", "gram", "activations")
@@ -83,20 +85,14 @@ def _forward(model: nn.Module, batch: Batch) -> Tensor:
 def _inputs(
     model: nn.Module, batches: Sequence[Batch], kinds: Sequence[str], tokens: int, names: Callable[[str], bool]
 ) -> dict[str, Tensor]:
-    grams: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    grams = Grams("cpu")
     kept: dict[str, list[Tensor]] = {}
     mask: Tensor | None = None
 
     def see(name: str, x: Tensor) -> None:
-        x = x.detach().float()
-        if mask is not None and x.shape[: mask.dim()] == mask.shape:
-            x = x[mask]
-        x = x.reshape(-1, x.shape[-1])
-        counts[name] = counts.get(name, 0) + len(x)
+        x = tokens_of(x.float(), mask)
         if "gram" in kinds:
-            part = (x.double().T @ x.double()).cpu()
-            grams[name] = grams[name] + part if name in grams else part
+            grams.add(name, x)
         room = tokens - sum(map(len, kept.get(name, [])))
         if "activations" in kinds and room > 0:
             kept.setdefault(name, []).append(x[:room].cpu())
@@ -106,7 +102,7 @@ def _inputs(
             given = batch.get("attention_mask")
             mask = None if given is None else given.bool()
             _run(model, batch)
-    out = {f"gram/{n}": (g / counts[n]).float() for n, g in grams.items()}
+    out = {f"gram/{n}": grams.mean(n) for n in grams.sums}
     out.update({f"activations/{n}": torch.cat(parts) for n, parts in kept.items()})
     if not out:
         raise CommonweightError("the model ran no linear layer; gram and activations are of linear layers' inputs")
@@ -150,13 +146,9 @@ def _fisher(
     try:
         with torch.enable_grad():
             for batch in batches:
-                for i in range(len(next(iter(batch.values())))):
-                    row = {k: v[i : i + 1] for k, v in batch.items()}
+                for row in rows_of(batch):
                     for weight, value in _scores(_forward(model, row), row.get("labels"), labels, draw):
-                        grads = torch.autograd.grad(value, list(free.values()), retain_graph=True, allow_unused=True)
-                        for total, g in zip(sums.values(), grads):
-                            if g is not None:
-                                total.add_(g.detach().float().square().cpu(), alpha=weight)
+                        add_squared(sums, value, free, weight, again=labels == "exact")
                     count += 1
     finally:
         for n, p in free.items():
