@@ -28,3 +28,14 @@ def test_thirteen_numbers():
     assert plan.count() == 13 and plan.readers()["tinylora.v0"] == 7
     assert cw.plan("tinylora", sites, vectors=13, groups=9).count() == 7 * 13
     assert cw.plan("tinylora", sites, vectors=13).count() == 7 * 13
+
+
+def test_a_step_moves_the_core_as_far_however_many_numbers_there_are():
+    """Of Adam, which moves each number by the rate: along the signs of their gradients."""
+    moved = []
+    for u in (64, 4096):
+        tenant = cw.Host(make("llama")[0], sites=NAME).add("t", "tinylora", vectors=u)
+        (group,) = tenant.param_groups(1.0)
+        P = tenant.pools[f"{NAME}.P"]
+        moved.append(group["lr"] * (P[:, 0, 0].sign()[:, None, None] * P).sum(0)[0, 0])
+    assert 0.8 < moved[0] / moved[1] < 1.25

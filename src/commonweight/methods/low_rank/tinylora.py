@@ -38,14 +38,15 @@ def plan(sites: Sequence[Site], config: TinyLoRA) -> Plan:
 
     Shapes: v (u,), P (u, r, r) of variance 1 / r, from the seed. Linear in: v. Cost: as LoRA and u r r products.
     Source: arXiv 2602.04118, of which only what PEFT 0.21.2 says of it was at hand; factors and P as there.
-    Differs: P and U, V are in no file, but where they came from PEFT's.
+    Differs: P and U, V are in no file, but where they came from PEFT's; the rate falls as 1 / u beyond PEFT's 64
+    numbers, since all of them move the same r x r core (ours: at 3,640 it answered by chance).
     """
     r, u, kept, pools, uses = config.rank, config.vectors, config.stored, {}, []
     G = min(config.groups, len(sites))
     for i, s in enumerate(sites):
         fits("tinylora", s, r)
         v = f"{s.name}.v" if not config.groups else f"tinylora.v{group(i, len(sites), G)}"
-        pools[v] = Pool((u,), ZEROS)
+        pools[v] = Pool((u,), ZEROS, lr=min(1.0, 64 / u))  # ours: a step moves the core by u times the rate
         pools[f"{s.name}.P"] = Pool((u, r, r), Normal(r**-0.5), train=False, save=kept)
         pools[f"{s.name}.A"] = Pool((r, s.inp), BaseWeight(s.name, "V", 0.5), train=False, save=kept)
         pools[f"{s.name}.B"] = Pool((s.out, r), BaseWeight(s.name, "U", 0.5), train=False, save=kept)
