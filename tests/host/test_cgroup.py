@@ -55,4 +55,4 @@ def test_a_machine_without_control_groups(tmp_path):
 def test_the_memory_is_what_the_container_gives_of_the_machines(monkeypatch, limit, said):
     monkeypatch.setattr(room.cgroup, "limit", lambda: limit)
     monkeypatch.setattr(room.os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 10**6}.__getitem__, raising=False)
-    assert room.memory() == said
+    assert room.memory.__wrapped__() == said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from ..core import CommonweightError, Plan, Site, counted, fits, globs
@@ -16,8 +17,10 @@ _NO_ROOM = "allocate", "out of memory", "too big", "Maximum allowed dimension"  
 _PAIRS = "ranks", "ks"  # options with sizes of single sites
 
 
+@cache
 def memory() -> int:
-    """Bytes that the machine has in all, or the container where that is less; 0 where the system does not say."""
+    """Bytes that the machine has in all, or the container where that is less; 0 where the system does not say. Looked
+    up once in a process."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
