@@ -299,6 +299,13 @@ def test_more_answers_than_may_wait_are_refused_for_good():
         assert "at most 2 answers may wait" in (engine.generate([ask(None, n=3)])[0].error or "")
 
 
+def test_a_request_that_comes_while_an_engine_ends_is_answered(monkeypatch):
+    with Engine(hosted(methods={})) as engine:
+        manager = engine._manager
+        monkeypatch.setattr(manager, "submit", lambda ticket: manager.stop(block=True, hard_stop=True))
+        assert "the engine has stopped" in (engine.submit(ask(None)).answer().error or "")
+
+
 def test_the_model_is_as_before_once_it_is_closed():
     host = hosted(methods={"a": "lora"})
     how = host.model.config._attn_implementation

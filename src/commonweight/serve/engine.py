@@ -199,6 +199,9 @@ class Engine:
                     self._manager.submit(ticket)
                 else:
                     ticket.end("error", f"tenant {edition.name!r} has parameters that are no finite numbers")
+        if not self._manager.is_running():  # its thread may have told all that it knew just before
+            for ticket in tickets:
+                ticket.end("error", "the engine has stopped before this answer was finished")
         return Stream(self, tickets, pieces)
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:

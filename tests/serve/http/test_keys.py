@@ -56,12 +56,14 @@ def test_files_that_are_none(tmp_path, text, told):
     assert told in str(e.value) and str(at) in str(e.value)
 
 
-def test_a_file_that_breaks_while_it_is_read_changes_nothing(tmp_path):
+def test_a_file_that_breaks_while_it_is_read_changes_nothing(tmp_path, caplog):
     at = tmp_path / "keys.json"
     secret = made(at, "team")
     found = keys.Keys(at)
     at.write_text("{")
     assert found.find(secret) is not None and "no JSON" in (found.problem or "")
+    (said,) = caplog.records
+    assert said.getMessage() == "keys" and "the keys stay as they were" in said.told["error"]
 
 
 def test_limits():

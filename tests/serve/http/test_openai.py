@@ -218,6 +218,7 @@ def test_models(client):
 WRONG = {
     "model": ({"model": "nobody"}, 404, "NotFoundError", "model", "The model `nobody` does not exist."),
     "name": ({"model": "../a"}, 404, "NotFoundError", "model", "does not exist"),
+    "long": ({"model": "n" * 2000}, 404, "NotFoundError", "model", "no model has a name of 2,000 characters"),
     "temperature": ({"temperature": -1}, 400, "BadRequestError", "temperature", "greater than or equal to 0"),
     "text": ({"temperature": "hot"}, 400, "BadRequestError", "temperature", "valid number"),
     "tokens": ({"max_tokens": 0}, 400, "BadRequestError", "max_tokens", "wanted 1 or more"),

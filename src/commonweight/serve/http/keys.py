@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ...core import CommonweightError, safe
 from ...formats import atomic
+from .logs import say
 from .quota import Bucket, Limit, limit
 
 _FORM = "commonweight-keys"
@@ -155,7 +156,7 @@ class Guard(Protocol):
 
 class Keys:
     """The keys of a running server. A file that changes is read again at the next request, so that a key is withdrawn
-    without a new start; one that cannot be read then leaves the keys as they were, and `problem` says why."""
+    without a new start; one that cannot be read then leaves the keys as they were, and the log and `problem` say why."""
 
     def __init__(self, path: Path | None, admin: str | None = None):
         self.path, self.problem = path, None
@@ -211,5 +212,6 @@ class Keys:
             try:
                 self._keys = {k.digest: k for k in read(self.path)}
                 self.problem = None
-            except CommonweightError as e:
+            except CommonweightError as e:  # a key that was to be withdrawn may still be one
                 self.problem = str(e)
+                say("keys", 40, error=f"{e}; the keys stay as they were")

@@ -28,6 +28,7 @@ from .served import Served
 from .settings import BASE, Settings
 from .tokens import Tokens
 
+LONGEST = 1024  # characters of a tenant's name, or of a sum's
 WORKERS = 8  # threads that make texts tokens, and as many that load tenants
 
 
@@ -63,6 +64,8 @@ class Service:
         key: Key = call.state.key
         plain = not model or model in self.settings.names
         name = BASE if plain else str(model)
+        if not plain and len(name) > LONGEST:
+            raise Refused(404, f"no model has a name of {len(name):,} characters", "model")
         call.state.told["tenant"] = name if name.isprintable() else None
         try:
             asked = [name] if plain or not several(name) else list(terms(name))
