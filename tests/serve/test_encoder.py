@@ -7,13 +7,14 @@ import threading
 
 import pytest
 import torch
+import transformers as tf
 from tokenizers import processors
 from torch.nn import functional as F
 
 import commonweight as cw
 from commonweight.core import CommonweightError
 from commonweight.host import Host
-from commonweight.serve import Encoder, outputs
+from commonweight.serve import Encoder, Engine, outputs
 from commonweight.serve.engine import Full
 
 from . import encoders, served
@@ -261,3 +262,34 @@ def test_a_text_is_not_cut_to_less_than_its_frame():
         for cut, pair in ((0, None), (1, None), (2, "w4 w5")):
             with pytest.raises(CommonweightError, match=f"cannot be cut to {cut} token"):
                 asked(cut, pair)
+
+
+@pytest.mark.parametrize("kind", ["T5EncoderModel", "T5ForConditionalGeneration"])
+def test_the_encoder_of_a_t5_is_what_reads(tmp_path, kind):
+    """Also where its folder holds nothing else: of that AutoModel makes a model with a decoder at random."""
+    torch.manual_seed(3)
+    config = tf.T5Config(
+        d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=served.VOCAB, pad_token_id=0
+    )
+    model = getattr(tf, kind)(config).eval()
+    model.save_pretrained(tmp_path)
+    with Encoder(tmp_path) as encoder:
+        got = encoder.embed([[5, 6, 7]])[0]
+    with torch.no_grad():
+        want = model.get_encoder()(torch.tensor([[5, 6, 7]])).last_hidden_state[0].mean(0)
+    torch.testing.assert_close(torch.tensor(got.vector), F.normalize(want, dim=-1), atol=2e-5, rtol=1e-4)
+    with pytest.raises(
+        CommonweightError, match=r"an encoder and a decoder, which|no language model can be loaded there"
+    ):
+        Engine(tmp_path)
+
+
+def test_room_that_cannot_be_made_ends_nothing(monkeypatch, caplog):
+    with Encoder(encoders.host(encoders.bert())) as encoder:
+
+        def broken() -> None:
+            raise OSError("no disk")
+
+        monkeypatch.setattr(encoder.tenants, "trim", broken)
+        assert [encoder.embed([[5, i]])[0].error for i in (6, 7)] == [None, None] and not encoder.closed
+    assert "could not make room" in caplog.text

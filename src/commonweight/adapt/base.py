@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..builder.adapter import folder_of
-from ..builder.load import opened, speaking
+from ..builder.load import opened, reading, speaking
 from ..builder.load import tokenizer as tokenizer_at
 from ..core import CommonweightError, counted, first_line, unknown
 from ..host import Host
@@ -84,12 +84,10 @@ def open_host(
     reads it. device_map: where its parts lie, as transformers has it, see `offload`. liger: Liger's kernels, on a GPU.
     Raises: CommonweightError if the model cannot be read, or does not suit the task.
     """
-    from transformers import AutoModel
-
     get(task)
     if task in CAUSAL:
         check_alone(model, task)
-    auto = speaking(model) if task in CAUSAL else AutoModel
+    auto = speaking(model) if task in CAUSAL else reading(model)
     device, shard = pick_device(device), shards.asked(shard)
     for what, said in {"quantize": quantize, "device_map": device_map}.items() if shard else ():
         if said is not None:

@@ -98,6 +98,21 @@ def speaking(model: str | Path) -> Any:
     return next(known, tf.AutoModelForCausalLM)
 
 
+def reading(model: str | Path) -> Any:
+    """The Auto class of a model that reads: AutoModel, or AutoModelForTextEncoding for a folder of an encoder alone (a
+    `T5EncoderModel`), of which AutoModel would make the whole with a decoder at random."""
+    import transformers as tf
+
+    alone = tf.AutoModelForTextEncoding
+    try:
+        config = config_of(model)
+        kind = alone._model_mapping.get(type(config), None)
+    except (OSError, ValueError, KeyError):
+        return tf.AutoModel  # which says what is missing there
+    named = getattr(kind, "__name__", "").endswith("EncoderModel") and kind.__name__ in (config.architectures or ())
+    return alone if named else tf.AutoModel
+
+
 def tokenizer(where: str | Path, **options: Any) -> Any:
     """AutoTokenizer's; of a shared model's folder without running, or asking for, the code in it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from .outputs import Outputs
 from .readings import Classified, Embedding, Input, Ranked
 from .tenants import Tenants
 
+_LOG = logging.getLogger(__name__)
 _LENGTH = 512  # tokens of a text where neither model nor tokenizer says
 
 
@@ -265,7 +267,10 @@ class Encoder:
                 self._running = len(batch)
             self._run([r for r in batch if r.found.set_running_or_notify_cancel()])
             self._running = 0
-            self.tenants.trim()
+            try:
+                self.tenants.trim()
+            except Exception:  # texts go on being read
+                _LOG.exception("tenants that are not read could not make room")
 
     def _taken(self) -> list[Reading]:
         """The next batch, out of the queue: around the longest waiting text of the tenant whose turn is the longest

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..builder.load import opened, speaking, tokenizer
+from ..builder.load import config_of, opened, speaking, tokenizer
 from ..core import CommonweightError
 from ..host import Host
 from .request import Request
@@ -28,9 +28,15 @@ def hosted(model: Host | nn.Module | str | Path) -> tuple[Host, bool, str]:
 def loaded(model: str, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     """A language model from its folder or the hub. dtype: "auto" is the one that its files have."""
     try:
-        found = opened(speaking(model), model, dtype=dtype)
+        both = getattr(config_of(model), "is_encoder_decoder", False)
+        found = None if both else opened(speaking(model), model, dtype=dtype)
     except (OSError, ValueError) as e:
         raise CommonweightError(f"{model}: no language model can be loaded there: {str(e).splitlines()[0]}") from e
+    if found is None:
+        raise CommonweightError(
+            f"{model}: an encoder and a decoder, which continuous batching does not take; use generate, or have its "
+            "encoder read (--task embed)"
+        )
     found.eval().to(torch.device(device))  # type: ignore[arg-type]
     return found
 

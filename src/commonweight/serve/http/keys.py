@@ -156,7 +156,7 @@ class Guard(Protocol):
 
 class Keys:
     """The keys of a running server. A file that changes is read again at the next request, so that a key is withdrawn
-    without a new start; one that cannot be read then leaves the keys as they were, and the log and `problem` say why."""
+    without a new start; one that cannot be read then leaves the keys as they were: the log says why, and `problem`."""
 
     def __init__(self, path: Path | None, admin: str | None = None):
         self.path, self.problem = path, None

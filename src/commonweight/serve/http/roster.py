@@ -108,6 +108,8 @@ class Roster:
             if before is None:
                 return []
             changed = {n for n in {*now, *before} if now.get(n) != before.get(n)}
+            if not changed:
+                return []
             loaded = {r.name for r in self.engine.tenants.resident() if r.level != "store"}
             # those, too, that are being loaded at this moment: they may have been read before the change
             return [n for n in sorted(changed - loaded) if self.engine.unload(n)]
