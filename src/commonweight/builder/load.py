@@ -106,11 +106,10 @@ def reading(model: str | Path) -> Any:
     alone = tf.AutoModelForTextEncoding
     try:
         config = config_of(model)
-        kind = alone._model_mapping.get(type(config), None)
+        name = getattr(alone._model_mapping.get(type(config), None), "__name__", "")
     except (OSError, ValueError, KeyError):
         return tf.AutoModel  # which says what is missing there
-    named = getattr(kind, "__name__", "").endswith("EncoderModel") and kind.__name__ in (config.architectures or ())
-    return alone if named else tf.AutoModel
+    return alone if name.endswith("EncoderModel") and name in (config.architectures or ()) else tf.AutoModel
 
 
 def tokenizer(where: str | Path, **options: Any) -> Any:
