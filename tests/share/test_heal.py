@@ -129,6 +129,9 @@ def test_refusals(llama, bert):
     for tokens in (0, float("nan"), "2M", True):
         with pytest.raises(CommonweightError, match=r"tokens is .* wanted a whole number >= 1"):
             share.heal(pair(llama)[0], rows=ROWS, tokens=tokens)
+    for rows in ([[5, 6, 7]], "rows.jsonl", ["a text"]):
+        with pytest.raises(CommonweightError, match=r"row 0 is '.*'; wanted a row such as {'text': ...}"):
+            share.heal(pair(llama)[0], rows=rows)
     with pytest.raises(CommonweightError, match="options are of an adapter's method"):
         share.heal(pair(llama)[0], rows=ROWS, options={"rank": 2})
     with pytest.raises(CommonweightError, match="the teacher is a BertModel; wanted the model"):

@@ -90,7 +90,7 @@ def heal(
     tokenizer = prepare(tokenizer) if tokenizer is not None else tokenizer_of(model)
     kind: Any = LM if language else Features
     task: Any = kind(tokenizer, limit(model, tokenizer, numbers.max_length, kind.usual_length))
-    held, dev_held = split(list(rows), dev_rows, numbers.seed)
+    held, dev_held = split(_rows(rows), dev_rows, numbers.seed)
     train, seen = task.examples(held), task.seen
     dev = task.examples(dev_held) if dev_held else []
     task.seen = seen
@@ -124,6 +124,14 @@ def heal(
         settle(model)
     seconds = time.perf_counter() - started
     return Healed(model, seconds, steps, read[-1] if read else 0, curve, metrics, seen.note, told, host)
+
+
+def _rows(rows: Sequence[Row]) -> list[Row]:
+    """Raises: CommonweightError for what is no row."""
+    found = list(rows)
+    if wrong := next(((i, r) for i, r in enumerate(found) if not isinstance(r, Mapping)), None):
+        raise CommonweightError(f"row {wrong[0]} is {str(wrong[1])[:60]!r}; wanted a row such as {{'text': ...}}")
+    return found
 
 
 def usual(model: Any) -> Mapping[str, Any]:
