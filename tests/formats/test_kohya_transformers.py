@@ -138,3 +138,34 @@ def test_another_width_and_another_model_are_told(tmp_path):
         read(path, Naming(wide, [*wide]), lambda n: torch.zeros(wide[n]))
     with pytest.raises(cw.CommonweightError, match="made for another model"):
         read(path, Naming(SD3, [*SD3]), lambda n: torch.zeros(SD3[n]))
+
+
+WAN = {
+    **{f"blocks.11.attn{k}.{n}": (D, D) for k in (1, 2) for n in ("to_q", "to_k", "to_v", "to_out.0")},
+    "blocks.11.attn2.add_k_proj": (D, D), "blocks.11.attn2.add_v_proj": (D, D), "blocks.11.ffn.net.0.proj": (MLP, D),
+    "blocks.11.ffn.net.2": (D, MLP), "proj_out": (4, D), "condition_embedder.time_proj": (6 * D, D),
+    "condition_embedder.text_embedder.linear_1": (D, 6), "condition_embedder.time_embedder.linear_2": (D, D),
+    "condition_embedder.image_embedder.ff.net.0.proj": (D, 5), "condition_embedder.image_embedder.ff.net.2": (D, D),
+}  # fmt: skip
+ITS_OWN = [
+    *(f"blocks.11.{a}.{n}" for a in ("self_attn", "cross_attn") for n in "qkvo"), "blocks.11.cross_attn.k_img",
+    "blocks.11.cross_attn.v_img", "blocks.11.ffn.0", "blocks.11.ffn.2", "head.head", "time_projection.1",
+    "text_embedding.0", "time_embedding.2", "img_emb.proj.1", "img_emb.proj.3",
+]  # fmt: skip
+NAMES_OF_WAN = dict(zip(ITS_OWN, WAN))
+
+
+@pytest.mark.parametrize("key", [
+    lambda n, f: f"diffusion_model.{n}.lora_{f}.weight", lambda n, f: f"{n}.lora_{f}.default.weight",
+    lambda n, f: f"lora_unet_{n.replace('.', '_')}.lora_{'down' if f == 'A' else 'up'}.weight",
+])  # fmt: skip
+def test_wan_in_its_own_names(key, tmp_path):
+    """As diffusers' lora_conversion_utils.py has them."""
+    factors = {n: (rand(2, WAN[t][1]), rand(WAN[t][0], 2)) for n, t in NAMES_OF_WAN.items()}
+    save_file({key(n, f): m for n, ab in factors.items() for f, m in zip("AB", ab)}, tmp_path / "a.safetensors")
+    found = read(tmp_path / "a.safetensors", Naming(WAN, [*WAN]), lambda n: torch.zeros(WAN[n]))
+    assert set(found) == set(WAN)
+    for name, (A, B) in factors.items():
+        c = found[NAMES_OF_WAN[name]]
+        assert c.A is not None and c.B is not None and c.scale == 1
+        torch.testing.assert_close(c.B @ c.A, B @ A)

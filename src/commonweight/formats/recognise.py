@@ -97,7 +97,10 @@ def _file(path: Path) -> tuple[str, Path] | None:
     if isinstance(about, dict) and "lora_adapter_metadata" in about:
         return "kohya", path
     if any(".lora_A." in k for k in keys):
-        raise CommonweightError(f"{path}: an adapter of PEFT without its {_CONFIG}, which has the scale; copy it too")
+        raise CommonweightError(
+            f"{path}: an adapter of PEFT without its {_CONFIG}, which has the scale; copy it too. Of a model of "
+            "diffusers, whose files have none and a scale of 1, say format='kohya'"
+        )
     return None
 
 

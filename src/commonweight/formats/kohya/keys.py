@@ -15,7 +15,9 @@ _UNDERSCORED = re.compile(
 _DOTTED = re.compile(r"(unet|text_encoder(?:_\d)?|transformer(?:_\d)?|prior|diffusion_model)\.(.+)")
 _PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out|add_[qkv]_proj|to_add_out)_lora\.(down|up)\.weight")
 _OTHER = {  # diffusers' names of the factors, of its several ages -> kohya's
-    "lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "lora.down.weight": "lora_down.weight",
+    "lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight",
+    "lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight",
     "lora.up.weight": "lora_up.weight", "lora_linear_layer.down.weight": "lora_down.weight",
     "lora_linear_layer.up.weight": "lora_up.weight", "lora_magnitude_vector": "dora_scale",
     "lora_magnitude_vector.weight": "dora_scale",

@@ -1,8 +1,9 @@
-"""Names of Black Forest Labs' Flux and of Stability's SD3, which kohya's scripts train, as diffusers calls the layers.
+"""Names of Black Forest Labs' Flux, Stability's SD3 and Alibaba's Wan, in which kohya's scripts and ComfyUI train, as
+diffusers calls the layers.
 
-Their code has query, key and value in one layer, of which diffusers makes several; its last norms give scale and shift
-in the other order. Layouts: networks/lora_flux.py and lora_sd3.py of kohya's sd-scripts, library/flux_models.py and
-sd3_models.py; lora_conversion_utils.py and convert_sd3_to_diffusers.py of diffusers 0.42.1.
+Code of the first two has query, key and value in one layer, of which diffusers makes several; its last norms give
+scale and shift in the other order. Layouts: networks/lora_flux.py and lora_sd3.py of kohya's sd-scripts,
+library/flux_models.py and sd3_models.py; lora_conversion_utils.py and convert_sd3_to_diffusers.py of diffusers 0.42.1.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ _OUTER = {
     **{f"{a}_embedder_mlp_{b}": f"time_text_embed_{c}_embedder_linear_{d}"
        for a, c in (("t", "timestep"), ("y", "text")) for b, d in ((0, 1), (2, 2))},
 }  # fmt: skip
+_WAN = {
+    **{f"{a}_{k}": f"{b}_{n}" for a, b in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+       for k, n in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out_0"))},
+    "cross_attn_k_img": "attn2_add_k_proj", "cross_attn_v_img": "attn2_add_v_proj", "ffn_0": "ffn_net_0_proj",
+    "ffn_2": "ffn_net_2",
+}  # fmt: skip
+_WAN_OUTER = {
+    "head_head": "proj_out", "time_projection_1": "condition_embedder_time_proj",
+    **{f"{a}_embedding_{b}": f"condition_embedder_{a}_embedder_linear_{n}"
+       for a in ("text", "time") for b, n in ((0, 1), (2, 2))},
+    "img_emb_proj_1": "condition_embedder_image_embedder_ff_net_0_proj",
+    "img_emb_proj_3": "condition_embedder_image_embedder_ff_net_2",
+}  # fmt: skip
 _TURNED = "norm1_context_linear", "norm_out_linear"  # where they give a scale and a shift and nothing else
 
 
@@ -58,9 +72,12 @@ class Target(NamedTuple):
 
 def layers_of(name: str) -> tuple[str, ...] | None:
     """A module of the file, with underscores, as diffusers' layers; None for one that is not of these models."""
-    m = re.fullmatch(r"(?:model_diffusion_model_)?(double_blocks|single_blocks|joint_blocks)_(\d+)_(.+)", name)
+    m = re.fullmatch(r"(?:model_diffusion_model_)?((?:double_|single_|joint_)?blocks)_(\d+)_(.+)", name)
     if m is None:
-        return (_OUTER[name],) if name in _OUTER else None
+        outer = _OUTER.get(name) or _WAN_OUTER.get(name)
+        return None if outer is None else (outer,)
+    if m[1] == "blocks":
+        return (f"blocks_{m[2]}_{_WAN[m[3]]}",) if m[3] in _WAN else None
     home, layers = _BLOCKS[m[1]]
     return tuple(f"{home}_{m[2]}_{n}" for n in layers[m[3]]) if m[3] in layers else None
 
