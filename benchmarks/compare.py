@@ -51,6 +51,14 @@ REASONS = {
     "light-peft": "heads and neurons of a small encoder are cut in a run of 64 steps",
     "lst": "a ladder of width 21 from random numbers: the paper's start by pruning is not built",
     "aligner": "made for instruction following of large language models; one set of tokens serves all layers",
+    "neft": "half of the run finds the neurons, which are trained from the start in the 32 steps that are left; the "
+            "paper gives each training a run of its own",
+    "probe": "it is the head alone, what all others are measured from",
+    "read": "a side network from random numbers has 64 steps; the paper trains on whole tasks of GLUE",
+    "rpo": "341 prompts that no token of the text sees; made for some tens of them in CLIP, beside its own classifier",
+    "tinylora": "its cores are 2 x 2, four directions a layer, however many numbers weigh them; made for few",
+    "tokens": "it trains eight rows of the vocabulary, for words that are added, not for tasks",
+    "vqt": "queries gather frozen features for the head, which nothing else changes; the paper's tasks are images",
     "loha": "no rank above 1 fits, and its change is then a product of rank 1",
 }  # fmt: skip
 EARLIER = """

@@ -54,7 +54,7 @@ def _slots(d: int, config: VLPET) -> dict[str, Pool]:
     named=(),
     lr=1e-3,
     fresh="the gate begins near one half, or near one for each channel, and the adapter near zero",
-    size=("size", "gate_size"),
+    size=("gate_size", "size"),
 )
 def plan(sites: Sequence[Site], config: VLPET) -> Plan:
     """y' = G o (y + U gelu(D y + b) + c): y what a part gives before it is added, G the gate.
