@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = asked.out or HERE / "out"
     report = out / "report.html" if asked.out else HERE / "report.html"
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of a kernel that nothing here asks for
     from . import page, readme, show
 
     try:

@@ -9,6 +9,7 @@ demo; `python -m demo.chats.train` trains them anew.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     asked, console, start = options(arguments), Console(), time.perf_counter()
     OUT.mkdir(exist_ok=True)
     try:
