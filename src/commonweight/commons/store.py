@@ -249,7 +249,8 @@ class Commons:
             get = blueprint.open_all(self.folder)
             texts = [t for t in self._texts(sound=True) if t[0] not in gone]
             free(str(self.folder), gone, standing(texts, lambda e, t: Manifest.read(e.file, e, t, get)))
-            missed = {s: e.label for e in gone for s in streams.wanted(self.folder).get(e.label, ())}
+            wanted = streams.wanted(self.folder)
+            missed = {s: e.label for e in gone for s in wanted.get(e.label, ())}
             index.drop(self.folder, {e.key for e in (*gone, *lost)})
             self._unlink(sorted(gone, key=lambda e: e.version))  # the newest last: until then nothing has changed
         for stream, label in missed.items():
