@@ -14,7 +14,7 @@ from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
 from ..methods import OVER, Method, beside, head, resolve
 from ..methods import plan as make_plan
-from ..methods.shown import KINDS, Seen, Shown, Statistics
+from ..methods.shown import KINDS, NO_ROWS, Seen, Shown, Statistics
 from . import adapters, encode, files, peft, room
 from .beside import Names, Rows, chosen, others
 from .common import Common
@@ -163,7 +163,7 @@ class Host:
             if given is not None and not kind:
                 what = "begin from data" if name == "rows" else "ask for rows to keep"
                 raise CommonweightError(f"{name}: {method.name} does not {what}; leave {name} out")
-            if given is None and kind:
+            if given is None and kind and kind not in NO_ROWS:
                 told = " (`adapt --retain`)" if name == "retain" else ""
                 raise CommonweightError(
                     f"{method.name} begins from data: {KINDS[kind]}; give {name}=, batches of the model's inputs"
@@ -175,7 +175,7 @@ class Host:
         twin = None if method.twin is None else (method, method.twin(config), seed)
 
         def seen(kind: str, given: Any) -> Statistics:
-            given = given if isinstance(given, Shown) else Shown(given)
+            given = given if isinstance(given, Shown) else Shown(given or ())
             return statistics(self.roster, kind, sites, given, classes, twin) if kind else {}
 
         found = seen(kinds[0], rows), seen(kinds[1], retain)

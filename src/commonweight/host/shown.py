@@ -20,6 +20,7 @@ from .roster import Roster
 from .routes import routes
 from .tenant import Tenant
 from .weights import device_of
+from .within import head_width, within
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -37,6 +38,7 @@ def statistics(
     Gradients are those of a tenant that may change every weight, at zero: whatever a layer may store its weight in, an
     expert's or a part of a fused one, they have the site's shape. Cost: `gradient` a step of full fine-tuning a batch
     and two copies of the weights read; `squared` the same a row; `curvature` three steps of the dense tenant a batch;
+    `blocks` as `squared`, of all projections in the trunks; `projections` no pass;
     `inputs` a forward pass a batch and inp^2 a site; `routes` and `gates` a forward pass a batch.
     Raises: CommonweightError for no rows, and for a site that the rows never came to.
     """
@@ -53,6 +55,8 @@ def statistics(
             found = _twin(roster, sites, shown, labels, twin, kind == "curvature")
         elif kind in ("routes", "gates"):
             found = routes(roster.base, sites, shown, partial(_pass, roster), kind == "gates")
+        elif kind in ("blocks", "projections"):
+            found = _blocks(roster, sites, shown, labels, kind == "blocks")
         else:
             found = _gradients(roster, kind, sites, shown, labels)
     finally:
@@ -70,6 +74,23 @@ def _gradients(roster: Roster, kind: str, sites: Sequence[Site], shown: Shown, l
     plan: Plan = make_plan(full.config(), [s._replace(bias=False) for s in sites])
     with _attached(roster, full, full.config(), plan, labels, sites) as tenant:
         return _summed(roster, kind, {s.name: tenant.pools[f"{s.name}.dw"] for s in sites}, shown)
+
+
+def _blocks(
+    roster: Roster, trunks: Sequence[Site], shown: Shown, labels: int | None, squared: bool
+) -> dict[str, Tensor]:
+    """By the names of `within.within`: what is asked of each projection, and behind "=" itself, (out, inp)."""
+    parts = within(roster.base, trunks)
+    mine = [*{s.name: s for s, _ in parts.values()}.values()]
+    found = _gradients(roster, "squared", mine, shown, labels) if squared else {}
+    out: dict[str, Tensor] = {}
+    for name, (s, groups) in parts.items():
+        for key, of in ((f"{name}=", roster.base.weight), (name, found.__getitem__)):
+            if key.endswith("=") or squared:
+                w = of(s.name).detach().float().cpu()
+                heads = w.unflatten(0, (-1, head_width(roster.base, s))) if groups > 1 else w
+                out[key] = heads.repeat_interleave(groups, 0).flatten(0, 1) if groups > 1 else w
+    return out
 
 
 def _twin(

@@ -17,8 +17,11 @@ KINDS = {
     "curvature": "the Hessian of that loss by the pools that are matrices times their gradient, and the pool",
     "answers": "the same of the tokens alone that have a label, rows of which the method keeps what the model makes",
     "routes": "the share of a layer's routes, tokens times experts a token, that each expert gets, a number",
+    "blocks": "squared gradients as above, by each projection of a trunk's blocks, and the projections",
+    "projections": "the projections alone, which need no rows",
     "gates": "the mean over a layer's tokens of the weight that each expert's answer gets, 0 where it is not chosen",
 }
+NO_ROWS = frozenset({"projections"})  # those that are asked of the model alone
 Statistics = Mapping[str, Tensor]  # site -> float32
 KEPT, WEIGHT = "kept/", "weight/"  # before a site's name: of the rows to keep; the frozen weight (out, inp), float32
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import commonweight as cw
+from commonweight.methods import Shown
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -77,3 +78,75 @@ def test_a_block_to_drop_that_is_not_there():
 def test_the_width_is_a_multiple_of_the_heads():
     plan = cw.plan("lst", [cw.Site("layers.trunk", 100, 301, "trunk")], reduction=8, heads=4)
     assert plan.pools["layers.trunk.norm"].shape == (16,)
+
+
+def best(importance, n):
+    return sorted(sorted(range(len(importance)), key=lambda i: -float(importance[i].abs().sum()))[:n])
+
+
+def chained(model, importance, c, f, repeat=1):
+    """The official loop over layers of BERT's or Llama's names, with the product of the code for T5."""
+    bert = hasattr(model, "encoder")
+    at = best(importance["table"].T, c)
+    out = []
+    for block in model.encoder.layer if bert else model.model.layers:
+        a = block.attention if bert else block.self_attn
+        q, k, v = (a.self.query, a.self.key, a.self.value) if bert else (a.q_proj, a.k_proj, a.v_proj)
+        o = a.output.dense if bert else a.o_proj
+        up, down = (block.intermediate.dense, block.output.dense) if bert else (block.mlp.up_proj, block.mlp.down_proj)
+        wide = [importance[q], *(grouped(importance[p], repeat) for p in (k, v))]
+        rows = best((wide[0].double() * wide[1] * wide[2])[:, at], c)
+        qkv = [w[rows][:, at] for w in (q.weight, grouped(k.weight, repeat), grouped(v.weight, repeat))]
+        after = best(importance[o][:, rows], c)
+        hidden = best(importance[up][:, after], f)
+        at = best(importance[down][:, hidden], c)
+        out.append((torch.cat(qkv), o.weight[after][:, rows], up.weight[hidden][:, after], down.weight[at][:, hidden]))
+    return [torch.stack(s) for s in zip(*out)]
+
+
+def grouped(w, repeat, head=8):
+    """As many rows as the queries have: keys and values of `head` numbers, each `repeat` times."""
+    return torch.cat([h for h in w.split(head) for _ in range(repeat)]) if repeat > 1 else w
+
+
+@pytest.mark.parametrize("start", ["rows", "weights"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_begins_as_what_matters_most(kind, start):
+    model, batch = make(kind)
+    host = cw.Host(model)
+    ids = batch["input_ids"][:3]
+    given = {"rows": Shown([{"input_ids": ids}], lambda m, b: m(**b)[0].square().mean())} if start == "rows" else {}
+    tenant = host.add("t", "lst", reduction=4, heads=2, expansion=1.5, start=start, **given)
+    assert tenant.config.start == "given"
+    parts = {m: m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    parts["table"] = model.get_input_embeddings().weight
+    importance = {n: w.detach().clone() for n, w in parts.items()}
+    if start == "rows":
+        importance = {n: torch.zeros_like(w) for n, w in parts.items()}
+        model.requires_grad_(True)
+        for row in ids:
+            found = torch.autograd.grad(model(row[None])[0].square().mean(), list(parts.values()), allow_unused=True)
+            for total, g in zip(importance.values(), found):
+                total += 0 if g is None else g**2
+    home = "encoder.layer.trunk" if kind == "bert" else "model.layers.trunk"
+    c = tenant.pools[f"{home}.norm"].shape[0]
+    repeat = 1 if kind == "bert" else model.config.num_attention_heads // model.config.num_key_value_heads
+    for slot, want in zip(("qkv", "O", "U", "D"), chained(model, importance, c, round(1.5 * c), repeat)):
+        torch.testing.assert_close(tenant.pools[f"{home}.{slot}"], want, msg=slot)
+
+
+def test_a_sum_of_logarithms_keeps_what_matters_least():
+    """The released code for BERT ranks rows by |log a + log b + log c|."""
+    found = torch.tensor([[1e-2, 1e-2], [1e-4, 1e-4]])
+    assert best(found * found * found, 1) == [0] and best(3 * found.log(), 1) == [1]
+
+
+def test_a_start_that_cannot_be():
+    host = cw.Host(make("gpt2")[0])
+    with pytest.raises(cw.CommonweightError, match=r"h\.0: no single layer is its query .* take start='random'"):
+        host.add("t", "lst", reduction=4, heads=2, start="weights")
+    host = cw.Host(make("bert")[0])
+    with pytest.raises(cw.CommonweightError, match=r"lst begins from data: .* give rows="):
+        host.add("t", "lst", reduction=4, heads=2, start="rows")
+    with pytest.raises(cw.CommonweightError, match=r"trunk\[0\].up: \d+ rows, of which \d+ were to be left"):
+        host.add("t", "lst", reduction=1, heads=2, expansion=9.0, start="weights")
