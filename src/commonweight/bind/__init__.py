@@ -6,7 +6,7 @@ from .anchored import Anchored
 from .beside_trunk import Guidance, Ladder, OverDepth, narrow
 from .bottleneck import Bottleneck, Parallel, Weighed
 from .branch import Before, Mapped, Projected, Step, Times
-from .channels import ChannelMix
+from .channels import ChannelMix, StreamMix
 from .coded import Coded
 from .contrast import Contrast, Doubled, Twice
 from .copied import Copy
@@ -107,6 +107,7 @@ __all__ = [
     "SoftTokens",
     "SoftTopK",
     "Step",
+    "StreamMix",
     "Streams",
     "ThinHead",
     "ThinTable",

@@ -69,9 +69,9 @@ def choose(c: Comparison, host: Host) -> Choice:
     left_out = []
     for name in c.methods:
         options = c.options.get(name, {})
-        resolve(name, options)
+        method, config = resolve(name, options)
         try:
-            sites = host.sites_for(get(name), c.sites)
+            sites = host.sites_for(method.of(config), c.sites)
             if not c.budgets:
                 one = _default(name, sites, options, c.codec)
                 found[name, ""] = (one, ["default"])

@@ -50,7 +50,8 @@ class Job:
         return {"text_column": self.text_column, "label_column": self.label_column}
 
     def sites_on(self, host: Host) -> Sequence[Site]:
-        return host.sites_for(get(self.method), self.sites)
+        found, config = resolve(self.method, self.options)
+        return host.sites_for(found.of(config), self.sites)
 
     def plan_on(self, host: Host) -> Plan:
         _, config = resolve(self.method, self.options)

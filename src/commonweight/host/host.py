@@ -119,9 +119,10 @@ class Host:
             return self._over(name, *OVER.resolve(method, options), over or (), seed, labels, given)
         found, config = resolve(method, options)
         held, more = chosen(self.base, modules_to_save, token_rows)
-        mine = others(self.base, self.sites_for(found, sites), held)
+        reads = found.of(config)
+        mine = others(self.base, self.sites_for(reads, sites), held)
         if found.asks(config) or found.kept(config):
-            mine = [s for s in mine if s.kind in (*found.kinds, *found.named)]
+            mine = [s for s in mine if s.kind in (*reads.kinds, *reads.named)]
         room.asked(found, config, mine)
         invocable(self.base, config)
         asked = config
@@ -238,7 +239,8 @@ class Host:
             read = base.chosen if sites is None else base.sites_of(sites)
             return coverage(base, "the host", read, None)
         method, config = resolve(of.name if isinstance(of, Method) else of, options)
-        read = base.sites_for(method, sites) if method.kinds and (sites is not None or base.reads(method)) else []
+        there = bool(method.kinds) and (sites is not None or base.reads(method))
+        read = base.sites_for(method.of(config), sites) if there else []
         held = chosen(base, modules_to_save, None)
         room.asked(method, config, read)
         try:

@@ -18,6 +18,7 @@ from ..methods import plan as make_plan
 from ..methods.shown import Shown, Statistics
 from .roster import Roster
 from .routes import routes
+from .streams import Streams
 from .tenant import Tenant
 from .weights import device_of
 from .within import head_width, within
@@ -50,6 +51,8 @@ def statistics(
             found = _inputs(roster, sites, shown, kind == "answers")
         elif kind == "channels":
             found = _channels(roster, sites, shown)
+        elif kind == "streams":
+            found = _streams(roster, sites, shown)
         elif kind in ("twin", "curvature"):
             assert twin is not None
             found = _twin(roster, sites, shown, labels, twin, kind == "curvature")
@@ -159,45 +162,68 @@ def _loss(model: nn.Module, batch: Any, shown: Shown) -> Tensor:
     return loss
 
 
+class Norms:
+    """The norm of each channel over the tokens of a class, the mean over classes, by name.
+
+    Rows are of the class that "labels" says, (rows,) whole numbers; without such all are of one."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, int], Tensor] = {}
+        self.mask: Tensor | None = None
+        self.rows: list[int] = []
+
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        given, labels = batch.get("attention_mask"), batch.get("labels")
+        self.mask = None if given is None else given.bool()
+        self.rows = [0] * len(next(iter(batch.values())))
+        if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point():
+            self.rows = labels.tolist()
+
+    def see(self, name: str, y: Tensor) -> None:
+        for i, (k, found) in enumerate(zip(self.rows, y.detach().double())):
+            if self.mask is not None and found.shape[:1] == self.mask.shape[1:]:
+                found = found[self.mask[i]]
+            squares = found.reshape(-1, found.shape[-1]).square().sum(0)
+            self.sums[name, k] = self.sums[name, k] + squares if (name, k) in self.sums else squares
+
+    def found(self) -> dict[str, Tensor]:
+        """Float32. Raises: CommonweightError for no rows."""
+        if not self.sums:
+            raise CommonweightError("rows: no rows to take statistics of")
+        names = dict.fromkeys(n for n, _ in self.sums)
+        return {n: torch.stack([v.sqrt() for (m, _), v in self.sums.items() if m == n]).mean(0).float() for n in names}
+
+
 @torch.no_grad()
 def _channels(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Tensor]:
-    """Rows are of the class that "labels" says, (rows,) whole numbers; without such all are of one."""
     base: HookedModel = roster.base
-    sums: dict[tuple[str, int], Tensor] = {}
-    mask: Tensor | None = None
-    rows: list[int] = []
-
-    def see(name: str, y: Tensor) -> None:
-        for i, (k, found) in enumerate(zip(rows, y.detach().double())):
-            if mask is not None and found.shape[:1] == mask.shape[1:]:
-                found = found[mask[i]]
-            squares = found.reshape(-1, found.shape[-1]).square().sum(0)
-            sums[name, k] = sums[name, k] + squares if (name, k) in sums else squares
-
+    norms = Norms()
     names = dict.fromkeys(s.name.split("[")[0] for s in sites)
-    handles = [base.modules[n].module.register_forward_hook(partial(_gave, see, n)) for n in names]
+    handles = [base.modules[n].module.register_forward_hook(partial(_gave, norms.see, n)) for n in names]
     try:
         for batch in shown.batches:
-            given, labels = batch.get("attention_mask"), batch.get("labels")
-            mask = None if given is None else given.bool()
-            rows = [0] * len(next(iter(batch.values())))
-            if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point():
-                rows = labels.tolist()
+            norms.begin(batch)
             _pass(roster, batch, shown)
     finally:
         for h in handles:
             h.remove()
-    if not sums:
-        raise CommonweightError("rows: no rows to take statistics of")
-    out = {}
+    found, out = norms.found(), {}
     for s in sites:
         name = s.name.split("[")[0]
-        found = [v.sqrt() for (n, _), v in sums.items() if n == name]
-        if not found:
+        if name not in found:
             raise CommonweightError(f"{s.name}: no token of the rows came to it; give more rows, or leave the site out")
-        mean = torch.stack(found).mean(0)
-        out[s.name] = (mean if s.rows is None else mean[s.rows[0] : s.rows[1]]).float()
+        out[s.name] = found[name] if s.rows is None else found[name][s.rows[0] : s.rows[1]]
     return out
+
+
+@torch.no_grad()
+def _streams(roster: Roster, sites: Sequence[Site], shown: Shown) -> dict[str, Tensor]:
+    norms = Norms()
+    with Streams(roster.base, sites, norms.see):
+        for batch in shown.batches:
+            norms.begin(batch)
+            _pass(roster, batch, shown)
+    return norms.found()
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,7 +41,7 @@ class Method:
     tenant that has begun, first values of pools). keeps: of a config, the kind of the statistic of other rows, of which
     the method keeps what the model makes; "" where it needs none. twin: of a config, that of the dense tenant of
     whose pools the kinds "twin" and "curvature" are. derived: of a method over tenants, (config, plan, its pools) ->
-    those that are worked out of its tenants'.
+    those that are worked out of its tenants'. reading: of a config, those of kinds and roles that are not the default.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Method:
     begin: Callable[[Any, Sequence[Site], Statistics], tuple[Any, Mapping[str, Tensor]]] | None = None
     twin: Callable[[Any], Any] | None = None
     derived: Callable[[Any, Plan, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    reading: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
 
     def __reduce__(self) -> Any:
         """What is registered goes by its name: a method's functions may have none that a pickle could find them by."""
@@ -81,6 +82,11 @@ class Method:
     def asks(self, config: Any) -> str:
         """The statistic of rows that a tenant of this config begins from; "" where it needs none."""
         return self.wants(config) if self.wants is not None else ""
+
+    def of(self, config: Any) -> Method:
+        """The method with the kinds and roles that a config reads."""
+        other = self.reading(config) if self.reading is not None else {}
+        return replace(self, **other) if other else self
 
     def scheduled(self, config: Any, plan: Plan) -> Schedule | None:
         """What a tenant of this config and plan does between the steps of a training run."""
@@ -162,10 +168,11 @@ def plan(method: str | Any, sites: Sequence[Site], *, seed: int = 0, **options: 
     2097152
     """
     found, cfg = resolve(method, options)
-    mine = tuple(s for s in sites if s.kind in (*found.kinds, *found.named))
-    if found.kinds and not mine:
+    kinds = found.of(cfg).kinds
+    mine = tuple(s for s in sites if s.kind in (*kinds, *found.named))
+    if kinds and not mine:
         raise CommonweightError(
-            f"{found.name}: no site of kind {' or '.join(found.kinds)} among {counted(len(sites), 'site')}"
+            f"{found.name}: no site of kind {' or '.join(kinds)} among {counted(len(sites), 'site')}"
         )
     return _plan(found, mine, cfg, seed)
 

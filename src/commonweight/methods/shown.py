@@ -13,6 +13,8 @@ KINDS = {
     "squared": "the sum over rows of the squared gradient of each row's loss by each weight, (out, inp)",
     "inputs": "X^T X / n of the n tokens that come into each layer, (inp, inp)",
     "channels": "the norm of each channel of what a layer gives, over the tokens of a class; the mean over classes",
+    "streams": "the same of the sum of what a block is given and its attention gives, by the norm that is given it, or "
+    "where norms stand before by attention<norm",
     "twin": "the mean gradient of the loss by each pool of a dense tenant, and the pool",
     "curvature": "the Hessian of that loss by the pools that are matrices times their gradient, and the pool",
     "answers": "the same of the tokens alone that have a label, rows of which the method keeps what the model makes",

@@ -105,6 +105,24 @@ def test_formula():
         torch.testing.assert_close(got, other(x), rtol=1e-4, atol=1e-5)
 
 
+def test_other_running_statistics_are_a_scale_and_a_shift():
+    """What a tenant with a mean and a variance of its own would say, said by dw and db."""
+    model = net()
+    host, other = cw.Host(model), net()
+    tenant = host.add("t", "mobiletl", blocks=1)
+    norm, theirs = model.layer[2]["norm3"], other.layer[2]["norm3"]
+    theirs.running_mean.normal_(0, 1)
+    theirs.running_var.uniform_(0.1, 3)
+    with torch.no_grad():
+        s = ((norm.running_var + norm.eps) / (theirs.running_var + norm.eps)).sqrt()
+        db = norm.weight * (norm.running_mean - theirs.running_mean) / (theirs.running_var + norm.eps).sqrt()
+        tenant.pools["layer.2.norm3.dw"].copy_(norm.weight * s - norm.weight)
+        tenant.pools["layer.2.norm3.db"].copy_(db)
+        x = torch.randn(2, 8, 5, 5)
+        with host.route("t"):
+            torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
+
+
 def test_bits_are_packed():
     mask = torch.rand(3, 7) > 0.5
     assert packed(mask).shape == (3,) and torch.equal(unpacked(packed(mask), mask.shape), mask)

@@ -59,8 +59,10 @@ def plan(sites: Sequence[Site], config: MobileTL) -> Plan:
     beside it: `labels=`, or `modules_to_save=`.
     Source: the abstract and the caption of figure 2 of arXiv 2212.03246; there is no code, and the text could not be
     read. Differs: a block is what bears the first run of numbers in a name (layer.3, blocks.5.0), of any model, where
-    theirs are inverted residual blocks; linear layers train as convolutions do; the running mean and variance of the
-    last norm stay the base's, which other tenants read. The rate is ours.
+    theirs are inverted residual blocks; linear layers train as convolutions do. The last norm's running mean and
+    variance stay the base's, which other tenants read, and nothing is lost by it: with others, m' and v', a norm says
+    what w' = w s, b' = b + w (m - m') / sqrt(v' + e) say with m and v, s = sqrt((v + e) / (v' + e)), and dw and db are
+    there to be trained. So there is no norming by the batch's own numbers in training either. The rate is ours.
     """
     pools, uses = {}, []
     for block in by_block(sites)[-config.blocks :]:
