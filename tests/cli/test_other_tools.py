@@ -94,6 +94,17 @@ def test_what_needs_an_error_is_written_when_one_is_allowed(at, capsys):
     assert code == 0 and out.startswith(f"{at / 'o.gguf'}: gguf")
 
 
+def test_a_part_is_of_pipelines_alone(at, capsys):
+    args = "export", at / "own.safetensors", "--base", at / "base", "--out", at / "o", "--format"
+    for more, says in (
+        (("gguf", "--part", "unet"), "--part is of diffusers and kohya; gguf has one model alone"),
+        (("kohya",), "LlamaForCausalLM: kohya holds adapters of a pipeline's models"),
+        (("kohya", "--part", "../te"), "part='../te': wanted what kohya calls a model: unet, te, te1"),
+    ):
+        code, _, err = call(capsys, *args, *more)
+        assert code == 2 and says in " ".join(err.split()) and not (at / "o").exists()
+
+
 def test_a_unet_of_diffusers(tmp_path, capsys):
     diffusers = pytest.importorskip("diffusers")
     unet = diffusers.UNet2DConditionModel(
@@ -106,6 +117,10 @@ def test_a_unet_of_diffusers(tmp_path, capsys):
     save_file({f"{at}.lora_up.weight": torch.ones(16, 2), f"{at}.lora_down.weight": torch.ones(2, 16)}, tmp_path / "k")
     code, out, err = call(capsys, "store", "import", tmp_path / "s", tmp_path / "k", "--model", tmp_path / "unet")
     assert (code, out.split(":")[0]) == (0, "k@1"), err
+    for format in ("diffusers", "kohya"):
+        args = "export", tmp_path / "k", "--format", format, "--base", tmp_path / "unet", "--out", tmp_path / format
+        code, out, err = call(capsys, *args)
+        assert code == 0 and out.startswith(f"{tmp_path / format}: {format}, "), err
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "_class_name": "Nothing"}))
     code, _, err = call(capsys, "store", "import", tmp_path / "s", tmp_path / "k", "--model", tmp_path / "unet")

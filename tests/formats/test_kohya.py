@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import commonweight as cw
 from commonweight.formats.kohya import keys, modules
+from tests.laws.subjects import stir
 
 Q, MLP = "text_model_encoder_layers_0_self_attn_q_proj", "text_model_encoder_layers_1_mlp_fc1"
 
@@ -275,3 +277,90 @@ def test_diffusers_itself_gives_the_same(tmp_path):
             got = host.model(x, 3, text).sample
     assert (got - base).abs().max() > 1e-3
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_patterns_of_the_metadata_are_regular_expressions_as_peft_has_them(host, tmp_path):
+    """diffusers writes a module of another rank as ``^name``, so that no other name ends alike."""
+    tensors = {k.replace("lora_te_", ""): v for k, v in lora(alpha=None).items()}
+    down, up = (tensors[f"{Q}.lora_{d}.weight"] for d in ("down", "up"))
+    at = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    short = r"^text_model\.encoder\.layers\.0\.self_attn\.q_proj"
+    about = {"text_encoder.r": 8, "text_encoder.lora_alpha": 8, "text_encoder.rank_pattern": {short: 4},
+             "text_encoder.alpha_pattern": {short: 2}}  # fmt: skip
+    path = put(tmp_path, {f"{at}.lora_A.weight": down, f"{at}.lora_B.weight": up},
+               {"lora_adapter_metadata": json.dumps(about)})  # fmt: skip
+    host.load_adapter(path, "t")
+    q = site(host, "0.self_attn.q_proj")
+    torch.testing.assert_close(host.merged("t")[f"{q}.weight"], host.weight(q) + 0.5 * up @ down)
+    about["text_encoder.alpha_pattern"] = {"(": 2}
+    path = put(tmp_path, {f"{at}.lora_A.weight": down, f"{at}.lora_B.weight": up},
+               {"lora_adapter_metadata": json.dumps(about)})  # fmt: skip
+    with pytest.raises(cw.CommonweightError, match=r"safetensors: metadata: the pattern '\(' is not a regular"):
+        host.load_adapter(path, "u")
+
+
+@pytest.mark.parametrize("method, options", [("lora", {"rank": 3, "alpha": 7}), ("dora", {"rank": 3}), ("vera", {})])
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_a_tenant_goes_out_and_comes_back(format, method, options, host, tmp_path):
+    stir(host.add("t", method, sites="*.q_proj|*.out_proj|*.fc1", **options))
+    path = host.export("t", tmp_path / "t.safetensors", format)
+    with safe_open(path, "pt") as f:
+        part = {"diffusers": "text_encoder.", "kohya": "lora_te_text_model_"}[format]
+        assert all(k.startswith(part) for k in f.keys())
+    back = cw.Host(clip())
+    back.load_adapter(path, "b")
+    for key, w in host.merged("t").items():
+        torch.testing.assert_close(back.merged("b")[key], w, rtol=1e-5, atol=1e-6)
+    with pytest.raises(cw.CommonweightError, match="is there already"):
+        host.export("t", path, format)
+    second = host.export(
+        "t", tmp_path / "u.safetensors", format, part={"diffusers": "text_encoder_2"}.get(format, "te2")
+    )
+    with safe_open(second, "pt") as f:
+        assert all(k.startswith(("text_encoder_2.", "lora_te2_")) for k in f.keys())
+
+
+def test_queries_that_diffusers_would_leave_out_are_told(host, tmp_path):
+    stir(host.add("t", "lora", rank=2, sites="*.q_proj|*.fc1"))
+    with pytest.warns(UserWarning, match=r"q_proj and 1 more: diffusers 0.42.1 leaves out .*format='diffusers'"):
+        host.export("t", tmp_path / "k", "kohya")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        host.export("t", tmp_path / "d", "diffusers")
+
+
+def test_what_has_no_place_in_such_a_file_is_refused(host, tmp_path):
+    from tests.models import make
+
+    stir(host.add("b", "lora", rank=2, bias=True, sites="*.q_proj"))
+    with pytest.raises(cw.CommonweightError, match=r"changes its bias, which kohya's LoRA cannot; use diffusers"):
+        host.export("b", tmp_path / "a", "kohya")
+    stir(host.add("i", "ia3", sites="*.q_proj"))
+    with pytest.raises(cw.CommonweightError, match=r"ia3 is no product of two factors there.*tolerance=0.01"):
+        host.export("i", tmp_path / "a", "diffusers")
+    with pytest.raises(cw.CommonweightError, match=r"part='unet/..': wanted what kohya calls a model: unet, te"):
+        host.export("b", tmp_path / "a", "kohya", part="unet/..")
+    other = cw.Host(make("llama")[0])
+    other.add("t", "lora", rank=2)
+    with pytest.raises(cw.CommonweightError, match=r"LlamaForCausalLM: kohya holds adapters of a pipeline's models"):
+        other.export("t", tmp_path / "a", "kohya")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "name, wanted, plain",
+    [
+        ("down_blocks_0_resnets_0_conv1", "input_blocks_1_0_in_layers_2", ()),
+        ("down_blocks_0_downsamplers_0_conv", "input_blocks_3_0_op", ()),
+        ("down_blocks_2_resnets_1_conv_shortcut", "input_blocks_8_0_skip_connection", ()),
+        ("mid_block_attentions_0_proj_in", "middle_block_1_proj_in", ()),
+        ("mid_block_resnets_1_conv2", "middle_block_2_out_layers_3", ()),
+        ("up_blocks_0_upsamplers_0_conv", "output_blocks_2_2_conv", ()),
+        ("up_blocks_0_upsamplers_0_conv", "output_blocks_2_1_conv", (0,)),
+        ("up_blocks_1_attentions_2_proj_out", "output_blocks_5_1_proj_out", (0,)),
+        ("up_blocks_0_resnets_0_time_emb_proj", "output_blocks_0_0_emb_layers_1", ()),
+        ("time_embedding_linear_1", "time_embedding_linear_1", ()),
+    ],
+)
+def test_stabilitys_names_of_diffusers_layers(name, wanted, plain):
+    assert keys.stability_name(name, 2, plain) == wanted

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import commonweight as cw
 from tests.host.test_layouts import same
@@ -237,3 +238,79 @@ def test_kohyas_file_as_diffusers_reads_it(tmp_path):
     host.load_adapter(tmp_path / "k.safetensors", "t")
     with torch.no_grad(), host.route("t"):
         torch.testing.assert_close(runs(batch)(host.model), want, rtol=1e-4, atol=1e-4)
+
+
+TENANTS = {
+    "lora": ("lora", {"rank": 3, "alpha": 7, "ranks": (("*to_q", 2), ("*to_out.0", 5))}),
+    "dora": ("dora", {"rank": 3, "alpha": 7}),
+    "vera": ("vera", {"rank": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", TENANTS)
+@pytest.mark.parametrize("name, pipeline", [("unet", "StableDiffusionPipeline"), ("sd3", "StableDiffusion3Pipeline")])
+def test_our_file_in_a_pipeline_of_diffusers(name, pipeline, kind, tmp_path):
+    method, options = TENANTS[kind]
+    model, batch = made(name)
+    host = cw.Host(model)
+    stir(host.add("t", method, sites="*.to_q|*.to_v|*.to_out.0", **options))
+    with torch.no_grad():
+        base = runs(batch)(host.model)
+        with host.route("t"):
+            want = runs(batch)(host.model)
+    path = host.export("t", tmp_path / "t.safetensors", "diffusers")
+    part = "unet" if name == "unet" else "transformer"
+    theirs = made(name)[0]
+    state, *more = getattr(D, pipeline).lora_state_dict(path, return_lora_metadata=True)
+    metadata = more[-1]
+    assert {k.split(".")[0] for k in state} == {part}
+    theirs.load_lora_adapter(state, prefix=part, metadata=metadata)
+    with torch.no_grad():
+        torch.testing.assert_close(runs(batch)(theirs), want, rtol=1e-4, atol=1e-4)
+        bare = made(name)[0]  # without the metadata: alpha is the rank everywhere
+        bare.load_lora_adapter(state, prefix=part)
+        torch.testing.assert_close(runs(batch)(bare), want, rtol=1e-4, atol=1e-4)
+    assert (want - base).abs().max() > 1e-3
+    back = cw.Host(made(name)[0])
+    back.load_adapter(path, "b")
+    with torch.no_grad(), back.route("b"):
+        torch.testing.assert_close(runs(batch)(back.model), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_xl"])
+def test_our_kohyas_file_of_a_unet_as_diffusers_reads_it(name, tmp_path):
+    model, batch = made(name)
+    host = cw.Host(model)
+    stir(host.add("t", "lora", rank=3, sites="*.to_q|*.conv1|*.proj_in|*.net.2"))
+    with torch.no_grad(), host.route("t"):
+        want = runs(batch)(host.model)
+    path = host.export("t", tmp_path / "t.safetensors", "kohya")
+    with safe_open(path, "pt") as f:  # kohya's scripts know SDXL by Stability's names
+        assert any(k.startswith("lora_unet_input_blocks_3_1_") for k in f.keys()) == (name == "unet_xl")
+    theirs = made(name)[0]
+    state, alphas = D.StableDiffusionPipeline.lora_state_dict(path, unet_config=theirs.config)
+    D.StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(runs(batch)(theirs), want, rtol=1e-4, atol=1e-4)
+    back = cw.Host(made(name)[0])
+    back.load_adapter(path, "b")
+    with torch.no_grad(), back.route("b"):
+        torch.testing.assert_close(runs(batch)(back.model), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_our_file_of_a_text_encoder_in_a_pipeline(format, tmp_path):
+    from tests.formats.test_kohya import IDS, clip
+
+    host = cw.Host(clip())
+    ranks = (("*.fc1", 2),) if format == "diffusers" else ()
+    stir(host.add("t", "lora", rank=3, alpha=7, ranks=ranks, sites="*_proj|*.fc1"))
+    path = host.export("t", tmp_path / "t.safetensors", format)
+    theirs = clip()
+    state, alphas, metadata = D.StableDiffusionPipeline.lora_state_dict(path, return_lora_metadata=True)
+    D.StableDiffusionPipeline.load_lora_into_text_encoder(
+        state, network_alphas=alphas, text_encoder=theirs, prefix="text_encoder", metadata=metadata
+    )
+    with torch.no_grad(), host.route("t"):
+        want = host.model(IDS).last_hidden_state
+        torch.testing.assert_close(theirs(IDS).last_hidden_state, want, rtol=1e-4, atol=1e-4)

@@ -19,16 +19,20 @@ For mlx-lm, `mlx_lm.generate --model ./base --adapter-path legal-mlx`:
 
   commonweight export legal.safetensors --format mlx --base ./base --out legal-mlx
 
+For a pipeline of diffusers, `pipe.load_lora_weights("style.safetensors")`; kohya is for ComfyUI and its like:
+
+  commonweight export style-own.safetensors --format diffusers --base ./sdxl/unet --out style.safetensors
+
 For PEFT, at most rank 16, or an error:
 
   commonweight export legal.safetensors --format peft --base ./base --rank 16 --tolerance 0.05 --out legal-peft
 """
-FORMATS = "peft", "gguf", "mlx"
+FORMATS = "peft", "gguf", "mlx", "diffusers", "kohya"
 
 
 def command(
     tenant: Annotated[Path, typer.Argument(help="A tenant's file, or an adapter of any tool that is read here.")],
-    format: Annotated[str, typer.Option(help="peft or mlx (folders), or gguf (a file).")],
+    format: Annotated[str, typer.Option(help="peft or mlx (folders); gguf, diffusers or kohya (a file).")],
     base: Annotated[str, typer.Option(help="The tenant's base: a folder, or a name on the hub.")],
     out: Annotated[Path, typer.Option(help="The folder or file to write.")],
     rank: Annotated[
@@ -37,16 +41,22 @@ def command(
     tolerance: Annotated[
         float | None, typer.Option(help="Relative error allowed at each weight, such as 0.01.", min=0)
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="What diffusers or kohya call the model in its pipeline, such as text_encoder_2 or te2."),
+    ] = None,
     task: Annotated[str | None, typer.Option(help=f"How the base is opened: {bases.TASKS}.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file or adapter folder.")] = False,
 ) -> None:
-    """Write a tenant as an adapter of PEFT, llama.cpp (GGUF) or mlx-lm."""
-    from ..core import unknown
+    """Write a tenant as an adapter of PEFT, llama.cpp (GGUF), mlx-lm, diffusers or kohya's scripts."""
+    from ..core import CommonweightError, unknown
     from ..formats import atomic
     from . import early
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    if part is not None and format not in ("diffusers", "kohya"):
+        raise CommonweightError(f"--part is of diffusers and kohya; {format} has one model alone. Leave it out")
     early.files([tenant])
     early.model(base)
     early.task(task)
@@ -54,7 +64,7 @@ def command(
 
     host: Any = bases.open_base(base, task, pool=_pool(tenant))
     name = host.load_adapter(tenant, "tenant").name
-    asked = {k: v for k, v in (("rank", rank), ("tolerance", tolerance)) if v is not None}
+    asked = {k: v for k, v in (("rank", rank), ("tolerance", tolerance), ("part", part)) if v is not None}
     host.export(name, out, format, overwrite=overwrite, **asked)
     files = [p for p in out.iterdir() if p.is_file()] if out.is_dir() else [out]
     typer.echo(f"{out}: {format}, {sum(p.stat().st_size for p in files):,} bytes")

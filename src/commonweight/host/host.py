@@ -424,10 +424,12 @@ class Host:
         return adapters.load_adapter(self.roster, Path(path), name, how)
 
     def export(self, name: str, path: str | PathLike[str], format: str = "peft", **options: Any) -> Path:
-        """Writes a tenant as an adapter of another tool: ``"peft"`` or ``"mlx"`` (folders), ``"gguf"`` (a file).
+        """Writes a tenant as an adapter of another tool: ``"peft"`` or ``"mlx"`` (folders), ``"gguf"``, ``"diffusers"``
+        or ``"kohya"`` (a file).
 
         Options: overwrite; rank and tolerance, for the nearest low rank of what is no product of two factors; of peft
-        also those of `export_peft`. Raises: CommonweightError for what the format cannot say.
+        also those of `export_peft`; of the last two also part, what they call this model in its pipeline. Raises:
+        CommonweightError for what the format cannot say.
         """
         base = self.base
         served(self[name])

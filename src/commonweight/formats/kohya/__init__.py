@@ -1,7 +1,10 @@
-"""LoRA files of kohya's scripts, LyCORIS (LoCon, LoHa, LoKr, full, norms, GLoRA, (IA)3, OFT) and diffusers."""
+"""LoRA files of kohya's scripts, LyCORIS (LoCon, LoHa, LoKr, full, norms, GLoRA, (IA)3, OFT) and diffusers; LoRA and
+DoRA out."""
 
 from __future__ import annotations
 
+from .keys import stability_name
 from .reading import Naming, read
+from .writing import PARTS, diffusers, kohya, part_of
 
-__all__ = ["Naming", "read"]
+__all__ = ["PARTS", "Naming", "diffusers", "kohya", "part_of", "read", "stability_name"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -25,6 +25,11 @@ _OTHER = {  # diffusers' names of the factors, of its several ages -> kohya's
 _LONGEST = sorted((*_OTHER, *SLOTS), key=len, reverse=True)
 
 _PLAIN = "lora_", "lora.", "hada_", "lokr_"
+
+_RESNET = {  # diffusers' name of a layer in a block of convolutions -> Stability's
+    "conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1",
+    "conv_shortcut": "skip_connection",
+}  # fmt: skip
 
 Group = dict[str, dict[str, Tensor]]
 
@@ -75,9 +80,7 @@ def diffusers_name(name: str, layers: int) -> str:
     if m is None:
         return name
     rest, inner = m[4], int(m[3]) if m[3] else -1
-    for old, new in (("in_layers_2", "conv1"), ("out_layers_3", "conv2"), ("emb_layers_1", "time_emb_proj")):
-        rest = rest.replace(old, new)
-    rest = rest.replace("skip_connection", "conv_shortcut")
+    rest = next((ours for ours, theirs in _RESNET.items() if rest == theirs), rest)
     if m[1] == "middle_block":
         at = {0: "resnets_0", 1: "attentions_0", 2: "resnets_1"}.get(int(m[2]))
         tail = f"{m[3]}_{rest}" if m[3] else rest
@@ -90,3 +93,24 @@ def diffusers_name(name: str, layers: int) -> str:
         return name
     kind, at = ("resnets", "attentions", "upsamplers")[inner], i % (layers + 1) if inner < 2 else 0
     return f"{side}_{i // (layers + 1)}_{kind}_{at}_{rest}"
+
+
+def stability_name(name: str, layers: int, plain: Collection[int] = ()) -> str:
+    """The way back: diffusers' module of a UNet, ``down_blocks_1_attentions_0_...``, in Stability's own names; what has
+    none there as it is. layers: the UNet's layers_per_block; plain: its blocks upwards that have no attention."""
+    if m := re.fullmatch(r"(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)", name):
+        block, kind, at = int(m[2]), m[3], int(m[4])
+        if kind == "downsamplers":
+            return f"input_blocks_{(block + 1) * (layers + 1)}_0_op" if m[5] == "conv" else name
+        last = layers if kind == "upsamplers" else at
+        i = block * (layers + 1) + last + (m[1] == "down")
+        inner = {"resnets": 0, "attentions": 1, "upsamplers": 1 if block in plain else 2}[kind]
+        return f"{'input' if m[1] == 'down' else 'output'}_blocks_{i}_{inner}_{_inner(m[5], kind)}"
+    if m := re.fullmatch(r"mid_block_(resnets|attentions)_(\d+)_(.+)", name):
+        at = 1 if m[1] == "attentions" else 2 * int(m[2])
+        return f"middle_block_{at}_{_inner(m[3], m[1])}"
+    return name
+
+
+def _inner(rest: str, kind: str) -> str:
+    return _RESNET.get(rest, rest) if kind == "resnets" else rest

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...core import CommonweightError, counted
 from .. import tensors as given
 from ..changes import Change
+from ..peft.common import by_pattern
 from . import keys
 from .modules import change
 from .transformers import Target, layers_of, split, target, weight_of
@@ -163,7 +164,11 @@ def _with_alpha(path: Path, module: str, parts: Mapping[str, Tensor], config: di
 def _number(path: Path, module: str, config: dict[str, Any], name: str) -> float:
     """A number of PEFT's config, as the module's own pattern has it, else as all have it."""
     patterns = config.get("rank_pattern" if name == "r" else "alpha_pattern") or {}
-    found = next((v for k, v in patterns.items() if module == k or module.endswith(f".{k}")), config.get(name))
+    if not isinstance(patterns, dict):
+        raise CommonweightError(
+            f"{path}: {name}'s pattern is {patterns!r} in its metadata; wanted an object of numbers"
+        )
+    found = by_pattern(patterns, module, config.get(name), f"{path}: metadata")
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found == 0:
         raise CommonweightError(f"{path}: {name} is {found!r} in its metadata; wanted a number")
     return float(found)

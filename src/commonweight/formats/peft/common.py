@@ -146,16 +146,14 @@ def patterns(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return {bare_pattern(k): number(value, k) for k in value}
 
 
-def by_pattern(patterns: Mapping[str, Any], site: str, default: Any) -> Any:
+def by_pattern(patterns: Mapping[str, Any], site: str, default: Any, where: str = "adapter_config.json") -> Any:
     """The first regular expression that a dotted tail of the name matches."""
     for pattern, value in patterns.items():
         try:
             if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", site):
                 return value
         except re.error as e:
-            raise CommonweightError(
-                f"adapter_config.json: the pattern {pattern!r} is not a regular expression ({e})"
-            ) from e
+            raise CommonweightError(f"{where}: the pattern {pattern!r} is not a regular expression ({e})") from e
     return default
 
 

@@ -16,13 +16,15 @@ from ..peft import export_peft
 from ..peft.changes import opaque
 from ..peft.mixtures import factors
 from ..peft.names import within
-from ..peft.writing import low_of
+from ..peft.writing import as_kept, low_of
 from ..sites import blocks
 from ..tenant import Entry, Tenant
+from . import pipelines
 from .about import about
 from .mixtures import projections
 
-FORMATS = "peft", "gguf", "mlx"
+PIPELINES = "diffusers", "kohya"
+FORMATS = "peft", "gguf", "mlx", *PIPELINES
 
 
 def export(
@@ -44,7 +46,10 @@ def export(
             f"{tenant.name}: holds {tenant.held[0].name} beside its method, for which {format} has no place; export to "
             "peft, or write the merged weights (host.merged)"
         )
+    part = options.pop("part", None) if format in PIPELINES else None
     found = changes(base, tenant, format, **options)
+    if format in PIPELINES:
+        return _file(path, pipelines.write(base, found, format, part), overwrite)
     if format == "gguf":
         return _gguf(base, found, path, overwrite, next(iter(tenant.invocations), ()))
     return _mlx(base, found, path, tenant, overwrite)
@@ -66,7 +71,7 @@ def changes(
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
     following = _following(base, tenant, format)
-    if format == "mlx" and rank is tolerance is None and (dora := _dora(base, tenant)):
+    if format != "gguf" and rank is tolerance is None and (dora := _dora(base, tenant)):
         return dora
     tenant = activated(tenant, format)
     asked = rank is not None or tolerance is not None
@@ -84,7 +89,8 @@ def changes(
         )
     limit = EXACT if tolerance is None else tolerance
     most = limit if tolerance is not None or rank is None else 0.0
-    low = low_of(base, tenant, following, rank, most, kinds=("embedding",))
+    low = low_of(base, tenant, following, rank, most, kinds=("embedding", *(("conv",) if format in PIPELINES else ())))
+    low = as_kept(base, tenant, low) if format in PIPELINES else low
     mixed = factors(base, tenant, rank, most, format)
     if tolerance is not None or rank is None:
         low_rank.within({**low, **{n: v.first for n, v in mixed.items()}}, rank, limit)
@@ -158,7 +164,10 @@ def _gguf(
     base: HookedModel, found: dict[str, Change], path: Path, overwrite: bool, invocation: tuple[int, ...]
 ) -> Path:
     prefix = within(base)
-    data = gguf.write({short(n, prefix): c for n, c in found.items()}, about(base), invocation)
+    return _file(path, gguf.write({short(n, prefix): c for n, c in found.items()}, about(base), invocation), overwrite)
+
+
+def _file(path: Path, data: bytes, overwrite: bool) -> Path:
     if path.exists() and (path.is_dir() or not overwrite):
         raise CommonweightError(f"{path} is there already; choose another file, or give overwrite=True")
     return atomic.write(path, data)

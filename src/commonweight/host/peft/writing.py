@@ -115,7 +115,7 @@ def export_peft(
         if hindrance:
             report["why_not_native"] = hindrance
         most = 1e-3 if tolerance is None else tolerance
-        low = _as_kept(base, tenant, low_of(base, tenant, heads, rank, most, kinds=("conv", "embedding")))
+        low = as_kept(base, tenant, low_of(base, tenant, heads, rank, most, kinds=("conv", "embedding")))
         more = mixtures.parameters(base, tenant, rank, most)
         # of a parameter the factors of one expert tell the rank, and the errors of all are known
         every = {**low, **{k: v.low._replace(A=v.low.A[: v.rank]) for k, v in more.items()}}
@@ -250,7 +250,7 @@ def _turned(base: HookedModel, site: str) -> bool:
     return at.transposed and at.kind == "linear"
 
 
-def _as_kept(base: HookedModel, tenant: Tenant, low: dict[str, Low]) -> dict[str, Low]:
+def as_kept(base: HookedModel, tenant: Tenant, low: dict[str, Low]) -> dict[str, Low]:
     """Factors as PEFT has them at convolutions in groups.
 
     Raises: CommonweightError where PEFT's adapter of a layer would be another change than the tenant's."""
