@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from commonweight import Commons, CommonweightError
@@ -51,6 +52,49 @@ def test_options_of_the_adapter(bert, rows, tmp_path):
     assert call("report", tmp_path / "run").exit_code == 0
 
 
+@pytest.fixture(scope="module")
+def shop(bert, rows, tmp_path_factory):
+    """A store with a common of two factors, which one tenant found."""
+    folder = tmp_path_factory.mktemp("shop")
+    job = folder / "job.yaml"
+    job.write_text(
+        f"tenants: {{first: {{data: {rows[0]}}}}}\nmethod: lora-xs\noptions: {{rank: 2, factors: common}}\n"
+        f"sites: '*.query'\ncommon: factors\nrecipe: {{epochs: 1}}\ndtype: float32\n"
+    )
+    app(["adapt", str(bert), "--tenants", str(job), "--store", str(folder / "shop")], standalone_mode=False)
+    return folder / "shop"
+
+
+def test_clients_of_a_common_in_a_store(bert, rows, shop, tmp_path):
+    how = ["--store", shop, "--common", "factors", *FAST]
+    done = call("simulate", bert, rows[0], *how, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.exception
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    sites = 2  # blocks of the tiny model, each with one matrix of 2 x 2; and the head
+    assert (told["adapter"], told["travels"]) == ("lora-xs", sites * 4 + 3 * 32 + 3)
+    host = open_host(bert, dtype="float32")
+    made = host.load_from(Commons(tmp_path / "run" / "store"), "global")
+    first = host.load_from(Commons(shop), "first")
+    assert {u.site for u in made.plan.uses} == {u.site for u in first.plan.uses}
+    for name in first.common.pools:
+        assert torch.equal(made.pools[name], first.pools[name])
+    other = ["-o", "adapter=lora", "-o", "rank=2"]
+    with pytest.raises(CommonweightError, match="factors"):
+        app(["exchange", "simulate", str(bert), str(rows[0]), *map(str, how), *other, "--out", str(tmp_path / "o")],
+            standalone_mode=False)  # fmt: skip
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_run_goes_on_beside_the_same_common_alone(bert, rows, shop, tmp_path, monkeypatch):
+    from commonweight.exchange import setting
+
+    how = [str(bert), str(rows[0]), "--store", str(shop), "--common", "factors", *FAST, "--out", str(tmp_path / "run")]
+    app(["exchange", "simulate", *how], standalone_mode=False)
+    monkeypatch.setattr(setting, "_content", lambda tenant: "factors 0123456789abcdef")
+    with pytest.raises(CommonweightError, match=r'common: then "factors .*, now "factors 0123'):
+        app(["exchange", "simulate", *how, "--resume"], standalone_mode=False)
+
+
 def test_files_are_clients(bert, tmp_path):
     files = [tiny.tsv(tmp_path / f"{k}.tsv", tiny.rows(9, k), True) for k in range(3)]
     out = tmp_path / "run"
@@ -76,6 +120,8 @@ def test_methods_are_listed():
         (["--clients", "0"], "clients is 0; it must be >= 1"),
         (["--sample", "9", "--clients", "4"], "sample=9 of 4 clients; wanted at most 4"),
         (["--split", "drichlet:1"], "unknown split"), (["--task", "dpo"], "unknown task"),
+        (["--common", "x"], "--common x: which store has it"), (["--store", "x"], "--store is that of --common"),
+        (["--common", "x", "--store", "no-such"], "no-such"),
         (["--lr", "0"], "lr is 0"), (["--clients", "41"], "41 clients for 40 rows"),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..commons import Commons
 from ..core import CommonweightError, safe, unknown
@@ -83,23 +83,20 @@ def run_late(
     target = InStore(commons, beside(commons.folder, *job.tenants))
     if job.common is None:
         return train(model, job, target, bring=_below(job, store), resume=resume, say=say, progress=progress)
-    parent = bringer(commons, job.common, job.tenants)
-    found = commons.manifest(parent)
-    header = found.tenant
-    if job.pool is None and any(k.startswith(f"{POOLER}_head.") for k in found.pools):
-        job = replace(job, pool=POOLER)
-    said = header.get("codec")
-    if job.method in (None, header["method"]):
-        sites = set(native.unpack_sites(str(commons.folder), header["sites"]))
+    there = standing_in(commons, job.common, job.tenants)
+    said = there.codec
+    if job.pool is None:
+        job = replace(job, pool=there.pool)
+    if job.method in (None, there.method):
         job = replace(
-            job, method=header["method"], options={**header["config"], **job.options},
-            sites=job.sites or (lambda name, _: name in sites),
+            job, method=there.method, options={**there.options, **job.options},
+            sites=job.sites or (lambda name, _: name in there.sites),
         )  # fmt: skip
     if job.codec is None and isinstance(said, str):
         job = replace(job, codec=said)
 
     def bring(host: Host) -> None:
-        host.load_from(commons, parent, as_=free(parent, job.tenants))
+        host.load_from(commons, there.tenant, as_=free(there.tenant, job.tenants))
 
     if dry_run:
         look(model, job, bring=bring, said=said, dry_run=True, say=say)
@@ -112,10 +109,31 @@ def _below(job: Job, store: str | Path | None) -> Callable[[Host], None]:
     return standing.bringing(job.over, Commons(store, make=False) if store is not None and job.over else None)
 
 
+class Standing(NamedTuple):
+    """A common in a store. tenant: one that brings it. method, options, sites, codec: that tenant's; pool: what its
+    classification head reads, None for the default or where it has none."""
+
+    tenant: str
+    method: str
+    options: Mapping[str, Any]
+    sites: frozenset[str]
+    pool: str | None
+    codec: Any
+
+
+def standing_in(commons: Commons, common: str, but: Collection[str] = ()) -> Standing:
+    """What a late tenant of a common goes by. Raises: CommonweightError for a common that is not there, or twice."""
+    parent = bringer(commons, common, but)
+    found = commons.manifest(parent)
+    header = found.tenant
+    sites = frozenset(native.unpack_sites(str(commons.folder), header["sites"]))
+    pool = POOLER if any(k.startswith(f"{POOLER}_head.") for k in found.pools) else None
+    return Standing(parent, header["method"], header["config"], sites, pool, header.get("codec"))
+
+
 def method_of(store: str | Path, common: str) -> str:
     """The method of a common's tenants in a store."""
-    commons = Commons(store, make=False)
-    return commons.manifest(bringer(commons, common)).tenant["method"]
+    return standing_in(Commons(store, make=False), common).method
 
 
 def bringer(commons: Commons, common: str, but: Collection[str] = ()) -> str:
@@ -128,7 +146,7 @@ def bringer(commons: Commons, common: str, but: Collection[str] = ()) -> str:
     return next((n for n in found if n not in but), found[0])
 
 
-def free(name: str, taken: Mapping[str, Any]) -> str:
+def free(name: str, taken: Collection[str]) -> str:
     """A name for the tenant that brings the common, which is not among those to be trained."""
     while name in taken:
         name = f"{name}-"

@@ -31,6 +31,10 @@ The baseline, LoRA of rank 16, averaged; and a client for each value of a column
   commonweight exchange simulate ./my-model rows.tsv --method fedavg -o rank=16 --clients 16 --rounds 20 --out lora
   commonweight exchange simulate ./my-model rows.tsv --split column:hospital --private "*head*" --holdout 0.2 --out own
 
+Beside a common that lies in a store: what is a tenant's own is trained and travels, the common's pools do not:
+
+  commonweight exchange simulate ./my-model rows.tsv --store shop --common sentences --out late
+
 A third of the clients never answers, the others differ in speed, and a round waits for twice the median's time:
 
   commonweight exchange simulate ./my-model rows.tsv --clients 100 --vanish 0.3 --spread 0.5 --deadline 2 --out hard
@@ -117,6 +121,14 @@ def simulate(
         ),
     ] = None,
     task: Annotated[str, typer.Option(help="classify or lm.")] = "classify",
+    store: Annotated[str | None, typer.Option(help="The store of --common; the run's own is OUT/store.")] = None,
+    common: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --store: clients train late tenants of this common, whose pools do not change and never travel.",
+        ),
+    ] = None,
     eval_file: Annotated[
         str | None, typer.Option("--eval", help="Rows on which the global tenant is measured.", rich_help_panel=DATA)
     ] = None,
@@ -215,7 +227,9 @@ def simulate(
     from . import early
 
     early.model(model, task)
-    early.exchange(method, option or [])
+    if store is not None and common is None:
+        raise CommonweightError("--store is that of --common; the run's own store is OUT/store. Leave it out")
+    early.exchange(method, (option or []) if common is None else [])  # else the options are of the common's method
     early.one_of("task", task, ("classify", "lm"))
     early.dtype(dtype)
     early.device(device)
@@ -242,8 +256,8 @@ def simulate(
         with Bar() as bar:
             made = run(
                 model, rows, out, method=method, pairs=option or [], task=task, eval_file=eval_file, holdout=holdout,
-                no_header=no_header, sites=sites, dtype=dtype, device=device, resume=resume, overwrite=overwrite,
-                say=bar.say, progress=bar, **how, **recipe,
+                store=store, common=common, no_header=no_header, sites=sites, dtype=dtype, device=device, resume=resume,
+                overwrite=overwrite, say=bar.say, progress=bar, **how, **recipe,
             )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command with --resume goes on after the last whole round", err=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..adapt.base import limit, prepare, tokenizer_of
@@ -139,9 +141,20 @@ def told(p: Prepared) -> dict[str, Any]:
     return {
         "method": p.method.name, "options": config, "plan": p.tenant.plan.digest(), "base": p.setting.base,
         "task": type(p.task).__name__.lower(), "labels": p.task.labels, "max_length": p.task.max_length,
-        "dtype": str(next(p.host.model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(next(p.host.model.parameters()).dtype).removeprefix("torch."), "common": _content(p.tenant),
         **numbers_of(p.plan), **numbers_of(p.local),
     }  # fmt: skip
+
+
+def _content(tenant: Tenant) -> str | None:
+    """Name of the common that the tenant reads, and 16 hex digits of its pools; None where it reads none."""
+    if tenant.common is None:
+        return None
+    h = hashlib.blake2b(digest_size=8)
+    for name, pool in sorted(tenant.common.pools.items()):
+        h.update(name.encode())
+        h.update(pool.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"{tenant.common.name} {h.hexdigest()}"
 
 
 def numbers_of(config: Any) -> dict[str, Any]:
