@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.bits import packed, unpacked
+
 ACTIVATIONS = nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU
 HALF = 0.5  # ours: where the derivative is above it, the gradient passes as it is
 
@@ -31,21 +33,6 @@ class Masked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (bits,) = ctx.saved_tensors
         return grads[0] * unpacked(bits, ctx.shape), None
-
-
-def packed(mask: Tensor) -> Tensor:
-    """uint8, eight numbers of a bool mask in each."""
-    flat = nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
-    out = flat[:, 0].clone()
-    for i in range(1, 8):
-        out |= flat[:, i] << i
-    return out
-
-
-def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
-    """The bool mask of that shape."""
-    by = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits[:, None] >> by) & 1).flatten()[: shape.numel()].view(shape).bool()
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from . import optimizers, processes
 from .begun import reached, unread
 from .best import Best
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
+from .complete import taught
 from .memory import peak
 from .offload import mapped
 from .penalties import audible, penalty, routed
@@ -152,7 +153,7 @@ class Run(Trainer):
         tenants = [p.tenant for p in parts]
         module = host.module([t.name for t in tenants])
         self.host, self.module, self.parts, self.recipe = host, module, parts, recipe
-        self.task, self.pools = parts[0].task, together(tenants)
+        self.task, self.pools = taught(host, parts), together(tenants)
         self.still = [] if recipe.base_dropout else without_dropout(host)
         self.settings, self.store, self.progress = settings, store, progress
         apart = len(parts) > 1 and not self.task.mixes

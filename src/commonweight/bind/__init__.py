@@ -23,6 +23,7 @@ from .keys import ProductKeys
 from .kron import Kron
 from .low_rank import LowRank, active
 from .magnitude import Magnitude
+from .masked import Masked
 from .mixture import Mixture
 from .one_expert import OneExpert
 from .product import Product
@@ -81,6 +82,7 @@ __all__ = [
     "LowRank",
     "Magnitude",
     "Mapped",
+    "Masked",
     "Mixture",
     "OneExpert",
     "OverDepth",

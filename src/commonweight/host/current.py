@@ -127,6 +127,7 @@ class _OfThread(threading.local):
         self.recording: dict[str, Any] | None = None  # prefix site -> keys and values of a prompt that runs by itself
         self.given: Route | None = None  # of the rows that an expert of a list is given, while it runs
         self.heard: Any = None  # where routers say what they say, while somebody listens
+        self.complete = False  # whether every gate of a token is open
         self.run = Pass()  # the pass of the model that runs, or ran last
         self.answering: dict[str, Any] | None = None  # keys and values, while blocks answer to queries
 

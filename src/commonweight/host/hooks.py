@@ -85,6 +85,8 @@ class SiteHook:
 
     def gates(self, route: Route, x: Tensor) -> Tensor | None:
         """What share of the module each token gets, (..., 1); None where no reader has a gate here."""
+        if self.current.thread.complete:
+            return None
         there = self.current.there(self.at.name, x)
         if route.single is not None:
             if not any(e.opens for e in route.single.table[self.at.name]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -302,6 +302,17 @@ class Host:
         A loss of routers (load balance, entropy) is a mean over its tenant's own tokens, padding aside, so that a mixed
         batch gives each tenant what it has alone. `commonweight.adapt` adds it by itself."""
         return listening(self.base.current)
+
+    @contextmanager
+    def complete(self) -> Iterator[None]:
+        """Within it no token skips anything: blocks and parts with gates are computed for all tokens, and nobody hears
+        what the gates would have been. Of this thread."""
+        thread = self.base.current.thread
+        before, thread.complete = thread.complete, True
+        try:
+            yield
+        finally:
+            thread.complete = before
 
     def module(self, name: str | Sequence[str] | None) -> nn.Module:
         """The model as this tenant, as an nn.Module whose only trainable parameters are the tenant's pools.

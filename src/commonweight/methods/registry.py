@@ -42,6 +42,7 @@ class Method:
     the method keeps what the model makes; "" where it needs none. twin: of a config, that of the dense tenant of
     whose pools the kinds "twin" and "curvature" are. derived: of a method over tenants, (config, plan, its pools) ->
     those that are worked out of its tenants'. reading: of a config, those of kinds and roles that are not the default.
+    complete: of a config, whether a step of training has a second pass in which all its gates are open.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Method:
     twin: Callable[[Any], Any] | None = None
     derived: Callable[[Any, Plan, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     reading: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
+    complete: Callable[[Any], bool] | None = None
 
     def __reduce__(self) -> Any:
         """What is registered goes by its name: a method's functions may have none that a pickle could find them by."""

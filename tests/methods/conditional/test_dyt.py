@@ -5,8 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import commonweight as cw
+from commonweight.adapt import Classifier
+from commonweight.adapt.complete import Complete
+from commonweight.adapt.tasks.classify import Classify
 from commonweight.bind.skipped import logistic
 from commonweight.methods.conditional.dyt import rate
 from commonweight.methods.said import Said
@@ -82,3 +86,45 @@ def test_count_is_the_papers():
     """Per block 2 r d + r + d of the adapter and d + 1 of the selector."""
     sites = [cw.Site(f"layers.{i}.mlp", 768, 768, "ffn") for i in range(12)]
     assert cw.plan("dyt", sites, size=64).count() == 12 * (2 * 64 * 768 + 64 + 768 + 768 + 1)
+
+
+def add_beside(layer, p):
+    """The adapter alone, behind BERT's feed-forward part."""
+    given = []
+    layer.intermediate.register_forward_pre_hook(lambda m, args: given.append(args[0]))
+
+    def add(module, args, y):
+        return y + torch.relu(given[-1] @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"]
+
+    layer.output.dense.register_forward_hook(add)
+
+
+def test_the_complete_pass_is_all_gates_open():
+    """By hand: both passes' cross entropies, and what the complete one says against the gated one's."""
+    model, batch = make("bert")
+    host = cw.Host(Classifier(model))
+    tenant = stir(host.add("t", "dyt", size=3, labels=3, complete=True), std=0.3)
+    batch = {**batch, "labels": torch.tensor([0, 1, 2, 0])}
+    task = Complete(Classify(None, 16, ("a", "b", "c")), host)
+    loss = task.loss(host.module("t"), batch)
+    with host.route("t"):
+        gated = host.model(**batch).logits
+    plain = copy.deepcopy(model)
+    for i, layer in enumerate(plain.encoder.layer):
+        slots = ("down", "up", "down_bias", "up_bias")
+        add_beside(layer, {k: tenant.pools[f"encoder.encoder.layer.{i}.ffn.{k}"] for k in slots})
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    features = plain(input_ids=ids, attention_mask=mask).last_hidden_state.mean(1)
+    head = {k: tenant.pools[f"head.{k}"] for k in "Wb"}
+    complete = features @ head["W"].T + head["b"]
+    q, p = complete.detach().softmax(-1), gated.softmax(-1)
+    want = F.cross_entropy(gated, batch["labels"]) + F.cross_entropy(complete, batch["labels"])
+    want = want + (q * (q / p).log()).sum(-1).mean()
+    torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
+    names = [n for n in tenant.pools if not n.startswith("head")]
+    pools = [tenant.pools[n] for n in names]
+    found = torch.autograd.grad(loss, pools, allow_unused=True)
+    for n, a, b in zip(names, found, torch.autograd.grad(want, pools, allow_unused=True)):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=n)
+    with torch.no_grad(), host.route("t"), host.complete():
+        torch.testing.assert_close(host.model(**batch).logits, complete, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import commonweight as cw
 from commonweight.adapt import one_bit
-from commonweight.adapt.masks import packed, unpacked
+from commonweight.core.bits import packed, unpacked
 from tests.laws.subjects import stir
 
 SMALL = {"blocks": 1}

@@ -23,6 +23,10 @@ class DyT:
     weight: float = option(2.0, "factor on the squared distance of the share from it, in the loss", ge=0)
     tau: float = option(5.0, "temperature of the gates' gradient", gt=0)
     first: bool = option(False, "whether the first token of a row is always kept, as an image's class token is")
+    complete: bool = option(
+        False,
+        "whether a step has a second pass in which no token skips, with a loss of its own, which teaches the first",
+    )
 
 
 def rate(config: DyT, said: Mapping[str, Said]) -> Tensor:
@@ -42,6 +46,7 @@ def rate(config: DyT, said: Mapping[str, Said]) -> Tensor:
     fresh="its gates begin near one half, so that about half of the tokens skip the feed-forward parts",
     size=("size",),
     routing=lambda config: partial(rate, config) if config.weight else None,
+    complete=lambda config: config.complete,
 )
 def plan(sites: Sequence[Site], config: DyT) -> Plan:
     """y' = g y + s (W_up relu(W_down x + b_down) + b_up) of a feed-forward part; g = 1 where v x + c > 0, else 0.
@@ -51,9 +56,10 @@ def plan(sites: Sequence[Site], config: DyT) -> Plan:
     for the tokens of g = 1 alone. v begins as N(0, 0.02^2), W_up, c and the biases as zero.
     Shapes: v (d_in,), c (1,), W_down (r, d_in), W_up (d_out, r). Cost: T r (d_in + d_out) products a part.
     Source: arXiv 2403.11808; github.com/NUS-HPC-AI-Lab/Dynamic-Tuning @d1744f0, models/dynamic_adapter.py, losses.py.
-    Differs: in models whose norm stands before a part, x is the normed state; no dropout in the adapter; no second
-    pass through the complete model, with its loss and the distillation from it, which doubles the cost of a step; a
-    first token that is always kept counts in the mean.
+    complete: the paper's loss, with a second pass in which all gates are open; a step costs twice as much, so that it
+    is an option (`adapt.complete`; of classifications, and of one tenant a run).
+    Differs: in models whose norm stands before a part, x is the normed state; no dropout in the adapter; a first token
+    that is always kept counts in the mean.
     """
     pools, uses, r = {}, [], config.size
     for s in sites:

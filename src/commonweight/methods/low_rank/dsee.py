@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...address import WHOLE, Scatter
-from ...bind import LowRank, Shift
-from ...core import ZEROS, Normal, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
+from ...bind import LowRank, Masked, Shift, Thinned
+from ...core import (
+    ONES,
+    ZEROS,
+    CommonweightError,
+    Constant,
+    Normal,
+    Plan,
+    Pool,
+    Read,
+    Rng,
+    Site,
+    Source,
+    Use,
+    config,
+    counted,
+    option,
+    serial,
+)
 from ..registry import method
+from .dsee_stage import UPDATED, SecondStage, attentions
 
 
 @config
@@ -23,6 +42,28 @@ class DSEE:
     rounds: int = option(100, "rounds of the decomposition that finds their places", ge=1)
     step: int = option(5, "ranks that a round of it adds", ge=1)
     least: float = option(0.01, "entries of its sparse part that are smaller become zero", ge=0)
+    prune: float = option(
+        0.0,
+        "share of the base's numbers that a second stage leaves out of this tenant (paper: 0.2); 0: none",
+        ge=0,
+        le=0.99,
+    )
+    prune_heads: int = option(0, "heads of each attention that it leaves out, in place of numbers (paper: 3)", ge=0)
+    first: float = option(0.5, "share of the steps of the first stage, where there is a second; ours", gt=0, le=0.9)
+    score: Literal["update", "weight", "both"] = option(
+        "update", "what is small in queries and values: the update, the weight, or both together"
+    )
+    heads: int | None = option(None, "heads of an attention; none: one for 64 numbers, where that divides them", ge=1)
+    compat: Literal["paper", "official"] = option(
+        "paper", "official: in score=both the low-rank part has no scale, as brackets lack in the released code"
+    )
+
+    def check(self) -> str | None:
+        return "prune and prune_heads are two ways; take one" if self.prune and self.prune_heads else None
+
+    @property
+    def scale(self) -> float:
+        return (2.0 * self.rank if self.alpha is None else self.alpha) / self.rank
 
 
 @serial
@@ -60,32 +101,86 @@ def decomposed(w: Tensor, rng: Rng, rounds: int, step: int, least: float) -> Ten
     return s
 
 
+def _schedule(config: DSEE, plan: Plan) -> SecondStage | None:
+    if not (config.prune or config.prune_heads):
+        return None
+    named = {k: [n.removesuffix(f".{k}") for n in plan.pools if n.endswith(f".{k}")] for k in ("bits", "heads", "A")}
+    pairs = (
+        zip(named["A"][::2], named["A"][1::2]) if config.prune_heads else ()
+    )  # of each attention, in the plan's order
+    heads = tuple((q, v, o, plan.pools[f"{o}.heads"].shape[0]) for (q, v), o in zip(pairs, named["heads"]))
+    return SecondStage(config, config.scale, tuple(named["bits"]), heads)
+
+
+def _reading(config: DSEE) -> dict[str, tuple[str, ...]]:
+    if config.prune:
+        return {"roles": ()}
+    return {"roles": (*UPDATED, "attn_out")} if config.prune_heads else {}
+
+
 @method(
     "dsee",
     DSEE,
     paper="DSEE: Dually Sparsity-embedded Efficient Tuning of Pre-trained Language Models, arXiv 2111.00160",
-    formula="sum over sites of r (d_in + d_out) + n; the file holds a place (4 bytes) with each of the n",
+    formula="sum over sites of r (d_in + d_out) + n; the file holds a place (4 bytes) with each of the n, and with "
+    "prune a bit for each number of every layer",
     kinds=("linear",),
     named=(),
     roles=("query", "value"),
     lr=1e-3,
+    schedule=_schedule,
+    reading=_reading,
 )
 def plan(sites: Sequence[Site], config: DSEE) -> Plan:
     """W' = W + (alpha / r) (B A + S), S zero but at n places; A normal with deviation 0.02, B and S zero at the start.
 
-    Shapes: A (r, d_in), B (d_out, r), S (n,), places (n,). Linear in: A, B and S, each alone. Cost: the weight is made
-    anew in every pass; at the start some 200 QR decompositions of a weight. Source: arXiv 2111.00160;
-    github.com/VITA-Group/DSEE @61844c3. Differs: the decomposition ends before its low-rank part has the weight's own
-    rank, which in narrow layers comes before 100 rounds. Not built: the second stage, which prunes the base.
+    With prune W' = m W + the same, m a bit for each number: after the first stage, of queries and values together, the
+    share whose update is smallest goes, of all other layers together, which get no update, the share that is smallest.
+    With prune_heads the heads go whose queries' and values' updates are smallest, at the input of the layer behind
+    them. It is the tenant that leaves them out: others read all of the base, whose bytes stay. `merged` has the zeros.
+    Shapes: A (r, d_in), B (d_out, r), S (n,), places (n,), bits (ceil(d_in d_out / 8),), heads (h,). Linear in: A, B
+    and S, each alone. Cost: the weight is made anew in every pass; at the start some 200 QR decompositions of a weight;
+    with prune a bit for each number of the file, a sort of them all once, and a second product in the other layers.
+    Source: arXiv 2111.00160; github.com/VITA-Group/DSEE @61844c3, prune_mode ABS, W and WABS. Differs: the
+    decomposition ends before its low-rank part has the weight's own rank, which in narrow layers comes before 100
+    rounds; both stages are one run with one course of the rate (`first` is ours), in `adapt` and `Scheduled`; other
+    loops prune nothing. Raises: CommonweightError for heads that cannot be told, and nothing to update.
     """
-    pools, uses, r = {}, [], config.rank
-    scale = (2.0 * r if config.alpha is None else config.alpha) / r
-    for s in sites:
-        n, k = s.name, min(config.entries, s.out * s.inp)
-        pools[f"{n}.A"], pools[f"{n}.B"] = Pool((r, s.inp), Normal(0.02)), Pool((s.out, r), ZEROS)
-        pools[f"{n}.S"] = Pool((k,), ZEROS)
-        init = SparsePart(n, config.rounds, config.step, config.least)
-        pools[f"{n}.places"] = Pool((k,), init, train=False, dtype="int32")
-        uses.append(Use(n, LowRank(scale, config.dropout), {k: Read(WHOLE, (f"{n}.{k}",)) for k in "AB"}))
-        uses.append(Use(n, Shift(scale), {"dw": Read(Scatter((s.out, s.inp)), (f"{n}.S", f"{n}.places"))}))
-    return Plan(pools, tuple(uses))
+    if config.prune_heads:
+        by, parts = {s.name: s for s in sites}, []
+        for q, v, o, n in attentions(sites, config.heads, config.prune_heads):
+            masked = Plan({f"{o}.heads": Pool((n,), ONES, train=False)}, (_use(o, Thinned(), {"m": "heads"}),))
+            parts += [_update(by[q], config), _update(by[v], config), masked]
+        return _sum(parts)
+    if not config.prune:
+        return _sum([_update(s, config) for s in sites])
+    if not any(s.role in UPDATED for s in sites):
+        raise CommonweightError(
+            f"dsee: prune updates queries and values, and none of {counted(len(sites), 'site')} is one; choose sites "
+            "with them"
+        )
+    return _sum([p for s in sites for p in (_bits(s), *([_update(s, config)] if s.role in UPDATED else []))])
+
+
+def _update(site: Site, config: DSEE) -> Plan:
+    n, k, r = site.name, min(config.entries, site.out * site.inp), config.rank
+    init = SparsePart(n, config.rounds, config.step, config.least)
+    pools = {
+        f"{n}.A": Pool((r, site.inp), Normal(0.02)), f"{n}.B": Pool((site.out, r), ZEROS), f"{n}.S": Pool((k,), ZEROS),
+        f"{n}.places": Pool((k,), init, train=False, dtype="int32"),
+    }  # fmt: skip
+    sparse = Use(n, Shift(config.scale), {"dw": Read(Scatter((site.out, site.inp)), (f"{n}.S", f"{n}.places"))})
+    return Plan(pools, (_use(n, LowRank(config.scale, config.dropout), {"A": "A", "B": "B"}), sparse))
+
+
+def _bits(site: Site) -> Plan:
+    bits = Pool((-(-site.out * site.inp // 8),), Constant(255.0), train=False, dtype="uint8")
+    return Plan({f"{site.name}.bits": bits}, (_use(site.name, Masked(), {"bits": "bits"}),))
+
+
+def _use(site: str, bind: Any, reads: Mapping[str, str]) -> Use:
+    return Use(site, bind, {slot: Read(WHOLE, (f"{site}.{pool}",)) for slot, pool in reads.items()})
+
+
+def _sum(parts: Sequence[Plan]) -> Plan:
+    return Plan({n: p for part in parts for n, p in part.pools.items()}, tuple(u for part in parts for u in part.uses))

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from ...address import WHOLE
 from ...bind import Shift
 from ...core import ZEROS, Plan, Pool, Read, Site, Use, config, option
+from ..blocks import by_block
 from ..registry import method
-
-_BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?:\.\d+)*(?=\.)")  # up to the first run of numbers: layer.3, blocks.5.0
 
 
 @config
 class MobileTL:
     blocks: int = option(5, "blocks that train, counted from the end", ge=1)
-
-
-def by_block(sites: Sequence[Site]) -> list[list[Site]]:
-    """Sites of each numbered block, in the order of the model; blocks without a weight but a norm's are left out. Of
-    sites outside of all such blocks, where there are no others, one block."""
-    found: dict[str, list[Site]] = {}
-    for s in sites:
-        if at := _BLOCK.match(s.name):
-            found.setdefault(at.group(), []).append(s)
-    return [b for b in found.values() if any(s.kind != "norm" for s in b)] or [[*sites]]
 
 
 def trained(block: Sequence[Site]) -> list[tuple[Site, dict[str, tuple[int, ...]]]]:
