@@ -11,9 +11,15 @@ from tests.laws.subjects import model_of, small
 METHODS = [n for n, m in cw.methods.available().items() if m.begin]
 
 
+def from_rows(method):
+    """The option of a method that begins from data only when asked."""
+    start = cw.methods.get(method).config().start
+    return {"start": "rows"} if start == "random" else {}
+
+
 def trained(folder, method, **more):
     host = open_host(folder, dtype="float32")
-    options = {k: v for k, v in small(method).items() if k != "start"}
+    options = {k: v for k, v in small(method).items() if k != "start"} | from_rows(method)
     found, config = cw.methods.resolve(method, options)
     more |= {"retain": tiny.rows(9)[5:]} if found.kept(config) else {}
     result = adapt(host, "t", tiny.rows(24), method=method, options=options, batch_size=4, epochs=1, **more)
@@ -42,7 +48,7 @@ def test_it_wants_rows_and_says_which(method):
 
     host = cw.Host(make(model_of(method))[0])
     with pytest.raises(cw.CommonweightError, match=f"{method} begins from data: .* or start='random'"):
-        host.add("t", method)
+        host.add("t", method, **from_rows(method))
     host.add("t", method, **small(method))
 
 
