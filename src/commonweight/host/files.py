@@ -15,7 +15,7 @@ from ..formats import atomic, coding, native
 from ..formats.coding import Choice
 from ..formats.fingerprint import close, of_derived, of_weights
 from ..formats.order import site_fields
-from ..methods import METHODS, OVER, Beside, beside, head
+from ..methods import METHODS, OVER, Beside, beside, head, head_of
 from ..methods import plan as make_plan
 from .common import Common
 from .follow import fit
@@ -239,7 +239,7 @@ def _enter(
         plan = beside(beside_, held, header["seed"]) + (made or make_plan(config, sites, seed=header["seed"]))
         if labels is not None:
             labels = tuple(labels)
-            plan += head(base.head_site(), len(labels))
+            plan += head_of(method, config, sites, base.head_site(), len(labels))
     if plan.digest() != header["plan"]:
         if labels is not None and any(_with_head(plan, base, n, len(labels)) == header["plan"] for n in PLACES):
             raise CommonweightError(

@@ -246,7 +246,7 @@ class SiteHook:
             entries = route.single.table.get(self.at.name)
             if entries is None:
                 return y
-            at = of_one(self.at, route, x, self.current)
+            at = of_one(self.at, route, x, self.current, y)
             try:
                 if torch.is_grad_enabled() and len(entries) == 1:
                     if self.owns_output():
@@ -259,7 +259,7 @@ class SiteHook:
         if not route.length or not route.touches(self.at.name):
             return y
         folded, layout = self.layout(route, x)
-        places = Places.of(self.at, route, x, self.current)
+        places = Places.of(self.at, route, x, self.current, y)
         run = self.mixed if places is None else partial(self.mixed, places=places)
         return self.by_bucket(layout, folded, route.fold(y)[0], run, y)  # type: ignore[index]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
-from ..methods import OVER, Method, beside, head, resolve
+from ..methods import OVER, Method, beside, head, head_of, resolve
 from ..methods import plan as make_plan
 from ..methods.shown import KINDS, NO_ROWS, Seen, Shown, Statistics
 from . import adapters, encode, files, peft, room
@@ -130,7 +130,7 @@ class Host:
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
         if labels is not None:
             labels = _classes(labels)
-            plan += head(self.head_site(), len(labels))
+            plan += head_of(found, config, mine, self.head_site(), len(labels))
         tell(name, asked, mine, self.base.every)
         tell_of_sites(sites, mine, self.base.every)
         return self.roster.attach(

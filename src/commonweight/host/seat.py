@@ -82,14 +82,16 @@ class Seat:
         return self._lenders[site]
 
 
-def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
-    """For the one tenant of a batch."""
+def of_one(at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | None = None) -> Any:
+    """For the one tenant of a batch. y: what the site gives, where it has run."""
     thread = current.thread
     heard, given = thread.heard, thread.given_to
     entries = route.single.table[at.name]  # type: ignore[union-attr]
-    if entries[0].lends:
-        given[at.name], thread.lenders[at.name] = Lent(x, entries[0].lends), at
     sources, tokens, whole = entries[0].sources, entries[0].invocation, entries[0].whole
+    there = wholly.there(at, x, current) if whole else None
+    if entries[0].lends:
+        made = _handed(y, there) if entries[0].hands else x
+        given[at.name], thread.lenders[at.name] = Lent(made, entries[0].lends), at
     if not sources and heard is None and not tokens and not whole:
         return at
     tell = None
@@ -97,7 +99,6 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current) -> Any:
         real = x.new_ones(len(x), dtype=torch.float32) if whole else heard.real(x)
         tell = partial(keep, heard, [route.single], None, real)
     since = _since(at, route, x, current, tokens) if tokens else None
-    there = wholly.there(at, x, current) if whole else None
     return Seat(at, tell, _taken(current, sources, x), since=since, there=there, lenders=thread.lenders)
 
 
@@ -116,26 +117,27 @@ class Places:
         self.lenders = lenders
 
     @classmethod
-    def of(cls, at: Physical, route: Route, x: Tensor, current: Current) -> Places | None:
-        """None where no bucket needs any."""
+    def of(cls, at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | None = None) -> Places | None:
+        """None where no bucket needs any. y: what the site gives, where it has run."""
         heard, thread = current.thread.heard, current.thread
         found = [t.table[at.name][0] for t, _ in route.groups if t is not None and t.table.get(at.name)]
+        by_row, there = route.by_row((route.rows, route.tokens)), None  # else the hook refuses
+        whole = any(e.whole for e in found)
+        if whole and by_row:
+            there = wholly.there(at, x, current)
         if lends := max([0, *[e.lends for e in found]]):
-            thread.given_to[at.name], thread.lenders[at.name] = Lent(x, lends), at
+            made = _handed(y, there) if any(e.hands for e in found) else x
+            thread.given_to[at.name], thread.lenders[at.name] = Lent(made, lends), at
         sources = dict.fromkeys(s for e in found for s in e.sources)
         invoked = {e.invocation for e in found if e.invocation}
-        whole = any(e.whole for e in found)
         if not sources and heard is None and not invoked and not whole:
             return None
         real = None if heard is None else route.fold(heard.real(x))[0]  # type: ignore[index]
         lent = _taken(current, sources, x)
         folded = {k: f[0] for k, t in lent.items() if (f := route.fold(t)) is not None}
         since: dict[tuple[int, ...], Tensor] = {}
-        by_row, there = route.by_row((route.rows, route.tokens)), None  # else the hook refuses
         if invoked and by_row:
             since = {i: route.fold(_since(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
-        if whole and by_row:
-            there = wholly.there(at, x, current)
         return cls(real, folded, since, there, thread.lenders)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:
@@ -155,6 +157,14 @@ class Places:
         there = self.there if entry.whole else None
         there = there if there is None or w is None else there[w]
         return Seat(at, tell, lent, since=since, there=there, lenders=self.lenders)
+
+
+def _handed(y: Tensor | None, there: Tensor | None) -> Tensor:
+    """What a site gives, (rows, T, d), and behind it whether a token is no padding: (rows, T, d + 1)."""
+    assert y is not None
+    rows = y.reshape(len(y), -1, y.shape[-1])
+    real = torch.ones_like(rows[..., :1]) if there is None else there[..., None].to(rows.dtype)
+    return torch.cat([rows, real], -1)
 
 
 def _since(at: Physical, route: Route, x: Tensor, current: Current, tokens: tuple[int, ...]) -> Tensor:

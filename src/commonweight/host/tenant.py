@@ -48,8 +48,8 @@ class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
     __slots__ = (
-        "bind", "grouped", "inputs", "invocation", "lends", "opens", "output", "precise", "reads", "rows", "signature",
-        "sources", "trained", "whole",
+        "bind", "grouped", "hands", "inputs", "invocation", "lends", "opens", "output", "precise", "reads", "rows",
+        "signature", "sources", "trained", "whole",
     )  # fmt: skip
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
@@ -61,6 +61,7 @@ class Entry:
         self.grouped: Callable | None = getattr(bind, "grouped", None)
         self.precise: bool = getattr(bind, "precise", False)
         self.lends = int(getattr(bind, "lends", 0))  # how many sites read what this one is given; not told: 1
+        self.hands: bool = getattr(bind, "hands", False)  # whether what it lends is what it gives, not what it is given
         source = getattr(bind, "source", "")  # the site whose input it reads beside its own
         self.sources: tuple[str, ...] = (*((source,) if source else ()), *getattr(bind, "further", ()))
         self.invocation: tuple[int, ...] = getattr(bind, "invocation", ())  # tokens from which on it acts

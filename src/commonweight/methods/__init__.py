@@ -24,7 +24,7 @@ from . import (
 from .adapters import *  # noqa: F403
 from .beside import Beside, beside
 from .conditional import *  # noqa: F403
-from .head import head
+from .head import head, head_of
 from .hidden_states import *  # noqa: F403
 from .low_rank import *  # noqa: F403
 from .mixtures import *  # noqa: F403
@@ -54,6 +54,7 @@ __all__ = [
     "families",
     "get",
     "head",
+    "head_of",
     "method",
     "plan",
     "resolve",

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from ..address import WHOLE
 from ..bind import Classify
 from ..core import ZEROS, Plan, Pool, Read, Site, Use, kaiming
+
+if TYPE_CHECKING:
+    from .registry import Method
+
+
+def head_of(method: Method, config: Any, sites: Sequence[Site], site: Site, labels: int) -> Plan:
+    """What a tenant of a method has at the head's site; sites: those that it reads."""
+    return head(site, labels) if method.heads is None else method.heads(config, sites, site, labels)
 
 
 def head(site: Site, labels: int) -> Plan:

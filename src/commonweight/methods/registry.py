@@ -43,6 +43,7 @@ class Method:
     whose pools the kinds "twin" and "curvature" are. derived: of a method over tenants, (config, plan, its pools) ->
     those that are worked out of its tenants'. reading: of a config, those of kinds and roles that are not the default.
     complete: of a config, whether a step of training has a second pass in which all its gates are open.
+    heads: (config, sites, the head's site, labels) -> what stands in the place of a tenant's plain head.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Method:
     derived: Callable[[Any, Plan, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     reading: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
     complete: Callable[[Any], bool] | None = None
+    heads: Callable[[Any, Sequence[Site], Site, int], Plan] | None = None
 
     def __reduce__(self) -> Any:
         """What is registered goes by its name: a method's functions may have none that a pickle could find them by."""

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import commonweight as cw
+from commonweight.adapt import Classifier
+from commonweight.methods import MP, head_of
 from tests.laws.subjects import stir
 from tests.models import make
 
@@ -83,6 +85,8 @@ def test_count_is_the_papers():
     sites += [cw.Site(f"b.{i}.mlp", 768, 768, "ffn") for i in range(12)]
     projected = 512 * 769 + 256 + 162
     assert cw.plan("mp", sites, size=10).count() == projected + 10 * (2883 + 768)
+    two = head_of(cw.methods.get("mp"), MP(second=True), sites, cw.Site("head", 0, 768, "head"), 1000)
+    assert two.count() == projected + 768 * 1000 + 1000 + 2883 * 1000 + 1000
     assert cw.plan("mp", sites, size=10, psrp=16).count() == projected + 10 * (2883 + 768) + 12 * 48 * 768
 
 
@@ -91,3 +95,34 @@ def test_sizes_that_do_not_fit():
         cw.plan("mp", [cw.Site("b", 8, 8, "block")], width=30)
     with pytest.raises(cw.CommonweightError, match="a head of 4 numbers is too narrow"):
         cw.plan("mp", [cw.Site("b", 8, 8, "block")], width=16)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_two_heads(official, tmp_path):
+    """The mean of both heads' logits; of padded rows, in a mixed batch and from a file."""
+    model, batch = make("bert")
+    host = cw.Host(Classifier(model))
+    options = {"second": True, "compat": "official" if official else "paper"}
+    tenant = stir(host.add("t", "mp", labels=4, width=24, heads=3, **options), std=0.3)
+    mask = (torch.arange(batch["input_ids"].shape[1]) < torch.tensor(LENGTHS)[:, None]).long()
+    batch = {"input_ids": batch["input_ids"], "attention_mask": mask}
+    with torch.no_grad():
+        y = model(**batch).last_hidden_state
+        with host.route("t"):
+            got = host.model(**batch).logits
+    t = {k.rpartition(".")[2]: p.detach() for k, p in tenant.pools.items()}
+    for row, n in enumerate(LENGTHS):
+        mine = y[row, :n]
+        second = by_hand(mine, {**t, "U": torch.eye(4)}, official) + t["c"]
+        want = (mine.mean(0) @ t["W"].T + t["b"] + second) / 2
+        torch.testing.assert_close(got[row], want, rtol=1e-3, atol=1e-5)
+    host.add("u", "lora", labels=2)
+    host.save("t", tmp_path / "t.safetensors")
+    host.load("v", tmp_path / "t.safetensors")
+    with torch.no_grad(), host.route(["t", "u", "v", "t"]):
+        mixed = host.model(**batch).logits
+    for row in (0, 2, 3):
+        torch.testing.assert_close(mixed[row], got[row], rtol=1e-4, atol=1e-5)
+    with host.route("t"):
+        F.cross_entropy(host.model(**batch).logits, torch.tensor([0, 1, 2, 3])).backward()
+    assert all(p.grad is not None and p.grad.any() for p in tenant.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ...address import WHOLE
 from ...bind.one_expert import real_tokens
 from ...core import ONES, ZEROS, Base, Plan, Pool, Read, Site, Use, config, kaiming, option, serial
 from ..adapters import psrp
+from ..head import head
 from ..registry import method
 
 
@@ -25,6 +26,10 @@ class MP:
     psrp: int = option(0, "width of a bottleneck beside every feed-forward part (MP+; 16 in the paper); 0: none", ge=0)
     compat: Literal["paper", "official"] = option(
         "paper", "official: one mean over all tokens and channels is taken off, as the published code does"
+    )
+    second: bool = option(
+        False,
+        "whether the moments have a linear head of their own, as in the paper, in place of a low rank",
     )
 
     def check(self) -> str | None:
@@ -68,16 +73,19 @@ class Moments:
         return self.grouped(x, rows, base, **every).reshape(y.shape)
 
     def grouped(
-        self, x: Tensor, y: Tensor, base: Base, P: Tensor, p: Tensor, gain: Tensor, shift: Tensor, K: Tensor, V: Tensor,
-        U: Tensor,
+        self, x: Tensor, y: Tensor, base: Base, V: Tensor, U: Tensor, **moments: Tensor
     ) -> Tensor:  # fmt: skip
         """`output` of n readers of a row each: y (n, T, d), P (n, w, d), ..."""
-        real = real_tokens(y, base)  # (n, T, 1)
+        added = torch.einsum("ndr,nrm,nm->nd", U, V, self.moments(y, real_tokens(y, base), **moments))
+        return y + added[:, None].to(y.dtype)
+
+    def moments(
+        self, y: Tensor, real: Tensor, P: Tensor, p: Tensor, gain: Tensor, shift: Tensor, K: Tensor
+    ) -> Tensor:  # fmt: skip
+        """m of n rows, (n, moments); real (n, T, 1)."""
         z = torch.baddbmm(p[:, None], y.float(), P.mT).unflatten(-1, (self.heads, -1))
         z = F.layer_norm(z, z.shape[-1:]) * gain[:, None, None] + shift[:, None, None]
-        m = convolved(self.crossed(z, real), K)
-        added = torch.einsum("ndr,nrm,nm->nd", U, V, m)
-        return y + added[:, None].to(y.dtype)
+        return convolved(self.crossed(z, real), K)
 
     def crossed(self, z: Tensor, real: Tensor) -> Tensor:
         """(n, h - 1, w / h, w / h) of z (n, T, h, w / h)."""
@@ -91,12 +99,74 @@ class Moments:
         return F.normalize(c, dim=2)
 
 
+@serial
+@dataclass(frozen=True)
+class Hands:
+    """y as it is. What the site gives can be read by a bind whose `source` it is, later in the same pass, and behind it
+    in the last place 1 for a token and 0 for padding."""
+
+    anywhere: ClassVar[str] = "output"
+    tokenwise: ClassVar[bool] = False
+    whole: ClassVar[bool] = True
+    lends: ClassVar[bool] = True
+    hands: ClassVar[bool] = True
+
+    def output(self, x: Tensor, y: Tensor, base: Any) -> Tensor:
+        return y
+
+
+@serial
+@dataclass(frozen=True)
+class TwoHeads:
+    """logits = (W f + b + V m + c) / 2, f the head's features, m as `Moments` of what `source` gives.
+
+    Shapes: W (K, d), b (K,), V (K, moments), c (K,), the rest as `Moments`. Linear in: W and b, V and c.
+    """
+
+    heads: int
+    source: str
+    scalar: bool = False
+    precise: ClassVar[bool] = True
+
+    def output(
+        self, x: Tensor, y: Tensor, base: Any, W: Tensor, b: Tensor, V: Tensor, c: Tensor, **moments: Tensor
+    ) -> Tensor:
+        given = base.lent(self.source)
+        every = {k: t.expand(len(given), *t.shape) for k, t in moments.items()}
+        m = Moments(self.heads, self.scalar).moments(given[..., :-1], given[..., -1:].float(), **every)
+        return (F.linear(x.to(W.dtype), W, b) + F.linear(m, V, c)) / 2
+
+
 def convolved(c: Tensor, K: Tensor) -> Tensor:
     """(n, moments) of c (n, channels, s, s) by each reader's own kernels K (n, 2, channels, channels, 3, 3)."""
     n = len(c)
     one = c.reshape(1, -1, *c.shape[2:])
     one = F.conv2d(one, K[:, 0].flatten(0, 1), stride=2, groups=n)
     return F.conv2d(F.gelu(one), K[:, 1].flatten(0, 1), stride=2, groups=n).reshape(n, -1)
+
+
+def _moments(width: int, config: MP) -> dict[str, Pool]:
+    w, h = config.width, config.heads
+    return {
+        "P": Pool((w, width), kaiming(width)),
+        "p": Pool((w,), kaiming(width)),
+        "gain": Pool((w // h,), ONES),
+        "shift": Pool((w // h,), ZEROS),
+        "K": Pool((2, h - 1, h - 1, 3, 3), kaiming(9 * (h - 1))),
+    }
+
+
+def _heads(config: MP, sites: Sequence[Site], site: Site, labels: int) -> Plan:
+    """Both heads, at the place of the plain one."""
+    plain = head(site, labels)
+    if not config.second:
+        return plain
+    last, m, n = [s for s in sites if s.kind == "block"][-1], config.moments, site.name
+    mine = {f"{n}.{k}": p for k, p in _moments(last.out, config).items()}
+    mine |= {f"{n}.V": Pool((labels, m), kaiming(m), lr=5.0), f"{n}.c": Pool((labels,), ZEROS, lr=5.0)}
+    pools = {**plain.pools, **mine}
+    bind = TwoHeads(config.heads, last.name, config.compat == "official")
+    return Plan(pools, (Use(n, bind, {k.rpartition(".")[2]: Read(WHOLE, (k,)) for k in pools}),))
 
 
 @method(
@@ -109,6 +179,7 @@ def convolved(c: Tensor, K: Tensor) -> Tensor:
     named=(),
     whole=True,
     size=("size", "psrp"),
+    heads=_heads,
 )
 def plan(sites: Sequence[Site], config: MP) -> Plan:
     """logits = W (f + U V m) + b: f the head's features, m the second moments of a row's tokens (`Moments`), of what
@@ -118,10 +189,11 @@ def plan(sites: Sequence[Site], config: MP) -> Plan:
     base. Linear in: U. Of encoders alone, of texts and of images. Without `psrp` no gradient goes through the model.
     Source: arXiv 2307.11342; github.com/mingzeG/Moment-Probing @0ddc040, models/representation/MP.py, class Covariance:
     there the mean that is taken off is one number for all tokens and channels, where the paper has a covariance.
-    Differs: there a second linear head reads m, and the mean of both heads' logits is taken; here m is added to the
-    features through a low rank, for heads are of one width for all tenants: with r of the number of classes or more
-    the two say the same, but for the factor of a half, and for a norm where one stands behind the last block. All
-    tokens of a row are read, where theirs are the patches without the first token.
+    second=True is the paper's: a linear head of m beside that of f, logits = (W f + b + V m + c) / 2 (`TwoHeads`), of a
+    tenant with labels; it is a part of the tenant's head. Without it m is added to the features through a low rank, so
+    that it is of use without a classifier too: with r of the number of classes or more the two say the same, but for
+    the factor of a half, and for a norm where one stands behind the last block. Differs: all tokens of a row are read,
+    where theirs are the patches without the first token; V begins as torch's linear layers, c at zero.
     Ours: U, V and r. Raises: CommonweightError in causal blocks.
     """
     blocks = [s for s in sites if s.kind == "block"]
@@ -130,18 +202,13 @@ def plan(sites: Sequence[Site], config: MP) -> Plan:
     if parts:
         beside = psrp.plan(parts, psrp.PSRP(size=config.psrp))
         pools, uses = dict(beside.pools), [*beside.uses]
-    w, h, m, r = config.width, config.heads, config.moments, config.size
+    m, r = config.moments, config.size
     for s in blocks[-1:]:
-        slots = {
-            "P": Pool((w, s.out), kaiming(s.out)),
-            "p": Pool((w,), kaiming(s.out)),
-            "gain": Pool((w // h,), ONES),
-            "shift": Pool((w // h,), ZEROS),
-            "K": Pool((2, h - 1, h - 1, 3, 3), kaiming(9 * (h - 1))),
-            "V": Pool((r, m), kaiming(m)),
-            "U": Pool((s.out, r), ZEROS),
-        }
+        if config.second:
+            uses.append(Use(s.name, Hands(), {}))
+            continue
+        slots = {**_moments(s.out, config), "V": Pool((r, m), kaiming(m)), "U": Pool((s.out, r), ZEROS)}
         pools |= {f"{s.name}.{k}": p for k, p in slots.items()}
         reads = {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in slots}
-        uses.append(Use(s.name, Moments(h, config.compat == "official"), reads))
+        uses.append(Use(s.name, Moments(config.heads, config.compat == "official"), reads))
     return Plan(pools, tuple(uses))
