@@ -20,6 +20,6 @@ def packed(mask: Tensor) -> Tensor:
 
 def unpacked(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """The bool mask of that shape. Shapes: bits (..., ceil(n / 8)) -> (..., *shape)."""
-    by = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    flat = ((bits[..., None] >> by) & 1).flatten(-2)[..., : math.prod(shape)]
-    return flat.reshape(*bits.shape[:-1], *shape).bool()
+    by = 1 << torch.arange(8, dtype=torch.uint8, device=bits.device)
+    flat = ((bits[..., None] & by) != 0).flatten(-2)[..., : math.prod(shape)]
+    return flat.reshape(*bits.shape[:-1], *shape)

@@ -13,9 +13,9 @@ SMALL = {"rank": 3, "freeze": 0.5}
 
 def test_when_columns_freeze():
     paper, official = (Freezing(LaMDA(rank=10, compat=c)) for c in ("paper", "official"))
-    assert [paper.columns(s, 100) for s in (0, 2, 3, 15, 29, 30, 100)] == [0, 0, 1, 5, 9, 10, 10]
-    assert [official.columns(s, 100) for s in (29, 31, 60, 100)] == [0, 1, 2, 3]
-    assert Freezing(LaMDA(rank=4, freeze=0)).columns(0, 10) == 4
+    assert [paper.columns(s, 100, 10) for s in (0, 2, 3, 15, 29, 30, 100)] == [0, 0, 1, 5, 9, 10, 10]
+    assert [official.columns(s, 100, 10) for s in (29, 31, 60, 100)] == [0, 1, 2, 3]
+    assert Freezing(LaMDA(rank=4, freeze=0)).columns(0, 10, 4) == 4
 
 
 @pytest.mark.parametrize("compat, still", [("paper", [0, 0, 1, 1, 2, 3, 3, 3]), ("official", [0] * 4 + [1] * 4)])
@@ -46,3 +46,27 @@ def test_formula():
     A, R, B = (tenant.pools[f"{name}.{k}"].detach() for k in "ARB")
     torch.testing.assert_close(host.merged("t")[f"{name}.weight"], host.weight(name) + 2 * B @ R @ A)
     assert tenant.nbytes == 4 * (R.numel() + B.numel()) * 2, "A comes from the seed"
+
+
+def test_sites_with_ranks_of_their_own():
+    """Each has the scale alpha / r of its own r, and all its columns have the same time."""
+    model, batch = make("llama")
+    host = cw.Host(model, sites="*.q_proj|*.v_proj")
+    tenant = host.add("t", "lamda", rank=3, alpha=6, ranks=[["*.v_proj", 2]], freeze=0.5)
+    q, v = (f"model.layers.0.self_attn.{n}_proj" for n in "qv")
+    optimizer = torch.optim.SGD(alone(tenant.param_groups(0.05)))
+    at = Scheduled(tenant, optimizer, None, 4)
+    at.begin()
+    for step in (1, 2):
+        with host.route("t"):
+            model(**batch).logits.square().mean().backward()
+        optimizer.step()
+        at.after(step)
+        optimizer.zero_grad()
+        assert at.resting == (frozenset() if step == 1 else {n for n in tenant.pools if n.endswith(".B")})
+    for n, scale in ((q, 2), (v, 3)):
+        A, R, B = (tenant.pools[f"{n}.{k}"].detach() for k in "ARB")
+        assert R.shape == (6 // scale, 6 // scale) and B.any()
+        torch.testing.assert_close(host.merged("t")[f"{n}.weight"], host.weight(n) + scale * B @ R @ A)
+    with pytest.raises(cw.CommonweightError, match=r"ranks gives .* it must be > 0"):
+        host.add("u", "lamda", ranks=[["*", 0]])

@@ -38,7 +38,9 @@ def plan(sites: Sequence[Site], config: CoDA) -> Plan:
     W_up (d, r). Cost: 2 T r d products a block, and the block for k tokens. Of encoders alone: k is of a whole row.
     Source: arXiv 2304.04947, of which the abstract and summaries could be read; no official code. The solver is
     github.com/lucidrains/CoLT5-attention @f2a8da0's. Ours: w begins as N(0, 0.02^2); reduction 2 (the paper's models
-    have 3 to 5); no first phase that trains router and adapters on the pretraining task.
+    have 3 to 5). Its first phase trains router and adapters on the pretraining task, for steps that were not found. It
+    is no option: blocks that leave tokens out are those of encoders, whose pretraining is to fill in masked tokens, and
+    `adapt` has no such task. In a loop of one's own it is a first training of the same tenant.
     Differs: blocks that make relative positions of their own see the tokens that are left as neighbours.
     Raises: CommonweightError where all blocks are causal.
     """

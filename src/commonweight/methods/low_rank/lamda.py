@@ -13,6 +13,7 @@ from ...bind import LowRank
 from ...core import ZEROS, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
+from .lora import pick, wrong_pairs
 
 
 @config
@@ -20,10 +21,16 @@ class LaMDA:
     rank: int = option(16, "rank r: r * r numbers of a site are trained to the end", ge=1)
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    ranks: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, rank) pairs: other ranks for some sites, first match wins (LaMDA++)", globs=True
+    )
     freeze: float = option(0.3, "share of the steps over which B's columns are frozen", ge=0, le=1)
     compat: Literal["paper", "official"] = option(
         "paper", "official: as in the released code, where all but three columns train to the end"
     )
+
+    def check(self) -> str | None:
+        return wrong_pairs(ranks=self.ranks)
 
 
 @dataclass(frozen=True)
@@ -38,22 +45,24 @@ class Freezing:
     def settled(self, step: int, steps: int) -> bool:
         return True
 
-    def columns(self, step: int, steps: int) -> int:
-        """Those that are frozen while the step after `step` is taken."""
+    def columns(self, step: int, steps: int, rank: int) -> int:
+        """Those of `rank` that are frozen while the step after `step` is taken."""
         over = self.config.freeze * steps
-        parts = self.config.rank if self.config.compat == "paper" else 1
-        return self.config.rank if not over else min(self.config.rank, int(parts * step / over))
+        parts = rank if self.config.compat == "paper" else 1
+        return rank if not over else min(rank, int(parts * step / over))
 
     def after(self, at: Moment, state: State) -> tuple[State, Edit]:
-        then, now = self.columns(at.step - 1, at.steps), self.columns(at.step, at.steps)
-        values, moments, rest = {}, {}, set()
+        values, moments, rest, any_ = {}, {}, set(), False
         for n, old in state.items():
-            still = torch.arange(self.config.rank, device=old.device)
+            r = old.shape[1]
+            then, now = (self.columns(s, at.steps, r) for s in (at.step - 1, at.step))
+            still = torch.arange(r, device=old.device)
             values[n] = torch.where(still < then, old, at.pools[n])
             moments[n] = (still >= now).to(old).expand_as(old)
-            if now == self.config.rank:
+            any_ = any_ or now > 0
+            if now == r:
                 rest.add(n)
-        return (values, Edit(values, {}, frozenset(rest), {}, moments)) if now else (values, Edit())
+        return (values, Edit(values, {}, frozenset(rest), {}, moments)) if any_ else (values, Edit())
 
 
 @method(
@@ -69,14 +78,17 @@ def plan(sites: Sequence[Site], config: LaMDA) -> Plan:
 
     Shapes: A (r, d_in), R (r, r), B (d_out, r). Linear in: R and B, each alone. The file holds R and B, A comes from
     the seed. Source: arXiv 2406.12832, abstract; github.com/ArminAzizi98/LaMDA @8ad34b4, whose start this is; the
-    paper's spectral one, and the ranks of LaMDA++, are in no source that could be read. The released code counts
+    paper's spectral one is in no source that could be read. LaMDA++ gives each site a rank by the "normalized spectrum"
+    of its weight: `ranks` takes them, but the rule is in no source either (the repository has none), and is not ours to
+    invent. The released code counts
     frozen columns without the factor r, so that B of rank 32 ends with 29 that train; compat="official" does so.
     Differs: a frozen column does not move at all, where the code leaves it to old moments and the weight decay.
     `adapt` and `Scheduled` freeze columns; other loops train all of B.
     """
-    pools, uses, r = {}, [], config.rank
-    bind = LowRank((2.0 * r if config.alpha is None else config.alpha) / r, config.dropout)
+    pools, uses = {}, []
     for s in sites:
+        r = int(pick(config.ranks, s.name, config.rank))
+        bind = LowRank((2.0 * r if config.alpha is None else config.alpha) / r, config.dropout)
         pools[f"{s.name}.A"] = Pool((r, s.inp), kaiming(s.inp), train=False, save=False)
         pools[f"{s.name}.R"], pools[f"{s.name}.B"] = Pool((r, r), kaiming(r)), Pool((s.out, r), ZEROS)
         reads = {k: Read(WHOLE, (f"{s.name}.{p}",)) for k, p in (("A", "A"), ("M", "R"), ("B", "B"))}

@@ -74,8 +74,9 @@ def plan(sites: Sequence[Site], config: StyleInject) -> Plan:
     Shapes: A (n r, d_in), B (d_out, r), router (n, d_in), bias (n,). Linear in: A and B, each alone. Of encoders alone,
     of texts and of images: a row's mean would tell a token of a decoder what comes after it, and differ with a cache.
     Source: the abstract of arXiv 2401.13942 and a review that has this formula; the text could not be read, and there
-    is no code. Left out: its second part, which adjusts the variance of the features by the input signal, since its
-    formula was not found; convolutions, whose router reads a sum over the feature map. Ours, since they were not found:
+    is no code. Left out: its second part, of which the abstract says that it adjusts the variance of the features by
+    the input signal, and no source that could be read says how (by whose variance, before or behind B, trained or not);
+    convolutions, whose router reads a sum over the feature map. Ours, since they were not found:
     the mean as the row's features, a router of one layer and its start, rank, styles, scale and rate.
     Raises: CommonweightError in causal blocks.
     """
