@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError
-from ..core.schedule import Counting, Edit, Moment, Pools, Schedule, State
+from ..core import CommonweightError, build, dump
+from ..core.schedule import NONE, Counting, Edit, Moment, Places, Pools, Schedule, State, carried, resizing
 from ..host import Tenant
 from ..host.heard import Heard
+from ..host.replanned import become, planned
+from .following import POINTS, follow, replaced
 from .processes import summed
 
 
@@ -32,11 +34,7 @@ class Scheduled:
         assert schedule is not None
         self.schedule = schedule
         self.counts = isinstance(schedule, Counting)
-        taken = tenant.common.pools if tenant.common is not None else {}
-        self.pools = {n: p for n, p in tenant.named_parameters() if n not in taken}
-        self.frozen = {
-            n: tenant.pools[n] for n, p in tenant.plan.pools.items() if p.save and not p.train and n not in taken
-        }
+        self._look()
         self.state: State = {}
         self.masks: dict[str, Tensor] = {}
         self.held: dict[str, tuple[Tensor, Tensor]] = {}  # (where, the numbers)
@@ -46,13 +44,22 @@ class Scheduled:
         self.begun = False
         self.counted: dict[str, Tensor] = {}  # of the step's passes so far
 
-    def begin(self) -> None:
-        """Nothing where a run goes on."""
-        if not self.begun:
-            self.state, edit = self.schedule.begin(self.tenant.plan, self._values(), self.steps)
-            self._do(edit)
-            self._now(edit.rates)
-            self.begun = True
+    def _look(self) -> None:
+        """The pools that it sees and edits, as the tenant has them now."""
+        taken = self.tenant.common.pools if self.tenant.common is not None else {}
+        specs = self.tenant.plan.pools.items()
+        self.pools = {n: p for n, p in self.tenant.named_parameters() if n not in taken}
+        self.frozen = {n: self.tenant.pools[n] for n, p in specs if p.save and not p.train and n not in taken}
+
+    def begin(self) -> bool:
+        """Nothing where a run goes on. Gives what `after` gives."""
+        if self.begun:
+            return False
+        self.state, edit = self.schedule.begin(self.tenant.plan, self._values(), self.steps)
+        moved = self._do(edit)
+        self._now(edit.rates)
+        self.begun = True
+        return moved
 
     def masked(self) -> None:
         """Numbers that are zero for good, or held, have no gradient."""
@@ -82,8 +89,11 @@ class Scheduled:
         return {n: p.detach() for n, p in {**self.pools, **self.frozen}.items()}
 
     @torch.no_grad()
-    def after(self, step: int, loss: Callable[[], float] | None = None) -> None:
-        """loss: of rows, for schedules that compare what they might do; always of the same ones in one call."""
+    def after(self, step: int, loss: Callable[[], float] | None = None) -> bool:
+        """loss: of rows, for schedules that compare what they might do; always of the same ones in one call.
+
+        Gives whether the tenant has a new plan, and other tensors: the optimizer holds them already, a module of
+        `Host.module` must be told (`renew`), and what wraps that, such as DistributedDataParallel, be made anew."""
         for n, m in self.masks.items():
             self.pools[n].mul_(m)
         for n, (m, value) in self.held.items():
@@ -96,7 +106,7 @@ class Scheduled:
         if loss is not None:
             at = at._replace(loss=lambda values: self._if(values, loss))
         self.state, edit = self.schedule.after(at, self.state)
-        self._do(edit)
+        return self._do(edit)
 
     @torch.no_grad()
     def _if(self, values: Pools, loss: Callable[[], float]) -> float:
@@ -115,10 +125,19 @@ class Scheduled:
         return self.schedule.settled(step, self.steps)
 
     @torch.no_grad()
-    def _do(self, edit: Edit) -> None:
+    def _do(self, edit: Edit) -> bool:
+        """Whether the tenant's tensors are others now."""
+        if moved := edit.config is not None:
+            if not resizing(self.schedule):
+                raise CommonweightError(
+                    f"{self.tenant.method.name}: its schedule made a new plan, and does not say that it does: "
+                    "resizes = True in its class"
+                )
+            self._replan(edit.config, edit.places, edit.values)
         known = {**self.pools, **self.frozen}
         lost = [n for n in edit.values if n not in known]
-        if lost := lost + [n for part in edit[1:] for n in part or () if n not in self.pools]:
+        parts = edit.masks, edit.resting or (), edit.rates, edit.moments, edit.held
+        if lost := lost + [n for part in parts for n in part if n not in self.pools]:
             raise CommonweightError(f"{self.tenant.method.name}: its schedule names {lost[0]}, no pool that it trains")
         for n, v in edit.values.items():
             known[n].copy_(v)
@@ -128,13 +147,51 @@ class Scheduled:
         for n, m in edit.held.items():
             self.held[n] = m.to(self.pools[n].device).bool(), self.pools[n].detach().clone()
         for n, f in edit.moments.items():
-            for held in self.optimizer.state.get(self.pools[n], {}).values():
-                if isinstance(held, Tensor) and held.shape == self.pools[n].shape:
+            for k, held in self.optimizer.state.get(self.pools[n], {}).items():
+                if isinstance(held, Tensor) and held.shape == self.pools[n].shape and k not in POINTS:
                     held.mul_(f)
         if edit.resting is not None:
             self._rest(edit.resting)
         if edit.rates:
             self._pace(edit.rates)
+        return moved
+
+    def reshape(self, config: Any) -> bool:
+        """The tenant by another config that it had, or will have: pools of another shape hold zeros, to be filled."""
+        if config == self.tenant.config:
+            return False
+        old, new = self.tenant.plan.pools, planned(self.tenant, config).pools
+        other = [n for n, p in new.items() if n in old and old[n].shape != p.shape]
+        self._replan(config, {n: tuple(torch.full((s,), -1) for s in new[n].shape) for n in other}, again=True)
+        return True
+
+    @torch.no_grad()
+    def _replan(self, config: Any, places: Mapping[str, Places], first: Pools = NONE, again: bool = False) -> None:
+        """first: values, which what an optimizer holds of new places may begin with. again: pools that went may come
+        back, which no optimizer holds."""
+        tenant, plan = self.tenant, planned(self.tenant, config)
+        before = dict(tenant.named_parameters())
+        values = {n: replaced(tenant, n, p, places) for n, p in plan.pools.items() if n in tenant.pools}
+        fresh = [n for n, p in plan.pools.items() if p.train and n not in values]
+        if fresh and not again:
+            raise CommonweightError(
+                f"{tenant.method.name}: its schedule's new plan trains {fresh[0]}, a pool that the old one has not; "
+                "let it begin with no rows or columns"
+            )
+        become(tenant, config, plan, {n: v for n, v in values.items() if v is not None})
+        for n in first.keys() & places.keys() & tenant.pools.keys():
+            tenant.pools[n].copy_(first[n])
+        after = dict(tenant.named_parameters())
+        for n, p in before.items():
+            if (new := after.get(n)) is not p:
+                follow(self.optimizer, self.rates, p, new, places.get(n, ()), tenant.method.name)
+        self._look()
+        self.masks = {n: _fitted(m, places.get(n), 1) for n, m in self.masks.items() if n in self.pools}
+        self.held = {
+            n: (_fitted(m, places.get(n), 0), _fitted(v, places.get(n), 0))
+            for n, (m, v) in self.held.items() if n in self.pools
+        }  # fmt: skip
+        self._rest(self.resting & self.pools.keys())
 
     def _rest(self, names: frozenset[str]) -> None:
         self.resting = names
@@ -173,18 +230,32 @@ class Scheduled:
         tensors |= {f"pool/{k}": v for k, v in self.frozen.items()} | {
             f"held/{k}": m for k, (m, _) in self.held.items()
         }
-        return tensors, {"resting": sorted(self.resting), "rates": dict(self.factors)}
+        return tensors, {
+            "resting": sorted(self.resting), "rates": dict(self.factors), "config": said(self.tenant.config),
+        }  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """rates are those of a scheduler that was made anew."""
+        if "config" in facts:
+            self.reshape(build(type(self.tenant.config), facts["config"]))
         device = next(iter(self.pools.values())).device
         self.state = {k[6:]: v.to(device) for k, v in tensors.items() if k.startswith("state/")}
         masks = {k[5:]: v.to(device) for k, v in tensors.items() if k.startswith("mask/")}
         values = {k[5:]: v for k, v in tensors.items() if k.startswith("pool/")}
         held = {k[5:]: v for k, v in tensors.items() if k.startswith("held/")}
         resting, rates = frozenset(facts["resting"]), facts["rates"]
+        self.masks, self.held = {}, {}
         self._do(Edit(values=values, masks=masks, resting=resting, rates=rates, held=held))
         self.begun = True
+
+
+def said(config: Any) -> dict[str, Any]:
+    """A config as JSON has it; `core.build` reads it."""
+    return {k: v for k, v in dump(config).items() if k != "is"}
+
+
+def _fitted(t: Tensor, places: Places | None, fill: float) -> Tensor:
+    return t if places is None else carried(t, places, fill)
 
 
 def _moments(optimizer: Any, pools: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

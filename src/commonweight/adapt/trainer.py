@@ -22,10 +22,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..core import CommonweightError
+from ..core import CommonweightError, build
 from ..core.schedule import Counting, Schedule
 from ..host import Host, Tenant
-from ..host.module import together
+from ..host.module import TenantModule, together
 from ..host.weights import device_of
 from . import optimizers, processes
 from .begun import reached, unread
@@ -37,7 +37,7 @@ from .offload import mapped
 from .penalties import audible, penalty, routed
 from .recipe import Recipe
 from .sampler import Mixed
-from .scheduled import Scheduled
+from .scheduled import Scheduled, said
 from .tasks.base import Example, Task, length
 from .tasks.packing import real
 
@@ -100,7 +100,8 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for schedule in self.run.schedules:
-            schedule.begin()
+            if schedule.begin():
+                self.run.renew()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.run.sampler.epoch = state.global_step // self.run.per_epoch
@@ -113,7 +114,8 @@ class Watch(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for schedule in self.run.schedules:
-            schedule.after(state.global_step + 1, self.run.probe)
+            if schedule.after(state.global_step + 1, self.run.probe):
+                self.run.renew()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         run, step = self.run, state.global_step
@@ -200,8 +202,21 @@ class Run(Trainer):
             self.accelerator.prepare_model = lambda model, *_, **__: model  # type: ignore[method-assign]
         self.heard = any(heard(p) for p in parts)
         self.schedules = [Scheduled(p.tenant, optimizer, self.lr_scheduler, self.steps, p.between) for p in scheduled]
-        self.best.pools = {**self.pools, **edited(self.schedules)}
+        self.renew()
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the step's items
+
+    def renew(self) -> None:
+        """After a tenant was given other pools: all that reads them here."""
+        tenants = [p.tenant for p in self.parts]
+        self.pools = together(tenants)
+        self.best.pools = {**self.pools, **edited(self.schedules)}
+        if isinstance(self.module, TenantModule):
+            self.module.renew()
+
+    def reshape(self, configs: Sequence[Any]) -> None:
+        """The scheduled tenants by the configs that they had, or will have."""
+        if any([s.reshape(c) for s, c in zip(self.schedules, configs)]):
+            self.renew()
 
     # -- what transformers.Trainer asks -----------------------------------------------------------------------------
 
@@ -342,13 +357,14 @@ class Run(Trainer):
         metrics = combined(each, len(self.parts) > 1)
         self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k.rpartition("/")[2] != "n"})
         if all(s.settled(self.state.global_step) for s in self.schedules):
-            self.best.see(metrics, self.task.better)
+            self.best.see(metrics, self.task.better, [s.tenant.config for s in self.schedules])
         return metrics
 
     def finish(self) -> None:
         """The best pools that the dev rows saw become the tenants'."""
         self.pace(1.0)
         optimizers.averaged(self.optimizer)
+        self.reshape(self.best.configs)
         self.best.put_back()
         for schedule in self.schedules:
             schedule.end()
@@ -368,7 +384,7 @@ class Run(Trainer):
         facts = {
             "schedules": [numbers for _, numbers in kept],
             "settings": self.settings, "done": self.done, "bad": self.best.bad, "best_score": self.best.score,
-            "curve": self.curve, "groups": groups,
+            "curve": self.curve, "groups": groups, "best_configs": [said(c) for c in self.best.configs],
             "schedule": self.lr_scheduler.last_epoch,  # type: ignore[union-attr]
         }  # fmt: skip
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in {**tensors, **random_states()}.items()}
@@ -381,6 +397,9 @@ class Run(Trainer):
         facts = self.found.facts
         self.done, self.best.bad, self.best.score = facts["done"], facts["bad"], facts["best_score"]
         self.curve = facts["curve"]
+        kinds = [type(s.tenant.config) for s in self.schedules]
+        self.best.configs = [build(k, c) for k, c in zip(kinds, facts.get("best_configs", ()))]
+        self.reshape([build(k, f["config"]) for k, f in zip(kinds, facts["schedules"])])
         device = next(iter(self.pools.values())).device
         with torch.no_grad():
             for n, p in self.pools.items():

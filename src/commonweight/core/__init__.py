@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .amount import parse_bytes, parse_count
-from .config import build, config, globs, option, own, parse, table
+from .config import build, build_stored, config, globs, option, own, parse, table
 from .counts import counted
 from .errors import CommonweightError, Unknown, first_line, unknown
 from .names import fits, natural, safe
@@ -60,6 +60,7 @@ __all__ = [
     "Use",
     "Values",
     "build",
+    "build_stored",
     "config",
     "counted",
     "dump",

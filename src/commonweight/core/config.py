@@ -52,6 +52,16 @@ def build(cls: type[T], options: Mapping[str, Any]) -> T:
     return cls(**own(cls, options))
 
 
+def gone(cls: type) -> Mapping[str, str]:
+    """Options that a config had once, and why it has them no more: its class says so in ``GONE``."""
+    return getattr(cls, "GONE", {})
+
+
+def build_stored(cls: type[T], options: Mapping[str, Any]) -> T:
+    """`build` of what a file says, which may be older: options that are gone are passed over."""
+    return build(cls, {k: v for k, v in options.items() if k not in gone(cls)})
+
+
 def own(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by the names that a config itself has for them: for `build`, and to be put over others."""
     known = {f.name for f in fields(cls)}
@@ -64,6 +74,8 @@ def own(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
 def _put(out: dict[str, Any], cls: type, name: str, value: Any, known: Collection[str]) -> None:
     here = peers.option(name, known)
     if here not in known:
+        if name in gone(cls):
+            raise CommonweightError(f"{name!r} is no option of {cls.__name__} any more: {gone(cls)[name]}")
         hint = peers.elsewhere(name)
         if hint is not None:
             raise CommonweightError(f"{name!r} is not an option of {cls.__name__}: {hint}")

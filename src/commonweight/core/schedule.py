@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .errors import CommonweightError
 from .types import Plan
 
 Pools = Mapping[str, Tensor]
+Places = tuple[Tensor | None, ...]  # for each dimension the old place of each new one, -1: none; None: as it was
 State = Mapping[str, Tensor]  # what a schedule remembers; it lies in the run's checkpoints
 
 
@@ -54,6 +56,11 @@ class Edit(NamedTuple):
     None: as before. rates: factors on the pools' learning rates, in place of earlier ones. moments: factors (numbers in
     the pool's shape, or one) on the optimiser's tensors; 0 forgets. held: masks, 1 where a number of the pool stays
     what it is now, whatever the optimiser does; in place of an earlier one.
+
+    config: of the method, by which the plan is made anew, of a schedule that says `resizes`. Pools that it lacks go,
+    with their moments; it brings no trained one. Those that have another shape in it are in `places`, and all else here
+    is of that shape: values, masks and moments that were there are carried (see `carried`), and of new places the
+    values are those given here, else 0, the moments 0, and the optimiser's count of steps goes on.
     """
 
     values: Pools = NONE
@@ -62,6 +69,28 @@ class Edit(NamedTuple):
     rates: Mapping[str, float] = NONE
     moments: Pools = NONE
     held: Pools = NONE
+    config: Any = None
+    places: Mapping[str, Places] = NONE
+
+
+def carried(old: Tensor, places: Places, fill: float | Tensor = 0.0) -> Tensor:
+    """A tensor in its new shape. fill: of new places, a number, or a tensor of the new shape."""
+    sizes = [n if at is None else len(at) for n, at in zip(old.shape, places, strict=True)]
+    new = fill.to(old).clone() if isinstance(fill, Tensor) else old.new_full(sizes, fill)
+    there = [torch.arange(n) if at is None else (at >= 0).nonzero()[:, 0] for n, at in zip(old.shape, places)]
+    here = [i if at is None else at[i] for i, at in zip(there, places)]
+    new[_grid(there, new)] = old[_grid(here, old)]
+    return new
+
+
+def _grid(at: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
+    """Indices that take the places of each dimension, crosswise."""
+    return tuple(a.to(like.device).view(-1, *[1] * (len(at) - 1 - i)) for i, a in enumerate(at))
+
+
+def resizing(schedule: Any) -> bool:
+    """Whether a schedule may make the plan anew: its class then says ``resizes = True``."""
+    return getattr(schedule, "resizes", False)
 
 
 class Schedule(Protocol):

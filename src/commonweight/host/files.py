@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Site, build, dump, library
+from ..core import CommonweightError, Plan, Site, build_stored, dump, library
 from ..formats import atomic, coding, native
 from ..formats.coding import Choice
 from ..formats.fingerprint import close, of_derived, of_weights
@@ -219,7 +219,7 @@ def _enter(
 ) -> Tenant:  # fmt: skip
     with _named(path):
         method = (OVER if "over" in header else METHODS).get(header["method"])
-        config = build(method.config, header["config"])
+        config = build_stored(method.config, header["config"])
     base = roster.base
     base.follow([*roster.tenants.values()])
     sites = placed(base, path, native.unpack_sites(path, header["sites"]))

@@ -27,10 +27,10 @@ from .hooked import HookedModel
 from .merged import in_float, merged
 from .module import tenant_module
 from .over import of_names, over_tenants, plan_over, pools_over, sites_of
+from .replanned import smaller
 from .roster import Reader, Roster
 from .shown import statistics
 from .sites import Pattern
-from .smaller import smaller
 from .tenant import Tenant
 from .unmatched import tell, tell_of_sites
 from .vocabulary import grow, invocable

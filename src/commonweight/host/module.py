@@ -60,11 +60,11 @@ class TenantModule(nn.Module):
     def __init__(self, roster: Roster, tenants: Sequence[Tenant]):
         super().__init__()
         self.base = roster.base.model
-        self.pools = nn.ParameterDict({n.replace(".", "/"): p for n, p in together(tenants).items()})
-        self.register_load_state_dict_pre_hook(keep_base)
-        self.register_load_state_dict_post_hook(pools_alone)
         object.__setattr__(self, "_roster", roster)
         object.__setattr__(self, "_tenants", list(tenants))
+        self.renew()
+        self.register_load_state_dict_pre_hook(keep_base)
+        self.register_load_state_dict_post_hook(pools_alone)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -111,6 +111,11 @@ class TenantModule(nn.Module):
     def _reader(self) -> str | None:
         return self._tenants[0].name if self._tenants else None
 
+    def renew(self) -> None:
+        """After a schedule gave a tenant pools of other shapes: the module's are the tenants' again. Who wraps it and
+        holds the old ones, as DistributedDataParallel does, is not told, and must be made anew."""
+        self.pools = nn.ParameterDict({n.replace(".", "/"): p for n, p in together(self._tenants).items()})
+
     def _own(self) -> None:
         """Raises: CommonweightError where others stand for the tenants' pools, which a pass does not see."""
         there = self._modules["pools"]._parameters  # type: ignore[union-attr]
@@ -119,7 +124,9 @@ class TenantModule(nn.Module):
                 raise CommonweightError(
                     f"the pool {n!r} of this module was replaced, as torch.func.functional_call, "
                     "load_state_dict(assign=True) and nn.DataParallel do; the tenant reads its own. Copy numbers into "
-                    "it instead (load_state_dict without assign), and take gradients by backward or torch.autograd.grad"
+                    "it instead (load_state_dict without assign), and take gradients by backward or "
+                    "torch.autograd.grad. Where its schedule gave the tenant other pools: module.renew(), or, in "
+                    "DistributedDataParallel and its like, make both anew"
                 )
 
     def _weights(self, part: nn.Module) -> tuple[Tensor, Tensor | None] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...commons import Commons
-from ...core import CommonweightError, Plan, Site, build
+from ...core import CommonweightError, Plan, Site, build_stored
 from ...formats import native
 from ...formats.order import places
 from ...host.sites import role
@@ -68,7 +68,7 @@ def open_tenant(name: str | Path) -> Opened:
             "adapter; load it on a host of its base and give cw.merge the state dict with host.merged(name) over it"
         )
     try:
-        config = build(get(header["method"]).config, header["config"])
+        config = build_stored(get(header["method"]).config, header["config"])
         known = _known(label, header)
         for sites in _guesses(label, header) if known is None else [known]:
             try:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...core import CommonweightError, Plan, Site, config, option
-from ...core.schedule import Edit, Moment, Pools, State
+from ...core.schedule import Edit, Moment, Pools, State, carried
 from ..registry import method
-from .grown import grow, left, masks, roomy
+from .grown import first, limits, of_lora, ranks_of, resized, there, uniform
 from .pruned import wrong_ranks
 
 
@@ -50,15 +51,12 @@ class Growing:
     config: APT
     sites: tuple[str, ...]
     seed: int
+    resizes: ClassVar[bool] = True
 
     def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]:
         if self.config.ranks:
             return {}, Edit()
-        gates = self._gates(torch.full((len(self.sites),), self.config.rank))
-        return {"ranks": gates.sum(1), "mean": torch.zeros_like(gates)}, Edit(masks=masks(self.sites, pools, gates))
-
-    def _gates(self, ranks: Tensor) -> Tensor:
-        return (torch.arange(self.config.room) < ranks[:, None]).float()
+        return {s: torch.zeros(r) for s, r in zip(self.sites, ranks_of(self.sites, pools).tolist())}, Edit()
 
     def steps_of(self, steps: int) -> list[int]:
         """The steps after which ranks are added: round i of n at i / n of the way."""
@@ -73,31 +71,33 @@ class Growing:
         if not state or self.settled(at.step - 1, at.steps):
             return state, Edit()
         beta, when = self.config.beta, self.steps_of(at.steps)
-        found = torch.stack([(at.pools[f"{s}.A"] * at.grads[f"{s}.A"]).sum(1).abs().cpu() for s in self.sites])
-        mean = beta * state["mean"] + (1 - beta) * found
+        mean = {}
+        for s in self.sites:
+            found = (at.pools[f"{s}.A"] * at.grads[f"{s}.A"]).sum(1).abs().cpu()
+            mean[s] = beta * state[s].cpu() + (1 - beta) * found
         if at.step not in when:
-            return {**state, "mean": mean}, Edit()
-        now = state["ranks"].long()
+            return mean, Edit()
+        now = ranks_of(self.sites, at.pools)
         done = len([w for w in when if w <= at.step])
         widths = torch.tensor([at.pools[f"{s}.A"].shape[1] + at.pools[f"{s}.B"].shape[0] for s in self.sites])
         start = int(widths.sum()) * self.config.rank
         target = start * (1 + (self.config.times - 1) * done / self.config.rounds)
-        scores = (mean * self._gates(now)).sum(1) / now
-        ranks = self.grown(now, scores, widths, target)
-        edit = grow(
-            self.sites, at.pools, self._gates(ranks), self._gates(ranks) - self._gates(now), self.seed, str(at.step)
-        )
-        return {"ranks": ranks.float(), "mean": mean}, edit
+        scores = torch.stack([m.mean() for m in mean.values()])
+        most = limits(self.sites, at.pools).clamp(max=self.config.room)
+        ranks = self.grown(now, scores, widths, target, most)
+        places = {s: first(n, r) for s, n, r in zip(self.sites, now.tolist(), ranks.tolist())}
+        edit = resized(self.config, self.sites, at.pools, places, {"A": uniform}, self.seed, str(at.step))
+        return {s: carried(m, (places[s],)) for s, m in mean.items()}, edit
 
-    def grown(self, ranks: Tensor, scores: Tensor, widths: Tensor, target: float) -> Tensor:
-        """The better half of the sites that have room: r becomes int(r rate), rate = (target - now) / theirs + 1."""
-        order = [i for i in scores.argsort(descending=True, stable=True).tolist() if ranks[i] < self.config.room]
+    def grown(self, ranks: Tensor, scores: Tensor, widths: Tensor, target: float, most: Tensor) -> Tensor:
+        """The better half of the sites below `most`: r becomes int(r rate), rate = (target - now) / theirs + 1."""
+        order = [i for i in scores.argsort(descending=True, stable=True).tolist() if ranks[i] < most[i]]
         half = order[: (len(order) + 1) // 2]
         theirs = float((ranks * widths)[half].sum())
         more = target - float((ranks * widths).sum())
         out = ranks.clone()
         if half and more > 0:
-            out[half] = (ranks[half] * (more / theirs + 1)).long().clamp(max=self.config.room)
+            out[half] = torch.minimum((ranks[half] * (more / theirs + 1)).long(), most[half])
         return out
 
 
@@ -106,11 +106,10 @@ class Growing:
     APT,
     paper="APT: Adaptive Pruning and Tuning Pretrained Language Models for Efficient Training and Inference, arXiv "
     "2401.12200",
-    formula="sum over sites of most (d_in + d_out) while it trains; of the ranks that are there in the file, about "
-    "times r (d_in + d_out)",
+    formula="sum over sites of r (d_in + d_out), r the rank that it has; at the end about times as much as at first",
     lr=1e-3,
     size=("rank",),
-    compact=lambda config, pools: left(config, pools, round(config.times * config.rank)),
+    compact=lambda config, pools: there(config, pools, round(config.times * config.rank)),
     schedule=lambda config, plan: Growing(
         config, tuple(n.removesuffix(".A") for n in plan.pools if n.endswith(".A")), plan.seed
     ),
@@ -118,14 +117,14 @@ class Growing:
 def plan(sites: Sequence[Site], config: APT) -> Plan:
     """h = W0 x + (alpha / r0) B A x, r0 the rank at the start; A uniform, B zero at the start and at what is added.
 
-    Shapes: A (m, d_in), B (d_out, m), m the most that a site can have. Linear in: A and B, each alone. The scale does
-    not change with the rank, so that growing changes no answer. Source: arXiv 2401.12200, section 4.3;
-    github.com/ROIM1998/APT @56eaf8b ("tophalf_limited"). Not built: the pruning of the base, whose shapes are not a
-    tenant's to change, and the distillation that goes with it. Differs: when ranks are added is said in shares of the
-    run. `adapt` and `Scheduled` add ranks; other loops train all m of a site.
+    Shapes: A (r, d_in), B (d_out, r), r the rank that a site has, `most` of them at the most. Linear in: A and B, each
+    alone. The scale does not change with the rank, so that growing changes no answer. Source: arXiv 2401.12200, section
+    4.3; github.com/ROIM1998/APT @56eaf8b ("tophalf_limited"). Not built: the pruning of the base, whose shapes are not
+    a tenant's to change, and the distillation that goes with it. Differs: when ranks are added is said in shares of the
+    run. `adapt` and `Scheduled` add ranks, by a new plan each time; other loops train those of the start.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-    found = roomy(sites, config, config.room, alpha / config.rank)
+    found = of_lora(sites, config, config.rank, alpha / config.rank)
     if not found.uses:
         raise CommonweightError("apt: ranks leaves no site with a rank above 0")
     return found

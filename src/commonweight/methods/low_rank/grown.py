@@ -1,4 +1,4 @@
-"""Updates that grow while they train, in tensors that have room: how many directions there are, and which."""
+"""Updates whose ranks grow or move as they train: how many directions there are, and the plan that has just these."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core import Plan, Rng, Site, kaiming
-from ...core.schedule import Edit, Pools
+from ...core import Init, Plan, Rng, Site, kaiming
+from ...core.schedule import Edit, Places, Pools, carried
 from .lora import LoRA, pick
 from .lora import plan as lora_plan
 from .pruned import wrong_ranks
 
+ALONG = {"A": (0,), "B": (1,), "d": (0,), "C": (0, 1)}  # dimensions of a site's pools along which its directions lie
+
+ROOM = {"most": "a site is given directions as it wants them, not room for them; leave it out"}
+
 
 def wrong_growth(config: Any) -> str | None:
-    """What is wrong with start, target and room, shares of the steps, and ranks."""
-    if not config.start <= config.target <= config.room:
-        return f"start={config.start}, target={config.target}, most={config.room}: they must not fall"
+    """What is wrong with start and target, shares of the steps, and ranks."""
+    if config.start > config.target:
+        return f"start={config.start} is more than target={config.target}"
     if config.begin + config.end > 1:
         return f"begin={config.begin} and end={config.end} are more than all steps"
     return wrong_ranks(config.ranks)
@@ -40,50 +44,78 @@ def wanted(step: int, first: int, last: int, start: int, target: int) -> int:
     return start + math.floor((target - start) * (step - first) / (last - first))
 
 
-def roomy(sites: Sequence[Site], config: Any, room: int, alpha: float) -> Plan:
-    """A LoRA with room for so many ranks at each site, or the ranks that config.ranks says, and the scale alpha."""
-    sizes = {s.name: int(pick(config.ranks, s.name, room)) for s in sites}
+def size(config: Any, site: Site, rank: int) -> int:
+    """What config.ranks says of a site, else `rank`, but no more than a matrix of its shape can have."""
+    return int(pick(config.ranks, site.name, min(rank, site.inp, site.out)))
+
+
+def of_lora(sites: Sequence[Site], config: Any, rank: int, scale: float) -> Plan:
+    """A LoRA of these ranks, or of those that config.ranks says; the scale is the same whatever the rank."""
+    sizes = {s.name: size(config, s, rank) for s in sites}
     mine = [s for s in sites if sizes[s.name]]
     if not mine:
         return Plan({}, ())
     pairs = tuple((s.name, sizes[s.name]) for s in mine)
-    alphas = tuple((n, alpha * r) for n, r in pairs)
+    alphas = tuple((n, scale * r) for n, r in pairs)
     lora = LoRA(
-        rank=room, alpha=None, dropout=config.dropout, ranks=pairs, alphas=alphas, rslora=False, bias=False,
+        rank=rank, alpha=None, dropout=config.dropout, ranks=pairs, alphas=alphas, rslora=False, bias=False,
         invocation=(),
     )  # fmt: skip
     return lora_plan(mine, lora)
 
 
-def masks(sites: Sequence[str], pools: Pools, gates: Tensor) -> dict[str, Tensor]:
-    """Rows of A and columns of B that are there, by gates (sites, room) of 0 and 1."""
-    out = {}
-    for s, g in zip(sites, gates):
-        A, B = pools[f"{s}.A"], pools[f"{s}.B"]
-        out |= {f"{s}.A": g.to(A)[:, None].expand_as(A), f"{s}.B": g.to(B).expand_as(B)}
-    return out
+def ranks_of(sites: Sequence[str], pools: Pools) -> Tensor:
+    """Directions of each site, 0 where it has none any more."""
+    return torch.tensor([len(pools[f"{s}.A"]) if f"{s}.A" in pools else 0 for s in sites])
 
 
-def grow(sites: Sequence[str], pools: Pools, gates: Tensor, new: Tensor, seed: int, name: str) -> Edit:
-    """The gates from now on; of those that are new A is drawn, and B zero, so that no answer changes."""
+def limits(sites: Sequence[str], pools: Pools) -> Tensor:
+    """The rank that a site's matrix can have."""
+    there = [(pools.get(f"{s}.A"), pools.get(f"{s}.B")) for s in sites]
+    return torch.tensor([min(A.shape[1], B.shape[0]) if A is not None and B is not None else 0 for A, B in there])
+
+
+def first(n: int, rank: int) -> Tensor:
+    """Places of a site's directions: the first ones of n, and new ones behind them."""
+    at = torch.arange(rank)
+    return torch.where(at < n, at, -1)
+
+
+def uniform(shape: tuple[int, ...], rng: Rng, base: Any) -> Tensor:
+    """Rows of A, as those of a LoRA of any rank."""
+    return kaiming(shape[1])(shape, rng, base)
+
+
+def resized(
+    config: Any, sites: Sequence[str], pools: Pools, at: Mapping[str, Tensor], new: Mapping[str, Init], seed: int,
+    name: str,
+) -> Edit:  # fmt: skip
+    """The plan in which these sites have these directions, by their old places, -1 for new ones; others have theirs.
+
+    new: by the last part of a pool's name ("A"), how new numbers are drawn, from seed and name; others are 0.
+    """
+    ranks = dict(zip(sites, ranks_of(sites, pools).tolist()))
+    at = {s: t for s, t in at.items() if not torch.equal(t, torch.arange(ranks[s]))}
+    if not at:
+        return Edit()
+    ranks |= {s: len(t) for s, t in at.items()}
     values: dict[str, Tensor] = {}
-    for s, added in zip(sites, new):
-        A, B = pools[f"{s}.A"], pools[f"{s}.B"]
-        if added.any():
-            drawn = kaiming(A.shape[1])(tuple(A.shape), Rng(seed, f"{s}.A/{name}"), None).to(A)  # type: ignore[arg-type]
-            fresh = added.bool().to(A.device)
-            values[f"{s}.A"] = torch.where(fresh[:, None], drawn, A)
-            values[f"{s}.B"] = torch.where(fresh, torch.zeros_like(B), B)
-    moments = masks(sites, pools, gates * (1 - new))
-    return Edit(values=values, masks=masks(sites, pools, gates), moments=moments)
+    places: dict[str, Places] = {}
+    for s, t in at.items():
+        for k, along in ALONG.items():
+            if (n := f"{s}.{k}") not in pools or not len(t):
+                continue
+            places[n] = tuple(t if i in along else None for i in range(pools[n].dim()))
+            if k in new and bool((t < 0).any()):
+                shape = tuple(len(p) if p is not None else d for p, d in zip(places[n], pools[n].shape))
+                drawn = new[k](shape, Rng(seed, f"{n}/{name}"), None)  # type: ignore[arg-type]
+                values[n] = carried(pools[n], places[n], drawn)
+    return Edit(values=values, places=places, config=replace(config, ranks=tuple(ranks.items())))
 
 
-def left(config: Any, pools: Mapping[str, Tensor], rank: int) -> tuple[Any, dict[str, Tensor]]:
-    """The ranks whose A is not zero, and a config that says how many each site has. rank: where no pools are given."""
-    out, ranks = {}, []
-    for n, A in pools.items():
-        if n.endswith(".A"):
-            s, at = n.removesuffix(".A"), A.detach().any(1).nonzero()[:, 0]
-            out |= {n: A.detach()[at], f"{s}.B": pools[f"{s}.B"].detach()[:, at]}
-            ranks.append((s, len(at)))
-    return replace(config, ranks=tuple(ranks) or (*config.ranks, ("*", rank))), out
+def there(config: Any, pools: Mapping[str, Tensor], rank: int) -> tuple[Any, dict[str, Tensor]]:
+    """The pools, and a config that says how many directions each site has. rank: where no pools are given."""
+    if not pools:
+        return replace(config, ranks=(*config.ranks, ("*", rank))), {}
+    sites = [n.removesuffix(".A") for n in pools if n.endswith(".A")]
+    return replace(config, ranks=tuple(zip(sites, ranks_of(sites, pools).tolist()))), dict(pools)

@@ -52,18 +52,14 @@ def kept(config: Any, pools: Mapping[str, Tensor], target: int) -> tuple[Any, di
     return replace(config, ranks=tuple((site, len(at)) for site, at in gates.items())), out
 
 
-def far_from_orthonormal(plan: Plan, pools: Mapping[str, Tensor], slot: str = "") -> Tensor:
-    """The mean over matrices of |A A^T - I| and |B^T B - I| (Frobenius norms). slot: the pool of a site whose rows tell
-    by not being zero which directions there are; "": there are all."""
+def far_from_orthonormal(plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:
+    """The mean over matrices of |A A^T - I| and |B^T B - I| (Frobenius norms)."""
     found = []
     for n, p in pools.items():
-        site, _, mine = n.rpartition(".")
+        mine = n.rpartition(".")[2]
         if mine not in ("A", "B") or n not in plan.pools or not p.requires_grad:
             continue
         rows = p if mine == "A" else p.mT
-        if slot:
-            rows = rows[pools[f"{site}.{slot}"].detach().reshape(len(rows), -1).any(1)]
-        if len(rows):
-            eye = torch.eye(len(rows), dtype=p.dtype, device=p.device)
-            found.append(torch.linalg.matrix_norm(rows @ rows.mT - eye))
+        eye = torch.eye(len(rows), dtype=p.dtype, device=p.device)
+        found.append(torch.linalg.matrix_norm(rows @ rows.mT - eye))
     return torch.stack(found).mean() if found else torch.zeros(())
