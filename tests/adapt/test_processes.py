@@ -1,6 +1,7 @@
 """Two processes train as one: the same step, the same files, written once."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from commonweight import CommonweightError
 from commonweight.adapt import adapt, open_host, processes
 from commonweight.adapt.files import run
+from commonweight.adapt.scheduled import Scheduled, alone
 from commonweight.adapt.shard import asked
 from tests.adapt import tiny
 from tests.in_two import in_two, wanted
@@ -34,7 +36,8 @@ def train(name, bert, llama, folder, rows, **more):
 
 LM = {"task": "lm", "accumulate": 2, "max_length": 16}
 COUNTED = {"method": "smora", "options": {"rank": 4, "active": 2, "bias": 0.01}, "epochs": 1}
-RUNS = {"c": (tiny.rows(17), {}), "l": (texts(17), LM), "r": (tiny.rows(17), COUNTED)}
+GROWN = {"method": "triadaptlora", "options": {"target": 2, "block": 1}, "epochs": 3}
+RUNS = {"c": (tiny.rows(17), {}), "l": (texts(17), LM), "r": (tiny.rows(17), COUNTED), "g": (tiny.rows(17), GROWN)}
 SHARDED = {
     "cs": (tiny.rows(17), {"options": {"rank": 2}, "method": "dora", "codec": "bfloat16"}),
     "ls": (texts(17), {**LM, "gradient_checkpointing": True, "eval_file": "dev"}),
@@ -52,7 +55,23 @@ def worker(rank, port, folder, bert, llama):
     with pytest.raises(CommonweightError, match="embed in 2 processes: the other rows of a batch are its negatives"):
         adapt(open_host(bert), "t", tiny.pairs(8), task="embed")
     shares(llama)
+    grows(llama)
     processes.leave()
+
+
+def grows(llama):
+    """What wraps a module holds pools that a schedule replaces."""
+    host, ids = open_host(llama, "lm", dtype="float32"), torch.randint(5, 40, (2, 6))
+    tenant = host.add("t", "alora", rank=2)
+    at = Scheduled(tenant, torch.optim.AdamW(alone(tenant.param_groups())), None, 2)
+    wrapped = torch.nn.parallel.DistributedDataParallel(host.module("t"))
+    wrapped(input_ids=ids, labels=ids).loss.backward()
+    assert at.reshape(replace(tenant.config, ranks=(("*", 3),)))
+    with pytest.raises(CommonweightError, match="in DistributedDataParallel and its like, make both anew"):
+        wrapped(input_ids=ids)
+    again = torch.nn.parallel.DistributedDataParallel(host.module("t"))
+    again(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad.shape == p.shape for p in tenant.parameters())
 
 
 def shares(llama):

@@ -1,4 +1,4 @@
-"""What a run holds of a pool follows where the pool is given another shape: its optimizer's tensors and groups."""
+"""A tenant in training is given another plan, and what its optimizer holds of the pools follows."""
 
 from __future__ import annotations
 
@@ -9,32 +9,71 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Pool
-from ..core.schedule import Places, carried
+from ..core.schedule import Places, Pools, carried
 from ..host import Tenant
+from ..host.replanned import become, planned
 
 POINTS = ("z",)  # where a schedule-free optimizer is itself: no moment, of new places it is the pool's value
 MEANS = {"row_var": -1, "col_var": -2}  # of Adafactor, a mean over one dimension, which stays one wide
+
+
+@torch.no_grad()
+def replan(
+    tenant: Tenant, optimizer: Any, rates: Any, config: Any, places: Mapping[str, Places], first: Pools, again: bool
+) -> None:
+    """The tenant by another config. first: values, which what an optimizer holds of new places may begin with. again:
+    pools that went may come back, which no optimizer holds. Else as `core.schedule.Edit` says.
+
+    Raises: CommonweightError for a plan that does not fit, and an optimizer whose tensors cannot be carried.
+    """
+    plan, before = planned(tenant, config), dict(tenant.named_parameters())
+    values = {n: replaced(tenant, n, p, places) for n, p in plan.pools.items() if n in tenant.pools}
+    fresh = [n for n, p in plan.pools.items() if p.train and n not in before]
+    if fresh and not again:
+        raise CommonweightError(
+            f"{tenant.method.name}: its schedule's new plan trains {fresh[0]}, which the old one does not; let it "
+            "begin there, with no rows or columns"
+        )
+    become(tenant, config, plan, {n: v for n, v in values.items() if v is not None})
+    for n in first.keys() & places.keys() & tenant.pools.keys():
+        tenant.pools[n].copy_(first[n])
+    after = dict(tenant.named_parameters())
+    for n, p in before.items():
+        if (new := after.get(n)) is not p:
+            follow(optimizer, rates, p, new, places.get(n, ()), tenant.method.name)
+
+
+def nowhere(tenant: Tenant, config: Any) -> dict[str, Places]:
+    """Of pools that have another shape by a config: nothing is carried."""
+    old, new = tenant.plan.pools, planned(tenant, config).pools
+    other = [n for n, p in new.items() if n in old and old[n].shape != p.shape]
+    return {n: tuple(torch.full((s,), -1) for s in new[n].shape) for n in other}
+
+
+def fitted(t: Tensor, places: Places | None, fill: float) -> Tensor:
+    return t if places is None else carried(t, places, fill)
 
 
 def replaced(tenant: Tenant, name: str, spec: Pool, places: Mapping[str, Places]) -> Tensor | None:
     """A pool that a tenant has, in the shape of a new plan: the same tensor where that is its shape; None where it must
     be made anew. Raises: CommonweightError where the places do not give this shape."""
     old, was = tenant.pools[name], tenant.plan.pools[name]
-    if (spec.train, spec.save, spec.dtype) != (was.train, was.save, was.dtype):
-        raise CommonweightError(f"{tenant.method.name}: {name} is of another kind in its schedule's new plan")
+    if spec.dtype != was.dtype:
+        raise CommonweightError(
+            f"{tenant.method.name}: {name} is {spec.dtype} in its schedule's new plan, and was {was.dtype}"
+        )
     if name not in places and not (spec.train or spec.save) and spec != was:
         return None
     if name in places and len(places[name]) == old.dim():
-        value = carried(old.detach(), places[name])
-        new = nn.Parameter(value, old.requires_grad) if spec.train else value
+        new = carried(old.detach(), places[name])
     else:
-        new = old
+        new = old if spec.train == was.train else old.detach().clone()
     if tuple(new.shape) != spec.shape or (name in places and new is old):
         raise CommonweightError(
             f"{tenant.method.name}: {name} is {spec.shape} in its schedule's new plan, and {tuple(new.shape)} by "
             f"its places; it was {tuple(old.shape)}"
         )
-    return new
+    return nn.Parameter(new) if spec.train and not isinstance(new, nn.Parameter) else new
 
 
 def follow(optimizer: Any, rates: Any, old: Tensor, new: Tensor | None, places: Places, method: str) -> None:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError, build, dump
-from ..core.schedule import NONE, Counting, Edit, Moment, Places, Pools, Schedule, State, carried, resizing
+from ..core.schedule import NONE, Counting, Edit, Moment, Places, Pools, Schedule, State, resizing
 from ..host import Tenant
 from ..host.heard import Heard
-from ..host.replanned import become, planned
-from .following import POINTS, follow, replaced
+from .following import POINTS, fitted, nowhere, replan
 from .processes import summed
 
 
@@ -160,37 +159,18 @@ class Scheduled:
         """The tenant by another config that it had, or will have: pools of another shape hold zeros, to be filled."""
         if config == self.tenant.config:
             return False
-        old, new = self.tenant.plan.pools, planned(self.tenant, config).pools
-        other = [n for n, p in new.items() if n in old and old[n].shape != p.shape]
-        self._replan(config, {n: tuple(torch.full((s,), -1) for s in new[n].shape) for n in other}, again=True)
+        self._replan(config, nowhere(self.tenant, config), again=True)
         return True
 
-    @torch.no_grad()
     def _replan(self, config: Any, places: Mapping[str, Places], first: Pools = NONE, again: bool = False) -> None:
-        """first: values, which what an optimizer holds of new places may begin with. again: pools that went may come
-        back, which no optimizer holds."""
-        tenant, plan = self.tenant, planned(self.tenant, config)
-        before = dict(tenant.named_parameters())
-        values = {n: replaced(tenant, n, p, places) for n, p in plan.pools.items() if n in tenant.pools}
-        fresh = [n for n, p in plan.pools.items() if p.train and n not in values]
-        if fresh and not again:
-            raise CommonweightError(
-                f"{tenant.method.name}: its schedule's new plan trains {fresh[0]}, a pool that the old one has not; "
-                "let it begin with no rows or columns"
-            )
-        become(tenant, config, plan, {n: v for n, v in values.items() if v is not None})
-        for n in first.keys() & places.keys() & tenant.pools.keys():
-            tenant.pools[n].copy_(first[n])
-        after = dict(tenant.named_parameters())
-        for n, p in before.items():
-            if (new := after.get(n)) is not p:
-                follow(self.optimizer, self.rates, p, new, places.get(n, ()), tenant.method.name)
+        replan(self.tenant, self.optimizer, self.rates, config, places, first, again)
         self._look()
-        self.masks = {n: _fitted(m, places.get(n), 1) for n, m in self.masks.items() if n in self.pools}
+        self.masks = {n: fitted(m, places.get(n), 1) for n, m in self.masks.items() if n in self.pools}
         self.held = {
-            n: (_fitted(m, places.get(n), 0), _fitted(v, places.get(n), 0))
+            n: (fitted(m, places.get(n), 0), fitted(v, places.get(n), 0))
             for n, (m, v) in self.held.items() if n in self.pools
         }  # fmt: skip
+        self.factors = {n: f for n, f in self.factors.items() if n in self.pools}
         self._rest(self.resting & self.pools.keys())
 
     def _rest(self, names: frozenset[str]) -> None:
@@ -252,10 +232,6 @@ class Scheduled:
 def said(config: Any) -> dict[str, Any]:
     """A config as JSON has it; `core.build` reads it."""
     return {k: v for k, v in dump(config).items() if k != "is"}
-
-
-def _fitted(t: Tensor, places: Places | None, fill: float) -> Tensor:
-    return t if places is None else carried(t, places, fill)
 
 
 def _moments(optimizer: Any, pools: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..core import CommonweightError, build
+from ..core.schedule import resizing
 from ..host import Host, Tenant
 from ..host.over import over_tenants
 from ..methods import resolve
@@ -262,6 +263,7 @@ def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextMan
     reasons = {
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "routers that are listened to, which the compiler would not see": any(heard(p) for p in parts),
+        "a schedule that gives pools other shapes": any(resizing(p.between) for p in parts),
         "several tenants, whose rows mix anew in every batch": len(parts) > 1,
         "a sharded base": sharded(host.model),
         "a device map": mapped(host.model),

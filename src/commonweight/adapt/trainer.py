@@ -406,6 +406,8 @@ class Run(Trainer):
                 p.copy_(self.found.tensors[f"pool/{n}"])
         best = {k[5:]: v.to(device) for k, v in self.found.tensors.items() if k.startswith("best/")}
         self.best.found = best or None
+        if self.done:  # the loop does not ask any more
+            self._restore_schedules()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Done by `restore`."""
@@ -416,6 +418,9 @@ class Run(Trainer):
         moments = {k[5:]: v for k, v in self.found.tensors.items() if k.startswith("adam/")}
         optimizers.restore(self.optimizer, self.pools, moments, self.found.facts["groups"])
         self.lr_scheduler.last_epoch = self.found.facts["schedule"]  # type: ignore[union-attr]
+        self._restore_schedules()
+
+    def _restore_schedules(self) -> None:
         for i, (schedule, numbers) in enumerate(zip(self.schedules, self.found.facts["schedules"])):
             at = f"schedule/{i}/"
             found = {k.removeprefix(at): v for k, v in self.found.tensors.items() if k.startswith(at)}

@@ -24,7 +24,7 @@ def parse_budget(text: str) -> int:
 
 class Fit(NamedTuple):
     """A config and what it costs. nbytes: saved pools, without a head. own: those of them that a further tenant would
-    bring (scope "tenant"). count: trainable numbers, as it is trained. within: whether it is inside the budget."""
+    bring (scope "tenant"). count: trainable numbers, as it begins to train. within: whether it is inside the budget."""
 
     method: str
     options: dict[str, Any]

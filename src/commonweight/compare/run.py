@@ -74,6 +74,7 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
         return {"state": "failed", "error": str(e), "curve": [], **_machine()}
     memory = peak.beyond(held)
     try:
+        trained = _trainable(result.tenant)
         tenant = host.compact(result.tenant.name)
         if job.codec is not None:
             settle(tenant, job.codec)
@@ -82,7 +83,7 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
         measured = {} if job.trial else evaluate(host, tenant.name, test, job.task, **how)
         return {
             "state": "done", "test": measured, "dev": result.metrics, **sizes(tenant, job.codec),
-            "parameters": _trainable(result.tenant), "peak_memory": memory, "seconds": result.seconds,
+            "parameters": trained, "peak_memory": memory, "seconds": result.seconds,
             "seconds_per_step": clock.median, "steps": result.steps, "curve": thin(result.curve),
             "lr": job.rate, "settings": result.settings, "command": job.command(torch.get_num_threads()), **_machine(),
         }  # fmt: skip

@@ -267,8 +267,8 @@ class Host:
         self.roster.remove(name)
 
     def compact(self, name: str) -> Tenant:
-        """A trained tenant in the smaller form in which its method stores it, under its name: it answers the same. Of a
-        method without such a form, and in a common, the tenant as it is."""
+        """Gives a trained tenant the smaller form in which its method stores it. It answers the same, by other pools:
+        an optimizer and a module of it must be made anew. Without such a form, and in a common, it stays as it is."""
         return smaller(self.roster, self[name])
 
     def close(self) -> None:

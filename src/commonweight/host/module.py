@@ -119,8 +119,10 @@ class TenantModule(nn.Module):
     def _own(self) -> None:
         """Raises: CommonweightError where others stand for the tenants' pools, which a pass does not see."""
         there = self._modules["pools"]._parameters  # type: ignore[union-attr]
-        for n, p in together(self._tenants).items():
-            if there.get(n.replace(".", "/")) is not p:
+        mine = {n.replace(".", "/"): p for n, p in together(self._tenants).items()}
+        for n in mine if mine.keys() == there.keys() else mine.keys() ^ there.keys():
+            if there.get(n) is not mine.get(n):
+                n = n.replace("/", ".")
                 raise CommonweightError(
                     f"the pool {n!r} of this module was replaced, as torch.func.functional_call, "
                     "load_state_dict(assign=True) and nn.DataParallel do; the tenant reads its own. Copy numbers into "

@@ -65,7 +65,7 @@ def test_the_cut():
     grads = [{n: torch.randn(p.shape, generator=g) for n, p in pools.items()} for _ in range(4)]
     for step in range(1, 5):
         state, edit = way.after(Moment(step, 8, pools, grads[step - 1], {}), state)
-        assert (edit.resting is None) == (step < 4) and not way.settled(step, 8)
+        assert (edit.config is None) == (step < 4) and not way.settled(step, 8)
     seen = grads[1:]
     size = {s: sum(float(t[f"{s}.z"]) for t in seen) for s in way.sites}
     kept = [s for s in way.sites if size[s] > np.quantile([*size.values()], 0.75)]
@@ -77,16 +77,18 @@ def test_the_cut():
 
     edge = np.quantile([score(s, i) for s in kept for i in range(4)], 0.5)
     for s in way.sites:
-        want = [float(s in kept and score(s, i) > edge) for i in range(4)]
-        assert edit.values[f"{s}.d"].tolist() == want
+        want = [i for i in range(4) if s in kept and score(s, i) > edge]
+        assert dict(edit.config.ranks)[s] == len(want)
+        for k, places in {k: edit.places.get(f"{s}.{k}") for k in "ABd"}.items():
+            told = None if places is None else [t if t is None else t.tolist() for t in places]
+            assert told == ({"A": [want, None], "B": [None, want], "d": [want]}[k] if want else None)
     for n in way.heads:
         m = pools[n].abs().double().numpy()
         assert edit.values[n].bool().tolist() == (m > np.quantile(m, 0.3333)).tolist()
     every = np.concatenate([pools[n].abs().double().numpy() for n in way.neurons])
     for n in way.neurons:
         assert edit.values[n].bool().tolist() == (pools[n].abs().double().numpy() > np.quantile(every, 0.3333)).tolist()
-    assert edit.resting == {*way.heads, *way.neurons, *edit.rates, *(f"{s}.z" for s in way.sites)}
-    assert way.settled(5, 8)
+    assert way.settled(5, 8) and edit.config.form == "stored"
 
 
 def test_nothing_goes_where_no_share_is_cut():

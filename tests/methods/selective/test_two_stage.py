@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import commonweight as cw
-from commonweight.core.schedule import Moment
+from commonweight.core.schedule import Edit, Moment
 from commonweight.methods.selective.two_stage import TwoStage, largest
 from tests.laws.subjects import stir
 from tests.models import make
@@ -49,7 +49,7 @@ def test_stages():
     score = sum(grads[i][f"{site}.g"].abs() for i in (1, 2, 3))
     assert sorted(score.topk(3).indices.tolist()) == edit.values[f"{site}.at"].tolist()
     assert edit.resting == {*way.norms, *way.gates} and way.settled(5, 8)
-    assert way.after(Moment(5, 8, pools, {}, {}), state)[1] == ({}, {}, None, {}, {}, {})
+    assert way.after(Moment(5, 8, pools, {}, {}), state)[1] == Edit()
 
 
 def test_the_largest_of_equal_ones_are_the_first():

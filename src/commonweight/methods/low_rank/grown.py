@@ -86,6 +86,12 @@ def uniform(shape: tuple[int, ...], rng: Rng, base: Any) -> Tensor:
     return kaiming(shape[1])(shape, rng, base)
 
 
+def along(pools: Pools, at: Mapping[str, Tensor]) -> dict[str, Places]:
+    """The places of all numbers of these sites' pools, by those of their directions; a site without any has no pool."""
+    found = [(f"{s}.{k}", t, dims) for s, t in at.items() if len(t) for k, dims in ALONG.items()]
+    return {n: tuple(t if i in dims else None for i in range(pools[n].dim())) for n, t, dims in found if n in pools}
+
+
 def resized(
     config: Any, sites: Sequence[str], pools: Pools, at: Mapping[str, Tensor], new: Mapping[str, Init], seed: int,
     name: str,
@@ -99,17 +105,13 @@ def resized(
     if not at:
         return Edit()
     ranks |= {s: len(t) for s, t in at.items()}
-    values: dict[str, Tensor] = {}
-    places: dict[str, Places] = {}
-    for s, t in at.items():
-        for k, along in ALONG.items():
-            if (n := f"{s}.{k}") not in pools or not len(t):
-                continue
-            places[n] = tuple(t if i in along else None for i in range(pools[n].dim()))
-            if k in new and bool((t < 0).any()):
-                shape = tuple(len(p) if p is not None else d for p, d in zip(places[n], pools[n].shape))
-                drawn = new[k](shape, Rng(seed, f"{n}/{name}"), None)  # type: ignore[arg-type]
-                values[n] = carried(pools[n], places[n], drawn)
+    places, values = along(pools, at), {}
+    for n, place in places.items():
+        k = n.rpartition(".")[2]
+        if k in new and any(t is not None and bool((t < 0).any()) for t in place):
+            shape = tuple(d if t is None else len(t) for t, d in zip(place, pools[n].shape))
+            drawn = new[k](shape, Rng(seed, f"{n}/{name}"), None)  # type: ignore[arg-type]
+            values[n] = carried(pools[n], place, drawn)
     return Edit(values=values, places=places, config=replace(config, ranks=tuple(ranks.items())))
 
 

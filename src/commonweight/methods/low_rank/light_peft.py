@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ...core.schedule import Edit, Moment, Pools, State, last_of, later_half
 from ..mixtures.losses import mean
 from ..registry import method
 from ..said import RouterLoss, Said
+from .grown import along
 from .lora import pick
 from .pruned import kept, wrong_ranks
 
@@ -69,6 +70,7 @@ class Early:
     sites: tuple[str, ...]
     heads: tuple[str, ...]
     neurons: tuple[str, ...]
+    resizes: ClassVar[bool] = True
 
     def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]:
         if self.config.form == "stored":
@@ -100,18 +102,19 @@ class Early:
         return (A.mean(1).abs() + B.mean(0).abs()).nan_to_num(0, 0, 0)
 
     def _cut(self, pools: Pools, state: State) -> Edit:
-        c, masks = self.config, {}
+        """A plan of what is left. Masks of heads and neurons are 1 or 0, and train no more."""
+        c, masks, at = self.config, {}, {}
         size = {s: state[f"size/{s}"] for s in self.sites}
         left = [s for s, yes in above(size, c.cut_modules).items() if bool(yes)]
         directions = above({s: state[f"rank/{s}"] for s in left}, c.cut_ranks)
         for s in self.sites:
-            d = pools[f"{s}.d"]
-            masks[f"{s}.d"] = directions[s].to(d) if s in directions else torch.zeros_like(d)
+            at[s] = directions[s].cpu().nonzero()[:, 0] if s in directions else torch.arange(0)
         for n in self.heads:
             masks |= {k: v.to(pools[k]) for k, v in above({n: pools[n].abs()}, c.cut_heads).items()}
         neurons = {n: pools[n].abs() for n in self.neurons}
         masks |= {k: v.to(pools[k]) for k, v in above(neurons, c.cut_neurons).items()}
-        return Edit(values=masks, resting=frozenset((*self.heads, *self.neurons, *(f"{s}.z" for s in self.sites))))
+        ranks = tuple((s, len(t)) for s, t in at.items())
+        return Edit(values=masks, places=along(pools, at), config=replace(c, form="stored", ranks=ranks))
 
 
 def above(scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -176,7 +179,7 @@ def plan(sites: Sequence[Site], config: LightPEFT) -> Plan:
     a share of one run, where the code trains 5 epochs at most and then 10; a head is 64 numbers where `heads` is not
     said; one rate; a gauge of value zero, whose gradient tells a schedule how long an update is;
     gradients are those after clipping, so that steps which are clipped count less. `adapt` and
-    `Scheduled` cut; other loops train all of it.
+    `Scheduled` cut, by a new plan of what is left; other loops train all of it.
     Raises: CommonweightError where `heads` does not divide an attention's width.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
