@@ -283,7 +283,7 @@ class AheadHook:
         causal = kwargs.get("is_causal")
         causal = getattr(self.at.module, "is_causal", True) if causal is None else causal
         t, s, m = query.shape[2], key.shape[2], front.keys.shape[2]
-        causal = bool(causal) and mask is None and t > 1
+        causal = bool(causal) and mask is None and t > 1 and not added  # eager attention goes by its mask alone
         if mask is None and front.see is None and not causal:
             return None
         kept = None if torch.compiler.is_compiling() else route.kept.get("ahead mask")

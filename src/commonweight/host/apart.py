@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ..core import CommonweightError
@@ -57,7 +58,28 @@ def by_reader(
         mine = mine[0], {**mine[1], **shown}
         found = crossed(run(reader, *mine[0], **mine[1]), where, rows)
         parts.append(found if images is None else without_images(found))
-    return join(parts, torch.cat(places).argsort(), [len(p) for p in places])
+    return join(evened(parts), torch.cat(places).argsort(), [len(p) for p in places])
+
+
+def evened(parts: list[Any]) -> list[Any]:
+    """What encoders before a decoder gave, states and attention, as long as the longest: readers may have prompts."""
+    if not all(isinstance(p, MutableMapping) for p in parts):
+        return parts
+    for name in [k for k in parts[0] if k.startswith("encoder_")]:
+        each = [pytree.tree_flatten(p.get(name)) for p in parts]
+        if any(not isinstance(v, Tensor) or v.dim() not in (3, 4) for leaves, _ in each for v in leaves):
+            continue
+        for at in {-2, -1 if "attentions" in name else -2}:
+            most = max((v.shape[at] for leaves, _ in each for v in leaves), default=0)
+            each = [([_longer(v, at, most) for v in leaves], tree) for leaves, tree in each]
+        for p, (leaves, tree) in zip(parts, each):
+            p[name] = pytree.tree_unflatten(leaves, tree)
+    return parts
+
+
+def _longer(v: Tensor, at: int, most: int) -> Tensor:
+    more = most - v.shape[at]
+    return v if not more else F.pad(v, (0, more) if at == -1 else (0, 0, 0, more))
 
 
 def without_images(found: Any) -> Any:

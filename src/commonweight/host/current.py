@@ -78,16 +78,23 @@ class Pass:
         self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
         self.queries: Mapping[str, Tensor] | None = None  # list of blocks -> what the plain base makes of each row
         self.numbered: set[str] = set()  # tables whose tokens were given what their positions bring
-        self.longer: dict[str, Any] = {}  # prompt site of an encoder -> what stands behind its rows
+        self.longer: dict[str, Any] = {}  # prompt site of an encoder -> its longer rows
 
     def masks_of(self, length: int) -> Mapping[str, Any]:
-        """Which of so many tokens of a row are no padding: with prompts behind them, rows are longer."""
-        found = (v.mask for v in self.longer.values() if v.mask is not None)
-        mask = next((m for m in found if m.shape[1] == length), None)
-        return self.masks if mask is None else {**self.masks, "attention_mask": mask}
+        """Which of so many tokens of a row are no padding: with prompts in them, rows are longer."""
+        found = self.longer_by(length)
+        return self.masks if found is None or found.mask is None else {**self.masks, "attention_mask": found.mask}
+
+    def longer_by(self, length: int) -> Any:
+        """The longer rows that have so many tokens; None for those of the caller's."""
+        return next((v.rows for v in self.longer.values() if v.rows.tokens + v.rows.more == length), None)
 
     def positions(self, ids: Tensor) -> Tensor:
-        """Which token of its row each is, (B, T), padding aside: as the caller says, else by the mask and the cache."""
+        """Which token of its row each is, (B, T), padding aside: as the caller says, else by the mask and the cache.
+        What is no token of the caller's has 0."""
+        if (found := self.longer_by(ids.shape[1])) is not None:
+            own = self.positions(ids[:, : found.tokens])
+            return found.joined(own, own.new_zeros(len(own), found.more))
         (b, t), said, mask = ids.shape, self.numbers, self.masks.get("attention_mask")
         if isinstance(said, Tensor) and said.dim() == 2 and said.shape[0] in (1, b) and said.shape[1] == t:
             return said.expand(b, -1)
@@ -100,7 +107,8 @@ class Pass:
     def counted_padding(self, given: Tensor) -> Tensor | None:
         """(B, 1): how many tokens of padding on the left a model has counted in the positions (1 or B, T) that it made
         itself; None where the caller said positions, or nothing tells."""
-        mask, t = self.masks.get("attention_mask"), given.shape[-1]
+        t = given.shape[-1]
+        mask = self.masks_of(t).get("attention_mask")
         if self.numbers is not None or self.behind < 0 or not isinstance(mask, Tensor) or mask.dim() != 2:
             return None
         if given.dim() != 2 or given.shape[0] not in (1, mask.shape[0]) or mask.shape[1] < t:

@@ -106,13 +106,13 @@ class HookedModel:
         fronts = [at for at in self.modules.values() if isinstance(at, Front)]
         self.fronts = [front.FrontHook(at, self.current) for at in fronts]  # whose prompts run before a pass
         self.hooks += [h for f in self.fronts for h in f.install()]
+        numbered = [PositionsHook(at, self.current) for at in self.modules.values() if isinstance(at, Positions)]
+        scanned = [StateHook(at, self.current) for at in self.modules.values() if isinstance(at, State)]
+        self.hooks += [h for n in (*numbered, *scanned) for h in n.install()]
         whole = next((e for e in self.handles if isinstance(e, entrances.Forward)), None)
         for at in (at for at in self.modules.values() if isinstance(at, Further)):
             over = whole if at.module is self.inner else None
             self.hooks += FurtherForward(at, self.current, over).hooks()
-        numbered = [PositionsHook(at, self.current) for at in self.modules.values() if isinstance(at, Positions)]
-        scanned = [StateHook(at, self.current) for at in self.modules.values() if isinstance(at, State)]
-        self.hooks += [h for n in (*numbered, *scanned) for h in n.install()]
         self.queries = Queries(self.modules, self.current)
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):
             mine = next((f.name for f in fronts if at.name in f.joins), "")

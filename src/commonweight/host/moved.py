@@ -19,18 +19,20 @@ from .apart import Unfit
 from .current import Current
 from .names import paired
 from .route import Route
-from .sites import Physical, parameters, plain_class, positional, towers
+from .sites import Further, Physical, entries, parameters, plain_class, positional, towers
 from .tenant import Tenant
 
 
 class Moved:
     """Before a module that is given positions. stack: whose tokens', "" of all. at: where among its arguments they are.
-    entries: of a table, and how many of them stand before position 0."""
+    without: sites of prompts, which stand in a row and are counted there. entries: of a table, and how many of them
+    stand before position 0."""
 
     def __init__(
-        self, name: str, stack: str, sites: list[str], current: Current, at: int, entries: tuple[int, int] | None
-    ):
-        self.name, self.stack, self.sites, self.current = name, stack, sites, current
+        self, name: str, stack: str, sites: list[str], current: Current, at: int, without: frozenset[str],
+        entries: tuple[int, int] | None,
+    ):  # fmt: skip
+        self.name, self.stack, self.sites, self.current, self.without = name, stack, sites, current, without
         self.at, self.entries = at, entries
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -81,11 +83,11 @@ class Moved:
         key = "moved by", self.stack
         if key not in route.kept:
             if route.single is not None:
-                route.kept[key] = places(route.single, self.stack) or None
+                route.kept[key] = places(route.single, self.stack, self.without) or None
             else:
                 out = [0] * route.length
                 for tenant, mine in route.groups:
-                    n = 0 if tenant is None else places(tenant, self.stack)
+                    n = 0 if tenant is None else places(tenant, self.stack, self.without)
                     for p in mine:
                         out[p] = n
                 route.kept[key] = out if any(out) else None
@@ -108,24 +110,25 @@ class Moved:
 
 
 @torch.no_grad()
-def places(tenant: Tenant, stack: str) -> int:
-    """By how many positions a tenant moves its tokens of a stack: the most that stands ahead of them in a layer."""
+def places(tenant: Tenant, stack: str, without: frozenset[str] = frozenset()) -> int:
+    """By how many positions a tenant moves its tokens of a stack: the most that stands ahead of them in a layer.
+    without: sites of prompts that are counted as tokens are."""
     if not any(hasattr(u.bind, "places") for u in tenant.plan.uses):
         return 0
     each = (
         sum(e.bind.places(**e.slots(None)) for e in entries if hasattr(e.bind, "places"))
         for n, entries in tenant.table.items()
-        if not stack or _stack(n) == stack
+        if n not in without and (not stack or _stack(n) == stack)
     )
     return max(each, default=0)
 
 
 def install(model: nn.Module, names: dict[str, nn.Module], modules: dict[str, Physical], current: Current) -> list[Any]:
     """Hooks on what is given positions, in the towers and stacks that have prefix sites."""
-    out = []
+    out, within = [], frozenset(n for n, at in modules.items() if isinstance(at, Further))
     for name, module, stack, mine, at in _moving(model, names, modules):
         entries = (module.num_embeddings, getattr(module, "offset", 0)) if isinstance(module, nn.Embedding) else None
-        hook = Moved(name, stack, mine, current, at, entries)
+        hook = Moved(name, stack, mine, current, at, within, entries)
         out.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         if entries is not None:
             out.append(module.register_forward_hook(hook.by_row))
@@ -154,11 +157,9 @@ def longest(
     ahead = 0 if paired(model) else places(tenant, "")
     if not ahead:
         return None
+    within = [at.room for n, at in modules.items() if isinstance(at, Further) and n in tenant.table]
     tables = [m for _, m, *_ in _moving(model, names, modules) if isinstance(m, nn.Embedding)]
-    # RoBERTa's kind begins behind its pad token's number
-    room = [
-        m.num_embeddings - getattr(m, "offset", 0) - (0 if m.padding_idx is None else m.padding_idx + 1) for m in tables
-    ]
+    room = [*map(entries, tables), *(n for n in within if n is not None)]
     return min(room) - ahead if room else None
 
 

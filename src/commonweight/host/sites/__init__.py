@@ -9,7 +9,7 @@ from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_ki
 from .conv import depthwise
 from .discover import discover
 from .families import FAMILIES, families, towers
-from .further import Further, positional
+from .further import STATES, Further, entries, masked, positional
 from .physical import Physical, Rows, numbers, parameters, plain_class
 from .positions import Positions
 from .prefix import Ahead, Front
@@ -21,6 +21,7 @@ from .trunk import Trunk
 
 __all__ = [
     "FAMILIES",
+    "STATES",
     "UNPACK",
     "Ahead",
     "Aside",
@@ -37,8 +38,10 @@ __all__ = [
     "blocks",
     "depthwise",
     "discover",
+    "entries",
     "families",
     "input_table",
+    "masked",
     "numbers",
     "once",
     "output_head",

@@ -1,54 +1,94 @@
-"""Where vectors can stand among the tokens of an encoder's row: one site, beside the table of its input tokens."""
+"""Where vectors can stand in front of the tokens of an encoder's row: one site, beside its table of tokens."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
 from ...core import Site
+from ..names import paired, unwrapped
+from .families import towers
 from .found import Found, Whole
 from .physical import Physical, parameters, plain_class
+from .tied import said
 
 TABLE = re.compile(r"(wpe|pos(ition)?s?_embed\w*|embed_positions?)$")
+STATES, MASKS = "encoder_hidden_states", ("encoder_attention_mask", "encoder_padding_mask")  # given to a decoder
+# Encoders that multiply what their table gives by `embed_scale`, and not vectors that they are given in its place.
+_SCALED = "MarianEncoder", "PegasusEncoder", "MvpEncoder"
+_ESM = 1 - 0.15 * 0.8  # what ESM multiplies the vectors of a row by of which nothing is masked (`token_dropout`)
+_MEAN = "Tipsv2TextModel"  # its pooler reads the mask of a row, behind its blocks
+_ALONE = "EsmcModel"  # takes tokens, and no vectors in place of them
 
 
 class Further(Physical):
-    """Vectors as further positions of the pass. module: the encoder, whose rows get longer within it; embeds: its part
-    that makes vectors of tokens, with their positions."""
+    """Vectors as further positions of the pass. module: the encoder, whose rows get longer within it; table: of its
+    tokens. stack: its part that holds the blocks, behind which a pooler may stand. decoder: what reads all that comes
+    out, of an encoder-decoder. scale: of what the table gives."""
 
     forms = "none"
 
-    def __init__(self, name: str, module: nn.Module, embeds: nn.Module):
+    def __init__(
+        self, name: str, module: nn.Module, table: nn.Embedding, stack: nn.Module | None, decoder: nn.Module | None
+    ):
         super().__init__(name, module, "prompt", False)
-        self.embeds = embeds
+        self.table, self.stack, self.decoder = table, stack, decoder
 
     @property
     def flagged(self) -> nn.Module:
-        return next(m for m in self.module.modules() if isinstance(m, nn.Embedding))
+        return self.table
+
+    @property
+    def scale(self) -> float:
+        return scale(self.module)
+
+    @property
+    def tables(self) -> list[nn.Embedding]:
+        """Of positions."""
+        named = ((n.rpartition(".")[2], m) for n, m in self.module.named_modules())
+        return [m for n, m in named if isinstance(m, nn.Embedding) and TABLE.fullmatch(n)]
+
+    @property
+    def room(self) -> int | None:
+        """How many tokens the tables of positions hold; None: any number."""
+        return min(map(entries, self.tables), default=None)
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether its tables count a row's tokens without padding, as RoBERTa's do."""
+        return any(m.padding_idx is not None for m in self.tables)
 
 
 def find(table: str | None, ahead: list[Found], whole: Whole) -> list[Found]:
-    """One for an encoder that takes vectors in place of tokens, and counts positions by a table alone. table: of its
-    input tokens. ahead: its prefix sites."""
-    at = [f.at for f in ahead if f.default]
-    if table is None or not at or getattr(getattr(whole.model, "config", None), "is_encoder_decoder", False):
+    """One for an encoder, alone or before a decoder, that is called with tokens and their mask. table: of the model's
+    input tokens. ahead: its prefix sites, if it has any."""
+    if table is None:
         return []
-    if any(getattr(a.module, "is_causal", True) for a in at):
+    decoder = None
+    if two := paired(whole.model):
+        model: Any = unwrapped(whole.model)
+        encoder, decoder = (getattr(model, f"get_{k}", lambda: None)() for k in ("encoder", "decoder"))
+        home = next((n for n, m in whole.names.items() if m is encoder and n), None)
+        if home is None or decoder is None or masked(decoder) is None:
+            return []
+    elif (home := _home(table, ahead, whole)) is None:
         return []
-    home = shared([table, *(a.name for a in at)])
-    if not {"inputs_embeds", "attention_mask"} <= {*parameters(whole.names[home])}:
+    module = whole.names[home]
+    if not _takes_tokens(module) or plain_class(module).__name__ == _MEAN:
         return []
-    if (embeds := _embeds(table, home, whole.names)) is None:
+    own = said(module, "get_input_embeddings") or whole.names[table]
+    at = next((n for n, m in whole.names.items() if m is own), None)
+    if not isinstance(own, nn.Embedding) or at is None or not f"{at}.".startswith(f"{home}." if home else ""):
         return []
-    width = whole.names[table].embedding_dim
-    name = f"{table}.prompt"
-    made = Further(name, whole.names[home], whole.names[embeds])
-    return [Found(made, Site(name, width, width, "prompt", "", False), True)]  # type: ignore[arg-type]
+    made = Further(f"{at}.prompt", module, own, None if two else _stack(home, whole), decoder)
+    width = own.embedding_dim
+    return [Found(made, Site(made.name, width, width, "prompt", "encoder" if two else "", False), True)]  # type: ignore[arg-type]
 
 
-def shared(names: list[str]) -> str:
+def shared(names: Iterable[str]) -> str:
     """The innermost module that holds all of these."""
     out = []
     for parts in zip(*(n.split(".") for n in names)):
@@ -64,13 +104,68 @@ def positional(name: str, module: nn.Module) -> bool:
     return plain and TABLE.search(name.rpartition(".")[2]) is not None
 
 
-def _embeds(table: str, home: str, names: Mapping[str, nn.Module]) -> str | None:
-    """The part of the encoder around the table that takes vectors in place of tokens, reads no mask and no neighbours,
-    and has the table of positions."""
-    at = table.rpartition(".")[0]
-    takes = {*parameters(names[at])}
-    if at == home or "inputs_embeds" not in takes or "attention_mask" in takes:
+def entries(table: Any) -> int:
+    """How many positions a table holds; RoBERTa's kind begins behind its pad token's number."""
+    before = getattr(table, "offset", 0)
+    return table.num_embeddings - before - (0 if table.padding_idx is None or before else table.padding_idx + 1)
+
+
+def scale(encoder: nn.Module) -> float:
+    """What an encoder multiplies the vectors by that its table gives, and not those that it is given."""
+    if any(getattr(m, "token_dropout", False) for m in encoder.modules()):
+        return _ESM
+    return float(getattr(encoder, "embed_scale", 1.0)) if plain_class(encoder).__name__ in _SCALED else 1.0
+
+
+def masked(decoder: nn.Module) -> str | None:
+    """What a decoder calls the mask of an encoder's states that it is given."""
+    known = parameters(decoder)
+    return next((m for m in MASKS if m in known), None) if STATES in known else None
+
+
+def _takes_tokens(module: nn.Module) -> bool:
+    """Whether it is called with rows of tokens, or vectors in their place, and their mask, and with nothing that stands
+    among them."""
+    known, kind = {*parameters(module)}, plain_class(module).__name__
+    wanted = {"input_ids", "attention_mask"} | (set() if kind == _ALONE else {"inputs_embeds"})
+    return wanted <= known and not known & {"pixel_values", "visual_embeds"}
+
+
+def _home(table: str, ahead: list[Found], whole: Whole) -> str | None:
+    """The module around the table and the blocks of an encoder; None where a token sees those before it alone, or
+    nothing says that it sees others."""
+    at = [f.at for f in ahead if f.default]
+    ways = {getattr(a.module, "is_causal", None) for a in at} or {None}
+    if ways - {None, False} or (None in ways and not _reads_both_ways(whole.model)):
         return None
-    if getattr(names[at], "trigram_input", False):  # MobileBERT: a token's vector is made of three
+    tower = towers(whole.model)
+    mine = [a.name for a in at] or [b for b in whole.parts if tower(b) == tower(table)]
+    if not mine:
         return None
-    return at if any(n.startswith(f"{at}.") and positional(n, m) for n, m in names.items()) else None
+    home = shared([table, *mine])
+    while home and not _takes_tokens(whole.names[home]):
+        home = home.rpartition(".")[0]
+    return home
+
+
+def _reads_both_ways(model: nn.Module) -> bool:
+    """Of a model whose attention does not say it: whether transformers lists its kind among those that fill masks, or
+    among those that answer about tokens and do not generate."""
+    config = getattr(unwrapped(model), "config", None)
+    kind = getattr(config, "model_type", None)
+    if kind is None or getattr(config, "is_decoder", False) or getattr(config, "causal", False):
+        return False
+    from transformers.models.auto import modeling_auto as auto
+
+    if kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return True
+    about = auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+    return any(kind in names for names in about) and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def _stack(home: str, whole: Whole) -> nn.Module | None:
+    """The part of the encoder that holds all blocks and runs them."""
+    start = f"{home}." if home else ""
+    parts = {b.removeprefix(start).split(".")[0] for b in whole.parts if b.startswith(start)}
+    found = whole.names.get(start + parts.pop()) if len(parts) == 1 else None
+    return None if isinstance(found, nn.ModuleList) else found
