@@ -8,6 +8,8 @@ import torch
 import transformers as tf
 
 import commonweight as cw
+from tests.host import kinds
+from tests.host.kinds import made
 from tests.host.test_further import encoder, rows
 from tests.host.test_moved import paired
 from tests.laws.subjects import stir
@@ -182,6 +184,7 @@ def test_prompts_both_ways(kind, method, tmp_path):
 ENCODERS = {
     "Bert": {}, "Roberta": {},
     "DistilBert": {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4, "num_transformer_submodules": 1},
+    "ModernBert": {}, "MobileBert": {"token_dim": 16}, "DebertaV2": {}, "MPNet": {}, "RoFormer": {}, "NomicBert": {},
 }  # fmt: skip
 TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification", "FEATURE_EXTRACTION": "Model"}
 
@@ -210,7 +213,7 @@ def found(out, m):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_prompts_of_an_encoder_both_ways(name, task, method, tmp_path):
     """PEFT's classifier reads the first place of the longer row, where its first vector stands."""
-    model = encoder(name, TASKS[task])
+    model = (made if name in kinds.ENCODERS else encoder)(name, TASKS[task])
     plain, batch = copy.deepcopy(model), {"input_ids": rows(), "attention_mask": torch.ones(4, 6, dtype=torch.long)}
     batch["attention_mask"][1, 4:] = batch["input_ids"][1, 4:] = 0
     there = prompted(model, tmp_path / "a", task, method, **ENCODERS[name])

@@ -164,7 +164,7 @@ def test_what_cannot_be_a_longer_row():
     host = cw.Host(encoder("Bert"))
     host.add("t", "prompt-tuning", tokens=35)
     with torch.no_grad(), host.route("t"):
-        with pytest.raises(cw.CommonweightError, match=r"to position 40, and .* ends at 39"):
+        with pytest.raises(cw.CommonweightError, match=r"rows of 6 tokens are 41 with .* table of positions holds 40"):
             host.model(rows())
         with pytest.raises(cw.CommonweightError, match=r"attention_mask is \(4, 1, 6, 6\), .* wanted .* \(4, 6\)"):
             host.model(rows(), torch.ones(4, 1, 6, 6))
@@ -183,9 +183,18 @@ def test_under_torch_compile():
         torch.testing.assert_close(compiled(rows())[0], host.model(rows())[0])
 
 
-@pytest.mark.parametrize("name", ["MobileBert", "ModernBert", "DebertaV2"])
-def test_encoders_whose_tokens_go_by_their_columns_have_none(name):
-    """Neighbours that make a token's vector, windows, distances."""
-    config = getattr(tf, f"{name}Config")(**SIZES, **({"embedding_size": 32} if name == "MobileBert" else {}))
-    host = cw.Host(getattr(tf, f"{name}Model")(config).eval())
-    assert not any(s.kind in ("prompt", "positions") for s in host.sites)
+def test_padding_may_go_past_the_table_of_positions():
+    """A full row beside one with a prompt, and a short one with it."""
+    model = encoder("Bert")
+    host = cw.Host(model)
+    stir(host.add("t", "prompt-tuning", tokens=5))
+    ids = torch.randint(3, VOCAB, (2, 40), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 35:] = 0
+    with torch.no_grad():
+        with host.route([None, "t"]):
+            got = model(ids, mask).last_hidden_state
+        torch.testing.assert_close(got[0], model(ids[:1]).last_hidden_state[0], rtol=1e-4, atol=1e-5)
+        with host.route("t"):
+            alone = model(ids[1:, :35]).last_hidden_state[0]
+    torch.testing.assert_close(got[1, :35], alone, rtol=1e-4, atol=1e-5)

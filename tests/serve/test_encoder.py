@@ -66,7 +66,7 @@ def test_prompts_beside_others():
     for (name, ids), one in zip(asked[:16], found):
         want = F.normalize(alone(host, name, ids), dim=-1)
         torch.testing.assert_close(torch.tensor(one.vector), want, atol=2e-5, rtol=1e-4)
-    assert "to position 64" in (found[16].error or "")
+    assert "table of positions holds 64" in (found[16].error or "")
     with torch.no_grad(), host.route("prompt"):
         want = host.model(torch.tensor([[5, 6, 7]])).logits[0].softmax(-1)
     torch.testing.assert_close(torch.tensor(label.shares), want, atol=2e-5, rtol=1e-4)

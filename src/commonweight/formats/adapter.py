@@ -32,6 +32,14 @@ class Frozen(Source, Protocol):
         """Whether keys in front at this site move the positions of the tokens behind them."""
         ...
 
+    def scale(self, site: str) -> float:
+        """What the model multiplies vectors of tokens by, but not those that it is given in their place."""
+        ...
+
+    def pools_all(self, site: str) -> bool:
+        """Of a prompt: whether the model's own head reads all places of a row."""
+        ...
+
     def kernel(self, site: str) -> tuple[int, ...]:
         """Of a convolution; () of any other layer."""
         ...

@@ -44,6 +44,7 @@ from .sites import (
     ties,
     towers,
     unknown_kind,
+    why_no_prompt,
 )
 from .tenant import Tenant
 from .weights import stored
@@ -220,6 +221,13 @@ class HookedModel:
                 raise CommonweightError(
                     f"{method.name} reads sites of kind {kinds}: the head that scores the vocabulary and the norm "
                     "before it, which this model has not; give a causal language model (`adapt --task lm`)"
+                )
+            if "prompt" in method.kinds and not any(s.kind == "prompt" for s in self.every):
+                ahead = any(s.kind == "prefix" for s in self.every)
+                raise CommonweightError(
+                    f"{method.name}: no prompt can stand in front of this model's tokens: "
+                    f"{why_no_prompt(self.model, self.modules)}. Take {'prefix-tuning, or ' if ahead else ''}a method "
+                    "that changes weights, such as lora"
                 )
             have = ", ".join(dict.fromkeys(s.kind for s in self.every if s.kind != "head"))
             raise CommonweightError(

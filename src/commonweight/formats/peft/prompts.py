@@ -102,21 +102,40 @@ def read_prompt(
 ) -> Adapter:
     """(m, d), of PROMPT_TUNING, or what the network of P_TUNING gave.
 
-    PEFT's classifier of an encoder reads the first place of the longer row, where the first vector stands.
+    PEFT's classifier of an encoder reads the first place of the longer row, where the first vector stands. Of an
+    encoder-decoder the file has twice as many rows, and PEFT puts the first half in front of the encoder's.
+    Raises: CommonweightError where no prompt can stand, or PEFT's own model makes something else of it.
     """
     more = [k for k in config if k.startswith(("prompt_tuning_init", "tokenizer_", "encoder_"))]
-    rows, m, _ = _rows(config, tensors, 1, *more)
     mine = [s for s in sites.values() if s.kind == "prompt"]
     if not mine:
         raise CommonweightError(
-            f"adapter_config.json: {config['peft_type']} stands in front of the tokens of a causal decoder, or of an "
-            "encoder with a table of positions, and this base is neither; train prefix-tuning on the same rows"
+            f"adapter_config.json: {config['peft_type']} stands in front of tokens, and in front of this base's none "
+            "can stand; host.add('prompt', 'prompt-tuning') says why"
         )
+    if why := unlike(mine[0], base, config.get("task_type")):
+        raise CommonweightError(f"adapter_config.json: {why}; train it again here")
+    rows, m, _ = _rows(config, tensors, 2 if mine[0].role == "encoder" else 1, *more, both=True)
+    rows = rows[:m]
     check(KEY, rows, (m, mine[0].out))
     method, options = ("p-tuning", {"network": False}) if config["peft_type"] == "P_TUNING" else ("prompt-tuning", {})
-    if mine[0].role != "causal" and config.get("task_type") == POOLED:
+    if mine[0].role == "" and config.get("task_type") == POOLED:
         options["leads"] = True
     return Adapter(method, {"tokens": m, **options}, (mine[0].name,), {f"{mine[0].name}.E": rows})
+
+
+def unlike(site: Site, base: Frozen, task: str | None) -> str | None:
+    """Why PEFT's model makes something else of a prompt; None where it does not."""
+    if (by := base.scale(site.name)) != 1:
+        return (
+            f"{site.name}: this encoder multiplies the vectors of its tokens by {by:.4g}, and PEFT gives it the rows "
+            "without that"
+        )
+    if site.role == "encoder" and task not in (None, "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"):
+        return f"{site.name}: PEFT's {task} gives vectors to the whole model, and an encoder-decoder wants tokens there"
+    if site.role == "" and task == POOLED and base.pools_all(site.name):
+        return f"{site.name}: in PEFT's {task} the mean that the model's head reads is one of the prompt's places too"
+    return None
 
 
 def write_prompt(subject: Subject) -> Native:
@@ -128,20 +147,25 @@ def write_prompt(subject: Subject) -> Native:
     return Native({**config, "num_transformer_submodules": 1}, {KEY: rows})
 
 
-def _rows(config: Mapping[str, Any], tensors: Mapping[str, Tensor], most: int, *known: str) -> tuple[Tensor, int, int]:
-    """(the tensor, its tokens, of how many stacks the model is to PEFT: `most`, or fewer)."""
+def _rows(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], most: int, *known: str, both: bool = False
+) -> tuple[Tensor, int, int]:
+    """(the tensor, its tokens, of how many stacks the model is to PEFT: `most`, or fewer). both: whether it has rows
+    for each stack."""
     understood(config, *_SHAPE, *known)
     n = count(config, "num_transformer_submodules", 1)
     if n > most:
         raise CommonweightError(
-            f"adapter_config.json: num_transformer_submodules is {n}: it stands in front of an encoder's tokens, which "
-            "read it, so that it is no prefix of keys and values; train prefix-tuning here"
+            f"adapter_config.json: num_transformer_submodules is {n}, as of an encoder-decoder, and this base is of "
+            f"{most}; give the base that it was trained on"
         )
     if more := [k for k in tensors if k != PREFIX + KEY]:
         raise refusals.tensor(more[0], refusals.why(more[0]))
     if PREFIX + KEY not in tensors:
         raise CommonweightError(f"adapter_model.safetensors: has no {KEY}")
     rows, m = tensors[PREFIX + KEY], count(config, "num_virtual_tokens")
-    if rows.dim() != 2 or rows.shape[0] != m:
-        raise CommonweightError(f"adapter_model.safetensors: {KEY} is {tuple(rows.shape)}, its config wants {m} rows")
+    if rows.dim() != 2 or rows.shape[0] != (wanted := m * n if both else m):
+        raise CommonweightError(
+            f"adapter_model.safetensors: {KEY} is {tuple(rows.shape)}, its config wants {wanted} rows"
+        )
     return rows, m, n

@@ -14,7 +14,7 @@ from ...formats.peft.keys import is_slot
 from ..hooked import HookedModel
 from ..moved import follows
 from ..names import named
-from ..sites import Physical
+from ..sites import Further, Physical
 from ..tenant import Derive
 
 
@@ -30,6 +30,15 @@ class Frozen(Derive):
 
     def moves(self, site: str) -> bool:
         return follows(dict(named(self._base.model)), site)
+
+    def scale(self, site: str) -> float:
+        at = self._at(site)
+        return at.scale if isinstance(at, Further) else 1.0
+
+    def pools_all(self, site: str) -> bool:
+        """Of a prompt: whether the model's own head reads all places of a row, as its config says."""
+        config = getattr(self._base.inner, "config", None)
+        return getattr(config, "classifier_pooling", None) not in (None, "cls", "bos")
 
     def crossed(self, site: str) -> bool:
         """Of an expert: whether PEFT's factors are of the parameter as it lies there, (inp, out)."""

@@ -235,6 +235,9 @@ def _first_place(base: HookedModel, tenant: Tenant) -> str | None:
     if site is None:
         return None
     leads, kind = _leads(tenant), task(base)
+    at = next(s for s in base.every if s.name == site)
+    if (why := peft.prompts.unlike(at, Frozen(base), kind)) or at.role:
+        return why
     if kind == peft.prompts.POOLED and not leads:
         return (
             f"{site}: PEFT's classifier reads the first place of the longer row, where the first vector stands, and "

@@ -7,7 +7,7 @@ from .aside import Aside
 from .block import Block, blocks
 from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_kind
 from .conv import depthwise
-from .discover import discover
+from .discover import discover, why_no_prompt
 from .families import FAMILIES, families, towers
 from .further import STATES, Further, entries, masked, positional
 from .physical import Physical, Rows, numbers, parameters, plain_class
@@ -57,4 +57,5 @@ __all__ = [
     "ties",
     "towers",
     "unknown_kind",
+    "why_no_prompt",
 ]

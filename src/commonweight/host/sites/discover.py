@@ -47,11 +47,8 @@ def discover(
     fused: {pattern: parts} splits a fused weight's rows evenly.
     Names are those of the plain model, whatever is wrapped around it or its layers; adapters of PEFT are no sites.
     """
-    names = dict(named(model))
-    inner = {id(m) for at in names.values() if packed_whole(at) for m in at.modules() if m is not at}
-    names = {n: m for n, m in names.items() if id(m) not in inner}  # what a packed layer keeps beside its codes
-    layers = block.blocks_of(names)
-    whole = Whole(model, names, tuple(layers), tuple(dict.fromkeys([*layers, *block.blocks_of(names, conv.shape)])))
+    whole = _whole(model)
+    names = whole.names
     modules: dict[str, Physical] = {}
     every: list[Site] = []
     default: list[Site] = []
@@ -74,6 +71,21 @@ def discover(
     twice = _biases(modules)
     modules = {n: at for n, at in modules.items() if n not in twice}
     return modules, [s for s in every if s.name not in twice], [s for s in default if s.name not in twice]
+
+
+def _whole(model: nn.Module) -> Whole:
+    names = dict(named(model))
+    inner = {id(m) for at in names.values() if packed_whole(at) for m in at.modules() if m is not at}
+    names = {n: m for n, m in names.items() if id(m) not in inner}  # what a packed layer keeps beside its codes
+    layers = block.blocks_of(names)
+    return Whole(model, names, tuple(layers), tuple(dict.fromkeys([*layers, *block.blocks_of(names, conv.shape)])))
+
+
+def why_no_prompt(model: nn.Module, modules: Mapping[str, Physical]) -> str:
+    """Why no prompt stands in front of a model's tokens, where none does."""
+    whole = _whole(model)
+    found = further.place(input_table(model, modules), prefix.find(whole), whole)
+    return found if isinstance(found, str) else "its prompts were left out"
 
 
 def _biases(modules: Mapping[str, Physical]) -> set[str]:

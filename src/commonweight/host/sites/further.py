@@ -63,29 +63,36 @@ class Further(Physical):
 
 
 def find(table: str | None, ahead: list[Found], whole: Whole) -> list[Found]:
-    """One for an encoder, alone or before a decoder, that is called with tokens and their mask. table: of the model's
-    input tokens. ahead: its prefix sites, if it has any."""
-    if table is None:
+    """One for an encoder, alone or before a decoder, that is called with tokens and their mask."""
+    if isinstance(made := place(table, ahead, whole), str):
         return []
+    width, role = made.table.embedding_dim, "" if made.decoder is None else "encoder"
+    return [Found(made, Site(made.name, width, width, "prompt", role, False), True)]  # type: ignore[arg-type]
+
+
+def place(table: str | None, ahead: list[Found], whole: Whole) -> Further | str:
+    """Where prompts can stand, or why they cannot. table: of the model's input tokens. ahead: its prefix sites."""
+    if table is None:
+        return "it names no table of input tokens, among whose vectors a prompt stands"
     decoder = None
     if two := paired(whole.model):
         model: Any = unwrapped(whole.model)
         encoder, decoder = (getattr(model, f"get_{k}", lambda: None)() for k in ("encoder", "decoder"))
         home = next((n for n, m in whole.names.items() if m is encoder and n), None)
         if home is None or decoder is None or masked(decoder) is None:
-            return []
+            return "its decoder is given no mask of what it reads of the encoder"
     elif (home := _home(table, ahead, whole)) is None:
-        return []
+        return "as far as it says, its tokens see those before them alone, and its attention takes no keys from outside"
     module = whole.names[home]
-    if not _takes_tokens(module) or plain_class(module).__name__ == _MEAN:
-        return []
+    if not _takes_tokens(module):
+        return f"{type(module).__name__} is not called with tokens, or vectors in their place, and their mask alone"
+    if plain_class(module).__name__ == _MEAN:
+        return f"{_MEAN} makes its answer of all places of a row, those of a prompt among them"
     own = said(module, "get_input_embeddings") or whole.names[table]
     at = next((n for n, m in whole.names.items() if m is own), None)
     if not isinstance(own, nn.Embedding) or at is None or not f"{at}.".startswith(f"{home}." if home else ""):
-        return []
-    made = Further(f"{at}.prompt", module, own, None if two else _stack(home, whole), decoder)
-    width = own.embedding_dim
-    return [Found(made, Site(made.name, width, width, "prompt", "encoder" if two else "", False), True)]  # type: ignore[arg-type]
+        return f"its tokens become vectors in a {type(own).__name__} of its own kind"
+    return Further(f"{at}.prompt", module, own, None if two else _stack(home, whole), decoder)
 
 
 def shared(names: Iterable[str]) -> str:

@@ -23,10 +23,15 @@ class Positions(Physical):
 
 
 def find(front: list[Found], table: str | None, module: nn.Module | None) -> list[Found]:
-    """One for a model that takes prompts. table: of its input tokens."""
+    """One for a model that takes prompts. table: of its input tokens. Before a decoder it is of the encoder's, where the
+    decoder's tokens do not come from the same one."""
     if not front or table is None or module is None:
         return []
     at, site = front[0].at, front[0].site
     assert isinstance(at, Front | Further)
+    if isinstance(at, Further):
+        table, module = at.name.removesuffix(".prompt"), at.table
+        if at.decoder is not None and any(m is module for m in at.decoder.modules()):
+            return []
     name = f"{table}.positions"
     return [Found(Positions(name, module, at.module), Site(name, site.out, 1, "positions", "", False), True)]

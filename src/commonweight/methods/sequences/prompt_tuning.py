@@ -54,10 +54,10 @@ class Words:
 
 
 def leading(method: str, sites: Sequence[Site], leads: bool) -> bool:
-    """Raises: CommonweightError where the first vector is to lead, and no token of a row sees what stands behind it."""
-    if leads and (causal := next((s.name for s in sites if s.role == "causal"), None)):
+    """Raises: CommonweightError where the first vector is to lead, and no head reads a row's first place."""
+    if leads and (other := next((s.name for s in sites if s.role), None)):
         raise CommonweightError(
-            f"{method}: leads is of encoders, whose heads read a row's first place; at {causal} a prompt stands in "
+            f"{method}: leads is of encoders, whose heads read a row's first place; at {other} a prompt stands in "
             "front of the row as it is: leave it out"
         )
     return leads
@@ -82,13 +82,13 @@ def plan(sites: Sequence[Site], config: PromptTuning) -> Plan:
     """[E; X]: m vectors of the tenant's own stand in front of a row's tokens, before the first layer.
 
     Shapes: E (m, d). Linear in: E. Cost: in a causal decoder a pass of m tokens a tenant, and m more keys a layer; in
-    an encoder, where a prompt reads its row, m more tokens in each row of the batch. It cannot be merged. The tokens
-    behind move on by m.
+    an encoder, where a prompt reads its row, m more tokens in each row of the batch, which a decoder behind it reads
+    too. It cannot be merged. The tokens behind move on by m.
     Source: arXiv 2104.08691, section 2; start="words" is its "sampled vocabulary", of all entries. With start="first"
     and rows of text it is Compress, then Prompt (arXiv 2305.11186), trained on a compressed base.
     Differs from PEFT's PROMPT_TUNING: position ids that are given stay in force, so that padding on the left changes no
     answer; and an encoder's head reads the row's own first token, PEFT's the first vector (leads).
-    Raises: CommonweightError for leads in a causal decoder.
+    Raises: CommonweightError for leads in a causal decoder, or before one.
     """
     leads = leading("prompt-tuning", sites, config.leads)
     pools = {f"{s.name}.E": Pool((config.tokens, s.out), start(s, config.start)) for s in sites}
