@@ -143,7 +143,7 @@ def test_kinds_without_prompts_say_why(name, why):
     if name == "XLNet":
         sizes = dict(vocab_size=VOCAB, d_model=32, n_layer=1, n_head=4, d_inner=64)
     host = cw.Host(getattr(tf, f"{name}Model")(getattr(tf, f"{name}Config")(**sizes)))
-    with pytest.raises(cw.CommonweightError, match=f"prompt-tuning: no prompt can stand in .*{why}.*such as lora"):
+    with pytest.raises(cw.CommonweightError, match=f"no prompt can stand before .*{why}.*such as lora"):
         host.add("t", "prompt-tuning")
 
 

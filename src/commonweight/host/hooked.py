@@ -225,7 +225,7 @@ class HookedModel:
             if "prompt" in method.kinds and not any(s.kind == "prompt" for s in self.every):
                 ahead = any(s.kind == "prefix" for s in self.every)
                 raise CommonweightError(
-                    f"{method.name}: no prompt can stand in front of this model's tokens: "
+                    f"{method.name} reads sites of kind {kinds}, and no prompt can stand before this model's tokens: "
                     f"{why_no_prompt(self.model, self.modules)}. Take {'prefix-tuning, or ' if ahead else ''}a method "
                     "that changes weights, such as lora"
                 )

@@ -71,7 +71,7 @@ def test_generation_beside_a_prefix_and_the_plain_base():
 
 
 def test_where_no_prompt_can_stand():
-    with pytest.raises(cw.CommonweightError, match=r"prompt-tuning: no prompt .*: it names no table .* such as lora"):
+    with pytest.raises(cw.CommonweightError, match=r"of kind prompt, and no prompt .*: it names no table"):
         cw.Host(make("vit")[0]).add("t", "prompt-tuning")
 
 

@@ -50,7 +50,9 @@ KINDS: dict[str, Kind] = {
     "PEANUT": Kind("low rank", "of rank r"),
     "POLY": Kind("low rank", "of rank r: one task, which `task=` names"),
     "PREFIX_TUNING": Kind("native", "`prefix-tuning`; of encoder-decoders with tables of positions (BART) too"),
-    "PROMPT_TUNING": Kind("native", "`prompt-tuning`, in causal decoders and in encoders with a table of positions"),
+    "PROMPT_TUNING": Kind(
+        "native", "`prompt-tuning`, in causal decoders, in encoders, and in front of what an encoder-decoder reads"
+    ),
     "PSOFT": Kind("low rank", "of rank r"),
     "PVERA": Kind("low rank", "of rank r; of its mean, and refused with sample_at_inference"),
     "P_TUNING": Kind("native", "`p-tuning`: what its network gave; where `prompt-tuning` is"),

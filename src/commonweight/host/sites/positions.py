@@ -23,7 +23,7 @@ class Positions(Physical):
 
 
 def find(front: list[Found], table: str | None, module: nn.Module | None) -> list[Found]:
-    """One for a model that takes prompts. table: of its input tokens. Before a decoder it is of the encoder's, where the
+    """One for a model that takes prompts. table: of its input tokens. Before a decoder it is the encoder's, where the
     decoder's tokens do not come from the same one."""
     if not front or table is None or module is None:
         return []
