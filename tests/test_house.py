@@ -98,3 +98,12 @@ def test_the_picture_is_drawn_from_the_imports(drawing):
         at = {name: i for i, name in enumerate(house.rows)}
         assert all(at[a] < at[b] for a, found in house.imports.items() for b in found)
     assert "merge" in drawing.houses()[0].imports["cli"]
+
+
+def test_no_name_that_is_imported_on_first_use_is_a_file_beside_it():
+    """Importing the file would put the module in the name's place."""
+    for init in SRC.rglob("__init__.py"):
+        package = ".".join(init.parent.relative_to(SRC.parent).parts)
+        homes = getattr(importlib.import_module(package), "_HOMES", {})
+        beside = {p.stem for p in init.parent.glob("*.py")} | {p.name for p in init.parent.iterdir() if p.is_dir()}
+        assert not beside & homes.keys(), package

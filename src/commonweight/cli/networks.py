@@ -87,7 +87,7 @@ def app(
     recipe = numbers(more or [], clients=clients, rounds=rounds, seed=seed)
     early.exchange_recipe(recipe)
     from ..exchange.files import options
-    from ..exchange.flower.app import app as write
+    from ..exchange.flower import app as write
 
     write(
         model, out, method=method, options=options(method, option or []), rows=rows, eval_file=eval_file, task=task,

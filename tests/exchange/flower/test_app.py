@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from commonweight.cli import app as cli
 from commonweight.core import CommonweightError
-from commonweight.exchange.flower.app import app
+from commonweight.exchange.flower import app
 from commonweight.exchange.flower.config import opened
 from tests.adapt import tiny
 

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .app import app
     from .client import hello, train
     from .server import serve
     from .strategy import Exchange
+    from .writing import app
 
 __all__ = ["Exchange", "app", "hello", "serve", "train"]
 
-_HOMES = {"Exchange": "strategy", "app": "app", "hello": "client", "serve": "server", "train": "client"}
+_HOMES = {"Exchange": "strategy", "app": "writing", "hello": "client", "serve": "server", "train": "client"}
 
 
 def __getattr__(name: str) -> Any:
