@@ -43,6 +43,6 @@ def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply])
 def adapter(config: Median) -> tuple[str, dict[str, Any]]:
     """theta_j <- median over clients of theta_nj: less than half of them cannot move it beyond the others' values.
 
-    Source: arXiv 1803.01498, definition 1. Equal to Flower's FedMedian, which is not asked: a simulation needs no Flower.
+    Source: arXiv 1803.01498, definition 1. Equal to Flower's FedMedian; a simulation needs no Flower.
     """
     return config.adapter, dict(config.options)
