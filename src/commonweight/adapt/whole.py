@@ -29,7 +29,12 @@ class Whole:
     def __init__(self, model: nn.Module, name: str = "model", lr: float = 2e-4):
         self.model, self.name = model, name
         self.method = SimpleNamespace(
-            name=name, lr=lr, scheduled=lambda config, plan: None, penalty=None, router_loss=lambda config: None
+            name=name,
+            lr=lr,
+            scheduled=lambda config, plan: None,
+            penalty=None,
+            complete=None,
+            router_loss=lambda config: None,
         )
         inner = dict(model.named_modules())
         self.paced: list[Any] = [m.pace for m in inner.values() if hasattr(m, "pace")]
