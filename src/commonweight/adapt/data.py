@@ -22,8 +22,8 @@ from .tasks.base import told
 class Data:
     """One tenant's rows (dicts by column). dev: rows, or the share of the training rows that is held out.
     labels: classes of a classification; None: those of the training rows. truncation_side: left or right. reward: of
-    the task grpo, see `reward`. retain: rows of which a method keeps the outputs. sources: what errors call rows
-    and dev."""
+    the task grpo, see `reward`. task_column: of a classification, for methods that go by tasks. retain: rows of
+    which a method keeps the outputs. sources: what errors call rows and dev."""
 
     rows: Sequence[Row]
     dev: Sequence[Row] | float | None = None
@@ -34,11 +34,12 @@ class Data:
     completion_column: str | None = None
     truncation_side: str | None = None
     reward: Any = None
+    task_column: str | None = None
     retain: Sequence[Row] = ()
     sources: tuple[str, str] = ("training rows", "dev rows")
 
 
-COLUMNS = "text_column", "label_column", "prompt_column", "completion_column"
+COLUMNS = "text_column", "label_column", "prompt_column", "completion_column", "task_column"
 
 
 def columns(of: Any) -> dict[str, str | None]:
@@ -103,6 +104,10 @@ def make_task(
     """A task on a host's model: its tokenizer, unless another is given, and its room for tokens."""
     kind = get(task)
     check_columns(task, reading.get("prompt_column"), reading.get("completion_column"))
+    if reading.get("task_column") is not None and task != "classify":
+        raise CommonweightError(
+            f"task_column: rows of the task {task} are not told by tasks; only those of classify are"
+        )
     side = reading.get("truncation_side")
     if side not in (None, *SIDES):
         raise unknown("truncation side", str(side), SIDES)

@@ -62,6 +62,7 @@ def run(
     completion_column: str | None = None,
     truncation_side: str | None = None,
     reward: Any = None,
+    task_column: str | None = None,
     no_header: bool = False,
     task: str = "classify",
     method: str = "mos",
@@ -99,7 +100,7 @@ def run(
     source = Source(
         data=data, dev=dev, retain=retain, eval=eval_file, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
-        reward=reward, no_header=no_header,
+        reward=reward, task_column=task_column, no_header=no_header,
     )  # fmt: skip
     job = Job(
         tenants={name: source}, task=task, method=method, options=options or {}, sites=sites,

@@ -37,6 +37,7 @@ class Source:
     completion_column: str | None = None
     truncation_side: str | None = None
     reward: Any = None
+    task_column: str | None = None
     retain: str | None = None
     no_header: bool = False
 

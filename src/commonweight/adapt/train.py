@@ -22,6 +22,7 @@ from . import processes
 from .added import behind, known, room
 from .begun import begun
 from .by_row import by_row
+from .by_task import answering, know
 from .compiled import compiled
 from .data import Data, Understood, examples, make_task
 from .loop import loop
@@ -77,6 +78,7 @@ def adapt(
     completion_column: str | None = None,
     truncation_side: str | None = None,
     reward: Any = None,
+    task_column: str | None = None,
     retain: Sequence[Row] = (),
     tokenizer: Any = None,
     checkpoint: str | Path | None = None,
@@ -91,15 +93,16 @@ def adapt(
     rows, the best state is kept and training stops early. labels: the classes (None: those of the training rows).
     common: as in `Host.add`; with a frozen one, only the tenant's own pools are trained. modules_to_save, token_rows:
     over: as in `Host.add`. retain: rows of which a method keeps what the model makes (`salora`, `corda` as kpm).
-    recipe: fields of `Recipe`. checkpoint: a folder from which a killed run can be resumed; it is not deleted.
-    sources: names of the training and dev rows in error messages.
+    task_column: of a classification, for methods that go by tasks. recipe: fields of `Recipe`.
+    checkpoint: a folder from which a killed run can be resumed; it is not deleted. sources: names of the training and
+    dev rows in error messages.
     The same rows, settings and number of threads give the same result, bit for bit, also after a kill and a resume.
     Raises: CommonweightError; the host is then unchanged.
     """
     data = Data(
         rows=train_rows, dev=dev_rows, labels=labels, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
-        reward=reward, retain=retain, sources=sources,
+        reward=reward, task_column=task_column, retain=retain, sources=sources,
     )  # fmt: skip
     more: dict[str, Any] = {"checkpoint": checkpoint, "resume": resume, "progress": progress, **recipe}
     more |= {"modules_to_save": modules_to_save, "token_rows": token_rows, "over": over}
@@ -193,6 +196,7 @@ def train_understood(
             if plan.packing and (pack := getattr(doing, "pack", None)) is not None:
                 train = pack(train)
             parts.append(Part(tenant, doing, train, dev, given[name].kept))
+            know(tenant, doing, train, dev, given[name].kept)
             if not tenant.count():
                 raise CommonweightError(
                     f"{tenant.method.name} has no trainable number for this task; choose another method"
@@ -325,6 +329,7 @@ def evaluate(
     completion_column: str | None = None,
     truncation_side: str | None = None,
     reward: Any = None,
+    task_column: str | None = None,
     tokenizer: Any = None,
     max_length: int | None = None,
     completion_length: int | None = None,
@@ -340,15 +345,17 @@ def evaluate(
     doing = make_task(
         host, task, labels, tokenizer, max_length, text_column=text_column, label_column=label_column,
         prompt_column=prompt_column, completion_column=completion_column, truncation_side=truncation_side,
-        reward=reward,
+        reward=reward, task_column=task_column,
     )  # fmt: skip
     if isinstance(doing, Prompts) and completion_length is not None:
         doing.answer_length = completion_length
     rows_ = doing.examples(rows)
+    if name is not None:
+        know(host[name], doing, rows_)
     was = host.model.training
     host.model.eval()
     try:
-        with torch.no_grad(), host.route(name):
-            return doing.measure(host.model, rows_, batch_size)
+        with torch.no_grad(), answering(host, name) as model:
+            return doing.measure(model, rows_, batch_size)
     finally:
         host.model.train(was)

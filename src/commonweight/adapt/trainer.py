@@ -30,6 +30,7 @@ from ..host.weights import device_of
 from . import optimizers, processes
 from .begun import reached, unread
 from .best import Best
+from .by_task import answering
 from .checkpoint import Checkpoint, Store, random_states, read, set_random_states
 from .complete import taught
 from .memory import peak
@@ -352,8 +353,8 @@ class Run(Trainer):
         each: dict[str, dict[str, float]] = {}
         for p in self.parts:
             if p.dev:
-                with torch.no_grad(), self.precision(), self.host.route(p.tenant.name):
-                    each[p.tenant.name] = p.task.measure(self.host.model, p.dev, self.recipe.eval_rows)
+                with torch.no_grad(), self.precision(), answering(self.host, p.tenant.name) as model:
+                    each[p.tenant.name] = p.task.measure(model, p.dev, self.recipe.eval_rows)
         metrics = combined(each, len(self.parts) > 1)
         self.curve[-1].update({f"dev_{k}": v for k, v in metrics.items() if k.rpartition("/")[2] != "n"})
         if all(s.settled(self.state.global_step) for s in self.schedules):

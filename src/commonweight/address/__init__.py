@@ -14,6 +14,7 @@ from .kronecker import Kronecker, RowKronecker, RowPairs
 from .linear import Gather, Multiplied, Outside, Row, Whole, Window, fold
 from .mixture import Chosen, TopK
 from .networked import Magnitudes, Routed, perceptron
+from .of_task import OfTask, at_task, tasks_of
 from .repeated import Repeated
 from .tiles import Tiles, grown, tiled
 from .train import TensorTrain, modes
@@ -39,6 +40,7 @@ __all__ = [
     "Magnitudes",
     "Mix",
     "Multiplied",
+    "OfTask",
     "Outside",
     "Repeated",
     "Routed",
@@ -56,6 +58,7 @@ __all__ = [
     "Unrotated",
     "Whole",
     "Window",
+    "at_task",
     "fold",
     "grown",
     "logistic",
@@ -64,5 +67,6 @@ __all__ = [
     "perceptron",
     "routing",
     "spread",
+    "tasks_of",
     "tiled",
 ]

@@ -372,6 +372,13 @@ def command(
     completion_column: Annotated[
         str | None, typer.Option(help="lm: column of the completion, which is scored.", rich_help_panel=READING)
     ] = None,
+    task_column: Annotated[
+        str | None,
+        typer.Option(
+            help="classify: column of a row's task, for methods that go by tasks (poly tasks=trec,sst2).",
+            rich_help_panel=READING,
+        ),
+    ] = None,
     truncation_side: Annotated[
         str | None,
         typer.Option(

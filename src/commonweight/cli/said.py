@@ -67,6 +67,7 @@ class Said:
     label_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
+    task_column: str | None = None
     truncation_side: str | None = None
     no_header: bool = False
 
@@ -91,6 +92,7 @@ class Said:
             "label_column",
             "prompt_column",
             "completion_column",
+            "task_column",
             "truncation_side",
             "no_header",
             "reward",

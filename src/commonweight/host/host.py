@@ -28,7 +28,7 @@ from .merged import in_float, merged
 from .module import tenant_module
 from .over import of_names, over_tenants, plan_over, pools_over, sites_of
 from .replanned import smaller
-from .roster import Reader, Roster
+from .roster import Reader, Roster, Tasks
 from .shown import statistics
 from .sites import Pattern
 from .tenant import Tenant
@@ -279,18 +279,19 @@ class Host:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def route(self, readers: Reader | Sequence[Reader] | Tensor) -> Opened:
+    def route(self, readers: Reader | Sequence[Reader] | Tensor, tasks: Tasks = None) -> Opened:
         """Makes the model answer as these tenants, inside a ``with`` block.
 
         readers: a name; one name or None for each row; or a LongTensor of `Tenant.number` (-1: the plain base), of
         shape (B,) for rows, (B, T) for tokens, or (T,) for one packed row.
+        tasks: of tenants that go by tasks (`poly tasks=...`), each row's, by name or number; one name for all rows.
         Use it as a context manager or a decorator (also of coroutines; generators are refused). Routes nest. A route
         belongs to the work inside it: each task of an event loop has its own, and threads and executors that get work
         inside it keep it. If it cannot be known whose work a thread does, the model raises an error. Without
         gradients, stacked pools are kept while the route is open: write to pools under ``torch.no_grad()``, not
         through ``.data``, or only the next route sees the change."""
         encode.install()
-        return self.roster.base.current.within(self.roster.route(readers))
+        return self.roster.base.current.within(self.roster.route(readers, tasks))
 
     def listening(self) -> AbstractContextManager[Heard]:
         """Within it, what tenants' routers say in passes with gradients is kept, for a loop of one's own::
@@ -342,27 +343,27 @@ class Host:
         it."""
         return self.base.fingerprint
 
-    def merged(self, name: str, *, requantise: bool = False) -> dict[str, Tensor]:
+    def merged(self, name: str, *, requantise: bool = False, task: str | int | None = None) -> dict[str, Tensor]:
         """The weights that differ from the base, by parameter name, in the model's own layout and dtype.
 
         For an ordinary model of the same architecture: ``other.load_state_dict(host.merged(n), strict=False)``. For a
         quantised base these are its dequantised weights plus the change, in floating point; requantise=True packs them
-        again as the layer was, under the keys of its own state dict.
+        again as the layer was, under the keys of its own state dict. task: of a tenant that goes by tasks, which.
         Raises: CommonweightError if the method does not change weights, or if a format cannot be packed here.
         """
         base, tenant = self.base, self[name]
         served(tenant)
-        return merged(base, tenant, requantise)
+        return merged(base, tenant.at(task), requantise)
 
-    def merged_model(self, name: str) -> nn.Module:
+    def merged_model(self, name: str, *, task: str | int | None = None) -> nn.Module:
         """The tenant as a model of its own: of transformers, all weights in floating point, whatever the base is packed
-        in, and no word of quantisation in its config; `save_pretrained` writes it.
+        in, and no word of quantisation in its config; `save_pretrained` writes it. task: as in `merged`.
 
         Cost: the whole model once more. Raises: as `merged`, and for a model that is not made from a config.
         """
         base, tenant = self.base, self[name]
         served(tenant)
-        return in_float(base, merged(base, tenant))
+        return in_float(base, merged(base, tenant.at(task)))
 
     # -- files -----------------------------------------------------------------------------------------------------
 

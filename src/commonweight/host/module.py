@@ -16,7 +16,7 @@ from .acting import REFUSED, acting, refused
 from .change import changed
 from .merged import in_float, merged
 from .origin import quantised
-from .roster import Roster
+from .roster import Roster, Tasks
 from .tenant import Tenant
 
 
@@ -46,7 +46,8 @@ PACKED = {  # what trainers ask a quantised model for, and refuse to train: here
 class TenantModule(nn.Module):
     """Runs the host's model under one tenant, or several: then every batch says who reads, in ``tenants``.
 
-    tenants: a LongTensor of `Tenant.number`, one per row (B,) or per token (B, T); -1 is the plain base.
+    tenants: a LongTensor of `Tenant.number`, one per row (B,) or per token (B, T); -1 is the plain base. Of tenants
+    that go by tasks a batch says each row's, in ``tasks``: a LongTensor, or names.
     Whatever it offers of the model acts as the tenant: `generate`, `generate_batch`, parts such as `.model` or
     `get_encoder()`; functions that would write the base are refused by name. `save_pretrained` writes the whole model
     with the tenant merged into it. `state_dict` holds the tenants' pools, a shared one once, and nothing of the base.
@@ -79,7 +80,9 @@ class TenantModule(nn.Module):
             return refused(name)
         return acting(value, self._run, self._weights)
 
-    def _run(self, function: Callable, *args: Any, tenants: Tensor | None = None, **kwargs: Any) -> Any:
+    def _run(
+        self, function: Callable, *args: Any, tenants: Tensor | None = None, tasks: Tasks = None, **kwargs: Any
+    ) -> Any:
         """`function`, of the model, under the tenants."""
         for t in self._tenants:
             if self._roster.tenants.get(t.name) is not t:
@@ -90,9 +93,16 @@ class TenantModule(nn.Module):
         if not torch.compiler.is_compiling():
             self._own()
         if tenants is None and len(self._tenants) > 1:
-            route: Any = Unsaid(len(self._tenants))
+            route: Any = Unsaid(
+                f"{len(self._tenants)} tenants", "`tenants`, a LongTensor with one Tenant.number per row"
+            )
+        elif tasks is None and (by_task := next((t for t in self._tenants if t.tasks), None)) is not None:
+            known = ", ".join(by_task.tasks)
+            route = Unsaid(
+                f"{by_task.name!r}, which goes by tasks", f"`tasks`, each row's by name or number, of {known}"
+            )
         else:
-            route = self._roster.route(self._reader if tenants is None else tenants)
+            route = self._roster.route(self._reader if tenants is None else tenants, tasks)
         current = self._roster.base.current
         with current.within(route):
             if (
@@ -226,41 +236,39 @@ def _ends(key: str, names: tuple[str, ...]) -> bool:
 
 
 class Unsaid:
-    """The route of several tenants where a call does not say which: passes of the model are refused, the rest works."""
+    """The route where a call does not say which tenants or tasks: passes of the model are refused, the rest works."""
 
-    def __init__(self, tenants: int):
-        self.tenants, self.root = tenants, self
+    def __init__(self, runs: str, wants: str):
+        self.runs, self.wants, self.root = runs, wants, self
 
     def again(self) -> Unsaid:
         return self
 
     @property
     def single(self) -> NoReturn:
-        raise CommonweightError(
-            f"this module runs {self.tenants} tenants: a batch needs `tenants`, a LongTensor with one Tenant.number "
-            "per row"
-        )
+        raise CommonweightError(f"this module runs {self.runs}: a batch needs {self.wants}")
 
     readers = invocations = single
 
 
 def tenant_module(roster: Roster, tenants: Sequence[Tenant]) -> TenantModule:
-    return _like(type(roster.base.model), len(tenants) > 1)(roster, tenants)
+    more = ["tenants"] * (len(tenants) > 1) + ["tasks"] * any(t.tasks for t in tenants)
+    return _like(type(roster.base.model), tuple(more))(roster, tenants)
 
 
 @lru_cache(maxsize=256)
-def _like(model: type[nn.Module], several: bool) -> type[TenantModule]:
-    """`TenantModule` by the name and the forward signature of the model's class."""
+def _like(model: type[nn.Module], asks: tuple[str, ...]) -> type[TenantModule]:
+    """`TenantModule` by the name and the forward signature of the model's class. asks: what a batch says beside."""
 
     def forward(self: TenantModule, *args: Any, **kwargs: Any) -> Any:
         return self._run(self.base, *args, **kwargs)
 
     own = inspect.signature(model.forward)
-    if several:
+    if asks:
         *before, last = own.parameters.values()
-        more = inspect.Parameter("tenants", inspect.Parameter.KEYWORD_ONLY, default=None)
+        more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in asks]
         rest = [last] if last.kind is inspect.Parameter.VAR_KEYWORD else []
-        own = own.replace(parameters=[*before, *([] if rest else [last]), more, *rest])
+        own = own.replace(parameters=[*before, *([] if rest else [last]), *more, *rest])
     forward.__signature__ = own  # type: ignore[attr-defined]
     forward.__doc__ = f"{model.__name__}.forward, as the tenant."
     return type(model.__name__, (TenantModule,), {"forward": forward, "__reduce__": _again, "__module__": __name__})

@@ -79,8 +79,8 @@ class Route:
     def readers(self) -> tuple:
         """Who reads where, as plain numbers: equal for routes that answer alike."""
         if self._readers is None:
-            groups = [(None if t is None else t.number, tuple(places)) for t, places in self.groups]
-            self._readers = (self.single and self.single.number, self.shape, *groups)
+            groups = [(None if t is None else t.key, tuple(places)) for t, places in self.groups]
+            self._readers = (self.single and self.single.key, self.shape, *groups)
         return self._readers
 
     def again(self) -> Route:
@@ -142,16 +142,6 @@ class Route:
         for i, tenant in enumerate(readers):
             places.setdefault(tenant, []).append(i)
         return cls(list(places.items()), shape=shape)
-
-    @classmethod
-    def numbered(cls, numbers: Tensor, tenants: dict[int, Tenant]) -> Route:
-        """From a LongTensor of tenant numbers, -1 for the plain base: per row, or per token when it has T per row."""
-        flat = numbers.reshape(-1).tolist()
-        if unknown := sorted(set(flat) - {-1} - tenants.keys()):
-            raise CommonweightError(
-                f"no tenant has the number {unknown[0]}; known: {sorted(tenants)}, and -1 for the plain base"
-            )
-        return cls.of([tenants.get(n) for n in flat], tuple(numbers.shape))
 
     def touches(self, site: str) -> bool:
         """Whether any reader has a use at the site."""
@@ -228,6 +218,16 @@ class Route:
             )
         found = self._orders[alike, device] = parts, None if one else torch.tensor(order, device=device).argsort()
         return found
+
+
+def numbered(numbers: Tensor, tenants: Mapping[int, Tenant]) -> list[Tenant | None]:
+    """Who these are, of a LongTensor of tenant numbers, -1 for the plain base: its entries in order."""
+    flat = numbers.reshape(-1).tolist()
+    if unknown := sorted(set(flat) - {-1} - tenants.keys()):
+        raise CommonweightError(
+            f"no tenant has the number {unknown[0]}; known: {sorted(tenants)}, and -1 for the plain base"
+        )
+    return [tenants.get(n) for n in flat]
 
 
 def size(args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..address import OfTask
 from .tenant import Entry
 
 LARGEST = 1 << 26  # bytes of one stack in a room; above it, new memory costs little beside the copying
@@ -42,8 +43,10 @@ def stack(
     they get memory of their own.
     """
     common = {
-        slot: all(a is b for e in entries for a, b in zip(e.reads[i][2], pools)) and not pools[0].requires_grad
-        for i, (slot, _, pools) in enumerate(entries[0].reads)
+        slot: all(a is b for e in entries for a, b in zip(e.reads[i][2], pools))
+        and not pools[0].requires_grad
+        and (type(address) is not OfTask or all(e.reads[i][1].task == address.task for e in entries))
+        for i, (slot, address, pools) in enumerate(entries[0].reads)
     }
     slots = [e.slots(None) for e in entries]
     n = len(entries) if reader is None else len(reader)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..address import WHOLE
+from ..address import WHOLE, at_task, tasks_of
 from ..bind import First, turned
-from ..core import CommonweightError, Plan, Rng, Site
+from ..core import CommonweightError, Plan, Rng, Site, unknown
 from ..core.spectrum import svd
 from ..methods import Beside, Method
 from ..methods.beside import without
@@ -127,6 +127,10 @@ class Tenant:
         self.ties = ties or {}  # a site -> those that read the same weight, and whether they read it transposed
         self._table: dict[str, list[Entry]] | None = None
         self._places: frozenset[str] | None = None
+        self.task = -1  # which of its tasks it is, of a view as `at` makes them
+        self.origin: Tenant = self  # the tenant that it is a view of
+        self._tasks: tuple[str, ...] | None = None
+        self._at: dict[int, Tenant] = {}  # its views
         self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
 
     @property
@@ -164,10 +168,47 @@ class Tenant:
         """Tokens from which on it acts; empty where it acts everywhere."""
         return frozenset(i for u in self.plan.uses if (i := getattr(u.bind, "invocation", ())))
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks by which its numbers differ; none where they do not, and of a view."""
+        if (found := self._tasks) is None:
+            each = (tasks_of(u.reads) for u in self.plan.uses) if self.task < 0 else ()
+            found = self._tasks = next((t for t in each if t), ())
+        return found
+
+    @property
+    def key(self) -> Any:
+        """Its number, and of a view its task too."""
+        return self.number if self.task < 0 else (self.number, self.task)
+
+    def at(self, task: str | int | None) -> Tenant:
+        """The same as it is for one of its tasks, by name or number: a view of its pools. A tenant without tasks, for
+        which none is said (None, -1), is its own. Raises: CommonweightError for any other."""
+        unsaid, names = task is None or (task == -1 and not isinstance(task, str)), self.tasks
+        if not names and unsaid:
+            return self
+        if not names or unsaid:
+            wrong = f"it knows no tasks, and {task!r} is said; leave it out"
+            if names:
+                wrong = f"it goes by tasks, and none is said; say which, of {', '.join(names)}, with tasks= or task="
+            raise CommonweightError(f"tenant {self.name!r} ({self.method.name}): {wrong}")
+        if task not in names and task not in range(len(names)):
+            raise unknown(f"task of tenant {self.name!r}", str(task), names)
+        i = names.index(task) if isinstance(task, str) else int(task)  # type: ignore[arg-type]
+        if (view := self._at.get(i)) is None:
+            uses = tuple(u._replace(reads=at_task(u.reads, i)) for u in self.plan.uses)
+            view = self._again(self.plan._replace(uses=uses), self.beside, self.held)
+            view.task, view.origin, view.pools = i, self, self.pools
+            view.keep(self.known)
+            self._at[i] = view
+        return view
+
     def rest(self) -> None:
         """Keeps its numbers alone until somebody reads it again: some 100 kB less, which come back with its table."""
         self._table = self._places = None
         self.by_expert = {}
+        for view in self._at.values():
+            view.rest()
 
     def _entered(self) -> dict[str, list[Entry]]:
         table: dict[str, list[Entry]] = {}
@@ -218,29 +259,34 @@ class Tenant:
         """The same without what it holds beside its method."""
         if not self.held:
             return self
+        out = self._again(without(self.plan, self.beside))
+        out.keep({n: k for n, k in self.known.items() if n in out.table})
+        return out
+
+    def _again(self, plan: Plan, beside: Beside = Beside(), held: Sequence[Site] = ()) -> Tenant:  # noqa: B008
+        """Another plan on the same pools."""
         out = Tenant(
-            self.name, self.number, self.method, self.config, without(self.plan, self.beside), self.pools, self.rows,
-            self.labels, self.sites, self.common, self.ties,
+            self.name, self.number, self.method, self.config, plan, self.pools, self.rows, self.labels, self.sites,
+            self.common, self.ties, beside, held,
         )  # fmt: skip
         out.apart, out.base, out.vocabulary = self.apart, self.base, self.vocabulary
-        out.keep({n: k for n, k in self.known.items() if n in out.table})
         return out
 
     def keep(self, known: Mapping[str, int]) -> None:
         """Tables that have grown, and the entries of them that it knows: its changes are of these."""
         if known != self.known:
-            self.known = dict(known)
+            self.known, self._at = dict(known), {}
             self.rest()
 
     def narrow(self, site: str, rows: tuple[int, int] | None) -> None:
         """The rows of a site's weight that it reads from now on."""
         if self.rows.get(site) != rows:
-            self.rows = {**self.rows, site: rows}
+            self.rows, self._at = {**self.rows, site: rows}, {}
             self.rest()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, whose entries are numbered by the process: it is made anew. The host links itself."""
-        return {**self.__dict__, "base": None, "_table": None, "by_expert": {}}
+        return {**self.__dict__, "base": None, "_table": None, "by_expert": {}, "_at": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -130,4 +130,4 @@ def _part(weight: float, edition: Edition, modules: Mapping[str, Any]) -> Part:
 
 
 def _key(tenant: Tenant) -> Any:
-    return tenant.number, tuple(p._version for p in stored(tenant.pools))
+    return tenant.key, tuple(p._version for p in stored(tenant.pools))

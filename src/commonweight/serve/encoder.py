@@ -111,14 +111,17 @@ class Encoder:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def embed(self, texts: Sequence[Input], tenant: str | None = None, normalize: bool = True) -> list[Embedding]:
-        """A vector a text, in their order. What goes wrong with one text is its answer's error."""
-        asked = self.submit("vectors", [(t, None) for t in texts], tenant)
+    def embed(
+        self, texts: Sequence[Input], tenant: str | None = None, normalize: bool = True, task: str | None = None
+    ) -> list[Embedding]:
+        """A vector a text, in their order. What goes wrong with one text is its answer's error. task: of a tenant that
+        goes by tasks, which."""
+        asked = self.submit("vectors", [(t, None) for t in texts], tenant, task=task)
         return [self.embedding(r, normalize) for r in asked]
 
-    def classify(self, texts: Sequence[Input], tenant: str | None = None) -> list[Classified]:
-        """The class of each text, by the head of the tenant or, for None, of the model itself."""
-        return [self.classified(r) for r in self.submit("scores", [(t, None) for t in texts], tenant)]
+    def classify(self, texts: Sequence[Input], tenant: str | None = None, task: str | None = None) -> list[Classified]:
+        """The class of each text, by the head of the tenant or, for None, of the model itself. task: as for `embed`."""
+        return [self.classified(r) for r in self.submit("scores", [(t, None) for t in texts], tenant, task=task)]
 
     def rerank(
         self, query: str, documents: Sequence[str], tenant: str | None = None, top: int | None = None
@@ -132,7 +135,7 @@ class Encoder:
 
     def submit(
         self, what: str, texts: Sequence[tuple[Input, str | None]], tenant: str | None, cut: int | None = None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | None = None, task: str | None = None,
     ) -> list[Reading]:  # fmt: skip
         """Puts texts, or pairs of them, into the queue and returns at once. what: "vectors" or "scores". cut: longer
         texts are cut to so many tokens, at -1 to what the model reads; None: they are refused. names: what each is
@@ -141,7 +144,7 @@ class Encoder:
         Raises: CommonweightError for an unknown tenant, one without classes, a text that is empty or too long, and a
         full queue; none of them is read then.
         """
-        reader = None if tenant is None else self.tenants.get(tenant)
+        reader = None if tenant is None else self.tenants.get(tenant).at(task)
         teams.rest()
         if what == "scores" and self.outputs.labels(reader) is None:
             whose = "the plain model" if tenant is None else f"tenant {tenant!r}"

@@ -174,7 +174,7 @@ class Engine:
             )
         tokens = prompts.tokens(request, self.tokenizer, self.vocabulary)
         grammar = None if request.structured is None else self._grammars.of(request.structured)
-        edition = edition or self.tenants.edition(request.tenant)
+        edition = edition or self.tenants.edition(request.tenant, request.task)
         teams.rest()
         most = self._most(request, len(tokens), 0 if edition is None else edition.ahead)
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()

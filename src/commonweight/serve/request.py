@@ -18,6 +18,7 @@ class Request:
 
     prompt: text; token ids, which are taken as they are; or messages (`{"role": ..., "content": ...}`), which go
     through the tokenizer's chat template. tenant: a name, None for the plain base, or a weighted sum as `a+0.5*b`.
+    task: of a tenant that goes by tasks (`poly tasks=...`), which.
 
     max_new_tokens: None: as many as the model and the engine's cache have room for, at most 256. min_tokens: before
     so many no token ends the answer, and no stop string is looked for.
@@ -60,6 +61,7 @@ class Request:
     tools: Sequence[Mapping[str, Any]] | None = None
     timeout: float | None = None
     cache_salt: str | None = None
+    task: str | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

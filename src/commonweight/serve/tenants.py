@@ -54,16 +54,18 @@ class Tenants:
         self._over = False  # more is loaded than there is memory for, since it is read
         self._read: set[int] = set()  # by whom answers were made when that was looked at last
 
-    def edition(self, name: str | None) -> Edition | None:
+    def edition(self, name: str | None, task: str | int | None = None) -> Edition | None:
         """A tenant as it is now, loaded if need be; None for the plain base. A sum as `a+0.5*b`: of these tenants.
+        task: of one that goes by tasks, which; of a sum, of those among them that do.
 
-        Raises: as `get`, and as `blend.terms` and `blend.total`.
+        Raises: as `get`, `Tenant.at`, and as `blend.terms` and `blend.total`.
         """
         if name is None:
             return None
         if not several(name):
-            return self._editions.of(self.get(name), self.host.base.modules)
-        parts = [(w, self.get(n)) for n, w in sorted(terms(name).items())]
+            return self._editions.of(self.get(name).at(task), self.host.base.modules)
+        found = [(w, self.get(n)) for n, w in sorted(terms(name).items())]
+        parts = [(w, t.at(task) if t.tasks else t) for w, t in found]
         if [w for w, _ in parts] == [1.0]:
             return self._editions.of(parts[0][1], self.host.base.modules)
         return self._editions.sum(name, parts, self.host.base.modules)
@@ -155,14 +157,14 @@ class Tenants:
 
     def leaving(self, edition: Edition) -> bool:
         """Whether one of its tenants is the host's no more."""
-        return any(self.host.roster.tenants.get(t.name) is not t for t in edition.tenants)
+        return any(self.host.roster.tenants.get(t.name) is not t.origin for t in edition.tenants)
 
     def gone(self, edition: Edition) -> bool:
         """Whether no open answer reads it either."""
-        return self.leaving(edition) and self._used().isdisjoint(map(id, edition.tenants))
+        return self.leaving(edition) and self._used().isdisjoint(id(t.origin) for t in edition.tenants)
 
     def _used(self) -> set[int]:
-        return {id(t) for held in list(self._held) if held.reason is None for t in held.readers}
+        return {id(t.origin) for held in list(self._held) if held.reason is None for t in held.readers}
 
     def rename(self, old: str, new: str) -> None:
         """A tenant of the host under another name, in the place of the one that has it: nobody finds none."""

@@ -69,6 +69,7 @@ class Task(Protocol):
         completion_column: str | None = None,
         truncation_side: str | None = None,
         reward: Any = None,
+        task_column: str | None = None,
     ): ...
     def examples(self, rows: Sequence[Row]) -> list[Example]: ...
     def tokens(self, example: Example) -> tuple[int, int]: ...
@@ -98,6 +99,7 @@ class Given:
 
     labelled: ClassVar[bool] = False
     mixes: ClassVar[bool] = True
+    tasks: Sequence[str]  # that a tenant goes by, in its order
 
     def __init__(
         self,
@@ -110,12 +112,14 @@ class Given:
         completion_column: str | None = None,
         truncation_side: str | None = None,
         reward: Any = None,
+        task_column: str | None = None,
     ):
         self.truncation_side, self.reward = truncation_side, reward
         self.tokenizer, self.max_length = tokenizer, max_length
         self.labels = tuple(labels) if self.labelled and labels is not None else None
         self.text_column, self.label_column = text_column, label_column
         self.prompt_column, self.completion_column = prompt_column, completion_column
+        self.task_column, self.tasks = task_column, ()
         self.seen = Seen()
 
     @property

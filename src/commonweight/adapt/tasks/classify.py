@@ -42,6 +42,7 @@ class Classify(Given):
         text = column(rows, self.text_column, TEXT, "text")
         label = column(rows, self.label_column, LABEL, "label")
         self.seen.used = {"text": text, "label": label}
+        tasks = self._tasks(rows)
         number = {name: i for i, name in enumerate(self.labels or ())}
         texts = [text_of(r, text, i) for i, r in enumerate(rows)]
         names = [_label(r, label, i) for i, r in enumerate(rows)]
@@ -51,7 +52,15 @@ class Classify(Given):
                     f"row {i + 1}: the label {name!r} does not occur in the training rows; known: {', '.join(number)}"
                 )
         ids = self.cut(texts, "rows")
-        return [{"input_ids": i, "label": number[n]} for i, n in zip(ids, names)]
+        return [{"input_ids": i, "label": number[n], **t} for i, n, t in zip(ids, names, tasks)]
+
+    def _tasks(self, rows: Sequence[Row]) -> list[dict[str, str]]:
+        """Of each row, the task that a column names; nothing where no column does."""
+        if self.task_column is None:
+            return [{} for _ in rows]
+        name = column(rows, self.task_column, (), "task")
+        self.seen.used["task"] = name
+        return [{"task": _label(r, name, i, "a task's name")} for i, r in enumerate(rows)]
 
     def shown(self, example: Example) -> str:
         names = list(self.labels or ())
@@ -59,7 +68,10 @@ class Classify(Given):
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
-        return {**batch, "labels": torch.tensor([e["label"] for e in examples])}
+        batch["labels"] = torch.tensor([e["label"] for e in examples])
+        if self.tasks:
+            batch["tasks"] = torch.tensor([self.tasks.index(e["task"]) for e in examples])
+        return batch
 
     def items(self, batch: dict[str, Tensor]) -> int:
         return len(batch["labels"])
@@ -86,9 +98,9 @@ class Classify(Given):
         return {"accuracy": right / n, "macro_f1": sum(f1) / len(f1), "loss": loss / n, "n": n}
 
 
-def _label(row: Row, name: str, i: int) -> str:
+def _label(row: Row, name: str, i: int, wanted: str = "a label") -> str:
     """A label as the text that stands in the file; a boolean as JSON has it."""
     value = row.get(name)
     if value is None or value == "" or value != value or isinstance(value, list | dict | bytes):
-        raise CommonweightError(f"row {i + 1}: {name!r} is {value!r}; wanted a label")
+        raise CommonweightError(f"row {i + 1}: {name!r} is {value!r}; wanted {wanted}")
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...address import WHOLE
+from ...address import WHOLE, OfTask
 from ...bind import Skills
 from ...core import ONES, ZEROS, Plan, Pool, Read, Site, Uniform, Use, config, kaiming, option
+from ..choices import TASKS, misnamed, named
 from ..registry import method
 
 
@@ -18,6 +19,10 @@ class CPoly:
     noise: bool = option(True, "in training, draw the common skills' weights around their logits")
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    tasks: str = option("", TASKS)
+
+    def check(self) -> str | None:
+        return misnamed(self.tasks)
 
 
 @method(
@@ -34,6 +39,8 @@ def plan(sites: Sequence[Site], config: CPoly) -> Plan:
 
     Shapes: A (S r, d_in), B (d_out, S r), logits (S,); A' (P r, d_in), B' (d_out, P r), w (P,), one at the start; all
     B are zero there. Linear in: each A, B and w alone. Cost: as LoRA of rank (S + P) r.
+    tasks: the logits, A', B' and w of every task, behind a first dimension of tasks; a row reads those of its task,
+    which the batch says. Else each task is a tenant of a common.
     noise: routing(logits + l), l logistic (Gumbel-sigmoid of temperature 1), drawn in training at every call.
     Source: arXiv 2312.03248, by its abstract and its published reviews: low-rank skills, S common and P of the task's
     own (one in the experiments), weights of all by task, those of the common skills by Gumbel-sigmoid in training. The
@@ -41,19 +48,22 @@ def plan(sites: Sequence[Site], config: CPoly) -> Plan:
     MHR), and that w is a plain number, is ours.
     """
     pools: dict[str, Pool] = {}
-    uses, r = [], config.rank
+    uses, r, tasks = [], config.rank, named(config.tasks)
+    of, mine = ((len(tasks),), OfTask(WHOLE, tasks, (0,))) if tasks else ((), WHOLE)
     scale = (2.0 * r if config.alpha is None else config.alpha) / r
     for s in sites:
         # Weights learn faster than skills, as in Polytropon.
         kinds = (
-            ("common", config.skills, Pool((config.skills,), Uniform(1e-3), lr=100.0)),
-            ("private", config.private, Pool((config.private,), ONES, lr=10.0)),
+            ("common", config.skills, Pool((*of, config.skills), Uniform(1e-3), lr=100.0)),
+            ("private", config.private, Pool((*of, config.private), ONES, lr=10.0)),
         )
         for kind, n, weights in kinds:
             name, common = f"{s.name}.{kind}", kind == "common"
             for slot, shape, init in (("A", (n * r, s.inp), kaiming(s.inp)), ("B", (s.out, n * r), ZEROS)):
-                pools[f"{name}.{slot}"] = Pool(shape, init, scope="shared" if common else "tenant")
+                scope = "shared" if common else "tenant"
+                pools[f"{name}.{slot}"] = Pool(shape if common else (*of, *shape), init, scope=scope)
             pools[f"{name}.weights"] = weights
             bind = Skills(scale, config.dropout, common, common and config.noise)
-            uses.append(Use(s.name, bind, {k: Read(WHOLE, (f"{name}.{k}",)) for k in ("A", "B", "weights")}))
+            reads = {k: WHOLE if common and k != "weights" else mine for k in ("A", "B", "weights")}
+            uses.append(Use(s.name, bind, {k: Read(a, (f"{name}.{k}",)) for k, a in reads.items()}))
     return Plan(pools, tuple(uses))

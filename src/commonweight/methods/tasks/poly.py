@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from ...address import WHOLE, Heads
+from ...address import WHOLE, Heads, OfTask
 from ...bind import Drawn, LowRank
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Uniform, Use, config, kaiming, option
+from ..choices import TASKS, misnamed, named
 from ..registry import method
 
 
@@ -22,6 +23,10 @@ class Poly:
     noise: bool = option(False, "in training, draw the routing weights around their logits: Polytropon; MHR does not")
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
+    tasks: str = option("", TASKS)
+
+    def check(self) -> str | None:
+        return misnamed(self.tasks)
 
 
 @method(
@@ -39,6 +44,8 @@ def plan(sites: Sequence[Site], config: Poly) -> Plan:
 
     Shapes: inventory A (h, S, r, d_in / h) -> A (r, d_in), inventory B (h, S, r, d_out / h) -> B (d_out, r), logits
     (h, S). Linear in: A and B, each alone. Cost: as LoRA and S r (d_in + d_out) products to mix.
+    tasks: logits (tasks, h, S), and a row reads those of its task, which the batch says, as in both codes; else each
+    task is a tenant of a common. `merged` wants one of them.
     MHR-z is a tenant of a common that is frozen: it trains S h numbers a site. MHR-mu is `mean`.
     noise: routing(logits + l), l logistic (Gumbel-sigmoid of temperature 1), drawn in training for A and B together, at
     every call; out of training nothing is drawn. Such a tenant is served more slowly, see `Drawn`.
@@ -50,12 +57,14 @@ def plan(sites: Sequence[Site], config: Poly) -> Plan:
     pools: dict[str, Pool] = {}
     uses, h, r = [], config.heads, config.rank
     scale = (2.0 * r if config.alpha is None else config.alpha) / r
+    tasks = named(config.tasks)
+    of = (len(tasks),) if tasks else ()
     bind = (Drawn if config.noise else LowRank)(scale, config.dropout)
     shared = config.routing == "shared"
     for s in sites:
         logits = "poly.logits" if shared else f"{s.name}.logits"
         # Routing learns two orders of magnitude faster than skills; the rate is not divided by the sites once more.
-        pools[logits] = Pool((h, config.skills), Uniform(1e-3), lr=100.0 * (len(sites) if shared else 1) ** 0.5)
+        pools[logits] = Pool((*of, h, config.skills), Uniform(1e-3), lr=100.0 * (len(sites) if shared else 1) ** 0.5)
         reads = {}
         for slot, width, init in (("A", s.inp, kaiming(s.inp // h or 1)), ("B", s.out, ZEROS)):
             if width % h:
@@ -65,10 +74,11 @@ def plan(sites: Sequence[Site], config: Poly) -> Plan:
                     f"{choose}, or exclude the site"
                 )
             pools[f"{s.name}.{slot}"] = Pool((h, config.skills, r, width // h), init, scope="shared")
-            reads[slot] = Read(Heads(slot == "B"), (f"{s.name}.{slot}", logits))
+            mixed = OfTask(Heads(slot == "B"), tasks) if tasks else Heads(slot == "B")
+            reads[slot] = Read(mixed, (f"{s.name}.{slot}", logits))
         if config.noise:
             reads = {slot: Read(WHOLE, read.pools[:1]) for slot, read in reads.items()}
-            reads["logits"] = Read(WHOLE, (logits,))
+            reads["logits"] = Read(OfTask(WHOLE, tasks, (0,)) if tasks else WHOLE, (logits,))
         uses.append(Use(s.name, bind, reads))
     return Plan(pools, tuple(uses))
 

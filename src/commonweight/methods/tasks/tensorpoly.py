@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...address import WHOLE, Heads
+from ...address import WHOLE, Heads, OfTask
 from ...address.inventory import routing
 from ...bind import LowRank, active
 from ...core import Base, Plan, Pool, Read, Site, Uniform, Use, config, option, serial
+from ..choices import TASKS, misnamed, named
 from ..registry import method
 
 
@@ -27,6 +28,10 @@ class TensorPoly:
         "order", "what is mixed: products (TensorPoly-I), or leaves, order by order (TensorPoly-II)"
     )
     alpha: float = option(1.0, "numerator of the scale alpha / rank", gt=0)
+    tasks: str = option("", TASKS)
+
+    def check(self) -> str | None:
+        return misnamed(self.tasks)
 
 
 @serial
@@ -98,6 +103,8 @@ def plan(sites: Sequence[Site], config: TensorPoly) -> Plan:
 
     Shapes: leaves a (N, S, r, p), b (N, S, r, q), logits (N, S), by rank (1, S); z = routing(logits) as in `poly`.
     Each product of two leaves is normalised over its r p^2 numbers (LayerNorm); of N = 4 the two are multiplied.
+    tasks: logits (tasks, N, S), and a row reads those of its task, as in the code; else each task is a tenant of a
+    common.
     Linear in: nothing; by order, the address is linear in the leaves. Source: arXiv 2405.16671; github.com/
     microsoft/mttl, branch zs_code @9c18b26, mttl/models/poly.py, whose constants these are. Differs: the norms have no
     gain and bias, as in all but one of its configs; no `lora_warmup`, no relaxed Bernoulli; leaves of II begin as those
@@ -105,15 +112,19 @@ def plan(sites: Sequence[Site], config: TensorPoly) -> Plan:
     """
     N, S, r, mixed = config.order, config.skills, config.rank, config.by == "order"
     pools: dict[str, Pool] = {}
-    uses = []
+    tasks, uses = named(config.tasks), []
+    of = (len(tasks),) if tasks else ()
     for s in sites:
         logits = f"{s.name}.logits"
-        pools[logits] = Pool((N if mixed else 1, S), Uniform(1e-3), lr=100.0)  # as in poly: 0.1 where leaves have 1e-3
-        reads = {} if mixed else {"z": Read(WHOLE, (logits,))}
+        pools[logits] = Pool(
+            (*of, N if mixed else 1, S), Uniform(1e-3), lr=100.0
+        )  # as in poly: 0.1 where leaves have 1e-3
+        reads = {} if mixed else {"z": Read(OfTask(WHOLE, tasks, (0,)) if tasks else WHOLE, (logits,))}
         for slot, width in (("a", s.inp), ("b", s.out)):
             name = f"{s.name}.{slot}"
             init = Uniform(math.sqrt(2 / 6) / math.sqrt(s.inp))
             pools[name] = Pool((N, S, r, root(width, N)), init, scope="shared")
-            reads[slot] = Read(Heads(), (name, logits)) if mixed else Read(WHOLE, (name,))
+            leaves = OfTask(Heads(), tasks) if tasks else Heads()
+            reads[slot] = Read(leaves, (name, logits)) if mixed else Read(WHOLE, (name,))
         uses.append(Use(s.name, Outer(s.inp, s.out, N, config.alpha / r), reads))
     return Plan(pools, tuple(uses))

@@ -57,6 +57,7 @@ class Sampled(Body):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    task: str | None = Field(None, description="Of a tenant that goes by tasks, which.")
     cache_salt: Salt = Field(None, description="vLLM's: prefixes are found among requests of the same salt alone.")
 
     # taken, and nothing here depends on them
@@ -131,6 +132,7 @@ class ResponseBody(Body):
     model: str | None = None
     input: str | list[dict[str, Any]]
     instructions: str | None = None
+    task: str | None = Field(None, description="Of a tenant that goes by tasks, which.")
     cache_salt: Salt = Field(None, description="vLLM's: prefixes are found among requests of the same salt alone.")
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)

@@ -79,7 +79,7 @@ def response(
     shared: dict[str, Any] = {
         "max_new_tokens": _most(body.max_output_tokens, settings), "temperature": _or(body.temperature, 1.0),
         "top_p": _or(body.top_p, 1.0), "timeout": settings.timeout, "structured": form,
-        "cache_salt": body.cache_salt,
+        "cache_salt": body.cache_salt, "task": body.task,
     }  # fmt: skip
     return [Request(told, tenant, **{**shared, **more})], used
 
@@ -135,6 +135,7 @@ def _sampled(body: Sampled, settings: Settings, most: int | None, vocabulary: in
         "timeout": settings.timeout,
         "structured": structured(body),
         "cache_salt": body.cache_salt,
+        "task": body.task,
     }
 
 

@@ -52,7 +52,7 @@ def routes(service: Service, engine: Encoder) -> APIRouter:
     async def embeddings(call: Call, body: EmbeddingBody) -> Any:
         """A vector for each text."""
         tenant, texts = await service.tenant(call, body.model), _texts(body.input)
-        submit = lambda: [engine.submit("vectors", texts, tenant, body.truncate_prompt_tokens)]  # noqa: E731
+        submit = lambda: [engine.submit("vectors", texts, tenant, body.truncate_prompt_tokens, task=body.task)]  # noqa: E731
         async with _read(service, call, tenant, len(texts), submit) as asked:
             found = _sound(service, [engine.embedding(r, body.normalize is not False) for r in asked.readings])
         wide = len(found[0].vector)
@@ -67,7 +67,7 @@ def routes(service: Service, engine: Encoder) -> APIRouter:
     async def classify(call: Call, body: ClassifyBody) -> Any:
         """The class of each text, with the share of every class."""
         tenant, texts = await service.tenant(call, body.model), _texts(body.input)
-        submit = lambda: [engine.submit("scores", texts, tenant, body.truncate_prompt_tokens)]  # noqa: E731
+        submit = lambda: [engine.submit("scores", texts, tenant, body.truncate_prompt_tokens, task=body.task)]  # noqa: E731
         async with _read(service, call, tenant, len(texts), submit) as asked:
             found = _sound(service, [engine.classified(r) for r in asked.readings])
         data = [

@@ -25,6 +25,7 @@ class Read(Body):
 
 class EmbeddingBody(Read):
     input: Texts
+    task: str | None = Field(None, description="Of a tenant that goes by tasks, which.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     normalize: bool | None = Field(None, description="vLLM's; vectors are of length 1 unless this is false.")
@@ -32,6 +33,7 @@ class EmbeddingBody(Read):
 
 class ClassifyBody(Read):
     input: Texts
+    task: str | None = Field(None, description="Of a tenant that goes by tasks, which.")
 
 
 class RerankBody(Read):

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as Call
@@ -42,7 +43,7 @@ class Service:
         self.tokens = Tokens(engine.tokenizer)
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-ask", initializer=alone)
         self.loaders = ThreadPoolExecutor(WORKERS, thread_name_prefix="commonweight-load", initializer=alone)
-        self._loading: dict[str, asyncio.Future] = {}  # tenants that are being loaded
+        self._loading: dict[tuple[str, str | None], asyncio.Future] = {}  # tenants that are being loaded, by task
         self.roster = Roster(engine, settings)
         self.open: set[Asked] = set()
         self.created = int(time.time())
@@ -123,8 +124,8 @@ class Service:
             told = f"{many:,} answers in one call; at most {most:,} may wait here, so that there would never be room"
             raise Refused(400, f"{told}; ask for fewer", "n" if len(requests) == 1 else "prompt")
         self.within(key, many)
-        tenant = requests[0].tenant
-        edition = await self.loaded(tenant, self.engine.tenants.edition)
+        tenant, task = requests[0].tenant, requests[0].task
+        edition = await self.loaded(tenant, partial(self.engine.tenants.edition, task=task), task)
         try:
             asked = await ask(self.generator, requests, self.pool, edition)
         except Full as e:
@@ -155,36 +156,37 @@ class Service:
             raise Refused(503, "the server is stopping")
         self.limits.within(key, answers)
 
-    async def loaded(self, tenant: str | None, load: Callable[[Any], Any]) -> Any:
+    async def loaded(self, tenant: str | None, load: Callable[[Any], Any], task: str | None = None) -> Any:
         """What `load` makes of a tenant: by threads of their own where it is not in memory, one load for all who wait
-        for it, so that the threads of other requests are not held back. Raises: Refused, with what is wrong with it."""
+        for it (for this task of it), so that the threads of other requests are not held back. Raises: Refused, with
+        what is wrong with it."""
         if tenant is None:
             return None
         try:
             if self.engine.tenants.ready(tenant):
                 return await self.run(load, tenant)
-            return await self._load(tenant, load)
+            return await self._load((tenant, task), load)
         except Unknown as e:  # it has left since it was looked for
             raise Refused(404, f"The model `{tenant}` does not exist.", "model") from e
         except (CommonweightError, OSError) as e:
             which = "" if several(tenant) else f"tenant {tenant!r} cannot be loaded: "
             raise Refused(400, f"{which}{self.inside(str(e))}", "model") from e
 
-    async def _load(self, tenant: str, load: Callable[[Any], Any]) -> Any:
-        if (earlier := self._loading.get(tenant)) is not None:
+    async def _load(self, key: tuple[str, str | None], load: Callable[[Any], Any]) -> Any:
+        if (earlier := self._loading.get(key)) is not None:
             try:
                 return await asyncio.shield(earlier)
             except (CommonweightError, OSError):
                 pass  # it had begun before this call: what was wrong with the tenant then may be over
-        loading = self._loading.get(tenant)
+        loading = self._loading.get(key)
         if loading is None:
-            loading = asyncio.get_running_loop().run_in_executor(self.loaders, load, tenant)
-            loading.add_done_callback(lambda done: self._landed(tenant, done))
-            self._loading[tenant] = loading
+            loading = asyncio.get_running_loop().run_in_executor(self.loaders, load, key[0])
+            loading.add_done_callback(lambda done: self._landed(key, done))
+            self._loading[key] = loading
         return await asyncio.shield(loading)
 
-    def _landed(self, tenant: str, loading: asyncio.Future) -> None:
-        del self._loading[tenant]
+    def _landed(self, key: tuple[str, str | None], loading: asyncio.Future) -> None:
+        del self._loading[key]
         if not loading.cancelled():
             loading.exception()  # whoever asked for it may have hung up: asyncio would say that nobody took it
 

@@ -1,0 +1,168 @@
+"""Tenants that go by tasks: the batch says each row's, and a row is what its task is alone."""
+
+import math
+
+import pytest
+import torch
+
+import commonweight as cw
+from tests.host.test_running import checkpoint
+from tests.laws.subjects import stir
+from tests.models import answer, make
+
+NAME = "model.layers.1.mlp.up_proj"
+OPTIONS = {
+    "poly": {"skills": 3, "rank": 2, "heads": 2},
+    "noisy": {"skills": 3, "rank": 2, "noise": True},
+    "shared": {"skills": 3, "rank": 2, "routing": "shared"},
+    "cpoly": {"skills": 3, "rank": 2},
+    "tensorpoly": {"skills": 2, "rank": 2, "alpha": 0.3},
+    "by rank": {"skills": 2, "rank": 2, "alpha": 0.3, "by": "rank"},
+}
+METHODS = {"noisy": "poly", "shared": "poly", "by rank": "tensorpoly"}
+ROWS = ["sst2", "trec", "cr", "trec"]
+
+
+def tenant(kind="poly", frozen=False):
+    model, batch = make("llama")
+    host = cw.Host(model)
+    t = stir(host.add("t", METHODS.get(kind, kind), tasks="trec,sst2, cr", **OPTIONS[kind]), std=0.2)
+    if frozen:
+        for p in t.parameters():
+            p.requires_grad_(False)
+    return host, t, batch
+
+
+def as_task(host, t, kind, k):
+    """A tenant without tasks that has the numbers of task k."""
+    out = host.add(f"task{k}", METHODS.get(kind, kind), **OPTIONS[kind])
+    with torch.no_grad():
+        for n, p in out.pools.items():
+            p.copy_(t.pools[n] if t.pools[n].shape == p.shape else t.pools[n][k])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_row_is_what_its_task_is_alone(kind, frozen):
+    host, t, batch = tenant(kind, frozen)
+    assert t.tasks == ("trec", "sst2", "cr")
+    with torch.no_grad():
+        with host.route("t", tasks=ROWS):
+            mixed = answer(host.model, batch)
+        assert (mixed[0] - mixed[1]).abs().max() > 1e-3
+        for k in range(3):
+            as_task(host, t, kind, k)
+        for i, task in enumerate(ROWS):
+            with host.route(f"task{t.tasks.index(task)}"):
+                want = answer(host.model, batch)
+            torch.testing.assert_close(mixed[i], want[i], rtol=1e-4, atol=2e-5)
+            with host.route("t", tasks=task):
+                torch.testing.assert_close(answer(host.model, batch)[i], want[i], rtol=1e-4, atol=2e-5)
+
+
+def test_formula():
+    """MHR by task, skill by skill and head by head."""
+    host, t, _ = tenant()
+    A, B = t.pools[f"{NAME}.A"].detach(), t.pools[f"{NAME}.B"].detach()
+    p = [[1 / (1 + math.exp(-v)) for v in row] for row in t.pools[f"{NAME}.logits"][2].tolist()]
+    a = torch.cat([sum(p[h][i] / sum(p[h]) * A[h, i] for i in range(3)) for h in range(2)], 1)
+    b = torch.cat([sum(p[h][i] / sum(p[h]) * B[h, i] for i in range(3)) for h in range(2)], 1)
+    want = host.weight(NAME) + 2 * b.T @ a
+    torch.testing.assert_close(host.merged("t", task="cr")[f"{NAME}.weight"], want)
+    torch.testing.assert_close(host.merged("t", task=2)[f"{NAME}.weight"], want)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_gradients_are_those_of_each_row_by_itself(reentrant):
+    host, t, batch = tenant()
+    module = host.module("t").train()
+    if reentrant is not None:
+        checkpoint(host.model, reentrant)
+    module(**batch, tasks=torch.tensor([1, 0, 2, 0])).logits.square().sum().backward()
+    got = {n: p.grad.clone() for n, p in t.named_parameters()}
+    host, t, batch = tenant()
+    module = host.module("t").train()
+    for i, task in enumerate(ROWS):
+        row = {k: v[i : i + 1] for k, v in batch.items()}
+        module(**row, tasks=[task]).logits.square().sum().backward()
+    for n, p in t.named_parameters():
+        torch.testing.assert_close(got[n], p.grad, rtol=1e-3, atol=1e-3 * float(p.grad.abs().max()))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generation(beams):
+    host, _, batch = tenant()
+    ids = batch["input_ids"]
+    how = {"max_new_tokens": 4, "num_beams": beams, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    mask = torch.ones_like(ids)
+    with host.route("t", tasks=ROWS):
+        mixed = host.model.generate(ids, attention_mask=mask, **how)
+    said = host.module("t").generate(input_ids=ids, attention_mask=mask, tasks=ROWS, **how)
+    assert torch.equal(mixed, said)
+    for i, task in enumerate(ROWS):
+        with host.route("t", tasks=task):
+            alone = host.model.generate(ids[i : i + 1], attention_mask=mask[i : i + 1], **how)
+        assert torch.equal(mixed[i : i + 1], alone)
+
+
+def test_beside_others_by_number_by_token_and_over_files(tmp_path):
+    host, t, batch = tenant()
+    stir(host.add("l", "lora"))
+    host.load("again", host.save("t", tmp_path / "t.safetensors"))
+    n = torch.tensor([t.number, host["l"].number, -1, host["again"].number])
+    with torch.no_grad():
+        with host.route("t", tasks="cr"):
+            cr = answer(host.model, batch)
+        with host.route("t", tasks="trec"):
+            trec = answer(host.model, batch)
+        with host.route("l"):
+            low = answer(host.model, batch)
+        several = host.module(["t", "l", "again"])
+        for readers, tasks in ((n, torch.tensor([2, -1, 0, 2])), (["t", "l", None, "again"], ["cr", None, None, 2])):
+            with host.route(readers, tasks):
+                got = answer(host.model, batch)
+            for i, want in ((0, cr), (1, low), (3, cr)):
+                torch.testing.assert_close(got[i], want[i], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(several(**batch, tenants=n, tasks=torch.tensor([2, -1, -1, 2])).logits, got)
+        wide = torch.full(batch["input_ids"].shape, t.number)
+        with host.route(wide, torch.tensor([2, 0, 2, 0])):
+            got = answer(host.model, batch)
+    torch.testing.assert_close(got, torch.stack([cr[0], trec[1], cr[2], trec[3]]), rtol=1e-4, atol=2e-5)
+    host.roster.rename("t", "u")
+    with host.route("u", tasks="cr"):
+        assert host.base.current.route.single.name == "u"
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda h: h.route("t"), r"'t' \(poly\): it goes by tasks, and none is said; say which, of trec, sst2, cr"),
+        (lambda h: h.route("t", tasks="trek"), "unknown task of tenant 't' 'trek'; did you mean 'trec'"),
+        (lambda h: h.route("t", tasks=[0, 3]), "unknown task of tenant 't' '3'"),
+        (lambda h: h.route(["t", None], tasks=["cr"]), "names 2 readers and 1 task; give one task per reader"),
+        (lambda h: h.route("l", tasks="cr"), r"tenant 'l' \(lora\): it knows no tasks, and 'cr' is said"),
+        (lambda h: h.route("t", tasks=torch.tensor([0.0])), "tasks are names, numbers or a LongTensor; this is torch"),
+        (lambda h: h.merged("t"), "it goes by tasks, and none is said"),
+        (lambda h: h.module("t")(input_ids=torch.ones(1, 2).long()), "this module runs 't', which goes by tasks: a"),
+        (lambda h: h.add("u", "poly", tasks="a,a"), "tasks 'a,a' has 'a' twice; wanted names, as trec,sst2"),
+        (lambda h: h.add("u", "poly", tasks="a,,b"), "has an empty name"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(ask, message):
+    host, _, _ = tenant()
+    host.add("l", "lora")
+    with pytest.raises(cw.CommonweightError, match=message):
+        ask(host)
+
+
+def test_a_read_without_a_task_is_refused():
+    from commonweight.address import WHOLE, OfTask, at_task, tasks_of
+    from commonweight.core import Read, dump, load
+
+    address = OfTask(WHOLE, ("a", "b"), (0,))
+    with pytest.raises(cw.CommonweightError, match="differ by task, and no task is said; known: a, b"):
+        address(torch.ones(2, 3))
+    told = at_task({"x": Read(address, ("p",)), "y": Read(WHOLE, ("q",))}, 1)
+    assert told["x"].address.task == 1 and told["x"].address == address and tasks_of(told) == ("a", "b")
+    assert told["x"].address(torch.tensor([[1.0], [2.0]])).item() == 2.0
+    assert load(dump(told["x"].address)).task == 1
