@@ -195,7 +195,8 @@ class Tenant:
         if task not in names and task not in range(len(names)):
             raise unknown(f"task of tenant {self.name!r}", str(task), names)
         i = names.index(task) if isinstance(task, str) else int(task)  # type: ignore[arg-type]
-        if (view := self._at.get(i)) is None:
+        view = self._at.get(i)
+        if view is None or view.pools is not self.pools:  # it may have been given another plan
             uses = tuple(u._replace(reads=at_task(u.reads, i)) for u in self.plan.uses)
             view = self._again(self.plan._replace(uses=uses), self.beside, self.held)
             view.task, view.origin, view.pools = i, self, self.pools
