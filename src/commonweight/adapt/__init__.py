@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import native_bf16, open_host
     from .classifier import Classifier
+    from .complete import Complete
     from .data import Data
     from .files import Files, run
     from .job import Job, Source
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Classifier",
+    "Complete",
     "Data",
     "Files",
     "Job",
@@ -45,6 +47,7 @@ __all__ = [
 # Trainer and torch take seconds to load; what a command line says is looked at before.
 _HOMES = {
     "Classifier": "classifier",
+    "Complete": "complete",
     "Data": "data",
     "Files": "files",
     "Job": "job",

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import commonweight as cw
-from commonweight.adapt import Classifier
-from commonweight.adapt.complete import Complete
+from commonweight.adapt import Classifier, Complete
 from commonweight.adapt.tasks.classify import Classify
 from commonweight.bind.skipped import logistic
 from commonweight.methods.conditional.dyt import rate

@@ -146,3 +146,5 @@ def test_count_is_the_papers():
     names = tuple(f"encoder.layer.{i}.attention.output.LayerNorm" for i in range(12))
     sites = [cw.Site(n, 768, 1, "norm") for n in names]
     assert cw.plan("sct", sites, place="stream", start="given", streams=names).count() == 111_744
+    parts = [cw.Site(f"encoder.layer.{i}.attention", 768, 768, "attention") for i in range(12)]
+    assert cw.plan("sct", parts, place="stream").count() == 111_744, "before rows were seen"

@@ -57,7 +57,7 @@ def plan(sites: Sequence[Site], config: DyT) -> Plan:
     Shapes: v (d_in,), c (1,), W_down (r, d_in), W_up (d_out, r). Cost: T r (d_in + d_out) products a part.
     Source: arXiv 2403.11808; github.com/NUS-HPC-AI-Lab/Dynamic-Tuning @d1744f0, models/dynamic_adapter.py, losses.py.
     complete: the paper's loss, with a second pass in which all gates are open; a step costs twice as much, so that it
-    is an option (`adapt.complete`; of classifications, and of one tenant a run).
+    is an option (`adapt.Complete`; of classifications, and of one tenant a run).
     Differs: in models whose norm stands before a part, x is the normed state; no dropout in the adapter; a first token
     that is always kept counts in the mean.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...address import WHOLE
 from ...bind import ChannelMix, Lends, StreamMix
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, option
+from ..blocks import by_block
 from ..low_rank.lori import Places
 from ..registry import method
 from ..shown import Statistics
@@ -92,12 +93,16 @@ def _pools(site: Site, config: SCT, bias: bool) -> dict[str, Pool]:
 
 def _behind_attention(sites: Sequence[Site], config: SCT) -> Plan:
     by, pools, uses = {s.name: s for s in sites}, {}, []
-    if not config.streams:
+    streams = config.streams
+    if config.start == "rows":  # not begun yet: as many, of their size, where each block has its attention
+        found = (next((s.name for s in block if s.kind == "attention"), None) for block in by_block(sites))
+        streams = tuple(n for n in found if n is not None)
+    if not streams:
         raise CommonweightError(
             "sct: place='stream' begins from rows, which show which norm is given what; give rows= (`adapt` takes the "
             "first training rows), or streams"
         )
-    for stream in config.streams:
+    for stream in streams:
         name, _, norm = stream.partition("<")
         if lost := [n for n in (name, norm) if n and n not in by]:
             raise CommonweightError(f"sct: streams names {lost[0]}, which is none of its sites; choose sites with it")
