@@ -80,6 +80,18 @@ def test_what_comes_out_beside_the_last_states_and_gradients(name):
         torch.testing.assert_close(out.pooler_output, pooled)
 
 
+@pytest.mark.parametrize("name", ["Longformer", "RoFormer"])
+def test_what_positions_bring_where_rows_are_filled_up(name):
+    model = made(name)
+    host, ids = cw.Host(model), rows()
+    stir(host.add("t", "dept", tokens=3, rank=2, length=9))
+    with torch.no_grad(), host.route("t"):
+        got = model(**padded(ids, LENGTHS)).last_hidden_state
+        for i, n in enumerate(LENGTHS):
+            want = model(ids[i : i + 1, :n]).last_hidden_state[0]
+            torch.testing.assert_close(got[i, :n], want, rtol=1e-3, atol=2e-5)
+
+
 def test_positions_that_are_given_go_on_behind_a_prompt():
     """With those of the prompt where the row began: here that is what the model counts, from 7 on."""
     model = made("EuroBert")
@@ -125,6 +137,7 @@ def test_a_prefix_of_eager_attention_that_does_not_say_how_it_sees():
     stir(host.add("t", "prefix-tuning", tokens=2))
     with torch.no_grad(), host.route("t"):
         torch.testing.assert_close(model(ids)[0], model(ids, torch.ones_like(ids))[0])
+        assert host["t"].sites[0].role == ""
         other = ids.clone()
         other[:, -1] = 9
         assert (model(ids)[0] - model(other)[0])[:, 0].abs().max() > 1e-5
@@ -145,6 +158,13 @@ def test_kinds_without_prompts_say_why(name, why):
     host = cw.Host(getattr(tf, f"{name}Model")(getattr(tf, f"{name}Config")(**sizes)))
     with pytest.raises(cw.CommonweightError, match=f"no prompt can stand before .*{why}.*such as lora"):
         host.add("t", "prompt-tuning")
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "aligner", "rpo"])
+def test_where_no_keys_can_stand_in_front(method):
+    host = cw.Host(made("DebertaV2"))
+    with pytest.raises(cw.CommonweightError, match=r"compute by themselves. Take prompt-tuning, or a"):
+        host.add("t", method)
 
 
 def test_what_is_multiplied_behind_the_table():

@@ -87,14 +87,16 @@ class Pass:
 
     def longer_by(self, length: int) -> Any:
         """The longer rows that have so many tokens; None for those of the caller's."""
-        return next((v.rows for v in self.longer.values() if v.rows.tokens + v.rows.more == length), None)
+        return next((v.rows for v in self.longer.values() if v.rows.long == length), None)
 
     def positions(self, ids: Tensor) -> Tensor:
         """Which token of its row each is, (B, T), padding aside: as the caller says, else by the mask and the cache.
         What is no token of the caller's has 0."""
-        if (found := self.longer_by(ids.shape[1])) is not None:
+        found = next((v.rows for v in self.longer.values() if v.rows.long <= ids.shape[1]), None)
+        if found is not None:
             own = self.positions(ids[:, : found.tokens])
-            return found.joined(own, own.new_zeros(len(own), found.more))
+            own = found.joined(own, own.new_zeros(len(own), found.more))
+            return torch.nn.functional.pad(own, (0, ids.shape[1] - found.long))  # Longformer fills up its window
         (b, t), said, mask = ids.shape, self.numbers, self.masks.get("attention_mask")
         if isinstance(said, Tensor) and said.dim() == 2 and said.shape[0] in (1, b) and said.shape[1] == t:
             return said.expand(b, -1)

@@ -88,7 +88,7 @@ class FurtherForward(Entrance):
         tokens, run = route.tokens, thread.run
         run.longer[self.at.name] = found = self.running(route, x, named.get("attention_mask"))
         try:
-            route.tokens = x.shape[1] + found.rows.more
+            route.tokens = found.rows.long
             y = self.own(**self.given(found, named, x))
             return y if self.at.decoder is not None else found.rows.cut(y)
         finally:
@@ -121,7 +121,7 @@ class FurtherForward(Entrance):
         """The same, where padding alone goes past the end of a table of positions.
 
         Raises: CommonweightError where a token does."""
-        room, long = self.at.room, rows.tokens + rows.more
+        room, long = self.at.room, rows.long
         if room is None or long <= room:
             return out
         there = torch.ones(1, long, device=x.device) if rows.mask is None else rows.mask
@@ -149,7 +149,7 @@ class FurtherForward(Entrance):
         found = self.running_here()
         if found is None or not found.open or y.shape[:1] != found.vectors.shape[:1]:
             return None
-        rows, long = found.rows, found.rows.tokens + found.rows.more
+        rows, long = found.rows, found.rows.long
         if y.dim() != 3 or y.shape[1] < long:
             return None
         vectors = found.vectors.to(y) / self.at.scale

@@ -229,6 +229,13 @@ class HookedModel:
                     f"{why_no_prompt(self.model, self.modules)}. Take {'prefix-tuning, or ' if ahead else ''}a method "
                     "that changes weights, such as lora"
                 )
+            if {"prefix", "aside", "queries"} & {*method.kinds} and not any(s.kind == "prefix" for s in self.every):
+                prompts = any(s.kind == "prompt" for s in self.every)
+                raise CommonweightError(
+                    f"{method.name} reads sites of kind {kinds}, which are where an attention asks transformers' "
+                    f"interface for its function; this model's compute by themselves. Take "
+                    f"{'prompt-tuning, or ' if prompts else ''}a method that changes weights, such as lora"
+                )
             have = ", ".join(dict.fromkeys(s.kind for s in self.every if s.kind != "head"))
             raise CommonweightError(
                 f"{method.name} reads sites of kind {kinds}; this model has none of them by default; its sites are of "

@@ -44,6 +44,10 @@ class Longer(NamedTuple):
         return out._replace(mask=out.joined(mine, more.to(mine)))
 
     @property
+    def long(self) -> int:
+        return self.tokens + self.more
+
+    @property
     def plain(self) -> bool:
         return self.begins is None and self.sizes is None
 
@@ -58,7 +62,7 @@ class Longer(NamedTuple):
         if self.plain:
             return torch.cat([more, x], 1)
         begin, end = self.ends(x)
-        at = torch.arange(self.tokens + self.more, device=x.device)
+        at = torch.arange(self.long, device=x.device)
         behind = torch.where(at < self.tokens + end - begin, at - (end - begin), at)
         at = torch.where(at < begin, at, torch.where(at < end, at + self.tokens - begin, behind))
         return torch.cat([x, more], 1)[torch.arange(len(x), device=x.device)[:, None], at]
@@ -83,7 +87,7 @@ class Longer(NamedTuple):
         return pytree.tree_map(self._cut, y)
 
     def _cut(self, v: Any) -> Any:
-        if not isinstance(v, Tensor) or v.dim() not in (3, 4) or v.shape[v.dim() - 2] != self.tokens + self.more:
+        if not isinstance(v, Tensor) or v.dim() not in (3, 4) or v.shape[v.dim() - 2] != self.long:
             return v
         if self.plain and self.leads is None:
             return v[..., self.more :, :]

@@ -143,7 +143,7 @@ def _home(table: str, ahead: list[Found], whole: Whole) -> str | None:
     nothing says that it sees others."""
     at = [f.at for f in ahead if f.default]
     ways = {getattr(a.module, "is_causal", None) for a in at} or {None}
-    if ways - {None, False} or (None in ways and not _reads_both_ways(whole.model)):
+    if ways - {None, False} or (None in ways and not reads_both_ways(whole.model)):
         return None
     tower = towers(whole.model)
     mine = [a.name for a in at] or [b for b in whole.parts if tower(b) == tower(table)]
@@ -155,12 +155,12 @@ def _home(table: str, ahead: list[Found], whole: Whole) -> str | None:
     return home
 
 
-def _reads_both_ways(model: nn.Module) -> bool:
+def reads_both_ways(model: nn.Module) -> bool:
     """Of a model whose attention does not say it: whether transformers lists its kind among those that fill masks, or
     among those that answer about tokens and do not generate."""
     config = getattr(unwrapped(model), "config", None)
     kind = getattr(config, "model_type", None)
-    if kind is None or getattr(config, "is_decoder", False) or getattr(config, "causal", False):
+    if kind is None or any(getattr(config, k, False) for k in ("is_decoder", "causal", "is_encoder_decoder")):
         return False
     from transformers.models.auto import modeling_auto as auto
 

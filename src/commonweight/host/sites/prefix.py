@@ -14,7 +14,7 @@ from ..names import said
 from . import linear
 from .families import towers
 from .found import Found, Whole
-from .further import shared
+from .further import reads_both_ways, shared
 from .physical import Physical, parameters, plain_class
 from .roles import role
 
@@ -24,18 +24,18 @@ _HEADS = "num_key_value_heads", "num_kv_heads", "num_attention_heads", "num_head
 
 
 class Ahead(Physical):
-    """Keys and values before those that an attention makes. heads: of keys; width: of one head."""
+    """Keys and values before those that an attention makes. heads: of keys; width: of one head. causal: whether a token
+    sees those before it alone, where the attention does not say it."""
 
     forms = "none"
 
-    def __init__(self, name: str, module: nn.Module, heads: int, width: int):
+    def __init__(self, name: str, module: nn.Module, heads: int, width: int, causal: bool):
         super().__init__(name, module, "prefix", False)
-        self.heads, self.width = heads, width
+        self.heads, self.width, self.causal = heads, width, causal
 
     @property
     def role(self) -> str:
-        """ "causal" unless the attention says that it is not."""
-        return "causal" if getattr(self.module, "is_causal", True) else ""
+        return "causal" if getattr(self.module, "is_causal", self.causal) else ""
 
     @property
     def flagged(self) -> nn.Module:
@@ -92,7 +92,10 @@ def _site(name: str, module: nn.Module, whole: Whole) -> Ahead | None:
         return None
     across = getattr(module, "is_cross_attention", False) or any(_ACROSS.fullmatch(p) for p in name.split("."))
     found = None if across else _shape(name, module, whole.names)
-    return None if found is None else Ahead(f"{name}.prefix" if name else "prefix", module, *found)
+    if found is None:
+        return None
+    causal = hasattr(module, "is_causal") or not reads_both_ways(whole.model)
+    return Ahead(f"{name}.prefix" if name else "prefix", module, *found, causal)
 
 
 def _shape(name: str, module: Any, names: Mapping[str, nn.Module]) -> tuple[int, int] | None:
