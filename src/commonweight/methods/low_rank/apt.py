@@ -119,8 +119,10 @@ def plan(sites: Sequence[Site], config: APT) -> Plan:
 
     Shapes: A (r, d_in), B (d_out, r), r the rank that a site has, `most` of them at the most. Linear in: A and B, each
     alone. The scale does not change with the rank, so that growing changes no answer. Source: arXiv 2401.12200, section
-    4.3; github.com/ROIM1998/APT @56eaf8b ("tophalf_limited"). Not built: the pruning of the base, whose shapes are not
-    a tenant's to change, and the distillation that goes with it. Differs: when ranks are added is said in shares of the
+    4.3; github.com/ROIM1998/APT @56eaf8b ("tophalf_limited"). Not built: the pruning of the base and the
+    distillation that goes with it. A tenant can mask heads and neurons (`bind.Thinned`) and numbers (`bind.Masked`),
+    but a block's salience there is the sum of |h| over a batch times that of |dL/dh|, and a schedule is shown gradients
+    of pools alone, which are sums of h dL/dh. Differs: when ranks are added is said in shares of the
     run. `adapt` and `Scheduled` add ranks, by a new plan each time; other loops train those of the start.
     """
     alpha = 2.0 * config.rank if config.alpha is None else config.alpha
