@@ -36,12 +36,13 @@ def sharing() -> dict[str, type]:
 
 def _twins(folder: Path, by: str = "method") -> dict[str, type]:
     out: dict[str, type] = {}
-    for tree in _trees(folder):
+    for path in _sources(folder):
+        tree = _parsed(path)
         classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
         for name, call in _registered(tree, by):
             made = call.args[1] if len(call.args) > 1 else None
             if isinstance(made, ast.Name) and made.id in classes:
-                out[name] = _twin(classes[made.id], _constants(tree))
+                out[name] = _twin(classes[made.id], _constants(tree, path))
     return out
 
 
@@ -63,9 +64,16 @@ def merges() -> list[str]:
     return [name for tree in _trees(HERE / "merge" / "methods") for name, _ in _registered(tree)]
 
 
+def _sources(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _trees(folder: Path) -> Iterator[ast.Module]:
-    for path in sorted(folder.rglob("*.py")):
-        yield ast.parse(path.read_text(encoding="utf-8"))
+    return map(_parsed, _sources(folder))
 
 
 def _registered(tree: ast.Module, by: str = "method") -> Iterator[tuple[str, ast.Call]]:
@@ -77,8 +85,17 @@ def _registered(tree: ast.Module, by: str = "method") -> Iterator[tuple[str, ast
                 yield str(call.args[0].value), call
 
 
-def _constants(tree: ast.Module) -> dict[str, ast.expr]:
-    return {t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+def _constants(tree: ast.Module, path: Path) -> dict[str, ast.expr]:
+    """A module's own, and those that it takes from a file of this package, by their names in capitals."""
+    out = {t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    for n in tree.body:
+        wanted = [a.name for a in n.names if a.name.isupper()] if isinstance(n, ast.ImportFrom) and n.level else []
+        if wanted and isinstance(n, ast.ImportFrom) and n.module:
+            home = path.parents[n.level - 1].joinpath(*n.module.split(".")).with_suffix(".py")
+            if home.is_file():
+                theirs = _constants(_parsed(home), home)
+                out |= {w: theirs[w] for w in wanted if w in theirs}
+    return out
 
 
 class _Filled(ast.NodeTransformer):
