@@ -21,7 +21,8 @@ from .mixture import GATED
 class Over:
     """y' = y + sum_i g_i u_i, u_i what tenant i adds. parts: of each tenant its binds here, in order; none where
     it does nothing. gate: (x, y, [u_i], slots of its own) -> the sum. source: the site whose input the gate reads,
-    where it is not its own; lends: that site's.
+    where it is not its own; lends: that site's. context: "embeddings" where it reads the mean of the row's input
+    embeddings, one for all its tokens.
 
     Slots: ``i.j.slot`` for bind j of tenant i; the gate's own have no dot. No form of a weight: the sum is another one
     for each token. Cost: every tenant's own form, one after the other.
@@ -31,13 +32,24 @@ class Over:
     gate: Any
     source: str = ""
     lends: bool = False
+    context: str = ""
     precise: ClassVar[bool] = True  # gates are worked out in float32
     unmerged: ClassVar[str] = GATED
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.context)
+
+    @property
+    def tokenwise(self) -> bool:
+        return not self.context
 
     def output(self, x: Tensor, y: Tensor, base: Any, **slots: Tensor) -> Tensor:
         added = [self._added(i, x, y, base, slots) for i in range(len(self.parts))]
         own = {k: v for k, v in slots.items() if "." not in k}
         seen = base.lent(self.source) if self.source else x
+        if self.context:
+            seen = base.context.reshape(len(y), *[1] * (y.dim() - 2), -1)
         return y + self.gate(seen.float(), y, added, **own).to(y.dtype)
 
     def _added(self, i: int, x: Tensor, y: Tensor, base: Base, slots: Mapping[str, Tensor]) -> Tensor:

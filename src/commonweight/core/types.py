@@ -105,6 +105,8 @@ class Base(Protocol):
     def active(self) -> Tensor | None: ...  # of a bind with `invocation`: the tokens from there on, (..., T, 1)
     @property
     def there(self) -> Tensor: ...  # of a bind with `whole`: which tokens of each row are no padding, bool (rows, T)
+    @property
+    def context(self) -> Tensor: ...  # of a bind with `context` and `whole`: each row's mean embedding, (rows, d)
     def scaled(self, t: Tensor) -> Tensor: ...  # what a table of embeddings multiplies its entries by
     def many(self, x: Tensor, weight: Tensor) -> Tensor: ...  # call of n at once: weight (n, o, inp) -> (n, T, o)
 

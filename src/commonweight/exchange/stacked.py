@@ -117,6 +117,10 @@ class Stacked:
     def asks(self) -> bool:
         return getattr(self.bind, "asks", False)
 
+    @property
+    def by(self) -> str:
+        return getattr(self.bind, "by", "base")
+
     def ahead(self, *query: Tensor, **slots: Tensor) -> tuple[Tensor, Tensor]:
         """(n, m, w) each: every tenant's for its own rows; (n b, m, w) of a bind that asks, query (n b, d)."""
         mine = [apart(q, self.size(slots)) for q in query]

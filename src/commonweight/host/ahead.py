@@ -20,6 +20,7 @@ from ..core import CommonweightError, counted
 from .apart import Unfit
 from .aside import AsideHook
 from .current import Current
+from .embedded import embedded
 from .heard import keep, keeps
 from .queries import Queries
 from .route import Route
@@ -265,10 +266,11 @@ class AheadHook:
         bind, slots = entry.bind, entry.slots(like.dtype)
         if not getattr(bind, "asks", False):
             return bind.ahead(**slots)
-        query = self.queries.of(self.at.name, len(like))
+        plain = getattr(bind, "by", "base") == "base"
+        query = self.queries.of(self.at.name, len(like)) if plain else embedded(self.at.name, len(like), self.current)
         if query.shape[1] != slots["K0"].shape[-1]:
             raise CommonweightError(
-                f"{self.at.name}: the model's blocks are {query.shape[1]} wide, the keys of its attention "
+                f"{self.at.name}: what a row is told by is {query.shape[1]} wide, the keys of its attention "
                 f"{slots['K0'].shape[-1]}; prompts are asked for where both are one, take prefix-tuning here"
             )
         query = query if places is None else query[torch.tensor(places, device=query.device)]

@@ -77,6 +77,7 @@ class Pass:
         self.calls: dict[Any, Any] = {}  # queries site and block -> how the block was called, for one token
         self.made: dict[str, Any] = {}  # prefix site -> keys and values that its attention made, for queries
         self.queries: Mapping[str, Tensor] | None = None  # list of blocks -> what the plain base makes of each row
+        self.embedded: Tensor | None = None  # the mean of each row's input embeddings, where somebody goes by it
         self.numbered: set[str] = set()  # tables whose tokens were given what their positions bring
         self.longer: dict[str, Any] = {}  # prompt site of an encoder -> its longer rows
 

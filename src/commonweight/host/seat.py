@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core import CommonweightError
 from . import invoked, wholly
 from .current import NOTHING, Current
+from .embedded import embedded
 from .heard import Heard, keep, keeps
 from .picked import alike
 from .route import Bucket, Route
@@ -34,7 +35,7 @@ class Seat:
     """at: the site. keep: takes its name and a router's logits, where somebody listens. lent: what other sites were
     given in this pass, for the very places that the bind is called for; lenders: these sites. since: how far behind the
     bind's invocation each place is, below 0 before it; None: it has none. there: which are no padding, (rows, T), for a
-    bind that goes by whole rows."""
+    bind that goes by whole rows. context: their mean embeddings, (rows, d), for a bind that asks for them."""
 
     def __init__(
         self,
@@ -45,9 +46,10 @@ class Seat:
         since: Tensor | None = None,
         there: Tensor | None = None,
         lenders: Mapping[str, Any] = NOTHING,
+        context: Tensor | None = None,
     ):
         self._at, self._keep, self._lent, self._suffix, self._lenders = at, keep, lent, suffix, lenders
-        self.since, self.there = since, there
+        self.since, self.there, self.context = since, there, context
 
     @property
     def active(self) -> Tensor | None:
@@ -61,7 +63,7 @@ class Seat:
         if rows is None:
             return self
         at, suffix = self._at.rows(rows), f"[{rows[0]}:{rows[1]}]"
-        return Seat(at, self._keep, self._lent, suffix, self.since, self.there, self._lenders)
+        return Seat(at, self._keep, self._lent, suffix, self.since, self.there, self._lenders, self.context)
 
     def tell(self, logits: Tensor) -> None:
         if self._keep is not None:
@@ -99,7 +101,9 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | 
         real = x.new_ones(len(x), dtype=torch.float32) if whole else heard.real(x)
         tell = partial(keep, heard, [route.single], None, real)
     since = _since(at, route, x, current, tokens) if tokens else None
-    return Seat(at, tell, _taken(current, sources, x), since=since, there=there, lenders=thread.lenders)
+    lent = _taken(current, sources, x)
+    context = embedded(at.name, len(x), current) if entries[0].context else None
+    return Seat(at, tell, lent, since=since, there=there, lenders=thread.lenders, context=context)
 
 
 class Places:
@@ -112,9 +116,10 @@ class Places:
         since: Mapping[tuple[int, ...], Tensor],
         there: Tensor | None,
         lenders: Mapping[str, Any],
+        context: Tensor | None,
     ):
         self.real, self.lent, self.since, self.there = real, lent, since, there  # all with the route's places first
-        self.lenders = lenders
+        self.lenders, self.context = lenders, context
 
     @classmethod
     def of(cls, at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | None = None) -> Places | None:
@@ -138,7 +143,8 @@ class Places:
         since: dict[tuple[int, ...], Tensor] = {}
         if invoked and by_row:
             since = {i: route.fold(_since(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
-        return cls(real, folded, since, there, thread.lenders)
+        context = embedded(at.name, len(x), current) if by_row and any(e.context for e in found) else None
+        return cls(real, folded, since, there, thread.lenders, context)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:
         w, tell = bucket.where, None
@@ -156,7 +162,9 @@ class Places:
             since = None if since is None else since.reshape(len(since), -1, 1)
         there = self.there if entry.whole else None
         there = there if there is None or w is None else there[w]
-        return Seat(at, tell, lent, since=since, there=there, lenders=self.lenders)
+        context = self.context if entry.context else None
+        context = context if context is None or w is None else context[w]
+        return Seat(at, tell, lent, since=since, there=there, lenders=self.lenders, context=context)
 
 
 def _handed(y: Tensor | None, there: Tensor | None) -> Tensor:

@@ -48,7 +48,8 @@ class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
     __slots__ = (
-        "bind", "grouped", "hands", "inputs", "invocation", "lends", "opens", "output", "precise", "reads", "rows",
+        "bind", "context", "grouped", "hands", "inputs", "invocation", "lends", "opens", "output", "precise", "reads",
+        "rows",
         "signature", "sources", "trained", "whole",
     )  # fmt: skip
 
@@ -65,6 +66,7 @@ class Entry:
         source = getattr(bind, "source", "")  # the site whose input it reads beside its own
         self.sources: tuple[str, ...] = (*((source,) if source else ()), *getattr(bind, "further", ()))
         self.invocation: tuple[int, ...] = getattr(bind, "invocation", ())  # tokens from which on it acts
+        self.context: bool = bool(getattr(bind, "context", ""))  # whether it reads its rows' mean embeddings
         self.whole: bool = getattr(bind, "whole", False)  # whether what it does to a token goes by its whole row
         self.narrow(rows)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapt.tasks.base import Example, Task, batches
 from ..host import Host
+from ..host.embedded import of_batch
 from ..host.weights import device_of
 from .asks import Learned
 from .bodies import put
@@ -38,12 +39,14 @@ def features(host: Host, tenant: Learned | None, task: Task, rows: Sequence[Exam
 
 
 @torch.no_grad()
-def queries(host: Host, task: Task, rows: Sequence[Example], size: int) -> Tensor:
-    """What `prompt-pool` asks by, (rows, d) on the CPU: `host.queries`. Cost: a pass of the plain base."""
+def queries(host: Host, task: Task, rows: Sequence[Example], size: int, by: str = "base") -> Tensor:
+    """What `prompt-pool` asks by, (rows, d) on the CPU: `host.queries`, or `host.embedded`. Cost: a pass of the plain
+    base; of embeddings none."""
     out: Tensor | None = None
     for places, batch in batches(task, rows, size, device_of(host.model)):
         batch.pop("labels")
-        found = host.base.queries.of_batch(host.model, batch).cpu()
+        found = host.base.queries.of_batch(host.model, batch) if by == "base" else of_batch(host.model, batch)
+        found = found.cpu()
         out = torch.empty(len(rows), found.shape[1]) if out is None else out
         out[places] = found
     assert out is not None

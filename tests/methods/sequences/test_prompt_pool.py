@@ -65,6 +65,36 @@ def test_formula_in_one_layer_row_by_row(options):
         torch.testing.assert_close(y[i, :n], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [SMALL, {**SMALL, **VARIANTS[0]}])
+def test_a_row_may_be_told_by_its_embeddings(options):
+    """One pass, and the query is the mean of the entries of the table; in mixed batches and under checkpoints too."""
+    model, batch = make("bert")
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, 4:] = 0
+    table = model.embeddings.word_embeddings.weight
+    queries = [table[i[: m.sum()]].mean(0) for i, m in zip(batch["input_ids"], mask)]
+    host = cw.Host(model)
+    t = stir(host.add("t", "prompt-pool", query="embeddings", **options))
+    stir(host.add("l", "lora", sites="*query"))
+    at, got = model.encoder.layer[0].attention.self, []
+    handle = at.register_forward_hook(lambda m, args, y: got.append((args[0], y[0])))
+    with torch.no_grad(), host.route("t"):
+        alone = model(**batch, attention_mask=mask).last_hidden_state
+    handle.remove()
+    ((x, y),) = got
+    for i, (query, n) in enumerate(zip(queries, mask.sum(1).tolist())):
+        pk, pv = chosen(options["read"], 2, t.pools, query)
+        with torch.no_grad():
+            q, k, v = (f(x[i, :n]) for f in (at.query, at.key, at.value))
+            q, k, v = (z.view(-1, 4, 8).transpose(0, 1) for z in (q, torch.cat([pk, k]), torch.cat([pv, v])))
+            want = (torch.softmax(q @ k.mT / 8**0.5, -1) @ v).transpose(0, 1).reshape(n, 32)
+        torch.testing.assert_close(y[i, :n], want, rtol=1e-5, atol=1e-6)
+    with torch.no_grad(), host.route(["l", "t", None, "t"]):
+        mixed = model(**batch, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(mixed[1, :4], alone[1, :4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mixed[3], alone[3], rtol=1e-4, atol=1e-5)
+
+
 def test_first_values_are_those_of_the_codes():
     host = cw.Host(make("bert")[0])
     for read, high in (("top", 0.01), ("weighed", 1.0)):

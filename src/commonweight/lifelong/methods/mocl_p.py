@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch.nn import functional as F
 
@@ -17,10 +17,12 @@ class MoCLP:
     tokens: int = option(16, "keys and values of a task's prefix", ge=1)
     threshold: float = option(0.25, "a task whose weight is less keeps no prefix of its own", ge=-1, le=1)
     pull: float = option(1.0, "weight of 1 - cos(row, the task's vector) in the loss", ge=0)
+    query: Literal["base", "embeddings"] = option("base", "what a row is, as in prompt-pool; the paper has embeddings")
 
 
 def adapter(config: MoCLP) -> tuple[str, dict[str, Any]]:
-    return "prompt-pool", {"read": "weighed", "prompts": 1, "tokens": config.tokens, "pull": config.pull}
+    more = {} if config.query == "base" else {"query": config.query}
+    return "prompt-pool", {"read": "weighed", "prompts": 1, "tokens": config.tokens, "pull": config.pull, **more}
 
 
 @method(
@@ -50,7 +52,7 @@ def stage(at: Stage, had: Carried) -> Run:
     n, held = len(stays), frozenset(body(old) if old else ())
     trained = yield Train(options={"parts": n + 1}, start=old, still=held)
     mine = trained.tenants[at.name]
-    rows = queries(at.host, at.task, at.dev or at.train, at.recipe.eval_rows)
+    rows = queries(at.host, at.task, at.dev or at.train, at.recipe.eval_rows, at.config.query)
     weight = float(F.cosine_similarity(rows, mine.pools[f"pool.K{n}"].cpu().float(), dim=1).mean())
     if old is not None and weight < at.config.threshold:
         trained = yield Train(options={"parts": n}, start=old, still=held)

@@ -28,6 +28,9 @@ class PromptPool:
     tokens: int = option(5, "keys and values m of a prompt", ge=1)
     top: int = option(5, "prompts that a row takes, at most as many as there are", ge=1)
     parts: int = option(1, "pools of M prompts, one behind the other: a part may be trained while others rest", ge=1)
+    query: Literal["base", "embeddings"] = option(
+        "base", "what a row is: the mean of what the plain base's last block gives, a pass more; or of its embeddings"
+    )
     pull: float = option(
         0.5,
         "weight of 1 - cosine in the loss: of the prompts taken, of weighed of the last part's; none of attended",
@@ -73,8 +76,9 @@ def plan(sites: Sequence[Site], config: PromptPool) -> Plan:
     """softmax(q [P_K; K]^T) [P_V; V] in every attention; P of each row: by cosines c_p(x) = cos(x, K_p) of its query x
     with the prompts' keys, the `top` largest behind one another, or sum_p c_p P_p, or that with cos(x * A_p, K_p).
 
-    x is what the plain base makes of the row, the mean over its tokens of the last block. Shapes: P (M, 2, m, w), K and
-    A (M, d), d = w. Linear in: P, given the keys. Cost: a pass of the base, and top m or m more keys a layer. Of
+    x is what the plain base makes of the row, the mean over its tokens of the last block; query=embeddings: of the
+    entries of its table of tokens, as MoCL has it. Shapes: P (M, 2, m, w), K and A (M, d), d = w. Linear in: P, given
+    the keys. Cost: a pass of the base (of embeddings none), and top m or m more keys a layer. Of
     encoders alone, since x is of a whole row; it cannot be merged. The tokens behind move on, as in prefix tuning.
     Source: top: L2P, github.com/google-research/l2p, models/prompt.py, in the form of prefixes that it has for
     DualPrompt and CODA-Prompt's code for L2P (models/zoo.py, with keys for each layer; here one for all, as L2P's); M,
@@ -82,8 +86,8 @@ def plan(sites: Sequence[Site], config: PromptPool) -> Plan:
     and 1); P and K start uniform in [0, 0.01). Its configurations give all rows of a batch the prompts that most of
     them take; here a row is what it is alone. attended: CODA-Prompt, github.com/GT-RIPL/CODA-Prompt @605ac87,
     models/zoo.py; each part starts with orthonormal rows. weighed: MoCL, github.com/boschresearch/MoCL-NAACL-2024
-    @e8d4322; P and K start uniform in [0, 1). Of the papers no full text was read. Ours: the query (theirs: a class
-    token, or a mean of embeddings), no penalty on how often a prompt is taken.
+    @e8d4322; P and K start uniform in [0, 1). Of the papers no full text was read. Ours: base's query (theirs: a
+    class token, or MoCL's), no penalty on how often a prompt is taken.
     Raises: CommonweightError at an attention that sees no later token.
     """
     pools: dict[str, Pool] = {}
@@ -106,6 +110,6 @@ def plan(sites: Sequence[Site], config: PromptPool) -> Plan:
             raise CommonweightError(
                 f"{s.name}: its keys are {s.out} wide, those before {sites[0].out}; name sites of one width"
             )
-        bind = Bound(config.top if config.read == "top" else 0)
+        bind = Bound(config.top if config.read == "top" else 0, config.query)
         uses.append(Use(s.name, bind, {k: Read(WHOLE, (n,)) for k, n in at.items()}))
     return Plan(pools, tuple(uses))
