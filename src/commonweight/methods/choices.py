@@ -8,9 +8,6 @@ def more_than(option: str, wanted: int, things: str, there: int) -> str | None:
     return None if wanted <= there else f"{option} {wanted} of {there} {things}; take {option} at most {there}"
 
 
-TASKS = "tasks by which the routing differs, names with commas between; each batch says its rows'; none: one routing"
-
-
 def named(tasks: str) -> tuple[str, ...]:
     """The names of tasks in an option."""
     return tuple(t.strip() for t in tasks.split(",")) if tasks else ()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...address import WHOLE, OfTask
 from ...bind import Skills
 from ...core import ONES, ZEROS, Plan, Pool, Read, Site, Uniform, Use, config, kaiming, option
-from ..choices import TASKS, misnamed, named
+from ..choices import misnamed, named
 from ..registry import method
 
 
@@ -19,7 +19,9 @@ class CPoly:
     noise: bool = option(True, "in training, draw the common skills' weights around their logits")
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
-    tasks: str = option("", TASKS)
+    tasks: str = option(
+        "", "tasks by which the routing differs, with commas between; each batch says its rows'; none: one routing"
+    )
 
     def check(self) -> str | None:
         return misnamed(self.tasks)

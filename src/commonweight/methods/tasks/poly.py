@@ -10,7 +10,7 @@ import torch
 from ...address import WHOLE, Heads, OfTask
 from ...bind import Drawn, LowRank
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Uniform, Use, config, kaiming, option
-from ..choices import TASKS, misnamed, named
+from ..choices import misnamed, named
 from ..registry import method
 
 
@@ -23,7 +23,9 @@ class Poly:
     noise: bool = option(False, "in training, draw the routing weights around their logits: Polytropon; MHR does not")
     alpha: float | None = option(None, "numerator of the scale alpha / rank; none: 2 * rank", gt=0)
     dropout: float = option(0.0, "dropout on the input of A, in training", ge=0, le=0.95)
-    tasks: str = option("", TASKS)
+    tasks: str = option(
+        "", "tasks by which the routing differs, with commas between; each batch says its rows'; none: one routing"
+    )
 
     def check(self) -> str | None:
         return misnamed(self.tasks)

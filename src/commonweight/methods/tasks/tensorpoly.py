@@ -15,7 +15,7 @@ from ...address import WHOLE, Heads, OfTask
 from ...address.inventory import routing
 from ...bind import LowRank, active
 from ...core import Base, Plan, Pool, Read, Site, Uniform, Use, config, option, serial
-from ..choices import TASKS, misnamed, named
+from ..choices import misnamed, named
 from ..registry import method
 
 
@@ -28,7 +28,9 @@ class TensorPoly:
         "order", "what is mixed: products (TensorPoly-I), or leaves, order by order (TensorPoly-II)"
     )
     alpha: float = option(1.0, "numerator of the scale alpha / rank", gt=0)
-    tasks: str = option("", TASKS)
+    tasks: str = option(
+        "", "tasks by which the routing differs, with commas between; each batch says its rows'; none: one routing"
+    )
 
     def check(self) -> str | None:
         return misnamed(self.tasks)
