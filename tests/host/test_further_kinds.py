@@ -80,8 +80,9 @@ def test_what_comes_out_beside_the_last_states_and_gradients(name):
         torch.testing.assert_close(out.pooler_output, pooled)
 
 
-@pytest.mark.parametrize("name", ["Longformer", "RoFormer"])
+@pytest.mark.parametrize("name", ["Longformer", "RoFormer", "MobileBert"])
 def test_what_positions_bring_where_rows_are_filled_up(name):
+    """Padding brings nothing: in MobileBERT it is a neighbour."""
     model = made(name)
     host, ids = cw.Host(model), rows()
     stir(host.add("t", "dept", tokens=3, rank=2, length=9))

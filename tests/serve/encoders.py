@@ -37,6 +37,14 @@ def qwen3() -> Any:
     return tf.Qwen3Model(tf.Qwen3Config(**{**served.SIZES, "head_dim": 8})).eval()
 
 
+def t5() -> Any:
+    """Of which the encoder is kept."""
+    torch.manual_seed(3)
+    return tf.T5Model(
+        tf.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=served.VOCAB, pad_token_id=0)
+    ).eval()
+
+
 MODELS = {"bert": bert, "deberta": deberta, "qwen3": qwen3}
 
 

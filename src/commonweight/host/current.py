@@ -27,6 +27,7 @@ from .route import Route, size
 from .stacks import Room
 
 NOTHING: Mapping[Any, Any] = {}
+NOWHERE = 2**62  # the position of what is no token of a row
 # host's Current -> its State. One variable for all hosts: whoever carries it to another thread carries every route.
 ROUTES: ContextVar[Mapping[Current, State]] = ContextVar("commonweight_routes", default=NOTHING)
 
@@ -92,18 +93,19 @@ class Pass:
 
     def positions(self, ids: Tensor) -> Tensor:
         """Which token of its row each is, (B, T), padding aside: as the caller says, else by the mask and the cache.
-        What is no token of the caller's has 0."""
+        Padding, and what is no token of the caller's, is nowhere."""
         found = next((v.rows for v in self.longer.values() if v.rows.long <= ids.shape[1]), None)
         if found is not None:
             own = self.positions(ids[:, : found.tokens])
-            own = found.joined(own, own.new_zeros(len(own), found.more))
-            return torch.nn.functional.pad(own, (0, ids.shape[1] - found.long))  # Longformer fills up its window
+            own = found.joined(own, own.new_full((len(own), found.more), NOWHERE))
+            left = ids.shape[1] - found.long
+            return torch.nn.functional.pad(own, (0, left), value=NOWHERE)  # Longformer fills up its window
         (b, t), said, mask = ids.shape, self.numbers, self.masks.get("attention_mask")
         if isinstance(said, Tensor) and said.dim() == 2 and said.shape[0] in (1, b) and said.shape[1] == t:
             return said.expand(b, -1)
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == b and mask.shape[1] >= t:
             end = self.behind + t if 0 <= self.behind <= mask.shape[1] - t else mask.shape[1]
-            return (mask[:, :end].long().cumsum(-1) - 1).clamp(min=0)[:, -t:]
+            return (mask[:, :end].long().cumsum(-1) - 1).masked_fill(mask[:, :end] == 0, NOWHERE)[:, -t:]
         behind = max(self.behind, 0)
         return torch.arange(behind, behind + t, device=ids.device).expand(b, -1)
 

@@ -74,12 +74,9 @@ def place(table: str | None, ahead: list[Found], whole: Whole) -> Further | str:
     """Where prompts can stand, or why they cannot. table: of the model's input tokens. ahead: its prefix sites."""
     if table is None:
         return "it names no table of input tokens, among whose vectors a prompt stands"
-    decoder = None
-    if two := paired(whole.model):
-        model: Any = unwrapped(whole.model)
-        encoder, decoder = (getattr(model, f"get_{k}", lambda: None)() for k in ("encoder", "decoder"))
-        home = next((n for n, m in whole.names.items() if m is encoder and n), None)
-        if home is None or decoder is None or masked(decoder) is None:
+    home, decoder = _pair(whole)
+    if two := decoder is not None:
+        if home is None or masked(decoder) is None:
             return "its decoder is given no mask of what it reads of the encoder"
     elif (home := _home(table, ahead, whole)) is None:
         return "as far as it says, its tokens see those before them alone, and its attention takes no keys from outside"
@@ -93,6 +90,17 @@ def place(table: str | None, ahead: list[Found], whole: Whole) -> Further | str:
     if not isinstance(own, nn.Embedding) or at is None or not f"{at}.".startswith(f"{home}." if home else ""):
         return f"its tokens become vectors in a {type(own).__name__} of its own kind"
     return Further(f"{at}.prompt", module, own, None if two else _stack(home, whole), decoder)
+
+
+def _pair(whole: Whole) -> tuple[str | None, nn.Module | None]:
+    """The encoder's name and the decoder of an encoder-decoder; (None, None) of any other, and where the encoder stands
+    alone."""
+    if not paired(whole.model):
+        return None, None
+    model: Any = unwrapped(whole.model)
+    encoder, decoder = (getattr(model, f"get_{k}", lambda: None)() for k in ("encoder", "decoder"))
+    known = {id(m): n for n, m in whole.names.items() if n}
+    return (known.get(id(encoder)), decoder) if id(decoder) in known and decoder is not encoder else (None, None)
 
 
 def shared(names: Iterable[str]) -> str:
@@ -139,11 +147,11 @@ def _takes_tokens(module: nn.Module) -> bool:
 
 
 def _home(table: str, ahead: list[Found], whole: Whole) -> str | None:
-    """The module around the table and the blocks of an encoder; None where a token sees those before it alone, or
-    nothing says that it sees others."""
+    """The module around the table and the blocks of an encoder, which may be taken from a pair; None where a token sees
+    those before it alone, or nothing says that it sees others."""
     at = [f.at for f in ahead if f.default]
     ways = {getattr(a.module, "is_causal", None) for a in at} or {None}
-    if ways - {None, False} or (None in ways and not reads_both_ways(whole.model)):
+    if ways - {None, False} or (None in ways and not (reads_both_ways(whole.model) or paired(whole.model))):
         return None
     tower = towers(whole.model)
     mine = [a.name for a in at] or [b for b in whole.parts if tower(b) == tower(table)]
