@@ -1,6 +1,7 @@
 """Prompts in encoders whose tokens go by windows, distances, rotations, neighbours or masks."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_a_prefix_of_eager_attention_that_does_not_say_how_it_sees():
     from tests.host.kinds import SIZES
 
     torch.manual_seed(0)
-    model = tf.SplinterModel(tf.SplinterConfig(**SIZES)).eval()
+    model = tf.SplinterModel(tf.SplinterConfig(**dict[str, Any](SIZES))).eval()
     host, ids = cw.Host(model), rows()
     stir(host.add("t", "prefix-tuning", tokens=2))
     with torch.no_grad(), host.route("t"):
