@@ -338,7 +338,7 @@ def test_two_that_grow_together(bert, tmp_path):
                 torch.testing.assert_close(mixed[i], host.model.encoder(ids)[0][i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["increlora", "triadaptlora", "alora", "apt"])
+@pytest.mark.parametrize("method", ["increlora", "triadaptlora", "alora", "apt", "light-peft"])
 def test_nothing_holds_what_is_not_there(bert, tmp_path, method):
     """While it trains, at the end, and in the file; a run that ended and was killed before its file is the same."""
     options = small(method) | ({"target": 3} if "target" in small(method) else {})
@@ -352,8 +352,9 @@ def test_nothing_holds_what_is_not_there(bert, tmp_path, method):
 
     result = adapt(host, "t", tiny.rows(24), progress=look, checkpoint=tmp_path / "c", **how)
     tenant = result.tenant
-    plan = cw.plan(method, tenant.sites, **{**options, "ranks": tenant.config.ranks})
+    plan = cw.plan(tenant.config, tenant.sites)
     assert len({*sizes}) > 1 or method == "alora"
+    assert tenant.count() == sizes[-1]
     assert tenant.plan.pools.items() >= plan.pools.items() and tenant.nbytes == tenant.plan.nbytes
     file = host.save("t", tmp_path / "t.cw")
     assert tenant.nbytes < file.stat().st_size < tenant.nbytes + 16384
@@ -366,6 +367,8 @@ def test_what_it_does_not_go_with(bert):
     host = open_host(bert, dtype="float32")
     with pytest.raises(CommonweightError, match="compile does not go together with a schedule that gives pools other"):
         adapt(host, "t", tiny.rows(8), method="apt", options=small("apt"), compile=True)
+    with pytest.raises(CommonweightError, match="blocks of 8 bits, and apt gives its pools other shapes"):
+        adapt(host, "t", tiny.rows(8), method="apt", options=small("apt"), optimizer="adamw-8bit")
     tenant = host.add("v", "sharelora", rank=2, common="all")
     with pytest.raises(CommonweightError, match="'v' is in the common 'all', whose pools others read in their shape"):
         become(tenant, tenant.config, tenant.plan, {})

@@ -266,3 +266,14 @@ def test_compact_keeps_the_answers():
         torch.testing.assert_close(answer(model, inputs), before)
     assert found is host["t"] and found.beside == tenant.beside
     assert found.nbytes < 0.7 * whole and host.compact("t").config == found.config
+
+
+@pytest.mark.parametrize("method", ["adalora", "sora", "light-peft", "alora", "apt", "triadaptlora"])
+def test_what_has_no_directions_any_more_has_none_in_the_form_of_that_form(method):
+    """A site without pools says nothing; `adapt` gives the stored form, and `compare` asks for it once more."""
+    host = cw.Host(make("bert")[0])
+    tenant = stir(host.add("t", method, **small(method), ranks=[["*query", 0], ["*key", 2], ["*", 1]]))
+    nbytes = host.compact("t").nbytes
+    config = host.compact("t").config
+    assert tenant.nbytes == nbytes and host.compact("t").config == config
+    assert not any("query.A" in n for n in tenant.pools)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from ..core import CommonweightError, unknown
+from ..core.schedule import resizing
 from ..host import Tenant
 from ..host.common import distinct
 from ..host.module import together
@@ -26,6 +27,7 @@ Groups = list[dict[str, Any]]
 Made = Callable[[Groups, float], Optimizer]  # of groups and a weight decay
 Maker = Callable[[Groups, float, Mapping[int, str]], Optimizer]  # and of each pool's name, by its id
 ONE_RATE = ("prodigy",)  # it finds its rate itself, one for all
+IN_BLOCKS = ("adamw-8bit", "lion-8bit")  # what has no rows and columns that could be carried
 OF_POOLS: dict[str, Callable[[Groups], Optimizer]] = {"stiefel": stiefel}  # what a pool may name
 
 
@@ -49,12 +51,17 @@ def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, mak
         groups = distinct(
             g for t in tenants for g in t.param_groups(recipe.lr or t.method.lr, lora_plus=recipe.lora_plus)
         )
-    own = [t.method.name for t in tenants if t.method.scheduled(t.config, t.plan)]
+    own = [t.method.name for t in tenants if _between(t)]
     if scheduled or own:
         if name in ONE_RATE:
             one = next(iter(own), "what it is trained by")
             raise CommonweightError(f"{name} has one rate for all pools, {one} one for each: take another optimizer")
         groups = alone(groups)
+    if name in IN_BLOCKS and (moving := [t.method.name for t in tenants if resizing(_between(t))]):
+        raise CommonweightError(
+            f"{name} holds its moments in blocks of 8 bits, and {moving[0]} gives its pools other shapes as it trains: "
+            f"take {name.removesuffix('-8bit')}"
+        )
     named = _named(tenants)
     if named and (name in ONE_RATE or maker is not None):
         what = f"{name} has one rate for all" if maker is None else "what it is trained by has an optimizer of its own"
@@ -69,6 +76,10 @@ def make(recipe: Recipe, tenants: Sequence[Tenant], scheduled: bool = False, mak
         return _MAKERS[name](groups, recipe.weight_decay)
 
     return _of_pools(groups, named, rest)
+
+
+def _between(tenant: Tenant) -> Any:
+    return tenant.method.scheduled(tenant.config, tenant.plan)
 
 
 def schedule(name: str, optimizer: Optimizer, warm: int, steps: int) -> Any:

@@ -14,7 +14,7 @@ from ...core import Init, Plan, Rng, Site, kaiming
 from ...core.schedule import Edit, Places, Pools, carried
 from .lora import LoRA, pick
 from .lora import plan as lora_plan
-from .pruned import wrong_ranks
+from .pruned import left_with, wrong_ranks
 
 ALONG = {"A": (0,), "B": (1,), "d": (0,), "C": (0, 1)}  # dimensions of a site's pools along which its directions lie
 
@@ -120,4 +120,4 @@ def there(config: Any, pools: Mapping[str, Tensor], rank: int) -> tuple[Any, dic
     if not pools:
         return replace(config, ranks=(*config.ranks, ("*", rank))), {}
     sites = [n.removesuffix(".A") for n in pools if n.endswith(".A")]
-    return replace(config, ranks=tuple(zip(sites, ranks_of(sites, pools).tolist()))), dict(pools)
+    return left_with(config, dict(zip(sites, ranks_of(sites, pools).tolist()))), dict(pools)

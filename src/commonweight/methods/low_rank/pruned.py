@@ -49,7 +49,12 @@ def kept(config: Any, pools: Mapping[str, Tensor], target: int) -> tuple[Any, di
     for site, at in gates.items():
         out |= {f"{site}.A": pools[f"{site}.A"].detach()[at], f"{site}.B": pools[f"{site}.B"].detach()[:, at]}
         out[f"{site}.d"] = pools[f"{site}.d"].detach()[at]
-    return replace(config, ranks=tuple((site, len(at)) for site, at in gates.items())), out
+    return left_with(config, {site: len(at) for site, at in gates.items()}), out
+
+
+def left_with(config: Any, ranks: Mapping[str, int]) -> Any:
+    """A config of these sites' ranks. Others that had none, and so have no pools that would tell, still have none."""
+    return replace(config, ranks=(*ranks.items(), *((p, r) for p, r in config.ranks if not r and p not in ranks)))
 
 
 def far_from_orthonormal(plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:
