@@ -49,7 +49,7 @@ REASONS = {
             "pretraining data first, which is not built",
     "das": "whole modules are left out of an encoder of six layers; the paper leaves 4 of 12 out of a larger model",
     "light-peft": "heads and neurons of a small encoder are cut in a run of 64 steps",
-    "lst": "a ladder of width 21 from random numbers: the paper's start by pruning is not built",
+    "lst": "a ladder of width 21 from random numbers; the paper's start by pruning is its option start=rows",
     "aligner": "made for instruction following of large language models; one set of tokens serves all layers",
     "neft": "half of the run finds the neurons, which are trained from the start in the 32 steps that are left; the "
             "paper gives each training a run of its own",
@@ -61,6 +61,11 @@ REASONS = {
     "vl-pet": "made for encoder-decoders of text and images; its gates leave width 12 for adapters",
     "vqt": "queries gather frozen features for the head, which nothing else changes; the paper's tasks are images",
     "loha": "no rank above 1 fits, and its change is then a product of rank 1",
+    "mpoe": "its first cores fill the size with a bond of 2; the paper cuts whole feed-forward layers without a loss",
+    "prompt-pool": "five prompts of two places, chosen by a query for a stream of tasks; here is one task",
+    "share": "made for tasks whose directions were found in others' adapters; alone its 3 directions begin at random",
+    "uora": "of random factors of rank 2,407 only scales are trained, for 64 steps; most of its constants are ours",
+    "vb-lora": "logits choose vectors of a bank in 64 steps, which give a fresh choice little to go by",
 }  # fmt: skip
 EARLIER = """
 ## Of an earlier run

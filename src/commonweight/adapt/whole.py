@@ -25,23 +25,23 @@ class Whole:
     """model: what trains of it is what asks for gradients. lr: the rate where the recipe has none."""
 
     common, number, config, plan = None, 0, None, None
+    tasks: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, name: str = "model", lr: float = 2e-4):
         self.model, self.name = model, name
         self.method = SimpleNamespace(
-            name=name,
-            lr=lr,
-            scheduled=lambda config, plan: None,
-            penalty=None,
-            complete=None,
+            name=name, lr=lr, scheduled=lambda config, plan: None, penalty=None, complete=None,
             router_loss=lambda config: None,
-        )
+        )  # fmt: skip
         inner = dict(model.named_modules())
         self.paced: list[Any] = [m.pace for m in inner.values() if hasattr(m, "pace")]
         # a block that is recomputed must know that it is in training, and what has a loss of its own there; what has
         # dropout stands inside of them
         told = ["", *blocks(model), *(n for n, m in inner.items() if hasattr(m, "beside"))]
         self.base = SimpleNamespace(modules={n: SimpleNamespace(flagged=inner[n]) for n in told})
+
+    def __getitem__(self, name: str) -> Whole:
+        return self
 
     def module(self, names: Sequence[str]) -> nn.Module:
         return self.model

@@ -130,7 +130,7 @@ class Tenant:
         self._table: dict[str, list[Entry]] | None = None
         self._places: frozenset[str] | None = None
         self.task = -1  # which of its tasks it is, of a view as `at` makes them
-        self.origin: Tenant = self  # the tenant that it is a view of
+        self._origin: weakref.ref[Tenant] | None = None
         self._tasks: tuple[str, ...] | None = None
         self._at: dict[int, Tenant] = {}  # its views
         self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
@@ -179,6 +179,11 @@ class Tenant:
         return found
 
     @property
+    def origin(self) -> Tenant:
+        """The tenant that it is a view of; itself where it is none, or where that one is gone."""
+        return self if self._origin is None else self._origin() or self
+
+    @property
     def key(self) -> Any:
         """Its number, and of a view its task too."""
         return self.number if self.task < 0 else (self.number, self.task)
@@ -201,7 +206,7 @@ class Tenant:
         if view is None or view.pools is not self.pools:  # it may have been given another plan
             uses = tuple(u._replace(reads=at_task(u.reads, i)) for u in self.plan.uses)
             view = self._again(self.plan._replace(uses=uses), self.beside, self.held)
-            view.task, view.origin, view.pools = i, self, self.pools
+            view.task, view._origin, view.pools = i, weakref.ref(self), self.pools
             view.keep(self.known)
             self._at[i] = view
         return view
@@ -289,7 +294,7 @@ class Tenant:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, whose entries are numbered by the process: it is made anew. The host links itself."""
-        return {**self.__dict__, "base": None, "_table": None, "by_expert": {}, "_at": {}}
+        return {**self.__dict__, "base": None, "_table": None, "by_expert": {}, "_at": {}, "_origin": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -71,7 +71,7 @@ def test_a_row_may_be_told_by_its_embeddings(options):
     model, batch = make("bert")
     mask = torch.ones_like(batch["input_ids"])
     mask[1, 4:] = 0
-    table = model.embeddings.word_embeddings.weight
+    table = model.embeddings.word_embeddings.weight.detach()
     queries = [table[i[: m.sum()]].mean(0) for i, m in zip(batch["input_ids"], mask)]
     host = cw.Host(model)
     t = stir(host.add("t", "prompt-pool", query="embeddings", **options))

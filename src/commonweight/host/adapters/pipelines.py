@@ -40,6 +40,7 @@ def write(base: HookedModel, found: Mapping[str, Change], format: str, part: str
     named = {top + short(n, prefix): c for n, c in found.items()}
     if format == "diffusers":
         return kohya.diffusers(named, given, kernels)
+    data = kohya.kohya(named, given, kernels, _stability(base.inner))
     if (
         kind.startswith("CLIPText")
         and (lost := [n for n in named if n.endswith(_READ)])
@@ -51,7 +52,7 @@ def write(base: HookedModel, found: Mapping[str, Change], format: str, part: str
             "format='diffusers'",
             stacklevel=4,
         )
-    return kohya.kohya(named, given, kernels, _stability(base.inner))
+    return data
 
 
 _READ = "q_proj", "k_proj", "v_proj"
