@@ -130,7 +130,7 @@ class Tenant:
         self._table: dict[str, list[Entry]] | None = None
         self._places: frozenset[str] | None = None
         self.task = -1  # which of its tasks it is, of a view as `at` makes them
-        self._origin: weakref.ref[Tenant] | None = None
+        self._origin: weakref.ref[Any] | None = None
         self._tasks: tuple[str, ...] | None = None
         self._at: dict[int, Tenant] = {}  # its views
         self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
