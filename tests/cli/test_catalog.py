@@ -34,3 +34,9 @@ def test_the_same_errors():
             build(cls, {"rank": 0})
         with pytest.raises(CommonweightError, match="LoRA: rank=big: wanted int"):
             parse(cls, ["rank=big"])
+
+
+def test_an_option_that_is_gone_is_said_to_be():
+    for cls in (catalog.methods()["increlora"], available()["increlora"].config):
+        with pytest.raises(CommonweightError, match="'most' is no option of IncreLoRA any more: a site is given"):
+            parse(cls, ["most=4"])

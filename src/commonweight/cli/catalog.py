@@ -112,6 +112,8 @@ def _twin(node: ast.ClassDef, constants: Mapping[str, ast.expr]) -> type:
     fill = _Filled(constants).visit
     body: dict[str, Any] = {"__module__": __name__, "__annotations__": {}}
     for field in node.body:
+        if isinstance(field, ast.Assign) and ast.unparse(field.targets[0]) == "GONE":
+            body["GONE"] = ast.literal_eval(fill(field.value))
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             body["__annotations__"][field.target.id] = ast.unparse(fill(field.annotation))
             if isinstance(field.value, ast.Call):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from commonweight.exchange.methods.fedcac import mask, overlaps, packed, threshold, unpacked
+from commonweight.exchange.methods.fedcac import apart, joined, mask, overlaps, threshold
 from commonweight.exchange.registry import Reply
 from tests.exchange import small
 
@@ -16,7 +16,7 @@ def replies(p, n, seed=0):
     for c in range(n):
         new = small.moved(begin, seed + c)
         masks = {k: mask(begin[k], v, 0.5) for k, v in new.items()}
-        out.append(Reply(c, 3 + 4 * c, {**new, "critical": packed(masks, p.setting.travels)}))
+        out.append(Reply(c, 3 + 4 * c, {**new, "critical": joined(masks, p.setting.travels)}))
     return out
 
 
@@ -30,8 +30,8 @@ def test_the_mask():
 def test_bits(bert):
     p = small.prepared(bert, "fedcac", {"rank": 2})
     masks = {n: torch.rand(q.shape) < 0.5 for n, q in p.setting.pools.items()}
-    bits = packed(masks, p.setting.travels)
-    assert len(bits) == -(-p.setting.count // 8) and small.same(unpacked(bits, p.setting), masks)
+    bits = joined(masks, p.setting.travels)
+    assert len(bits) == -(-p.setting.count // 8) and small.same(apart(bits, p.setting), masks)
     assert p.method.nbytes(p.setting, 0, 0) == (4 * p.setting.count + len(bits), 4 * p.setting.count)
 
 
@@ -48,7 +48,7 @@ def test_the_two_means(bert, round):
     p = small.prepared(bert, "fedcac", TINY)
     begin, got = small.start(p), replies(p, 4)
     state = p.method.gather(p.setting, p.method.begin(p.setting, begin), round, got)
-    masks = [unpacked(r.tensors["critical"], p.setting) for r in got]
+    masks = [apart(r.tensors["critical"], p.setting) for r in got]
     flat = [torch.cat([m[n].flatten() for n in p.setting.travels]) for m in masks]
     o = {
         (i, j): 1 - float((flat[i] ^ flat[j]).sum()) / (2 * float(flat[i].sum()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core import config, option
+from ...core.bits import packed, unpacked
 from ..asks import Client, Pools, Sent, Told, Train
 from ..averaging import AVERAGING, means
 from ..message import Part, Table, payload
@@ -32,15 +33,12 @@ def mask(old: Tensor, new: Tensor, share: float) -> Tensor:
     return out.view(old.shape)
 
 
-def packed(masks: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    bits = torch.cat([masks[n].flatten() for n in names]).to(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
+def joined(masks: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    return packed(torch.cat([masks[n].flatten() for n in names]))
 
 
-def unpacked(bits: Tensor, setting: Setting) -> dict[str, Tensor]:
-    flat = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: setting.count].bool()
-    parts = flat.split([p.numel for p in setting.pools.values()])
+def apart(bits: Tensor, setting: Setting) -> dict[str, Tensor]:
+    parts = unpacked(bits, (setting.count,)).split([p.numel for p in setting.pools.values()])
     return {n: v.view(p.shape) for v, (n, p) in zip(parts, setting.pools.items())}
 
 
@@ -56,7 +54,7 @@ def tell(setting: Setting, state: State, round: int, client: int) -> Pools:
     """theta_i = L_i theta~_i + (1 - L_i) theta^; before a client's first round theta^."""
     if f"critical/{client}" not in state.tensors:
         return pools(setting, state)
-    mine = unpacked(state.tensors[f"critical/{client}"], setting)
+    mine = apart(state.tensors[f"critical/{client}"], setting)
     return {n: torch.where(mine[n], state.tensors[f"own/{client}/{n}"], v) for n, v in pools(setting, state).items()}
 
 
@@ -65,7 +63,7 @@ def client(setting: Setting, told: Told) -> Client:
     done = yield Train({**told.tensors, **mine})
     new = {n: done.pools[n] for n in setting.travels}
     masks = {n: mask(told.tensors[n], v, setting.config.critical) for n, v in new.items()}
-    sent = {**new, "critical": packed(masks, setting.travels)}
+    sent = {**new, "critical": joined(masks, setting.travels)}
     return Sent(sent, {n: done.pools[n] for n in setting.private}, done.loss)
 
 
@@ -88,7 +86,7 @@ def threshold(overlap: Tensor, round: int, beta: int) -> float:
 def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply]) -> State:
     """theta^ <- the weighted mean; theta~_i <- the plain mean over i and all j with o_ij >= threshold."""
     names = setting.travels
-    masks = [unpacked(r.tensors["critical"], setting) for r in replies]
+    masks = [apart(r.tensors["critical"], setting) for r in replies]
     overlap = overlaps([torch.cat([m[n].flatten() for n in names]) for m in masks])
     least = threshold(overlap, round, setting.config.beta)
     out = {**state.tensors, **means(setting, pools(setting, state), replies)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core import config, option
+from ...core.bits import packed, unpacked
 from .. import logs
 from ..asks import Client, Pools, Sent, Told
 from ..message import Part, Table, payload
@@ -78,10 +79,9 @@ def whose(setting: Setting) -> int:
 
 def entry(setting: Setting, replies: Sequence[Reply]) -> Tensor:
     """A step of the log, uint8: who answered, a bit for each client; then their codes in order."""
-    bits = torch.zeros(8 * whose(setting), dtype=torch.uint8)
-    bits[[r.client for r in replies]] = 1
-    mask = (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
-    return torch.cat([mask, *(r.tensors["codes"].contiguous().view(torch.uint8) for r in replies)])
+    answered = torch.zeros(setting.clients, dtype=torch.bool)
+    answered[[r.client for r in replies]] = True
+    return torch.cat([packed(answered), *(r.tensors["codes"].contiguous().view(torch.uint8) for r in replies)])
 
 
 def read(setting: Setting, log: Tensor) -> list[dict[int, list[float]]]:
@@ -90,7 +90,7 @@ def read(setting: Setting, log: Tensor) -> list[dict[int, list[float]]]:
     n, out = setting.config.directions, []
     while len(log):
         mask, log = log[: whose(setting)], log[whose(setting) :]
-        who = (mask[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten().nonzero().flatten().tolist()
+        who = unpacked(mask, (setting.clients,)).nonzero().flatten().tolist()
         codes, log = log[: len(who) * n * size], log[len(who) * n * size :]
         values = back(codes.clone().view(getattr(torch, dtype)))
         out.append({c: values[i * n : i * n + n] for i, c in enumerate(who)})
