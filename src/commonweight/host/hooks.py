@@ -19,6 +19,7 @@ from .bypass import Bypass
 from .carried import bare
 from .change import changed
 from .current import Current, Pass
+from .framed import Framed, rows_first
 from .frozen import copied, own_forward
 from .images import images_by_row
 from .limit import Limit
@@ -57,8 +58,9 @@ class SiteHook:
         if self.states is not None:
             return [*self.states.install(), after]
         if isinstance(self.at, Block):
-            begins, bypass = self.entry or self.at.module, [] if self.bypass is None else [self.bypass]
-            return [begins.register_forward_pre_hook(self.enter, with_kwargs=True), after, *bypass]
+            begin = (self.entry or self.at.module).register_forward_pre_hook(self.enter, with_kwargs=True)
+            bypass = [] if self.bypass is None else [self.bypass]
+            return [*Framed(self.at, self.current).install(), begin, after, *bypass]
         if self.at.kind != "linear" or self.at.forms != "all":  # a change of the input is one of the weight there
             return [after]
         return [self.at.module.register_forward_pre_hook(self.before, with_kwargs=True), after]
@@ -71,8 +73,8 @@ class SiteHook:
             self.bypass.copied(module)
         if route is None or not route.touches(self.at.name):
             return None
-        waiting, x = self.current.thread.given_to, self.input(args, kwargs or {})
-        waiting.pop(self.at.name, None)
+        waiting = self.current.thread.given_to
+        x = rows_first(waiting.pop(self.at.name, None), self.input(args, kwargs or {}))
         if self.entry is not None:
             waiting[self.at.name] = x
         if (gates := self.gates(route, x)) is None:

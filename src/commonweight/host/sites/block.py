@@ -19,11 +19,20 @@ class Block(Physical):
     """The output of a block or of a part of one: of several, the one that is shaped as its input is.
 
     entry: the layer whose input is the part's, where the part is no module and `module` is its last layer.
+    frame: the module that calls that layer. What it hands on may have tokens before rows (Longformer's).
     """
 
-    def __init__(self, name: str, module: nn.Module, width: int, kind: str = "block", entry: nn.Module | None = None):
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        width: int,
+        kind: str = "block",
+        entry: nn.Module | None = None,
+        frame: nn.Module | None = None,
+    ):
         super().__init__(name, module, kind, False)
-        self.width, self.entry = width, entry
+        self.width, self.entry, self.frame = width, entry, frame
 
     def main(self, x: Tensor, y: Any) -> int | None:
         """Which of the outputs holds the states (None: y itself does). Blocks of two streams give the text's first.

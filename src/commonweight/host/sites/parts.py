@@ -35,7 +35,7 @@ def find(block: str, whole: Whole) -> list[Found]:
     made = [*_attention(block, inside, shapes), *_ffn(block, inside, shapes)]
     return [
         Found(
-            Block(name, inside[last], out, kind, None if first == last else inside[first]),
+            Block(name, inside[last], out, kind, *(() if first == last else (inside[first], inside.get(_up(first))))),
             Site(name, out, inp, kind, "", False),
             True,
         )
