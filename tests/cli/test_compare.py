@@ -82,6 +82,7 @@ WRONG = {
     "unknown method": (["--methods", "lora,moss"], "unknown method 'moss'; did you mean 'mos'"),
     "no method": (["--methods", ","], "no method to compare"),
     "budget that nobody can read": (["--budgets", "4KB,many"], "budget 'many': wanted a size above zero"),
+    "default twice": (["--budgets", "default,default"], "the budget default is given twice"),
     "no budget": (["--budgets", ","], "no budget in it"),
     "budget that nothing meets": (
         ["--methods", "lora,mos", "--budgets", "100,200"],

@@ -10,8 +10,9 @@ import torch
 
 import commonweight as cw
 from commonweight.adapt.base import tokenizer_of
-from commonweight.compare import Cache, peak
+from commonweight.compare import Cache, Comparison, peak
 from commonweight.compare import run as runs
+from commonweight.compare.driver import choose
 from commonweight.compare.run import NAME, execute, opened
 from commonweight.compare.size import nbytes
 from tests.adapt import tiny
@@ -146,3 +147,17 @@ def test_memory_is_counted_beyond_what_was_held():
     more = torch.ones(16_000_000)
     found = peak.beyond(held)
     assert found is None or 0.9 * more.nbytes < found < 1.5 * more.nbytes + 2**24
+
+
+def test_what_fits_no_budget_is_compared_at_its_defaults_if_asked(job, data):
+    host = opened(job.model, job.task, job.dtype)
+
+    def chosen(*budgets):
+        c = Comparison(job.model, data, ("lora", "full", "bitfit"), budgets)
+        return {str(x.fit): x.budgets for x in choose(c, host).configs}
+
+    assert set(chosen()) == set(chosen("default")) == {"lora rank=8", "full", "bitfit"}
+    assert set(chosen().values()) == {("default",)}
+    both = chosen("4KB", "1KB", "default")  # what has no size that could be less
+    assert both == {"lora rank=1": ("4KB",), "bitfit": ("4KB",), "full": ("default",)}
+    assert chosen("4KB", "1KB") == {k: v for k, v in both.items() if k != "full"}

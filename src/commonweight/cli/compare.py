@@ -37,7 +37,8 @@ def command(
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Sizes of the saved pools without the head, as in 4KB,64KB. Without it, each method at its defaults.",
+            help="Sizes of the saved pools without the head, as in 4KB,64KB. default among them: those "
+            "methods that fit no size, at their defaults. Without it, each method at its defaults.",
             rich_help_panel=METHODS,
         ),
     ] = None,
@@ -145,7 +146,7 @@ def command(
         dtype, sites, text_column, label_column, against, codec, tune_on,
     )  # fmt: skip
     if budgets is not None and not wanted.budgets:
-        raise typer.BadParameter("no budget in it; wanted sizes such as 4KB,64KB", param_hint="--budgets")
+        raise typer.BadParameter("no budget in it; wanted sizes such as 4KB,64KB, or default", param_hint="--budgets")
     if report is not None:
         ready(report, overwrite)
     held = Cache(cache)

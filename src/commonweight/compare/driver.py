@@ -19,7 +19,7 @@ from .budget import Fit, fit
 from .cache import Cache
 from .job import Job
 from .run import execute, opened, rows
-from .settings import Comparison
+from .settings import DEFAULT, Comparison
 from .tune import tune
 
 
@@ -72,22 +72,22 @@ def choose(c: Comparison, host: Host) -> Choice:
         method, config = resolve(name, options)
         try:
             sites = host.sites_for(method.of(config), c.sites)
-            if not c.budgets:
-                one = _default(name, sites, options, c.codec)
-                found[name, ""] = (one, ["default"])
-            for text, size in zip(c.budgets, c.sizes):
-                one = fit(name, sites, size, options, c.codec)
+            fits = [(text, fit(name, sites, size, options, c.codec)) for text, size in c.limits if size is not None]
+            for text, one in fits:
                 if one.within:
                     found.setdefault((name, str(sorted(one.options.items()))), (one, []))[1].append(text)
                 else:
                     misfits.append((text, one))
+            if (DEFAULT, None) in c.limits and not any(one.within for _, one in fits):
+                found[name, ""] = (_default(name, sites, options, c.codec), [DEFAULT])
         except CommonweightError as e:
             left_out.append((name, str(e)))
     if not found and misfits:
         nearest = min((one for _, one in misfits), key=lambda f: f.nbytes)
         raise CommonweightError(
             f"no method has a config within {' or '.join(c.budgets)}; the nearest possible is {nearest} with "
-            f"{nearest.nbytes:,} bytes; raise --budgets, or take fewer --sites"
+            f"{nearest.nbytes:,} bytes; raise --budgets, name default among them, or take fewer "
+            "--sites"
         )
     if not found:
         raise CommonweightError(left_out[0][1])

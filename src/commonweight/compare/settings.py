@@ -15,12 +15,15 @@ from ..methods import available, get
 from .budget import parse_budget
 from .data import Data
 
+DEFAULT = "default"
+
 
 @dataclass(frozen=True)
 class Comparison:
     """methods at equal bytes: every method, at every budget, on every task, with every seed.
 
-    budgets: as text, "4KB"; none: every method at its defaults. options: per method, options that are not searched.
+    budgets: as text, "4KB"; none: every method at its defaults; "default" beside others: those at their defaults that
+    have no config within any of them. options: per method, options that are not searched.
     trials: runs that each (method, budget, task) may spend on its learning rate; 0: the method's own rate.
     tune_on: the one task on which they are spent, its rate used on all; None: each task has its own.
     codec: by which the pools are stored and then measured. against: the method that others are paired with; None:
@@ -67,12 +70,12 @@ class Comparison:
         build(Recipe, self.recipe)
         if self.codec is not None:
             get_codec(self.codec)
-        _once("budget", self.sizes)
+        _once("budget", [size or text for text, size in self.limits])
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The budgets in bytes."""
-        return tuple(map(parse_budget, self.budgets))
+    def limits(self) -> tuple[tuple[str, int | None], ...]:
+        """The budgets and their bytes; None of the word that stands for a method's defaults."""
+        return tuple((b, None if b == DEFAULT else parse_budget(b)) for b in self.budgets or (DEFAULT,))
 
     @property
     def reference(self) -> str:
