@@ -79,6 +79,7 @@ class Guidance:
         others = torch.stack(others, -2)
         length = others.norm(dim=-1).clamp(min=1e-8)
         redundant = (torch.relu(others @ others.mT) / length[..., None, :]).sum(-1) / length
+        redundant = redundant.clamp(min=1.0)  # a state is as itself, by 1; one of zeros too, which has no cosine
         score = (others @ (g * p["f"][..., None, :])[..., None])[..., 0] + p["f_bias"][..., None, :]
         w = torch.relu(score) / redundant
         w = w / (w.abs().sum(-1, keepdim=True) + 1e-8)

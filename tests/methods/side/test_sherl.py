@@ -49,3 +49,20 @@ def test_count_is_the_official_modules():
     """Four states of 16 numbers, compared in 8: 794 numbers, as the published module has."""
     plan = cw.plan("sherl", [cw.Site("layers.early", 16, 4 * 16 + 1, "trunk")])
     assert plan.count() == 4 * (16 * 8 + 3 * 8) + 9 + 1 + 8 * 16 + 3 * 16 == 794
+
+
+@pytest.mark.parametrize("reader", ["t", ["t", None, "u", "t"]], ids=str)
+def test_a_state_whose_norm_is_zero_has_no_part(reader):
+    """Where all numbers of a state are one number, as of two numbers in bfloat16: it has a cosine with none."""
+    model, batch = make("bert")
+    host = cw.Host(model)
+    for name in "tu":
+        tenant = stir(host.add(name, "sherl", size=2), std=0.05)
+        with torch.no_grad():
+            for slot in ("W", "b", "shift"):
+                tenant.pools[f"encoder.layer.early.{slot}"][0] = 0
+    with host.route(reader):
+        found = model(**batch).last_hidden_state
+        found.square().sum().backward()
+    assert found.isfinite().all()
+    assert all(p.grad.isfinite().all() for n in "tu" for p in host[n].parameters() if p.grad is not None)
