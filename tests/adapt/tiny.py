@@ -33,10 +33,10 @@ def tokenizer(folder: Path, kind: str) -> None:
     fast.save_pretrained(folder)
 
 
-def base(folder: Path, kind: str = "bert") -> Path:
+def base(folder: Path, kind: str = "bert", layers: int = 2) -> Path:
     """A tiny model with its tokenizer in `folder`."""
     torch.manual_seed(0)
-    size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=44)
+    size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, vocab_size=44)
     if kind == "bert":
         model = tf.BertModel(tf.BertConfig(**size, max_position_embeddings=64, initializer_range=0.2))
     else:
