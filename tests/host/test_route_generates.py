@@ -134,6 +134,26 @@ def test_a_kept_manager_of_continuous_batching_serves_one_reader():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_kept_manager_of_continuous_batching_serves_one_task():
+    host, model, ids = writer()
+    model.generation_config.eos_token_id = None
+    stir(host.add("t", "poly", tasks="x,y", skills=2, rank=2), std=1.0)
+    ids, found = ids[:1].repeat(1, 8), {}  # more than a page, whose keys a cache of prefixes keeps
+    for task in "xy":
+        with host.route("t", task):
+            want = model.generate(ids, attention_mask=torch.ones_like(ids), **HOW)[:, ids.shape[1] :].tolist()
+            found[task] = batched(model, ids, persistent_manager=True)
+            assert found[task] == want, "prefixes that were computed as another task are not reused"
+    assert found["x"] != found["y"]
+    with host.route("t", "x"):
+        manager = model.init_continuous_batching(continuous_batching_config=PAGED)
+    with host.route("t", "y"), pytest.raises(cw.CommonweightError, match="made under another route"):
+        manager.add_request([5, 6, 7])
+    with host.route("t", "x"):
+        model.destroy_cached_continuous_batching_manager()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_continuous_batching_refuses_what_has_no_paged_attention():
     """transformers runs it, and every token then follows from the last one alone (findings/)."""
     torch.manual_seed(0)

@@ -328,28 +328,28 @@ class Continuous(Entrance):
             manager.start = Asked(manager.start, self, reader)
         return manager
 
-    def reading(self) -> int | None:
-        """The number of the one tenant in force."""
+    def reading(self) -> Any:
+        """The key of the one tenant in force: of one that goes by tasks, of one task."""
         route = self.current.route
         if route is not None and route.single is None:
             raise CommonweightError(
                 "a manager of continuous batching packs all requests into one row and answers as one tenant; open the "
                 "route of one tenant around it, or call generate_batch, which takes a reader per prompt"
             )
-        return None if route is None or route.single is None else route.single.number
+        return None if route is None or route.single is None else route.single.key
 
 
 class Asked:
     """A manager's function: refused under another route than the one that the manager was made under."""
 
-    def __init__(self, function: Callable, entrance: Continuous, reader: int | None):
+    def __init__(self, function: Callable, entrance: Continuous, reader: Any):
         self.function, self.entrance, self.reader = function, entrance, reader
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.entrance.reading() != self.reader:
             raise CommonweightError(
                 "this manager of continuous batching was made under another route, as which its thread answers and "
-                "its cache was computed; make one per tenant, each inside host.route(...)"
+                "its cache was computed; make one per tenant (and task), each inside host.route(...)"
             )
         return self.function(*args, **kwargs)
 
