@@ -162,7 +162,45 @@ def test_a_read_without_a_task_is_refused():
     address = OfTask(WHOLE, ("a", "b"), (0,))
     with pytest.raises(cw.CommonweightError, match="differ by task, and no task is said; known: a, b"):
         address(torch.ones(2, 3))
-    told = at_task({"x": Read(address, ("p",)), "y": Read(WHOLE, ("q",))}, 1)
+    told = at_task({"x": Read(address, ("p",)), "y": Read(WHOLE, ("q",))}, "b")
     assert told["x"].address.task == 1 and told["x"].address == address and tasks_of(told) == ("a", "b")
     assert told["x"].address(torch.tensor([[1.0], [2.0]])).item() == 2.0
     assert load(dump(told["x"].address)).task == 1
+    with pytest.raises(cw.CommonweightError, match="unknown task 'sst2'; known: a, b"):
+        at_task({"x": Read(address, ("p",))}, "sst2")
+
+
+@pytest.mark.parametrize("method", ["psec", "lorahub", "autolora", "phatgoose"])
+def test_tenants_over_several_find_a_task_in_each_by_its_name(method):
+    """t and u have the same tasks in other orders; x and y are these in one order."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    for i, (n, tasks) in enumerate((("t", "a,b,c"), ("u", "c,a,b"), ("v", "a,b,c"))):
+        stir(host.add(n, "poly", tasks=tasks, skills=2, rank=2), 0 if n == "v" else i, std=0.3)
+    with torch.no_grad():
+        for n, p in host["v"].pools.items():
+            p.copy_(host["u"].pools[n][[1, 2, 0]] if n.endswith("logits") else host["u"].pools[n])
+    for over, name in ((["t", "u"], "o"), (["t", "v"], "w")):
+        if method == "phatgoose":
+            over = [host.add(f"{name}-{n}", method, over=[n]).name for n in over]
+        host.add(name, method, over=over)
+    found = {}
+    with torch.no_grad():
+        for n, task in [(n, k) for n in "ow" for k in "abc"]:
+            with host.route(n, task):
+                found[n, task] = answer(model, batch)
+    for k in "abc":
+        torch.testing.assert_close(found["o", k], found["w", k])
+    assert (found["o", "a"] - found["o", "b"]).abs().max() > 1e-3
+
+
+def test_tenants_over_several_that_go_by_other_tasks_are_refused():
+    model, _ = make("llama")
+    host = cw.Host(model)
+    for n, tasks in (("t", "a,b,c"), ("v", "a,b"), ("n", "")):
+        host.add(n, "poly", tasks=tasks, skills=2, rank=2)
+    with pytest.raises(cw.CommonweightError, match="'t' by a, b, c and 'v' by a, b, so that a row's task would be"):
+        host.add("o", "psec", over=["t", "n", "v"])
+    with pytest.raises(cw.CommonweightError, match=r"'v' goes by tasks \(a, b\), and arrow works one vector out of"):
+        host.add("o", "arrow", over=["n", "v"])
+    assert host.add("o", "psec", over=["n", "v"]).tasks == ("a", "b")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import CommonweightError, Read, serial
+from ..core import CommonweightError, Read, serial, unknown
 
 
 @serial
@@ -40,7 +40,18 @@ def tasks_of(reads: Mapping[str, Read]) -> tuple[str, ...]:
     return next((r.address.names for r in reads.values() if isinstance(r.address, OfTask)), ())
 
 
-def at_task(reads: Mapping[str, Read], task: int) -> dict[str, Read]:
-    """The same reads, of one task."""
-    told = {k: replace(r.address, task=task) for k, r in reads.items() if isinstance(r.address, OfTask)}
+def at_task(reads: Mapping[str, Read], task: str) -> dict[str, Read]:
+    """The same reads, of one task: each finds it by its name, for they may have their tasks in other orders. Raises:
+    CommonweightError where one of them does not know it."""
+    told = {
+        k: replace(r.address, task=_at(r.address.names, task))
+        for k, r in reads.items()
+        if isinstance(r.address, OfTask)
+    }
     return {k: Read(told.get(k, r.address), r.pools) for k, r in reads.items()}
+
+
+def _at(names: tuple[str, ...], task: str) -> int:
+    if task not in names:
+        raise unknown("task", task, names)
+    return names.index(task)

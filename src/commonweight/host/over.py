@@ -25,7 +25,8 @@ def over_tenants(method: Any) -> bool:
 
 
 def of_names(roster: Roster, method: Method, names: Sequence[str]) -> list[Tenant]:
-    """Raises: CommonweightError for no name, one that stands there twice, and for a common that is still trained."""
+    """Raises: CommonweightError for no name, one that stands there twice, for a common that is still trained, and for
+    tenants that go by tasks of other names."""
     if isinstance(names, str) or not names:
         raise CommonweightError(f"over={names!r}: wanted the names of tenants that {method.name} is to stand on")
     if len({*names}) < len(names):
@@ -37,6 +38,19 @@ def of_names(roster: Roster, method: Method, names: Sequence[str]) -> list[Tenan
                 f"over: {t.name!r} reads the common {t.common.name!r}, which is still trained; freeze it first: "
                 f"host.freeze({t.common.name!r})"
             )
+    by_task = [t for t in found if t.tasks]
+    if by_task and method.derived is not None:
+        first = by_task[0]
+        raise CommonweightError(
+            f"over: {first.name!r} goes by tasks ({', '.join(first.tasks)}), and {method.name} works one vector out of "
+            "each tenant's update; stand on tenants of one task each"
+        )
+    if other := next((t for t in by_task if {*t.tasks} != {*by_task[0].tasks}), None):
+        lists = " and ".join(f"{t.name!r} by {', '.join(t.tasks)}" for t in (by_task[0], other))
+        raise CommonweightError(
+            f"over: tenants go by other tasks, {lists}, so that a row's task would be unknown to one of them; stand on "
+            "tenants of the same tasks, in any order, or of none"
+        )
     return found
 
 

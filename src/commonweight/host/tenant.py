@@ -204,7 +204,7 @@ class Tenant:
         i = names.index(task) if isinstance(task, str) else int(task)  # type: ignore[arg-type]
         view = self._at.get(i)
         if view is None or view.pools is not self.pools:  # it may have been given another plan
-            uses = tuple(u._replace(reads=at_task(u.reads, i)) for u in self.plan.uses)
+            uses = tuple(u._replace(reads=at_task(u.reads, names[i])) for u in self.plan.uses)
             view = self._again(self.plan._replace(uses=uses), self.beside, self.held)
             view.task, view._origin, view.pools = i, weakref.ref(self), self.pools
             view.keep(self.known)
