@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError, build, dump
-from ..core.schedule import NONE, Counting, Edit, Moment, Places, Pools, Schedule, State, resizing
+from ..core.schedule import NONE, Counting, Edit, Moment, Places, Pools, Schedule, State, Watching, resizing
 from ..host import Tenant
 from ..host.heard import Heard
 from .following import POINTS, fitted, nowhere, replan
@@ -32,7 +32,7 @@ class Scheduled:
             schedule = tenant.method.scheduled(tenant.config, tenant.plan)
         assert schedule is not None
         self.schedule = schedule
-        self.counts = isinstance(schedule, Counting)
+        self.counts, self.step = isinstance(schedule, Counting), 0
         self._look()
         self.state: State = {}
         self.masks: dict[str, Tensor] = {}
@@ -66,20 +66,47 @@ class Scheduled:
             if (grad := self.pools[n].grad) is not None:
                 grad.mul_(m)
 
+    def watch(self, heard: Heard, idle: bool = False) -> None:
+        """Before each pass within `host.listening()`, for a `Watching` one. idle: its rows count for nothing."""
+        if isinstance(watching := self._watching, Watching):
+            for n, zeros in watching.blank(self._values()).items():
+                self.counted.setdefault(n, zeros)
+            if not idle:
+                heard.watch(self.tenant, self._sums(watching.states), self._sums(watching.grads))
+
+    @property
+    def _watching(self) -> Schedule | None:
+        """The schedule, while it is shown states."""
+        watches = isinstance(self.schedule, Watching) and not self.settled(self.step)
+        return self.schedule if watches else None
+
+    def _sums(self, made: Callable[[str, Tensor, Tensor], Pools]) -> Callable[[str, Tensor, Tensor], None]:
+        def add(site: str, found: Tensor, real: Tensor) -> None:
+            with torch.no_grad():
+                self._add(made(site, found, real))
+
+        return add
+
+    def _add(self, found: Pools) -> None:
+        for n, c in found.items():
+            self.counted[n] = self.counted[n] + c if n in self.counted else c
+
     @torch.no_grad()
     def hear(self, heard: Heard, idle: bool = False) -> None:
         """After each pass within `host.listening()`, where `counts`. idle: its rows count for nothing."""
         if isinstance(self.schedule, Counting):
             said = {n: (s.logits.detach(), s.real) for n, s in ({} if idle else heard.said(self.tenant)).items()}
-            for n, c in self.schedule.count(said, self._values()).items():
-                self.counted[n] = self.counted[n] + c if n in self.counted else c
+            self._add(self.schedule.count(said, self._values()))
 
     def _counts(self) -> dict[str, Tensor]:
         """Of the step, over all processes."""
-        if self.counts and not self.counted:
+        if (self.counts or self._watching) and not self.counted:
+            what, when = ("counts what its routers chose", "..., then Scheduled.hear(heard)")
+            if not self.counts:
+                what, when = "is shown states and their gradients", "Scheduled.watch(heard), then ..."
             raise CommonweightError(
-                f"{self.tenant.method.name}: its schedule counts what its routers chose, and nobody listened in this "
-                "step: with host.listening() as heard: ... around each pass, then Scheduled.hear(heard)"
+                f"{self.tenant.method.name}: its schedule {what}, and nobody listened in this step: with "
+                f"host.listening() as heard: {when}, around each pass"
             )
         found, self.counted = self.counted, {}
         return dict(zip(found, summed([*found.values()])))
@@ -100,6 +127,7 @@ class Scheduled:
         grads = {n: p.grad for n, p in self.pools.items() if p.grad is not None}
         at = Moment(step, self.steps, self._values(), grads, _moments(self.optimizer, self.pools))
         at = at._replace(counted=self._counts())
+        self.step = step
         if (base := self.tenant.base and self.tenant.base()) is not None:
             at = at._replace(weight=base.weight)
         if loss is not None:

@@ -266,7 +266,7 @@ def quicker(host: Host, parts: list[Part], recipe: Recipe) -> AbstractContextMan
         return nullcontext()
     reasons = {
         "gradient_checkpointing": recipe.gradient_checkpointing,
-        "routers that are listened to, which the compiler would not see": any(heard(p) for p in parts),
+        "routers that are listened to, or states, which the compiler would not see": any(heard(p) for p in parts),
         "a schedule that gives pools other shapes": any(resizing(p.between) for p in parts),
         "several tenants, whose rows mix anew in every batch": len(parts) > 1,
         "a sharded base": sharded(host.model),

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ..core import CommonweightError, build
-from ..core.schedule import Counting, Schedule
+from ..core.schedule import Counting, Schedule, Watching
 from ..host import Host, Tenant
 from ..host.module import TenantModule, together
 from ..host.weights import device_of
@@ -86,11 +86,11 @@ class Part:
 
 
 def heard(part: Part) -> bool:
-    """Whether somebody listens to a part's routers: its loss, or what counts their choices."""
-    counts = isinstance(part.between, Counting)
-    if counts:
+    """Whether somebody listens to a part: to its routers its loss, or what counts their choices; or to its states."""
+    between = part.between
+    if counts := isinstance(between, Counting):
         audible(part.tenant)
-    return routed(part.tenant) or counts
+    return routed(part.tenant) or counts or isinstance(between, Watching)
 
 
 class Watch(TrainerCallback):
@@ -265,6 +265,9 @@ class Run(Trainer):
         if self.schedules:
             self.batch = dict(inputs)
         with self.precision(), self.listening() as heard:
+            if heard is not None:
+                for schedule in self.schedules:
+                    schedule.watch(heard, idle)
             loss = self.task.loss(model, inputs)
         if heard is not None:
             for schedule in self.schedules:

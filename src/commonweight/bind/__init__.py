@@ -27,6 +27,7 @@ from .masked import Masked
 from .mixture import Mixture
 from .one_expert import OneExpert
 from .product import Product
+from .pruned import Pruned
 from .quantised import Elastic, Requantised
 from .queries import Answered
 from .random_bases import RandomBases
@@ -95,6 +96,7 @@ __all__ = [
     "ProjectedKeysValues",
     "ProjectedTokens",
     "PromptPool",
+    "Pruned",
     "RandomBases",
     "Replace",
     "Requantised",

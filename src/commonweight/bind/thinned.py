@@ -19,7 +19,8 @@ from .low_rank import each
 class Thinned:
     """x' = m x, y' = W x' + b + scale B diag(d) A x'. m stands for as many equal parts of x as it has numbers.
 
-    Shapes: A (r, d_in), B (d_out, r), d (r,), all three or none; m (p,), p a divisor of d_in, may be absent; z (1,).
+    Shapes: A (r, d_in), B (d_out, r), both or none; d (r,), or all ones; m (p,), p a divisor of d_in, may be absent;
+    z (1,). m x is shown to whoever watches.
     z: told, where somebody listens, times |the update| / |what W gives| of each token, without that ratio's gradient:
     z stays zero, and its gradient is the mean ratio. Linear in: A, B and d, each alone. Cost: of `output` the update's
     T r (d_in + d_out), and with m the layer's own product once more.
@@ -28,9 +29,11 @@ class Thinned:
     scale: float = 1.0
     dropout: float = 0.0
 
-    def weight(self, w: Tensor, m: Tensor | None = None, z: Tensor | None = None, **low: Tensor) -> Tensor:
+    def weight(
+        self, w: Tensor, m: Tensor | None = None, z: Tensor | None = None, d: Tensor | None = None, **low: Tensor
+    ) -> Tensor:
         if low:
-            w = w + self.scale * (low["B"] * low["d"]) @ low["A"]
+            w = w + self.scale * (low["B"] if d is None else low["B"] * d) @ low["A"]
         return w if m is None else w * spread(m, w.shape[-1])
 
     def bias(self, b: Tensor, **slots: Tensor) -> Tensor:
@@ -51,14 +54,19 @@ class Thinned:
         base: Any,
         m: Tensor | None = None,
         z: Tensor | None = None,
+        d: Tensor | None = None,
         **low: Tensor,
     ) -> Tensor:
         if m is not None:
             x = x * _wide(spread(m, x.shape[-1]))
+            if (show := getattr(base, "show", None)) is not None:
+                show(x)
             y = base.call(x, base.weight.to(x.dtype), base.bias)
         if not low:
             return y
-        h = product(F.dropout(x, self.dropout, base.training), low["A"]) * _wide(low["d"])
+        h = product(F.dropout(x, self.dropout, base.training), low["A"])
+        if d is not None:
+            h = h * _wide(d)
         change = self.scale * product(h, low["B"])
         if z is not None and (tell := getattr(base, "tell", None)) is not None:
             tell(_wide(z) * _ratio(change.detach(), y.detach()))

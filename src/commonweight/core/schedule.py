@@ -35,7 +35,7 @@ class Moment(NamedTuple):
     and the frozen ones that the tenant's file holds. grads: of this step, after clipping; a pool that rests has none.
     moments: the optimiser's own tensors by their names there ("exp_avg"), then by pool. loss: of the step's last batch,
     without dropout and penalties, if some pools had other values; cost: a forward pass each time. weight: the frozen
-    weight (out, inp) of a site. counted: what a `Counting` schedule counted in the step's passes, summed.
+    weight (out, inp) of a site. counted: what a `Counting` or `Watching` schedule made of the step's passes, summed.
     """
 
     step: int
@@ -113,6 +113,21 @@ class Counting(Protocol):
     """
 
     def count(self, said: Mapping[str, tuple[Tensor, Tensor]], pools: Pools) -> Pools: ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A schedule that is shown states: what its tenant's binds `show` in passes with gradients, and what gradient the
+    step's loss has by it, before clipping. What is recomputed in a backward pass is not shown again.
+
+    blank: zeros of all names and shapes that the other two give. states: (n, d) of the tenant's own tokens at a site,
+    and (n,) 1 or, for padding, 0. grads: the same of the gradient. Both -> tensors that may be summed over the passes
+    of a step, in which the tenant may also have no row; no state is kept. It is shown none once it is `settled`.
+    """
+
+    def blank(self, pools: Pools) -> Pools: ...
+    def states(self, site: str, states: Tensor, real: Tensor) -> Pools: ...
+    def grads(self, site: str, grads: Tensor, real: Tensor) -> Pools: ...
 
 
 def last_of(share: float, steps: int) -> int:

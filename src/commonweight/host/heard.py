@@ -1,12 +1,13 @@
-"""What routers of tenants say while a model runs, kept for a loss: tenant by tenant, padding told from tokens."""
+"""What tenants' binds say while a model runs: routers for a loss, states for whoever watches; tenant by tenant, padding
+told from tokens."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,15 @@ from ..methods.said import Said
 from .current import Current
 from .tenant import Tenant
 
+Watch = Callable[[str, Tensor, Tensor], None]  # of a site: (n, d) of the tenant's own tokens; (n,) 1, and 0 for padding
+
 
 class Heard:
-    """Of the passes within one `listening`. Cost: the routers' logits, E numbers a token and site, and their graph."""
+    """Of the passes within one `listening`. Cost: the routers' logits, E numbers a token and site, and their graph; of
+    states that are watched a look at each and at its gradient."""
 
     def __init__(self) -> None:
+        self.watches: dict[int, tuple[Watch, Watch]] = {}  # tenant's number -> (of states, of their gradients)
         self.mask: Tensor | None = None  # of the pass that runs: (B, T), 0 for padding
         self.parts: dict[tuple[int, str], list[Said]] = {}  # (tenant's number, site)
 
@@ -47,12 +52,28 @@ class Heard:
         self, site: str, tenants: Sequence[Tenant | None], reader: Tensor | None, real: Tensor, logits: Tensor
     ) -> None:
         """reader: per place, which of the tenants; None: the i-th place is the i-th's, or all places are the one's."""
-        if len(tenants) == 1:
-            self._add(tenants[0], site, logits, real)
-            return
-        for i, tenant in enumerate(tenants):
-            mine = slice(i, i + 1) if reader is None else reader == i
+        for tenant, mine in _each(tenants, reader):
             self._add(tenant, site, logits[mine], real[mine])
+
+    def watch(self, tenant: Tenant, states: Watch, grads: Watch) -> None:
+        """What this tenant's binds show from now on, as it is shown, and its gradient in the backward pass."""
+        self.watches[tenant.number] = states, grads
+
+    def show(
+        self, site: str, tenants: Sequence[Tenant | None], reader: Tensor | None, real: Tensor, states: Tensor
+    ) -> None:
+        """tenants, reader: as in `keep`. Raises: CommonweightError for states that will have no gradient."""
+        for tenant, mine in _each(tenants, reader):
+            if tenant is None or tenant.number not in self.watches:
+                continue
+            if not states.requires_grad:
+                raise CommonweightError(
+                    f"{site}: nothing in front of it is trained, so that what it is given has no gradient, by which "
+                    f"{tenant.method.name} scores it; give the tenant sites in front of it, or leave it out with sites"
+                )
+            seen, felt = (_shown(w, site, mine, real[mine].reshape(-1)) for w in self.watches[tenant.number])
+            seen(states.detach())
+            states.register_hook(felt)
 
     def _add(self, tenant: Tenant | None, site: str, logits: Tensor, real: Tensor) -> None:
         assert tenant is not None
@@ -79,6 +100,35 @@ class Heard:
                 "pass has to be within host.listening(); checkpoints need use_reentrant=False"
             )
         return made(said)
+
+
+def _each(tenants: Sequence[Tenant | None], reader: Tensor | None) -> Iterator[tuple[Tenant | None, Any]]:
+    """(tenant, the places that are its)."""
+    if len(tenants) == 1:
+        yield tenants[0], ...
+        return
+    for i, tenant in enumerate(tenants):
+        yield tenant, slice(i, i + 1) if reader is None else reader == i
+
+
+def _shown(watch: Watch, site: str, mine: Any, real: Tensor) -> Callable[[Tensor], None]:
+    return lambda t: watch(site, t[mine].reshape(-1, t.shape[-1]), real)
+
+
+class Ear(NamedTuple):
+    """Who listens to the binds of one call, and whose tokens are whose; see `Heard.keep`."""
+
+    heard: Heard
+    tenants: Sequence[Tenant | None]
+    reader: Tensor | None
+    real: Tensor
+
+    def tell(self, site: str, logits: Tensor) -> None:
+        keep(self.heard, self.tenants, self.reader, self.real, site, logits)
+
+    def show(self, site: str, states: Tensor) -> None:
+        if self.heard.watches:
+            self.heard.show(site, self.tenants, self.reader, self.real, states)
 
 
 def keeps(heard: Heard | None) -> bool:

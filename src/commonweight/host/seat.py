@@ -1,11 +1,10 @@
-"""A site as one call of a bind sees it: an ear for its router, what another site was given, which tokens act, and
-which are no padding."""
+"""A site as one call of a bind sees it: an ear for its router and states, what another site was given, which tokens
+act, and which are no padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ..core import CommonweightError
 from . import invoked, wholly
 from .current import NOTHING, Current
 from .embedded import embedded
-from .heard import Heard, keep, keeps
+from .heard import Ear, Heard, keeps
 from .picked import alike
 from .route import Bucket, Route
 from .sites import Physical
@@ -32,7 +31,7 @@ class Lent:
 
 
 class Seat:
-    """at: the site. keep: takes its name and a router's logits, where somebody listens. lent: what other sites were
+    """at: the site. ear: takes its name and what a bind says, where somebody listens. lent: what other sites were
     given in this pass, for the very places that the bind is called for; lenders: these sites. since: how far behind the
     bind's invocation each place is, below 0 before it; None: it has none. there: which are no padding, (rows, T), for a
     bind that goes by whole rows. context: their mean embeddings, (rows, d), for a bind that asks for them."""
@@ -40,7 +39,7 @@ class Seat:
     def __init__(
         self,
         at: Any,
-        keep: Callable | None,
+        ear: Ear | None,
         lent: Mapping[str, Tensor],
         suffix: str = "",
         since: Tensor | None = None,
@@ -48,7 +47,7 @@ class Seat:
         lenders: Mapping[str, Any] = NOTHING,
         context: Tensor | None = None,
     ):
-        self._at, self._keep, self._lent, self._suffix, self._lenders = at, keep, lent, suffix, lenders
+        self._at, self._ear, self._lent, self._suffix, self._lenders = at, ear, lent, suffix, lenders
         self.since, self.there, self.context = since, there, context
 
     @property
@@ -63,11 +62,17 @@ class Seat:
         if rows is None:
             return self
         at, suffix = self._at.rows(rows), f"[{rows[0]}:{rows[1]}]"
-        return Seat(at, self._keep, self._lent, suffix, self.since, self.there, self._lenders, self.context)
+        return Seat(at, self._ear, self._lent, suffix, self.since, self.there, self._lenders, self.context)
 
     def tell(self, logits: Tensor) -> None:
-        if self._keep is not None:
-            self._keep(f"{self._at.name}{self._suffix}", logits)
+        """What a router says of each place, (..., E)."""
+        if self._ear is not None:
+            self._ear.tell(f"{self._at.name}{self._suffix}", logits)
+
+    def show(self, states: Tensor) -> None:
+        """States of each place, (..., d), for a schedule that is shown them and their gradients."""
+        if self._ear is not None:
+            self._ear.show(f"{self._at.name}{self._suffix}", states)
 
     def lent(self, site: str) -> Tensor:
         """What the site `site` was given: (..., its d_in), of the same places. Raises: CommonweightError where it did
@@ -96,14 +101,14 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | 
         given[at.name], thread.lenders[at.name] = Lent(made, entries[0].lends), at
     if not sources and heard is None and not tokens and not whole:
         return at
-    tell = None
+    ear = None
     if heard is not None and keeps(heard):
         real = x.new_ones(len(x), dtype=torch.float32) if whole else heard.real(x)
-        tell = partial(keep, heard, [route.single], None, real)
+        ear = Ear(heard, [route.single], None, real)
     since = _since(at, route, x, current, tokens) if tokens else None
     lent = _taken(current, sources, x)
     context = embedded(at.name, len(x), current) if entries[0].context else None
-    return Seat(at, tell, lent, since=since, there=there, lenders=thread.lenders, context=context)
+    return Seat(at, ear, lent, since=since, there=there, lenders=thread.lenders, context=context)
 
 
 class Places:
@@ -147,11 +152,11 @@ class Places:
         return cls(real, folded, since, there, thread.lenders, context)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:
-        w, tell = bucket.where, None
+        w, ear = bucket.where, None
         if self.real is not None and heard is not None and keeps(heard):
             real = self.real if w is None else self.real[w]
             real = torch.ones_like(real[:, 0]) if bucket.entries[0][0].whole else real
-            tell = partial(keep, heard, bucket.tenants, bucket.reader, real)
+            ear = Ear(heard, bucket.tenants, bucket.reader, real)
         lent = {k: t if w is None else t[w] for k, t in self.lent.items()}
         entry: Entry = bucket.entries[0][0]
         since = self.since.get(entry.invocation)
@@ -164,7 +169,7 @@ class Places:
         there = there if there is None or w is None else there[w]
         context = self.context if entry.context else None
         context = context if context is None or w is None else context[w]
-        return Seat(at, tell, lent, since=since, there=there, lenders=self.lenders, context=context)
+        return Seat(at, ear, lent, since=since, there=there, lenders=self.lenders, context=context)
 
 
 def _handed(y: Tensor | None, there: Tensor | None) -> Tensor:

@@ -1,18 +1,21 @@
-"""APT, its growing half: ranks are added to the half of the updates that matter most, until there are four times as
-many numbers."""
+"""APT: ranks are added to the half of the updates that matter most, and heads and neurons of the base that matter least
+are left out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ...bind import Pruned
 from ...core import CommonweightError, Plan, Site, config, option
+from ...core.bits import packed
 from ...core.schedule import Edit, Moment, Pools, State, carried
 from ..registry import method
+from .apt_prune import Block, Pruning, masked
 from .grown import first, limits, of_lora, ranks_of, resized, there, uniform
 from .pruned import wrong_ranks
 
@@ -28,6 +31,19 @@ class APT:
     begin: float = option(0.1, "share of the steps before ranks are added", ge=0, le=1)
     end: float = option(0.5, "share of the steps, the last ones, with the final ranks", ge=0, le=1)
     beta: float = option(0.85, "how slowly the importance of a rank follows", ge=0, le=0.999)
+    prune: float = option(
+        0.0,
+        "share of the base's numbers in heads and neurons that is left out of this tenant in the end (paper: 0.6; "
+        "LLaMA: 0.3); 0: none",
+        ge=0,
+        le=0.99,
+    )
+    heads: int | None = option(None, "heads of an attention; none: one for 64 numbers, where that divides them", ge=1)
+    move: float = option(0.01, "how far a mask goes in a step, before the end of its round", gt=0, le=1)
+    kurtosis: bool = option(True, "with the square root of the kurtosis of what a head or neuron says in its score")
+    masks: Literal["numbers", "bits"] = option(
+        "numbers", "numbers: masks that move as it trains; bits: 1 or 0, as a trained tenant keeps them"
+    )
     ranks: tuple[tuple[str, int], ...] = option(
         (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
     )
@@ -41,6 +57,8 @@ class APT:
             return f"most={self.most} is less than rank={self.rank}"
         if self.begin + self.end > 1:
             return f"begin={self.begin} and end={self.end} are more than all steps"
+        if self.prune and not self.rounds:
+            return f"prune={self.prune} goes by rounds, and rounds is 0"
         return wrong_ranks(self.ranks)
 
 
@@ -101,32 +119,58 @@ class Growing:
         return out
 
 
+def _schedule(config: APT, plan: Plan) -> Growing | Pruning:
+    growing = Growing(config, tuple(n.removesuffix(".A") for n in plan.pools if n.endswith(".A")), plan.seed)
+    pruned = [(u.site, u.bind) for u in plan.uses if isinstance(u.bind, Pruned)]
+    if not pruned or config.masks == "bits":
+        return growing
+    found = tuple(Block(n, b.parts, b.width, b.numbers) for n, b in pruned)
+    return Pruning(config, growing, found, pruned[0][1].scale)
+
+
+def _compact(config: APT, pools: Mapping[str, Tensor]) -> tuple[APT, dict[str, Tensor]]:
+    """The ranks that are there, and masks as bits once all of them are 0 or 1."""
+    found, out = there(config, pools, round(config.times * config.rank))
+    masks = [n for n in pools if n.endswith(".kept")]
+    if not config.prune or any(bool(((pools[n] != 0) & (pools[n] != 1)).any()) for n in masks):
+        return found, out
+    for n in masks:
+        out[f"{n.removesuffix('.kept')}.bits"] = packed(out.pop(n) != 0)
+    return replace(found, masks="bits"), out
+
+
 @method(
     "apt",
     APT,
     paper="APT: Adaptive Pruning and Tuning Pretrained Language Models for Efficient Training and Inference, arXiv "
     "2401.12200",
-    formula="sum over sites of r (d_in + d_out), r the rank that it has; at the end about times as much as at first",
+    formula="sum over sites of r (d_in + d_out), r the rank that it has; at the end about times as much as at first; "
+    "with prune a bit for each head and neuron in the file",
     lr=1e-3,
     size=("rank",),
-    compact=lambda config, pools: there(config, pools, round(config.times * config.rank)),
-    schedule=lambda config, plan: Growing(
-        config, tuple(n.removesuffix(".A") for n in plan.pools if n.endswith(".A")), plan.seed
-    ),
+    compact=_compact,
+    schedule=_schedule,
 )
 def plan(sites: Sequence[Site], config: APT) -> Plan:
     """h = W0 x + (alpha / r0) B A x, r0 the rank at the start; A uniform, B zero at the start and at what is added.
 
-    Shapes: A (r, d_in), B (d_out, r), r the rank that a site has, `most` of them at the most. Linear in: A and B, each
-    alone. The scale does not change with the rank, so that growing changes no answer. Source: arXiv 2401.12200, section
-    4.3; github.com/ROIM1998/APT @56eaf8b ("tophalf_limited"). Not built: the pruning of the base and the
-    distillation that goes with it. A tenant can mask heads and neurons (`bind.Thinned`) and numbers (`bind.Masked`),
-    but a block's salience there is the sum of |h| over a batch times that of |dL/dh|, and a schedule is shown gradients
-    of pools alone, which are sums of h dL/dh. Differs: when ranks are added is said in shares of the
-    run. `adapt` and `Scheduled` add ranks, by a new plan each time; other loops train those of the start.
+    With prune h = (W0 + (alpha / r0) B A) (m x) behind an attention's heads and a feed-forward layer's neurons, m a
+    number for each, which `Pruning` moves to 1 or 0. It is the tenant that leaves them out: others read all of the
+    base, whose bytes stay, and `merged` has columns of zeros.
+    Shapes: A (r, d_in), B (d_out, r), r the rank that a site has, `most` of them at the most; m (heads,) or (d_in,), in
+    the end bits. Linear in: A and B, each alone. The scale does not change with the rank, so that growing changes no
+    answer. Cost: with prune a second product in the masked layers, and until it ends a look at what they are given and
+    at its gradient, and a pass over their weights for the kurtosis. Source: arXiv 2401.12200, sections 4.2 and 4.3;
+    github.com/ROIM1998/APT, growing @56eaf8b ("tophalf_limited"), pruning @772ceee (`DensityBSMaskPruner`,
+    cubic_gradual), where LLaMA's scorer alone has the kurtosis; of a neuron it is that of its column of the weight,
+    whatever was said. Differs: when ranks are added and parts left out is said in shares of the run; masks move in all
+    steps of a round, theirs in its last 200; padding counts for nothing. Hidden dimensions stay: a norm's mean is over
+    all of them, and no mask at a tenant's layers changes that. Nothing is distilled: the teacher is another state of
+    the tenant itself, behind a map that is trained, and the existing distillation has neither. `adapt` and `Scheduled`
+    add ranks and leave out; other loops train the start. Raises: CommonweightError for prune without a head or neuron.
     """
-    alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-    found = of_lora(sites, config, config.rank, alpha / config.rank)
+    scale = (2.0 * config.rank if config.alpha is None else config.alpha) / config.rank
+    found = of_lora(sites, config, config.rank, scale)
     if not found.uses:
         raise CommonweightError("apt: ranks leaves no site with a rank above 0")
-    return found
+    return masked(found, sites, config, scale) if config.prune else found

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...address import WHOLE
 from ...bind import Thinned
-from ...core import ZEROS, CommonweightError, Constant, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ...core import ZEROS, Constant, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ...core.schedule import Edit, Moment, Pools, State, last_of, later_half
+from ..blocks import parts
 from ..mixtures.losses import mean
 from ..registry import method
 from ..said import RouterLoss, Said
@@ -42,23 +43,6 @@ class LightPEFT:
 
     def check(self) -> str | None:
         return wrong_ranks(self.ranks)
-
-
-def parts(site: Site, config: LightPEFT) -> int:
-    """Masks at a site's input: a neuron each in front of the second feed-forward layer, a head each in front of an
-    attention's output layer; 0 elsewhere."""
-    if site.role == "down":
-        return site.inp
-    if site.role != "attn_out":
-        return 0
-    if config.heads is None:
-        return 0 if site.inp % 64 else site.inp // 64
-    if site.inp % config.heads:
-        raise CommonweightError(
-            f"{site.name}: its width {site.inp} is not a multiple of heads={config.heads}; say how many heads the "
-            "model's attention has"
-        )
-    return config.heads
 
 
 @dataclass(frozen=True)
@@ -186,7 +170,7 @@ def plan(sites: Sequence[Site], config: LightPEFT) -> Plan:
     bind, pools, uses, whole = Thinned(alpha / config.rank, config.dropout), {}, [], config.form == "whole"
     for s in sites:
         n, r, reads = s.name, int(pick(config.ranks, s.name, config.rank)), {}
-        if p := parts(s, config):
+        if p := parts(s, config.heads):
             name = f"{n}.neurons" if s.role == "down" else f"{n}.heads"
             pools[name] = Pool((p,), Constant(1.0), train=whole)
             reads["m"] = Read(WHOLE, (name,))
