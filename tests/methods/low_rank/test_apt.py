@@ -10,7 +10,11 @@ from commonweight.methods.low_rank.apt import APT, Growing
 from tests.models import make
 
 SMALL = {"rank": 1, "most": 3, "times": 2.0, "rounds": 2}
-VARIANTS = [{"ranks": [["*q_proj", 1], ["*", 2]]}]
+VARIANTS = [
+    {"ranks": [["*q_proj", 1], ["*", 2]]},
+    {"prune": 0.5, "heads": 4},
+    {"prune": 0.5, "heads": 4, "masks": "bits"},
+]
 
 
 def test_the_better_half_grows_to_the_target():

@@ -198,6 +198,14 @@ def test_keys_of_several_heads_are_no_head_s():
     assert binds["l.0.attn_out"].parts == 2 and binds["l.0.down"].parts == 6
 
 
+@pytest.mark.parametrize("out, rows", [(24, 3), (16, 1)])
+def test_fused_layers_count_for_all_that_they_are(out, rows):
+    """16: of two heads that share their keys and values, the queries alone."""
+    sites = [cw.Site(f"l.0.{r}", o, 8, role=r) for r, o in (("qkv", out), ("attn_out", 8), ("up", 16), ("down", 8))]
+    binds = {u.site: u.bind for u in cw.plan("apt", sites, prune=0.5, heads=2).uses}
+    assert binds["l.0.attn_out"].numbers == 4 * (8 + rows * 9) and binds["l.0.down"].numbers == 8 + 2 * 9
+
+
 def test_what_cannot_be_pruned():
     site = cw.Site("l.0.query", 64, 64, role="query")
     with pytest.raises(cw.CommonweightError, match="prune wants the layer behind an attention's heads"):

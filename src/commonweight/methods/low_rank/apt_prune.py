@@ -15,7 +15,7 @@ from ...core import ONES, CommonweightError, Constant, Plan, Pool, Read, Site, U
 from ...core.schedule import Edit, Moment, Pools, State
 from ..blocks import by_block, parts
 
-BEFORE = {"attn_out": ("query", "key", "value"), "down": ("up", "gate")}  # whose rows go with its columns
+BEFORE = {"attn_out": ("query", "key", "value", "qkv"), "down": ("up", "gate")}  # whose rows go with its columns
 SCORE = "salience/"
 
 
@@ -40,7 +40,7 @@ def blocks(sites: Sequence[Site], heads: int | None) -> list[Block]:
                 if not (n := parts(site, heads)):
                     continue
                 mine = [by_role[r][i] for r in before if len(by_role[r]) == len(by_role[role])]
-                rows = sum(s.inp + s.bias for s in mine if s.out == site.inp)
+                rows = sum(_rows(s, site.inp) * (s.inp + s.bias) for s in mine)
                 found.append(Block(site.name, n, site.inp // n, site.inp // n * (site.out + rows)))
     if not found:
         raise CommonweightError(
@@ -48,6 +48,13 @@ def blocks(sites: Sequence[Site], heads: int | None) -> list[Block]:
             "its sites; choose them with sites, and say heads where a head has not 64 numbers"
         )
     return found
+
+
+def _rows(site: Site, width: int) -> int:
+    """Rows of a layer that belong to each number of what is behind it: of a fused one several."""
+    if site.role == "qkv":
+        return 3 if site.out == 3 * width else 1
+    return site.out // width
 
 
 def masked(plan: Plan, sites: Sequence[Site], config: Any, scale: float) -> Plan:
