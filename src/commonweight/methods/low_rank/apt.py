@@ -42,8 +42,7 @@ class APT:
     move: float = option(0.01, "how far a mask goes in a step, before the end of its round", gt=0, le=1)
     kurtosis: bool = option(
         True,
-        "with the square root of the kurtosis of what a head or neuron says in its score, as in the paper; the code has "
-        "it in LLaMA alone",
+        "with the root of the kurtosis of what a head or neuron says in its score (paper; their code: LLaMA alone)",
     )
     masks: Literal["numbers", "bits"] = option(
         "numbers", "numbers: masks that move as it trains; bits: 1 or 0, as a trained tenant keeps them"
