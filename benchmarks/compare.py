@@ -112,8 +112,18 @@ def below(points: list[dict[str, Any]]) -> str:
     far = [p for p in points if p["difference"] and p["difference"]["mean"] < -FAR]
     if not far:
         return ""
-    told = [f"- `{p['name']}`, {100 * p['difference']['mean']:+.1f} points: {REASONS[p['method']]}." for p in far]
+    told = [f"- `{p['name']}`, {100 * p['difference']['mean']:+.1f} points: {reason(p, points)}." for p in far]
     return f"\n## More than {100 * FAR:.0f} points below\n\n" + "\n".join(told) + "\n"
+
+
+def reason(point: Mapping[str, Any], points: list[dict[str, Any]]) -> str:
+    """What is known of a method, or that one of its larger configs is not far below: then it is the bytes."""
+    if (known := REASONS.get(point["method"])) is not None:
+        return known
+    larger = [p for p in points if p["method"] == point["method"] and p["bytes"] > point["bytes"] and p["difference"]]
+    near = next(p for p in larger if p["difference"]["mean"] >= -FAR)
+    ratio = f"{near['bytes'] / point['bytes']:.0f} times the bytes"
+    return f"few bytes; with {ratio} (`{near['name']}`) {100 * near['difference']['mean']:+.1f}"
 
 
 def table(points: list[dict[str, Any]], lines: list[str]) -> str:
