@@ -1,6 +1,7 @@
 """A schedule that makes the plan anew: a run with room in its tensors says what it must give."""
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import commonweight as cw
 from commonweight import CommonweightError
 from commonweight.adapt import Data, adapt, adapt_together, open_host, optimizers
 from commonweight.adapt.best import Best
+from commonweight.adapt.checkpoint import Store
 from commonweight.adapt.following import follow
 from commonweight.adapt.scheduled import Scheduled, alone
 from commonweight.core.schedule import Edit, carried
@@ -372,3 +374,48 @@ def test_what_it_does_not_go_with(bert):
     tenant = host.add("v", "sharelora", rank=2, common="all")
     with pytest.raises(CommonweightError, match="'v' is in the common 'all', whose pools others read in their shape"):
         become(tenant, tenant.config, tenant.plan, {})
+
+
+def test_a_route_that_is_open_around_the_loop():
+    """It had kept what it worked out of the old plan; that tenant trained no more."""
+
+    def losses(around):
+        host = cw.Host(make("llama")[0], sites="*.q_proj")
+        tenant = stir(host.add("t", "lora", rank=2))
+        stir(host.add("u", "lora", rank=2), 2)
+        tenant.method = replace(tenant.method, schedule=lambda c, _: Resizes(c))
+        optimizer = torch.optim.AdamW(alone(tenant.param_groups(0.05)))
+        at, ids, out = Scheduled(tenant, optimizer, None, 5), torch.arange(5, 29).view(4, 6), []
+        at.begin()
+        with host.route(["t", "u", "t", None]) if around else nullcontext():
+            for i in range(1, 6):
+                with nullcontext() if around else host.route(["t", "u", "t", None]):
+                    loss = host.model(ids, labels=ids).loss
+                    loss.backward()
+                at.masked()
+                optimizer.step()
+                at.after(i)
+                optimizer.zero_grad()
+                out.append(loss.item())
+        return out
+
+    assert losses(True) == losses(False)
+
+
+def test_a_checkpoint_of_before_plans_could_change(bert, tmp_path):
+    def train(host, **more):
+        return adapt(host, "t", tiny.rows(32), method="sora", options={"rank": 2}, batch_size=8, epochs=2, **more)
+
+    want, folder = pools_of(train(open_host(bert, dtype="float32"))), tmp_path / "4"
+    write = Store.write
+
+    def older(self, step, state, checkpoint):
+        schedules = [{k: v for k, v in s.items() if k != "config"} for s in checkpoint.facts["schedules"]]
+        write(self, step, state, replace(checkpoint, facts={**checkpoint.facts, "schedules": schedules}))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Store, "write", older)
+        got = killed(bert, tmp_path, 4, train)
+    assert folder.parent == tmp_path and pools_of(got).keys() == want.keys()
+    for n, p in pools_of(got).items():
+        assert torch.equal(p, want[n])

@@ -78,6 +78,10 @@ def test_clients_of_a_common_in_a_store(bert, rows, shop, tmp_path):
     assert {u.site for u in made.plan.uses} == {u.site for u in first.plan.uses}
     for name in first.common.pools:
         assert torch.equal(made.pools[name], first.pools[name])
+    done = call("simulate", bert, rows[0], *how, "--private", "*head*", "--out", tmp_path / "own")
+    assert done.exit_code == 0, done.exception
+    late = host.load_from(Commons(tmp_path / "own" / "store"), "client-0")
+    assert late.common is not None and sum(p.numel() for p in late.parameters()) == told["travels"]
     other = ["-o", "adapter=lora", "-o", "rank=2"]
     with pytest.raises(CommonweightError, match="factors"):
         app(["exchange", "simulate", str(bert), str(rows[0]), *map(str, how), *other, "--out", str(tmp_path / "o")],

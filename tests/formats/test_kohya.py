@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import commonweight as cw
 from commonweight.formats.kohya import keys, modules
+from commonweight.formats.peft import common
 from tests.laws.subjects import stir
 
 Q, MLP = "text_model_encoder_layers_0_self_attn_q_proj", "text_model_encoder_layers_1_mlp_fc1"
@@ -177,6 +178,7 @@ def test_dora_of_rows_and_of_columns(host, tmp_path, shape):
         ("middle_block_1_proj_in", "mid_block_attentions_0_proj_in"),
         ("middle_block_2_out_layers_3", "mid_block_resnets_1_conv2"),
         ("output_blocks_2_2_conv", "up_blocks_0_upsamplers_0_conv"),
+        ("output_blocks_2_1_conv", "up_blocks_0_upsamplers_0_conv"),
         ("output_blocks_5_1_proj_out", "up_blocks_1_attentions_2_proj_out"),
         ("output_blocks_0_0_emb_layers_1", "up_blocks_0_resnets_0_time_emb_proj"),
         ("down_blocks_0_resnets_0_conv1", "down_blocks_0_resnets_0_conv1"),
@@ -297,6 +299,17 @@ def test_patterns_of_the_metadata_are_regular_expressions_as_peft_has_them(host,
                {"lora_adapter_metadata": json.dumps(about)})  # fmt: skip
     with pytest.raises(cw.CommonweightError, match=r"safetensors: metadata: the pattern '\(' is not a regular"):
         host.load_adapter(path, "u")
+
+
+def test_a_pattern_of_the_metadata_has_a_second(monkeypatch):
+    def late(*_, timeout):
+        raise TimeoutError
+
+    monkeypatch.setattr(common.regex, "fullmatch", late)
+    with pytest.raises(
+        cw.CommonweightError, match=r"adapter_config\.json: the pattern 'q_proj' takes too long at a\.q_pr"
+    ):
+        common.by_pattern({"q_proj": 4}, "a.q_proj", 8)
 
 
 @pytest.mark.parametrize("method, options", [("lora", {"rank": 3, "alpha": 7}), ("dora", {"rank": 3}), ("vera", {})])

@@ -120,6 +120,23 @@ def test_states_of_an_encoder_that_ran_before():
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
+def test_states_of_which_nothing_says_whose_they_are():
+    """Whether a prompt stands in front of them is told by the mask of the rows alone."""
+    host, answers = hosted(made("Bart")), rows()[:, :4]
+    given = padded(rows(), LENGTHS)
+    with torch.no_grad():
+        plain = host.model.get_encoder()(**given)
+        with host.route("three"):
+            states = host.model.get_encoder()(**given)
+        with host.route(READERS), pytest.raises(cw.CommonweightError, match="told by the attention_mask"):
+            host.model(encoder_outputs=plain, decoder_input_ids=answers)
+        with (
+            host.route("five"),
+            pytest.raises(cw.CommonweightError, match=r"have 11 columns for 8 tokens.* make them 13"),
+        ):
+            host.model(encoder_outputs=states, decoder_input_ids=answers, attention_mask=given["attention_mask"])
+
+
 def test_rows_that_do_not_fit_and_what_leads():
     host = hosted(made("Bart"))
     host.add("long", "prompt-tuning", tokens=35)

@@ -403,7 +403,10 @@ class Run(Trainer):
         self.curve = facts["curve"]
         kinds = [type(s.tenant.config) for s in self.schedules]
         self.best.configs = [build(k, c) for k, c in zip(kinds, facts.get("best_configs", ()))]
-        self.reshape([build(k, f["config"]) for k, f in zip(kinds, facts["schedules"])])
+        self.reshape(
+            [build(type(s.tenant.config), f["config"]) if "config" in f else s.tenant.config
+             for s, f in zip(self.schedules, facts["schedules"])]
+        )  # fmt: skip
         device = next(iter(self.pools.values())).device
         with torch.no_grad():
             for n, p in self.pools.items():

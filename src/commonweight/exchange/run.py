@@ -86,7 +86,7 @@ class Run:
         like = self.tenant
         new = self.host.add(
             name or f"client-{client}", like.config, sites=lambda n, _: n in {s.name for s in like.sites},
-            seed=like.plan.seed, labels=like.labels,
+            seed=like.plan.seed, labels=like.labels, common=like.common and like.common.name,
         )  # fmt: skip
         mine = self.kept.of(client)
         with torch.no_grad():

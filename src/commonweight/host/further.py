@@ -181,6 +181,16 @@ class FurtherForward(Entrance):
         most = max(sizes)
         if isinstance(mask, Tensor) and mask.shape[1] == states.shape[1]:
             return None  # states that no prompt was in front of
+        if mask is None and self.at.name not in self.current.thread.run.longer:
+            raise CommonweightError(
+                f"{self.at.name}: whether a prompt stands in front of given encoder_outputs is told by the "
+                "attention_mask of the rows that they were made of; give that mask too, or the rows in place of states"
+            )
+        if isinstance(mask, Tensor) and mask.shape[1] + most != states.shape[1]:
+            raise CommonweightError(
+                f"{self.at.name}: encoder_outputs have {states.shape[1]} columns for {mask.shape[1]} tokens, and these "
+                f"readers' prompts make them {mask.shape[1] + most}; give the states that were made under this route"
+            )
         rows = Longer.of(states[:, most:] if mask is None else mask, sizes, leads, mask)
         self.current.thread.run.longer[self.at.name] = Running(rows, states, open=False)
         return (), {**named, self.mask: rows.mask}

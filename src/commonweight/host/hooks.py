@@ -482,8 +482,7 @@ class ModelHook:
         route = self.current.route
         if route is None or route.single is not None or found is None:
             return
-        rows, route.tokens = found
-        route.rows = rows
+        rows = route.begin(*found)
         route.images = images_by_row(module, kwargs, rows)
         shape = (route.length,) if route.shape is None else route.shape
         fits = shape == found if len(shape) == 2 else shape in ((rows,), *([found[1:]] if rows == 1 else []))

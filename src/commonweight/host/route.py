@@ -46,7 +46,7 @@ class Route:
     """
 
     __slots__ = (
-        "_invocations", "_layouts", "_orders", "_readers", "_repeated", "factors", "groups", "images", "kept",
+        "_invocations", "_layouts", "_orders", "_plans", "_readers", "_repeated", "factors", "groups", "images", "kept",
         "length", "order", "prompt", "root", "rows", "shape", "single", "tokens",
     )  # fmt: skip
 
@@ -74,6 +74,20 @@ class Route:
         self._repeated: dict[int, Route] = {}
         self._readers: tuple | None = None
         self._invocations: list[tuple[int, ...]] | None = None
+        self._plans: list[Any] = []
+
+    def begin(self, rows: int, tokens: int) -> int:
+        """A forward of so many rows, and tokens each, begins. Returns the rows. What was worked out of plans that
+        readers have no more is forgotten, see `replanned.become`."""
+        self.rows, self.tokens = rows, tokens
+        if torch.compiler.is_compiling():
+            return rows
+        plans = [t and t.plan for t, _ in self.groups]
+        if any(a is not b for a, b in zip(plans, self._plans)):
+            for held in (self._layouts, self.kept, self._repeated):
+                held.clear()
+        self._plans = plans
+        return rows
 
     @property
     def readers(self) -> tuple:

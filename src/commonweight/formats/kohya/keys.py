@@ -91,6 +91,7 @@ def diffusers_name(name: str, layers: int) -> str:
         return f"{side}_{i // (layers + 1)}_downsamplers_0_conv"
     if inner not in (0, 1, 2) or i < 0:
         return name
+    inner = 2 if rest == "conv" else inner  # an upsampler's, behind no attention too
     kind, at = ("resnets", "attentions", "upsamplers")[inner], i % (layers + 1) if inner < 2 else 0
     return f"{side}_{i // (layers + 1)}_{kind}_{at}_{rest}"
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import regex
 from torch import Tensor
 
 from ...core import CommonweightError, Plan, Site
@@ -22,6 +23,7 @@ _SILENT = {
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 WHERE = "; made for another model, or for another kind of layer than this method reads in such files"
+SECONDS = 1  # for a pattern of a file at one name
 _OFF = (None, False, {}, [], "none")
 _AS = {"expert": "linear", "router": "linear"}  # to PEFT they are linear layers
 
@@ -147,13 +149,15 @@ def patterns(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def by_pattern(patterns: Mapping[str, Any], site: str, default: Any, where: str = "adapter_config.json") -> Any:
-    """The first regular expression that a dotted tail of the name matches."""
+    """The first regular expression that a dotted tail of the name matches. A file is anybody's: a search has an end."""
     for pattern, value in patterns.items():
         try:
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", site):
+            if regex.fullmatch(rf"(?:.*\.)?(?:{pattern})", site, timeout=SECONDS):
                 return value
-        except re.error as e:
-            raise CommonweightError(f"{where}: the pattern {pattern!r} is not a regular expression ({e})") from e
+        except TimeoutError as e:
+            raise CommonweightError(f"{where}: the pattern {pattern[:80]!r} takes too long at {site}") from e
+        except (regex.error, RecursionError, OverflowError) as e:
+            raise CommonweightError(f"{where}: the pattern {pattern[:80]!r} is not a regular expression ({e})") from e
     return default
 
 
