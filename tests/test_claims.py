@@ -62,12 +62,12 @@ def test_counts_on_the_papers_shapes(method, shapes, options, roles, numbers):
     assert gen.count(method, shapes, options, roles) == pytest.approx(numbers, rel=1e-3)
 
 
-def compared(folder, ours, theirs):
+def compared(folder, ours, theirs, size=100):
     def point(method, seeds, size=100):
         value = {"mean": sum(seeds) / len(seeds), "half": None, "rows": None, "seeds": seeds}
         return {"method": method, "bytes": size, "values": {gen.ALL: value}}
 
-    points = [point("lora", theirs), point("dora", ours), point("dora", [1.0] * 3, 10)]
+    points = [point("lora", theirs), point("dora", ours, size), point("dora", [1.0] * 3, 10)]
     (folder / "compare" / "results.json").write_text(json.dumps({"points": points, "misfits": []}))
 
 
@@ -82,6 +82,20 @@ def test_the_verdict_follows_from_the_interval(results, ours, verdict):
     assert said == verdict and f"against {71.0:.1f}" in figure, "the largest config counts, not the luckiest"
     low = gen.share({**claim, "measure": {**claim["measure"], "at_least": 0.5}})
     assert low.verdict == gen.HOLDS
+
+
+def test_more_bytes_are_no_proof_and_fewer_are_asked_for(results):
+    claim = {"method": "dora", "measure": {"kind": "quality", "against": "lora", "at_least": 0.0}}
+    for ours, size, verdict in (([0.8, 0.81, 0.82], 200, gen.MORE), ([0.6, 0.61, 0.62], 200, gen.FAILS)):
+        compared(results[1], ours, [0.7, 0.71, 0.72], size)
+        figure, said = gen.quality(claim)
+        assert said == verdict and figure.endswith("with 2.0 times the bytes")
+    few = {**claim, "measure": {**claim["measure"], "times": 10}}
+    assert gen.quality(few) == gen.Verdict(
+        "100.0 against 71.0: +29.00 (+26.52 to +31.48), 1/10 of the bytes", gen.HOLDS
+    )
+    few["measure"]["times"] = 20
+    assert gen.quality(few).verdict == gen.NOT_YET
 
 
 def test_what_is_not_there_is_not_measured_yet(results):

@@ -98,3 +98,10 @@ def test_what_is_not_there_is_told(gen, one, problem):
 
 def test_the_page_is_current(gen):
     assert gen.table() in gen.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_pages_count_the_methods(page):
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    told = re.findall(r"(\d+) (?:published )?methods", text)
+    assert told and {int(n) for n in told} == {len(methods.available())}
