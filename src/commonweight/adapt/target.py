@@ -154,6 +154,8 @@ def _alike(settings: Mapping[str, Any], job: Job, several: bool) -> bool:
         at = f"{name}: " if several else ""
         told = settings[f"{at}options"]
         own = {k: told.get(k) for k in given} if found.asks(config) else told
+        if found.told is not None:
+            own = {k: given[k] if given.get(k, v) in (None, []) else v for k, v in own.items()}
         if settings[f"{at}method"] != found.name or own != given:
             return False
     return True

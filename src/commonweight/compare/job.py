@@ -54,8 +54,9 @@ class Job:
         return host.sites_for(found.of(config), self.sites)
 
     def plan_on(self, host: Host) -> Plan:
-        _, config = resolve(self.method, self.options)
-        return plan(config, self.sites_on(host), seed=self.seed)
+        found, config = resolve(self.method, self.options)
+        sites = self.sites_on(host)
+        return plan(host.base.told(found, config, sites), sites, seed=self.seed)
 
     def facts(self, host: Host, base: str | None = None) -> dict[str, Any]:
         """Everything that decides the run's numbers, files by their contents, not by their names."""

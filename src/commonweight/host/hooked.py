@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ from .sites import (
     unknown_kind,
     why_no_prompt,
 )
+from .sites.heads import in_front
 from .tenant import Tenant
 from .weights import stored
 
@@ -250,6 +252,13 @@ class HookedModel:
             return bool(scores(self.inner, self.modules, self.every))
         table = method.at and input_table(self.inner, self.modules) is not None
         return bool(table) or any(s.kind in kinds for s in self.chosen)
+
+    def told(self, method: Method, config: Any, sites: Sequence[Site]) -> Any:
+        """A config with what it leaves to the model, as the model says it."""
+        if method.told is None:
+            return config
+        names, whole = dict(named(self.model)), getattr(self.inner, "config", None)
+        return method.told(config, sites, lambda s: in_front(s, names, whole))
 
     def head_site(self) -> Site:
         """Where a classification head of a tenant stands."""

@@ -126,6 +126,7 @@ class Host:
         room.asked(found, config, mine)
         invocable(self.base, config)
         asked = config
+        config = self.base.told(found, config, mine)
         config, values = self._begun(found, config, mine, rows, retain, labels, seed)
         plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
         if labels is not None:
@@ -244,7 +245,7 @@ class Host:
         held = chosen(base, modules_to_save, None)
         room.asked(method, config, read)
         try:
-            plan = beside(*held, 0) + make_plan(config, others(base, read, held[0]))
+            plan = beside(*held, 0) + make_plan(base.told(method, config, read), others(base, read, held[0]))
         except CommonweightError:
             if read and not (method.asks(config) or method.kept(config)):
                 raise

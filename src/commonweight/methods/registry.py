@@ -43,6 +43,8 @@ class Method:
     whose pools the kinds "twin" and "curvature" are. derived: of a method over tenants, (config, plan, its pools) ->
     those that are worked out of its tenants'. reading: of a config, those of kinds and roles that are not the default.
     complete: of a config, whether a step of training has a second pass in which all its gates are open.
+    told: (config, sites, the heads in front of a site, 0 where the model does not say) -> the config with what it
+    leaves to the model.
     heads: (config, sites, the head's site, labels) -> what stands in the place of a tenant's plain head.
     """
 
@@ -73,6 +75,7 @@ class Method:
     derived: Callable[[Any, Plan, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     reading: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
     complete: Callable[[Any], bool] | None = None
+    told: Callable[[Any, Sequence[Site], Callable[[Site], int]], Any] | None = None
     heads: Callable[[Any, Sequence[Site], Site, int], Plan] | None = None
 
     def __reduce__(self) -> Any:

@@ -14,7 +14,7 @@ from commonweight.methods.low_rank.apt_prune import Block, Pruning, kurtosis
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
-OPTIONS = {"rank": 2, "most": 4, "times": 2.0, "rounds": 2, "begin": 0.0, "heads": 4, "prune": 0.5}
+OPTIONS = {"rank": 2, "most": 4, "times": 2.0, "rounds": 2, "begin": 0.0, "prune": 0.5}
 BEHIND = [f"encoder.layer.{i}.{n}.dense" for i in (0, 1) for n in ("attention.output", "output")]
 
 

@@ -117,8 +117,10 @@ def test_the_second_stage_leaves_out_what_is_small(score, tmp_path):
     assert (found["t"] - whole).abs().max() > 1e-3
 
 
-def test_heads_that_change_least_are_left_out():
-    host, tenant, _, before = run(prune_heads=1, heads=4)
+@pytest.mark.parametrize("heads", [4, None])
+def test_heads_that_change_least_are_left_out(heads):
+    """None: as many as the model says."""
+    host, tenant, _, before = run(prune_heads=1, heads=heads)
     merged = host.merged("t")
     for i in range(2):
         home = f"encoder.layer.{i}.attention"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 
 import commonweight as cw
 from commonweight.core.schedule import Moment
@@ -117,3 +118,52 @@ def test_heads_divide_the_width():
     with pytest.raises(cw.CommonweightError, match="width 32 is not a multiple of heads=5"):
         cw.plan("light-peft", [site], heads=5)
     assert "o.heads" not in cw.plan("light-peft", [site]).pools
+
+
+@pytest.mark.parametrize("width", [16, 128])
+def test_heads_are_those_of_the_model(width):
+    about = tf.LlamaConfig(
+        hidden_size=4 * width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4, vocab_size=11
+    )
+    host = cw.Host(tf.LlamaForCausalLM(about))
+    assert host.add("t", "light-peft", rank=1).pools["model.layers.0.self_attn.o_proj.heads"].shape == (4,)
+    assert host["t"].config.heads == 4
+    assert host.add("u", "light-peft", rank=1, heads=2).config.heads == 2
+    assert not [n for n in host.add("v", "light-peft", rank=1, heads=0).pools if n.endswith(".heads")]
+
+
+def test_heads_that_differ(tmp_path):
+    model = make("bert")[0]
+    model.encoder.layer[1].attention.self.num_attention_heads = 2  # only said; it is not run
+    host = cw.Host(model)
+    tenant = stir(host.add("t", "light-peft", rank=1))
+    heads = [tenant.pools[f"encoder.layer.{i}.attention.output.dense.heads"].shape[0] for i in (0, 1)]
+    assert heads == [4, 2] and tenant.config.heads is None
+    again = host.load("u", host.save("t", tmp_path / "t.safetensors"))
+    assert again.plan.digest() == tenant.plan.digest()
+
+
+def test_an_attention_that_does_not_say_its_heads_keeps_them():
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.o_proj = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.self_attn = Attention()
+
+    host = cw.Host(torch.nn.Sequential(Block(), Block()))
+    assert not [n for n in host.add("t", "light-peft", rank=1).pools if n.endswith(".heads")]
+    with pytest.raises(cw.CommonweightError, match="nothing says how many heads made its input of 64 numbers; give"):
+        site = [cw.Site(f"0.{n}", 64, 64, "linear", n) for n in ("query", "value", "attn_out")]
+        cw.plan("dsee", site, prune_heads=1, heads=0)
+
+
+def test_ties_are_not_all_cut():
+    kept = above({"a": torch.zeros(8), "b": torch.zeros(4)}, 0.75)
+    assert kept["a"].tolist() == [True] * 3 + [False] * 5 and not kept["b"].any()
+    assert above({"a": torch.zeros(1)}, 0.75)["a"].all()
+    scores = torch.tensor([1.0, 3, 3, 3, 2, 0])
+    assert above({"a": scores}, 0.6)["a"].tolist() == [False, True, True, False, False, False]

@@ -5,6 +5,7 @@ import torch
 
 import commonweight as cw
 from commonweight.adapt.scheduled import Scheduled, alone
+from commonweight.core.schedule import Moment
 from commonweight.methods.selective.neft import least
 from tests.models import make
 
@@ -48,6 +49,16 @@ def test_the_neurons_that_turn_are_trained_anew():
     for n, w in host.merged("t").items():
         assert torch.equal(w, merged[n])
     assert small.count() < 0.12 * sum(s.out * s.inp for s in host.sites)
+
+
+def test_a_run_of_one_step_keeps_what_it_found():
+    host = cw.Host(make("llama")[0], sites=SITES)
+    tenant = host.add("t", "neft", share=0.1)
+    way = tenant.method.schedule(tenant.config, tenant.plan)
+    pools = {n: torch.randn(p.shape) for n, p in tenant.pools.items()}
+    edit = way.after(Moment(1, 1, pools, {}, {}, weight=host.weight), {})[1]
+    assert sum(int(v.any(1).sum()) for v in edit.values.values()) == round(0.1 * sum(map(len, pools.values())))
+    assert all(torch.equal(v, pools[n] * edit.masks[n]) for n, v in edit.values.items())
 
 
 def test_the_share_is_taken_whole():

@@ -10,17 +10,15 @@ from typing import Any
 from torch import nn
 
 from ...core import Site
-from ..names import said
 from . import linear
 from .families import towers
 from .found import Found, Whole
 from .further import reads_both_ways, shared
+from .heads import KEYS, QUERIES, WIDTH, number
 from .physical import Physical, parameters, plain_class
 from .roles import role
 
 _ACROSS = re.compile(r"(?i)(enc_?dec|encoder_attn|cross_?att|multi_modal)\w*")
-_HEAD = "head_dim", "attention_head_size", "key_value_proj_dim", "dim_per_head", "d_head", "d_kv"
-_HEADS = "num_key_value_heads", "num_kv_heads", "num_attention_heads", "num_heads", "n_heads", "n_head", "heads"
 
 
 class Ahead(Physical):
@@ -102,19 +100,13 @@ def _shape(name: str, module: Any, names: Mapping[str, nn.Module]) -> tuple[int,
     """(heads of keys, width of one)."""
     config = getattr(module, "config", None)
     widths = {role(n): s[0] for n, m in names.items() if n.startswith(f"{name}.") and (s := linear.shape(m))}
-    keys, heads = widths.get("key"), _said(module, config, _HEADS)
-    width = _said(module, config, _HEAD)
+    keys, heads = widths.get("key"), number(module, config, KEYS)
+    width = number(module, config, WIDTH)
     if keys is None and "qkv" in widths and heads:
         keys = heads * (width or widths["qkv"] // (3 * heads))
     if keys is None or widths.get("value", keys) != keys:
         return None
     if not width:
-        many = _said(module, config, _HEADS[2:])
+        many = number(module, config, QUERIES)
         width = widths.get("query", keys) // many if many else 0
     return (keys // width, width) if width and keys % width == 0 else None
-
-
-def _said(module: Any, config: Any, names: tuple[str, ...]) -> int:
-    """The first of these numbers that the module says, else its layer's config."""
-    found = (said(o, n, getattr(module, "layer_idx", None)) for o in (module, config) for n in names)
-    return next((v for v in found if isinstance(v, int) and v > 0), 0)

@@ -14,6 +14,7 @@ from ...bind import Pruned
 from ...core import CommonweightError, Plan, Site, config, option
 from ...core.bits import packed
 from ...core.schedule import Edit, Moment, Pools, State, carried
+from ..blocks import headed
 from ..registry import method
 from .apt_prune import Block, Pruning, masked
 from .grown import first, limits, of_lora, ranks_of, resized, there, uniform
@@ -38,7 +39,10 @@ class APT:
         ge=0,
         le=0.99,
     )
-    heads: int | None = option(None, "heads of an attention; none: one for 64 numbers, where that divides them", ge=1)
+    heads: int | None = option(None, "heads of an attention; none: as the model says; 0: all stay", ge=0)
+    told: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, heads) pairs: what the model says, where its attentions differ", globs=True
+    )
     move: float = option(0.01, "how far a mask goes in a step, before the end of its round", gt=0, le=1)
     kurtosis: bool = option(
         True,
@@ -153,6 +157,7 @@ def _compact(config: APT, pools: Mapping[str, Tensor]) -> tuple[APT, dict[str, T
     size=("rank",),
     compact=_compact,
     schedule=_schedule,
+    told=lambda config, sites, heads: headed(config, sites, heads) if config.prune else config,
 )
 def plan(sites: Sequence[Site], config: APT) -> Plan:
     """h = W0 x + (alpha / r0) B A x, r0 the rank at the start; A uniform, B zero at the start and at what is added.

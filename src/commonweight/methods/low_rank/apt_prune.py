@@ -29,7 +29,7 @@ class Block(NamedTuple):
     numbers: int
 
 
-def blocks(sites: Sequence[Site], heads: int | None) -> list[Block]:
+def blocks(sites: Sequence[Site], config: Any) -> list[Block]:
     """Numbers of a part: its columns of the layer behind, and its rows and biases of those in front that are among the
     sites. Keys and values that several heads share are no head's. Raises: CommonweightError where there is no part."""
     found = []
@@ -37,7 +37,7 @@ def blocks(sites: Sequence[Site], heads: int | None) -> list[Block]:
         by_role = {r: [s for s in block if s.role == r] for r in (*BEFORE, *BEFORE["attn_out"], *BEFORE["down"])}
         for role, before in BEFORE.items():
             for i, site in enumerate(by_role[role]):
-                if not (n := parts(site, heads)):
+                if not (n := parts(site, config)):
                     continue
                 mine = [by_role[r][i] for r in before if len(by_role[r]) == len(by_role[role])]
                 rows = sum(_rows(s, site.inp) * (s.inp + s.bias) for s in mine)
@@ -45,7 +45,7 @@ def blocks(sites: Sequence[Site], heads: int | None) -> list[Block]:
     if not found:
         raise CommonweightError(
             "apt: prune wants the layer behind an attention's heads, or behind a feed-forward layer's neurons, among "
-            "its sites; choose them with sites, and say heads where a head has not 64 numbers"
+            "its sites; choose them with sites, and say heads where the model does not"
         )
     return found
 
@@ -61,7 +61,7 @@ def masked(plan: Plan, sites: Sequence[Site], config: Any, scale: float) -> Plan
     """Masks at the sites behind heads and neurons, in front of their updates."""
     low = {u.site: u for u in plan.uses}
     pools, kind = dict(plan.pools), "kept" if config.masks == "numbers" else "bits"
-    for b in blocks(sites, config.heads):
+    for b in blocks(sites, config):
         mask = Pool((b.parts,), ONES, train=False)
         bits = Pool((-(-b.parts // 8),), Constant(255.0), train=False, dtype="uint8")
         pools[f"{b.site}.{kind}"] = mask if kind == "kept" else bits

@@ -29,6 +29,7 @@ from ...core import (
     option,
     serial,
 )
+from ..blocks import headed
 from ..registry import method
 from .dsee_stage import UPDATED, SecondStage, attentions
 
@@ -53,7 +54,10 @@ class DSEE:
     score: Literal["update", "weight", "both"] = option(
         "update", "what is small in queries and values: the update, the weight, or both together"
     )
-    heads: int | None = option(None, "heads of an attention; none: one for 64 numbers, where that divides them", ge=1)
+    heads: int | None = option(None, "heads of an attention; none: as the model says", ge=0)
+    told: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, heads) pairs: what the model says, where its attentions differ", globs=True
+    )
     compat: Literal["paper", "official"] = option(
         "paper", "official: in score=both the low-rank part has no scale, as brackets lack in the released code"
     )
@@ -130,6 +134,7 @@ def _reading(config: DSEE) -> dict[str, tuple[str, ...]]:
     lr=1e-3,
     schedule=_schedule,
     reading=_reading,
+    told=lambda config, sites, heads: headed(config, sites, heads) if config.prune_heads else config,
 )
 def plan(sites: Sequence[Site], config: DSEE) -> Plan:
     """W' = W + (alpha / r) (B A + S), S zero but at n places; A normal with deviation 0.02, B and S zero at the start.
@@ -148,7 +153,7 @@ def plan(sites: Sequence[Site], config: DSEE) -> Plan:
     """
     if config.prune_heads:
         by, parts = {s.name: s for s in sites}, []
-        for q, v, o, n in attentions(sites, config.heads, config.prune_heads):
+        for q, v, o, n in attentions(sites, config):
             masked = Plan({f"{o}.heads": Pool((n,), ONES, train=False)}, (_use(o, Thinned(), {"m": "heads"}),))
             parts += [_update(by[q], config), _update(by[v], config), masked]
         return _sum(parts)

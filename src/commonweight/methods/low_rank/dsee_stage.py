@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core import CommonweightError, Plan, Site
 from ...core.bits import packed
 from ...core.schedule import Edit, Moment, Pools, State, last_of
-from ..blocks import by_block
+from ..blocks import by_block, heads_at
 
 UPDATED = "query", "value"
 
@@ -91,19 +91,17 @@ def above(sizes: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     return {n: m.view_as(s) for (n, s), m in zip(sizes.items(), parts)}
 
 
-def attentions(sites: Sequence[Site], heads: int | None, cut: int) -> tuple[tuple[str, str, str, int], ...]:
-    """(query, value, output layer, number of heads) of each attention among the sites; heads: None: one for 64 numbers.
+def attentions(sites: Sequence[Site], config: Any) -> tuple[tuple[str, str, str, int], ...]:
+    """(query, value, output layer, number of heads) of each attention among the sites.
 
     Raises: CommonweightError for heads that are not known, that share keys and values, or are too few."""
-    out = []
+    out, cut = [], config.prune_heads
     for block in by_block(sites):
         mine = [[s for s in block if s.role == r] for r in (*UPDATED, "attn_out")]
         for q, v, o in zip(*mine):
-            n = o.inp // 64 if heads is None else heads
-            if not n or o.inp % n or (heads is None and o.inp % 64):
+            if not (n := heads_at(config, o)):
                 raise CommonweightError(
-                    f"{o.name}: its width {o.inp} is not a multiple of {'64' if heads is None else f'heads={heads}'}; "
-                    "say how many heads the model's attention has"
+                    f"{o.name}: nothing says how many heads made its input of {o.inp} numbers; give heads"
                 )
             if q.out != v.out or q.out != o.inp:
                 raise CommonweightError(

@@ -13,7 +13,7 @@ from ...address import WHOLE
 from ...bind import Thinned
 from ...core import ZEROS, Constant, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ...core.schedule import Edit, Moment, Pools, State, last_of, later_half
-from ..blocks import parts
+from ..blocks import headed, parts
 from ..mixtures.losses import mean
 from ..registry import method
 from ..said import RouterLoss, Said
@@ -31,7 +31,7 @@ class LightPEFT:
     dropout: float = option(0.05, "dropout on the input of A, in training", ge=0, le=0.95)
     estimate: float = option(0.3333, "share of the steps before the cut; their second half scores", gt=0, le=0.9)
     l1: float = option(1e-4, "weight of the sum of |mask| in the loss before the cut", ge=0)
-    heads: int | None = option(None, "heads of an attention; none: one for 64 numbers, where that divides them", ge=1)
+    heads: int | None = option(None, "heads of an attention; none: as the model says; 0: all stay", ge=0)
     cut_heads: float = option(0.3333, "share of each attention's heads that goes", ge=0, le=0.99)
     cut_neurons: float = option(0.3333, "share of all feed-forward neurons that goes", ge=0, le=0.99)
     cut_modules: float = option(0.75, "share of the updates that goes", ge=0, le=0.99)
@@ -39,6 +39,9 @@ class LightPEFT:
     form: Literal["whole", "stored"] = option("whole", "whole: with what scores; stored: what is left, as it is kept")
     ranks: tuple[tuple[str, int], ...] = option(
         (), "(pattern, rank) pairs: what a trained tenant was left with", globs=True
+    )
+    told: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, heads) pairs: what the model says, where its attentions differ", globs=True
     )
 
     def check(self) -> str | None:
@@ -102,11 +105,16 @@ class Early:
 
 
 def above(scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Which are above the quantile of all of them together; all where the share is 0."""
+    """Which are above the quantile of all n together: n - 1 - floor(share (n - 1)) of them, at least one; of equal ones
+    the first. All where the share is 0."""
     if not scores or not share:
         return {n: torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()}
-    edge = torch.cat([s.double().flatten() for s in scores.values()]).quantile(share)
-    return {n: s.double() > edge for n, s in scores.items()}
+    flat = torch.cat([s.double().flatten() for s in scores.values()])
+    kept = torch.zeros_like(flat, dtype=torch.bool)
+    most = len(flat) - 1
+    kept[flat.argsort(descending=True, stable=True)[: max(1, most - int(share * most))]] = True
+    parts = kept.split([s.numel() for s in scores.values()])
+    return {n: k.view_as(s) for (n, s), k in zip(scores.items(), parts)}
 
 
 def _schedule(config: LightPEFT, plan: Plan) -> Early:
@@ -149,6 +157,7 @@ def _compact(config: LightPEFT, pools: Mapping[str, Tensor]) -> tuple[LightPEFT,
     schedule=_schedule,
     penalty=_penalty,
     routing=_routing,
+    told=headed,
 )
 def plan(sites: Sequence[Site], config: LightPEFT) -> Plan:
     """x' = m x, y' = W x' + b + (alpha / r) B diag(d) A x'; A uniform, B zero, d = 1. m only in front of the second
@@ -160,8 +169,9 @@ def plan(sites: Sequence[Site], config: LightPEFT) -> Plan:
     Light-PEFT @7b10c22, its scores and quantiles: of heads in each attention, of all else over the model. A and B stay
     what they were. Differs: a tenant MASKS heads and neurons of the base, which other tenants read, where the code cuts
     them out, so that nothing gets faster unless the tenant is merged and its zero columns are cut. OURS: `estimate` as
-    a share of one run, where the code trains 5 epochs at most and then 10; a head is 64 numbers where `heads` is not
-    said; one rate; a gauge of value zero, whose gradient tells a schedule how long an update is;
+    a share of one run, where the code trains 5 epochs at most and then 10; of equal scores the first are above the
+    quantile, and one always is, where the code cuts them all; an attention whose heads the model does not say keeps
+    them; one rate; a gauge of value zero, whose gradient tells a schedule how long an update is;
     gradients are those after clipping, so that steps which are clipped count less. `adapt` and
     `Scheduled` cut, by a new plan of what is left; other loops train all of it.
     Raises: CommonweightError where `heads` does not divide an attention's width.
@@ -170,7 +180,7 @@ def plan(sites: Sequence[Site], config: LightPEFT) -> Plan:
     bind, pools, uses, whole = Thinned(alpha / config.rank, config.dropout), {}, [], config.form == "whole"
     for s in sites:
         n, r, reads = s.name, int(pick(config.ranks, s.name, config.rank)), {}
-        if p := parts(s, config.heads):
+        if p := parts(s, config):
             name = f"{n}.neurons" if s.role == "down" else f"{n}.heads"
             pools[name] = Pool((p,), Constant(1.0), train=whole)
             reads["m"] = Read(WHOLE, (name,))

@@ -61,7 +61,8 @@ class Finding:
         chosen = zip(cosines, least([*cosines.values()], self.config.share))
         masks = {n: these.to(at.pools[n])[:, None].expand_as(at.pools[n]) for n, these in chosen}
         zeros = {n: torch.zeros_like(at.pools[n]) for n in masks}
-        return state, Edit(values=zeros, masks=masks, moments=zeros)
+        kept = {n: at.pools[n] * m for n, m in masks.items()} if at.step == at.steps else zeros
+        return state, Edit(values=kept, masks=masks, moments=zeros)
 
 
 def least(cosines: Sequence[Tensor], share: float) -> list[Tensor]:
@@ -104,8 +105,8 @@ def plan(sites: Sequence[Site], config: NeFT) -> Plan:
     Source: arXiv 2403.11621; github.com/Krypton808/NeFT @5cd6d86. Differs: both trainings are parts of one run, the
     second one from the start again; exactly the share is taken, where the code loses the last one and ties; what is
     chosen is the lowest of all sites that are read, by default the first and the second layers of feed-forward parts,
-    without gates, as in the code. The file holds the chosen neurons alone. `adapt` and `Scheduled` choose; other loops
-    train all neurons.
+    without gates, as in the code; after a run of one step, which has no second training, they keep the first's. The
+    file holds the chosen neurons alone. `adapt` and `Scheduled` choose; other loops train all neurons.
     """
     pools, uses, kept = {}, [], dict(config.kept)
     for s in sites:
