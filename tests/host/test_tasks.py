@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,11 +138,27 @@ def test_beside_others_by_number_by_token_and_over_files(tmp_path):
     ("ask", "message"),
     [
         (lambda h: h.route("t"), r"'t' \(poly\): it goes by tasks, and none is said; say which, of trec, sst2, cr"),
-        (lambda h: h.route("t", tasks="trek"), "unknown task of tenant 't' 'trek'; did you mean 'trec'"),
-        (lambda h: h.route("t", tasks=[0, 3]), "unknown task of tenant 't' '3'"),
+        (lambda h: h.route("t", tasks="trek"), "unknown task 'trek' of tenant 't'; known: trec, sst2, cr"),
+        (lambda h: h.route("t", tasks=[0, 3]), "unknown task 3 of tenant 't'; known: trec, sst2, cr"),
+        (lambda h: h.route("t", -2), "unknown task -2 of tenant 't'; known: trec, sst2, cr"),
+        (lambda h: h.route("t", True), "a task is a name or a whole number, and True is said; wanted one of trec"),
+        (lambda h: h.route("t", [1.0, 0]), "a task is a name or a whole number, and 1.0 is said"),
+        (lambda h: h.route("t", {"trec": 1}), "a task is a name or a whole number, and {'trec': 1} is said"),
+        (lambda h: h.route("t", np.array([True])), "a task is a name or a whole number, and True is said"),
+        (lambda h: h.merged("t", task=True), "a task is a name or a whole number, and True is said"),
+        (lambda h: h.merged("t", task=1.0), "a task is a name or a whole number, and 1.0 is said"),
+        (lambda h: h.merged("l", task=0), r"tenant 'l' \(lora\): it knows no tasks, and 0 is said"),
+        (lambda h: h.route("t", ["cr", ["cr"]]), "each has as many as the others; this one has one task, 1"),
+        (lambda h: h.route(torch.zeros(4, 6).long(), torch.zeros(6, 4).long()), r"readers of shape \(4, 6\) and"),
+        (lambda h: h.route(torch.zeros(4).long(), [[0] * 6] * 4), r"readers of shape \(4,\) and tasks of shape \(4, 6"),
+        (lambda h: h.route(["t"] * 4, torch.zeros(2).long()), "names 4 readers and 2 tasks; give one task per read"),
+        (lambda h: h.route(None, "cr"), "the plain base knows no tasks, and 'cr' is said; leave it out, or say None"),
+        (lambda h: h.route([None, "l"], ["cr", None]), "the plain base knows no tasks, and 'cr' is said"),
+        (lambda h: h.module(None)(input_ids=torch.ones(1, 2).long(), tasks=[0]), "plain base knows no tasks, and 0 is"),
         (lambda h: h.route(["t", None], tasks=["cr"]), "names 2 readers and 1 task; give one task per reader"),
         (lambda h: h.route("l", tasks="cr"), r"tenant 'l' \(lora\): it knows no tasks, and 'cr' is said"),
         (lambda h: h.route("t", tasks=torch.tensor([0.0])), "tasks are names, numbers or a LongTensor; this is torch"),
+        (lambda h: h.route("t", tasks=torch.tensor(True)), "tasks are names, numbers or a LongTensor; this is torch"),
         (lambda h: h.merged("t"), "it goes by tasks, and none is said"),
         (lambda h: h.module("t")(input_ids=torch.ones(1, 2).long()), "this module runs 't', which goes by tasks: a"),
         (lambda h: h.add("u", "poly", tasks="a,a"), "tasks 'a,a' has 'a' twice; wanted names, as trec,sst2"),
@@ -204,3 +221,32 @@ def test_tenants_over_several_that_go_by_other_tasks_are_refused():
     with pytest.raises(cw.CommonweightError, match=r"'v' goes by tasks \(a, b\), and arrow works one vector out of"):
         host.add("o", "arrow", over=["n", "v"])
     assert host.add("o", "psec", over=["n", "v"]).tasks == ("a", "b")
+
+
+def test_a_task_is_said_by_every_kind_of_whole_number_and_lists_as_tensors():
+    host, t, batch = tenant()
+    n = batch["input_ids"].shape[1]
+    readers = torch.full((4, n), t.number)
+
+    @torch.no_grad()
+    def run(readers, tasks):
+        with host.route(readers, tasks):
+            return answer(host.model, batch)
+
+    want = [run("t", name) for name in t.tasks]
+    for one in (1, np.int64(1), torch.tensor(1), torch.tensor(1, dtype=torch.int32), np.array(1), "sst2"):
+        for who in ("t", readers):
+            torch.testing.assert_close(run(who, one), want[1], rtol=1e-4, atol=2e-5)
+        assert t.at(one) is t.at("sst2")
+    with torch.no_grad():
+        assert torch.equal(host.module("t")(**batch, tasks=1).logits, want[1])
+    rows = torch.tensor([1, 0, 2, 0])
+    mixed = torch.stack([want[k][i] for i, k in enumerate(rows.tolist())])
+    for said in (rows, rows.numpy(), rows.tolist(), ROWS, tuple(ROWS), [*rows]):
+        for who in (["t"] * 4, readers):
+            torch.testing.assert_close(run(who, said), mixed, rtol=1e-4, atol=2e-5)
+    tokens = rows[:, None].expand(4, n)
+    for said in (tokens, [[k] * n for k in ROWS]):
+        for who in ("t", readers):
+            torch.testing.assert_close(run(who, said), mixed, rtol=1e-4, atol=2e-5)
+    assert torch.equal(run(None, [-1, None]), run(None, None))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .amount import parse_bytes, parse_count
 from .config import build, build_stored, config, globs, option, own, parse, table
 from .counts import counted
-from .errors import CommonweightError, Unknown, first_line, unknown
+from .errors import CommonweightError, Unknown, WrongTask, first_line, unknown
 from .names import fits, natural, safe
 from .registry import Registry, with_rest
 from .serial import dump, load, serial
@@ -59,6 +59,7 @@ __all__ = [
     "Unknown",
     "Use",
     "Values",
+    "WrongTask",
     "build",
     "build_stored",
     "config",

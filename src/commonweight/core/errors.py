@@ -16,6 +16,10 @@ class Unknown(CommonweightError):
     """A name that nothing has. Its message may name what there is, which is not for everybody who asks over a wire."""
 
 
+class WrongTask(CommonweightError):
+    """A task that is said of who knows none or other ones, or that is not said of who goes by them."""
+
+
 def first_line(e: BaseException) -> str:
     """What an error of another library says, without the rest of its lines."""
     text = str(e).strip() or type(e).__name__

@@ -28,7 +28,8 @@ from .merged import in_float, merged
 from .module import tenant_module
 from .over import of_names, over_tenants, plan_over, pools_over, sites_of
 from .replanned import smaller
-from .roster import Reader, Roster, Tasks
+from .roster import Reader, Roster
+from .said_tasks import Tasks
 from .shown import statistics
 from .sites import Pattern
 from .tenant import Tenant
@@ -285,7 +286,8 @@ class Host:
 
         readers: a name; one name or None for each row; or a LongTensor of `Tenant.number` (-1: the plain base), of
         shape (B,) for rows, (B, T) for tokens, or (T,) for one packed row.
-        tasks: of tenants that go by tasks (`poly tasks=...`), each row's, by name or number; one name for all rows.
+        tasks: of tenants that go by tasks (`poly tasks=...`), by name or number: one for all rows, one a row, or one a
+        token (a LongTensor or a list of lists, (B, T)); None and -1 where a reader knows none.
         Use it as a context manager or a decorator (also of coroutines; generators are refused). Routes nest. A route
         belongs to the work inside it: each task of an event loop has its own, and threads and executors that get work
         inside it keep it. If it cannot be known whose work a thread does, the model raises an error. Without

@@ -16,7 +16,8 @@ from .acting import REFUSED, acting, refused
 from .change import changed
 from .merged import in_float, merged
 from .origin import quantised
-from .roster import Roster, Tasks
+from .roster import Roster
+from .said_tasks import Tasks
 from .tenant import Tenant
 
 

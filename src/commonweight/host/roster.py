@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core import CommonweightError, Plan, Site, counted, safe, unknown
+from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Beside, Method, available
 from . import causal, room
 from .common import Common, Held, shared
 from .follow import served
 from .pools import drawn, packed
 from .route import Route, numbered
+from .said_tasks import Tasks, listed, none, spread
 from .tenant import Derive, Tenant, materialise
 from .weights import device_of
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .hooked import HookedModel
 
 Reader = str | None
-Tasks = str | Sequence[str | int | None] | Tensor | None  # of a route's rows
 
 
 class Roster:
@@ -184,6 +184,7 @@ class Roster:
     def route(self, readers: Reader | Sequence[Reader] | Tensor, tasks: Tasks = None) -> Route | None:
         """The route of these readers, on the model as it is now; see `Host.route`."""
         if readers is None:
+            none(listed(tasks)[0], "the plain base")
             return None
         self.base.follow([*self.tenants.values()])
         self.base.doors.begin()
@@ -195,40 +196,29 @@ class Roster:
 
     def _route(self, readers: str | Sequence[Reader] | Tensor, tasks: Tasks) -> Route:
         if isinstance(readers, str):
-            tenant = self[readers]
-            if tasks is None or isinstance(tasks, str):
-                return Route(single=tenant.at(tasks))
-            if isinstance(tasks, Tensor):
-                return Route.of(_at([tenant] * tasks.numel(), tasks), tuple(tasks.shape))
-            return Route.of(_at([tenant] * len(tasks), tasks))
+            tenant, (each, shape) = self[readers], listed(tasks)
+            if shape == ():
+                return Route(single=tenant.at(each[0]))
+            places = isinstance(tasks, Tensor) or len(shape) > 1  # a list of names is one of rows
+            return Route.of([tenant.at(t) for t in each], shape if places else None)
         if isinstance(readers, Tensor):
             if readers.is_floating_point() or readers.dtype == torch.bool:
                 raise CommonweightError(f"a route of tenant numbers is a LongTensor; this is {readers.dtype}")
             found, shape = numbered(readers, {t.number: t for t in self.tenants.values()}), tuple(readers.shape)
-            if isinstance(tasks, Tensor) and tasks.dim() == 1 < len(shape) and len(tasks) == shape[0]:
-                tasks = tasks[:, None].expand(shape)  # of rows, beside readers of tokens
-            return Route.of(_at(found, tasks), shape)
+            return Route.of(_at(found, spread(tasks, shape)), shape)
         if not isinstance(readers, Sequence):
             raise CommonweightError(
                 f"route({readers!r}): wanted a tenant's name, one name or None per row, or a LongTensor"
             )
-        return Route.of(_at([None if r is None else self[r] for r in readers], tasks))
+        return Route.of(_at([None if r is None else self[r] for r in readers], spread(tasks, (len(readers),))))
 
 
-def _at(tenants: Sequence[Tenant | None], tasks: Tasks) -> list[Tenant | None]:
-    """Each reader as it is for its task; the plain base knows none, whatever is said. Raises: CommonweightError for
-    another number of tasks than of readers, and as `Tenant.at`."""
-    if isinstance(tasks, Tensor):
-        if tasks.is_floating_point() or tasks.dtype == torch.bool:
-            raise CommonweightError(f"tasks are names, numbers or a LongTensor; this is {tasks.dtype}")
-        tasks = tasks.reshape(-1).tolist()
-    each = [tasks] * len(tenants) if tasks is None or isinstance(tasks, str) else list(tasks)
-    if len(each) != len(tenants):
-        raise CommonweightError(
-            f"the route names {counted(len(tenants), 'reader')} and {counted(len(each), 'task')}; give one task per "
-            "reader, or one name for all"
-        )
-    return [None if t is None else t.at(k) for t, k in zip(tenants, each)]
+def _at(tenants: Sequence[Tenant | None], tasks: Sequence[Any]) -> list[Tenant | None]:
+    """Each reader as it is for its task; beside tenants that go by tasks the plain base knows none, whatever is said.
+    Raises: WrongTask for a task where nobody goes by them, and as `Tenant.at`."""
+    if not any(t is not None and t.tasks for t in {*tenants}):
+        none([k for t, k in zip(tenants, tasks) if t is None], "the plain base")
+    return [None if t is None else t.at(k) for t, k in zip(tenants, tasks)]
 
 
 def _kind(method: Method, plan: Plan) -> Any:

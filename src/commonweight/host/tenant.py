@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ..address import WHOLE, at_task, tasks_of
 from ..bind import First, turned
-from ..core import CommonweightError, Plan, Rng, Site, unknown
+from ..core import CommonweightError, Plan, Rng, Site, WrongTask
 from ..core.spectrum import svd
 from ..methods import Beside, Method
 from ..methods.beside import without
 from .common import Common
 from .pools import Packed
+from .said_tasks import number, unsaid
 
 
 class Derive:
@@ -188,20 +189,16 @@ class Tenant:
         """Its number, and of a view its task too."""
         return self.number if self.task < 0 else (self.number, self.task)
 
-    def at(self, task: str | int | None) -> Tenant:
+    def at(self, task: Any) -> Tenant:
         """The same as it is for one of its tasks, by name or number: a view of its pools. A tenant without tasks, for
-        which none is said (None, -1), is its own. Raises: CommonweightError for any other."""
-        unsaid, names = task is None or (task == -1 and not isinstance(task, str)), self.tasks
-        if not names and unsaid:
+        which none is said (None, -1), is its own. Raises: WrongTask for any other."""
+        names, i = self.tasks, number(task)
+        if not names and unsaid(task):
             return self
-        if not names or unsaid:
-            wrong = f"it knows no tasks, and {task!r} is said; leave it out"
-            if names:
-                wrong = f"it goes by tasks, and none is said; say which, of {', '.join(names)}, with tasks= or task="
-            raise CommonweightError(f"tenant {self.name!r} ({self.method.name}): {wrong}")
-        if task not in names and task not in range(len(names)):
-            raise unknown(f"task of tenant {self.name!r}", str(task), names)
-        i = names.index(task) if isinstance(task, str) else int(task)  # type: ignore[arg-type]
+        if isinstance(task, str) and task in names:
+            i = names.index(task)
+        elif not names or i is None or not 0 <= i < len(names):
+            raise self._wrong(task)
         view = self._at.get(i)
         if view is None or view.pools is not self.pools:  # it may have been given another plan
             uses = tuple(u._replace(reads=at_task(u.reads, names[i])) for u in self.plan.uses)
@@ -210,6 +207,19 @@ class Tenant:
             view.keep(self.known)
             self._at[i] = view
         return view
+
+    def _wrong(self, task: Any) -> WrongTask:
+        """What is wrong with a task that is none of its own."""
+        names = self.tasks
+        if names and (isinstance(task, str) or number(task) not in (None, -1)):
+            return WrongTask(f"unknown task {task!r} of tenant {self.name!r}; known: {', '.join(names)}")
+        if not names:
+            wrong = f"it knows no tasks, and {task!r} is said; leave it out"
+        elif unsaid(task):
+            wrong = f"it goes by tasks, and none is said; say which, of {', '.join(names)}, with tasks= or task="
+        else:
+            wrong = f"a task is a name or a whole number, and {task!r} is said; wanted one of {', '.join(names)}"
+        return WrongTask(f"tenant {self.name!r} ({self.method.name}): {wrong}")
 
     def rest(self) -> None:
         """Keeps its numbers alone until somebody reads it again: some 100 kB less, which come back with its table."""
