@@ -16,7 +16,7 @@ import gen_claims
 import marked
 
 import commonweight as cw
-from commonweight.exchange import Setting, available
+from commonweight.exchange import Method, Setting, available
 from commonweight.exchange.methods import resolve
 
 PAGE = Path(__file__).with_name("exchange.md")
@@ -28,14 +28,22 @@ def table() -> str:
     """A line for each method."""
     lines = [
         "| method | trained pools | bytes of a client and round | the server keeps | a client keeps | exact | "
-        "mixed batch | privacy |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "mixed batch | privacy | codecs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in available().values():
         exact, mixed, noise = "yes" if m.exact else "no", m.apart or "yes", m.noise or "yes"
-        lines.append(f"| `{m.name}` | {m.trains} | {m.formula} | {m.keeps} | {m.each} | {exact} | {mixed} | {noise} |")
+        line = (f"`{m.name}`", m.trains, m.formula, m.keeps, m.each, exact, mixed, noise, carried(m))
+        lines.append(f"| {' | '.join(line)} |")
     papers = [f"- `{m.name}`: {m.paper}." for m in available().values()]
     return "\n".join([*lines, "", *papers])
+
+
+def carried(m: Method) -> str:
+    """Whether codecs carry its messages, in words."""
+    if m.coding is not None:
+        return "its own options"
+    return m.uncoded(m.config(), "up") or ("yes" if m.broadcast else "yes; feedback of clients alone")
 
 
 def proof() -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from ..core import config, option
+from ..core import config, option, unknown
+
+KINDS = (
+    "int8",
+    "int4",
+    "bfloat16",
+    "compeft",
+    "l-greco",
+)  # those with a bound on their bytes, whatever the numbers are
+OF_CHANGES = ("compeft", "l-greco")  # which leave most numbers of a change out
 
 
 @config
@@ -53,6 +62,15 @@ class Rounds:
     )
     dp_clip: float | None = option(None, "differential privacy: largest norm of a client's change in a round", gt=0)
     dp_delta: float = option(1e-5, "differential privacy: delta of (epsilon, delta)", gt=0, le=0.1)
+    codec: str | None = option(
+        None, "what clients send, coded: int8, int4, bfloat16 or compeft:density=0.1; l-greco: one of these for each "
+        "pool, so that together they err as int4 and take the fewest bytes"
+    )  # fmt: skip
+    codec_down: str | None = option(None, "the same of what comes down to them")
+    codec_feedback: Literal["none", "clients", "both"] = option(
+        "clients", "what a codec lost is made up for: by a client in its next answer; both: by the server too, whose "
+        "broadcast is then the coded change of what clients have heard; none: it is lost"
+    )  # fmt: skip
     private: str | None = option(None, "pattern of pools that stay with a client, such as *head*")
     vanish: float = option(0.0, "simulated: the share of clients of a round that never answer", ge=0, le=1)
     spread: float = option(0.0, "simulated: how much clients differ in speed (sigma of a log-normal)", ge=0, le=10)
@@ -74,5 +92,28 @@ class Rounds:
             own = self.split.partition(":")[0] in ("column", "files")  # whose number is not known yet
             more = "; where the split brings its own number, give that as clients" if own else ""
             return f"sample={self.sample} of {self.clients} clients; wanted at most {self.clients}{more}"
+        if why := coded_wrong(self.codec, self.codec_down, self.codec_feedback):
+            return why
         most = self.sample or self.clients
         return f"minimum={self.minimum}, but a round has {most} clients" if self.minimum > most else None
+
+
+def of_codec(name: str) -> str | None:
+    """What is wrong with the name of a codec, its options aside; None: nothing."""
+    kind = name.partition(":")[0]
+    return None if kind in KINDS else str(unknown("codec of exchange", kind, KINDS))
+
+
+def coded_wrong(up: str | None, down: str | None, feedback: str) -> str | None:
+    """What is wrong with the codecs of both ways; None: nothing."""
+    for codec in (up, down):
+        if codec is not None and (why := of_codec(codec)):
+            return why
+    if feedback == "both" and down is None:
+        return "codec_feedback=both without codec_down: nothing that the server sends is coded; give it too"
+    if down is not None and down.partition(":")[0] in OF_CHANGES and feedback != "both":
+        return (
+            f"codec_down={down} leaves most numbers out, so that it is one of changes; wanted codec_feedback=both, "
+            "which sends them, or int8, int4, bfloat16"
+        )
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -41,10 +41,20 @@ class Privacy:
 
 
 @dataclass(frozen=True)
+class Coding:
+    """Codecs of what goes up and comes down; None: as it is. feedback: "none", "clients" or "both", who makes up for
+    what a codec lost. See `coding`."""
+
+    up: str | None = None
+    down: str | None = None
+    feedback: str = "clients"
+
+
+@dataclass(frozen=True)
 class Setting:
     """What both sides of a run know. plan: of the tenant that is trained. travels, private: its trainable pools that
     go to the server and back, and those that stay with a client. weigh: "rows" or "clients", how replies are weighed.
-    privacy: how a private mean is made, in place of the method's own; None: it is not.
+    privacy: how a private mean is made, in place of the method's own; None: it is not. coding: how messages are coded.
     """
 
     method: str
@@ -59,6 +69,7 @@ class Setting:
     clients: int = 1
     weigh: str = "rows"
     privacy: Privacy | None = None
+    coding: Coding | None = None
 
     @property
     def pools(self) -> dict[str, Pool]:
@@ -71,6 +82,9 @@ class Setting:
         return sum(p.numel for p in self.pools.values())
 
 
+Gather = Callable[[Setting, State, int, Sequence[Reply]], State]
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to exchange.
@@ -81,14 +95,20 @@ class Method:
     -> what is sent to a client. client: (setting, told) -> a generator of asks that ends with `Sent`. gather: (setting,
     state, round, replies) -> the next state; it gets replies in the order of their clients. pools: (setting, state) ->
     the global tenant's pools.
-    check: (setting, tensors of an answer), where shapes and finite numbers do not say all: raises `Refused`, and the
-    answer does not count.
+    check: (setting, round, client, tensors of an answer), where shapes and finite numbers do not say all: raises
+    `Refused`, and the answer does not count.
     nbytes: (setting, round, client) -> (bytes up, bytes down), at most, without the frames of the messages; formula:
     the same in words, p: numbers that travel. keeps, each: what the server keeps, and a client.
     broadcast: whether all clients of a round are told the same. apart: why clients cannot be trained in one mixed
     batch. noise: why noise for privacy, which is added to averages of pools, cannot be; empty: it can.
     exact: whether the server's mean is the mean of what the clients' models do, and not of its factors.
     by_sites: (config, sites) -> more options of the adapter, where they depend on the model.
+    sends: what the floats of an answer are: "values" in the place of those of the same name that came down, or
+    "changes". uncoded: (config, "up" or "down") -> why no codec can carry what goes that way; empty: one can. places:
+    (setting, round, client) -> of a part whose numbers are others each round: (which ones, of how many). coding: config
+    -> codecs of the method's own.
+    through: what stands between answers and whatever gathers them; idle: (setting, state, round) -> the state after a
+    round of which no answer counts. No method has these two: they are of what is put around it, see `coding`.
     """
 
     name: str
@@ -112,7 +132,13 @@ class Method:
     noise: str = ""
     exact: bool = False
     by_sites: Callable[[Any, Sequence[Site]], dict[str, Any]] | None = None
-    check: Callable[[Setting, Pools], None] | None = None
+    check: Callable[[Setting, int, int, Pools], None] | None = None
+    sends: Literal["values", "changes"] = "values"
+    uncoded: Callable[[Any, str], str] = lambda *_: ""
+    places: Callable[[Setting, int, int], Mapping[str, tuple[Tensor, int]]] | None = None
+    coding: Callable[[Any], Coding] | None = None
+    through: Callable[[Gather], Gather] | None = None
+    idle: Callable[[Setting, State, int], State] | None = None
 
     @property
     def trains(self) -> str:

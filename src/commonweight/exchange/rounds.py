@@ -100,7 +100,7 @@ class Gathering:
         if rows < 1 or found.rows != rows:
             raise Refused("wrong shape", f"client {found.client} says {found.rows} rows; it has {rows}")
         if self.method.check is not None:
-            self.method.check(self.setting, tensors)
+            self.method.check(self.setting, self.round, found.client, tensors)
         return found.client, rows, table
 
     def _client(self, data: bytes) -> int:
@@ -142,7 +142,8 @@ class Gathering:
             for c in bad or list(replies):
                 replies.drop(c)
                 self.refuse("not finite", c, "what the server makes of its numbers is NaN or infinite")
-        return state._replace(seen={})
+        state = state._replace(seen={})
+        return state if self.method.idle is None else self.method.idle(self.setting, state, self.round)
 
     def _usable(self, state: State) -> bool:
         """Whether all numbers of a state are finite, and the pools that clients rebuild of it."""
@@ -151,9 +152,14 @@ class Gathering:
         return state.tensors.keys() >= {*self.setting.travels} or finite(self.method.pools(self.setting, state))
 
     def _gathered(self, state: State, replies: Sequence[Reply]) -> State:
-        if self.setting.privacy is not None:
-            return private(self.setting.privacy, state, replies, len(self.chosen))
-        return self.method.gather(self.setting, state, self.round, replies)
+        privacy, through = self.setting.privacy, self.method.through
+        if privacy is None:
+            return self.method.gather(self.setting, state, self.round, replies)
+
+        def gather(_: Setting, state: State, round: int, replies: Sequence[Reply]) -> State:
+            return private(privacy, state, replies, len(self.chosen))
+
+        return (gather if through is None else through(gather))(self.setting, state, self.round, replies)
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,13 +127,14 @@ def to_json(p: Prepared, curve: Sequence[Mapping[str, Any]], seats: Mapping[int,
     config.pop("is")
     adapter, options = p.method.adapter(p.setting.config)
     rounds = max((s.rounds for s in seats.values()), default=0)
+    coding = {} if p.setting.coding is None else {"coding": asdict(p.setting.coding)}
     private = {"privacy": told_of_privacy(p.setting.privacy, rounds)} if p.setting.privacy else {}
     return {
         "format": 1, "method": p.method.name, "paper": p.method.paper, "options": config, "adapter": adapter,
         "adapter_options": options, "base": p.setting.base, "task": type(p.task).__name__.lower(),
         "travels": p.setting.count, "private": sum(p.setting.plan.pools[n].numel for n in p.setting.private),
         "payload_up": up, "payload_down": down, "setup": sum(v.nbytes for v in p.setup.values()),
-        "formula": p.method.formula, **private, "rounds": numbers_of(p.plan),
+        "formula": p.method.formula, **coding, **private, "rounds": numbers_of(p.plan),
         "local": numbers_of(p.local), "better": list(p.task.better), "curve": list(curve),
         "clients": {str(c): {**s._asdict(), "metrics": dict(s.metrics)} for c, s in sorted(seats.items())},
     }  # fmt: skip

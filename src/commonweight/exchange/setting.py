@@ -19,6 +19,8 @@ from ..host import Host, Tenant
 from ..methods import get as adapter_of
 from ..methods import resolve as resolve_adapter
 from ..methods.shown import Shown
+from .codes import wrong
+from .coding import around, of_run
 from .local import Local, Rounds
 from .methods import resolve
 from .privacy import refuse
@@ -45,7 +47,11 @@ class Prepared:
 def numbers(given: Mapping[str, Any]) -> tuple[Rounds, Local]:
     """Both recipes from one set of options. Raises: CommonweightError for a name that neither has."""
     mine = {k: v for k, v in given.items() if k in Rounds.__dataclass_fields__}  # type: ignore[attr-defined]
-    return build(Rounds, mine), build(Local, {k: v for k, v in given.items() if k not in mine})
+    plan = build(Rounds, mine)
+    for codec in (plan.codec, plan.codec_down):
+        if codec is not None and (why := wrong(codec)):
+            raise CommonweightError(f"Rounds: codec={codec}: {why}")
+    return plan, build(Local, {k: v for k, v in given.items() if k not in mine})
 
 
 def make_task(
@@ -98,9 +104,10 @@ def ready(
     shown: Shown | None = None,
 ) -> Prepared:  # fmt: skip
     """Adds the global tenant to the host. common: a frozen common of the host that it reads; its own numbers alone are
-    trained and travel. shown: rows for an adapter that begins from data.
+    trained and travel. shown: rows for an adapter that begins from data. The method has the run's codecs around it.
     Raises: CommonweightError; the host is then as it was."""
     found, config = resolve(method, options)
+    coding = of_run(found, config, plan.codec, plan.codec_down, plan.codec_feedback)
     adapter, how = found.adapter(config)
     if common is not None and not host.common(common).frozen:
         raise CommonweightError(f"common={common!r} is still trained; freeze it first: host.freeze({common!r})")
@@ -126,12 +133,13 @@ def ready(
         setting = Setting(
             found.name, config, tenant.plan, travels, private, run, host.fingerprint, plan.seed, plan.rounds, clients,
             plan.weigh, None if plan.dp_clip is None else Privacy(plan.dp_noise or 0.0, plan.dp_clip, plan.dp_delta),
+            coding,
         )  # fmt: skip
     except BaseException:
         host.remove(name)
         raise
     setup = {n: tenant.pools[n].detach().cpu().clone() for n in begun}
-    return Prepared(host, found, setting, local, replace(plan, clients=clients), tenant, task, setup)
+    return Prepared(host, around(found, coding), setting, local, replace(plan, clients=clients), tenant, task, setup)
 
 
 def told(p: Prepared) -> dict[str, Any]:

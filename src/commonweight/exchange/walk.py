@@ -16,6 +16,14 @@ NOISE = "what travels are numbers along seeded directions; clipping and noise wo
 START = "start/"
 
 
+def uncoded(config: Any, way: str) -> str:
+    """Why codecs cannot be."""
+    return (
+        "what travels are a few numbers along seeded directions, which both sides use to the bit; it has options for "
+        "fewer of them"
+    )
+
+
 def seed_of(*parts: Any) -> int:
     """A seed of 63 bits that depends on the parts alone."""
     text = "/".join(map(str, parts)).encode()

@@ -58,6 +58,8 @@ def not_floats(p: Prepared) -> str:
     """Why messages are no pools that a mod could clip and add noise to; empty: they are."""
     if p.setting.privacy:
         return "the server itself clips and adds noise, by dp_clip; use one of both"
+    if p.setting.coding:
+        return "codecs send bytes, which no mod can add noise to; leave the codec out, or let the server do it: dp_clip"
     name, noise = p.method.name, p.method.noise
     return f"{name} cannot: {noise}; fedavg, ffa-lora and fed-sb can" if noise else ""
 

@@ -14,7 +14,8 @@ from ...adapt.rows import read
 from ...adapt.tasks import Classify
 from ...core import CommonweightError
 from ...formats import atomic
-from ..methods import get, resolve
+from ..coding import around, of_run
+from ..methods import resolve
 from ..setting import numbers
 from ..splits import dealt
 
@@ -100,8 +101,11 @@ def app(
         raise CommonweightError(f"{', '.join(fake)}: only exchange simulate has that; a network does it by itself")
     if not 0 <= wait < math.inf or not 0 < timeout < math.inf:
         raise CommonweightError(f"wait={wait:g}, timeout={timeout:g}: wanted seconds, of a round more than none")
-    found, _ = resolve(method, options or {})
+    found, made = resolve(method, options or {})
     plan, _ = numbers({k: v for k, v in recipe.items() if v is not None})
+    coding = of_run(found, made, plan.codec, plan.codec_down, plan.codec_feedback)
+    if floats and coding is not None:
+        raise CommonweightError("floats: codecs send bytes, which no mod of Flower can add noise to; give one of both")
     if (floats or plan.dp_clip is not None) and found.noise:
         raise CommonweightError(f"{'floats' if floats else 'dp_clip'}: {found.name} cannot: {found.noise}")
     columns = {k: v for k, v in (columns or {}).items() if v}
@@ -138,7 +142,7 @@ def app(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
         raise CommonweightError(f"--out {out}: not empty; --overwrite replaces the app that lies there")
     atomic.make_folder(out)
-    about = json.dumps(f"{get(method).name} of commonweight: {get(method).formula} bytes of a client and round")
+    about = json.dumps(f"{found.name} of commonweight: {around(found, coding).formula} bytes of a client and round")
     text = PROJECT.format(name=json.dumps(_name(out)), about=about, config="\n".join(lines))
     for name, content in (("pyproject.toml", text), ("server_app.py", SERVER), ("client_app.py", CLIENT)):
         atomic.write(out / name, content.encode())

@@ -149,6 +149,10 @@ def size(setting: Setting, round: int, client: int) -> tuple[int, int]:
     keeps="the pools, and an outer momentum for each number",
     each="its own numbers, the server's last ones, the optimiser's two moments: 4 p numbers",
     noise="a client sends the change of one fragment, not its pools",
+    sends="changes",
+    uncoded=lambda c, way: (
+        f"bits={c.bits} codes what goes up already; give one of both" if way == "up" and c.bits < 32 else ""
+    ),
 )
 def adapter(config: DiLoCo) -> tuple[str, dict[str, Any]]:
     """D = mean over clients of (theta_outer - theta_n); v <- mu v + D; theta_outer <- theta_outer - eta (D + mu v);

@@ -14,7 +14,7 @@ from ..averaging import weights
 from ..logs import mean
 from ..message import Part, Table
 from ..registry import Reply, Setting, State, method
-from ..walk import NOISE, START, copied, first, resting, seed_of, slope, step_
+from ..walk import NOISE, START, copied, first, resting, seed_of, slope, step_, uncoded
 
 
 @config
@@ -103,6 +103,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
 WALKING: dict[str, Any] = dict(
     begin=begin, down=down, tell=tell, up=up, client=client, gather=gathering(walked), pools=pools, nbytes=nbytes,
     formula="4 steps up, 4 K down", keeps="K sums; the first pools, which the seed gives", noise=NOISE,
+    uncoded=uncoded,
 )  # fmt: skip
 
 

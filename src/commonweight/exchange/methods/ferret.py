@@ -16,7 +16,7 @@ from ..asks import Client, Diverged, Pools, Sent, Told, Train
 from ..averaging import weights
 from ..message import Part, Refused, Table, payload
 from ..registry import Reply, Setting, State, method
-from ..walk import NOISE, START, copied, first, resting, seed_of
+from ..walk import NOISE, START, copied, first, resting, seed_of, uncoded
 
 
 @config
@@ -145,7 +145,7 @@ def estimate(setting: Setting, round: int, reply: Reply) -> Tensor:
     return out
 
 
-def check(setting: Setting, tensors: Pools) -> None:
+def check(setting: Setting, round: int, client: int, tensors: Pools) -> None:
     """Whether an answer's counts fit its scalars. Raises: Refused."""
     counts, K = tensors["counts"].tolist(), setting.config.seeds
     if sum(counts) != len(tensors["scalars"]) or not all(0 <= n <= K for n in counts):
@@ -176,6 +176,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     check=check,
     formula="(2 + 4 K) groups up at most: 4 for each direction used; 4 K groups down",
     keeps="K sums a group; the first pools, which the seed gives", noise=NOISE,
+    uncoded=uncoded,
 )  # fmt: skip
 def adapter(config: Ferret) -> tuple[str, dict[str, Any]]:
     """change ~ sum over n of K seeded directions of c_j z_j, c_j = <change, z_j> / n: of mean `change`. A group of

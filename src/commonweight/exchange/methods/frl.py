@@ -144,7 +144,7 @@ def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply])
     return State({**state.tensors, "order": new}, state.facts)
 
 
-def check(setting: Setting, tensors: Pools) -> None:
+def check(setting: Setting, round: int, client: int, tensors: Pools) -> None:
     """Whether an answer has an order of all numbers of every pool. Raises: Refused."""
     if no := next((n for n, o in orders(setting, tensors["order"]).items() if not is_order(o)), None):
         raise Refused("wrong shape", f"what it sends of {no} is no order of its numbers")
@@ -169,6 +169,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     **{
         **AVERAGING, "begin": begin, "down": table, "up": table, "tell": tell, "client": client, "gather": gather,
         "pools": pools, "nbytes": nbytes, "check": check,
+        "uncoded": lambda *_: "clients send rankings, whose places are whole numbers in as few bits as they need",
         "formula": "sum over pools of n ceil(log2 n) / 8, up and down",
         "keeps": "an order of the numbers; the first pools, which the seed gives",
         "noise": "clients send rankings, and noise is for means of numbers; a vote is bounded by itself",

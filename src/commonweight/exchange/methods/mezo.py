@@ -13,7 +13,7 @@ from ..asks import Client, Pools, Sent, Told
 from ..averaging import mean, weights
 from ..message import Part, Table, payload
 from ..registry import Reply, Setting, State, method
-from ..walk import NOISE, resting, seed_of, slope, step_
+from ..walk import NOISE, resting, seed_of, slope, step_, uncoded
 
 
 @config
@@ -83,6 +83,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     begin=begin, down=down, tell=tell, up=up, client=client, gather=gather, pools=logs.pools, nbytes=nbytes,
     formula="4 directions up; 4 and 4 directions a step that the client has not made down",
     keeps="the pools and the log: 4 directions a step", each="its pools", broadcast=False, noise=NOISE,
+    uncoded=uncoded,
 )  # fmt: skip
 def adapter(config: Mezo) -> tuple[str, dict[str, Any]]:
     """g = (l(theta + eps z) - l(theta - eps z)) / (2 eps), z ~ N(0, I) from a seed; theta <- theta - rate g z.

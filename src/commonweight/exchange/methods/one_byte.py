@@ -15,7 +15,7 @@ from .. import logs
 from ..asks import Client, Pools, Sent, Told
 from ..message import Part, Table, payload
 from ..registry import Reply, Setting, State, method
-from ..walk import NOISE, resting, seed_of, slope, step_
+from ..walk import NOISE, resting, seed_of, slope, step_, uncoded
 
 
 @config
@@ -158,6 +158,7 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     begin=begin, down=down, tell=tell, up=up, client=client, gather=gather, pools=logs.pools, nbytes=nbytes,
     formula="directions up; 4, and a step that the client has not made: clients / 8 + answers directions down",
     keeps="the pools and the log", each="its pools", broadcast=False, noise=NOISE,
+    uncoded=uncoded,
 )  # fmt: skip
 def adapter(config: OneByte) -> tuple[str, dict[str, Any]]:
     """theta <- theta - rate / n * sum of g_mi z(k, m, i) over machines m and their samples i in step k.

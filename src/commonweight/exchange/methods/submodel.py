@@ -98,7 +98,8 @@ def nbytes(setting: Setting, round: int, client: int) -> tuple[int, int]:
     id=191,
     **{
         **AVERAGING, "down": table, "up": table, "tell": tell, "client": client, "gather": gather, "nbytes": nbytes,
-        "broadcast": False, "formula": "4 share p up, 4 share p down; masks are drawn on both sides",
+        "broadcast": False, "places": lambda *at: {"numbers": (places(*at), at[0].count)},
+        "formula": "4 share p up, 4 share p down; masks are drawn on both sides",
         "noise": "a number's mean is over the clients that have it, and noise is for a mean over all",
     },
 )  # fmt: skip

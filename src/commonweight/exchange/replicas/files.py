@@ -55,6 +55,10 @@ def run(
     every = read(rows, asked, no_header=no_header, say=lambda _: None)
     by = carried(lighthouse, client, clients)
     plan, local = numbers({**recipe, "clients": by.clients})
+    if plan.codec_down is not None:
+        raise CommonweightError(
+            "codec_down: between processes nothing comes down, as each makes the server's step itself; give codec alone"
+        )
     places = split(every, by.clients, plan.split, seed=plan.seed, label_column=label_column)
     host = open_host(model, task, dtype=dtype)
     reading = {"text_column": text_column, "label_column": label_column}
