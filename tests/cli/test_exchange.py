@@ -126,6 +126,9 @@ def test_methods_are_listed():
         (["--split", "drichlet:1"], "unknown split"), (["--task", "dpo"], "unknown task"),
         (["--common", "x"], "--common x: which store has it"), (["--store", "x"], "--store is that of --common"),
         (["--common", "x", "--store", "no-such"], "no-such"),
+        (["--codec", "int3"], "unknown codec of exchange 'int3'"), (["--codec-down", "compeft"], "one of changes"),
+        (["--codec", "compeft:density=2"], "density is 2"), (["--codec-feedback", "server"], "codec_feedback"),
+        (["-m", "frl", "--codec", "int8"], "codec=int8: frl cannot: clients send rankings"),
         (["--lr", "0"], "lr is 0"), (["--clients", "41"], "41 clients for 40 rows"),
     ],
 )  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
 from commonweight.exchange.asks import NOTHING, Told, Trained, drive
 from commonweight.exchange.codes import read, write
-from commonweight.exchange.coding import LOST, around, floats
+from commonweight.exchange.coding import LOST, around, floats, of_run
 from commonweight.exchange.local import Rounds
 from commonweight.exchange.methods import get
 from commonweight.exchange.registry import METHODS, Coding, Reply
@@ -24,8 +27,17 @@ ERRORS = {"int8": 0.01, "int4": 0.2, "bfloat16": 0.005, "compeft:density=0.1": 1
 MORE = {"diloco": {"rank": 2, "steps": 4, "fragments": 2}, "merged": {"adapter": "ia3"}, "fedcac": {"adapter": "ia3"}}
 
 
-def prepared(model, name, **recipe):
-    return small.prepared(model, name, MORE.get(name, small.SMALL[name]), rounds=9, **recipe)
+@cache
+def opened(model, name):
+    """One for all tests: they read it alone."""
+    return small.prepared(model, name, MORE.get(name, small.SMALL[name]), rounds=9)
+
+
+def prepared(model, name, codec=None, codec_down=None, codec_feedback="clients"):
+    """As `ready` makes it of these options."""
+    p = opened(model, name)
+    coding = of_run(p.method, p.setting.config, codec, codec_down, codec_feedback)
+    return replace(p, method=around(p.method, coding), setting=replace(p.setting, coding=coding))
 
 
 def plain(p):
@@ -158,7 +170,7 @@ def test_the_server_sends_what_its_codec_lost(bert, name, codec):
     m, bare = p.method, plain(p)
     layer = m.gather.__self__
     state = m.begin(p.setting, small.start(p))
-    target = small.moved(small.start(p), 3)
+    target = small.moved({n: small.start(p)[n] for n in p.setting.travels}, 3)
     state = state._replace(tensors={**state.tensors, **target})  # where the server would have all be
     keeps, behind = {0: {}, 1: {}, 2: {}}, []
     for round in range(8):

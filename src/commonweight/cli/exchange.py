@@ -35,12 +35,17 @@ Beside a common that lies in a store: what is a tenant's own is trained and trav
 
   commonweight exchange simulate ./my-model rows.tsv --store shop --common sentences --out late
 
+Fed-SB in four bits up and eight down; what a codec loses is sent with the next message, on both sides:
+
+  commonweight exchange simulate ./my-model rows.tsv --method fed-sb --codec int4 --codec-down int8 --codec-feedback both --out few
+
 A third of the clients never answers, the others differ in speed, and a round waits for twice the median's time:
 
   commonweight exchange simulate ./my-model rows.tsv --clients 100 --vanish 0.3 --spread 0.5 --deadline 2 --out hard
-"""
+"""  # noqa: E501
 ROUNDS, LOCAL, DATA, NETWORK = "Rounds", "What a client does", "Rows", "What goes wrong (simulated)"
 PRIVACY = "Differential privacy of clients"
+CODECS = "Messages in fewer bits"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,6 +94,7 @@ def facts_of(m: Any) -> dict[str, str]:
         "the mean is exact": "yes" if m.exact else "no: that of the factors is not that of the updates",
         "clients in one mixed batch": m.apart or "yes",
         "noise for privacy": m.noise or "yes: --dp-noise and --dp-clip",
+        "codecs": "by its own options" if m.coding else m.uncoded(m.config(), "up") or "yes: --codec, --codec-down",
     }
 
 
@@ -206,6 +212,19 @@ def simulate(
     ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per row (128, lm 512).", rich_help_panel=LOCAL)] = None,
     sites: Annotated[str | None, typer.Option(help="Pattern of layers to adapt.", rich_help_panel=LOCAL)] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients send: int8, int4, bfloat16, compeft:density=0.1, l-greco.", rich_help_panel=CODECS
+        ),
+    ] = None,
+    codec_down: Annotated[
+        str | None, typer.Option(help="The same of what comes down to them.", rich_help_panel=CODECS)
+    ] = None,
+    codec_feedback: Annotated[
+        str | None,
+        typer.Option(help="Who makes up for what a codec lost: none, clients, both (clients).", rich_help_panel=CODECS),
+    ] = None,
     vanish: Annotated[
         float | None, typer.Option(help="Share of clients that never answer (0).", rich_help_panel=NETWORK)
     ] = None,
@@ -240,6 +259,7 @@ def simulate(
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "momentum": momentum,
         "weight_decay": weight_decay, "clip": clip, "max_length": max_length, "vanish": vanish, "spread": spread,
         "deadline": deadline, "seed": seed, "dp_noise": dp_noise, "dp_clip": dp_clip, "dp_delta": dp_delta,
+        "codec": codec, "codec_down": codec_down, "codec_feedback": codec_feedback,
     }  # fmt: skip
     recipe = {k: v for k, v in numbers.items() if v is not None}
     early.exchange_recipe(recipe)

@@ -67,7 +67,7 @@ def after(
 
 
 def grown(method: Method, coding: Coding, setting: Setting, state: State, theirs: State, round: int) -> State:
-    """With one change more; the oldest go, as long as all are longer than the copy, which is then sent in their place."""
+    """With one change more. The oldest go where all are longer than the copy, which is then sent in their place."""
     assert coding.down is not None
     there, copy = names(method, setting, round), {n: state.tensors[f"{COPY}{n}"] for n in setting.travels}
     told = method.tell(setting, theirs, round, -1)

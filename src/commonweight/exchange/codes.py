@@ -40,9 +40,9 @@ def wrong(codec: str) -> str | None:
 
 
 def encode(codec: Codec, value: Tensor) -> Tensor:
-    """Of compeft the signs times the mean of the kept magnitudes, which is of least squared error. A stored tenant keeps
-    the norm instead, and can err by more than all of it: what is lost would grow without end at densities of 0.1 and
-    less."""
+    """Of compeft the signs times the mean of the kept magnitudes, which is of least squared error. A stored tenant
+    keeps the norm instead, and can err by more than all of it: at densities of 0.1 and less what is lost would grow
+    without end."""
     if isinstance(codec, Compeft):
         signs, _ = ternary(value, codec.density)
         value = signs * ((signs * value.double()).sum() / signs.abs().sum().clamp(min=1))

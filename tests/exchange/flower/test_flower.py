@@ -65,6 +65,18 @@ def test_as_simulated_to_the_bit(bert, tmp_path, method):
     assert (tmp_path / "app-run" / "run.json").is_file() and (tmp_path / "app-run" / "store").is_dir()
 
 
+@pytest.mark.parametrize("method", ["fed-sb", "fedcac"])
+def test_codecs_both_ways(bert, tmp_path, method):
+    """What a codec lost is in the node's state."""
+    more = {"codec": "int4", "codec_down": "int8", "codec_feedback": "clients" if method == "fedcac" else "both"}
+    folder = made(tmp_path, bert, method, run="run", sample=2, **more)
+    run, wanted = serve(Here(folder, NODES), config_of(folder)), simulated(bert, method, sample=2, **more)
+    alike(run, wanted)
+    assert [(r["up"], r["down"]) for r in run.curve] == [(r["up"], r["down"]) for r in wanted.curve]
+    with pytest.raises(CommonweightError, match="floats: codecs send bytes"):
+        made(tmp_path, bert, "fed-sb", floats=True, overwrite=True, codec="int8")
+
+
 def test_private_pools_and_samples_too(bert, tmp_path):
     more = {"private": "*head*", "sample": 2}
     folder = made(tmp_path, bert, **more)
