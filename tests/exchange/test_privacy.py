@@ -82,11 +82,12 @@ def test_who_cannot_is_refused_by_name(bert, name):
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.available().items() if not m.noise])
 def test_who_can_has_one_mean_of_all_that_travels(bert, name):
-    """The private mean takes the place of the method's own: what it keeps and what comes up must be the pools."""
-    p = small.prepared(bert, name, **DP)
-    table = p.method.up(p.setting, 0, 0)
-    assert table == p.method.down(p.setting, 0, 0) and table.keys() == set(p.setting.travels)
-    assert p.method.begin(p.setting, small.start(p)).tensors.keys() == set(p.setting.travels)
+    """The private mean takes the place of the method's own: what it keeps and what comes up must be the pools,
+    once they are decoded."""
+    p, method = small.prepared(bert, name, **DP), METHODS.get(name)
+    table = method.up(p.setting, 0, 0)
+    assert table == method.down(p.setting, 0, 0) and table.keys() == set(p.setting.travels)
+    assert method.begin(p.setting, small.start(p)).tensors.keys() == set(p.setting.travels)
     assert all(part.dtype == "float32" for part in table.values())
 
 
