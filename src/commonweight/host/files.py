@@ -21,6 +21,7 @@ from .common import Common
 from .follow import fit
 from .origin import of_float, quantised
 from .over import content, found, having, plan_over, pools_over, said
+from .replanned import coded, levelled
 from .roster import Roster
 from .tenant import Tenant
 from .vocabulary import brings, fingerprint, placed, ready, relied
@@ -64,6 +65,7 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
+    tenant = tenant if codec is None else coded(tenant)
     sites = _sites(base, tenant)
     config = dump(tenant.config)
     config.pop("is")
@@ -141,8 +143,11 @@ def _sites(base: HookedModel, tenant: Tenant) -> list[Site]:
 def settle(tenant: Tenant, codec: Choice) -> None:
     """Gives the pools the values that they will have after saving with this codec and loading; see `coding.choose`.
 
-    Then what is measured is what the file holds. Raises: as saving does; the pools are then as they were.
+    Then what is measured is what the file holds. A tenant whose method trains numbers behind its levels is at its
+    levels from now on, as `Host.compact` makes it. Raises: as saving does; the pools are then as they were.
     """
+    if codec is not None:
+        levelled(tenant)
     with _named(tenant.name):
         values = native.rounded(tenant.plan, tenant.pools, codec, tenant.common is not None)
     with torch.no_grad():

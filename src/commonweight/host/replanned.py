@@ -26,13 +26,34 @@ def smaller(roster: Roster, tenant: Tenant) -> Tenant:
     if method.compact is None or tenant.common is not None:
         return tenant
     tenant.free("made smaller")
-    config, found = method.compact(tenant.config, tenant.bare().pools)
+    become(tenant, *_smaller(tenant), roster.frozen)
+    return tenant
+
+
+def _smaller(tenant: Tenant) -> tuple[Any, Plan, dict[str, Tensor]]:
+    """(config, plan, values) of the smaller form of a tenant whose method has one."""
+    assert tenant.method.compact is not None
+    config, found = tenant.method.compact(tenant.config, tenant.bare().pools)
     own = made(tenant, config)
     plan = planned(tenant, config)
     values = {n: p for n, p in tenant.pools.items() if n in plan.pools and n not in own.pools}
     values |= {n: found[n].detach() for n, p in own.pools.items() if n in found and (p.train or p.save)}
-    become(tenant, config, plan, values, roster.frozen)
-    return tenant
+    return config, plan, values
+
+
+def coded(tenant: Tenant) -> Tenant:
+    """The tenant as a codec may take it: one whose method says `levels` by its numbers at their levels, on pools of its
+    own; any other, and one at its levels, as it is."""
+    if not tenant.method.levels or tenant.common is not None:
+        return tenant
+    config, plan, values = _smaller(tenant)
+    return tenant if config == tenant.config else tenant.other(config, plan, values)
+
+
+def levelled(tenant: Tenant) -> None:
+    """The tenant itself as `coded` gives it."""
+    if coded(tenant) is not tenant:
+        become(tenant, *_smaller(tenant))
 
 
 def made(tenant: Tenant, config: Any) -> Plan:

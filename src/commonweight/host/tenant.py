@@ -290,6 +290,13 @@ class Tenant:
         out.apart, out.base, out.vocabulary = self.apart, self.base, self.vocabulary
         return out
 
+    def other(self, config: Any, plan: Plan, pools: Mapping[str, Tensor]) -> Tenant:
+        """The same by another config, plan and pools, for who writes it."""
+        out = self._again(plan, self.beside, self.held)
+        out.config, out.pools, out.over = config, dict(pools), self.over
+        out.keep(self.known)
+        return out
+
     def keep(self, known: Mapping[str, int]) -> None:
         """Tables that have grown, and the entries of them that it knows: its changes are of these."""
         if known != self.known:

@@ -33,7 +33,8 @@ class Method:
     size: the options that make it larger or smaller, the one to turn first in front; the bytes grow with each, or fall
     where it starts with "-". None: "rank", where there is such an option.
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
-    at_end: a training ends with it; one with a schedule always does.
+    at_end: a training ends with it; one with a schedule always does. levels: it answers by levels of its numbers, and
+    not by these: a file with a codec has the levels, as `compact` leaves them.
     schedule: (config, plan) -> what it does between the steps of a training run, if anything. penalty: (config, plan,
     pools) -> a number that is added to the loss of its rows, with gradients. routing: of a config, what it makes of its
     routers' logits for the same end, or None. wants: of a config, the kind of `shown.KINDS` that its
@@ -65,6 +66,7 @@ class Method:
     size: tuple[str, ...] | None = None
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
     at_end: bool = False
+    levels: bool = False
     schedule: Callable[[Any, Plan], Schedule | None] | None = None
     penalty: Callable[[Any, Plan, Mapping[str, Tensor]], Tensor] | None = None
     routing: Callable[[Any], RouterLoss | None] | None = None

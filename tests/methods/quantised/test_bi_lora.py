@@ -8,6 +8,7 @@ import torch
 
 import commonweight as cw
 from commonweight.core.onebit import onebit
+from commonweight.host.files import settle
 from tests.laws.subjects import stir
 from tests.models import make
 
@@ -106,3 +107,23 @@ def test_a_number_of_bits_that_is_no_multiple_of_eight(tmp_path):
     assert len(signs) == 21 and signs[: len(signs) // 8 * 8].numel() == 16
     host.load("again", host.save("t", tmp_path / "t.safetensors", codec="onebit"))
     assert all(host["again"].pools[n].equal(p) for n, p in tenant.pools.items())
+
+
+@pytest.mark.parametrize("codec", ["onebit", "int8"])
+@pytest.mark.parametrize(("method", "options"), [("bi-lora", {"rank": 4}), ("bi-adaptformer", {"size": 4})])
+def test_a_codec_takes_what_it_answers_by(method, options, codec, tmp_path):
+    """Also before `compact`: its levels, not levels of its levels. What is trained on stays as it is."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", method, **options))
+    host.load("u", host.save("t", tmp_path / "t.safetensors", codec=codec))
+    assert not tenant.config.stored and host["u"].config.stored
+    settle(stir(host.add("v", method, **options)), codec)
+    found = {}
+    with torch.no_grad():
+        for name in (None, "t", "u", "v"):
+            with host.route(name):
+                found[name] = model(**batch).logits
+    effect = (found["t"] - found[None]).abs().max()
+    for name in "uv":
+        assert (found[name] - found["t"]).abs().max() < (1e-5 if codec == "onebit" else 0.05) * effect

@@ -69,6 +69,7 @@ def compact(config: BiAdaptFormer, pools: Mapping[str, Tensor]) -> tuple[BiAdapt
     size=("size",),
     compact=compact,
     at_end=True,
+    levels=True,
 )
 def plan(sites: Sequence[Site], config: BiAdaptFormer) -> Plan:
     """y' = y + s up' relu(down' x): x what the feed-forward part is given, y what it gives before it is added.

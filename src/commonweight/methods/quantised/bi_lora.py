@@ -77,6 +77,7 @@ def compact(config: BiLoRA, pools: Mapping[str, Tensor]) -> tuple[BiLoRA, dict[s
     fresh="B begins near zero, and at its two levels it is not zero",
     compact=compact,
     at_end=True,
+    levels=True,
 )
 def plan(sites: Sequence[Site], config: BiLoRA) -> Plan:
     """h = W0 x + s B' A' x, P' = m + d z' with m and d mean and deviation of a factor P, z' = -+0.6745 by its sign.
