@@ -152,7 +152,7 @@ def test_beside_others_by_number_by_token_and_over_files(tmp_path):
         (lambda h: h.route(torch.zeros(4, 6).long(), torch.zeros(6, 4).long()), r"readers of shape \(4, 6\) and"),
         (lambda h: h.route(torch.zeros(4).long(), [[0] * 6] * 4), r"readers of shape \(4,\) and tasks of shape \(4, 6"),
         (lambda h: h.route(["t"] * 4, torch.zeros(2).long()), "names 4 readers and 2 tasks; give one task per read"),
-        (lambda h: h.route(None, "cr"), "the plain base knows no tasks, and 'cr' is said; leave it out, or say None"),
+        (lambda h: h.route(None, "cr"), "the plain base knows no tasks, and 'cr' is said; leave it out"),
         (lambda h: h.route([None, "l"], ["cr", None]), "the plain base knows no tasks, and 'cr' is said"),
         (lambda h: h.module(None)(input_ids=torch.ones(1, 2).long(), tasks=[0]), "plain base knows no tasks, and 0 is"),
         (lambda h: h.route(["t", None], tasks=["cr"]), "names 2 readers and 1 task; give one task per reader"),

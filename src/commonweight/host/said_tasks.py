@@ -77,4 +77,4 @@ def spread(tasks: Tasks, shape: tuple[int, ...]) -> list[Any]:
 def none(tasks: Sequence[Any], where: str) -> None:
     """Raises: WrongTask where one is said of who knows none."""
     if (said := next((t for t in tasks if not unsaid(t)), None)) is not None:
-        raise WrongTask(f"{where} knows no tasks, and {said!r} is said; leave it out, or say None")
+        raise WrongTask(f"{where} knows no tasks, and {said!r} is said; leave it out")

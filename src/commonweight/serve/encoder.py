@@ -19,6 +19,7 @@ from ..core import CommonweightError, counted
 from ..host import Host, Tenant
 from ..host.pools import stored
 from ..host.route import Route
+from ..host.said_tasks import none
 from . import check, outputs, prompts, teams
 from .borrowed import borrow, drops, give_back, steady
 from .device import entry
@@ -124,14 +125,15 @@ class Encoder:
         return [self.classified(r) for r in self.submit("scores", [(t, None) for t in texts], tenant, task=task)]
 
     def rerank(
-        self, query: str, documents: Sequence[str], tenant: str | None = None, top: int | None = None
-    ) -> list[Ranked]:
-        """The documents, nearest to the query first; top: so many of them.
+        self, query: str, documents: Sequence[str], tenant: str | None = None, top: int | None = None,
+        task: str | None = None,
+    ) -> list[Ranked]:  # fmt: skip
+        """The documents, nearest to the query first; top: so many of them. task: as for `embed`.
 
         A reader with one class (a cross-encoder) scores each pair of query and document; any other by the cosine of
         their vectors. Documents with an error stand last.
         """
-        return self.ranked(self.ranking(query, documents, tenant), len(documents))[:top]
+        return self.ranked(self.ranking(query, documents, tenant, task=task), len(documents))[:top]
 
     def submit(
         self, what: str, texts: Sequence[tuple[Input, str | None]], tenant: str | None, cut: int | None = None,
@@ -141,9 +143,11 @@ class Encoder:
         texts are cut to so many tokens, at -1 to what the model reads; None: they are refused. names: what each is
         called in an error.
 
-        Raises: CommonweightError for an unknown tenant, one without classes, a text that is empty or too long, and a
+        Raises: CommonweightError for a wrong tenant or task, one without classes, a text that is empty or too long, and a
         full queue; none of them is read then.
         """
+        if tenant is None:
+            none([task], "the plain model")
         reader = None if tenant is None else self.tenants.get(tenant).at(task)
         teams.rest()
         if what == "scores" and self.outputs.labels(reader) is None:
@@ -166,15 +170,15 @@ class Encoder:
 
     def ranking(
         self, query: str, documents: Sequence[str], tenant: str | None, cut: int | None = None,
-        called: tuple[str, str] = ("query", "document"), start: int = 0,
+        called: tuple[str, str] = ("query", "document"), start: int = 0, task: str | None = None,
     ) -> list[Reading]:  # fmt: skip
         """What `ranked` reads ranks from: the pairs, or the query and then the documents. called: what these are in an
         error. start: the number of the first document there."""
         reader = None if tenant is None else self.tenants.get(tenant)
         names = [f"{called[1]} {i}" for i in range(start, start + len(documents))]
         if len(self.outputs.labels(reader) or ()) == 1:
-            return self.submit("scores", [(query, d) for d in documents], tenant, cut, names)
-        return self.submit("vectors", [(t, None) for t in (query, *documents)], tenant, cut, [called[0], *names])
+            return self.submit("scores", [(query, d) for d in documents], tenant, cut, names, task)
+        return self.submit("vectors", [(t, None) for t in (query, *documents)], tenant, cut, [called[0], *names], task)
 
     # -- answers, which wait for what they are made of ---------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ..commons import Commons
-from ..core import CommonweightError, unknown
+from ..core import CommonweightError, WrongTask, unknown
 from ..host import Host, Tenant
 from ..host.pools import stored
+from ..host.said_tasks import none
 from .blend import several, terms
 from .edition import Edition, Editions
 from .flight import Flights
@@ -58,14 +59,20 @@ class Tenants:
         """A tenant as it is now, loaded if need be; None for the plain base. A sum as `a+0.5*b`: of these tenants.
         task: of one that goes by tasks, which; of a sum, of those among them that do.
 
-        Raises: as `get`, `Tenant.at`, and as `blend.terms` and `blend.total`.
+        Raises: as `get`, `Tenant.at`, and as `blend.terms` and `blend.total`; WrongTask for a task of the plain base,
+        or of a sum in which nobody goes by tasks.
         """
         if name is None:
+            none([task], "the plain base")
             return None
         if not several(name):
             return self._editions.of(self.get(name).at(task), self.host.base.modules)
         found = [(w, self.get(n)) for n, w in sorted(terms(name).items())]
         parts = [(w, t.at(task) if t.tasks else t) for w, t in found]
+        if len(lists := {t.tasks for _, t in found if t.tasks}) > 1 and not isinstance(task, str):
+            raise WrongTask(f"tenants of {name!r} have their tasks in other orders, and {task!r} is said; say a name")
+        if not lists:
+            none([task], f"{name!r}, in which nobody goes by tasks,")
         if [w for w, _ in parts] == [1.0]:
             return self._editions.of(parts[0][1], self.host.base.modules)
         return self._editions.sum(name, parts, self.host.base.modules)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from fastapi import APIRouter
 from starlette.requests import Request as Call
 
-from ...core import CommonweightError, counted
+from ...core import CommonweightError, WrongTask, counted
 from ..encoder import Encoder, Reading
 from ..engine import Full
 from ..readings import Classified, Embedding, Input, Ranked
@@ -82,7 +82,8 @@ def routes(service: Service, engine: Encoder) -> APIRouter:
         """The documents, nearest to the query first."""
         tenant = await service.tenant(call, body.model)
         query, documents = unicode(body.query, "query"), [_document(i, d) for i, d in enumerate(body.documents)]
-        submit = lambda: [engine.ranking(query, documents, tenant, body.truncate_prompt_tokens)]  # noqa: E731
+        cut = body.truncate_prompt_tokens
+        submit = lambda: [engine.ranking(query, documents, tenant, cut, task=body.task)]  # noqa: E731
         async with _read(service, call, tenant, len(documents) + 1, submit) as asked:
             found = _sound(service, engine.ranked(asked.readings, len(documents)))
         show = body.return_documents is not False
@@ -102,7 +103,9 @@ def routes(service: Service, engine: Encoder) -> APIRouter:
             raise Refused(400, told, "text_1")
         sides = [(first[0], second)] if len(first) == 1 else [(a, [b]) for a, b in zip(first, second)]
         ends = ("text_1", "text_2")
-        submit = lambda: [engine.ranking(a, b, tenant, cut, ends, i) for i, (a, b) in enumerate(sides)]  # noqa: E731
+        submit = lambda: [  # noqa: E731
+            engine.ranking(a, b, tenant, cut, ends, i, body.task) for i, (a, b) in enumerate(sides)
+        ]
         async with _read(service, call, tenant, len(first) + len(second), submit) as asked:
             ranks = [engine.ranked(group, len(b)) for group, (_, b) in zip(asked.groups, sides)]
             found = _sound(service, [r for some in ranks for r in sorted(some, key=lambda r: r.index)])
@@ -151,6 +154,8 @@ def _submitted(service: Service, submit: Callable[[], list[list[Reading]]]) -> l
         return submit()
     except Full as e:
         raise Refused(429, str(e), retry=1.0) from e
+    except WrongTask as e:
+        raise Refused(400, str(e), "task") from e
     except CommonweightError as e:
         if engine.closed:
             raise Refused(503, str(e)) from e

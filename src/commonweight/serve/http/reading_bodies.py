@@ -18,6 +18,7 @@ class Read(Body):
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="vLLM's: longer texts are cut to so many tokens; -1: to what the model reads."
     )
+    task: str | None = Field(None, description="Of a tenant that goes by tasks, which.")
     user: Any = None
     request_id: Any = None
     priority: Any = None
@@ -25,7 +26,6 @@ class Read(Body):
 
 class EmbeddingBody(Read):
     input: Texts
-    task: str | None = Field(None, description="Of a tenant that goes by tasks, which.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     normalize: bool | None = Field(None, description="vLLM's; vectors are of length 1 unless this is false.")
@@ -33,7 +33,6 @@ class EmbeddingBody(Read):
 
 class ClassifyBody(Read):
     input: Texts
-    task: str | None = Field(None, description="Of a tenant that goes by tasks, which.")
 
 
 class RerankBody(Read):

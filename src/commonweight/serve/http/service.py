@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.requests import Request as Call
 
-from ...core import CommonweightError, Unknown
+from ...core import CommonweightError, Unknown, WrongTask
 from ..blend import several, terms
 from ..engine import Engine, Full
 from ..request import Answer, Piece, Request
@@ -160,16 +160,18 @@ class Service:
         """What `load` makes of a tenant: by threads of their own where it is not in memory, one load for all who wait
         for it (for this task of it), so that the threads of other requests are not held back. Raises: Refused, with
         what is wrong with it."""
-        if tenant is None:
+        if tenant is None and task is None:
             return None
         try:
-            if self.engine.tenants.ready(tenant):
+            if tenant is None or self.engine.tenants.ready(tenant):
                 return await self.run(load, tenant)
             return await self._load((tenant, task), load)
+        except WrongTask as e:
+            raise Refused(400, str(e), "task") from e
         except Unknown as e:  # it has left since it was looked for
             raise Refused(404, f"The model `{tenant}` does not exist.", "model") from e
         except (CommonweightError, OSError) as e:
-            which = "" if several(tenant) else f"tenant {tenant!r} cannot be loaded: "
+            which = "" if tenant is None or several(tenant) else f"tenant {tenant!r} cannot be loaded: "
             raise Refused(400, f"{which}{self.inside(str(e))}", "model") from e
 
     async def _load(self, key: tuple[str, str | None], load: Callable[[Any], Any]) -> Any:
