@@ -143,8 +143,8 @@ class Encoder:
         texts are cut to so many tokens, at -1 to what the model reads; None: they are refused. names: what each is
         called in an error.
 
-        Raises: CommonweightError for a wrong tenant or task, one without classes, a text that is empty or too long, and a
-        full queue; none of them is read then.
+        Raises: CommonweightError for a wrong tenant or task, one without classes, a text that is empty or too long,
+        and a full queue; none of them is read then.
         """
         if tenant is None:
             none([task], "the plain model")
