@@ -43,13 +43,16 @@ def test_two_processes_are_the_simulated_run(bert, tmp_path):
         assert max(r["up"] for r in first) < 4 * base / 8, "the frozen base stays where it is"
 
 
-def test_one_process_alone(bert):
-    p = small.prepared(bert, "fedavg", clients=1, **RECIPE)
+@pytest.mark.parametrize(
+    ("method", "options", "codecs"),
+    [("fedavg", {"rank": 2}, {}), ("diloco", {"rank": 2, "steps": 4, "fragments": 2, "delay": 1}, {"codec": "int4"})],
+)
+def test_one_process_alone(bert, method, options, codecs):
+    p = small.prepared(bert, method, options, clients=1, **codecs, **RECIPE)
     rows = p.task.examples(tiny.rows(8))
     done = exchange(p, rows, Alone())
     run = simulate(
-        small.prepared_host(bert), tiny.rows(8), method="fedavg", options=small.SMALL["fedavg"], clients=1, mixed=1,
-        **RECIPE,
+        small.prepared_host(bert), tiny.rows(8), method=method, options=options, clients=1, mixed=1, **codecs, **RECIPE
     )  # fmt: skip
     assert small.same(done.state.tensors, run.state.tensors)
 
