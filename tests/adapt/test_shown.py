@@ -47,7 +47,7 @@ def test_it_wants_rows_and_says_which(method):
     from tests.models import make
 
     host = cw.Host(make(model_of(method))[0])
-    with pytest.raises(cw.CommonweightError, match=f"{method} begins from data: .* or start='random'"):
+    with pytest.raises(cw.CommonweightError, match=f"{method}( with .*)? begins from data: .* or take start='random'"):
         host.add("t", method, **from_rows(method))
     host.add("t", method, **small(method))
 

@@ -14,7 +14,7 @@ from ..core import CommonweightError, Site, unknown
 from ..formats.coding import Choice
 from ..methods import OVER, Method, beside, head, head_of, resolve
 from ..methods import plan as make_plan
-from ..methods.shown import KINDS, NO_ROWS, Seen, Shown, Statistics
+from ..methods.shown import Seen, Shown, Statistics
 from . import adapters, encode, files, peft, room
 from .beside import Names, Rows, chosen, others
 from .common import Common
@@ -29,6 +29,8 @@ from .module import tenant_module
 from .over import of_names, over_tenants, plan_over, pools_over, sites_of
 from .replanned import smaller
 from .roster import Reader, Roster
+from .rows import asked as rows_asked
+from .rows import taken
 from .said_tasks import Tasks
 from .shown import statistics
 from .sites import Pattern
@@ -161,27 +163,16 @@ class Host:
         self, method: Method, config: Any, sites: list[Site], rows: Any, retain: Any, labels: Any, seed: int
     ) -> tuple[Any, Mapping[str, Tensor]]:
         """The config and the first values of a tenant that begins from data; else the config as it is, and none."""
-        kinds = method.asks(config), method.kept(config)
-        for name, given, kind in zip(("rows", "retain"), (rows, retain), kinds):
-            if given is not None and not kind:
-                what = "begin from data" if name == "rows" else "ask for rows to keep"
-                raise CommonweightError(f"{name}: {method.name} does not {what}; leave {name} out")
-            if given is None and kind and kind not in NO_ROWS:
-                told = " (`adapt --retain`)" if name == "retain" else ""
-                raise CommonweightError(
-                    f"{method.name} begins from data: {KINDS[kind]}; give {name}=, batches of the model's inputs"
-                    f"{told}, or start='random'"
-                )
+        kinds = rows_asked(method, config, rows, retain)
         if method.begin is None or not any(kinds):
             return config, {}
         classes = None if labels is None else len(_classes(labels))
         twin = None if method.twin is None else (method, method.twin(config), seed)
 
-        def seen(kind: str, given: Any) -> Statistics:
-            given = given if isinstance(given, Shown) else Shown(given or ())
-            return statistics(self.roster, kind, sites, given, classes, twin) if kind else {}
+        def seen(name: str, kind: str, given: Any) -> Statistics:
+            return statistics(self.roster, kind, sites, taken(name, given), classes, twin) if kind else {}
 
-        found = seen(kinds[0], rows), seen(kinds[1], retain)
+        found = seen("rows", kinds[0], rows), seen("retain", kinds[1], retain)
         return method.begin(config, sites, Seen(found[0], found[1], self.weight))
 
     def resize_vocabulary(self, size: int) -> int:

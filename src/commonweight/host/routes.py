@@ -60,6 +60,8 @@ def routes(
             h.remove()
     if not counts:
         raise CommonweightError("rows: no rows to take statistics of")
+    if not any(bool(c.any()) for c in counts.values()):
+        raise CommonweightError("rows: no token of them is no padding; give others")
     found = {s.name: _count(counts, s.name) for s in sites}
     if gates:
         return {n: (c / max(1, tokens.get(n.split("[")[0], 0))).float() for n, c in found.items()}

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core import CommonweightError, Plan, Site
+from ..core import CommonweightError, Plan, Site, counted
 from ..core.statistics import Grams, add_squared, rows_of, tokens
 from ..methods import Method, get, head
 from ..methods import plan as make_plan
 from ..methods.shown import Shown, Statistics
 from .roster import Roster
 from .routes import routes
+from .rows import finite, read_by_model, told, unscored
 from .streams import Streams
 from .tenant import Tenant
 from .weights import device_of
@@ -41,7 +42,8 @@ def statistics(
     and two copies of the weights read; `squared` the same a row; `curvature` three steps of the dense tenant a batch;
     `blocks` as `squared`, of all projections in the trunks; `projections` no pass;
     `inputs` a forward pass a batch and inp^2 a site; `routes` and `gates` a forward pass a batch.
-    Raises: CommonweightError for no rows, and for a site that the rows never came to.
+    Raises: CommonweightError for no rows, rows that the model cannot read or that score nothing, a site that they never
+    came to, and a statistic that is not finite.
     """
     was, device = roster.base.model.training, device_of(roster.base.model)
     shown = shown._replace(batches=(_at(b, device) for b in shown.batches))
@@ -64,6 +66,7 @@ def statistics(
             found = _gradients(roster, kind, sites, shown, labels)
     finally:
         roster.base.model.train(was)
+    finite(found)
     return found
 
 
@@ -131,12 +134,15 @@ def _summed(
 ) -> dict[str, Tensor]:
     """Of the pools of the tenant that is attached. along: of the gradient's product with it, in place of the loss."""
     sums = {n: torch.zeros_like(p) for n, p in pools.items()}
-    mine, count = list(pools.values()), 0
+    mine, count, silent = list(pools.values()), 0, 0
     with torch.enable_grad(), roster.base.current.within(roster.route(_NAME)):
         for batch in shown.batches:
             for part in rows_of(batch) if kind == "squared" else (batch,):
-                loss = _loss(roster.base.model, part, shown)
                 rows = len(next(iter(part.values())))
+                if unscored(part):
+                    silent += rows
+                    continue
+                loss = _loss(roster.base.model, part, shown)
                 count += rows
                 if kind == "squared":
                     add_squared(sums, loss, pools)
@@ -148,6 +154,11 @@ def _summed(
                 for total, g in zip(sums.values(), grads):
                     if g is not None:
                         total.add_(g, alpha=rows)
+    if not count and silent:
+        raise CommonweightError(
+            f"rows: all labels of the {counted(silent, 'row')} are -100, so that they score nothing; give rows with "
+            "labels that count"
+        )
     if not count:
         raise CommonweightError("rows: no rows to take statistics of")
     return sums if kind == "squared" else {n: s / count for n, s in sums.items()}
@@ -155,10 +166,17 @@ def _summed(
 
 def _loss(model: nn.Module, batch: Any, shown: Shown) -> Tensor:
     if shown.loss is not None:
-        return shown.loss(model, batch)
-    loss = getattr(model(**batch), "loss", None)
+        loss = shown.loss(model, batch)
+    else:
+        with read_by_model(batch):
+            loss = getattr(model(**batch), "loss", None)
     if loss is None:
         raise CommonweightError('rows: the model gives no loss of these batches; give them "labels", or a loss')
+    if not bool(loss.isfinite().all()):
+        raise CommonweightError(
+            f"rows: the loss of a batch of {told(batch)} is {loss.detach().float().mean().item():g}; wanted a finite "
+            "one: look at its labels and inputs"
+        )
     return loss
 
 
@@ -171,6 +189,7 @@ class Norms:
         self.sums: dict[tuple[str, int], Tensor] = {}
         self.mask: Tensor | None = None
         self.rows: list[int] = []
+        self.tokens = 0
 
     def begin(self, batch: Mapping[str, Any]) -> None:
         given, labels = batch.get("attention_mask"), batch.get("labels")
@@ -183,6 +202,7 @@ class Norms:
         for i, (k, found) in enumerate(zip(self.rows, y.detach().double())):
             if self.mask is not None and found.shape[:1] == self.mask.shape[1:]:
                 found = found[self.mask[i]]
+            self.tokens += found.numel()
             squares = found.reshape(-1, found.shape[-1]).square().sum(0)
             self.sums[name, k] = self.sums[name, k] + squares if (name, k) in self.sums else squares
 
@@ -190,6 +210,8 @@ class Norms:
         """Float32. Raises: CommonweightError for no rows."""
         if not self.sums:
             raise CommonweightError("rows: no rows to take statistics of")
+        if not self.tokens:
+            raise CommonweightError("rows: no token of them is no padding; give others")
         names = dict.fromkeys(n for n, _ in self.sums)
         return {n: torch.stack([v.sqrt() for (m, _), v in self.sums.items() if m == n]).mean(0).float() for n in names}
 
@@ -245,7 +267,10 @@ def _inputs(roster: Roster, sites: Sequence[Site], shown: Shown, answers: bool) 
             h.remove()
     if not grams.counts:
         raise CommonweightError("rows: no rows to take statistics of")
-    if lost := [s.name for s in sites if s.name.split("[")[0] not in grams.counts]:
+    if not any(grams.counts.values()):
+        what = "is no padding and has a label" if answers else "is no padding"
+        raise CommonweightError(f"rows: no token of them {what}; give others")
+    if lost := [s.name for s in sites if not grams.counts.get(s.name.split("[")[0])]:
         raise CommonweightError(f"{lost[0]}: no token of the rows came to it; give more rows, or leave the site out")
     return {s.name: grams.mean(s.name.split("[")[0]) for s in sites}
 
@@ -264,7 +289,8 @@ def _pass(roster: Roster, batch: Mapping[str, Any], shown: Shown) -> None:
     if shown.loss is not None:
         shown.loss(roster.base.model, dict(batch))
     else:
-        roster.base.model(**{k: v for k, v in batch.items() if k != "labels"})
+        with read_by_model(batch):
+            roster.base.model(**{k: v for k, v in batch.items() if k != "labels"})
 
 
 def _gave(see: Callable[[str, Tensor], None], name: str, module: nn.Module, args: Any, y: Tensor) -> None:

@@ -13,16 +13,20 @@ KINDS = {
     "squared": "the sum over rows of the squared gradient of each row's loss by each weight, (out, inp)",
     "inputs": "X^T X / n of the n tokens that come into each layer, (inp, inp)",
     "channels": "the norm of each channel of what a layer gives, over the tokens of a class; the mean over classes",
-    "streams": "the same of the sum of what a block is given and its attention gives, by the norm that is given it, or "
-    "where norms stand before by attention<norm",
+    "streams": "the norm of each channel of a block's stream behind its attention, over the tokens of a class; the "
+    "mean over classes",
     "twin": "the mean gradient of the loss by each pool of a dense tenant, and the pool",
-    "curvature": "the Hessian of that loss by the pools that are matrices times their gradient, and the pool",
-    "answers": "the same of the tokens alone that have a label, rows of which the method keeps what the model makes",
+    "curvature": "the Hessian of the loss by the matrices of a dense tenant, times their gradient, and these",
+    "answers": "X^T X / n of the n tokens with a label that come into each layer, (inp, inp), of rows of which the "
+    "method keeps what the model makes",
     "routes": "the share of a layer's routes, tokens times experts a token, that each expert gets, a number",
-    "blocks": "squared gradients as above, by each projection of a trunk's blocks, and the projections",
-    "projections": "the projections alone, which need no rows",
+    "blocks": "the sum over rows of the squared gradient of each row's loss by each projection of a trunk's blocks, "
+    "and the projections",
+    "projections": "the projections of a trunk's blocks, which need no rows",
     "gates": "the mean over a layer's tokens of the weight that each expert's answer gets, 0 where it is not chosen",
-}
+}  # each is said alone, in errors. A stream goes by the norm that is given it, or where norms stand before by
+# "attention<norm"
+LABELLED = frozenset({"gradient", "squared", "twin", "curvature", "answers", "blocks"})  # whose rows need labels
 NO_ROWS = frozenset({"projections"})  # those that are asked of the model alone
 Statistics = Mapping[str, Tensor]  # site -> float32
 KEPT, WEIGHT = "kept/", "weight/"  # before a site's name: of the rows to keep; the frozen weight (out, inp), float32

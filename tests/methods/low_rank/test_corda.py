@@ -46,8 +46,12 @@ def test_the_start_is_saved(tmp_path):
     ("options", "given", "message"),
     [
         ({}, {}, r"corda begins from data: X\^T X / n .* give rows="),
-        ({"mode": "kpm"}, {}, r"corda begins from data: .* give retain="),
-        ({"mode": "kpm"}, {"rows": []}, r"rows: corda does not begin from data; leave rows out"),
+        ({"mode": "kpm"}, {}, r"corda with mode='kpm' begins from data: .* give retain="),
+        (
+            {"mode": "kpm"},
+            {"rows": []},
+            r"rows: corda with mode='kpm' .*; give retain= in place of rows=",
+        ),
         ({}, {"rows": [], "retain": []}, r"retain: corda does not ask for rows to keep; leave retain out"),
         ({"rank": 40}, {"rows": [batch()]}, r"corda: .*: rank 40 is more than its weight"),
     ],

@@ -74,7 +74,7 @@ def test_the_start_is_saved(tmp_path):
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
-        ({}, {"rows": []}, r"salora begins from data: the same of the tokens alone that have a label.* give retain="),
+        ({}, {"rows": []}, r"salora begins from data: X\^T X / n of the n tokens with a label .* give retain="),
         ({}, {"retain": []}, r"salora begins from data: X\^T X / n .* give rows="),
     ],
 )

@@ -63,7 +63,7 @@ def test_it_is_the_weight_with_other_entries(tmp_path):
         ({}, "fish begins from data: the sum over rows of the squared gradient .* give rows="),
         ({"rows": []}, "no rows to take statistics of"),
         ({"rows": [{"input_ids": torch.ones(1, 3).long()}]}, 'give them "labels"'),
-        ({"start": "random", "rows": [rows()]}, "fish does not begin from data"),
+        ({"start": "random", "rows": [rows()]}, "fish with start='random' does not begin from data; leave rows out"),
         ({"start": "given"}, "0 kept sites"),
     ],
 )

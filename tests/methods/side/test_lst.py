@@ -146,7 +146,7 @@ def test_a_start_that_cannot_be():
     with pytest.raises(cw.CommonweightError, match=r"h\.0: no single layer is its query .* take start='random'"):
         host.add("t", "lst", reduction=4, heads=2, start="weights")
     host = cw.Host(make("bert")[0])
-    with pytest.raises(cw.CommonweightError, match=r"lst begins from data: .* give rows="):
+    with pytest.raises(cw.CommonweightError, match=r"lst with start='rows' begins from data: .* give rows="):
         host.add("t", "lst", reduction=4, heads=2, start="rows")
     with pytest.raises(cw.CommonweightError, match=r"trunk\[0\].up: \d+ rows, of which \d+ were to be left"):
         host.add("t", "lst", reduction=1, heads=2, expansion=9.0, start="weights")
