@@ -37,7 +37,14 @@ def train(name, bert, llama, folder, rows, **more):
 LM = {"task": "lm", "accumulate": 2, "max_length": 16}
 COUNTED = {"method": "smora", "options": {"rank": 4, "active": 2, "bias": 0.01}, "epochs": 1}
 GROWN = {"method": "triadaptlora", "options": {"target": 2, "block": 1}, "epochs": 3}
-RUNS = {"c": (tiny.rows(17), {}), "l": (texts(17), LM), "r": (tiny.rows(17), COUNTED), "g": (tiny.rows(17), GROWN)}
+PRUNED = {
+    "method": "apt", "epochs": 2,
+    "options": {"rank": 1, "most": 2, "times": 2.0, "rounds": 2, "begin": 0.0, "heads": 4, "prune": 0.5},
+}  # fmt: skip
+RUNS = {
+    "c": (tiny.rows(17), {}), "l": (texts(17), LM), "r": (tiny.rows(17), COUNTED), "g": (tiny.rows(17), GROWN),
+    "p": (tiny.rows(17), PRUNED),
+}  # fmt: skip
 SHARDED = {
     "cs": (tiny.rows(17), {"options": {"rank": 2}, "method": "dora", "codec": "bfloat16"}),
     "ls": (texts(17), {**LM, "gradient_checkpointing": True, "eval_file": "dev"}),
