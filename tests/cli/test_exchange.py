@@ -148,6 +148,7 @@ def test_what_cannot_be(bert, rows, tmp_path, more, what):
         (["--overwrite"], "no run of exchange"),
         (["--split", "iid:3", "--out", "{}/new"], "no value"),
         (["--holdout", "1.5", "--out", "{}/new"], "holdout=1.5: wanted a share"),
+        (["-m", "frl", "--codec", "int8", "--out", "{}/new"], "codec=int8: frl cannot: clients send rankings"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_base_is_opened(bert, rows, tmp_path, monkeypatch, more, what):

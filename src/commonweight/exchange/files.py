@@ -14,8 +14,9 @@ from ..adapt.together import free as free_name
 from ..commons import Commons
 from ..core import CommonweightError, parse
 from ..methods import get as adapter_of
+from .coding import of_run
 from .local import Rounds
-from .methods import get
+from .methods import get, resolve
 from .run import Run, free
 from .setting import NAME, numbers
 from .simulation import Progress, check_holdout, simulate
@@ -84,6 +85,7 @@ def run(
     given, source = options(method, pairs, there), [i for i, one in enumerate(each) for _ in one]
     every = [r for one in each for r in one]
     plan, _ = numbers({k: v for k, v in more.items() if k in Rounds.__dataclass_fields__})  # type: ignore[attr-defined]
+    of_run(*resolve(method, given), plan.codec, plan.codec_down, plan.codec_feedback)
     label = more.get("label_column")
     dealt(
         every, plan.clients, plan.split, seed=plan.seed, label_column=label, files=source, asked=more.get("clients")
