@@ -67,6 +67,19 @@ def test_export_and_back(at, capsys, format, name):
     assert call(capsys, *args, "--overwrite")[0] == 0
 
 
+def test_a_tenant_that_goes_by_tasks_is_exported_as_one_of_them(at, capsys):
+    host = cw.Host(make("llama")[0])
+    stir(host.add("t", "poly", tasks="a,b", skills=2, rank=2, sites="*.q_proj"))
+    host.save("t", at / "t.safetensors")
+    args = "export", at / "t.safetensors", "--format", "mlx", "--base", at / "base", "--out", at / "o"
+    code, _, err = call(capsys, *args)
+    assert code == 2 and "it goes by tasks; say which is to be written with --task-name, of a, b" in err
+    assert call(capsys, *args, "--task-name", "1")[0] == 0
+    host.load_adapter(at / "o", "back")
+    for key, w in host.merged("t", task="b").items():
+        torch.testing.assert_close(host.merged("back")[key], w, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("pool", [None, "pooler", "cls"])
 def test_a_tenant_with_classes_is_exported_whatever_its_head_reads(tmp_path, capsys, pool):
     model: Any = make("bert")[0]

@@ -21,6 +21,7 @@ LONG = sorted({*cw.methods.available()} - {*small.adapters()})
     ("how", "what"),
     [
         *(({"options": {"adapter": a}}, f"{a} {WHY.get(a, SCHEDULED)}") for a in LONG),
+        ({"options": {"adapter": "poly", "tasks": "one,two"}}, r"poly goes by tasks here \(one, two\), and a client's"),
         ({"private": "*nothing*"}, r"private='\*nothing\*' is no trained pool; there: "),
         ({"private": "*"}, "no trained pool is left to travel"), ({"clints": 3}, "option of Local 'clints'"),
         ({"holdout": 1.0}, "holdout=1.0: wanted a share"), ({"minimum": 4}, "minimum=4, but a round has 3 clients"),

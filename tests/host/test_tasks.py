@@ -250,3 +250,31 @@ def test_a_task_is_said_by_every_kind_of_whole_number_and_lists_as_tensors():
         for who in ("t", readers):
             torch.testing.assert_close(run(who, said), mixed, rtol=1e-4, atol=2e-5)
     assert torch.equal(run(None, [-1, None]), run(None, None))
+
+
+@pytest.mark.parametrize("kind", ["noisy", "cpoly", "tensorpoly"])
+def test_one_task_is_written_as_an_adapter_or_a_model(kind, tmp_path):
+    host, _, batch = tenant(kind)
+    with torch.no_grad(), host.route("t", "cr"):
+        want = answer(host.model, batch)
+    for write in (
+        lambda: host.export_peft("t", tmp_path / "no"),
+        lambda: host.export("t", tmp_path / "no"),
+        lambda: host.module("t").save_pretrained(tmp_path / "no"),
+    ):
+        with pytest.raises(cw.CommonweightError, match="it goes by tasks, and none is said; say which, of trec"):
+            write()
+    host.export_peft("t", tmp_path / "peft", task="cr")
+    host.export("t", tmp_path / "t.gguf", "gguf", task=2)
+    for file in ("peft", "t.gguf"):
+        name = host.load_adapter(tmp_path / file, file.removesuffix(".gguf") + "-back").name
+        with torch.no_grad(), host.route(name):
+            torch.testing.assert_close(answer(host.model, batch), want, rtol=1e-4, atol=2e-5)
+    host.module("t").save_pretrained(tmp_path / "model", task="cr")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            answer(type(host.model).from_pretrained(tmp_path / "model").eval(), batch), want, rtol=1e-4, atol=2e-5
+        )
+    host.add("l", "lora")
+    with pytest.raises(cw.CommonweightError, match="it knows no tasks, and 'cr' is said"):
+        host.export("l", tmp_path / "no", task="cr")

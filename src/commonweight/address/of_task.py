@@ -30,7 +30,8 @@ class OfTask:
     def __call__(self, *pools: Tensor) -> Tensor:
         if self.task < 0:
             raise CommonweightError(
-                f"these numbers differ by task, and no task is said; known: {', '.join(self.names)}"
+                f"these numbers differ by task, and no task is said; known: {', '.join(self.names)}. A model of one of "
+                "them: host.merged(name, task=)"
             )
         return self.inner(*(p[self.task] if i in self.of else p for i, p in enumerate(pools)))
 

@@ -45,6 +45,9 @@ def command(
         str | None,
         typer.Option(help="What diffusers or kohya call the model in its pipeline, such as text_encoder_2 or te2."),
     ] = None,
+    task_name: Annotated[
+        str | None, typer.Option(help="Of a tenant that goes by tasks (`poly tasks=...`), which: its name or number.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help=f"How the base is opened: {bases.TASKS}.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file or adapter folder.")] = False,
 ) -> None:
@@ -63,9 +66,13 @@ def command(
     atomic.free(out, "--out", overwrite=overwrite)
 
     host: Any = bases.open_base(base, task, pool=_pool(tenant))
-    name = host.load_adapter(tenant, "tenant").name
+    there = host.load_adapter(tenant, "tenant")
+    if there.tasks and task_name is None:
+        known = ", ".join(there.tasks)
+        raise CommonweightError(f"{tenant}: it goes by tasks; say which is to be written with --task-name, of {known}")
+    which = int(task_name) if task_name and task_name.isdecimal() and task_name not in there.tasks else task_name
     asked = {k: v for k, v in (("rank", rank), ("tolerance", tolerance), ("part", part)) if v is not None}
-    host.export(name, out, format, overwrite=overwrite, **asked)
+    host.export(there.name, out, format, task=which, overwrite=overwrite, **asked)
     files = [p for p in out.iterdir() if p.is_file()] if out.is_dir() else [out]
     typer.echo(f"{out}: {format}, {sum(p.stat().st_size for p in files):,} bytes")
 

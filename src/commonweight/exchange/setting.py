@@ -124,6 +124,11 @@ def ready(
     try:
         if about.scheduled(tenant.config, tenant.plan) is not None:
             raise of_one_run(adapter)
+        if tenant.tasks:
+            raise CommonweightError(
+                f"{adapter} goes by tasks here ({', '.join(tenant.tasks)}), and a client's rows say none; leave "
+                "tasks= out, so that all rows read one routing"
+            )
         if not tenant.count():
             raise CommonweightError(f"{adapter} has no trainable number for this task; choose another")
         travels, private = travelling(tenant, plan.private)

@@ -430,23 +430,28 @@ class Host:
         how = adapters.How(format, _given(labels), tolerance, task, part, alpha, check_base)
         return adapters.load_adapter(self.roster, Path(path), name, how)
 
-    def export(self, name: str, path: str | PathLike[str], format: str = "peft", **options: Any) -> Path:
+    def export(
+        self, name: str, path: str | PathLike[str], format: str = "peft", *, task: str | int | None = None,
+        **options: Any,
+    ) -> Path:  # fmt: skip
         """Writes a tenant as an adapter of another tool: ``"peft"`` or ``"mlx"`` (folders), ``"gguf"``, ``"diffusers"``
         or ``"kohya"`` (a file).
 
         Options: overwrite; rank and tolerance, for the nearest low rank of what is no product of two factors; of peft
-        also those of `export_peft`; of the last two also part, what they call this model in its pipeline. Raises:
-        CommonweightError for what the format cannot say.
+        also those of `export_peft`; of the last two also part, what they call this model in its pipeline. task: of a
+        tenant that goes by tasks, which. Raises: CommonweightError for what the format cannot say.
         """
         base = self.base
         served(self[name])
-        return adapters.export(base, self[name], Path(path), format, **options)
+        return adapters.export(base, self[name].at(task), Path(path), format, **options)
 
-    def export_peft(self, name: str, folder: str | PathLike[str], **options: Any) -> Path:
-        """Writes a tenant as a PEFT adapter folder: see `commonweight.formats.peft`."""
+    def export_peft(
+        self, name: str, folder: str | PathLike[str], *, task: str | int | None = None, **options: Any
+    ) -> Path:
+        """Writes a tenant as a PEFT adapter folder: see `commonweight.formats.peft`. task: as in `export`."""
         base = self.base
         served(self[name])
-        return peft.export_peft(base, self[name], Path(folder), **options)
+        return peft.export_peft(base, self[name].at(task), Path(folder), **options)
 
     def import_peft(
         self,

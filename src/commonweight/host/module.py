@@ -17,7 +17,7 @@ from .change import changed
 from .merged import in_float, merged
 from .origin import quantised
 from .roster import Roster
-from .said_tasks import Tasks
+from .said_tasks import Tasks, none
 from .tenant import Tenant
 
 
@@ -168,10 +168,11 @@ class TenantModule(nn.Module):
             p.requires_grad_(requires_grad)
         return self
 
-    def save_pretrained(self, folder: str | PathLike[str], **options: Any) -> None:
+    def save_pretrained(self, folder: str | PathLike[str], *, task: str | int | None = None, **options: Any) -> None:
         """Writes the model as this tenant: an ordinary folder of transformers, the tenant merged into its weights.
 
-        options: as transformers has them. Cost: a copy of the changed weights in memory, the whole model on disk.
+        task: of a tenant that goes by tasks, which. options: as transformers has them.
+        Cost: a copy of the changed weights in memory, the whole model on disk.
         Raises: CommonweightError for several tenants, a tenant that has a head of its own, and methods that are no
         change of weights; `Host.save` writes these, in a file of the tenant alone.
         """
@@ -181,6 +182,7 @@ class TenantModule(nn.Module):
                 "save_pretrained: the model under this tenant is not a transformers model; see Host.save"
             )
         if not self._tenants:
+            none([task], "the plain base")
             save(folder, **options)
             return
         if len(self._tenants) > 1:
@@ -193,7 +195,7 @@ class TenantModule(nn.Module):
             )
         if "state_dict" in options:
             raise CommonweightError("save_pretrained: state_dict is made of the base and the tenant; leave it out")
-        changes = merged(self._roster.base, tenant)
+        changes = merged(self._roster.base, tenant.at(task))
         if quantised(self.base) is not None:  # an ordinary folder is in floating point
             in_float(self._roster.base, changes).save_pretrained(folder, **options)  # type: ignore[operator]
         else:
