@@ -74,8 +74,12 @@ def test_host_add():
     assert tenant.config.rank == 4 and tenant.config.alpha == 4
     with pytest.raises(cw.CommonweightError, match="layers are chosen by sites"):
         host.add("u", "lora", target_modules=["q_proj"])
-    with pytest.raises(cw.CommonweightError, match=r"'LORA_FA': this library does not have it; nearest here: 'lori'"):
-        host.add("u", "LORA_FA")
+    with pytest.raises(cw.CommonweightError, match=r"'QLORA': this library does not have it; nearest here: 'lora'"):
+        host.add("u", "QLORA")
+    for name, (here, options) in peers.MEANS.items():
+        tenant = host.add("u", name.upper().replace("-", "_"), r=4)
+        assert tenant.method.name == here and all(getattr(tenant.config, k) == v for k, v in options.items())
+        host.remove("u")
 
 
 def test_methods_over_tenants_say_what_they_are():

@@ -1,5 +1,7 @@
 """LoRA and rsLoRA against PEFT, on the same numbers."""
 
+from importlib import import_module
+
 import pytest
 
 from tests.against.peft_pair import copy_in, layers, peft, same_answers, same_gradients, twins
@@ -26,3 +28,19 @@ def test_ranks_and_alphas_of_some_sites():
     for site, m in layers(both[0], "lora_A").items():
         copy_in(both[2], {f"{site}.{k}": getattr(m, f"lora_{k}")["default"].weight for k in "AB"})
     same_answers(both)
+
+
+def test_lora_fa():
+    """By PEFT an optimizer that freezes A; here `lori` without a mask, A drawn as LoRA's and B zero."""
+    both = wrapped, _, tenant, _ = twins(peft.LoraConfig(r=4, lora_alpha=6), "LORA_FA", rank=4, alpha=6.0)
+    assert tenant.method.name == "lori" and not any(p.any() for p in tenant.parameters())
+    import_module("peft.optimizers").create_lorafa_optimizer(wrapped, r=4, lora_alpha=6, lr=1e-3)
+    trained = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
+    assert tenant.count() == sum(p.numel() for p in trained.values()) and all("lora_B" in n for n in trained)
+    theirs = layers(wrapped, "lora_A")
+    for n, m in theirs.items():
+        A = tenant.pools[f"{n}.A"]
+        assert not A.requires_grad and 0.9 < A.abs().max() * m.in_features**0.5 <= 1, "kaiming_uniform_, a = sqrt(5)"
+        copy_in(tenant, {f"{n}.A": m.lora_A.default.weight, f"{n}.B": m.lora_B.default.weight})
+    same_answers(both)
+    same_gradients(both, lambda: {f"{n}.B": m.lora_B.default.weight for n, m in theirs.items()})

@@ -14,6 +14,7 @@ import safetensors
 from ..commons import Commons
 from ..commons.again import told
 from ..core import CommonweightError, build, dump
+from ..core.peers import said
 from ..formats import atomic, native
 from ..host import Host, Tenant
 from ..host.files import encode
@@ -147,7 +148,7 @@ def _alike(settings: Mapping[str, Any], job: Job, several: bool) -> bool:
     if any(settings[k] != v for k, v in numbers.items() if k not in open_):
         return False
     found = either(job.method or "mos")
-    config = build(found.config, job.options)
+    config = build(found.config, {**said(job.method), **job.options})
     given = json.loads(json.dumps(dump(config)))
     given.pop("is")
     for name in job.tenants:

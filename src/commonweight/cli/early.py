@@ -21,7 +21,7 @@ from ..adapt.rows import kind_of
 from ..adapt.yaml_file import Place, path_from
 from ..adapt.yaml_file import parse as parse_yaml
 from ..core import CommonweightError, build, parse, parse_count, unknown
-from ..core.peers import OVER, TASKS, known
+from ..core.peers import OVER, TASKS, known, said
 from ..core.peers import method as spelled
 from ..exchange.local import Local, Rounds
 from . import catalog
@@ -30,16 +30,16 @@ from . import catalog
 def method(
     name: str | None, options: Sequence[str] = (), given: Mapping[str, Any] | None = None, over: bool = False
 ) -> str | None:
-    """The method's name here. options: ``name=value``; given: the same from a file, with their types. over: tenants are
-    named for it to weigh."""
+    """The method's name here; one that says options stays as it is. options: ``name=value``; given: the same from a
+    file, with their types. over: tenants are named for it to weigh."""
     there = catalog.methods()
     if name is None or not there:
         return name
     if over and (here := spelled(name, OVER)) in OVER:
         name, there = here, catalog.over()
-    name = known(name, there)
-    build(there[name], {**(given or {}), **parse(there[name], list(options))})
-    return name
+    here, told = known(name, there), said(name)
+    build(there[here], {**told, **(given or {}), **parse(there[here], list(options))})
+    return name if told else here
 
 
 def sharing(name: str | None, options: Sequence[str]) -> None:

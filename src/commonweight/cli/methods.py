@@ -86,11 +86,14 @@ def one(name: str) -> Any:
     from rich.console import Group
     from rich.text import Text
 
+    from ..core.peers import said
     from ..methods import OVER, either
 
     m = either(name)
     sites = f"reads sites of kind: {', '.join(m.kinds) or 'head'}" + (f" ({', '.join(m.roles)})" if m.roles else "")
+    told = ", ".join(f"{k}={str(v).lower()}" for k, v in said(name).items())
     facts = [
+        *([f"{name} is {m.name} with {told}"] if told else []),
         f"{m.name}: {m.paper}",
         f"trainable parameters: {m.formula}",
         "weighs other tenants, and reads what they read: adapt --over" if name in OVER.all else sites,

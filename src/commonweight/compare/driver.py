@@ -12,6 +12,7 @@ from ..adapt import Recipe
 from ..adapt.data import Data as Rows
 from ..adapt.data import examples, named
 from ..core import CommonweightError, build
+from ..core.peers import said
 from ..host import Host
 from ..methods import get, resolve
 from ..workers import Workers
@@ -68,7 +69,7 @@ def choose(c: Comparison, host: Host) -> Choice:
     misfits: list[tuple[str, Fit]] = []
     left_out = []
     for name in c.methods:
-        options = c.options.get(name, {})
+        options = {**said(name), **c.options.get(name, {})}
         method, config = resolve(name, options)
         try:
             sites = host.sites_for(method.of(config), c.sites)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from .errors import CommonweightError, unknown
 
@@ -39,8 +40,12 @@ NEAREST: Mapping[str, str] = {
     "shira": "'fish', which trains single entries of the weights too",
     "trainable-tokens": "'tokens', or token_rows beside another method",
     "qlora": "'lora', on a base that is loaded in 4 bits",
-    "rslora": "'lora' with rslora=true",
-    "lora-fa": "'lori' with sparsity=0, whose A is frozen",
+}
+
+# What is called a method there and is an option of one here: its name -> the method, and what the name says of it.
+MEANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "lora-fa": ("lori", {"sparsity": 0.0}),
+    "rslora": ("lora", {"rslora": True}),
 }
 
 
@@ -54,9 +59,16 @@ def option(name: str, known: Collection[str]) -> str:
 
 
 def method(name: str, known: Iterable[str]) -> str:
-    """The name here of a method in a peer's spelling, as in LORA, VBLORA or LN_TUNING; else as it came."""
+    """The name here of a method in a peer's spelling, as in LORA, VBLORA or LN_TUNING; else as it came. A name may say
+    options too, see `said`."""
     found = {_bare(n): n for n in known}
-    return found.get(_bare(name)) or found.get(f"{_bare(name)}tuning", name)
+    meant = next((here for n, (here, _) in MEANS.items() if _bare(n) == _bare(name) and _bare(here) in found), name)
+    return found.get(_bare(name)) or found.get(f"{_bare(name)}tuning") or meant
+
+
+def said(name: Any) -> Mapping[str, Any]:
+    """The options that a method's name says, as LORA_FA does; of other names none."""
+    return next((dict(o) for n, (_, o) in MEANS.items() if isinstance(name, str) and _bare(n) == _bare(name)), {})
 
 
 OVER = ("arrow", "autolora", "lorahub", "phatgoose", "psec", "xlora")  # what they weigh are tenants

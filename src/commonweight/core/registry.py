@@ -20,10 +20,16 @@ M = TypeVar("M", bound=Named)
 
 
 class Registry(Generic[M]):
-    """what: one of them, in messages. known: (what is asked for, all) -> the name here, or an error; None: as it is."""
+    """what: one of them, in messages. known: (what is asked for, all) -> the name here, or an error; None: as it is.
+    said: the options that a name says by itself; None: no name says any."""
 
-    def __init__(self, what: str, known: Callable[[str, Mapping[str, M]], str] | None = None):
-        self.what, self._known = what, known
+    def __init__(
+        self,
+        what: str,
+        known: Callable[[str, Mapping[str, M]], str] | None = None,
+        said: Callable[[str], Mapping[str, Any]] | None = None,
+    ):
+        self.what, self._known, self._said = what, known, said
         self.all: dict[str, M] = {}
 
     def add(self, made: M) -> None:
@@ -48,7 +54,7 @@ class Registry(Generic[M]):
         """(method, config) from a name with options, or from a config object."""
         if isinstance(method, str):
             found = self.get(method)
-            return found, build(found.config, options)
+            return found, build(found.config, {**(self._said(method) if self._said else {}), **options})
         for found in self.all.values():
             if type(method) is found.config:
                 if options:

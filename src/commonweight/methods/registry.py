@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core import CommonweightError, Plan, Registry, Site, counted
-from ..core.peers import known
+from ..core.peers import known, said
 from ..core.schedule import Schedule
 from .said import RouterLoss
 from .shown import Statistics
@@ -122,7 +122,7 @@ class Method:
         return ("rank",) if any(f.name == "rank" for f in fields(self.config)) else ()
 
 
-METHODS = Registry[Method]("method", known)  # in any spelling: LORA, LN_TUNING
+METHODS = Registry[Method]("method", known, said)  # in any spelling: LORA, LN_TUNING
 OVER = Registry[Method]("method over tenants")  # their plan: (sites, config, [(name, plan) of each tenant]) -> Plan
 
 

@@ -42,7 +42,10 @@ KINDS: dict[str, Kind] = {
     "LN_TUNING": Kind("native", "`lntuning`"),
     "LOHA": Kind("native", "`loha`; dropout and patterns through PEFT"),
     "LOKR": Kind("native", "`lokr`; dropout and patterns through PEFT"),
-    "LORA": Kind("native", "`lora`, `dora`, `pissa`; `modules_to_save` and `trainable_token_indices` beside it"),
+    "LORA": Kind(
+        "native",
+        "`lora`, `dora`, `pissa`, `lora-fa`; `modules_to_save` and `trainable_token_indices` beside it",
+    ),
     "MISS": Kind("native", '`miss`; "bat" and "mini" through PEFT'),
     "MULTITASK_PROMPT_TUNING": Kind("refused", _PROMPT),
     "OFT": Kind("native", "`oft`"),

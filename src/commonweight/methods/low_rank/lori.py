@@ -54,6 +54,7 @@ def plan(sites: Sequence[Site], config: LoRI) -> Plan:
     Shapes: A (r, d_in), B (k,) with its places (k,) in (d_out, r), k = (1 - sparsity) r d_out. Linear in: B.
     Cost: as LoRA and one scatter into (d_out, r). Give every task a seed of its own: their A's are then nearly
     orthogonal, which is what lets the tenants be merged.
+    sparsity=0 is LoRA-FA (arXiv 2308.03303; the name `lora-fa`, as PEFT's users call it), whose A is drawn as LoRA's.
     Source: arXiv 2504.07448, LoRI-D and LoRI-S. Differs: mask="random" draws the same share of every site's B from the
     seed, in place of the paper's mask, which keeps the largest entries of a trained dense B over the whole model; that
     one is what `sparsify` makes, with its places saved (4 bytes per entry).
