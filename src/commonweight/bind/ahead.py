@@ -81,7 +81,8 @@ class PromptPool:
     top: the prompts of so many largest cosines stand behind one another; 0: the sum of all, each times its cosine.
     Shapes: query (B, d), P (M, 2, m, w), K (M, d), and A (M, d) where the query is multiplied by it first; each in
     parts P0, P1, ..., one behind the other -> K and V (B, top m, w), or (B, m, w). Linear in: P, given the keys. by:
-    whose mean the query is, "base" of what the plain base's last block gives, "embeddings" of the input embeddings.
+    whose mean the query is, "base" of what the plain base's last block gives, "embeddings" of the input embeddings (of
+    a decoder those of the prompt).
     Cost: B M d products for the cosines, of the sum B M 2 m w, and m more keys for each prompt.
     """
 
@@ -89,6 +90,11 @@ class PromptPool:
     by: str = "base"
     asks: ClassVar[bool] = True
     precise: ClassVar[bool] = True  # cosines decide who is taken
+    tokenwise: ClassVar[bool] = False
+
+    @property
+    def context(self) -> str:
+        return self.by if self.by == "embeddings" else ""
 
     def cosines(self, query: Tensor, **slots: Tensor) -> Tensor:
         """(B, M)."""

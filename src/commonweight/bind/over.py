@@ -22,7 +22,7 @@ class Over:
     """y' = y + sum_i g_i u_i, u_i what tenant i adds. parts: of each tenant its binds here, in order; none where
     it does nothing. gate: (x, y, [u_i], slots of its own) -> the sum. source: the site whose input the gate reads,
     where it is not its own; lends: that site's. context: "embeddings" where it reads the mean of the row's input
-    embeddings, one for all its tokens.
+    embeddings, of a decoder those of its prompt: one for all its tokens.
 
     Slots: ``i.j.slot`` for bind j of tenant i; the gate's own have no dot. No form of a weight: the sum is another one
     for each token. Cost: every tenant's own form, one after the other.
@@ -35,10 +35,6 @@ class Over:
     context: str = ""
     precise: ClassVar[bool] = True  # gates are worked out in float32
     unmerged: ClassVar[str] = GATED
-
-    @property
-    def whole(self) -> bool:
-        return bool(self.context)
 
     @property
     def tokenwise(self) -> bool:

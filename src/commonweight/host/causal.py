@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..core import CommonweightError, Plan, Site
 from .sites import Pattern
@@ -23,7 +24,17 @@ def seen(method: str, mine: list[Site], every: Sequence[Site], pattern: Pattern)
     return [s for s in mine if s.name not in {*causal}]
 
 
-def refuse(method: str, plan: Plan, every: Sequence[Site]) -> None:
-    """Where a plan's bind goes by whole rows in a causal block."""
-    if names := {u.site for u in plan.uses if getattr(u.bind, "whole", False)}:
-        seen(method, [s for s in every if s.name in names], every, "*")
+def refuse(method: str, plan: Plan, every: Sequence[Site], prompts: bool) -> None:
+    """Where a plan's bind goes by whole rows in a causal block. prompts: whether the model's rows have prompts, whose
+    embedding is a row's then."""
+    rows = {u.site for u in plan.uses if getattr(u.bind, "whole", False)}
+    rows |= {u.site for u in plan.uses if getattr(u.bind, "context", "") and not prompts}
+    if rows:
+        seen(method, [s for s in every if s.name in rows], every, "*")
+
+
+def by_prompt(model: Any, every: Sequence[Site]) -> bool:
+    """Whether it is a decoder that answers: a row begins with its prompt, and what follows is not known yet."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    return getattr(model, "can_generate", bool)() and any(s.kind == "block" and s.role == "causal" for s in every)

@@ -72,6 +72,8 @@ class Pass:
         self.starts: dict[tuple[int, ...], Tensor] = {}  # invocation -> column of each row from which on it acts
         self.since: dict[tuple[int, ...], Tensor] = {}  # invocation -> how far behind it each token is, (B, T, 1)
         self.numbers = named.get("position_ids")
+        self.labels = named.get("labels")
+        self.vectors = named.get("inputs_embeds")
         self.kept = named.get("logits_to_keep")  # of which tokens scores are wanted, where not of all
         self.rows = 0 if (found := size(args, kwargs)) is None else found[0]
         self.states: dict[str, Tensor] = {}  # trunk -> what its blocks gave
@@ -190,6 +192,7 @@ class Current:
     def __init__(self) -> None:
         self.thread = _OfThread()
         self.padding: Padding | None = None  # of the model; a copy has none until it is hooked
+        self.prompts = False  # whether its rows begin with prompts, of which a row's embedding is
         self.open: dict[int, int] = {}  # thread -> how many routes it has open
         self.generators: dict[FrameType, list[State]] = {}  # generator -> the routes that it has open, by its frame
         self._lock = threading.Lock()

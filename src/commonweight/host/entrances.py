@@ -17,7 +17,8 @@ from torch import nn
 
 from ..core import CommonweightError, counted
 from .apart import Unfit, by_reader, cut, is_cache, uncached
-from .current import Current
+from .current import Current, Pass
+from .embedded import of_tokens
 from .hooks import arrive
 from .images import cut_of, images_by_row
 from .invoked import remember
@@ -210,17 +211,26 @@ class Forward(Entrance):
 
 class Generate(Entrance):
     """Generation. A mixed route gets a copy of its own, whose rows may be repeated for beams or contrastive search; so
-    does one of tenants that act from some tokens of the prompt on."""
+    does one of tenants that act from some tokens of the prompt on, or go by its embedding."""
 
     name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         route = self.current.route
         invoked = route is not None and route.root.invocations
-        if route is None or (route.single is not None and not invoked):
+        by_prompt = route is not None and route.root.prompted
+        if route is None or (route.single is not None and not invoked and not by_prompt):
             return self.own(*args, **kwargs)
         mine = route.root.again()
         mine.prompt = _prompt(args, kwargs) if invoked else None
+        if by_prompt and mine.context is None:
+            _one_text(kwargs, "which has a prompt of its own")
+            if Pass(self.model, (), kwargs).past:
+                raise CommonweightError(
+                    "generate: a cache holds what a prompt before this one made, and a tenant here goes by the "
+                    "prompt's embedding; leave past_key_values out, or say which prompt: host.route(..., prompts=[...])"
+                )
+            mine.asked = True
         config = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
         penalty, top_k = (kwargs.get(k, getattr(config, k, None)) for k in ("penalty_alpha", "top_k"))
         if penalty and top_k and top_k > 1:
@@ -238,26 +248,34 @@ def _prompt(args: tuple, kwargs: dict) -> torch.Tensor:
         raise CommonweightError(
             "generate: an activated LoRA begins where the token ids of the prompt say; give it input_ids"
         )
-    config = kwargs.get("generation_config")
-    if (kwargs.get("guidance_scale", getattr(config, "guidance_scale", None)) or 1) != 1:
-        raise CommonweightError(
-            "generate: guidance_scale reads a second text without the prompt, in which an activated LoRA has no "
-            "beginning; leave it out"
-        )
+    _one_text(kwargs, "in which an activated LoRA has no beginning")
     return found if found.dim() > 1 else found[None]
 
 
+def _one_text(kwargs: dict, why: str) -> None:
+    """Raises: CommonweightError where some passes of `generate` read another text than the prompt."""
+    config = kwargs.get("generation_config")
+    if (kwargs.get("guidance_scale", getattr(config, "guidance_scale", None)) or 1) != 1:
+        raise CommonweightError(f"generate: guidance_scale reads a second text without the prompt, {why}; leave it out")
+
+
 def _alike(route: Route | None) -> None:
-    """Raises: CommonweightError where rows that are packed in one begin to act at some token each."""
+    """Raises: CommonweightError where rows that are packed in one begin to act at some token each, or have a context
+    each."""
     if route is not None and route.root.invocations:
         raise CommonweightError(
             "continuous batching of transformers packs all texts into one row, in which an activated LoRA's beginnings "
             "cannot be told; use generate, or commonweight.serve.Engine"
         )
+    if route is not None and route.root.prompted:
+        raise CommonweightError(
+            "continuous batching of transformers packs all texts into one row, of which it cannot be told whose prompt "
+            "ends where, and a tenant here goes by its embedding; use generate, or commonweight.serve.Engine"
+        )
 
 
 class Expand(Entrance):
-    """Where generation repeats each row, one copy after the other."""
+    """Where generation repeats each row, one copy after the other; prompts and their mask are known by then."""
 
     name = "_expand_inputs_for_generation"
 
@@ -265,6 +283,9 @@ class Expand(Entrance):
         route = self.current.route
         if route is not None and expand_size > 1:
             route.root.factors |= {expand_size, *(expand_size * f for f in route.root.factors)}
+        if route is not None and route.root.asked:
+            ids, mask, x = (kwargs.get(k) for k in ("input_ids", "attention_mask", "inputs_embeds"))
+            route.root.context, route.root.asked = of_tokens(self.model, self.current, ids, mask, x), False
         return self.own(expand_size, *args, **kwargs)
 
 

@@ -96,7 +96,7 @@ class HookedModel:
 
     def _hook(self) -> None:
         tower = towers(self.inner)
-        self.current.padding = Padding(self.inner)
+        self.current.padding, self.current.prompts = Padding(self.inner), causal.by_prompt(self.inner, self.every)
         apart = experts.Stacked | Ahead | Aside | Front | Further | Positions | State
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, apart)}
         hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}

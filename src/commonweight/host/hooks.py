@@ -388,7 +388,7 @@ class SiteHook:
         return bucket.kept["slots"]
 
     def tokenwise(self, bucket: Bucket, y: Tensor) -> None:
-        if y.dim() < 3 and not all(getattr(e.bind, "tokenwise", True) for e in bucket.entries[0]):
+        if y.dim() < 3 and not all(e.context or getattr(e.bind, "tokenwise", True) for e in bucket.entries[0]):
             tenant = bucket.tenants[0]
             raise CommonweightError(
                 f"{self.at.name}: tenant {tenant.name!r} ({tenant.method.name}) edits positions of a sequence; "  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ from .merged import in_float, merged
 from .module import tenant_module
 from .over import of_names, over_tenants, plan_over, pools_over, sites_of
 from .replanned import smaller
-from .roster import Reader, Roster
+from .roster import Prompts, Reader, Roster
 from .rows import asked as rows_asked
 from .rows import taken
 from .said_tasks import Tasks
@@ -272,20 +272,24 @@ class Host:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def route(self, readers: Reader | Sequence[Reader] | Tensor, tasks: Tasks = None) -> Opened:
+    def route(
+        self, readers: Reader | Sequence[Reader] | Tensor, tasks: Tasks = None, prompts: Prompts = None
+    ) -> Opened:
         """Makes the model answer as these tenants, inside a ``with`` block.
 
         readers: a name; one name or None for each row; or a LongTensor of `Tenant.number` (-1: the plain base), of
         shape (B,) for rows, (B, T) for tokens, or (T,) for one packed row.
         tasks: of tenants that go by tasks (`poly tasks=...`), by name or number: one for all rows, one a row, or one a
         token (a LongTensor or a list of lists, (B, T)); None and -1 where a reader knows none.
+        prompts: of tenants that go by a prompt's embedding, the token ids of each row's prompt, for passes that do not
+        say it themselves, as `generate` and labels of -100 do.
         Use it as a context manager or a decorator (also of coroutines; generators are refused). Routes nest. A route
         belongs to the work inside it: each task of an event loop has its own, and threads and executors that get work
         inside it keep it. If it cannot be known whose work a thread does, the model raises an error. Without
         gradients, stacked pools are kept while the route is open: write to pools under ``torch.no_grad()``, not
         through ``.data``, or only the next route sees the change."""
         encode.install()
-        return self.roster.base.current.within(self.roster.route(readers, tasks))
+        return self.roster.base.current.within(self.roster.route(readers, tasks, prompts))
 
     def listening(self) -> AbstractContextManager[Heard]:
         """Within it, what tenants' routers say in passes with gradients is kept, for a loop of one's own::

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from ..core import CommonweightError
 from .acting import REFUSED, acting, refused
 from .change import changed
+from .embedded import of_tokens
 from .merged import in_float, merged
 from .origin import quantised
 from .roster import Roster
+from .route import Route
 from .said_tasks import Tasks, none
 from .tenant import Tenant
 
@@ -48,7 +50,8 @@ class TenantModule(nn.Module):
     """Runs the host's model under one tenant, or several: then every batch says who reads, in ``tenants``.
 
     tenants: a LongTensor of `Tenant.number`, one per row (B,) or per token (B, T); -1 is the plain base. Of tenants
-    that go by tasks a batch says each row's, in ``tasks``: a LongTensor, or names.
+    that go by tasks a batch says each row's, in ``tasks``: a LongTensor, or names. Of tenants that go by the embedding
+    of a row's prompt it says which tokens are the prompt, in ``prompt_mask`` (B, T), where labels of -100 do not.
     Whatever it offers of the model acts as the tenant: `generate`, `generate_batch`, parts such as `.model` or
     `get_encoder()`; functions that would write the base are refused by name. `save_pretrained` writes the whole model
     with the tenant merged into it. `state_dict` holds the tenants' pools, a shared one once, and nothing of the base.
@@ -82,8 +85,9 @@ class TenantModule(nn.Module):
         return acting(value, self._run, self._weights)
 
     def _run(
-        self, function: Callable, *args: Any, tenants: Tensor | None = None, tasks: Tasks = None, **kwargs: Any
-    ) -> Any:
+        self, function: Callable, *args: Any, tenants: Tensor | None = None, tasks: Tasks = None,
+        prompt_mask: Tensor | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """`function`, of the model, under the tenants."""
         for t in self._tenants:
             if self._roster.tenants.get(t.name) is not t:
@@ -105,6 +109,13 @@ class TenantModule(nn.Module):
         else:
             route = self._roster.route(self._reader if tenants is None else tenants, tasks)
         current = self._roster.base.current
+        if prompt_mask is not None and isinstance(route, Route) and route.prompted:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if not isinstance(ids, Tensor) or ids.shape != prompt_mask.shape:
+                raise CommonweightError(
+                    f"prompt_mask {tuple(prompt_mask.shape)}: wanted one entry for each of input_ids"
+                )
+            route.context = of_tokens(self._roster.base.inner, current, ids, prompt_mask)
         with current.within(route):
             if (
                 function is self.base
@@ -256,6 +267,7 @@ class Unsaid:
 
 def tenant_module(roster: Roster, tenants: Sequence[Tenant]) -> TenantModule:
     more = ["tenants"] * (len(tenants) > 1) + ["tasks"] * any(t.tasks for t in tenants)
+    more += ["prompt_mask"] * any(t.prompted for t in tenants)
     return _like(type(roster.base.model), tuple(more))(roster, tenants)
 
 

@@ -14,6 +14,7 @@ from ..core import CommonweightError, Plan, Site, safe, unknown
 from ..methods import Beside, Method, available
 from . import causal, room
 from .common import Common, Held, shared
+from .embedded import of_prompts
 from .follow import served
 from .pools import drawn, packed
 from .route import Route, numbered
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .hooked import HookedModel
 
 Reader = str | None
+Prompts = Sequence[Sequence[int]] | None  # token ids of a route's rows
 
 
 class Roster:
@@ -102,7 +104,8 @@ class Roster:
         common: for those among them that exist once per host, the key. sites: those the plan was made for.
         of: the common it joins. apart: what it changes at a table is no change of what is tied to the table. beside,
         held: what it holds beside its method, and the sites of that. over: the tenants that it stands on."""
-        causal.refuse(method.name, plan, self.base.every)
+        prompts = self.base.current.prompts
+        causal.refuse(method.name, plan, self.base.every, prompts)
         device = device_of(self.base.model)
         plan, like = self._known(method, plan)
         own = drawn(plan) if of is not None else []
@@ -138,6 +141,7 @@ class Roster:
             if self.base.limit.own is not None and not self.base.speaking & tenant.table.keys():
                 tenant.vocabulary = self.base.limit.own  # nobody has trained what was added since
             tenant.base = weakref.ref(self.base)
+            tenant.prompted = prompts and any(getattr(u.bind, "context", "") for u in plan.uses)
             if of is not None:
                 of.enter(plan, pools)
                 self.commons[of.name] = of
@@ -181,7 +185,9 @@ class Roster:
                 view.name = new
             self.tenants[new] = tenant
 
-    def route(self, readers: Reader | Sequence[Reader] | Tensor, tasks: Tasks = None) -> Route | None:
+    def route(
+        self, readers: Reader | Sequence[Reader] | Tensor, tasks: Tasks = None, prompts: Prompts = None
+    ) -> Route | None:
         """The route of these readers, on the model as it is now; see `Host.route`."""
         if readers is None:
             none(listed(tasks)[0], "the plain base")
@@ -192,7 +198,19 @@ class Roster:
         for tenant in [route.single] if route.single is not None else [t for t, _ in route.groups]:
             if tenant is not None:
                 served(tenant.origin)
+        if prompts is not None and route.prompted:
+            route.context = self._told(route, prompts)
         return route
+
+    def _told(self, route: Route, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """The embeddings of the rows' prompts. Raises: CommonweightError for another number of them than of rows."""
+        several = route.shape is not None and len(route.shape) > 1
+        if several or (route.single is None and len(prompts) != route.length):
+            raise CommonweightError(
+                f"the route names {counted(route.length, 'reader')} and {counted(len(prompts), 'prompt')}; give one "
+                "reader per row, and one prompt"
+            )
+        return of_prompts(self.base.inner, self.base.current, prompts)
 
     def _route(self, readers: str | Sequence[Reader] | Tensor, tasks: Tasks) -> Route:
         if isinstance(readers, str):

@@ -46,8 +46,8 @@ class Route:
     """
 
     __slots__ = (
-        "_invocations", "_layouts", "_orders", "_plans", "_readers", "_repeated", "factors", "groups", "images", "kept",
-        "length", "order", "prompt", "root", "rows", "shape", "single", "tokens",
+        "_invocations", "_layouts", "_orders", "_plans", "_readers", "_repeated", "asked", "context", "factors",
+        "groups", "images", "kept", "length", "order", "prompt", "root", "rows", "shape", "single", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,8 @@ class Route:
         self.rows = 0  # of the model's input in the forward that runs
         self.tokens = 0  # per row, of the model's input in the forward that runs
         self.prompt: Tensor | None = None  # what `generate` was given, (rows, T), where a reader goes by it
+        self.context: Tensor | None = None  # the embeddings of its rows' prompts, (places, d), where they are known
+        self.asked = False  # whether `generate` is to say them
         self.order: Order | None = None  # of a forward that is run to see where its rows go
         self.groups = list(groups)
         for t in (single, *(t for t, _ in self.groups)):
@@ -94,13 +96,18 @@ class Route:
         """Who reads where, as plain numbers: equal for routes that answer alike."""
         if self._readers is None:
             groups = [(None if t is None else t.key, tuple(places)) for t, places in self.groups]
-            self._readers = (self.single and self.single.key, self.shape, *groups)
+            self._readers = (
+                self.single and self.single.key,
+                self.shape,
+                self.context is not None and id(self.context),
+                *groups,
+            )
         return self._readers
 
     def again(self) -> Route:
         """The same readers, for other work: nothing that a forward pass leaves on a route is shared."""
         out = Route(self.groups, self.single, self.shape)
-        out.prompt = self.prompt
+        out.prompt, out.context = self.prompt, self.context
         return out
 
     def alone(self, reader: Tenant | None) -> Route | None:
@@ -108,8 +115,8 @@ class Route:
         if reader is None:
             return None
         out = Route(single=reader)
-        if self.prompt is not None:
-            out.prompt = self.prompt[next(p for t, p in self.groups if t is reader)]
+        places = next(p for t, p in self.groups if t is reader)
+        out.prompt, out.context = (None if x is None else x[places] for x in (self.prompt, self.context))
         return out
 
     @property
@@ -120,6 +127,12 @@ class Route:
             self._invocations = [i for t in readers if t is not None for i in t.invocations]
         return self._invocations
 
+    @property
+    def prompted(self) -> bool:
+        """Whether a reader goes by the embedding of a row's prompt."""
+        readers = [self.single] if self.single is not None else [t for t, _ in self.groups]
+        return any(t is not None and t.prompted for t in readers)
+
     def pick(self, rows: list[int]) -> Route:
         """The readers of some rows alone, in that order."""
         each = self.length if self.shape is None else self.shape[0]
@@ -128,7 +141,7 @@ class Route:
         shape = None if self.shape is None else (len(rows), *self.shape[1:])
         out = Route.of([at[r * each + i] for r in rows for i in range(each)], shape)
         out.images, out.tokens = self.images, self.tokens
-        out.prompt = None if self.prompt is None else self.prompt[rows]
+        out.prompt, out.context = (None if x is None else x[rows] for x in (self.prompt, self.context))
         return out
 
     def by_row(self, found: tuple[int, int] | None) -> bool:
@@ -146,7 +159,8 @@ class Route:
             groups = [(t, [p * factor + i for p in places for i in range(factor)]) for t, places in root.groups]
             root._repeated[factor] = found = Route(groups)
             found.root = root
-            found.prompt = None if root.prompt is None else root.prompt.repeat_interleave(factor, 0)
+            told = root.prompt, root.context
+            found.prompt, found.context = (None if x is None else x.repeat_interleave(factor, 0) for x in told)
         return root._repeated[factor]
 
     @classmethod

@@ -34,7 +34,8 @@ class Seat:
     """at: the site. ear: takes its name and what a bind says, where somebody listens. lent: what other sites were
     given in this pass, for the very places that the bind is called for; lenders: these sites. since: how far behind the
     bind's invocation each place is, below 0 before it; None: it has none. there: which are no padding, (rows, T), for a
-    bind that goes by whole rows. context: their mean embeddings, (rows, d), for a bind that asks for them."""
+    bind that goes by whole rows. context: their mean embeddings, of decoders those of their prompts, for a bind that
+    asks for them: (rows, d), or where places are tokens their rows', (places, d)."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | 
     if entries[0].lends:
         made = _handed(y, there) if entries[0].hands else x
         given[at.name], thread.lenders[at.name] = Lent(made, entries[0].lends), at
-    if not sources and heard is None and not tokens and not whole:
+    if not sources and heard is None and not tokens and not whole and not entries[0].context:
         return at
     ear = None
     if heard is not None and keeps(heard):
@@ -140,7 +141,8 @@ class Places:
             thread.given_to[at.name], thread.lenders[at.name] = Lent(made, lends), at
         sources = dict.fromkeys(s for e in found for s in e.sources)
         invoked = {e.invocation for e in found if e.invocation}
-        if not sources and heard is None and not invoked and not whole:
+        asks = any(e.context for e in found)
+        if not sources and heard is None and not invoked and not whole and not asks:
             return None
         real = None if heard is None else route.fold(heard.real(x))[0]  # type: ignore[index]
         lent = _taken(current, sources, x)
@@ -148,7 +150,11 @@ class Places:
         since: dict[tuple[int, ...], Tensor] = {}
         if invoked and by_row:
             since = {i: route.fold(_since(at, route, x, current, i))[0] for i in invoked}  # type: ignore[index]
-        context = embedded(at.name, len(x), current) if by_row and any(e.context for e in found) else None
+        if asks and not by_row and route.context is None:
+            raise CommonweightError(
+                f"{at.name}: it goes by the embedding of a row; name readers of rows, not of tokens"
+            )
+        context = embedded(at.name, len(x) if by_row else route.length, current) if asks else None
         return cls(real, folded, since, there, thread.lenders, context)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:

@@ -122,6 +122,7 @@ class Tenant:
         self.common = common
         self.over: tuple[Tenant, ...] = ()  # frozen tenants that it stands on
         self.under: list[Tenant] = []  # those that stand on it: while there are any, nothing of it trains
+        self.prompted = False  # whether it goes by the embedding of a row's prompt
         self.hidden = False  # whether it is there for these alone, and has no name on the host
         self.base: weakref.ref[Any] | None = None  # the model that it is on, for what only that knows: its weights
         self.misfit: str | None = None  # what the model no longer has of what it reads
@@ -288,6 +289,7 @@ class Tenant:
             self.common, self.ties, beside, held,
         )  # fmt: skip
         out.apart, out.base, out.vocabulary = self.apart, self.base, self.vocabulary
+        out.prompted = self.prompted
         return out
 
     def other(self, config: Any, plan: Plan, pools: Mapping[str, Tensor]) -> Tenant:

@@ -63,7 +63,8 @@ class Salted(list):
     """Token ids whose first block's hash begins with a tenant's number: no block of one is found by another.
 
     begins: where the tenant begins to act. Blocks before it are the plain base's, and its own begin with the block that
-    holds it. own: a request's own salt, which its first block has too.
+    holds it. own: a request's own salt, which its first block has too, and the whole prompt of a tenant that goes by
+    its embedding.
     """
 
     def __init__(self, tokens: list[int], stamp: int, begins: int = 0, own: Sequence[int] = ()):
@@ -110,6 +111,8 @@ def _salted(state: State, tokens: list[int]) -> Salted:
     """Numbers of 31 bits stand for a request's own salt, since the hash is of such."""
     said = state.ticket.request.cache_salt
     told = b"" if said is None else hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
+    if state.ticket.prompted:  # its keys go by all of its prompt
+        told += hashlib.sha256(repr(state.ticket.prompt).encode()).digest()
     own = [int.from_bytes(told[i : i + 4], "little") >> 1 for i in range(0, len(told), 4)]
     return Salted(tokens, stamp(state), state.ticket.begins, own)
 

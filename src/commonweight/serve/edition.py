@@ -63,9 +63,14 @@ class Edition:
         return next((i for t in self.tenants for i in t.invocations), ())
 
     @cached_property
+    def prompted(self) -> bool:
+        """Whether it goes by the embedding of a request's prompt."""
+        return any(t.prompted for t in self.tenants)
+
+    @cached_property
     def whole(self) -> bool:
         """Whether it reads whole rows, which a cache does not hold: a network beside the trunk, queries."""
-        return self.common is None and self.form is None and not self.reader.tokenwise
+        return self.common is None and self.form is None and not (self.prompted or self.reader.tokenwise)
 
     def reads(self, site: str) -> bool:
         """Whether it changes what happens there."""

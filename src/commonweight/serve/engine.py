@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..commons import Commons
 from ..core import CommonweightError, counted
 from ..host import Host, prepacked
+from ..host.embedded import of_prompts
 from . import check, memory, prompts, teams
 from .attention import stepping
 from .borrowed import borrow, drops, give_back, steady
@@ -340,7 +342,20 @@ class Engine:
             if ticket.begun is None:
                 ticket.begun = now
         self.stepped(sum(n for _, n in batch))
-        self._router.run(_readers(batch, processor), processor, self._manager.run)
+        readers = _readers(batch, processor)
+        self._router.run(readers, processor, self._manager.run, self._contexts(batch))
+
+    def _contexts(self, batch: list[tuple[Ticket, int]]) -> Tensor | None:
+        """Of each token of a step the embedding of its request's prompt, (T, d); zeros where its tenant does not go by
+        it, None where none does. A request's is made once, when it is admitted, however its prompt is read."""
+        mine = [t for t, _ in batch if t.prompted]
+        if not mine:
+            return None
+        for ticket in mine:
+            if ticket.context is None:
+                ticket.context = of_prompts(self.model, self.host.base.current, [ticket.prompt])
+        none = torch.zeros_like(mine[0].context)  # type: ignore[arg-type]
+        return torch.cat([(none if t.context is None else t.context).expand(n, -1) for t, n in batch])
 
 
 def _readers(batch: list[tuple[Ticket, int]], processor: Any) -> list[tuple[Edition | None, int]]:

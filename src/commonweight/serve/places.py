@@ -45,7 +45,7 @@ class PlacedEdit:
 def placed(tenant: Tenant) -> tuple[Tenant, Places | None]:
     """(the tenant as a packed batch reads it, where its tokens stand); the tenant itself where no use counts
     positions."""
-    if tenant.tokenwise:
+    if tenant.tokenwise or tenant.prompted:
         return tenant, None
     places, reader = Places(), copy.copy(tenant)
     reader.table = {site: [_entry(e, places) for e in entries] for site, entries in tenant.table.items()}

@@ -40,12 +40,15 @@ class Router:
         self._kept = Kept(None, None, None)
         self._watched = False
 
-    def run(self, readers: Readers, processor: Any, run: Callable[[], None]) -> None:
-        """readers: (who, how many tokens) of each request, in the order of the packed row."""
+    def run(self, readers: Readers, processor: Any, run: Callable[[], None], contexts: Tensor | None = None) -> None:
+        """readers: (who, how many tokens) of each request, in the order of the packed row. contexts: (T, d), the
+        embedding of the prompt of each token's request, where a tenant goes by it."""
         whole = any(e is not None and e.reads(self.head) for e, _ in readers)
         processor.model_runner._model_supports_logits_to_keep = False if whole else None
         kept = self.of(readers)
         self.place(readers, processor.inputs_and_outputs.position_ids)
+        if kept.route is not None:
+            kept.route.context = contexts
         self.prompts(kept.route)
         self.lanes.open(kept.step)
         seen, end = ([], None) if self._watched else inputs(self.host.base.modules)
@@ -103,7 +106,7 @@ class Router:
 
 def _route(readers: Readers) -> Route | None:
     tenants = [None if e is None else e.reader for e, _ in readers]
-    if all(t is tenants[0] for t in tenants):
+    if all(t is tenants[0] for t in tenants) and not any(t is not None and t.prompted for t in tenants):
         return None if tenants[0] is None else Route(single=tenants[0])
     flat = [t for t, (_, n) in zip(tenants, readers) for _ in range(n)]
     return Route.of(flat, (len(flat),))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from torch import Tensor
+
 from ..core import CommonweightError
 from ..host import Tenant
 from .edition import Edition
@@ -55,6 +57,7 @@ class Ticket:
     preempted: int = 0  # how often it gave its place up and began again
     cached: int = 0  # tokens of the prompt that the cache of prefixes had
     chosen: Chosen | None = None  # by the step that runs
+    context: Tensor | None = None  # the embedding of its prompt, (1, d), where its tenant goes by it
     reason: str | None = None
     error: str | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -69,6 +72,10 @@ class Ticket:
         """Who reads the n tokens of its text from the `first` on, one after the other, each with how many."""
         before = min(max(0, self.begins - first), n)
         return [part for part in ((None, before), (self.edition, n - before)) if part[1]]
+
+    @property
+    def prompted(self) -> bool:
+        return self.edition is not None and self.edition.prompted
 
     @property
     def readers(self) -> tuple[Tenant, ...]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...core import CommonweightError
+from ...host.embedded import before_scored
 from ...host.weights import device_of
 from ..rows import Row, text_of
 from . import packing, scored, turns
@@ -32,6 +33,7 @@ class LM(Given):
 
     usual_length: ClassVar[int] = 512
     better: ClassVar[tuple[str, bool]] = ("loss", False)
+    by_prompt = False  # whether a batch says which tokens come before the first that is scored
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         need(rows)
@@ -186,7 +188,10 @@ class LM(Given):
             batch = {"input_ids": ids, "position_ids": pad([e["position_ids"] for e in examples], 0)}
             return {**batch, "labels": pad([e["labels"] for e in examples], IGNORE)}
         batch = padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id)
-        return {**batch, "labels": pad([e["labels"] for e in examples], IGNORE)}
+        labels = pad([e["labels"] for e in examples], IGNORE)
+        if self.by_prompt:
+            batch["prompt_mask"] = before_scored(labels).long() * batch["attention_mask"]
+        return {**batch, "labels": labels}
 
     def items(self, batch: dict[str, Tensor]) -> int:
         return int((batch["labels"][:, 1:] != IGNORE).sum())

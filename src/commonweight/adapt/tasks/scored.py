@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core import CommonweightError
+from ...host.embedded import IGNORE
 from ...host.picked import marked
 
-IGNORE = -100
 PIECE = 1 << 23  # logits at a time when measuring: 32 MB in float32
 
 

@@ -17,6 +17,7 @@ ALONE = {  # what a bind has that cannot be run as a part of another one -> what
     "source": "reads what another site is given",
     "invocation": "acts on some tokens alone",
     "whole": "goes by whole rows",
+    "context": "goes by its row's embedding",
 }
 
 
