@@ -83,6 +83,10 @@ def test_a_row_of_a_mixed_batch_is_what_it_is_alone(kind, how):
             assert mixed[i] == by_hand(host, model, n, prompt)
     if not how:
         assert mixed == answers(host, model, NAMES, prefill_chunk_size=2)
+        ids, mask = padded(PROMPTS)
+        with host.route(NAMES):
+            vectors = model.get_input_embeddings()(ids).detach()
+            assert model.generate(inputs_embeds=vectors, attention_mask=mask, **HOW).tolist() == mixed
         only = answers(host, model, "t")  # one reader for all rows
         assert [only[1], only[3]] == [mixed[1], mixed[3]]
 
@@ -221,7 +225,26 @@ def test_what_nothing_tells_is_refused():
         pytest.raises(cw.CommonweightError, match="name readers of rows, not of tokens"),
     ):
         model(**batch, labels=labels)
-    with pytest.raises(cw.CommonweightError, match="goes by the whole row would tell it what comes after"):
-        encoder = cw.Host(make("llama")[0].model)
-        encoder.add("a", "lora")
-        encoder.add("t", "psec", over=["a"], context="row")
+
+
+def test_prompts_of_a_pool_are_those_that_a_rows_prompt_asks_for():
+    model, _ = make("gpt2")  # as wide as its keys
+    model.eval()
+    host = cw.Host(model)
+    stir(host.add("a", "lora", rank=2), 1, 0.5)
+    stir(host.add("t", "prompt-pool", query="embeddings", prompts=4, tokens=3, top=1), 7, 1.0)
+    pools = host["t"].pools
+    x = torch.stack([model.get_input_embeddings().weight[p].detach().mean(0) for p in PROMPTS])
+    best = torch.nn.functional.cosine_similarity(x[:, None], pools["pool.K0"].detach()[None], -1).argmax(1).tolist()
+    assert len({*best}) > 1
+    stir(host.add("fixed", "prefix-tuning", tokens=3), 2)
+    mixed = answers(host, model, NAMES)
+    for i, (n, prompt) in enumerate(zip(NAMES, PROMPTS)):
+        if n == "t":
+            with torch.no_grad():
+                for name, pool in host["fixed"].pools.items():
+                    pool.copy_(pools[f"{name.rpartition('.')[0]}.P0"][best[i]])
+            n = "fixed"
+        assert mixed[i] == answers(host, model, n, [prompt])[0]
+    with pytest.raises(cw.CommonweightError, match="take query=embeddings, which goes by a row's prompt"):
+        host.add("base", "prompt-pool")

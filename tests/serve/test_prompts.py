@@ -54,3 +54,17 @@ def test_a_text_that_is_only_scored_has_no_prompt():
         edition = engine.tenants.edition("t")
         with pytest.raises(cw.CommonweightError, match="nothing says where the prompt ends"):
             score(model, edition, SHARED, 0)
+
+
+def test_prompts_that_a_request_asks_a_pool_for_are_those_of_generate():
+    model = cw.Host(make("gpt2"))
+    add(model, "a")
+    add(model, "t", "prompt-pool", query="embeddings", prompts=4, tokens=3, top=1)
+    stir(model, "t", 1.0)
+    asked = [ask("t", prompt=[*SHARED, 3 + 9 * i, 40]) for i in range(3)] + [
+        ask("t", prompt=prompt(3, 30)),
+        ask("a", i=1),
+    ]
+    with Engine(model, max_requests=8, max_batch_tokens=16, page_size=4) as engine:
+        for _ in range(2):
+            assert [g.tokens for g in engine.generate(asked)] == [plain(model, r) for r in asked]

@@ -267,7 +267,10 @@ class AheadHook:
         if not getattr(bind, "asks", False):
             return bind.ahead(**slots)
         plain = getattr(bind, "by", "base") == "base"
-        query = self.queries.of(self.at.name, len(like)) if plain else embedded(self.at.name, len(like), self.current)
+        n = (
+            len(like) if route.single is not None else route.length
+        )  # places of the route: rows, or a packed row's tokens
+        query = self.queries.of(self.at.name, n) if plain else embedded(self.at.name, n, self.current)
         if query.shape[1] != slots["K0"].shape[-1]:
             raise CommonweightError(
                 f"{self.at.name}: what a row is told by is {query.shape[1]} wide, the keys of its attention "

@@ -93,12 +93,16 @@ def of_prompts(model: nn.Module, current: Current, prompts: Sequence[Sequence[in
     return torch.cat([of_tokens(model, current, ids, None) for ids in each])
 
 
-def of_tokens(model: nn.Module, current: Current, ids: Tensor, mask: Tensor | None, x: Tensor | None = None) -> Tensor:
+def of_tokens(
+    model: nn.Module, current: Current, ids: Tensor | None, mask: Tensor | None, x: Tensor | None = None
+) -> Tensor:
     """Of token ids (B, T), or their vectors x (B, T, d), under the mask (B, T) of those that are prompts."""
     named = {"input_ids": ids, "attention_mask": mask, **({} if x is None else {"inputs_embeds": x})}
+    like = ids if x is None else x[..., 0]
+    if like is None:
+        raise CommonweightError("a prompt's embedding is one of token ids; give the model input_ids")
     with current.within(None):
-        whole = torch.ones(ids.shape if x is None else x.shape[:2], dtype=torch.bool, device=ids.device)
-        return of_pass("a prompt", Pass(model, (), named), whole)
+        return of_pass("a prompt", Pass(model, (), named), torch.ones_like(like, dtype=torch.bool))
 
 
 @torch.no_grad()

@@ -74,7 +74,8 @@ def test_of_a_row_there_is_one_weight_a_skill():
 
 
 def test_a_row_is_no_context_where_tokens_see_no_later_one():
-    host = cw.Host(make("llama")[0])
+    """A trunk that answers nothing has no prompts either; for those of a decoder see tests/host/test_prompts.py."""
+    host = cw.Host(make("llama")[0].model)
     host.add("a", "lora")
     with pytest.raises(cw.CommonweightError, match="goes by the whole row would tell it what comes after"):
         host.add("t", "psec", over=["a"], context="row")

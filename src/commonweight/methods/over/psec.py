@@ -17,7 +17,9 @@ from .plans import Below, stand
 class PSEC:
     hidden: int = option(32, "width of the network that weighs the skills", ge=1)
     context: Literal["token", "row"] = option(
-        "token", "what the network reads: each token's state in the layer, or its row's embedding, one for all layers"
+        "token",
+        "what the network reads: each token's state in the layer, or its row's embedding (a decoder's: its prompt's), "
+        "one for all layers",
     )
 
 
@@ -31,13 +33,13 @@ class PSEC:
 def plan(sites: Sequence[Site], config: PSEC, below: Below) -> Plan:
     """h = W x + sum_i a_i(z) B_i A_i x, a = W2 relu(W1 z + b1) + b2: one network for all sites, of any sign and size.
 
-    context=row: z is the mean of the row's input embeddings, padding aside (ours), so that a row has one weight a skill
-    in the whole network, as an agent's state in the code; d is then the width of the first site. Of encoders alone.
-    Else z: what the site is given; where that is of another width than what the layer's first site is given (after an
-    activation), what the last site before it of that width was given. Shapes: W1 (h, d), W2 (n, h), zero at the start,
-    b2 = 1 / n. Source: github.com/ltlhuuu/PSEC @5f3bde2, lora_alpha.py. Differs: there z is the state of an agent, one
-    for the whole network; tokens have a state each, so that weights differ from token to token and layer to layer, and
-    generation needs nothing of the tokens before. The anchor of the mean weights (to alpha_r) is left out.
+    context=row: z is the mean of the row's input embeddings, padding aside (ours), in a decoder of its prompt's, so
+    that a row has one weight a skill in the whole network, as an agent's state in the code; d is then the width of the
+    first site. Else z: what the site is given; where that is of another width than what the layer's first site is given
+    (after an activation), what the last site before it of that width was given. Shapes: W1 (h, d), W2 (n, h), zero at
+    the start, b2 = 1 / n. Source: github.com/ltlhuuu/PSEC @5f3bde2, lora_alpha.py. Differs: there z is the state of an
+    agent, one for the whole network; tokens have a state each, so that weights differ from token to token and layer to
+    layer, and generation needs nothing of the tokens before. The anchor of the mean weights (to alpha_r) is left out.
     """
     found = stand(sites, below)
     pools, uses = dict(found.pools), []

@@ -77,26 +77,27 @@ def plan(sites: Sequence[Site], config: PromptPool) -> Plan:
     with the prompts' keys, the `top` largest behind one another, or sum_p c_p P_p, or that with cos(x * A_p, K_p).
 
     x is what the plain base makes of the row, the mean over its tokens of the last block; query=embeddings: of the
-    entries of its table of tokens, as MoCL has it. Shapes: P (M, 2, m, w), K and A (M, d), d = w. Linear in: P, given
-    the keys. Cost: a pass of the base (of embeddings none), and top m or m more keys a layer. Of
-    encoders alone, since x is of a whole row; it cannot be merged. The tokens behind move on, as in prefix tuning.
-    Source: top: L2P, github.com/google-research/l2p, models/prompt.py, in the form of prefixes that it has for
-    DualPrompt and CODA-Prompt's code for L2P (models/zoo.py, with keys for each layer; here one for all, as L2P's); M,
-    N and m of its first configuration (@8cfb210), the weight of its five data sets (0.5; its two of CIFAR-100 have 0.1
-    and 1); P and K start uniform in [0, 0.01). Its configurations give all rows of a batch the prompts that most of
-    them take; here a row is what it is alone. attended: CODA-Prompt, github.com/GT-RIPL/CODA-Prompt @605ac87,
-    models/zoo.py; each part starts with orthonormal rows. weighed: MoCL, github.com/boschresearch/MoCL-NAACL-2024
-    @e8d4322; P and K start uniform in [0, 1). Of the papers no full text was read. Ours: base's query (theirs: a
-    class token, or MoCL's), no penalty on how often a prompt is taken.
-    Raises: CommonweightError at an attention that sees no later token.
+    entries of its table of tokens, as MoCL has it, in a decoder of those of the row's prompt (ours). Shapes: P (M, 2,
+    m, w), K and A (M, d), d = w. Linear in: P, given the keys. Cost: a pass of the base (of embeddings none), and top m
+    or m more keys a layer. Of encoders alone with the base's query, which is of a whole row; it cannot be merged. The
+    tokens behind move on, as in prefix tuning. Source: top: L2P, github.com/google-research/l2p, models/prompt.py, in
+    the form of prefixes that it has for DualPrompt and CODA-Prompt's code for L2P (models/zoo.py, with keys for each
+    layer; here one for all, as L2P's); M, N and m of its first configuration (@8cfb210), the weight of its five data
+    sets (0.5; its two of CIFAR-100 have 0.1 and 1); P and K start uniform in [0, 0.01). Its configurations give all
+    rows of a batch the prompts that most of them take; here a row is what it is alone. attended: CODA-Prompt,
+    github.com/GT-RIPL/CODA-Prompt @605ac87, models/zoo.py; each part starts with orthonormal rows. weighed: MoCL,
+    github.com/boschresearch/MoCL-NAACL-2024 @e8d4322; P and K start uniform in [0, 1). Of the papers no full text was
+    read. Ours: base's query (theirs: a class token, or MoCL's), no penalty on how often a prompt is taken.
+    Raises: CommonweightError with the base's query at an attention that sees no later token.
     """
     pools: dict[str, Pool] = {}
     uses, start = [], STARTS[config.read]
     for s in sites:
-        if s.role == "causal":
+        if s.role == "causal" and config.query == "base":
             raise CommonweightError(
                 f"prompt-pool reads sites of kind prefix of encoders: at {s.name} no token sees a later one, and "
-                "prompts are chosen by a whole row; take prefix-tuning"
+                "prompts are chosen by a whole row; take query=embeddings, which goes by a row's prompt, or "
+                "prefix-tuning"
             )
         home = s.name if config.read == "attended" else "pool"
         mine = {f"P{i}": Pool((config.prompts, 2, config.tokens, s.out), start) for i in range(config.parts)}
