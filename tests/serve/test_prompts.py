@@ -18,6 +18,7 @@ def host():
     add(out, "t", "psec", over=["a", "b"], hidden=5, context="row")
     stir(out, "t", 1.0)
     add(out, "p", "poly", tasks="x,y", skills=3, rank=2)
+    add(out, "s", "psec", over=["p", "a"], hidden=5, context="row")
     return out
 
 
@@ -34,6 +35,7 @@ def test_a_request_is_what_generate_answers():
     model = host()
     asked = [ask("t", prompt=[*SHARED, 3 + i, 40]) for i in range(3)]
     asked += [ask("t", prompt=prompt(3, 30)), ask("a", i=1), ask(None, i=2), ask("p", i=1, task="y")]
+    asked += [ask("s", prompt=prompt(2, 9), task=k) for k in "xy"]
     want = [plain(model, r) for r in asked]
     assert len({tuple(w) for w in want[:3]}) > 1
     with Engine(model, max_requests=8, max_batch_tokens=16, page_size=4) as engine:

@@ -96,12 +96,8 @@ class Route:
         """Who reads where, as plain numbers: equal for routes that answer alike."""
         if self._readers is None:
             groups = [(None if t is None else t.key, tuple(places)) for t, places in self.groups]
-            self._readers = (
-                self.single and self.single.key,
-                self.shape,
-                self.context is not None and id(self.context),
-                *groups,
-            )
+            told = self.context is not None and id(self.context)
+            self._readers = (self.single and self.single.key, self.shape, told, *groups)
         return self._readers
 
     def again(self) -> Route:
