@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core import CommonweightError, Plan, Site, safe, unknown
+from ..core import CommonweightError, Plan, Site, counted, safe, unknown
 from ..methods import Beside, Method, available
 from . import causal, room
 from .common import Common, Held, shared
