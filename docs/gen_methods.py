@@ -119,7 +119,9 @@ def rows() -> str:
         if not out:
             out = [_cells(["method", "family", "paper", "trained numbers", *found])]
             out.append("| --- | --- | --- | --- | ---: |" + " --- |" * (len(found) - 1))
-        out.append(_cells([f"`{name}`", said(m.family)[0].lower(), _number(m.paper), m.formula, *found.values()]))
+        out.append(
+            _cells([f"`{name}`", said(m.family)[0].lower(), _number(m.paper) + _unread(m), m.formula, *found.values()])
+        )
     return "\n".join(out)
 
 
@@ -145,6 +147,15 @@ def _number(paper: str) -> str:
     """The number of the paper as a link, where it is on arXiv."""
     found = re.search(r"arXiv (\d{4}\.\d{4,5})", paper)
     return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else paper
+
+
+def _unread(m: Method) -> str:
+    """What the docstring says of a paper that was not read whole: its abstract was, or its text was not."""
+    doc = inspect.getdoc(m.plan) or ""
+    if re.search(r"\babstract\b", doc, re.IGNORECASE):
+        return ", *abstract*"
+    unread = re.search(r"\btext\b[^.;]*\bnot\s+(read|available)\b|\bcould\s+not\s+be\s+read\b", doc)
+    return ", *not its text*" if unread else ""
 
 
 def _section(name: str, m: Method) -> str:
