@@ -58,6 +58,11 @@ def test_what_is_refused(host, change, message):
     assert "t" not in host
 
 
+def test_the_plain_base_is_measured_by_no_task(host):
+    with pytest.raises(cw.CommonweightError, match="task_column: the plain base knows no tasks; leave the column out"):
+        evaluate(host, None, rows(2), labels=("law", "sport", "food"), task_column="of")
+
+
 def test_a_row_without_its_task(host):
     with pytest.raises(cw.CommonweightError, match="row 2: 'of' is None; wanted a task's name"):
         adapt(host, "t", [rows(2)[0], {**rows(2)[1], "of": None}], **FAST)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..core import CommonweightError, build
+from ..core import CommonweightError, WrongTask, build
 from ..core.schedule import resizing
 from ..host import Host, Tenant
 from ..host.over import over_tenants
@@ -350,6 +350,8 @@ def evaluate(
     if isinstance(doing, Prompts) and completion_length is not None:
         doing.answer_length = completion_length
     rows_ = doing.examples(rows)
+    if name is None and task_column is not None:
+        raise WrongTask("task_column: the plain base knows no tasks; leave the column out")
     if name is not None:
         know(host[name], doing, rows_)
     was = host.model.training
