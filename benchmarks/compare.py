@@ -58,6 +58,7 @@ REASONS = {
     "rpo": "341 prompts that no token of the text sees; made for some tens of them in CLIP, beside its own classifier",
     "tinylora": "its cores are 2 x 2, four directions a layer, however many numbers weigh them; made for few",
     "tokens": "it trains eight rows of the vocabulary, for words that are added, not for tasks",
+    "scalearn": "it scales the adapters of source tasks; here are none, and its sources are random",
     "vl-pet": "made for encoder-decoders of text and images; its gates leave width 12 for adapters",
     "vqt": "queries gather frozen features for the head, which nothing else changes; the paper's tasks are images",
     "loha": "no rank above 1 fits, and its change is then a product of rank 1",

@@ -11,7 +11,7 @@ from commonweight.compare.table import heads, markdown, ordered, shown, terminal
 from commonweight.report import spread
 
 
-def outcome(scores, sizes, tasks=("a", "b"), task="classify", failed=()):
+def outcome(scores, sizes, tasks=("a", "b"), task="classify", failed=(), grown=()):
     """scores[method][seed][task]; sizes[method] in bytes."""
     methods = tuple(scores)
     seeds = len(next(iter(scores.values())))
@@ -28,6 +28,7 @@ def outcome(scores, sizes, tasks=("a", "b"), task="classify", failed=()):
                     continue
                 test = {metric: scores[m][s][j], "n": 100}
                 runs.append((i, t, {**one, "state": "done", "test": test, "dev": {}, "head_bytes": 8,
+                                    "bytes": sizes[m] + s * 5000 * (m in grown), "marginal_bytes": sizes[m] // 2,
                                     "peak_memory": 10**8 + i, "seconds_per_step": 0.01 * (s + 1)}))  # fmt: skip
     tunings = {(i, t): {"lr": 1e-3, "trials": []} for i in range(len(methods)) for t in tasks}
     return Outcome(c, configs, (("1KB", configs[0].fit),), (("road", "no"),), tuple(runs), tunings, 0)
@@ -35,6 +36,11 @@ def outcome(scores, sizes, tasks=("a", "b"), task="classify", failed=()):
 
 SCORES = {"lora": [[0.8, 0.6], [0.9, 0.7]], "mos": [[0.7, 0.5], [0.7, 0.7]], "probe": [[0.5, 0.5], [0.5, 0.5]]}
 SIZES = {"lora": 4000, "mos": 1000, "probe": 2000}
+
+
+def test_bytes_are_those_that_runs_ended_with():
+    lora, mos, _ = points(outcome(SCORES, SIZES, grown=("mos",)))
+    assert (lora.bytes, mos.bytes, mos.marginal_bytes) == (4000, 3500, 500)
 
 
 def test_means_intervals_and_pairs():

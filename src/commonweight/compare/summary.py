@@ -28,8 +28,8 @@ class Value:
 @dataclass(frozen=True)
 class Point:
     """A config and what was measured of it. values: by task, and under `ALL` the mean of the tasks.
-    difference: to the reference, paired by seed. front: no other is as good with fewer bytes, or better with as many.
-    failed: error messages of runs that failed."""
+    bytes: the mean over the runs, as they ended: ranks may have moved. difference: to the reference, paired by seed.
+    front: no other is as good with fewer bytes, or better with as many. failed: error messages of runs that failed."""
 
     config: Config
     values: dict[str, Value]
@@ -82,9 +82,13 @@ def _point(i: int, config: Config, tasks: Sequence[str], name: str, o: Outcome) 
         seeds = [[by_task[t][s][name] for t in tasks] for s in range(o.comparison.seeds)]
         values[ALL] = value(seeds, [int(by_task[t][0]["n"]) for t in tasks], name)
     fit = config.fit
+    whole, own = (
+        round(statistics.mean(r[k] for _, r in done)) if done else planned
+        for k, planned in (("bytes", fit.nbytes), ("marginal_bytes", fit.own))
+    )
     heads, steps = [r["head_bytes"] for _, r in done], least(done, "seconds_per_step")
     return Point(
-        config, values, fit.nbytes, fit.own, round(statistics.mean(heads)) if heads else 0, fit.count,
+        config, values, whole, own, round(statistics.mean(heads)) if heads else 0, fit.count,
         max(least(done, "peak_memory"), default=None), statistics.mean(steps) if steps else None,
         {t: o.tunings[i, t]["lr"] for t in tasks},
         tuple(f"{task} seed {r['job']['seed']}: {r['error']}" for task, r in runs if r["state"] == "failed"), runs,

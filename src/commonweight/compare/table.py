@@ -128,7 +128,8 @@ def caption(o: Outcome) -> str:
     by = f" with the codec {c.codec}, in which they were also measured" if c.codec else ""
     seeds = "± seeds: 95 % interval over seeds (Student's t)" if c.seeds > 1 else "one seed: no interval over seeds"
     return (
-        f"{rates}. bytes: saved pools{by}, without the head. marginal: bytes of one more tenant when the shared pools "
+        f"{rates}. bytes: saved pools{by}, without the head, as they were after training: where ranks move to wider "
+        "layers, more than the plan that fitted. marginal: bytes of one more tenant when the shared pools "
         "are there already; 0: all pools are shared, and one more tenant costs a seed (what it reads) and a head. "
         f"{seeds}; ± rows: 95 % interval over test rows. - {c.reference}: difference to its largest config, seed by "
         "seed. front: no other config is as good with fewer bytes."
