@@ -256,7 +256,12 @@ def test_a_tolerance_that_cannot_be_met_names_the_worst_module(host, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"rank": 0}, "rank is 0; it must be 1 or more"), ({"tolerance": -1.0}, "tolerance is -1.0")]
+    ("options", "says"),
+    [
+        ({"rank": 0}, "rank is 0; it must be 1 or more"),
+        ({"foo": 1}, "unknown option of peft 'foo'"),
+        ({"tolerance": -1.0}, "tolerance is -1.0"),
+    ],
 )
 def test_export_options(host, saved, options, says):
     with pytest.raises(cw.CommonweightError, match=says):

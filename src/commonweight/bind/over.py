@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import Base, serial
+from ..core import Base, CommonweightError, serial
 from .low_rank import LowRank
 from .mixture import GATED
 
@@ -45,6 +45,12 @@ class Over:
         own = {k: v for k, v in slots.items() if "." not in k}
         seen = base.lent(self.source) if self.source else x
         if self.context:
+            given, wanted = base.context.shape[-1], own["W1"].shape[-1]
+            if given != wanted:
+                raise CommonweightError(
+                    f"a row's embedding is {given} wide in this model, and a gate here reads {wanted}; leave "
+                    "context=row out"
+                )
             seen = base.context.reshape(len(y), *[1] * (y.dim() - 2), -1)
         return y + self.gate(seen.float(), y, added, **own).to(y.dtype)
 

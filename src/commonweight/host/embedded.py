@@ -119,8 +119,8 @@ def of_pass(site: str, run: Pass, prompt: Tensor | None = None) -> Tensor:
         x = table.forward(run.ids)  # its hooks, which are tenants', left aside
     mask = run.masks.get("attention_mask")
     real = x.new_ones(*x.shape[:2], 1) if not isinstance(mask, Tensor) else (mask != 0)[..., None].to(x.device)
-    if real.shape[:2] != x.shape[:2]:
-        raise Unfit(f"{site}: {tuple(x.shape[:2])} tokens, under a mask of {tuple(real.shape[:2])}", site)
+    if real.shape != (*x.shape[:2], 1):
+        raise Unfit(f"{site}: {tuple(x.shape[:2])} tokens, under a mask of {tuple(real.shape[:-1])}", site)
     if prompt is not None:
         real = real.bool() & prompt[..., None].to(x.device)
         if (none := (~real.any(1)).flatten().nonzero().flatten()).numel():

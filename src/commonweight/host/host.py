@@ -453,9 +453,7 @@ class Host:
         self, name: str, folder: str | PathLike[str], *, task: str | int | None = None, **options: Any
     ) -> Path:
         """Writes a tenant as a PEFT adapter folder: see `commonweight.formats.peft`. task: as in `export`."""
-        base = self.base
-        served(self[name])
-        return peft.export_peft(base, self[name].at(task), Path(folder), **options)
+        return self.export(name, folder, task=task, **options)
 
     def import_peft(
         self,

@@ -79,3 +79,14 @@ def test_a_row_is_no_context_where_tokens_see_no_later_one():
     host.add("a", "lora")
     with pytest.raises(cw.CommonweightError, match="goes by the whole row would tell it what comes after"):
         host.add("t", "psec", over=["a"], context="row")
+
+
+def test_embeddings_narrower_than_layers():
+    from transformers import AlbertConfig, AlbertModel
+
+    size = dict(vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    host = cw.Host(AlbertModel(AlbertConfig(embedding_size=16, **size)))
+    host.add("a", "lora")
+    host.add("t", "psec", over=["a"], context="row")
+    with host.route("t"), pytest.raises(cw.CommonweightError, match=r"embedding is 16 wide in this model.* reads 32"):
+        host.model(torch.arange(6)[None])

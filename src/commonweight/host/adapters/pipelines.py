@@ -29,7 +29,7 @@ def write(base: HookedModel, found: Mapping[str, Change], format: str, part: str
         raise CommonweightError(
             f"{kind}: {_NO_NAMES if flux else _NO_PIPELINE.format(format)}; export to {'diffusers' if flux else 'peft'}"
         )
-    if not kohya.PARTS[format].fullmatch(given):
+    if not isinstance(given, str) or not kohya.PARTS[format].fullmatch(given):
         raise CommonweightError(f"part={given!r}: wanted what {format} calls a model: {_WORDS[format]}")
     prefix, table = within(base), next((n for n in found if base.modules[n].kind == "embedding"), None)
     if table is not None:

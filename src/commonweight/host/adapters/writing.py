@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def export(
     """See `Host.export`."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    for option in options.keys() - (taken := _options(format)):
+        raise unknown(f"option of {format}", option, taken)
     if format == "peft":
         return export_peft(base, tenant, path, overwrite=overwrite, **options)
     if tenant.labels is not None:
@@ -55,6 +58,12 @@ def export(
     return _mlx(base, found, path, tenant, overwrite)
 
 
+def _options(format: str) -> set[str]:
+    """What `export` takes for a format."""
+    named = signature(export_peft if format == "peft" else changes).parameters.values()
+    return {p.name for p in named if p.default is not p.empty} | ({"part"} if format in PIPELINES else set())
+
+
 def changes(
     base: HookedModel, tenant: Tenant, format: str, rank: int | None = None, tolerance: float | None = None
 ) -> dict[str, Change]:
@@ -63,8 +72,8 @@ def changes(
     Raises: CommonweightError for a method that is no product of two factors, unless an error is allowed; for whatever
     is no change of a linear layer.
     """
-    if rank is not None and rank < 1:
-        raise CommonweightError(f"rank is {rank}; it must be 1 or more, or None for no limit")
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise CommonweightError(f"rank is {rank!r}; it must be 1 or more, or None for no limit")
     if tolerance is not None and not tolerance >= 0:
         raise CommonweightError(f"tolerance is {tolerance}; it must be 0 or more")
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
