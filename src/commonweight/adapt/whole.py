@@ -26,6 +26,7 @@ class Whole:
 
     common, number, config, plan = None, 0, None, None
     tasks: tuple[str, ...] = ()
+    prompted = False
 
     def __init__(self, model: nn.Module, name: str = "model", lr: float = 2e-4):
         self.model, self.name = model, name

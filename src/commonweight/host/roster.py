@@ -14,7 +14,6 @@ from ..core import CommonweightError, Plan, Site, counted, safe, unknown
 from ..methods import Beside, Method, available
 from . import causal, room
 from .common import Common, Held, shared
-from .embedded import of_prompts
 from .follow import served
 from .pools import drawn, packed
 from .route import Route, numbered
@@ -210,6 +209,8 @@ class Roster:
                 f"the route names {counted(route.length, 'reader')} and {counted(len(prompts), 'prompt')}; give one "
                 "reader per row, and one prompt"
             )
+        from .embedded import of_prompts  # brings torch's compiler, which merging has no use of
+
         return of_prompts(self.base.inner, self.base.current, prompts)
 
     def _route(self, readers: str | Sequence[Reader] | Tensor, tasks: Tasks) -> Route:
