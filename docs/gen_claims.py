@@ -124,18 +124,22 @@ def pools(claim: dict[str, Any]) -> Verdict:
 
 def quality(claim: dict[str, Any]) -> Verdict:
     """The method's largest config against the reference's: a difference in points. Where ours has more bytes, by a
-    tenth, since it fits no budget, they may be what makes it better. times: ours has so many times fewer bytes."""
+    tenth, since it fits no budget, they may be what makes it better. times: ours trains so many times fewer numbers,
+    whatever its bytes."""
     pair = _pair(claim)
     if isinstance(pair, Verdict):
         return pair
-    more = pair[0]["bytes"] / max(1, pair[1]["bytes"])
+    by = "parameters" if "times" in claim["measure"] else "bytes"
+    more = pair[0][by] / max(1, pair[1][by])
     ours, theirs = (p["values"][ALL] for p in pair)
     low, mean, high = _interval([100 * (a - b) for a, b in zip(ours["seeds"], theirs["seeds"])])
     figure = f"{100 * ours['mean']:.1f} against {100 * theirs['mean']:.1f}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
     verdict = _judge(low, high, claim["measure"])
+    if by == "parameters":
+        return Verdict(f"{figure}, 1/{1 / more:.1f} of the trained numbers", verdict)
     if more > 1.1:
         return Verdict(f"{figure}, with {more:.1f} times the bytes", verdict if verdict == FAILS else MORE)
-    return Verdict(figure + (f", 1/{1 / more:.0f} of the bytes" if "times" in claim["measure"] else ""), verdict)
+    return Verdict(figure, verdict)
 
 
 def share(claim: dict[str, Any]) -> Verdict:
@@ -214,7 +218,9 @@ def _pair(claim: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | Verd
     best = {n: _best([p for p in found["points"] if p["method"] == n]) for n in (name, other)}
     best |= {n: _best([e for e in found.get("earlier", ()) if e["method"] == n]) for n, p in best.items() if p is None}
     if (times := claim["measure"].get("times")) is not None and best[other] is not None:
-        fewer = [p for p in found["points"] if p["method"] == name and times * p["bytes"] <= best[other]["bytes"]]
+        fewer = [
+            p for p in found["points"] if p["method"] == name and times * p["parameters"] <= best[other]["parameters"]
+        ]
         best[name] = _best(fewer)
     small = [x for x in found["misfits"] if x["method"] in (name, other)]
     for n, p in best.items():

@@ -65,7 +65,7 @@ def test_counts_on_the_papers_shapes(method, shapes, options, roles, numbers):
 def compared(folder, ours, theirs, size=100):
     def point(method, seeds, size=100):
         value = {"mean": sum(seeds) / len(seeds), "half": None, "rows": None, "seeds": seeds}
-        return {"method": method, "bytes": size, "values": {gen.ALL: value}}
+        return {"method": method, "bytes": size, "parameters": size, "values": {gen.ALL: value}}
 
     points = [point("lora", theirs), point("dora", ours, size), point("dora", [1.0] * 3, 10)]
     (folder / "compare" / "results.json").write_text(json.dumps({"points": points, "misfits": []}))
@@ -92,7 +92,7 @@ def test_more_bytes_are_no_proof_and_fewer_are_asked_for(results):
         assert said == verdict and figure.endswith("with 2.0 times the bytes")
     few = {**claim, "measure": {**claim["measure"], "times": 10}}
     assert gen.quality(few) == gen.Verdict(
-        "100.0 against 71.0: +29.00 (+26.52 to +31.48), 1/10 of the bytes", gen.HOLDS
+        "100.0 against 71.0: +29.00 (+26.52 to +31.48), 1/10.0 of the trained numbers", gen.HOLDS
     )
     few["measure"]["times"] = 20
     assert gen.quality(few).verdict == gen.NOT_YET

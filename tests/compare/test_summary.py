@@ -1,6 +1,7 @@
 """From runs to points: means, intervals, pairs and the front, on numbers that one can check by hand."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,11 @@ SIZES = {"lora": 4000, "mos": 1000, "probe": 2000}
 def test_bytes_are_those_that_runs_ended_with():
     lora, mos, _ = points(outcome(SCORES, SIZES, grown=("mos",)))
     assert (lora.bytes, mos.bytes, mos.marginal_bytes) == (4000, 3500, 500)
+    o = outcome(SCORES, SIZES, grown=("mos",))
+    assert "Planned within" not in markdown(o, points(o))
+    o = o._replace(comparison=replace(o.comparison, budgets=("3KB",)))
+    o = o._replace(configs=tuple(c._replace(budgets=("3KB",)) for c in o.configs))
+    assert "- 3KB: `mos rank=1` ended with 3,500\n" in markdown(o, points(o))
 
 
 def test_means_intervals_and_pairs():

@@ -95,6 +95,12 @@ def markdown(o: Outcome, points: Sequence[Point]) -> str:
         out += ["", "Budgets that a method cannot meet on these sites:", "", *small]
     if o.left_out:
         out += ["", "Left out, with no config on these sites:", "", *(f"- `{name}`: {why}" for name, why in o.left_out)]
+    over = [
+        f"- {text}: `{p.name}` ended with {p.bytes:,}"
+        for p in best for text, size in c.limits if size is not None and text in p.config.budgets and p.bytes > size
+    ]  # fmt: skip
+    if over:
+        out += ["", "Planned within a budget, and ended with more bytes, which is what the table has:", "", *over]
     failed = [f"- `{p.name}`: {message}" for p in points for message in p.failed]
     if failed:
         out += ["", "Runs that gave no number:", "", *failed]
@@ -128,9 +134,10 @@ def caption(o: Outcome) -> str:
     by = f" with the codec {c.codec}, in which they were also measured" if c.codec else ""
     seeds = "± seeds: 95 % interval over seeds (Student's t)" if c.seeds > 1 else "one seed: no interval over seeds"
     return (
-        f"{rates}. bytes: saved pools{by}, without the head, as they were after training: where ranks move to wider "
-        "layers, more than the plan that fitted. marginal: bytes of one more tenant when the shared pools "
-        "are there already; 0: all pools are shared, and one more tenant costs a seed (what it reads) and a head. "
+        f"{rates}. bytes: saved pools{by}, without the head, as they were after training: where ranks moved to wider "
+        "layers, or what rows gave had to be kept, more than the plan that fitted. marginal: bytes of one more tenant "
+        "when the shared pools are there already; 0: all pools are shared, and one more tenant costs a seed (what it "
+        "reads) and a head. "
         f"{seeds}; ± rows: 95 % interval over test rows. - {c.reference}: difference to its largest config, seed by "
         "seed. front: no other config is as good with fewer bytes."
     )
