@@ -35,6 +35,8 @@ def work(out: Path, quick: bool = False) -> dict[str, Any]:
     todo = jobs(out, quick)
     processes = 1 if quick else min(PROCESSES, cores())
     host = base()
+    for name in [*host]:  # of a run before, in the same process
+        host.remove(name)
     parameters = [*host.model.parameters()]
     about = {
         "name": "all-MiniLM-L6-v2",

@@ -134,3 +134,8 @@ def test_the_base_model_must_be_installed(monkeypatch):
     monkeypatch.setattr(train, "PACKAGE", "not_there_at_all")
     with pytest.raises(cw.CommonweightError, match="not-there-at-all holds the demo's base model and is not installed"):
         train.encoder()
+
+
+def test_a_second_run_in_one_process(out):
+    """Its base is kept, and its tenants are not."""
+    assert demo.main(["--quick", "--out", str(out)]) == 0
