@@ -267,9 +267,7 @@ class AheadHook:
         if not getattr(bind, "asks", False):
             return bind.ahead(**slots)
         plain = getattr(bind, "by", "base") == "base"
-        n = (
-            len(like) if route.single is not None else route.length
-        )  # places of the route: rows, or a packed row's tokens
+        n = len(like) if route.single is not None else route.length  # of a route: rows, or a packed row's tokens
         query = self.queries.of(self.at.name, n) if plain else embedded(self.at.name, n, self.current)
         if query.shape[1] != slots["K0"].shape[-1]:
             raise CommonweightError(

@@ -44,16 +44,22 @@ def _smaller(tenant: Tenant) -> tuple[Any, Plan, dict[str, Tensor]]:
 def coded(tenant: Tenant) -> Tenant:
     """The tenant as a codec may take it: one whose method says `levels` by its numbers at their levels, on pools of its
     own; any other, and one at its levels, as it is."""
-    if not tenant.method.levels or tenant.common is not None:
-        return tenant
-    config, plan, values = _smaller(tenant)
-    return tenant if config == tenant.config else tenant.other(config, plan, values)
+    found = _levels(tenant)
+    return tenant if found is None else tenant.other(*found)
 
 
 def levelled(tenant: Tenant) -> None:
     """The tenant itself as `coded` gives it."""
-    if coded(tenant) is not tenant:
-        become(tenant, *_smaller(tenant))
+    if (found := _levels(tenant)) is not None:
+        become(tenant, *found)
+
+
+def _levels(tenant: Tenant) -> tuple[Any, Plan, dict[str, Tensor]] | None:
+    """`_smaller` of a tenant that is to be brought to its levels; None of any other."""
+    if not tenant.method.levels or tenant.common is not None:
+        return None
+    found = _smaller(tenant)
+    return None if found[0] == tenant.config else found
 
 
 def made(tenant: Tenant, config: Any) -> Plan:

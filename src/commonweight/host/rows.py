@@ -14,6 +14,7 @@ from ..core import CommonweightError
 from ..core.errors import first_line
 from ..methods import Method
 from ..methods.shown import KINDS, LABELLED, NO_ROWS, Shown
+from .embedded import IGNORE
 
 BATCHES = '[{"input_ids": ..., "attention_mask": ..., "labels": ...}, ...]'
 _RAW = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)
@@ -88,7 +89,7 @@ def unscored(batch: Mapping[str, Any]) -> bool:
     """Whether labels are there, and none of them counts in a loss."""
     labels = batch.get("labels")
     whole = isinstance(labels, Tensor) and labels.numel() > 0 and not labels.is_floating_point()
-    return whole and bool((labels == -100).all())
+    return whole and bool((labels == IGNORE).all())
 
 
 @contextmanager
