@@ -40,17 +40,15 @@ def cost(
 
     Saved pools of scope "tenant" are counted for each tenant, those of scope "shared" once. If a tenant would have no
     trained pools of its own in a common, all its pools are counted as its own. Pools that are rebuilt cost nothing. A
-    method with a smaller stored form is counted in that form. Heads and manifests (half a KB a
-    tenant) are not counted. codec: for all trainable pools, as in `Host.save`.
+    method with another stored form is counted in that form, and at its most where only a training tells. Heads and
+    manifests (half a KB a tenant) are not counted. codec: for all trainable pools, as in `Host.save`.
     Cost: a plan, milliseconds. Raises: CommonweightError for an unknown method or option, and for a codec whose size
     depends on the values.
     """
     found, config = resolve(method, options or {})
     mine = _read(found, sites)
     trained = plan(config, mine)
-    if found.compact is not None:
-        config, _ = found.compact(config, {})
-    stored = plan(config, mine)
+    stored = plan(found.stored(config, mine), mine)
     own, once, each = _numbers(stored, "tenant"), _bytes(stored, "shared", codec), _bytes(stored, "tenant", codec)
     if not own:
         own, once, each = trained.count(), 0, once + each

@@ -15,13 +15,10 @@ from ..methods import Method, plan, resolve
 
 
 def stored(method: Method, sites: Sequence[Site], options: dict[str, object]) -> Plan:
-    """The plan of what a trained tenant is stored as; the plan as it trains where only training tells what is left."""
+    """The plan of what a trained tenant is stored as, at its most; as it trains where nothing tells that."""
     _, config = resolve(method.name, options)
-    whole = plan(config, sites)
-    if method.compact is None:
-        return whole
-    compact = plan(method.compact(config, {})[0], sites)
-    return compact if compact.pools or not whole.pools else whole
+    whole, least = plan(config, sites), plan(method.stored(config, sites), sites)
+    return least if least.pools else whole
 
 
 def nbytes(p: Plan, codec: str | None = None, own: bool = False) -> int:

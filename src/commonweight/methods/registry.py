@@ -33,6 +33,8 @@ class Method:
     size: the options that make it larger or smaller, the one to turn first in front; the bytes grow with each, or fall
     where it starts with "-". None: "rank", where there is such an option.
     compact: (config, trained pools) -> (config, pools) of the smaller form in which a trained tenant is stored.
+    ends: of a config and its sites, that of the largest tenant that a training of it can end with, where that is not
+    what `compact` makes of the config.
     at_end: a training ends with it; one with a schedule always does. levels: it answers by levels of its numbers, and
     not by these: a file with a codec has the levels, as `compact` leaves them.
     schedule: (config, plan) -> what it does between the steps of a training run, if anything. penalty: (config, plan,
@@ -65,6 +67,7 @@ class Method:
     common: str = ""
     size: tuple[str, ...] | None = None
     compact: Callable[[Any, Mapping[str, Tensor]], tuple[Any, Mapping[str, Tensor]]] | None = None
+    ends: Callable[[Any, Sequence[Site]], Any] | None = None
     at_end: bool = False
     levels: bool = False
     schedule: Callable[[Any, Plan], Schedule | None] | None = None
@@ -87,6 +90,12 @@ class Method:
         if OVER.all.get(self.name) is self:
             return _over_tenants, (self.name,)
         return super().__reduce__()
+
+    def stored(self, config: Any, sites: Sequence[Site]) -> Any:
+        """The config in which a trained tenant of this one is stored: of what only a training can tell, the most."""
+        if self.ends is not None:
+            return self.ends(config, sites)
+        return config if self.compact is None else self.compact(config, {})[0]
 
     def asks(self, config: Any) -> str:
         """The statistic of rows that a tenant of this config begins from; "" where it needs none."""

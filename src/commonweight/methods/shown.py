@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from ..core import Site
 
 KINDS = {
     "gradient": "the mean gradient of the loss by each weight, (out, inp)",
@@ -52,6 +54,11 @@ class Seen(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.kept)
+
+
+def begun(config: Any, sites: Sequence[Site]) -> Any:
+    """The config of a tenant whose start was worked out from rows."""
+    return replace(config, start="given") if config.start == "rows" else config
 
 
 class Shown(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core import ZEROS, Normal, Plan, Site, config, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
-from .pruned import far_from_orthonormal, gated, kept, wrong_ranks
+from .pruned import far_from_orthonormal, gated, kept, widest, wrong_ranks
 
 _START = Normal(0.02)
 
@@ -121,7 +121,8 @@ def _schedule(config: AdaLoRA, plan: Plan) -> Budget:
     formula="sum over sites of r (d_in + d_out + 1) while it trains; of the kept directions alone in the file",
     lr=2e-3,
     size=("target", "rank"),
-    compact=lambda config, pools: kept(config, pools, config.target),
+    compact=kept,
+    ends=lambda config, sites: widest(config, sites, config.target, config.rank),
     schedule=_schedule,
     penalty=_penalty,
 )

@@ -13,7 +13,7 @@ from ...core import CommonweightError, Plan, Site, config, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
 from .grown import ROOM, limits, of_lora, resized, there, uniform
-from .pruned import wrong_ranks
+from .pruned import widest, wrong_ranks
 
 
 @config
@@ -102,7 +102,8 @@ class Moving:
     formula="sum over sites of r (d_in + d_out), r the rank that it has; of all together as many as at the start",
     lr=1e-3,
     size=("rank",),
-    compact=lambda config, pools: there(config, pools, config.rank),
+    compact=there,
+    ends=lambda config, sites: widest(config, sites, config.rank),
     schedule=lambda config, plan: Moving(
         config, tuple(n.removesuffix(".A") for n in plan.pools if n.endswith(".A")), plan.seed
     ),

@@ -137,13 +137,19 @@ def _schedule(config: APT, plan: Plan) -> Growing | Pruning:
 
 def _compact(config: APT, pools: Mapping[str, Tensor]) -> tuple[APT, dict[str, Tensor]]:
     """The ranks that are there, and masks as bits once all of them are 0 or 1."""
-    found, out = there(config, pools, round(config.times * config.rank))
+    found, out = there(config, pools)
     masks = [n for n in pools if n.endswith(".kept")]
     if not config.prune or any(bool(((pools[n] != 0) & (pools[n] != 1)).any()) for n in masks):
         return found, out
     for n in masks:
         out[f"{n.removesuffix('.kept')}.bits"] = packed(out.pop(n) != 0)
     return replace(found, masks="bits"), out
+
+
+def _most(config: APT, sites: Sequence[Site]) -> APT:
+    """So many ranks at every site, and no more numbers wherever they are."""
+    found = _compact(config, {})[0]
+    return replace(found, ranks=(*config.ranks, ("*", round(config.times * config.rank))))
 
 
 @method(
@@ -156,6 +162,7 @@ def _compact(config: APT, pools: Mapping[str, Tensor]) -> tuple[APT, dict[str, T
     lr=1e-3,
     size=("rank",),
     compact=_compact,
+    ends=_most,
     schedule=_schedule,
     told=lambda config, sites, heads: headed(config, sites, heads) if config.prune else config,
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core import CommonweightError, Plan, Site, config, option
 from ...core.spectrum import svd
 from ..registry import method
-from ..shown import KEPT, WEIGHT, Statistics
+from ..shown import KEPT, WEIGHT, Statistics, begun
 from .anchored import started
 from .lora_xs import fits
 
@@ -74,6 +74,7 @@ def _scale(config: CorDA) -> float:
     wants=lambda config: "inputs" if config.start == "rows" and config.mode == "ipm" else "",
     keeps=lambda config: "inputs" if config.start == "rows" and config.mode == "kpm" else "",
     begin=begin,
+    ends=begun,
 )
 def plan(sites: Sequence[Site], config: CorDA) -> Plan:
     """W' = W + s (B A - B0 A0), s = alpha / r: the start B0 A0 is taken away, so that a fresh tenant is the base.

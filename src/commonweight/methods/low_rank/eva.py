@@ -14,6 +14,7 @@ from ..registry import method
 from ..shown import Statistics
 from .lora import LoRA
 from .lora import plan as lora_plan
+from .pruned import widest
 
 
 @config
@@ -66,6 +67,7 @@ def begin(config: EVA, sites: Sequence[Site], seen: Statistics) -> tuple[EVA, di
     lr=1e-3,
     wants=lambda config: "inputs" if config.start == "rows" else "",
     begin=begin,
+    ends=lambda config, sites: widest(config, sites, config.rank, int(config.rho * config.rank)),
 )
 def plan(sites: Sequence[Site], config: EVA) -> Plan:
     """h = W0 x + (alpha / r) B A x; B zero, the rows of A orthonormal.

@@ -115,9 +115,9 @@ def resized(
     return Edit(values=values, places=places, config=replace(config, ranks=tuple(ranks.items())))
 
 
-def there(config: Any, pools: Mapping[str, Tensor], rank: int) -> tuple[Any, dict[str, Tensor]]:
-    """The pools, and a config that says how many directions each site has. rank: where no pools are given."""
+def there(config: Any, pools: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The pools, and a config that says how many directions each site has."""
     if not pools:
-        return replace(config, ranks=(*config.ranks, ("*", rank))), {}
+        return config, {}
     sites = [n.removesuffix(".A") for n in pools if n.endswith(".A")]
     return left_with(config, dict(zip(sites, ranks_of(sites, pools).tolist()))), dict(pools)

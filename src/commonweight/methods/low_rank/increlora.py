@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from ...core import ZEROS, Constant, Normal, Plan, Pool, Read, Site, Use, config
 from ...core.schedule import Edit, Moment, Pools, State, carried
 from ..registry import method
 from .grown import ROOM, first, limits, over, resized, size, wanted, wrong_growth
-from .pruned import far_from_orthonormal, kept
+from .pruned import far_from_orthonormal, kept, widest
 
 _START = Normal(0.02)
 _RESERVE = 1e-5  # e of a direction that is trained before it counts
@@ -110,9 +110,7 @@ def _schedule(config: IncreLoRA, plan: Plan) -> Growth:
 
 
 def _compact(config: IncreLoRA, pools: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    if not pools:
-        return replace(config, ranks=(*config.ranks, ("*", config.target))), {}
-    small, out = kept(config, pools, config.target)
+    small, out = kept(config, pools)
     return small, out | {n: p for n, p in pools.items() if n.endswith(".gain") and n.replace(".gain", ".d") in out}
 
 
@@ -124,6 +122,7 @@ def _compact(config: IncreLoRA, pools: Mapping[str, Tensor]) -> tuple[Any, dict[
     lr=4e-3,
     size=("target",),
     compact=_compact,
+    ends=lambda config, sites: widest(config, sites, config.target),
     schedule=_schedule,
     penalty=lambda config, plan, pools: config.orthogonal * far_from_orthonormal(plan, pools),
 )

@@ -140,7 +140,7 @@ def _routing(config: LightPEFT) -> RouterLoss | None:
 
 def _compact(config: LightPEFT, pools: Mapping[str, Tensor]) -> tuple[LightPEFT, dict[str, Tensor]]:
     """Directions with a d that is not zero, and the masks."""
-    found, out = kept(config, {n: p for n, p in pools.items() if n.endswith((".A", ".B", ".d"))}, config.rank)
+    found, out = kept(config, {n: p for n, p in pools.items() if n.endswith((".A", ".B", ".d"))})
     masks = {n: p.detach() for n, p in pools.items() if n.endswith((".heads", ".neurons"))}
     return replace(found, form="stored"), {**out, **masks}
 

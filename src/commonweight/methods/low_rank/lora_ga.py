@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core import CommonweightError, Plan, Site, config, option
 from ...core.spectrum import svd
 from ..registry import method
-from ..shown import Statistics
+from ..shown import Statistics, begun
 from .anchored import started
 
 
@@ -59,6 +59,7 @@ def begin(config: LoRAGA, sites: Sequence[Site], seen: Statistics) -> tuple[LoRA
     lr=5e-4,
     wants=lambda config: "gradient" if config.start == "rows" else "",
     begin=begin,
+    ends=begun,
 )
 def plan(sites: Sequence[Site], config: LoRAGA) -> Plan:
     """W' = W + s (B A - B0 A0), s = alpha / sqrt(r): the start B0 A0 is taken away, so that a fresh tenant is the base.

@@ -14,7 +14,7 @@ from ...bind import LowRank
 from ...core import ZEROS, Orthonormal, Plan, Pool, Read, Site, Use, config, option
 from ...core.spectrum import svd
 from ..registry import method
-from ..shown import Statistics
+from ..shown import Statistics, begun
 from .lora_xs import fits
 
 
@@ -58,6 +58,7 @@ def begin(config: LoRASB, sites: Sequence[Site], seen: Statistics) -> tuple[LoRA
     fresh="the first step of full fine-tuning is taken: R begins with its singular values",
     wants=lambda config: "gradient" if config.start == "rows" else "",
     begin=begin,
+    ends=begun,
 )
 def plan(sites: Sequence[Site], config: LoRASB) -> Plan:
     """h = W x + s B R A x, s = alpha / r; only R is trained.

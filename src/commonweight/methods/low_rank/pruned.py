@@ -39,12 +39,23 @@ def gated(
     return Plan(pools, tuple(uses))
 
 
-def kept(config: Any, pools: Mapping[str, Tensor], target: int) -> tuple[Any, dict[str, Tensor]]:
-    """The directions with a d that is not zero, and a config that says how many each site has. target: their number at
-    a site where no pools are given."""
+def widest(config: Any, sites: Sequence[Site], mean: int, most: int | None = None) -> Any:
+    """Of sites with so many directions in the mean, the ranks of most numbers: all at the widest sites, and at one of
+    them as many as its matrix can have, or `most`. A config that has ranks keeps them."""
+    if config.ranks:
+        return config
+    left, ranks = mean * len(sites), {}
+    for s in sorted(sites, key=lambda s: -(s.out + s.inp)):
+        ranks[s.name] = min(left, s.out, s.inp, left if most is None else most)
+        left -= ranks[s.name]
+    return replace(config, ranks=tuple(ranks.items()))
+
+
+def kept(config: Any, pools: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The directions with a d that is not zero, and a config that says how many each site has."""
     gates = {n.removesuffix(".d"): p.detach().nonzero()[:, 0] for n, p in pools.items() if n.endswith(".d")}
     if not gates:
-        return replace(config, ranks=(*config.ranks, ("*", target))), {}
+        return config, {}
     out = {}
     for site, at in gates.items():
         out |= {f"{site}.A": pools[f"{site}.A"].detach()[at], f"{site}.B": pools[f"{site}.B"].detach()[:, at]}

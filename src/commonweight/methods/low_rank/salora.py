@@ -13,7 +13,7 @@ from ...address import Outside
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, config, option
 from ...core.spectrum import svd
 from ..registry import method
-from ..shown import KEPT, WEIGHT, Statistics
+from ..shown import KEPT, WEIGHT, Statistics, begun
 from .anchored import started
 from .lora_xs import fits
 
@@ -70,6 +70,7 @@ def _fits(site: Site, config: SaLoRA) -> None:
     wants=lambda config: "inputs" if config.start == "rows" else "",
     keeps=lambda config: "answers" if config.start == "rows" else "",
     begin=begin,
+    ends=begun,
 )
 def plan(sites: Sequence[Site], config: SaLoRA) -> Plan:
     """W' = W + s (I - V_s V_s^T) (B A - B0 A0): what is added has no part in the directions V_s.

@@ -72,7 +72,7 @@ def _penalty(config: SoRA, plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:
     paper="Sparse Low-rank Adaptation of Pre-trained Language Models, arXiv 2311.11696",
     formula="sum over sites of r (d_in + d_out + 1) while it trains; of the open directions alone in the file",
     lr=8e-4,
-    compact=lambda config, pools: kept(config, pools, config.rank),
+    compact=kept,
     schedule=lambda config, plan: Proximal(config.threshold, config.compat == "official"),
     penalty=_penalty,
 )

@@ -16,7 +16,7 @@ from ...core import ZEROS, Constant, Normal, Plan, Pool, Read, Site, Use, config
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
 from .grown import ROOM, first, limits, over, ranks_of, resized, size, there, wrong_growth
-from .pruned import far_from_orthonormal
+from .pruned import far_from_orthonormal, widest
 
 _START = Normal(0.02)
 
@@ -112,7 +112,8 @@ def _schedule(config: TriAdaptLoRA, plan: Plan) -> Blocks:
     formula="sum over sites of r (d_in + d_out) + r^2, r the rank that it has",
     lr=2e-3,
     size=("target",),
-    compact=lambda config, pools: there(config, pools, config.target),
+    compact=there,
+    ends=lambda config, sites: widest(config, sites, config.target),
     schedule=_schedule,
     penalty=lambda config, plan, pools: config.orthogonal * far_from_orthonormal(plan, pools),
 )
