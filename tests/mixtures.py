@@ -69,9 +69,18 @@ def gpt_oss() -> nn.Module:
     ))  # fmt: skip
 
 
+def dbrx() -> nn.Module:
+    return tf.DbrxForCausalLM(tf.DbrxConfig(
+        d_model=32, n_heads=4, n_layers=2, vocab_size=VOCAB, max_seq_len=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        ffn_config={"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    ))  # fmt: skip
+
+
 MIXTURES: dict[str, Callable[[], nn.Module]] = {
     "mixtral": mixtral, "qwen2_moe": qwen2_moe, "qwen3_moe": qwen3_moe, "deepseek_v3": deepseek_v3,
     "glm4_moe": glm4_moe, "olmoe": olmoe, "llama4": llama4, "gpt_oss": gpt_oss,
+    "dbrx": dbrx,
 }  # fmt: skip
 
 

@@ -52,6 +52,11 @@ def is_experts(name: str, module: nn.Module) -> bool:
     return "expert" in name.rpartition(".")[2].lower() or plain.__name__.endswith("Experts")
 
 
+def flat(module: nn.Module) -> bool:
+    """Whether the module calls experts that lie in matrices of another one, ``mlp``: DBRX."""
+    return named_so(module, "DbrxExperts")
+
+
 def runs(module: nn.Module) -> bool:
     """Whether the forward of packed experts is known, so that it can be run with other weights."""
     stated = all(hasattr(module, n) for n in ("has_gate", "has_bias", "is_transposed", "_apply_gate", "num_experts"))

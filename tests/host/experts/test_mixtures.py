@@ -17,7 +17,7 @@ from tests.mixtures import MIXTURES, mixture
 from tests.models import answer
 
 IMPLEMENTATIONS = ["eager", "grouped_mm", "batched_mm"]
-ON = "*.experts.*|*.router|*.gate"
+ON = "*.experts.*|*.router|*.gate|*.router.layer"
 
 
 def hosted(kind="qwen3_moe", implementation=None, methods=("lora", "dora"), on=ON, layers=None):
@@ -42,7 +42,8 @@ def test_experts_and_routers_are_sites_and_a_tenant_is_its_merged_weights(kind):
     sites = {s.name: s for s in host.sites}
     experts = [s for s in sites.values() if s.kind == "expert"]
     layers = {s.name.split(".experts")[0] for s in experts}
-    assert len(experts) == 2 * 4 * len(layers) and {s.role for s in experts} == {"up", "down"}
+    roles = {"up", "down"} | ({"gate"} if kind == "dbrx" else set())
+    assert len(experts) == len(roles) * 4 * len(layers) and {s.role for s in experts} == roles
     assert all(s.bias == (kind == "gpt_oss") for s in experts)
     for site in experts:
         assert host.weight(site.name).shape == (site.out, site.inp)

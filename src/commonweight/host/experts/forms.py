@@ -55,7 +55,7 @@ def run_mixed(
         _readers(route),
         module.num_experts,  # type: ignore[arg-type]
     )
-    fused = torch.is_grad_enabled() and not getattr(module, "has_post_expert_norm", False)
+    fused = torch.is_grad_enabled() and "w1" not in parts and not getattr(module, "has_post_expert_norm", False)
     if fused and (low := _lows(parts, route, rows, hidden_states.dtype)) is not None:
         return _fused(module, parts, rows, order // k, order, low, hidden_states, top_k_weights.reshape(-1))
     y = _through(module, parts, route, room, rows, hidden_states[order // k])
@@ -64,6 +64,20 @@ def run_mixed(
     y = y * top_k_weights.reshape(-1)[order][:, None]
     y = y.index_select(0, _inverse(order)).view(count, k, -1).sum(1)
     return y.to(hidden_states.dtype)
+
+
+def run_flat(
+    module: nn.Module,
+    parts: Mapping[str, Stacked],
+    route: Route,
+    room: Room,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+) -> Tensor:
+    """DBRX's: tokens come as (B, T, d), and gate and up are weights of their own."""
+    x = hidden_states.reshape(-1, hidden_states.shape[-1])
+    return run_mixed(module, parts, route, room, x, top_k_index, top_k_weights).view(len(hidden_states), -1, x.shape[1])
 
 
 def run_spread(
@@ -125,8 +139,14 @@ def _swiglu(act: Callable, x: Tensor) -> Tensor:
 def _through(
     module: nn.Module, parts: Mapping[str, Stacked], route: Route, room: Room, rows: Rows, x: Tensor
 ) -> Tensor:
-    up, gate, down = _projections(module, parts)
-    return project(down, uses(route, down), rows, gate(project(up, uses(route, up), rows, x, room)), room)
+    if "w1" in parts:
+        first, up, down = parts["w1"], parts["v1"], parts["w2"]
+        gated = first.module.activation_fn(project(first, uses(route, first), rows, x, room))  # type: ignore[operator]
+        h = gated * project(up, uses(route, up), rows, x, room)
+    else:
+        up, gate, down = _projections(module, parts)
+        h = gate(project(up, uses(route, up), rows, x, room))
+    return project(down, uses(route, down), rows, h, room)
 
 
 def _lows(parts: Mapping[str, Stacked], route: Route, rows: Rows, dtype: torch.dtype) -> dict[str, Low | None] | None:

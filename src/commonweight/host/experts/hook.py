@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..current import Current
 from ..entrances import Entrance
 from ..hooks import recomputed
-from ..packs import named_so
+from ..packs import flat, named_so
 from ..sites import Physical
 from . import forms, whole
 from .readers import tenants
@@ -76,6 +76,8 @@ class Mixture(Entrance):
     @torch.compiler.disable
     def changed(self, route: Any, args: tuple, kwargs: dict) -> Any:
         module, parts = self.model, list(self.parts.values())
+        if flat(module):
+            return forms.run_flat(module, self.parts, route, self.current.room, *args, **kwargs)
         if parts[0].kind == "expert" and "down_proj" in self.parts:
             if forms.mixed(module):
                 return forms.run_mixed(module, self.parts, route, self.current.room, *args, **kwargs)
@@ -91,8 +93,8 @@ def hooks(modules: Mapping[str, Physical], names: Mapping[str, nn.Module], curre
     by_module: dict[int, list[Stacked]] = {}
     for at in modules.values():
         if isinstance(at, Stacked):
-            by_module.setdefault(id(at.module), []).append(at)
-    found: list[Entrance] = [Mixture(parts[0].module, parts, current) for parts in by_module.values()]
+            by_module.setdefault(id(at.caller), []).append(at)
+    found: list[Entrance] = [Mixture(parts[0].caller, parts, current) for parts in by_module.values()]
     found += [
         Around(m, current) for m in names.values() if named_so(m._modules.get("experts"), "Mxfp4GptOssExperts")
     ]  # fmt: skip

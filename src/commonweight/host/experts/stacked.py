@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ...core import Site
 from .. import sites
 from ..change import changed
 from ..names import named
-from ..packs import Pack, is_experts, packed_in, slots
+from ..packs import Pack, flat, is_experts, packed_in, slots
 from ..sites import Physical, numbers, role
 from ..tenant import Entry
 from ..weights import dense, plain
@@ -63,8 +63,14 @@ class Stacked(Physical):
     def each(self) -> Any:
         """(E, out, inp), a view of the parameter; of packed ones what gives each expert's weight when it is asked."""
         w = self.parameter
-        w = w.transpose(1, 2) if self.turned else w
+        if self.turned:
+            return w.reshape(self.count, self.inp, self.out).transpose(1, 2)
         return w.reshape(self.count, self.out, self.inp)
+
+    @property
+    def caller(self) -> nn.Module:
+        """The module whose forward takes tokens to the experts."""
+        return self.module
 
     @property
     def weight(self) -> Tensor:
@@ -159,6 +165,28 @@ class Packed(Stacked):
         return False
 
 
+class Flat(Stacked):
+    """DBRX's: one expert above the other in a matrix (E ffn, d). Those of `w2` are (ffn, d), and take ffn to d.
+
+    Another module, which holds this one, gives each expert its tokens and its part of the matrix.
+    """
+
+    ROLES: ClassVar = {"w1": "gate", "v1": "up", "w2": "down"}
+
+    def __init__(self, name: str, slot: str, caller: nn.Module):
+        self._caller: nn.Module = caller
+        mlp: Any = caller.mlp
+        shape = (caller.num_experts, mlp.ffn_hidden_size, mlp.hidden_size)
+        super().__init__(name, mlp, slot, slot == "w2", shape)  # type: ignore[arg-type]
+
+    @property
+    def caller(self) -> nn.Module:
+        return self._caller
+
+    def sites(self) -> list[Site]:
+        return [s._replace(role=self.ROLES[self.slot]) for s in super().sites()]
+
+
 class Expert(Physical):
     """One expert's weight and bias. Cost: views; of a packed one a copy."""
 
@@ -211,7 +239,9 @@ def _stacked(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Stacked]:
         if name in names:
             continue
         own = module._parameters
-        if is_experts(name, module):
+        if flat(module):
+            yield from (Flat(f"{name}.mlp.{slot}", slot, module) for slot in Flat.ROLES)
+        elif is_experts(name, module):
             if sites.packed_fused(name, module):
                 continue
             for slot in slots(module):

@@ -69,6 +69,11 @@ def parameters(base: HookedModel, tenant: Tenant, rank: int | None, tolerance: f
     """By the parameter's name in the model. All experts of one have the same rank in PEFT."""
     out = {}
     for at, A, B, error in factors(base, tenant, rank, tolerance).values():
+        if at.caller is not at.module:
+            raise CommonweightError(
+                f"{at.name}: the model reads these experts past the module that holds them, where PEFT stops with an "
+                "error; keep the tenant in its own file (host.save), or write the merged weights (host.merged)"
+            )
         r = A.shape[1]
         if at.crossed:  # B A is a change of the parameter as it lies there, (E, inp, out)
             A, B = B.mT, A.mT

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ...core import Site
-from ..packs import is_experts, slots
+from ..packs import is_experts, named_so, slots
 from ..weights import plain
 from .found import Found, Whole
 from .physical import Physical, numbers, plain_class
@@ -58,6 +58,8 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
 
 def _theirs(name: str, module: nn.Module) -> Callable[[str, Tensor], bool] | None:
     """Which parameters are sites of `experts.stacked`, or belong to those."""
+    if named_so(module, "DbrxExpertGLU"):
+        return lambda slot, p: True
     if is_experts(name, module):
         return lambda slot, p: p.dim() > 1 or slot.startswith(tuple(f"{s}_" for s in slots(module)))
     if re.search(r"Router|Gate$", plain_class(module).__name__):
