@@ -106,7 +106,7 @@ class Method:
     sends: what the floats of an answer are: "values" in the place of those of the same name that came down, or
     "changes". uncoded: (config, "up" or "down") -> why no codec can carry what goes that way; empty: one can. places:
     (setting, round, client) -> of a part whose numbers are others each round: (which ones, of how many). coding: config
-    -> codecs of the method's own.
+    -> codecs of the method's own. seconds: (setting, client) -> how long a round takes it, where the method is told.
     through: what stands between answers and whatever gathers them; idle: (setting, state, round) -> the state after a
     round of which no answer counts. No method has these two: they are of what is put around it, see `coding`.
     """
@@ -137,6 +137,7 @@ class Method:
     uncoded: Callable[[Any, str], str] = lambda *_: ""
     places: Callable[[Setting, int, int], Mapping[str, tuple[Tensor, int]]] | None = None
     coding: Callable[[Any], Coding] | None = None
+    seconds: Callable[[Setting, int], float | None] = lambda *_: None
     through: Callable[[Gather], Gather] | None = None
     idle: Callable[[Setting, State, int], State] | None = None
 

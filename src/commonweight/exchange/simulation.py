@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from typing import Any, NamedTuple
-
-import torch
 
 from ..adapt.checkpoint import same_settings
 from ..adapt.data import named
@@ -254,7 +253,8 @@ class Engine:
         return [c for c in chosen if float(drawn[c]) < self.p.plan.vanish]
 
     def _late(self, chosen: Sequence[int]) -> list[int]:
-        """Those whose time, rows times steps times their own slowness, is above the deadline."""
+        """Those whose time is above the deadline: what the method says, or rows times steps, times their own
+        slowness."""
         plan = self.p.plan
         if plan.deadline is None:
             return []
@@ -262,8 +262,9 @@ class Engine:
         times = {}
         for c in chosen:
             steps, batch = self.p.local.of(self.counts[c])
-            times[c] = steps * batch * float(speed[c])
-        limit = plan.deadline * float(torch.tensor(list(times.values())).median())
+            said = self.p.method.seconds(self.p.setting, c)
+            times[c] = (steps * batch if said is None else said) * float(speed[c])
+        limit = plan.deadline * median_low(times.values())
         return [c for c in chosen if times[c] > limit]
 
 

@@ -77,6 +77,19 @@ def test_codecs_both_ways(bert, tmp_path, method):
         made(tmp_path, bert, "fed-sb", floats=True, overwrite=True, codec="int8")
 
 
+def test_what_clients_can_holds_on_a_network(bert, tmp_path):
+    """LEGEND's greedy depths are a function of the options that both sides have."""
+    can = {"rank": 4, "least": 2, "seconds": [1, 5, 1]}
+    folder = made(tmp_path, bert, "legend", run="run", options=can)
+    run = serve(Here(folder, NODES), config_of(folder))
+    wanted = simulate(
+        small.prepared_host(bert), tiny.rows(24), method="legend", options=can, mixed=1, eval_rows=tiny.rows(8, 5),
+        **RECIPE,
+    )  # fmt: skip
+    alike(run, wanted)
+    assert run.seats[1].up < run.seats[0].up == run.seats[2].up
+
+
 def test_private_pools_and_samples_too(bert, tmp_path):
     more = {"private": "*head*", "sample": 2}
     folder = made(tmp_path, bert, **more)

@@ -1,11 +1,16 @@
 """LEGEND: ranks that grow, clients of other depths, means over those that have a layer."""
 
+import math
+import statistics
+
 import pytest
 import torch
 
+import commonweight as cw
 from commonweight.exchange import simulate
-from commonweight.exchange.methods.legend import Legend, deepest, held, layer, ranks
-from commonweight.exchange.registry import Reply
+from commonweight.exchange.methods.legend import Legend, held, layer, ranks, seconds
+from commonweight.exchange.methods.legend import depth as depth_of
+from commonweight.exchange.registry import Reply, Setting
 from tests.adapt import tiny
 from tests.exchange import small
 
@@ -62,16 +67,70 @@ def test_a_run(bert):
     assert len({s.up for s in run.seats.values()}) == 2
 
 
-def test_the_deepest_that_meets_a_deadline():
-    sizes = [100, 80, 60, 40]
-    assert deepest(4, 1.0, sizes, 100.0, 10.0) == 4
-    assert deepest(4, 1.0, sizes, 100.0, 3.9) == 2  # 2 s and 1.8 s
-    assert deepest(4, 1.0, sizes, 100.0, 0.1) == 1
+CAN = {
+    "alike": {"seconds": (1.0,)},
+    "speeds": {"seconds": (1.0, 2.0, 0.25, 9.0)},
+    "links": {"rates": (1e3, 1e4, 200.0)},
+    "both": {"seconds": (0.5, 2.0, 4.0), "rates": (4e3, 1e3)},
+    "a deadline": {"seconds": (0.5, 2.0, 4.0), "rates": (4e3, 1e3), "deadline": 6.0},
+    "too slow": {"seconds": (50.0,), "deadline": 1.0},
+    "memory": {"memory": (1, 2, 9)},
+    "all": {"seconds": (1.0, 2.0, 0.25, 9.0), "rates": (4e3, 1e3, 500.0), "memory": (3,)},
+}
+
+
+@pytest.mark.parametrize("can", CAN)
+@pytest.mark.parametrize("clients", [7, 8])
+def test_greedy_depths_are_those_of_the_formula(can, clients):
+    """Four layers of ranks 2, 4, 6, 8 and a head, written out by hand: max L with L t + bytes(L) / rate <= deadline."""
+    given = CAN[can]
+    pools = {f"layers.{k}.A": cw.Pool((2 + 2 * k, 10), cw.core.ZEROS) for k in range(4)}
+    pools["head.weight"] = cw.Pool((3, 10), cw.core.ZEROS)
+    setting = Setting("legend", Legend(**given), cw.Plan(pools, ()), tuple(pools), clients=clients)
+
+    def time(c, depth):
+        second = given["seconds"][c % len(given["seconds"])] if "seconds" in given else 0
+        rate = given["rates"][c % len(given["rates"])] if "rates" in given else math.inf
+        numbers = 30 + 80 * (depth > 0) + 60 * (depth > 1) + 40 * (depth > 2) + 20 * (depth > 3)
+        return depth * second + 4 * numbers / rate + 4 * numbers / rate  # up and down
+
+    deadline = given.get("deadline", statistics.median_low([time(c, 4) for c in range(clients)]))
+    for c in range(clients):
+        most = given["memory"][c % len(given["memory"])] if "memory" in given else 4
+        wanted = max([1] + [depth for depth in range(1, 5) if depth <= most and time(c, depth) <= deadline])
+        assert depth_of(setting, c) == wanted
+        assert [n for n in held(setting, c)] == [f"layers.{k}.A" for k in range(4 - wanted, 4)] + ["head.weight"]
+        said = seconds(setting, c)
+        assert said is None if can == "memory" else said == pytest.approx(time(c, wanted))
+
+
+def test_what_clients_can_holds_in_a_run(bert):
+    """Each sends the layers it has time for; nobody is late with the greedy depths, and the slow are without them."""
+    can = {"rank": 4, "least": 2, "seconds": (0.7, 1.4, 0.7)}  # the median's time is no float32
+    how = {"clients": 6, "rounds": 2, "deadline": 1.0}
+    run = simulate(small.prepared_host(bert), tiny.rows(60), method="legend", options=can, **how)
+    fast, slow = run.seats[0], run.seats[1]
+    assert [run.seats[c].up for c in range(6)] == [fast.up, slow.up, fast.up] * 2 and slow.up < fast.up
+    assert all(r["refused"] == {} and r["replies"] == 6 for r in run.curve)
+    late = simulate(small.prepared_host(bert), tiny.rows(60), method="legend", options=can | {"deadline": 99.0}, **how)
+    assert [r["refused"] for r in late.curve] == [{"late": 2}] * 2
+
+
+def test_more_that_are_described_than_there_are(bert):
+    with pytest.raises(ValueError, match="seconds has 4 numbers for 3 clients"):
+        simulate(
+            small.prepared_host(bert), tiny.rows(9), method="legend", options={"seconds": (1, 2, 3, 4)}, clients=3
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("options", "what"),
-    [({"least": 9, "rank": 8}, "least=9 is more than rank=8"), ({"depths": (0.0,)}, "wanted shares above 0")],
+    [
+        ({"least": 9, "rank": 8}, "least=9 is more than rank=8"),
+        ({"depths": (0.0,)}, "wanted shares above 0"),
+        ({"rates": (100.0, 0.0)}, "rates has 0; wanted numbers above 0"),
+        ({"deadline": 3.0, "memory": (2,)}, "deadline without seconds or rates"),
+    ],
 )
 def test_what_cannot_be(options, what):
     with pytest.raises(ValueError, match=what):
