@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import commonweight as cw
-from commonweight.formats.kohya import Naming, read
+from commonweight.formats.changes import Change
+from commonweight.formats.kohya import Naming, joined, kohya, module_of, read
 
 D, MLP = 8, 32
 FLUX = {
@@ -169,3 +170,96 @@ def test_wan_in_its_own_names(key, tmp_path):
         c = found[NAMES_OF_WAN[name]]
         assert c.A is not None and c.B is not None and c.scale == 1
         torch.testing.assert_close(c.B @ c.A, B @ A)
+
+
+CLASSES = {"flux": ("FluxTransformer2DModel", FLUX), "sd3": ("SD3Transformer2DModel", SD3),
+           "wan": ("WanTransformer3DModel", WAN)}  # fmt: skip
+
+
+def tenant(sites: dict[str, tuple[int, int]], m: bool = False) -> dict[str, Change]:
+    """Ranks from 1 to 3, one layer after another."""
+    out = {}
+    for i, (name, (rows, inp)) in enumerate(sites.items()):
+        g, r = torch.Generator().manual_seed(i), 1 + i % 3
+        A, B = torch.randn(r, inp, generator=g), torch.randn(rows, r, generator=g)
+        out[name] = Change(A, B, 0.5, torch.rand(rows, generator=g) if m else None)
+    return out
+
+
+def there_and_back(changes: dict[str, Change], kind: str, path: Path) -> tuple[dict[str, Change], list[str]]:
+    """(what our reader makes of what is written, the file's modules)."""
+    name, sites = CLASSES[kind]
+    found = joined(changes, name, sites)
+    kernels = {module_of(n, name): (2, 2) for n in changes if n == "pos_embed.proj"}
+    (path / "k.safetensors").write_bytes(kohya(found, "unet", kernels))
+    return read(path / "k.safetensors", Naming(sites, [*sites]), lambda n: torch.zeros(sites[n])), [*found]
+
+
+@pytest.mark.parametrize("m", [False, True])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_stacked_factors_are_the_layers_own(kind, m, tmp_path):
+    sites = CLASSES[kind][1]
+    changes = tenant(sites, m)
+    back, modules = there_and_back(changes, kind, tmp_path)
+    assert set(back) == set(sites)
+    if kind != "wan":
+        assert set(modules) == set(MODELS[kind][1])
+    for name, c in changes.items():
+        got = back[name]
+        torch.testing.assert_close(got.scale * got.B @ got.A, 0.5 * c.B @ c.A)  # type: ignore[operator]
+        assert (got.m is None) == (not m) and (c.m is None or torch.equal(got.m, c.m))  # type: ignore[arg-type]
+
+
+def test_the_rank_is_the_sum_or_that_of_a_shared_factor_and_some_may_be_left_out():
+    kind, sites = CLASSES["flux"]
+    at = {n: s for n, s in sites.items() if n in [f"transformer_blocks.1.{q}" for q in (QKV[0], QKV[2])]}
+    changes = tenant(at)
+    (one,) = joined(changes, kind, sites).values()
+    assert one.A.shape == (3, D) and one.B.shape == (3 * D, 3)  # type: ignore[union-attr]
+    assert not one.B[D : 2 * D].any() and not one.B[:D, 1:].any() and not one.B[2 * D :, :1].any()  # type: ignore[index]
+    A = torch.ones(2, D)
+    (one,) = joined({n: Change(A, torch.ones(D, 2)) for n in at}, kind, sites).values()
+    assert one.A.shape == (2, D) and not one.B[D : 2 * D].any()  # type: ignore[union-attr, index]
+
+
+def test_what_kohya_has_no_name_for_is_told():
+    kind, sites = CLASSES["flux"]
+    query, bias = "transformer_blocks.1.attn.to_q", torch.ones(D)
+    for changes, says in (
+        ({"other.layer": Change(torch.ones(1, D), torch.ones(D, 1))}, "no name for this layer of a FluxTransformer2DM"),
+        ({query: tenant(sites, True)[query]}, r"img_attn_qkv: magnitudes are .* does not change .*to_k"),
+        ({query: tenant(sites)[query]._replace(bias=bias)}, r"to_q: the tenant changes its bias, which kohya's LoRA"),
+    ):
+        with pytest.raises(cw.CommonweightError, match=says):
+            joined(changes, kind, sites)
+    with pytest.raises(cw.CommonweightError, match=r"has the rows of transformer_blocks_1_attn_to_k too"):
+        joined({query: tenant(sites)[query]}, kind, {query: sites[query]})
+
+
+def test_diffusers_takes_the_blocks_apart():
+    """Its converter knows Flux of one width alone."""
+    convert = pytest.importorskip("diffusers.loaders.lora_conversion_utils")._convert_kohya_flux_lora_to_diffusers
+    wide, mlp = 3072, 12288
+    layers = {"attn.to_q": wide, "attn.to_k": wide, "attn.to_v": wide, "proj_mlp": mlp}
+    sites = {f"single_transformer_blocks.4.{n}": (out, wide) for n, out in layers.items()}
+    sites |= {f"transformer_blocks.3.attn.add_{n}_proj": (wide, wide) for n in "qkv"}
+    for same in (False, True):  # where all ranks are one it finds the blocks by itself
+        changes = tenant(sites)
+        if same:
+            changes = {n: c._replace(A=rand(2, wide), B=rand(len(c.B), 2)) for n, c in changes.items()}  # type: ignore[arg-type]
+            changes = {n: c._replace(A=c.A + i) for i, (n, c) in enumerate(changes.items())}  # type: ignore[operator]
+        tensors = {}
+        for module, c in joined(changes, "FluxTransformer2DModel", sites).items():
+            at = f"lora_unet_{module}"
+            tensors |= {
+                f"{at}.lora_down.weight": c.A,
+                f"{at}.lora_up.weight": c.B,
+                f"{at}.alpha": torch.tensor(len(c.A)),
+            }  # type: ignore[arg-type]
+        found = convert(tensors)
+        assert len(found) == 2 * len(sites)
+        for name, c in changes.items():
+            A, B = (found[f"transformer.{name}.lora_{f}.weight"] for f in "AB")
+            assert len(A) == 2 if same else len(A) >= len(c.A)  # type: ignore[arg-type]
+            x = rand(wide, 3)
+            torch.testing.assert_close(B @ (A @ x), 0.5 * c.B @ (c.A @ x), rtol=1e-3, atol=1e-2)  # type: ignore[operator]

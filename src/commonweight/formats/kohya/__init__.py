@@ -3,8 +3,9 @@ DoRA out."""
 
 from __future__ import annotations
 
+from .joining import KINDS, joined, module_of
 from .keys import stability_name
 from .reading import Naming, read
 from .writing import PARTS, diffusers, kohya, part_of
 
-__all__ = ["PARTS", "Naming", "diffusers", "kohya", "part_of", "read", "stability_name"]
+__all__ = ["KINDS", "PARTS", "Naming", "diffusers", "joined", "kohya", "module_of", "part_of", "read", "stability_name"]

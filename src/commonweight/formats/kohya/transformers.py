@@ -20,14 +20,14 @@ from ..changes import Change
 
 _QKV = "attn_to_q", "attn_to_k", "attn_to_v"
 _ADDED = "attn_add_q_proj", "attn_add_k_proj", "attn_add_v_proj"
-_DOUBLE = {
+DOUBLE = {
     "img_attn_qkv": _QKV, "txt_attn_qkv": _ADDED, "img_attn_proj": ("attn_to_out_0",),
     "txt_attn_proj": ("attn_to_add_out",), "img_mlp_0": ("ff_net_0_proj",), "img_mlp_2": ("ff_net_2",),
     "txt_mlp_0": ("ff_context_net_0_proj",), "txt_mlp_2": ("ff_context_net_2",), "img_mod_lin": ("norm1_linear",),
     "txt_mod_lin": ("norm1_context_linear",),
 }  # fmt: skip
-_SINGLE = {"linear1": (*_QKV, "proj_mlp"), "linear2": ("proj_out",), "modulation_lin": ("norm_linear",)}
-_JOINT = {
+SINGLE = {"linear1": (*_QKV, "proj_mlp"), "linear2": ("proj_out",), "modulation_lin": ("norm_linear",)}
+JOINT = {
     "x_block_attn_qkv": _QKV, "context_block_attn_qkv": _ADDED, "x_block_attn_proj": ("attn_to_out_0",),
     "context_block_attn_proj": ("attn_to_add_out",), "x_block_attn2_qkv": tuple(f"attn2{n[4:]}" for n in _QKV),
     "x_block_attn2_proj": ("attn2_to_out_0",), "x_block_mlp_fc1": ("ff_net_0_proj",), "x_block_mlp_fc2": ("ff_net_2",),
@@ -35,10 +35,10 @@ _JOINT = {
     "x_block_adaLN_modulation_1": ("norm1_linear",), "context_block_adaLN_modulation_1": ("norm1_context_linear",),
 }  # fmt: skip
 _BLOCKS = {
-    "double_blocks": ("transformer_blocks", _DOUBLE), "single_blocks": ("single_transformer_blocks", _SINGLE),
-    "joint_blocks": ("transformer_blocks", _JOINT),
+    "double_blocks": ("transformer_blocks", DOUBLE), "single_blocks": ("single_transformer_blocks", SINGLE),
+    "joint_blocks": ("transformer_blocks", JOINT),
 }  # fmt: skip
-_OUTER = {
+OUTER = {
     "img_in": "x_embedder", "txt_in": "context_embedder", "x_embedder_proj": "pos_embed_proj",
     "final_layer_linear": "proj_out", "final_layer_adaLN_modulation_1": "norm_out_linear",
     **{f"{a}_{b}": f"time_text_embed_{c}_embedder_linear_{d}"
@@ -47,13 +47,13 @@ _OUTER = {
     **{f"{a}_embedder_mlp_{b}": f"time_text_embed_{c}_embedder_linear_{d}"
        for a, c in (("t", "timestep"), ("y", "text")) for b, d in ((0, 1), (2, 2))},
 }  # fmt: skip
-_WAN = {
+WAN = {
     **{f"{a}_{k}": f"{b}_{n}" for a, b in (("self_attn", "attn1"), ("cross_attn", "attn2"))
        for k, n in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out_0"))},
     "cross_attn_k_img": "attn2_add_k_proj", "cross_attn_v_img": "attn2_add_v_proj", "ffn_0": "ffn_net_0_proj",
     "ffn_2": "ffn_net_2",
 }  # fmt: skip
-_WAN_OUTER = {
+WAN_OUTER = {
     "head_head": "proj_out", "time_projection_1": "condition_embedder_time_proj",
     **{f"{a}_embedding_{b}": f"condition_embedder_{a}_embedder_linear_{n}"
        for a in ("text", "time") for b, n in ((0, 1), (2, 2))},
@@ -74,10 +74,10 @@ def layers_of(name: str) -> tuple[str, ...] | None:
     """A module of the file, with underscores, as diffusers' layers; None for one that is not of these models."""
     m = re.fullmatch(r"(?:model_diffusion_model_)?((?:double_|single_|joint_)?blocks)_(\d+)_(.+)", name)
     if m is None:
-        outer = _OUTER.get(name) or _WAN_OUTER.get(name)
+        outer = OUTER.get(name) or WAN_OUTER.get(name)
         return None if outer is None else (outer,)
     if m[1] == "blocks":
-        return (f"blocks_{m[2]}_{_WAN[m[3]]}",) if m[3] in _WAN else None
+        return (f"blocks_{m[2]}_{WAN[m[3]]}",) if m[3] in WAN else None
     home, layers = _BLOCKS[m[1]]
     return tuple(f"{home}_{m[2]}_{n}" for n in layers[m[3]]) if m[3] in layers else None
 
@@ -92,7 +92,7 @@ def target(names: Sequence[str], shapes: Callable[[str], tuple[int, int] | None]
 def weight_of(at: Target, weight: Callable[[str], Tensor]) -> Tensor:
     """The weight that the file's module changes, (out, inp)."""
     w = torch.cat([weight(n) for n in at.names])
-    return _swapped(w) if at.turned else w
+    return swapped(w) if at.turned else w
 
 
 def split(where: str, change: Change, at: Target, rows: Sequence[int]) -> list[Change]:
@@ -108,13 +108,13 @@ def split(where: str, change: Change, at: Target, rows: Sequence[int]) -> list[C
         )
     rest: dict[str, Tensor] = {k: v for k in ("B", "m", "delta", "bias") if (v := getattr(change, k)) is not None}
     if at.turned:
-        rest = {k: _swapped(v) for k, v in rest.items()}
+        rest = {k: swapped(v) for k, v in rest.items()}
     if len(rows) == 1:
         return [change._replace(**rest)]
     cut = {k: v.split([*rows]) for k, v in rest.items()}
     return [change._replace(**{k: v[i] for k, v in cut.items()}) for i in range(len(rows))]
 
 
-def _swapped(t: Tensor) -> Tensor:
+def swapped(t: Tensor) -> Tensor:
     first, second = t.chunk(2)
     return torch.cat([second, first])

@@ -17,6 +17,7 @@ from ...core import CommonweightError
 from ..changes import Change
 from ..pairs import commonest
 from ..peft.common import exactly
+from .joining import KINDS
 
 PARTS = {
     "diffusers": re.compile(r"unet|transformer(_\d)?|text_encoder(_\d)?|prior"),
@@ -32,7 +33,7 @@ def part_of(kind: str, format: str) -> str | None:
     if kind.startswith("CLIPText"):
         return {"diffusers": "text_encoder", "kohya": "te"}[format]
     if format == "kohya":
-        return None
+        return "unet" if kind in KINDS else None
     return "prior" if kind == "PriorTransformer" else "transformer" if "Transformer" in kind else None
 
 

@@ -40,6 +40,20 @@ def write(base: HookedModel, found: Mapping[str, Change], format: str, part: str
     named = {top + short(n, prefix): c for n, c in found.items()}
     if format == "diffusers":
         return kohya.diffusers(named, given, kernels)
+    if kind in kohya.KINDS:
+        shapes = {
+            short(s.name, prefix): (s.out, s.inp)
+            for s in base.every
+            if base.modules[s.name.split("[")[0]].kind in _LAYERS
+        }
+        kernels = {kohya.module_of(n, kind): k for n, k in kernels.items()}
+        if kind.startswith("Flux") and (outer := [n for n in named if "transformer_blocks." not in n]):
+            warnings.warn(
+                f"{outer[0]} and {len(outer) - 1} more: diffusers 0.42.1 leaves out what is in no block in a file of "
+                "kohya's keys; ComfyUI reads it. For diffusers use format='diffusers'",
+                stacklevel=4,
+            )
+        named = kohya.joined(named, kind, shapes)
     data = kohya.kohya(named, given, kernels, _stability(base.inner))
     if (
         kind.startswith("CLIPText")
@@ -55,8 +69,11 @@ def write(base: HookedModel, found: Mapping[str, Change], format: str, part: str
     return data
 
 
+_LAYERS = "linear", "conv"
 _READ = "q_proj", "k_proj", "v_proj"
-_NO_NAMES = "kohya's scripts train Flux, SD3 and their like by names and layers of their own, which are not written"
+_NO_NAMES = (
+    "kohya's scripts train transformers by names and layers of their own, of which Flux, SD3 and Wan are written"
+)
 _NO_PIPELINE = "{} holds adapters of a pipeline's models (UNet, transformer, CLIP's text encoders), and this is none"
 _WORDS = {
     "diffusers": "unet, transformer, transformer_2, prior, text_encoder, text_encoder_2, ...",
