@@ -301,7 +301,7 @@ def test_our_kohyas_file_of_a_unet_as_diffusers_reads_it(name, tmp_path):
 @pytest.mark.parametrize("name", ["flux", "sd3"])
 def test_our_kohyas_file_of_a_transformer(name, tmp_path):
     """diffusers 0.42.1 reads it of Flux, and a single block's first layer there of one width alone."""
-    sites = "*.attn.*|*.ff.*|*.ff_context.*|*norm1*.linear|*.proj_out|*.attn2.*|pos_embed.proj"
+    sites = "*.attn.*|*.ff.*|*.ff_context.*|*norm1*.linear|*.proj_out|*.attn2.*|pos_embed.proj|norm_out.linear"
     model, batch = made(name)
     host = cw.Host(model)
     stir(host.add("t", "lora", rank=3, alpha=7, ranks=(("*to_k", 2), ("*to_v", 5)), sites=sites))
