@@ -60,7 +60,7 @@ def app(
     rounds: Annotated[int | None, typer.Option(help="Rounds (20).")] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other number of exchange simulate: lr=0.01, sample=50."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other option of exchange simulate: lr=0.01, sample=50."),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
@@ -111,7 +111,7 @@ def diloco(
     rounds: Annotated[int | None, typer.Option(help="Rounds (20).")] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other number of exchange simulate: lr=0.01."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other option of exchange simulate: lr=0.01, codec=int4."),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
@@ -138,7 +138,9 @@ def diloco(
     recipe = numbers(more or [], rounds=rounds, seed=seed)
     early.exchange_recipe(recipe)
     from ..exchange.replicas.files import run
+    from .progress import quiet
 
+    quiet()
     done, found = run(
         model, rows, out, pairs=option or [], task=task, eval_file=eval_file, text_column=text_column,
         label_column=label_column, no_header=no_header, sites=sites, dtype=dtype, lighthouse=lighthouse, client=client,

@@ -24,14 +24,16 @@ RECIPE = {"rounds": 4, "batch_size": 4, "lr": 1e-2, "schedule": "constant"}
 
 def worker(rank, port, folder, model, options, clients):
     torch.distributed.init_process_group("gloo")
-    for name, more in options.items():
-        one(folder, model, name, more, rank, clients, carrier())
-    stopped(folder, model, options["streaming"], rank, clients)
+    for name, (method, more, recipe) in options.items():
+        if name == "stopped":
+            stopped(folder, model, more, rank, clients, **recipe)
+        else:
+            one(folder, model, name, more, rank, clients, carrier(), method=method, **recipe)
     torch.distributed.destroy_process_group()
 
 
-def one(folder, model, name, options, client, clients, by, die=None, **recipe):
-    p = small.prepared(model, "diloco", options, clients=clients, **{**RECIPE, **recipe})
+def one(folder, model, name, options, client, clients, by, die=None, method="diloco", **recipe):
+    p = small.prepared(model, method, options, clients=clients, **{**RECIPE, **recipe})
     rows = tiny.rows(16)
     mine = by_client(p.task, rows, split(rows, clients, "iid", seed=0))[client]
 
@@ -46,11 +48,11 @@ def one(folder, model, name, options, client, clients, by, die=None, **recipe):
     return done
 
 
-def stopped(folder, model, options, client, clients):
+def stopped(folder, model, options, client, clients, **recipe):
     """As if all were killed when the first process had not yet written the last round."""
     rows = split(tiny.rows(16), clients, "iid", seed=0)[client]
     for resume in (False, True):
-        p = small.prepared(model, "diloco", options, clients=clients, **RECIPE)
+        p = small.prepared(model, "diloco", options, clients=clients, **RECIPE, **recipe)
         disk = Disk(Path(folder) / "disk", client, "a run")
         if resume and client == 0:
             disk._path(disk.rounds()).unlink()

@@ -25,15 +25,24 @@ OPTIONS = {
     "streaming": {"rank": 2, "steps": 4, "fragments": 2, "delay": 1, "alpha": 0.5, "bits": 4},
     "synchronous": {"rank": 2, "steps": 1, "outer_lr": 1.0, "outer_momentum": 0.0, "bits": 8},
 }
+BOTH = {"codec": "int4", "codec_down": "int8", "codec_feedback": "both"}
+RUNS = {k: ("diloco", v, {}) for k, v in OPTIONS.items()} | {
+    "coded": ("diloco", {"rank": 2, "steps": 2}, {"codec": "int8"}),
+    "lossy": ("fedavg", {"rank": 2}, {"codec": "int4", "codec_feedback": "none"}),
+    "down": ("fed-sb", {"rank": 4}, BOTH),
+    "stopped": ("diloco", {**OPTIONS["streaming"], "bits": 32}, {"codec": "int4"}),
+}
 
 
 @wanted
 def test_two_processes_are_the_simulated_run(bert, tmp_path):
-    in_two(worker, str(tmp_path), bert, OPTIONS, 2)
-    for name, options in {**OPTIONS, "stopped": OPTIONS["streaming"]}.items():
+    """With codecs too: what one lost is kept by each client, and on disk."""
+    in_two(worker, str(tmp_path), bert, RUNS, 2)
+    for name, (method, options, recipe) in RUNS.items():
         run = simulate(
-            small.prepared_host(bert), tiny.rows(16), method="diloco", options=options, clients=2, mixed=1, **RECIPE
-        )
+            small.prepared_host(bert), tiny.rows(16), method=method, options=options, clients=2, mixed=1,
+            **RECIPE, **recipe,
+        )  # fmt: skip
         (a, first), (b, second) = (torch.load(tmp_path / f"{name}{i}.pt") for i in range(2))
         assert small.same(a, b) and small.same(a, run.state.tensors)
         for i, curve in enumerate((first, second)):
