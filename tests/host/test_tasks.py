@@ -90,6 +90,22 @@ def test_gradients_are_those_of_each_row_by_itself(reentrant):
         torch.testing.assert_close(got[n], p.grad, rtol=1e-3, atol=1e-3 * float(p.grad.abs().max()))
 
 
+def test_a_compiled_module_whose_batches_say_tasks():
+    """In one graph, the route made beside it; also where nothing ran before it was compiled."""
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    host = cw.Host(model)
+    stir(host.add("t", "poly", tasks="trec,sst2,cr", skills=2, rank=1), std=0.5)
+    module, x = host.module("t"), torch.randn(4, 8)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        got = [compiled(x, tasks=tasks) for tasks in (ROWS, torch.tensor([0, 0, 2, 1]))]
+        for out, tasks in zip(got, (ROWS, ["trec", "trec", "cr", "sst2"])):
+            assert torch.equal(out, module(x, tasks=tasks))
+    with pytest.raises(cw.CommonweightError, match="unknown task 'x' of tenant 't'"):
+        compiled(x, tasks="x")
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation(beams):
     host, _, batch = tenant()

@@ -133,6 +133,7 @@ class _OfThread(threading.local):
     def __init__(self) -> None:
         self.route: Route | None = None
         self.brought = False  # whether it was brought up to date outside of what is compiled
+        self.module: Any = None  # the tenants' module whose route is open
         self.room = Room()
         self.given_to: dict[str, Any] = {}  # block, or part of one, that runs -> what it was given, or its Skip
         self.lenders: dict[str, Any] = {}  # site whose input another reads -> the site, for its own mathematics

@@ -89,6 +89,11 @@ class Called(Entrance):
         return before
 
 
+def bring(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Before a call of a model that may be traced, outside of what is traced: the route is the one in force."""
+    model.__dict__[Called.name].__self__.bring(args, kwargs)
+
+
 class Forward(Entrance):
     """A pass of the whole model. Where a site cannot find the rows of a mixed batch, reader by reader from then on, for
     whoever reads there."""

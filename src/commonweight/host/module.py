@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from os import PathLike
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from ..core import CommonweightError
 from .acting import REFUSED, acting, refused
 from .change import changed
+from .current import Opened
 from .embedded import of_tokens
+from .entrances import bring
 from .merged import in_float, merged
 from .origin import quantised
 from .roster import Roster
@@ -38,6 +41,7 @@ def together(tenants: Sequence[Tenant]) -> dict[str, nn.Parameter]:
     return out
 
 
+ASKED = "tenants", "tasks", "prompt_mask"  # what a batch may say beside
 PACKED = {  # what trainers ask a quantised model for, and refuse to train: here the pools are trained, which are not
     "is_quantized": False,
     "is_loaded_in_4bit": False,
@@ -84,39 +88,71 @@ class TenantModule(nn.Module):
             return refused(name)
         return acting(value, self._run, self._weights)
 
-    def _run(
-        self, function: Callable, *args: Any, tenants: Tensor | None = None, tasks: Tasks = None,
-        prompt_mask: Tensor | None = None, **kwargs: Any,
+    @torch.compiler.disable(recursive=False)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As a module's. The route is made and opened here, before what torch.compile traces, as the model's own is."""
+        current = self._roster.base.current
+        before, outer = current.thread.module, current.thread.brought
+        opened, kwargs = self._opened(args, kwargs)  # pyright: ignore[reportCallIssue]
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._closed(opened, before, outer)  # pyright: ignore[reportCallIssue]
+
+    @torch.compiler.disable
+    def _opened(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
+        """The opening of a batch's route, and what is left of the call for the model."""
+        said = {n: kwargs.pop(n, None) for n in ASKED}
+        current = self._roster.base.current
+        opened = current.within(self._route(args, kwargs, **said))
+        opened.__enter__()
+        current.thread.module = self
+        bring(self.base, args, kwargs)
+        return opened, kwargs
+
+    @torch.compiler.disable
+    def _closed(self, opened: Opened, module: Any, brought: bool) -> None:
+        thread = self._roster.base.current.thread
+        thread.module, thread.brought = module, brought
+        opened.__exit__(*sys.exc_info())
+
+    @torch.compiler.disable(reason="which tenant a row is of is looked for beside what is traced")
+    def _route(
+        self, args: tuple, kwargs: dict[str, Any], tenants: Tensor | None = None, tasks: Tasks = None,
+        prompt_mask: Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """`function`, of the model, under the tenants."""
+        """The route of a batch that says so."""
         for t in self._tenants:
             if self._roster.tenants.get(t.name) is not t:
                 raise CommonweightError(
                     f"this module was made for a tenant {t.name!r} that has been removed; make it anew with "
                     "host.module(...), and the optimizer too"
                 )
-        if not torch.compiler.is_compiling():
-            self._own()
+        self._own()
         if tenants is None and len(self._tenants) > 1:
-            route: Any = Unsaid(
-                f"{len(self._tenants)} tenants", "`tenants`, a LongTensor with one Tenant.number per row"
-            )
-        elif tasks is None and (by_task := next((t for t in self._tenants if t.tasks), None)) is not None:
+            return Unsaid(f"{len(self._tenants)} tenants", "`tenants`, a LongTensor with one Tenant.number per row")
+        if tasks is None and (by_task := next((t for t in self._tenants if t.tasks), None)) is not None:
             known = ", ".join(by_task.tasks)
-            route = Unsaid(
+            return Unsaid(
                 f"{by_task.name!r}, which goes by tasks", f"`tasks`, each row's by name or number, of {known}"
             )
-        else:
-            route = self._roster.route(self._reader if tenants is None else tenants, tasks)
-        current = self._roster.base.current
+        route = self._roster.route(self._reader if tenants is None else tenants, tasks)
         if prompt_mask is not None and isinstance(route, Route) and route.prompted:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if not isinstance(ids, Tensor) or ids.shape != prompt_mask.shape:
                 raise CommonweightError(
                     f"prompt_mask {tuple(prompt_mask.shape)}: wanted one entry for each of input_ids"
                 )
-            route.context = of_tokens(self._roster.base.inner, current, ids, prompt_mask)
-        with current.within(route):
+            route.context = of_tokens(self._roster.base.inner, self._roster.base.current, ids, prompt_mask)
+        return route
+
+    def _run(
+        self, function: Callable, *args: Any, tenants: Tensor | None = None, tasks: Tasks = None,
+        prompt_mask: Tensor | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """`function`, of the model, under the tenants."""
+        current = self._roster.base.current
+        with current.within(self._route(args, kwargs, tenants, tasks, prompt_mask)):
             if (
                 function is self.base
                 or not _reads_tokens(function, args, kwargs)
@@ -276,6 +312,8 @@ def _like(model: type[nn.Module], asks: tuple[str, ...]) -> type[TenantModule]:
     """`TenantModule` by the name and the forward signature of the model's class. asks: what a batch says beside."""
 
     def forward(self: TenantModule, *args: Any, **kwargs: Any) -> Any:
+        if self._roster.base.current.thread.module is self:  # its route is open
+            return self.base(*args, **kwargs)
         return self._run(self.base, *args, **kwargs)
 
     own = inspect.signature(model.forward)
