@@ -49,6 +49,7 @@ from .sites import (
 )
 from .sites.heads import in_front
 from .tenant import Tenant
+from .tokens_first import straight, tokens_first, turned
 from .weights import stored
 
 
@@ -99,7 +100,9 @@ class HookedModel:
         self.current.padding, self.current.prompts = Padding(self.inner), causal.by_prompt(self.inner, self.every)
         apart = experts.Stacked | Ahead | Aside | Front | Further | Positions | State
         alone = {n: at for n, at in self.modules.items() if not isinstance(at, apart)}
-        hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector")) for n, at in alone.items()}
+        first = tokens_first(self.inner)
+        way = {n: turned if id(at.module) in first else straight for n, at in alone.items()}
+        hooks = {n: SiteHook(at, self.current, tower(n) in ("vision", "projector"), way[n]) for n, at in alone.items()}
         if (head := output_head(self.inner, self.modules)) in hooks:
             hooks[head].limit = self.limit
         self.limit.size = self.vocabulary

@@ -30,6 +30,7 @@ from .skips import Skip, replaced, shorter
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
+from .tokens_first import Turned, straight
 from .weights import plain
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -38,8 +39,8 @@ LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsa
 class SiteHook:
     """Before and after one module's forward. Base only: one attribute read and a comparison each."""
 
-    def __init__(self, physical: Physical, current: Current, of_images: bool = False):
-        self.at, self.current, self.of_images = physical, current, of_images
+    def __init__(self, physical: Physical, current: Current, of_images: bool = False, turned: Turned = straight):
+        self.at, self.current, self.of_images, self.turned = physical, current, of_images, turned
         self.limit: Limit | None = None  # of the head that scores the vocabulary
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
@@ -150,8 +151,10 @@ class SiteHook:
         elif not route.touches(self.at.name):
             return None
         else:
-            folded, layout = self.layout(route, x)
-            changed = self.by_bucket(layout, folded, folded, self.transformed, x) if layout.inputs else x
+            seen = self.turned(x)
+            folded, layout = self.layout(route, seen)
+            run = partial(self.by_bucket, layout, folded, folded, self.transformed, seen)
+            changed = self.turned(run()) if layout.inputs else x
         if changed is x:
             return None
         given = (changed, *args[1:]) if args else ()
@@ -166,11 +169,8 @@ class SiteHook:
     def layout(self, route: Route, x: Tensor) -> tuple[Tensor, Layout]:
         folded = None if x.is_nested or not self.known_rows(route, x) else route.fold(x)
         if folded is None or (self.regrouped and route is not self.current.thread.given):
-            why = (
-                "its tokens are regrouped"
-                if self.regrouped
-                else f"its input is {'nested' if x.is_nested else tuple(self.at.given(x).shape)}"
-            )
+            shape = "nested" if x.is_nested else tuple(self.at.given(x).shape)
+            why = "its tokens are regrouped" if self.regrouped else f"its input is {shape}"
             raise Unfit(
                 f"{self.at.name}: the route names {counted(route.length, 'reader')}, {why}; give one reader per row, "
                 "or a LongTensor of one number per token",
@@ -260,10 +260,11 @@ class SiteHook:
                 return self.ill(route.single, y, e)
         if not route.length or not route.touches(self.at.name):
             return y
+        x, y = self.turned(x), self.turned(y)
         folded, layout = self.layout(route, x)
         places = Places.of(self.at, route, x, self.current, y)
         run = self.mixed if places is None else partial(self.mixed, places=places)
-        return self.by_bucket(layout, folded, route.fold(y)[0], run, y)  # type: ignore[index]
+        return self.turned(self.by_bucket(layout, folded, route.fold(y)[0], run, y))  # type: ignore[index]
 
     def apply(self, entries: list[Entry], x: Tensor, y: Tensor, at: Physical) -> Tensor:
         """All uses of one tenant at this site, in order. at: the site as they see it."""

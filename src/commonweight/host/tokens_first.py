@@ -1,0 +1,40 @@
+"""Modules that are given tokens before rows, (T, B, d), by their classes: a shape alone does not tell where both agree.
+
+FSMT turns its input about before the first layer and back behind the last; attention of Longformer and LED asks for
+queries, keys and values so. In a mixed batch these are looked at with rows first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from .sites import plain_class
+
+Turned = Callable[[Tensor], Tensor]
+
+_ALL = {("modeling_fsmt", "EncoderLayer"), ("modeling_fsmt", "DecoderLayer")}
+_ASKING = {("modeling_longformer", "LongformerSelfAttention"), ("modeling_led", "LEDEncoderSelfAttention")}
+
+
+def tokens_first(model: nn.Module) -> set[int]:
+    """By their ids."""
+    out: set[int] = set()
+    for module in model.modules():
+        plain = plain_class(module)
+        kind = plain.__module__.rpartition(".")[2], plain.__name__
+        if kind in _ALL:
+            out |= {id(m) for m in module.modules()}
+        elif kind in _ASKING:
+            out |= {id(m) for m in module.children()}
+    return out
+
+
+def straight(t: Tensor) -> Tensor:
+    return t
+
+
+def turned(t: Tensor) -> Tensor:
+    """(B, T, d) of (T, B, d), and the way back. A copy: FSMT views what its layers give."""
+    return t.transpose(0, 1).contiguous() if t.dim() > 2 else t
