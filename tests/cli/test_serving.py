@@ -25,8 +25,8 @@ def shop(tmp_path_factory):
     told = json.loads((config := folder / "m" / "tokenizer_config.json").read_text())
     config.write_text(json.dumps(told | {"chat_template": tiny.CHAT}))
     host, store = cw.Host(AutoModelForCausalLM.from_pretrained(folder / "m")), cw.Commons(folder / "store")
-    for name, method in (("legal", "lora"), ("tone", "ia3")):
-        host.add(name, method)
+    for name, method, options in (("legal", "lora", {}), ("tone", "ia3", {}), ("sorts", "poly", {"tasks": "a,b"})):
+        host.add(name, method, **options)
         with torch.no_grad():
             for p in host[name].parameters():
                 p.add_(0.3 * torch.randn(p.shape))
@@ -114,6 +114,22 @@ def test_a_conversation(capsys, shop, given):
     given("w1 w2\n/tenant base\nw1\n/tenant legal+none\n")
     code, out, err = call(capsys, "chat", shop[0], *args[:2], "--tenant", "legal+0.5*tone", "--max-tokens", "4")
     assert code == 0 and len(out.splitlines()) == 2 and "unknown tenant 'none'" in err
+
+
+def test_a_tenant_that_goes_by_tasks(capsys, shop, given):
+    args = ["--store", shop[1], "--temperature", "0", "--max-tokens", "4"]
+    rows = [{"prompt": "w1"}, {"prompt": "w1", "task": "a"}, {"tenant": "legal", "prompt": "w1"},
+            {"tenant": "base", "prompt": "w1", "task": "a"}, {"tenant": "sorts", "prompt": "w1"}]  # fmt: skip
+    given("".join(json.dumps(r) + "\n" for r in rows))
+    code, out, _ = call(capsys, "generate", shop[0], *args, "--tenant", "sorts", "--task-name", "a")
+    found = [json.loads(x) for x in out.splitlines()]
+    assert code == 2 and found[0]["text"] == found[1]["text"] and "error" not in found[2]
+    assert "the plain base knows no tasks" in found[3]["error"] and "say which, of a, b" in found[4]["error"]
+    given("w1\n/tenant sorts\n/tenant legal\n/tenant sorts task=b\nw1\n")
+    code, out, err = call(capsys, "chat", shop[0], *args, "--tenant", "sorts", "--task-name", "a")
+    assert code == 0 and len(out.splitlines()) == 2 and err.count("say which, of a, b") == 1
+    given("")
+    assert "--task-name says which task" in call(capsys, "chat", shop[0], "--task-name", "a")[2]
 
 
 def test_an_answer_has_what_room_there_is(capsys, shop, given):

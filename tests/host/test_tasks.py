@@ -135,7 +135,7 @@ def test_beside_others_by_number_by_token_and_over_files(tmp_path):
         with host.route("l"):
             low = answer(host.model, batch)
         several = host.module(["t", "l", "again"])
-        for readers, tasks in ((n, torch.tensor([2, -1, 0, 2])), (["t", "l", None, "again"], ["cr", None, None, 2])):
+        for readers, tasks in ((n, torch.tensor([2, -1, -1, 2])), (["t", "l", None, "again"], ["cr", None, None, 2])):
             with host.route(readers, tasks):
                 got = answer(host.model, batch)
             for i, want in ((0, cr), (1, low), (3, cr)):
@@ -169,7 +169,17 @@ def test_beside_others_by_number_by_token_and_over_files(tmp_path):
         (lambda h: h.route(torch.zeros(4).long(), [[0] * 6] * 4), r"readers of shape \(4,\) and tasks of shape \(4, 6"),
         (lambda h: h.route(["t"] * 4, torch.zeros(2).long()), "names 4 readers and 2 tasks; give one task per read"),
         (lambda h: h.route(None, "cr"), "the plain base knows no tasks, and 'cr' is said; leave it out"),
-        (lambda h: h.route([None, "l"], ["cr", None]), "the plain base knows no tasks, and 'cr' is said"),
+        (lambda h: h.route([None, "l"], ["cr", None]), "^row 0: the plain base knows no tasks, and 'cr' is said"),
+        (lambda h: h.route(["t", None], [0, "cr"]), "^row 1: the plain base .* None or -1 says"),
+        (lambda h: h.route(["t", None], "cr"), "^row 1: the plain base knows no tasks, and 'cr' is said"),
+        (lambda h: h.route(["t", "l"], "cr"), r"^row 1: tenant 'l' \(lora\): it knows no tasks, .* None or -1"),
+        (lambda h: h.route(["l", "t"], [None, None]), r"^row 1: tenant 't' \(poly\): it goes by .*name\)$"),
+        (lambda h: h.route("t", ["cr", None, "cr"]), r"^row 1: tenant 't' .* goes by tasks, and none is said"),
+        (lambda h: h.route(torch.tensor([[-1, -1], [h["t"].number, -1]]), torch.tensor([[-1, -1], [0, 2]])),
+         "^row 1, token 1: the plain base knows no tasks, and 2 is said"),
+        (lambda h: h.module(["t", "l"])(
+            input_ids=torch.ones(2, 2).long(), tenants=torch.tensor([h["t"].number, -1]), tasks=[0, 1]),
+         "^row 1: the plain base knows no tasks, and 1 is said"),
         (lambda h: h.module(None)(input_ids=torch.ones(1, 2).long(), tasks=[0]), "plain base knows no tasks, and 0 is"),
         (lambda h: h.route(["t", None], tasks=["cr"]), "names 2 readers and 1 task; give one task per reader"),
         (lambda h: h.route("l", tasks="cr"), r"tenant 'l' \(lora\): it knows no tasks, and 'cr' is said"),

@@ -12,6 +12,8 @@ from . import serving
 if TYPE_CHECKING:
     from ..serve import Engine, Stream
 
+Who = tuple[str | None, str | None]  # a tenant, and which of its tasks
+
 EXAMPLES = """[bold]Examples[/bold]
 
 With a tenant of a store:
@@ -22,7 +24,8 @@ With the plain model, once, from a pipe:
 
   echo "Who signs the contract?" | commonweight chat ./my-model
 
-While it runs: `/tenant NAME` goes on as another tenant (or a sum, as `a+0.5*b`), `/base` as the plain model, `/new`
+While it runs: `/tenant NAME` goes on as another tenant (or a sum, as `a+0.5*b`; of one that goes by tasks as
+`/tenant NAME task=TASK`), `/base` as the plain model, `/new`
 forgets what was said, `/quit` or Ctrl-D ends. Ctrl-C ends an answer.
 """
 
@@ -30,6 +33,7 @@ forgets what was said, `/quit` or Ctrl-D ends. Ctrl-C ends an answer.
 def command(
     model: serving.Model,
     tenant: Annotated[str | None, typer.Option(help="Who answers. Without it, the plain model.")] = None,
+    task_name: serving.TaskName = None,
     store: serving.Store = None,
     system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
     max_tokens: Annotated[
@@ -44,37 +48,39 @@ def command(
     tokenizer: serving.Tokenizer = None,
 ) -> None:
     """Talk to a tenant. Answers stand on stdout, all else on stderr."""
+    serving.task_of(task_name, tenant)
     serving.looked_at(model, store, dtype, device)
     with serving.opened(model, store, dtype, device, max_requests=1, **serving.words(tokenizer)) as engine:
-        tenant = _found(engine, tenant)
+        who = _found(engine, tenant, task_name)
         how = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        talk(engine, tenant, [] if system is None else [{"role": "system", "content": system}], how)
+        talk(engine, who, [] if system is None else [{"role": "system", "content": system}], how)
 
 
-def talk(engine: Engine, tenant: str | None, start: list[dict[str, str]], how: dict[str, Any]) -> None:
+def talk(engine: Engine, who: Who, start: list[dict[str, str]], how: dict[str, Any]) -> None:
     """Until the lines end."""
     from ..core import CommonweightError
     from ..serve import Request
 
     said, person = list(start), sys.stdin.isatty()
-    while (line := _line(person, tenant or "base")) is not None:
+    while (line := _line(person, who[0] or "base")) is not None:
         word, _, rest = line.partition(" ")
         if word in ("/quit", "/exit"):
             return
         if word == "/new":
             said = list(start)
         elif word == "/base":
-            tenant = None
+            who = None, None
         elif word == "/tenant":
             try:
-                tenant = _found(engine, rest.strip())
+                name, _, task = rest.partition(" task=")
+                who = _found(engine, name.strip(), task.strip() or None)
             except CommonweightError as e:
                 _aside(str(e))
         elif word.startswith("/") and person:
-            _aside("/tenant NAME, /base, /new, /quit")
+            _aside("/tenant NAME, /tenant NAME task=TASK, /base, /new, /quit")
         elif line.strip():
             try:
-                stream = engine.submit(Request([*said, {"role": "user", "content": line}], tenant, **how))
+                stream = engine.submit(Request([*said, {"role": "user", "content": line}], who[0], task=who[1], **how))
                 answer = _shown(stream)
             except CommonweightError as e:
                 if not person:
@@ -84,20 +90,20 @@ def talk(engine: Engine, tenant: str | None, start: list[dict[str, str]], how: d
             said += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
 
 
-def _found(engine: Engine, tenant: str | None) -> str | None:
-    """A tenant or a sum of some, as requests name them; None and "base": the plain model.
+def _found(engine: Engine, tenant: str | None, task: str | None) -> Who:
+    """A tenant, of one that goes by tasks as which, or a sum of some, as requests name them; None and "base": the base.
 
     Raises: CommonweightError for one that is not there, cannot be loaded, or has no sum.
     """
     from ..core import unknown
     from ..serve.blend import several
 
-    if tenant in (None, "base"):
-        return None
-    if not several(tenant) and tenant not in engine.tenants.names():
+    if tenant == "base":
+        tenant = None
+    if tenant is not None and not several(tenant) and tenant not in engine.tenants.names():
         raise unknown("tenant", tenant, engine.tenants.names())
-    engine.tenants.edition(tenant)
-    return tenant
+    engine.tenants.edition(tenant, task)
+    return tenant, task
 
 
 def _shown(stream: Stream) -> str:

@@ -23,6 +23,7 @@ Each row has a prompt, or messages, and may have a tenant and options of its own
   commonweight generate ./my-model --store shop < prompts.jsonl > answers.jsonl
 
   {"tenant": "legal", "prompt": "Who signs?", "max_tokens": 32, "temperature": 0}
+  {"tenant": "sorts", "task": "trec", "prompt": "Who?"}
   {"id": 7, "messages": [{"role": "user", "content": "Hello"}], "seed": 1}
 
 An answer has the row's number, its id and tenant, and text, finish_reason, prompt_tokens, new_tokens; or error.
@@ -37,6 +38,7 @@ def command(
     model: serving.Model,
     store: serving.Store = None,
     tenant: Annotated[str | None, typer.Option(help="Who answers rows that name nobody. Without it, the base.")] = None,
+    task_name: serving.TaskName = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="New tokens of rows that do not say; without it, 256 at most.")
     ] = None,
@@ -51,7 +53,8 @@ def command(
     """Answer the rows of stdin (JSON lines), in their order, many at a time."""
     memory = serving.looked_at(model, store, dtype, device, tenant_memory)
     batch = {"max_requests": max_requests, "cache_tokens": cache_tokens, "tenant_memory": memory}
-    given = {"tenant": tenant, "max_new_tokens": max_tokens, "temperature": temperature}
+    serving.task_of(task_name, tenant)
+    given = {"tenant": tenant, "task": task_name, "max_new_tokens": max_tokens, "temperature": temperature}
     with serving.opened(model, store, dtype, device, **batch, **serving.words(tokenizer)) as engine:
         bad = 0
         for row in answers(engine, sys.stdin.buffer, given, AHEAD * max_requests):
@@ -142,7 +145,8 @@ def _request(raw: dict[str, Any], given: dict[str, Any]) -> Request:
         found["tenant"] = None
     if "logit_bias" in found:
         found["logit_bias"] = _bias(found["logit_bias"])
-    request = Request(**{**{k: v for k, v in given.items() if v is not None}, **found})
+    mine = {k: v for k, v in given.items() if v is not None and not (k == "task" and "tenant" in found)}
+    request = Request(**{**mine, **found})
     request.check()
     return request
 

@@ -20,6 +20,9 @@ Model = Annotated[str, typer.Argument(help="Folder or hub name of the language m
 Store = Annotated[
     Path | None, typer.Option(help="Folder of the store whose tenants answer. Without it, the plain model alone.")
 ]
+TaskName = Annotated[
+    str | None, typer.Option(help="Of a --tenant that goes by tasks (`poly tasks=...`), which, by its name.")
+]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -59,6 +62,14 @@ def patient() -> None:
     torch is loaded."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = TURNS
+
+
+def task_of(task_name: str | None, tenant: str | None) -> None:
+    """Raises: CommonweightError for a task of nobody."""
+    from ..core import CommonweightError
+
+    if task_name is not None and tenant is None:
+        raise CommonweightError("--task-name says which task of a --tenant, and none is named; the plain base has none")
 
 
 def looked_at(model: str, store: Path | None, dtype: str, device: str, memory: str | None = None) -> int | None:

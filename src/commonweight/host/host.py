@@ -280,7 +280,8 @@ class Host:
         readers: a name; one name or None for each row; or a LongTensor of `Tenant.number` (-1: the plain base), of
         shape (B,) for rows, (B, T) for tokens, or (T,) for one packed row.
         tasks: of tenants that go by tasks (`poly tasks=...`), by name or number: one for all rows, one a row, or one a
-        token (a LongTensor or a list of lists, (B, T)); None and -1 where a reader knows none.
+        token (a LongTensor or a list of lists, (B, T)); None and -1 where a reader knows none: there
+        another is refused, with the row.
         prompts: of tenants that go by a prompt's embedding, the token ids of each row's prompt, for passes that do not
         say it themselves, as `generate` and labels of -100 do.
         Use it as a context manager or a decorator (also of coroutines; generators are refused). Routes nest. A route

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core import CommonweightError, Plan, Site, counted, safe, unknown
+from ..core import CommonweightError, Plan, Site, WrongTask, counted, safe, unknown
 from ..methods import Beside, Method, available
 from . import causal, room
 from .common import Common, Held, shared
@@ -219,25 +219,34 @@ class Roster:
             if shape == ():
                 return Route(single=tenant.at(each[0]))
             places = isinstance(tasks, Tensor) or len(shape) > 1  # a list of names is one of rows
-            return Route.of([tenant.at(t) for t in each], shape if places else None)
+            return Route.of(_at([tenant] * len(each), each, shape), shape if places else None)
         if isinstance(readers, Tensor):
             if readers.is_floating_point() or readers.dtype == torch.bool:
                 raise CommonweightError(f"a route of tenant numbers is a LongTensor; this is {readers.dtype}")
             found, shape = numbered(readers, {t.number: t for t in self.tenants.values()}), tuple(readers.shape)
-            return Route.of(_at(found, spread(tasks, shape)), shape)
+            return Route.of(_at(found, spread(tasks, shape), shape), shape)
         if not isinstance(readers, Sequence):
             raise CommonweightError(
                 f"route({readers!r}): wanted a tenant's name, one name or None per row, or a LongTensor"
             )
-        return Route.of(_at([None if r is None else self[r] for r in readers], spread(tasks, (len(readers),))))
+        shape = (len(readers),)
+        return Route.of(_at([None if r is None else self[r] for r in readers], spread(tasks, shape), shape))
 
 
-def _at(tenants: Sequence[Tenant | None], tasks: Sequence[Any]) -> list[Tenant | None]:
-    """Each reader as it is for its task; beside tenants that go by tasks the plain base knows none, whatever is said.
-    Raises: WrongTask for a task where nobody goes by them, and as `Tenant.at`."""
-    if not any(t is not None and t.tasks for t in {*tenants}):
-        none([k for t, k in zip(tenants, tasks) if t is None], "the plain base")
-    return [None if t is None else t.at(k) for t, k in zip(tenants, tasks)]
+def _at(tenants: Sequence[Tenant | None], tasks: Sequence[Any], shape: tuple[int, ...]) -> list[Tenant | None]:
+    """Each reader as it is for its task. Raises: WrongTask, with the row, for a task of a reader that goes by none, one
+    for all rows included, and as `Tenant.at`."""
+    out = []
+    for i, (tenant, task) in enumerate(zip(tenants, tasks)):
+        try:
+            if tenant is None:
+                none([task], "the plain base")
+            out.append(tenant and tenant.at(task))
+        except WrongTask as e:
+            row = f"row {i}" if len(shape) < 2 else f"row {i // shape[1]}, token {i % shape[1]}"
+            mine = tenant is not None and tenant.tasks
+            raise WrongTask(f"{row}: {e}{'' if mine else '; None or -1 says so beside rows that have one'}") from None
+    return out
 
 
 def _kind(method: Method, plan: Plan) -> Any:

@@ -217,7 +217,8 @@ class Tenant:
         if not names:
             wrong = f"it knows no tasks, and {task!r} is said; leave it out"
         elif unsaid(task):
-            wrong = f"it goes by tasks, and none is said; say which, of {', '.join(names)}, with tasks= or task="
+            known = ", ".join(names)
+            wrong = f"it goes by tasks, and none is said; say which, of {known}, with tasks= or task= (--task-name)"
         else:
             wrong = f"a task is a name or a whole number, and {task!r} is said; wanted one of {', '.join(names)}"
         return WrongTask(f"tenant {self.name!r} ({self.method.name}): {wrong}")
