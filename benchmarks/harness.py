@@ -96,7 +96,15 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
+        "revision": revision(),
+        "load": round(os.getloadavg()[0], 1),
     }
+
+
+def revision() -> str:
+    """Of this checkout, with + where files differ from it; empty outside of git."""
+    line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=8", "--dirty=+"]
+    return subprocess.run([*line, "--exclude=*"], capture_output=True, text=True).stdout.strip()
 
 
 def _lines(path: str) -> list[str]:

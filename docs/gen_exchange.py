@@ -22,6 +22,11 @@ from commonweight.exchange.methods import resolve
 PAGE = Path(__file__).with_name("exchange.md")
 KEPT = PAGE.parent / "results" / "exchange.json"
 BOOKS = PAGE.parent / "results" / "exchange_books.json"
+MEASURED = PAGE.parents[1] / "benchmarks" / "results"
+COMMANDS = {  # of benchmarks, by the kind of a row
+    "bytes": "exchange bytes", "clients": "exchange clients", "many": "exchange many", "seeds": "exchange_seeds",
+    "killed": "exchange killed",
+}  # fmt: skip
 
 
 def table() -> str:
@@ -109,6 +114,67 @@ def books() -> str:
     return "\n".join([*lines, "", f"{machine['cpu']}, torch {machine['torch']}, {machine['date']}."])
 
 
+def measured() -> str:
+    """A line for each row of the benchmarks of exchange: bytes, clients, memory, random numbers, killed clients."""
+    found = [r for name in ("exchange", "exchange_seeds") for r in _rows(name)]
+    lines = [
+        "| what | measured | range | both sides | target | met | on |",
+        "| --- | ---: | --- | --- | --- | --- | --- |",
+    ]
+    for kind in COMMANDS:
+        for r in (r for r in found if r["kind"].partition(",")[0] == kind):
+            told = (r["what"], *figures(r), f"{when(r)}, `{COMMANDS[kind]}`")
+            lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    path = MEASURED / f"{name}.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    return [{"kind": "seeds", "machine": told["machine"], **r} for r in told["rows"]]
+
+
+def figures(r: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    """(measured, range, both sides, target, met) of a row."""
+    if r["kind"] == "killed":
+        asked, lost = r["rounds"] * r["clients"], sum(r["lost"].values())
+        end = f"{r['kills']} kills: {r['replies']} answers and {lost} counted as lost, of {asked}"
+        return end, "", f"{r['seconds']:,} s", "it ends, every loss counted", _met(r["replies"] + lost == asked)
+    ratio, target = r["ratio"], r["target"]
+    low, high = r["spread"]
+    most = r["unit"] == "memory" or r["kind"] == "bytes"
+    good = (ratio <= target if most else ratio >= target) and r.get("within", True)
+    if r["kind"] == "bytes":
+        both = " / ".join(f"{v:,} bytes" for v in r["bytes"].values())
+        return (
+            f"1/{1 / ratio:.0f}",
+            f"1/{1 / high:.0f} to 1/{1 / low:.0f}",
+            both,
+            f"at most 1/{1 / target:.0f}",
+            _met(good),
+        )
+    both = _both(r)
+    return f"{ratio:g}", f"{low:g} to {high:g}", both, f"at {'most' if most else 'least'} {target:g}", _met(good)
+
+
+def _both(r: dict[str, Any]) -> str:
+    for key, unit in (("per_s", "a second"), ("millions", "million a second")):
+        if f"ours_{key}" in r:
+            return f"{r[f'ours_{key}']:g} / {r[f'theirs_{key}']:g} {unit}"
+    return f"{r['ours_mb']['peak_mb']:g} / {r['theirs_mb']['peak_mb']:g} MB"
+
+
+def _met(good: bool) -> str:
+    return "yes" if good else "no"
+
+
+def when(r: dict[str, Any]) -> str:
+    """Date, revision, and what else the machine did."""
+    m = r["machine"]
+    busy = r.get("beside") or (f"load {m['load']:g} on {m['cores']} cores" if "load" in m else "")
+    return ", ".join(filter(None, (m["date"], m.get("revision", ""), busy)))
+
+
 def sent(name: str, rounds: int = 1, **options: Any) -> tuple[float, float]:
     """Bytes up and down of a client and round, the mean of so many rounds, on MiniLM's layers without a head."""
     found, config = resolve(name, options)
@@ -142,5 +208,5 @@ def claims() -> str:
 
 
 if __name__ == "__main__":
-    parts = (("exchange", table), ("proof", proof), ("books", books), ("claims", claims))
+    parts = (("exchange", table), ("proof", proof), ("measured", measured), ("books", books), ("claims", claims))
     sys.exit(max(marked.main(PAGE, name, made, sys.argv[1:], __doc__) for name, made in parts))

@@ -1,5 +1,8 @@
 """What the benchmarks of exchange say of runs: accounts of clients that were lost, and the row of bytes."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 from benchmarks.exchange import proof
@@ -44,3 +47,21 @@ def test_the_row_of_bytes(monkeypatch):
     assert row["behind"][sides[2]] == 1.2
     monkeypatch.setattr(proof, "kept", lambda: {"runs": {}})
     assert proof.bytes_row() == []
+
+
+def test_the_page_says_whether_a_target_is_met(monkeypatch):
+    """A ratio that is small enough at too low an accuracy is no success; of the killed every client is counted."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    figures = importlib.import_module("gen_exchange").figures
+    row = {"kind": "bytes", "unit": "of its bytes", "ratio": 0.004, "target": 0.005, "spread": [0.002, 0.008]}
+    row["bytes"] = {"a": 1000, "b": 4}
+    assert figures({**row, "within": True}) == (
+        "1/250",
+        "1/125 to 1/500",
+        "1,000 bytes / 4 bytes",
+        "at most 1/200",
+        "yes",
+    )
+    assert figures({**row, "within": False})[-1] == "no"
+    killed = {"kind": "killed", "rounds": 3, "clients": 2, "kills": 2, "replies": 4, "seconds": 9}
+    assert [figures({**killed, "lost": {"vanished": n}})[-1] for n in (1, 2)] == ["no", "yes"]

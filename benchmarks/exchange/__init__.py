@@ -14,14 +14,15 @@ import importlib
 import os
 from typing import Any
 
-from ..harness import store
+from ..harness import machine, store
 from ..tables import rows as stored
 
 NAME = "exchange"
 
 
 def keep(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Into benchmarks/results/exchange.json, in the place of the row of its kind."""
+    """Into benchmarks/results/exchange.json, in the place of the row of its kind, with what it was measured on."""
+    row = {**row, "machine": machine()}
     others = [r for r in stored(NAME) if r["kind"] != row["kind"]]
     store(NAME, sorted([*others, row], key=lambda r: r["kind"]))
     return [row]

@@ -113,6 +113,7 @@ def main(python: str, rounds: int = 30) -> list[dict]:
     row = {
         "kind": "killed",
         "what": f"{rounds} rounds of real Flower processes, {CLIENTS} clients, one killed a round at a random moment",
-        "unit": "lost", "target": None, "kills": kills, **found, "seconds": round(time.monotonic() - began),
+        "unit": "lost", "target": None, "rounds": rounds, "clients": CLIENTS, "kills": kills, **found,
+        "seconds": round(time.monotonic() - began),
     }  # fmt: skip
     return keep(row)

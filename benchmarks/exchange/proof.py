@@ -141,7 +141,7 @@ def bytes_row() -> list[dict[str, Any]]:
     return [{
         "what": f"bytes of a client and run within 1 point of FedAvg-LoRA r16, {tasks} of 5 tasks, seeds {seeds}: "
         f"{best} ({behind[best]:+.2f} points behind{'' if near else ': none is within'})",
-        "unit": "of its bytes", "target": 0.005, "ratio": round(ratio, 5),
+        "unit": "of its bytes", "target": 0.005, "within": bool(near), "ratio": round(ratio, 5),
         "spread": [round(min(parts), 5), round(max(parts), 5)], "behind": {k: round(v, 2) for k, v in behind.items()},
         "bytes": {x: round(spent(x)) for x in (base, *others)},
     }]  # fmt: skip

@@ -17,6 +17,7 @@ from ..methods import get as adapter_of
 from .coding import of_run
 from .local import Rounds
 from .methods import get, resolve
+from .privacy import refuse
 from .run import Run, free
 from .setting import NAME, numbers
 from .simulation import Progress, check_holdout, simulate
@@ -85,7 +86,10 @@ def run(
     given, source = options(method, pairs, there), [i for i, one in enumerate(each) for _ in one]
     every = [r for one in each for r in one]
     plan, _ = numbers({k: v for k, v in more.items() if k in Rounds.__dataclass_fields__})  # type: ignore[attr-defined]
-    of_run(*resolve(method, given), plan.codec, plan.codec_down, plan.codec_feedback)
+    found, config = resolve(method, given)
+    of_run(found, config, plan.codec, plan.codec_down, plan.codec_feedback)
+    if plan.dp_clip is not None:
+        refuse(found, {})
     label = more.get("label_column")
     dealt(
         every, plan.clients, plan.split, seed=plan.seed, label_column=label, files=source, asked=more.get("clients")
