@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
+from commonweight.exchange.checkpoint import Kept
+from commonweight.exchange.registry import State
 from tests.adapt import tiny
 from tests.exchange import small
 
@@ -39,6 +43,9 @@ def test_a_run_of_other_settings_is_not_resumed(bert, tmp_path):
         simulate(
             small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", resume=True, **{**RECIPE, "lr": 0.1}
         )
+    with pytest.raises(CommonweightError, match=r"other settings .options.rank: then not given, now 4"):
+        more = {"method": "fed-sb", "options": {"rank": 4}, "out": tmp_path / "o", "resume": True}
+        simulate(small.prepared_host(bert), rows, **more, **RECIPE)
     with pytest.raises(CommonweightError, match=r"other settings .*rows: then .20 rows"):
         others = tiny.rows(20, seed=1)
         simulate(small.prepared_host(bert), others, method="fed-sb", out=tmp_path / "o", resume=True, **RECIPE)
@@ -52,6 +59,34 @@ def test_a_state_that_is_damaged_is_told(bert, tmp_path):
     (tmp_path / "o" / "state" / "server.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(CommonweightError, match="is damaged"):
         simulate(small.prepared_host(bert), rows, method="fed-sb", out=tmp_path / "o", resume=True, **RECIPE)
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "a bit", "other numbers"])
+@pytest.mark.parametrize("whose", ["server", "clients/0.1"])
+def test_files_that_are_damaged_are_told_by_name(bert, tmp_path, whose, how):
+    """In any bit, and where it is a good file of something else."""
+    kept, private = Kept(tmp_path), {"a": torch.ones(3)}
+    for round in range(2):
+        kept.keep(0, round, private)
+        kept.commit(State({"a": torch.zeros(100)}), {"round": round})
+    path = tmp_path / f"{whose}.safetensors"
+    data = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "other numbers":
+        path.write_bytes(save({"a": torch.full((3,), 2.0)}, {"digest": "0" * 16}))
+    else:
+        data[-3] ^= 4
+        path.write_bytes(data[: len(data) - 8 * (how == "cut")])
+    again = Kept(tmp_path)
+    if (whose, how) == ("server", "gone"):
+        assert again.read() is None
+        return
+    with pytest.raises(
+        CommonweightError, match=f"{whose}.safetensors: (the state of this run|what client 0 kept) is d"
+    ):
+        again.read()
+        again.of(0)
 
 
 @pytest.mark.parametrize("wrong", [{"options": {"rank": 999}}, {"sites": "nothing.like.it"}, {"lr": -1.0}])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,22 @@ def read(folder: Path) -> Checkpoint:
 def same_settings(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
     """Raises: CommonweightError that names every setting in which the checkpoint's run differs from this one."""
     ours = json.loads(json.dumps(ours))
-    differ = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
-    if differ:
-        told = "; ".join(f"{k}: then {_short(theirs.get(k))}, now {_short(ours.get(k))}" for k in differ)
+    if told := "; ".join(_differing(theirs, ours)):
         raise CommonweightError(
             f"{folder}: this run was started with other settings ({told}); repeat them to resume, "
             "or delete the folder to start again"
         )
+
+
+def _differing(then: dict[str, Any], now: dict[str, Any], of: str = "") -> Iterator[str]:
+    """In words, what two runs differ in; of options those that differ. What is not there was not given."""
+    for k in sorted({*then, *now}):
+        a, b = then.get(k), now.get(k)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differing(a, b, f"{of}{k}.")
+        elif a != b:
+            was, new = (_short(x[k]) if k in x else "not given" for x in (then, now))
+            yield f"{of}{k}: then {was}, now {new}"
 
 
 def _short(value: Any) -> str:

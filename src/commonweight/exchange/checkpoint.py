@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..core import CommonweightError
 from ..formats import atomic
 from .registry import State
+from .sealed import WRONG, sealed, unsealed
 
 
 class Kept:
@@ -36,14 +35,22 @@ class Kept:
         if self.folder is None:
             self.memory[client] = dict(tensors)
         else:
-            atomic.write(self._client(client, round), save({k: v.contiguous() for k, v in tensors.items()}))
+            atomic.write(self._client(client, round), sealed(tensors))
         self.new[client] = round
 
     def of(self, client: int) -> dict[str, Tensor]:
-        """What a client kept; {} before its first round."""
+        """What a client kept; {} before its first round. Raises: CommonweightError where its file is damaged."""
         if self.folder is None:
             return self.memory.get(client, {})
-        return load_file(self._client(client, self.last[client])) if client in self.last else {}
+        if client not in self.last:
+            return {}
+        path = self._client(client, self.last[client])
+        try:
+            return unsealed(path)[0]
+        except WRONG as e:
+            raise CommonweightError(
+                f"{path}: what client {client} kept is damaged ({e}); without it the run cannot go on: begin it anew"
+            ) from e
 
     def commit(self, state: State, facts: Mapping[str, Any]) -> None:
         """The round counts from here on."""
@@ -53,8 +60,7 @@ class Kept:
         if self.folder is None:
             return
         about = {**facts, "state": state.facts, "seen": state.seen, "kept": self.last}
-        tensors = {k: v.contiguous() for k, v in state.tensors.items()}
-        atomic.write(self.folder / "server.safetensors", save(tensors, {"facts": json.dumps(about)}))
+        atomic.write(self.folder / "server.safetensors", sealed(state.tensors, {"facts": json.dumps(about)}))
         for client, round in old.items():
             self._client(client, round).unlink(missing_ok=True)
 
@@ -64,12 +70,11 @@ class Kept:
         if path is None or not path.is_file():
             return None
         try:
-            with safe_open(path, "pt") as f:
-                facts = json.loads((f.metadata() or {})["facts"])
-                tensors = {k: f.get_tensor(k) for k in f.keys()}
+            tensors, said = unsealed(path)
+            facts = json.loads(said["facts"])
             self.last = {int(c): r for c, r in facts.pop("kept").items()}
             return State(tensors, facts.pop("state"), facts.pop("seen")), facts
-        except (SafetensorError, OSError, ValueError, KeyError) as e:
+        except WRONG as e:
             raise CommonweightError(f"{path}: the state of this run is damaged ({e}); delete {path.parent}") from e
 
     def _client(self, client: int, round: int) -> Path:

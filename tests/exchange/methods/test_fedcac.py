@@ -75,3 +75,11 @@ def test_a_new_client_gets_what_all_have(bert):
     assert small.same(p.method.tell(p.setting, state, 1, 2), p.method.pools(p.setting, state))
     alone = p.method.gather(p.setting, p.method.begin(p.setting, small.start(p)), 0, replies(p, 1))
     assert alone.seen == {"alike": 1.0}
+
+
+@pytest.mark.parametrize("n", [3, 6, 7])
+@pytest.mark.parametrize("equal", [0.1, 0.7, 1 / 3])
+def test_equal_overlaps_are_alike(n, equal):
+    """Whatever the last digit of their mean is."""
+    o = torch.full((n, n), equal, dtype=torch.float64)
+    assert all(float(v) >= threshold(o, t, 10) for v in o.flatten() for t in (0, 4, 9))

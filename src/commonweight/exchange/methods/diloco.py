@@ -159,6 +159,7 @@ def adapter(config: DiLoCo) -> tuple[str, dict[str, Any]]:
     tau steps later theta_n <- alpha theta_n + (1 - alpha) theta_outer. The clients' AdamW goes on through all rounds.
 
     Source: arXiv 2311.08105 and 2501.18512; maxtext's and torchft's code. Differs: what goes down is float32; a client
-    that missed a round has its fragment from before. Then D is the change from what it last heard.
+    that missed a round has its fragment from before. Then D is the change from what it last heard. What is in no
+    layer is in the first fragment; maxtext makes one of it.
     """
     return config.adapter, dict(config.options)

@@ -16,6 +16,8 @@ from ..averaging import AVERAGING, means
 from ..message import Part, Table, payload
 from ..registry import Reply, Setting, State, method
 
+ROUNDING = 1e-12  # ours: a mean of equal overlaps can be a digit above them, and then nobody would be alike
+
 
 @config
 class FedCAC:
@@ -80,7 +82,7 @@ def threshold(overlap: Tensor, round: int, beta: int) -> float:
     if not len(pairs):
         return math.inf
     middle = float(pairs.mean())
-    return middle + (round + 1) / beta * (float(pairs.max()) - middle)
+    return middle + (round + 1) / beta * (float(pairs.max()) - middle) - ROUNDING
 
 
 def gather(setting: Setting, state: State, round: int, replies: Sequence[Reply]) -> State:

@@ -119,6 +119,7 @@ def adapter(config: FedKSeed) -> tuple[str, dict[str, Any]]:
     """w = w0 - rate * sum over K directions of (sum of slopes) z_j. A client keeps nothing between rounds.
 
     Source: arXiv 2312.06353, algorithm 1. Differs: which directions a client walks along is drawn on both sides by the
-    run's seed, so that slopes travel alone: 4 steps up in place of 8.
+    run's seed, so that slopes travel alone: 4 steps up in place of 8. The
+    rate is ours, for a tenant's pools; the source's are for whole models.
     """
     return config.adapter, dict(config.options)

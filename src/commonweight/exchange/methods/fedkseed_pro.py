@@ -91,6 +91,6 @@ def adapter(config: FedKSeedPro) -> tuple[str, dict[str, Any]]:
     """As `fedkseed`; the server draws the directions of each client with chances softmax(minmax(mean |g|)).
 
     Source: arXiv 2312.06353, section 4.3. Differs: the drawn directions are sent (2 bytes a step) and not the chances
-    (4 K bytes); |g| is not clipped.
+    (4 K bytes); |g| is not clipped; ours: a direction that nobody walked counts as the mean of the others.
     """
     return config.adapter, dict(config.options)

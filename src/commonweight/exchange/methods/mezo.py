@@ -89,6 +89,7 @@ def adapter(config: Mezo) -> tuple[str, dict[str, Any]]:
     """g = (l(theta + eps z) - l(theta - eps z)) / (2 eps), z ~ N(0, I) from a seed; theta <- theta - rate g z.
 
     Source: arXiv 2305.17333, algorithm 1. Clients share the directions of a step, so that the mean of their slopes is
-    the slope of their mean loss. Differs: random numbers are counter-based, not torch's; several directions a step.
+    the slope of their mean loss. Differs: random numbers are counter-based, not torch's; several directions a step. The
+    rate is ours, for a tenant's pools; the source's are for whole models.
     """
     return config.adapter, dict(config.options)

@@ -165,6 +165,7 @@ def adapter(config: OneByte) -> tuple[str, dict[str, Any]]:
 
     Source: arXiv 2306.10015. The published code rounds 16 ln |g| to 255 powers, which with the sign takes 9 bits, and
     then sends the slope unrounded, as text. Here a byte is a byte, and everybody walks along what was sent: server and
-    clients stay equal to the bit. Differs: eps is not drawn anew for each sample.
+    clients stay equal to the bit. Differs: eps is not drawn anew for each sample. The
+    rate is ours, for a tenant's pools; the source's are for whole models.
     """
     return config.adapter, dict(config.options)

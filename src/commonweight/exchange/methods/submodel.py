@@ -107,6 +107,7 @@ def adapter(config: SubModel) -> tuple[str, dict[str, Any]]:
     """theta o m_n is trained by client n, where m_n changes every round.
 
     Source: arXiv 2310.08670, by its abstract, and HeteroFL's mean (arXiv 2010.01264). Differs: masks are windows over
-    numbers in an order drawn for the round; the trained pools of a tenant are reduced, not the base.
+    numbers in an order drawn for the round; the trained pools of a tenant are reduced, not the base; clients weigh by
+    their rows (weigh=clients: 1 / |N_j|, as in the source).
     """
     return config.adapter, dict(config.options)

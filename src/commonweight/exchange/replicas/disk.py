@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...core import CommonweightError
 from ...formats import atomic
 from ..registry import State
+from ..sealed import WRONG, sealed, unsealed
 
 KEEP = "keep/"
 
@@ -50,7 +49,7 @@ class Disk:
             **written(state, curve),
             **{KEEP + k: v.clone() for k, v in keep.items()},
         }  # one tensor may be in both
-        atomic.write(self._path(len(curve)), save({k: v.contiguous() for k, v in tensors.items()}, {"run": self.run}))
+        atomic.write(self._path(len(curve)), sealed(tensors, {"run": self.run}))
         for rounds in self._have():
             if not len(curve) - 1 <= rounds <= len(curve):
                 self._path(rounds).unlink(missing_ok=True)
@@ -59,12 +58,11 @@ class Disk:
         """Raises: CommonweightError where there is no such file, or one of another run."""
         path = self._path(rounds)
         try:
-            with safe_open(path, "pt") as f:
-                run = (f.metadata() or {}).get("run")
-            known = load_file(path)
+            known, said = unsealed(path)
+            run = said.get("run")
             keep = {k.removeprefix(KEEP): known.pop(k) for k in list(known) if k.startswith(KEEP)}
             state, curve = readable(known)
-        except (SafetensorError, OSError, ValueError, KeyError) as e:
+        except WRONG as e:
             raise CommonweightError(
                 f"{path}: all go on after {rounds} rounds, which client {self.client} cannot read ({e}); begin anew "
                 "without --resume, in an empty --state"
