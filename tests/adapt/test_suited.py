@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers as tf
 from typer.testing import CliRunner
 
 import commonweight as cw
 from commonweight import adapt
 from commonweight.adapt.base import take_tokenizer
+from commonweight.adapt.begun import unread
 from commonweight.builder.load import tokenizer
 from commonweight.cli import app
 from commonweight.cli.bases import open_base
@@ -107,6 +109,16 @@ def test_rows_that_reach_a_part_of_what_is_trained(folder, recwarn):
     for method, sites in (("lora", "language"), ("mos", "language")):
         adapt.adapt(host, method, rows, task="lm", method=method, sites=sites, epochs=1)
     assert not [w for w in recwarn if "had no part" in str(w.message)]
+
+
+def test_a_tenant_of_a_common_without_rows_in_the_first_step_is_not_told(tmp_path, recwarn):
+    host = adapt.open_host(tiny.base(tmp_path), "classify", dtype="float32")
+    a, b = (host.add(n, "lotr", rank=2, common="tasks", labels=("x", "y")) for n in "ab")
+    with host.route("a"):
+        host.model(input_ids=torch.ones(2, 3).long()).logits.sum().backward()
+    assert any(p.grad is not None for p in b.pools.values())
+    unread([a, b])
+    assert not recwarn
 
 
 @pytest.mark.parametrize(

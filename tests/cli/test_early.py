@@ -14,6 +14,7 @@ from tests.cli.test_cli import call
 
 MISTAKES = {
     "adapt": (["adapt", "MODEL", "r.jsonl", "-m", "moss", "--out", "x.safetensors"], "unknown method 'moss'"),
+    "none": (["adapt", "MODEL", "r.jsonl", "-m", "", "--out", "x.safetensors"], "--method is empty; name one of"),
     "option": (["adapt", "MODEL", "r.jsonl", "-o", "r=0", "--out", "x.safetensors"], "rank is 0; it must be >= 1"),
     "rows": (["adapt", "MODEL", "no.jsonl", "--out", "x.safetensors"], "no.jsonl: no such file"),
     "eval": (["adapt", "MODEL", "r.jsonl", "--eval", "no.tsv", "--out", "x.safetensors"], "no.tsv: no such file"),

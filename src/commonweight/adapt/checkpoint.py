@@ -99,7 +99,7 @@ def read(folder: Path) -> Checkpoint:
         raise CommonweightError(f"{path}: the checkpoint is damaged ({e}); delete {folder.parent}") from e
 
 
-def same_settings(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+def same_settings(ours: dict[str, Any], theirs: dict[str, Any], folder: Path | str) -> None:
     """Raises: CommonweightError that names every setting in which the checkpoint's run differs from this one."""
     ours = json.loads(json.dumps(ours))
     if told := "; ".join(_differing(theirs, ours)):

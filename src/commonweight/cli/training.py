@@ -23,6 +23,10 @@ def run(said: Said, options: dict[str, Any]) -> None:
     from ..commons import Commons
     from ..core import CommonweightError
 
+    if said.method == "":
+        raise CommonweightError(
+            "--method is empty; name one of `commonweight methods`, or leave it out for the usual one"
+        )
     if said.stream is not None:
         from .streams import run as run_stream
 

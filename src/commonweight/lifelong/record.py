@@ -38,7 +38,7 @@ def opened(folder: Path, new: Record, *, resume: bool) -> Record:
     if not path.is_file() or not (resume or read(folder)["stages"]):
         return new
     found = read(folder)
-    same_settings(new["settings"], found["settings"], path)
+    same_settings(new["settings"], found["settings"], folder)
     return {**found, "tasks": new["tasks"]}
 
 
@@ -88,7 +88,7 @@ def same_rows(folder: Path, stage: Mapping[str, Any], name: str, rows: Mapping[s
             f"{folder}: the stream learned {stage['task']} where the file now has {name}; the order of what was "
             "learned cannot change: put further tasks behind"
         )
-    same_settings({"task": name, **rows}, {"task": name, **stage["rows"]}, folder / FILE)
+    same_settings(dict(rows), dict(stage["rows"]), f"{folder}, task {name}")
 
 
 def answered(folder: Path, stages: Sequence[Mapping[str, Any]], store: Commons) -> None:

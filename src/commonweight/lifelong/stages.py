@@ -153,7 +153,10 @@ def follow(
     known = beginning(host, given, found, config, adapter, options, task, sites, name, recipe)
     told = record.opened(folder, known, resume=resume)
     if len(told["stages"]) > len(given):
-        raise CommonweightError(f"{folder}: {len(told['stages'])} tasks were learned, and the file has {len(given)}")
+        raise CommonweightError(
+            f"{folder}: {len(told['stages'])} tasks were learned, {', '.join(s['task'] for s in told['stages'])}, and "
+            f"here are {len(given)}; name them all, in that order, and further ones behind"
+        )
     for done, (n, u) in zip(told["stages"], given.items()):
         record.same_rows(folder, done, n, done["rows"] if n in gone else rows_of(u))
     reads = placed(host, found, config, sites)
