@@ -201,6 +201,12 @@ def test_the_order_of_what_was_learned_stays(model, host, tmp_path):
             host, other, tmp_path / "a", options=small.options("sequential"),
             resume=True, **small.RECIPE,
         )  # fmt: skip
+    fewer_rows = small.tasks(1, rows=9)
+    with pytest.raises(CommonweightError, match=r"a/streams/stream, task first: .* other settings .*train rows"):
+        learn(host, fewer_rows, tmp_path / "a", options=small.options("sequential"), resume=True, **small.RECIPE)
+    small.stream(model, tmp_path / "a", n=2, host=host, resume=True)
+    with pytest.raises(CommonweightError, match="2 tasks were learned, first, second, and here are 1; name them all"):
+        small.stream(model, tmp_path / "a", n=1, host=host, resume=True)
 
 
 @pytest.mark.parametrize(
