@@ -65,7 +65,7 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
-    tenant = tenant if codec is None else coded(tenant)
+    tenant = tenant if codec is None else coded(tenant, codec)
     sites = _sites(base, tenant)
     config = dump(tenant.config)
     config.pop("is")
@@ -147,7 +147,7 @@ def settle(tenant: Tenant, codec: Choice) -> None:
     levels from now on, as `Host.compact` makes it. Raises: as saving does; the pools are then as they were.
     """
     if codec is not None:
-        levelled(tenant)
+        levelled(tenant, codec)
     with _named(tenant.name):
         values = native.rounded(tenant.plan, tenant.pools, codec, tenant.common is not None)
     with torch.no_grad():

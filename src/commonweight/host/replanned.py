@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError, Plan
+from ..formats import coding, native
+from ..formats.codecs import OneBit
+from ..formats.codecs.onebit import two_levels
+from ..formats.coding import Choice
 from ..methods import plan as make_plan
 from ..methods.beside import without
 from .roster import Roster
@@ -41,25 +45,36 @@ def _smaller(tenant: Tenant) -> tuple[Any, Plan, dict[str, Tensor]]:
     return config, plan, values
 
 
-def coded(tenant: Tenant) -> Tenant:
+def coded(tenant: Tenant, codec: Choice) -> Tenant:
     """The tenant as a codec may take it: one whose method says `levels` by its numbers at their levels, on pools of its
-    own; any other, and one at its levels, as it is."""
-    found = _levels(tenant)
+    own; any other, and one at its levels, as it is. Raises: CommonweightError for one that was trained there, with
+    codec onebit."""
+    found = _levels(tenant, codec)
     return tenant if found is None else tenant.other(*found)
 
 
-def levelled(tenant: Tenant) -> None:
+def levelled(tenant: Tenant, codec: Choice) -> None:
     """The tenant itself as `coded` gives it."""
-    if (found := _levels(tenant)) is not None:
+    if (found := _levels(tenant, codec)) is not None:
         become(tenant, *found)
 
 
-def _levels(tenant: Tenant) -> tuple[Any, Plan, dict[str, Tensor]] | None:
+def _levels(tenant: Tenant, codec: Choice) -> tuple[Any, Plan, dict[str, Tensor]] | None:
     """`_smaller` of a tenant that is to be brought to its levels; None of any other."""
     if not tenant.method.levels or tenant.common is not None:
         return None
     found = _smaller(tenant)
-    return None if found[0] == tenant.config else found
+    if found[0] != tenant.config:
+        return found
+    order, own = native.layout(tenant.plan), made(tenant, tenant.config).pools
+    packed = {n for k, c in coding.choose(tenant.plan, order, codec).items() if isinstance(c, OneBit) for n in order[k]}
+    moved = [n for n in own if n in packed and not two_levels(tenant.pools[n].detach())]
+    if moved:
+        raise CommonweightError(
+            f"{tenant.name!r}: {moved[0]} was trained after it had been brought to its two levels, and is at them no "
+            f"more; codec onebit would give another tenant. Save it without a codec, or train {tenant.method.name} anew"
+        )
+    return None
 
 
 def made(tenant: Tenant, config: Any) -> Plan:

@@ -15,7 +15,8 @@ def test_when_columns_freeze():
     paper, official = (Freezing(LaMDA(rank=10, compat=c)) for c in ("paper", "official"))
     assert [paper.columns(s, 100, 10) for s in (0, 2, 3, 15, 29, 30, 100)] == [0, 0, 1, 5, 9, 10, 10]
     assert [official.columns(s, 100, 10) for s in (29, 31, 60, 100)] == [0, 1, 2, 3]
-    assert Freezing(LaMDA(rank=4, freeze=0)).columns(0, 10, 4) == 4
+    with pytest.raises(cw.CommonweightError, match="freeze"):
+        LaMDA(rank=4, freeze=0)  # B would stay zero, and the tenant the base
 
 
 @pytest.mark.parametrize("compat, still", [("paper", [0, 0, 1, 1, 2, 3, 3, 3]), ("official", [0] * 4 + [1] * 4)])

@@ -127,3 +127,29 @@ def test_a_codec_takes_what_it_answers_by(method, options, codec, tmp_path):
     effect = (found["t"] - found[None]).abs().max()
     for name in "uv":
         assert (found[name] - found["t"]).abs().max() < (1e-5 if codec == "onebit" else 0.05) * effect
+
+
+@pytest.mark.parametrize(("method", "options"), [("bi-lora", {"rank": 4}), ("bi-adaptformer", {"size": 4})])
+def test_one_that_is_trained_at_its_levels_is_not_packed_in_silence(method, options, tmp_path):
+    """It answers by plain numbers then; one bit would be another tenant's."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    stir(host.add("t", method, **options))
+    host.load("u", host.save("t", tmp_path / "t.safetensors", codec="onebit"))
+    optimizer = torch.optim.SGD(host["u"].param_groups(), lr=0.1)
+    with host.route("u"):
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+    optimizer.step()
+    with pytest.raises(cw.CommonweightError, match="was trained after it had been brought to its two levels"):
+        host.save("u", tmp_path / "u.safetensors", codec="onebit")
+    with pytest.raises(cw.CommonweightError, match="was trained after"):
+        settle(host["u"], "onebit")
+    host.load("v", host.save("u", tmp_path / "u.safetensors"))
+    host.load("w", host.save("u", tmp_path / "w.safetensors", codec="int8"))
+    found = {}
+    with torch.no_grad():
+        for name in ("u", "v", "w"):
+            with host.route(name):
+                found[name] = model(**batch).logits
+    assert found["v"].equal(found["u"])
+    torch.testing.assert_close(found["w"], found["u"], rtol=0, atol=0.05)

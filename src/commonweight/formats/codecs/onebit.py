@@ -54,10 +54,16 @@ def _matrices(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-2])
 
 
+def two_levels(x: Tensor) -> bool:
+    """Whether each matrix of x, or a vector, has at most two values, and so is stored exactly."""
+    rows = x.reshape(_matrices(tuple(x.shape)), -1)
+    return not x.numel() or bool(((rows == rows.amin(1, True)) | (rows == rows.amax(1, True))).all())
+
+
 def _two(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(lower, upper, which are upper) of one matrix."""
     low, high = flat.min(), flat.max()
-    if bool(((flat == low) | (flat == high)).all()):
+    if two_levels(flat):
         up = flat == high
     else:
         low, high, up = levels(flat.double())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,7 +94,14 @@ def read_boft(
 
 
 def write_boft(subject: Subject) -> Native:
+    """Warns of more than one factor, for whoever has no CUDA extension."""
     ours, tensors = subject.config, {}
+    if ours.factors > 1:
+        warnings.warn(
+            f"boft factors={ours.factors}: PEFT opens this folder where its CUDA extension builds, and nowhere else: "
+            "without it, it makes one factor, which this file does not fit. For PEFT on a CPU train factors=1",
+            stacklevel=6,
+        )
     for name in subject.sites:
         tensors[f"{name}.{_BR}"], tensors[f"{name}.{_BS}"] = subject.pool(name, "R"), subject.pool(name, "s")[:, None]
     by_count = ours.blocks is not None

@@ -24,7 +24,7 @@ class LaMDA:
     ranks: tuple[tuple[str, int], ...] = option(
         (), "(pattern, rank) pairs: other ranks for some sites, first match wins (LaMDA++)", globs=True
     )
-    freeze: float = option(0.3, "share of the steps over which B's columns are frozen", ge=0, le=1)
+    freeze: float = option(0.3, "share of the steps over which B's columns are frozen", gt=0, le=1)
     compat: Literal["paper", "official"] = option(
         "paper", "official: as in the released code, where all but three columns train to the end"
     )
@@ -49,7 +49,7 @@ class Freezing:
         """Those of `rank` that are frozen while the step after `step` is taken."""
         over = self.config.freeze * steps
         parts = rank if self.config.compat == "paper" else 1
-        return rank if not over else min(rank, int(parts * step / over))
+        return min(rank, int(parts * step / over))
 
     def after(self, at: Moment, state: State) -> tuple[State, Edit]:
         values, moments, rest, any_ = {}, {}, set(), False
