@@ -299,5 +299,5 @@ def test_messages_of_parquet_have_no_keys_that_others_have(tmp_path):
 
 
 def test_a_column_of_images_is_told():
-    with pytest.raises(CommonweightError, match=r"no text column .*; adapt reads texts, and 'image' of other senses"):
+    with pytest.raises(CommonweightError, match=r"no text column .*; 'image' is of another sense: a base that reads"):
         column([{"image": "a.png", "label": "x"}], None, TEXT, "text")

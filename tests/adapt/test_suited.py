@@ -52,8 +52,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "task", "says"),
     [
-        ("vit", "classify", r"\(ViTModel\) does not suit the task classify, .* \(it reads pixel_values\); train it in"),
-        ("vit", "embed", "whose rows are texts"),
+        ("vit", "embed", r"\(ViTModel\) does not suit the task embed, .* texts \(it reads pixel_values\); train it in"),
         ("clip", "classify", r"\(CLIPModel\) .* \(it wants pixel_values beside them\)"),
         ("whisper", "embed", "it reads input_features"),
         ("whisper", "lm", r"\(WhisperConfig\) has an encoder beside its decoder, and the task lm would train the dec"),

@@ -24,8 +24,10 @@ def room(host: Host, rows: Any, tokenizer: Any = None) -> Any:
     """
     if rows != ADDED:
         return rows
-    tokenizer = tokenizer_of(host.model) if tokenizer is None else tokenizer
     base = host.base
+    if getattr(host.model, "sense", None) is not None:
+        raise CommonweightError(f"token_rows: this model reads {host.model.sense}, and has no table of tokens")
+    tokenizer = tokenizer_of(host.model) if tokenizer is None else tokenizer
     here = base.limit.own or base.vocabulary
     if here is None or size(tokenizer) <= here:
         raise CommonweightError(

@@ -26,8 +26,10 @@ from . import shard as shards
 from .classifier import POOLER, Classifier, pool_of_transformers
 from .names import CAUSAL, DEVICES, DTYPES
 from .quantise import configuration
+from .sensed import Sensed
 from .suited import check_alone, check_causal, check_reads
 from .tasks import get
+from .tasks.sensing import EXTRA
 
 
 def native_bf16(device: str = "cpu") -> bool:
@@ -138,7 +140,10 @@ def open_host(
             host.model, str(model), sorted(found["missing_keys"])
         )  # under a host packed layers stay as they are
         return host
-    check_reads(base, str(model), task)
+    if sensed := check_reads(base, str(model), task):
+        if pool == "transformers":
+            raise CommonweightError(f"pool 'transformers' is of texts; of {sensed} take mean, cls or pooler")
+        return Host(settled(Sensed(base, pool)).eval(), sites=sites)
     if pool == "transformers":
         pool = pool_of_transformers(base.eval())
     if pool == POOLER and (lost := [k for k in found["missing_keys"] if "pooler" in k]):
@@ -177,6 +182,9 @@ def tokenizer_of(model: nn.Module) -> Any:
 
 def take_tokenizer(model: nn.Module, where: str) -> Any:
     """From now on the model's texts are read with the tokenizer of a folder or hub name."""
+    if (sense := getattr(model, "sense", None)) is not None:
+        model.__dict__["_cw_tokenizer"] = processor_at(where, sense)
+        return model.__dict__["_cw_tokenizer"]
     try:
         tokenizer = tokenizer_at(where)
     except (OSError, ValueError, KeyError, ImportError) as e:
@@ -186,6 +194,21 @@ def take_tokenizer(model: nn.Module, where: str) -> Any:
         ) from e
     model.__dict__["_cw_tokenizer"] = prepare(tokenizer)
     return tokenizer
+
+
+def processor_at(where: str, sense: str) -> Any:
+    """The image processor or feature extractor of a folder or hub name. Raises: CommonweightError for none there."""
+    from transformers import AutoFeatureExtractor, AutoImageProcessor
+
+    auto = AutoImageProcessor if sense == "image" else AutoFeatureExtractor
+    try:
+        return auto.from_pretrained(str(where))
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as e:
+        raise CommonweightError(
+            f"no {'image processor' if sense == 'image' else 'feature extractor'} can be read at {str(where)!r}: "
+            f"{first_line(e)}; give --tokenizer (tokenizer=) a folder with its preprocessor_config.json, or a name on "
+            "the hub" + (f" ({EXTRA})" if isinstance(e, ImportError) else "")
+        ) from e
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

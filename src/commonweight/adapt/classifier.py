@@ -142,7 +142,9 @@ def pool_of_transformers(encoder: nn.Module) -> str:
 def width(config: Any) -> int:
     """Hidden width of a model's output, from its configuration."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "hidden_size", None) or text.d_model)
+    said = text.output_hidden_size if getattr(text, "add_adapter", False) else getattr(text, "hidden_size", None)
+    stages = getattr(text, "hidden_sizes", None)  # of ResNet, ConvNeXt
+    return int(said or (stages[-1] if stages else text.d_model))
 
 
 def decoder_only(config: Any) -> bool:

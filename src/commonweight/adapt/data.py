@@ -14,7 +14,7 @@ from .base import limit, prepare, tokenizer_of
 from .names import SIDES
 from .recipe import Recipe
 from .rows import Row
-from .tasks import LM, Example, Seen, Task, check_columns, get, packing
+from .tasks import LM, Example, Seen, Senses, Task, check_columns, get, packing
 from .tasks.base import told
 
 
@@ -108,12 +108,26 @@ def make_task(
         raise CommonweightError(
             f"task_column: rows of the task {task} are not told by tasks; only those of classify are"
         )
+    if (sense := getattr(host.model, "sense", None)) is not None:
+        return sensing(host, task, sense, labels, tokenizer, max_length, **reading)
     side = reading.get("truncation_side")
     if side not in (None, *SIDES):
         raise unknown("truncation side", str(side), SIDES)
     tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
     longest = limit(host.model, tokenizer, max_length, kind.usual_length)
     return kind(tokenizer, longest, labels, **reading)
+
+
+def sensing(
+    host: Host, task: str, sense: str, labels: Sequence[str] | None, processor: Any, max_length: int | None,
+    **reading: Any,
+) -> Task:  # fmt: skip
+    """A task on a model that reads images or sounds: its processor, unless another is given."""
+    if task != "classify":
+        raise CommonweightError(f"{task}: a model that reads {sense} is trained for classify alone")
+    if sense == "image" and max_length:
+        raise CommonweightError(f"max_length={max_length}: images have no length; leave it out")
+    return Senses(processor or tokenizer_of(host.model), max_length, labels, **reading)
 
 
 def split(rows: list[Row], dev: Sequence[Row] | float | None, seed: int, of: str = "") -> tuple[list[Row], list[Row]]:

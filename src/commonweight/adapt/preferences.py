@@ -20,7 +20,7 @@ from . import optimizers
 from .best import Best
 from .memory import peak
 from .recipe import Recipe
-from .trainer import Part, Progress, without_dropout
+from .trainer import Part, Progress, still
 
 TRAINERS = {
     "dpo": ("trl", "DPO"),
@@ -128,7 +128,7 @@ def train(
 
     trainer, config = kinds(task)
     policy, reference = host.module(part.tenant.name), host.module(None)
-    still = [] if recipe.base_dropout else without_dropout(host)
+    parts = still(host, recipe.base_dropout)
     optimizer = optimizers.make(recipe, [part.tenant])
     shown = recipe.generations if task == "grpo" else 1
     per_epoch = recipe.per_epoch(len(part.train) * shown)
@@ -175,7 +175,7 @@ def train(
             if task == "grpo":
                 given["reward_funcs"] = [part.task.reward]  # type: ignore[attr-defined]
             with references(trainer, reference):
-                run = _stilled(trainer, still)(**given)
+                run = _stilled(trainer, parts)(**given)
             run.remove_callback(PrinterCallback)
             run.train()
     finally:

@@ -37,11 +37,12 @@ def tally(name: str, task: Task, examples: Sequence[Example], seen: Seen | None 
         parts.append(told(len(examples), "examples"))
     tokens, scored = map(sum, zip(*(task.tokens(e) for e in examples)))
     longest = max(map(length, examples))
-    parts.append(
-        f"{counted(tokens, 'token')}"
-        + (f", {scored:,} of them scored" if scored else "")
-        + f", {longest} in the longest"
-    )
+    if tokens:
+        parts.append(
+            f"{counted(tokens, 'token')}"
+            + (f", {scored:,} of them scored" if scored else "")
+            + f", {longest} in the longest"
+        )
     return f"{name}: " + "; ".join([*parts, *([seen.note] if seen.note else [])])
 
 

@@ -31,22 +31,26 @@ def check_alone(model: str | Path, task: str) -> None:
 
 
 @torch.no_grad()
-def check_reads(encoder: Any, name: str, task: str) -> None:
-    """Raises: CommonweightError for a model that does not read texts, or not them alone, as CLIP.
+def check_reads(encoder: Any, name: str, task: str) -> str | None:
+    """What a classifier reads in place of texts: pixel_values, input_values or input_features; None for texts.
+
+    Raises: CommonweightError for a model that reads neither alone, as CLIP, or another sense than its task does.
 
     Cost: of models that read images or sounds too a forward of one row of two tokens.
     """
     kind = type(encoder).__name__
     main = getattr(encoder, "main_input_name", "input_ids")
     why = f"it reads {main}"
+    if main in _SENSES and task == "classify":
+        return main
     if main not in _SENSES:
         also = next((n for n in inspect.signature(encoder.forward).parameters if n in _SENSES), None)
         if also is None:
-            return
+            return None
         ids = torch.tensor([[1, 2]], device=device_of(encoder))
         try:
             encoder.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
-            return
+            return None
         except (AttributeError, TypeError, ValueError):
             why = f"it wants {also} beside them"
     raise CommonweightError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PrinterCallback,
@@ -40,7 +41,7 @@ from .recipe import Recipe
 from .sampler import Mixed
 from .scheduled import Scheduled, said
 from .tasks.base import Example, Task, length
-from .tasks.packing import real
+from .tasks.packing import tokens_of
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Run(Trainer):
         module = host.module([t.name for t in tenants])
         self.host, self.module, self.parts, self.recipe = host, module, parts, recipe
         self.task, self.pools = taught(host, parts), together(tenants)
-        self.still = [] if recipe.base_dropout else without_dropout(host)
+        self.still = still(host, recipe.base_dropout)
         self.settings, self.store, self.progress = settings, store, progress
         apart = len(parts) > 1 and not self.task.mixes
         lengths = [[length(e) for e in p.train] for p in parts]
@@ -246,7 +247,7 @@ class Run(Trainer):
         batch = self.task.collate([e for _, e in rows])
         if len(self.parts) > 1:
             numbers = torch.tensor([self.parts[k].tenant.number for k, _ in rows])
-            batch["tenants"] = numbers.repeat(len(batch["input_ids"]) // len(rows))
+            batch["tenants"] = numbers.repeat(len(batch.get("input_ids", next(iter(batch.values())))) // len(rows))
         return batch
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], int]:
@@ -279,9 +280,8 @@ class Run(Trainer):
         self.losses.append(loss.item())
         if processes.world() == 1:
             self.finite(self.losses[-1])
-        mask = inputs.get("attention_mask")
         if not idle:
-            self.read += int(real(inputs["position_ids"]) if mask is None else mask.sum())
+            self.read += tokens_of(inputs)
         return loss
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -452,10 +452,11 @@ def combined(each: Mapping[str, dict[str, float]], several: bool) -> dict[str, f
     return means | {f"{tenant}/{k}": v for tenant, m in each.items() for k, v in m.items()}
 
 
-def without_dropout(host: Host) -> list[nn.Module]:
-    """All of the base but the sites themselves: a tenant's own dropout asks its site whether it is in training."""
+def still(host: Host, dropout: bool) -> list[nn.Module]:
+    """What is not put into training mode: batch norms, which would move their statistics, and without the base's own
+    dropout all but the sites themselves: a tenant's dropout asks its site whether it is in training."""
     sites = {id(at.flagged) for at in host.base.modules.values()}
-    return [m for m in host.model.modules() if id(m) not in sites]
+    return [m for m in host.model.modules() if isinstance(m, _BatchNorm) or not (dropout or id(m) in sites)]
 
 
 def quietly(train: Callable[[], Any]) -> Any:

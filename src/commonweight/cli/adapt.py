@@ -64,7 +64,9 @@ def command(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="Training rows: a .jsonl, .csv, .tsv or .parquet file, or a hub data set.", show_default=False
+            help="Training rows: a .jsonl, .csv, .tsv or .parquet file, a hub data set, or a folder of images or "
+            "sounds with a folder for each class.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[

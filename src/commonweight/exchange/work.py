@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..adapt.tasks import Example, Task
 from ..adapt.tasks.base import length
-from ..adapt.trainer import without_dropout
+from ..adapt.trainer import still
 from ..core import CommonweightError, Rng
 from ..host import Host, Tenant
 from ..host.route import Route
@@ -56,7 +56,7 @@ class Work:
         base = self.like.method.lr
         self.rates = {n: base * self.like.plan.pools[n].lr / max(1, readers[n]) ** 0.5 for n in self.names}
         self.base_rate = base
-        self.still = without_dropout(self.host)
+        self.still = still(self.host, False)
 
     @property
     def apart(self) -> str:

@@ -256,6 +256,6 @@ def numbered(numbers: Tensor, tenants: Mapping[int, Tenant]) -> list[Tenant | No
 
 def size(args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
     """(rows, tokens per row) of a model's call, by its first tensor; None where it has none."""
-    named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "input_features")]
+    named = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")]
     x = next((v for v in (*args, *named, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)
     return None if x is None else (x.shape[0], x.shape[1] if x.dim() > 1 else 1)

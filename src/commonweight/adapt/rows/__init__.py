@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...core import CommonweightError, first_line
-from .columns import LABEL, PAIRS, TEXT, Row, column, text_of, there
+from .columns import AUDIO, IMAGE, LABEL, PAIRS, TEXT, Row, column, text_of, there
+from .folders import read_senses, sense_of
 from .lines import read_json
 from .stored import is_folder, read_folder, read_hub, read_parquet
 from .tables import read_table
 
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-FOLDER = "folder"
+FOLDER, SENSED = "folder", "senses"
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "a zip file"}
 
 
@@ -21,8 +22,9 @@ def read(
     source: str | Path, columns: Sequence[str] = (), *, split: str = "train", no_header: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> list[Row]:  # fmt: skip
-    """All rows of a file, of a split of a folder that `datasets` saved (``folder``, ``folder:split``), or of a split of
-    a hub data set (``name``, ``name:split``, ``name:configuration:split``).
+    """All rows of a file, of a split of a folder that `datasets` saved (``folder``, ``folder:split``), of a folder
+    of images or sounds with a folder for each class (see `folders`), or of a split of a hub data set (``name``,
+    ``name:split``, ``name:configuration:split``).
 
     columns: column names by which a TSV file's header line is recognised, besides the usual ones. no_header: the
     first line of a CSV or TSV file is data. say: called with a message if a first line was read as data, or if a CSV
@@ -34,6 +36,9 @@ def read(
     kind = kind_of(source)
     if kind is None:
         rows = read_hub(str(source), split)
+    elif kind == SENSED:
+        folder, _, named = str(source).rpartition(":")
+        rows = read_senses(*((Path(source), split) if Path(source).is_dir() else (Path(folder), named)), say)
     elif kind == FOLDER:
         folder, _, named = str(source).rpartition(":")
         rows = read_folder(Path(source), split) if Path(source).is_dir() else read_folder(Path(folder), named)
@@ -45,7 +50,8 @@ def read(
 
 
 def kind_of(source: str | Path) -> str | None:
-    """json, csv, tsv or parquet, of a file that is there; `FOLDER` of a folder; None for the name of a hub data set.
+    """json, csv, tsv or parquet, of a file that is there; `FOLDER` or `SENSED` of a folder; None for the name of
+    a hub data set.
 
     Cost: looks at names alone. Raises: CommonweightError for what is not there or of an unknown type.
     """
@@ -53,12 +59,14 @@ def kind_of(source: str | Path) -> str | None:
     kind = KINDS.get(path.suffix.lower())
     folder = str(source).rpartition(":")[0]
     if path.is_dir() or (folder and Path(folder).is_dir()):
-        if not is_folder(path if path.is_dir() else Path(folder)):
+        if is_folder(home := path if path.is_dir() else Path(folder)):
+            return FOLDER
+        if sense_of(home) is None:
             raise CommonweightError(
                 f"{source} is a folder; wanted a file ({', '.join(KINDS)}), a folder that datasets' save_to_disk "
-                "wrote, or a data set's name (images and sounds are trained in Python, see docs/training.md)"
+                "wrote, one of images or sounds with a folder for each class, or a data set's name"
             )
-        return FOLDER
+        return SENSED
     if path.is_file():
         if kind is None:
             raise CommonweightError(
@@ -91,4 +99,4 @@ def _file(
         raise CommonweightError(f"{path}: cannot be read as {kind}: {told}") from e
 
 
-__all__ = ["KINDS", "LABEL", "PAIRS", "TEXT", "Row", "column", "kind_of", "read", "text_of", "there"]
+__all__ = ["AUDIO", "IMAGE", "KINDS", "LABEL", "PAIRS", "TEXT", "Row", "column", "kind_of", "read", "text_of", "there"]

@@ -22,7 +22,9 @@ WHOLE = ("text", "content", "sentence", "review", "document")
 CHAT = ("messages", "conversations", "conversation", "chat", "dialogue")
 JUDGED = ("label", "labels", "desirable", "good", "chosen", "is_good", "preferred", "thumbs_up", "feedback")
 REJECTED = ("rejected", "rejected_response", "rejected_completion", "dispreferred")
-SENSES = ("image", "images", "img", "pixel_values", "audio", "video")
+IMAGE = ("image", "images", "img", "picture", "pixel_values")
+AUDIO = ("audio", "sound", "speech", "wav")
+SENSES = (*IMAGE, *AUDIO, "video")
 TOOLS = ("tools", "functions")
 TEMPLATE = "chat_template_kwargs"
 KNOWN = {
@@ -46,11 +48,14 @@ def column(rows: Sequence[Row], asked: str | None, usual: Sequence[str], what: s
         found = next((c for c in names if c.lower() == name), None)
         if found is not None:
             return found
-    flag = what.split()[0]
+    flag = "text" if what in ("image", "audio") else what.split()[0]
     pair = any(n.lower() in COMPLETION for n in names) or any(n.lower() in CHAT for n in names)
     hint = "; texts to be continued and chats are for --task lm" if pair and usual is LABEL else ""
     if other := next((n for n in names if str(n).lower() in SENSES), None):
-        hint += f"; adapt reads texts, and {other!r} of other senses is trained in Python, see docs/training.md"
+        hint += (
+            f"; {other!r} is of another sense: a base that reads it alone is adapted with --task classify, others are "
+            "trained in Python, see docs/training.md"
+        )
     raise CommonweightError(
         f"no {what} column among {', '.join(map(str, names))}; usual names: {', '.join(usual)}; "
         f"name yours with --{flag}-column (a CSV file without a header line: --no-header){hint}"

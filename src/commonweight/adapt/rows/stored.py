@@ -59,7 +59,10 @@ def read_hub(source: str, split: str) -> list[Row]:
 
 
 def plain(found: Any) -> list[Row]:
-    """Rows as dicts, class numbers turned into their names."""
+    """Rows as dicts, class numbers turned into their names; images and sounds stay files, {"bytes", "path"}."""
+    for k, feature in found.features.items():
+        if type(feature).__name__ in ("Image", "Audio"):
+            found = found.cast_column(k, type(feature)(decode=False))
     classes = {k: f for k, f in found.features.items() if type(f).__name__ == "ClassLabel"}
     rows = [{k: _without_none(v) for k, v in r.items()} for r in found]
     for k, feature in classes.items():

@@ -10,6 +10,7 @@ from .classify import Classify
 from .embed import Embed
 from .lm import LM
 from .preferences import Marked, Pairs, Prompts
+from .senses import Senses
 
 TASKS: dict[str, type[Any]] = {
     "classify": Classify, "embed": Embed, "lm": LM, "dpo": Pairs, "orpo": Pairs, "kto": Marked, "grpo": Prompts,
@@ -32,4 +33,4 @@ def check_columns(task: str, prompt_column: str | None, completion_column: str |
             )
 
 
-__all__ = ["LM", "TASKS", "Classify", "Embed", "Example", "Prompts", "Seen", "Task", "check_columns", "get"]
+__all__ = ["LM", "TASKS", "Classify", "Embed", "Example", "Prompts", "Seen", "Senses", "Task", "check_columns", "get"]

@@ -156,6 +156,8 @@ def marked(text: str) -> str:
 
 def length(example: Example) -> int:
     """What a batch's cost goes by."""
+    if (said := example.get("length")) is not None:
+        return said
     return max(len(v) for v in example.values() if isinstance(v, list))
 
 

@@ -27,7 +27,7 @@ class Classify(Given):
         """The labels that occur, numbers in their order, names in the alphabet's. Raises: when there are not two."""
         need(rows)
         name = column(rows, label_column, LABEL, "label")
-        found = {_label(r, name, i) for i, r in enumerate(rows)}
+        found = {label_of(r, name, i) for i, r in enumerate(rows)}
         if len(found) < 2:
             raise CommonweightError(f"column {name!r}: only the label {min(found)!r} occurs; wanted at least two")
         if len(found) > 1000 and len(found) > len(rows) // 2:
@@ -45,7 +45,7 @@ class Classify(Given):
         tasks = self._tasks(rows)
         number = {name: i for i, name in enumerate(self.labels or ())}
         texts = [text_of(r, text, i) for i, r in enumerate(rows)]
-        names = [_label(r, label, i) for i, r in enumerate(rows)]
+        names = [label_of(r, label, i) for i, r in enumerate(rows)]
         for i, name in enumerate(names):
             if name not in number:
                 raise CommonweightError(
@@ -60,7 +60,7 @@ class Classify(Given):
             return [{} for _ in rows]
         name = column(rows, self.task_column, (), "task")
         self.seen.used["task"] = name
-        return [{"task": _label(r, name, i, "a task's name")} for i, r in enumerate(rows)]
+        return [{"task": label_of(r, name, i, "a task's name")} for i, r in enumerate(rows)]
 
     def shown(self, example: Example) -> str:
         names = list(self.labels or ())
@@ -98,7 +98,7 @@ class Classify(Given):
         return {"accuracy": right / n, "macro_f1": sum(f1) / len(f1), "loss": loss / n, "n": n}
 
 
-def _label(row: Row, name: str, i: int, wanted: str = "a label") -> str:
+def label_of(row: Row, name: str, i: int, wanted: str = "a label") -> str:
     """A label as the text that stands in the file; a boolean as JSON has it."""
     value = row.get(name)
     if value is None or value == "" or value != value or isinstance(value, list | dict | bytes):

@@ -8,7 +8,7 @@ say, is refused: `sound` looks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,13 @@ def real(positions: Tensor) -> Tensor:
     """How many tokens of packed sequences (B, T) are no padding: a row has two at least, padding stands at 0."""
     following = torch.nn.functional.pad(positions[:, 1:], (0, 1))
     return (positions > 0).sum() + ((positions == 0) & (following == 1)).sum()
+
+
+def tokens_of(batch: Mapping[str, Tensor]) -> int:
+    """How many are read of a batch, padding aside; of images 0, which have neither mask nor places."""
+    if (mask := batch.get("attention_mask")) is not None:
+        return int(mask.sum())
+    return int(real(batch["position_ids"])) if "position_ids" in batch else 0
 
 
 @torch.no_grad()

@@ -1,0 +1,59 @@
+"""Folders of images or sounds, one folder a class, as `datasets`' imagefolder and audiofolder have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ...core import CommonweightError, unknown
+from .columns import Row
+
+FILES = {
+    "image": {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"},
+    "audio": {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"},
+}
+_TRAIN, _SPLITS = "train", ("train", "validation", "valid", "val", "dev", "test")
+_ALSO = {"validation": ("valid", "val", "dev")}
+
+
+def sense_of(folder: Path) -> str | None:
+    """image or audio, by the first such file within; None where there is none. Cost: looks at names until then."""
+    for path in folder.rglob("*"):
+        if (kind := _kind(path)) is not None:
+            return kind
+    return None
+
+
+def read_senses(folder: Path, split: str, say: Callable[[str], None] | None = None) -> list[Row]:
+    """{"image" or "audio": the file's path, "label": the name of its class} of every file, in the order of names.
+
+    A file lies in ``CLASS/``, or in ``SPLIT/CLASS/`` where there is a folder `train`, at any depth. Files of other
+    kinds are left out, which `say` is told. Raises: CommonweightError for a file in no class, for images beside sounds,
+    and for a split that is not there.
+    """
+    home, splits = folder, [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name in _SPLITS]
+    if _TRAIN in splits:
+        found = next((s for s in (split, *_ALSO.get(split, ())) if s in splits), None)
+        if found is None:
+            raise unknown("split", split, splits, f"of {folder}; name it as {folder}:SPLIT")
+        home = folder / found
+    rows: list[Row] = []
+    other = []
+    for path in sorted(p for p in home.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if (kind := _kind(path)) is None:
+            other.append(path)
+            continue
+        if path.parent == home:
+            raise CommonweightError(
+                f"{path}: stands in no folder of a class; wanted {home.name}/CLASS/{path.name}, a folder for each class"
+            )
+        if rows and kind not in rows[0]:
+            raise CommonweightError(f"{path}: {kind} beside {next(iter(rows[0]))} in one folder; train them apart")
+        rows.append({kind: str(path), "label": path.relative_to(home).parts[0]})
+    if other and say is not None:
+        say(f"notice: {home}: left out {len(other)} files of other kinds ({other[0].name}, ...)")
+    return rows
+
+
+def _kind(path: Path) -> str | None:
+    return next((k for k, ends in FILES.items() if path.suffix.lower() in ends), None)

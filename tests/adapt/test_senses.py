@@ -1,0 +1,256 @@
+"""Folders of images and of sounds: tiny random models of each kind, trained on what can be told apart."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import commonweight as cw
+from commonweight import adapt
+from commonweight.adapt.rows import read
+from commonweight.adapt.tasks import sensing
+
+Image = pytest.importorskip("PIL.Image")
+soundfile = pytest.importorskip("soundfile")
+np = pytest.importorskip("numpy")
+pytestmark = pytest.mark.filterwarnings("ignore")
+RATE = 2000
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    at = tmp_path_factory.mktemp("senses")
+    images(at / "images"), sounds(at / "sounds")
+    torch.manual_seed(0)
+    small: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    tf.ViTModel(tf.ViTConfig(image_size=16, patch_size=8, **small)).save_pretrained(at / "vit")
+    size = {"height": 16, "width": 16}
+    tf.ViTImageProcessorPil(size=size).save_pretrained(at / "vit")
+    tf.ResNetModel(
+        tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ).save_pretrained(at / "resnet")
+    tf.ViTImageProcessorPil(size=size).save_pretrained(at / "resnet")
+    conv: Any = {"conv_dim": (16, 16), "conv_stride": (5, 4), "conv_kernel": (10, 4), "num_conv_pos_embeddings": 8,
+                 "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer"}  # fmt: skip
+    tf.Wav2Vec2Model(tf.Wav2Vec2Config(**small, **conv)).save_pretrained(at / "wav2vec2")
+    tf.Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True).save_pretrained(at / "wav2vec2")
+    whisper: Any = {f"{side}_{n}": v for side in ("encoder", "decoder") for n, v in
+                    (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))}  # fmt: skip
+    config = tf.WhisperConfig(
+        vocab_size=60, d_model=32, num_mel_bins=8, max_source_positions=50, max_target_positions=16, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None, init_std=0.3, **whisper,
+    )  # fmt: skip
+    tf.WhisperModel(config).save_pretrained(at / "whisper")
+    tf.WhisperFeatureExtractor(
+        feature_size=8, sampling_rate=RATE, hop_length=20, n_fft=64, chunk_length=1
+    ).save_pretrained(at / "whisper")
+    tf.ASTModel(
+        tf.ASTConfig(
+            max_length=64,
+            num_mel_bins=16,
+            patch_size=8,
+            frequency_stride=8,
+            time_stride=8,
+            initializer_range=0.1,
+            **small,
+        )
+    ).save_pretrained(at / "ast")
+    tf.ASTFeatureExtractor(sampling_rate=RATE, num_mel_bins=16, max_length=64).save_pretrained(at / "ast")
+    return at
+
+
+def images(at: Path, n: int = 12) -> None:
+    """Red ones and blue ones, of several sizes and two formats."""
+    g = np.random.default_rng(0)
+    for split, count in (("train", n), ("test", 6)):
+        for c, name in enumerate(("blue", "red")):
+            (at / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = g.integers(0, 90, (12 + i % 5, 20, 3), dtype=np.uint8)
+                pixels[..., 2 - 2 * c] += 120
+                Image.fromarray(pixels).save(at / split / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+
+
+def sounds(at: Path, n: int = 12) -> None:
+    """High tones and low ones, of several lengths, rates and counts of channels."""
+    g = np.random.default_rng(0)
+    for name, pitch in (("high", 700), ("low", 90)):
+        (at / name).mkdir(parents=True)
+        for i in range(n):
+            rate = RATE if i % 2 else 8000
+            t = np.arange(int(rate * (0.3 + 0.02 * i))) / rate
+            wave = (np.sin(2 * math.pi * pitch * t + i) + 0.1 * g.standard_normal(len(t))).astype(np.float32) / 2
+            soundfile.write(at / name / f"{i}.wav", np.stack([wave, wave], 1) if i % 3 == 0 else wave, rate)
+
+
+HOW: dict[str, Any] = {"epochs": 10, "batch_size": 12, "lr": 1e-2}
+
+
+def learned(at: Path, model: str, rows: str, method: str = "lora", **more: Any) -> tuple[cw.Host, Any]:
+    host = adapt.open_host(at / model, "classify", dtype="float32")
+    found = adapt.adapt(host, "t", read(str(at / rows)), method=method, seed=1, **{**HOW, **more})
+    return host, found
+
+
+@pytest.mark.parametrize("model, method", [("vit", "lora"), ("vit", "mos"), ("resnet", "bitfit")])
+def test_images_are_learned_and_measured(here, model, method, tmp_path):
+    host, found = learned(here, model, "images", method)
+    assert found.tenant.labels == ("blue", "red") and found.curve[-1]["loss"] < 0.6 * found.curve[0]["loss"]
+    test = read(str(here / "images"), split="test")
+    assert len(test) == 12 and adapt.evaluate(host, "t", test)["accuracy"] >= 0.9
+    other = adapt.open_host(here / model, "classify", dtype="float32")
+    other.load("again", host.save("t", tmp_path / "t.safetensors"))
+    assert adapt.evaluate(other, "again", test) == adapt.evaluate(host, "t", test)
+
+
+@pytest.mark.parametrize("model", ["wav2vec2", "whisper", "ast"])
+def test_sounds_are_learned(here, model):
+    _, found = learned(here, model, "sounds", dev_rows=0.25, epochs=24 if model == "ast" else 10, patience=24)
+    assert found.metrics["accuracy"] >= 0.8 and found.metrics["n"] == 6
+    assert "s of sound" in found.note
+
+
+def test_a_sound_in_a_batch_is_as_alone(here):
+    """Padding of a batch is no part of its mean; rows of two tenants stay apart."""
+    host, _ = learned(here, "wav2vec2", "sounds", epochs=1)
+    host.add("u", "ia3", labels=["high", "low"])
+    with torch.no_grad():
+        for p in host["u"].parameters():
+            p += torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    task = adapt.data.make_task(host, "classify", ["high", "low"])
+    rows = read(str(here / "sounds"))
+    examples = task.examples([rows[0], rows[5], rows[20]])
+
+    def logits(batch, route):
+        batch.pop("labels")
+        with torch.no_grad(), host.route(route):
+            return host.model(**batch).logits
+
+    together = logits(task.collate(examples), ["t", "u", "t"])
+    for i, name in enumerate(("t", "u", "t")):
+        torch.testing.assert_close(together[i : i + 1], logits(task.collate([examples[i]]), name), rtol=1e-4, atol=1e-5)
+
+
+def test_two_tenants_of_images_train_together(here):
+    host = adapt.open_host(here / "vit", "classify", dtype="float32")
+    rows = read(str(here / "images"))
+    turned = [{**r, "label": "cold" if r["label"] == "blue" else "warm"} for r in rows]
+    found = adapt.adapt_together(host, {"a": adapt.Data(rows=rows), "b": adapt.Data(rows=turned)}, method="lora", **HOW)
+    assert {n: r.tenant.labels for n, r in found.items()} == {"a": ("blue", "red"), "b": ("cold", "warm")}
+    assert min(adapt.evaluate(host, n, r)["accuracy"] for n, r in (("a", rows), ("b", turned))) >= 0.9
+
+
+def test_from_the_command_line(here, tmp_path, capsys):
+    from tests.cli.test_cli import call
+
+    args = (
+        "adapt",
+        here / "vit",
+        here / "images",
+        "--method",
+        "lora",
+        "--dtype",
+        "float32",
+        "--epochs",
+        "4",
+        "--lr",
+        "0.01",
+    )
+    code, out, err = call(capsys, *args, "--eval", here / "images", "--out", tmp_path / "a.safetensors")
+    assert code == 0, err
+    assert "24 rows; image is 'image', label is 'label'" in err and "blue/0.jpg -> ⟦blue⟧" in err
+    assert "accuracy 1.0" in out
+    assert json.loads((tmp_path / "a.json").read_text())["metrics"]["eval"]["n"] == 12
+
+
+ERRORS = {
+    "torn": ("vit", "images", r"row 4: .*11\.png: cannot be read as an image"),
+    "no sound": ("wav2vec2", "sounds", r"row 2: .*/1\.wav: cannot be read as a sound"),
+    "one class": ("vit", "images", r"only the label 'red' occurs; wanted at least two"),
+    "no class": ("vit", "images", r"stray\.png: stands in no folder of a class; wanted images/CLASS/stray\.png"),
+    "both": ("vit", "images", r"audio beside image in one folder; train them apart"),
+    "no processor": ("bare", "images", r"no image processor can be read at .*preprocessor_config\.json"),
+    "sounds to a ViT": ("vit", "sounds", r"no image column among audio, label; .*'audio' is of another sense"),
+    "embed": ("vit", "images", r"does not suit the task embed, whose rows are texts \(it reads pixel_values\)"),
+    "length": ("vit", "images", r"max_length=8: images have no length"),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_what_is_wrong_is_told(here, what, tmp_path):
+    model, rows, says = ERRORS[what]
+    home = tmp_path / rows
+    shutil.copytree(here / rows / "train" if rows == "images" else here / rows, home)
+    if what == "torn":
+        (home / "blue" / "11.png").write_bytes((home / "blue" / "11.png").read_bytes()[:60])
+    elif what == "no sound":
+        (home / "high" / "1.wav").write_bytes(b"RIFF no wave")
+    elif what == "one class":
+        shutil.rmtree(home / "blue")
+    elif what == "no class":
+        shutil.copy(home / "red" / "1.png", home / "stray.png")
+    elif what == "both":
+        shutil.copy(here / "sounds" / "low" / "1.wav", home / "red")
+    elif what == "no processor":
+        shutil.copytree(here / "vit", tmp_path / model)
+        (tmp_path / model / "preprocessor_config.json").unlink()
+    at = tmp_path / model if model == "bare" else here / model
+    with pytest.raises(cw.CommonweightError, match=says):
+        host = adapt.open_host(at, "embed" if what == "embed" else "classify", dtype="float32")
+        adapt.adapt(host, "t", read(str(home)), epochs=1, **({"max_length": 8} if what == "length" else {}))
+
+
+def test_splits_and_what_is_left_out(here, tmp_path):
+    shutil.copytree(here / "images", tmp_path / "i")
+    (tmp_path / "i" / "test").rename(tmp_path / "i" / "val")
+    (tmp_path / "i" / "train" / "red" / "notes.txt").write_text("-")
+    said: list[str] = []
+    assert len(read(str(tmp_path / "i"), say=said.append)) == 24 and "left out 1 files" in said[0]
+    assert len(read(str(tmp_path / "i"), split="validation")) == len(read(f"{tmp_path / 'i'}:val")) == 12
+    with pytest.raises(cw.CommonweightError, match="unknown split 'test'"):
+        read(str(tmp_path / "i"), split="test")
+    with pytest.raises(cw.CommonweightError, match="one of images or sounds with a folder for each class"):
+        (tmp_path / "empty").mkdir()
+        read(str(tmp_path / "empty"))
+
+
+def test_what_a_row_may_hold(here):
+    """What `datasets` gives of a file, decoded or not."""
+    path = next((here / "images" / "train" / "red").glob("*.png"))
+    whole = sensing.image(str(path))
+    for value in (path, {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}, whole):
+        assert np.array_equal(np.asarray(sensing.image(value)), np.asarray(whole))
+        sensing.looked_at(value), sensing.digest(value)
+    assert sensing.digest({"bytes": b"a", "path": None}) != sensing.digest({"bytes": b"b", "path": None})
+    array = {"array": np.sin(np.arange(4000) / 5), "sampling_rate": 4000}
+    assert sensing.seconds(array) == 1 and sensing.digest(array)
+    assert len(sensing.sound(array, 2000, 10)) == 2000 and len(sensing.sound(array, 4000, 0.5)) == 2000
+    assert np.abs(sensing.sound(array, 8000, 10)[::2] - array["array"]).max() < 0.1
+
+
+def test_saved_data_sets_keep_their_files(here, tmp_path):
+    import datasets
+
+    paths = [str(p) for p in sorted((here / "images" / "train").rglob("*.png"))]
+    found = datasets.Dataset.from_dict({"image": paths, "label": [Path(p).parent.name for p in paths]})
+    found.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "d")
+    rows = read(str(tmp_path / "d"))
+    assert {*rows[0]["image"]} == {"bytes", "path"}
+    host = adapt.open_host(here / "vit", "classify", dtype="float32")
+    assert adapt.adapt(host, "t", rows, epochs=1).steps
+
+
+def test_a_library_that_is_not_there(monkeypatch):
+    def gone(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(sensing, "import_module", gone)
+    with pytest.raises(cw.CommonweightError, match=r"images are read with PIL: pip install 'commonweight\[senses\]'"):
+        sensing.image("a.png")
