@@ -89,11 +89,20 @@ def test_files_that_are_damaged_are_told_by_name(bert, tmp_path, whose, how):
         again.of(0)
 
 
-@pytest.mark.parametrize("wrong", [{"options": {"rank": 999}}, {"sites": "nothing.like.it"}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"options": {"rank": 999}},
+        {"sites": "nothing.like.it"},
+        {"lr": -1.0},
+        {"method": "diloco", "options": {"fragments": 9}},
+        {"method": "legend", "options": {"seconds": (1.0,) * 9}},
+    ],
+)
 def test_what_cannot_be_run_replaces_no_run(bert, tmp_path, wrong):
     rows, out = tiny.rows(20), tmp_path / "o"
     simulate(small.prepared_host(bert), rows, method="fed-sb", out=out, **RECIPE)
     before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(CommonweightError):
-        simulate(small.prepared_host(bert), rows, method="fed-sb", out=out, overwrite=True, **{**RECIPE, **wrong})
+        simulate(small.prepared_host(bert), rows, out=out, overwrite=True, **{"method": "fed-sb", **RECIPE, **wrong})
     assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before

@@ -113,10 +113,12 @@ def simulate(
     try:
         measured = named(eval_source, doing.examples, eval_rows) if eval_rows else []
         held_rows = by_client(doing, rows, held) if any(held) else []
-        # last of all: what cannot be run loses no run that lies there
-        folder = None if out is None else open_out(Path(out), resume=resume, overwrite=overwrite)
-        engine = Engine(prepared, seats, measured, held_rows, Kept(folder and folder / "state"), wire, progress, folder)
-        return engine.run(resume)
+        engine = Engine(prepared, seats, measured, held_rows, Kept(None), wire, progress, None)
+        state = engine.begin()
+        if out is not None:  # last of all: what cannot be run loses no run that lies there
+            engine.folder = open_out(Path(out), resume=resume, overwrite=overwrite)
+            engine.kept = Kept(engine.folder / "state")
+        return engine.run(state, resume)
     except BaseException:
         host.remove(name)
         raise
@@ -139,14 +141,19 @@ class Engine:
     seats: dict[int, Seat] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
-    def run(self, resume: bool) -> Run:
+    def begin(self) -> State:
+        """The server's first state. Raises: CommonweightError, of a method that cannot begin."""
         p = self.p
         self.start = starting(p.setting, p.tenant.pools)
         self.work = Work(p.host, p.tenant, p.task, self.rows, p.local, p.setting.rounds, p.setting.seed, p.plan.mixed)
         self.counts = {c: len(r) for c, r in enumerate(self.rows)}
         table = {n: Part(tuple(v.shape), str(v.dtype).removeprefix("torch.")) for n, v in p.setup.items()}
         self.setup = len(pack(facts(p.setting, 0), p.setup, table)) if p.setup else 0
-        state = p.method.begin(p.setting, self.start)
+        return p.method.begin(p.setting, self.start)
+
+    def run(self, state: State, resume: bool) -> Run:
+        """state: of `begin`."""
+        p = self.p
         mine = settings_of(p) | {"rows": digest([e for mine in self.rows for e in mine])}
         found = self.kept.read() if resume else None
         if found is not None:

@@ -63,7 +63,7 @@ def begin(setting: Setting, start: Pools) -> State:
     for name in ("seconds", "rates", "memory"):
         if (n := len(getattr(setting.config, name))) > setting.clients:
             raise CommonweightError(
-                f"legend: {name} has {n} numbers for {setting.clients} clients; give at most one each"
+                f"legend: {name} has {n} numbers for {setting.clients} clients; give at most one for each"
             )
     return AVERAGING["begin"](setting, start)
 
