@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mos": {"size": 2},
     "replay": {"rank": 2, "rows": 4},
     "share": {"k": 4, "rank": 2},
-    "spu": {"rows": 6},
+    "spu": {"rows": 6, "replay": 2},
 }
 RECIPE: dict[str, Any] = {"epochs": 1, "batch_size": 6, "lr": 5e-3, "checkpoint_every": 1}
 

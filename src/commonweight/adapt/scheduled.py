@@ -22,12 +22,14 @@ class Scheduled:
 
     optimizer: every pool of the tenant stands in a group of its own (`alone`). rates: the scheduler of its rates, whose
     `base_lrs` are changed; None: the groups' rates themselves are. schedule: in place of its method's. What another
-    tenant of a common trains is not its to change: it sees and edits the tenant's own pools alone.
+    tenant of a common trains is not its to change: it sees and edits the tenant's own pools alone; but for a
+    schedule that is given with the run, which knows who trains beside.
     """
 
     def __init__(self, tenant: Tenant, optimizer: Any, rates: Any, steps: int, schedule: Schedule | None = None):
         self.tenant, self.steps, self.rates = tenant, steps, rates
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.whole = schedule is not None
         if schedule is None:
             schedule = tenant.method.scheduled(tenant.config, tenant.plan)
         assert schedule is not None
@@ -45,7 +47,7 @@ class Scheduled:
 
     def _look(self) -> None:
         """The pools that it sees and edits, as the tenant has them now."""
-        taken = self.tenant.common.pools if self.tenant.common is not None else {}
+        taken = {} if self.whole or self.tenant.common is None else self.tenant.common.pools
         specs = self.tenant.plan.pools.items()
         self.pools = {n: p for n, p in self.tenant.named_parameters() if n not in taken}
         self.frozen = {n: self.tenant.pools[n] for n, p in specs if p.save and not p.train and n not in taken}

@@ -41,3 +41,25 @@ def test_a_task_moves_a_tenth_of_the_entries(model, tmp_path):
         optimizer.step()
         was = before.pools[n].detach()
         assert torch.allclose(code, was * (1 - 0.1 * small.RECIPE["lr"])) and not torch.equal(code, was)
+
+
+def test_kept_rows_are_shown_again_and_earlier_heads_train_on(model, tmp_path):
+    """Held entries stay held: the gradients of all tasks' rows are masked alike."""
+    host = open_host(model, "classify", dtype="float32")
+    options = {"rows": 6, "replay": 4}
+    made = small.stream(model, tmp_path / "shop", "spu", host=host, options=options)
+    assert [s["memory"] for s in made.record["stages"]] == [{"first": 4}, {"first": 4, "second": 4}]
+    shop = Commons(tmp_path / "shop", make=False)
+    before = host.load_from(shop, made.record["stages"][0]["tenants"]["first"], as_="before")
+    after = host.load_from(shop, made.tenants["first"], as_="after")
+    new = host.load_from(shop, made.tenants["second"], as_="new")
+    moved = 0
+    for n, p in after.pools.items():
+        if n.endswith(".v"):
+            assert torch.equal(p, new.pools[n])
+            at, then = (t.pools[n.replace(".v", ".places")].long() for t in (after, before))
+            same = p[torch.isin(at, then)] == before.pools[n][then.argsort()]
+            assert same.sum() >= len(at) - int(0.1 * 64 * 32)
+        elif "head" in n:
+            moved += not torch.equal(p, before.pools[n])
+    assert moved

@@ -12,6 +12,7 @@ from ...methods import get
 from ..asks import Carried, Learned, Run, Stage, Train, body, rebodied
 from ..bodies import fresh
 from ..growing import Held
+from ..memory import kept
 from ..registry import method
 from ..statistics import drawn_first, gradients
 from .sequential import newest
@@ -21,6 +22,7 @@ from .sequential import newest
 class SPU:
     ratio: float = option(0.1, "share of each matrix that a task trains", gt=0, le=1)
     rows: int = option(256, "rows of a task by which entries are scored", ge=1)
+    replay: int = option(0, "rows of each task that are kept, and shown again beside later ones", ge=0)
 
 
 def adapter(config: SPU) -> tuple[str, dict[str, Any]]:
@@ -33,7 +35,8 @@ def adapter(config: SPU) -> tuple[str, dict[str, Any]]:
     paper="Overcoming Generic Knowledge Loss with Selective Parameter Update, CVPR 2024, arXiv 2308.12462",
     adapter=adapter,
     carries="the entries that were trained, with their places",
-    grows="at most `ratio` of the matrices' entries, 8 bytes each, and a head",
+    grows="at most `ratio` of the matrices' entries, 8 bytes each, a head, and `replay` rows",
+    rows="`replay` of each task, none by default",
     id=166,
     roles=("up", "gate"),
 )
@@ -42,25 +45,29 @@ def stage(at: Stage, had: Carried) -> Run:
     of each matrix are trained, all others held. What earlier tasks trained stays, unless it is chosen again.
 
     Stored as places and numbers (`fish`): all tasks' changes are one. Cost: a pass and its gradients over `rows` rows.
-    Source: github.com/wx-zhang/spu @98a2725, trainer/spu.py. Differs: no replay buffer, no biases; what is held has no
-    weight decay, which theirs has; the task's head stands where the similarity of images and texts does, as it begins.
+    Source: github.com/wx-zhang/spu @98a2725, trainer/spu.py. Differs: kept rows are in the batches of
+    every epoch, each with its task's head, where theirs join from the second on; no biases; what is held has no weight
+    decay, which theirs has; the new task's head stands where the similarity of images and texts does, as it begins.
     """
     old = newest(had)
     new = fresh(at, {}, at.name, at.task.labels, at.train)
     before = {} if old is None else body(old)
     score = gradients(at, dense(new, before), drawn_first(at.train, at.config.rows))
-    kept, values, masks = [], {}, {}
+    chosen, values, masks = [], {}, {}
     for s in new.sites:
         top = best(score[f"{s.name}.dw"], at.config.ratio)
         there = before.get(f"{s.name}.places", top.new_zeros(0)).long()
         places, v, held = joined(there, before.get(f"{s.name}.v", torch.zeros(0)), top)
-        kept.append((s.name, len(places)))
+        chosen.append((s.name, len(places)))
         values |= {f"{s.name}.places": places.int(), f"{s.name}.v": v}
         masks[f"{s.name}.v"] = held
-    how = {"start": "given", "kept": tuple(kept)}
-    trained = yield Train(options=how, values=values, schedule=Held(masks))
+    how = {"start": "given", "kept": tuple(chosen)}
+    heads = {n: had.tenants[n] for n in had.rows}
+    trained = yield Train(options=how, values=values, schedule=Held(masks), beside=had.rows, heads=heads)
     mine = trained.tenants[at.name]
-    return had._replace(tenants={**rebodied(had.tenants, mine), at.name: mine})
+    tenants = {**rebodied({**had.tenants, **trained.tenants}, mine), at.name: mine}
+    rows = kept(had.rows, at.train, at.config.replay, at.recipe.seed, at.name)
+    return had._replace(tenants={n: tenants[n] for n in (*had.tenants, at.name)}, rows=rows)
 
 
 def best(score: Tensor, ratio: float) -> Tensor:
