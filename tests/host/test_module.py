@@ -221,6 +221,21 @@ def test_a_closed_host_answers_as_nobody():
     cw.Host(model).add("c", "lora")
 
 
+def test_training_mode_leaves_the_statistics_of_batch_norms():
+    torch.manual_seed(0)
+    model = tf.ResNetModel(tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    host = cw.Host(model.eval())
+    host.add("t", "lora", rank=2)
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        want = host.module("t")(pixel_values=x).last_hidden_state
+        module = host.module("t").train()
+        assert module.training and model.embedder.training
+        torch.testing.assert_close(module(pixel_values=x).last_hidden_state, want)
+    assert before and all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+
+
 def test_unfreezing_a_module_leaves_the_base_frozen():
     host, model, _ = two()
     module = host.module("a").requires_grad_(False)

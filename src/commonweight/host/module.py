@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import CommonweightError
 from .acting import REFUSED, acting, refused
@@ -74,6 +75,15 @@ class TenantModule(nn.Module):
         self.renew()
         self.register_load_state_dict_pre_hook(keep_base)
         self.register_load_state_dict_post_hook(pools_alone)
+
+    def train(self, mode: bool = True) -> TenantModule:
+        """As a module's; batch norms stay as they answer, since in training mode they would move their statistics, the
+        frozen base's, which every tenant reads."""
+        super().train(mode)
+        for m in self.base.modules():
+            if isinstance(m, _BatchNorm):
+                m.training = False
+        return self
 
     def __getattr__(self, name: str) -> Any:
         try:
