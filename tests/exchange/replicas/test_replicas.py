@@ -173,6 +173,8 @@ def test_files(bert, tmp_path):
     host.load("t", tmp_path / "t.safetensors")
     for n, v in done.p.method.pools(done.p.setting, done.state).items():
         torch.testing.assert_close(host["t"].pools[n].detach(), v)
+    with pytest.raises(CommonweightError, match="sample, dp_noise: processes without a server have none of it"):
+        run(str(bert), str(rows), tmp_path / "u.safetensors", sample=1, dp_noise=1.0, **how)
     with pytest.raises(CommonweightError, match="--client belongs to --lighthouse"):
         run(str(bert), str(rows), tmp_path / "u.safetensors", client=1, **how)
     with pytest.raises(CommonweightError, match="needs --clients N and --client 0 to N-1"):

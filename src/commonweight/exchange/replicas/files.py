@@ -20,6 +20,9 @@ from .carrier import Carrier, carrier
 from .disk import Disk
 from .engine import Replica, exchange
 
+# all take part in every round, each with one client; noise that each drew for itself would part their numbers
+NONE = ("sample", "vanish", "spread", "deadline", "mixed", "dp_noise")
+
 
 def carried(lighthouse: str | None, client: int | None, clients: int | None) -> Carrier:
     """torchft's where there is a Lighthouse; else what `torchrun` started. Raises: CommonweightError."""
@@ -49,6 +52,8 @@ def run(
     Raises: CommonweightError.
     """
     given = options(method, pairs)
+    if none := [k for k in NONE if recipe.get(k) is not None]:
+        raise CommonweightError(f"{', '.join(none)}: processes without a server have none of it; leave it out")
     if resume and state is None:
         raise CommonweightError("--resume goes on from the folder of --state; name it")
     asked = [c for c in (text_column, label_column) if c]
