@@ -18,7 +18,8 @@ class Bypass:
     """In the place of a block's `forward` from its first gated pass on, which shows what it gives.
 
     form: puts states into such an answer; None where that is not known, or where the block gives other tensors too
-    (T5's first one the positions that all others add): it is called then, and its answer left.
+    (T5's first one the positions that all others add): it is called then, and its answer left. In the pass that shows
+    it the block is called even where a checkpoint computes it again, which must save as many tensors.
     """
 
     def __init__(self, at: Block, current: Current):
@@ -27,11 +28,15 @@ class Bypass:
         self.own: Any = None  # the forward before it
         self.held = self.known = self.closed = False  # held: the module had it in its dictionary
 
-    def note(self, y: Any, at: int | None) -> None:
+    def note(self, skip: Skip, y: Any, at: int | None) -> None:
         """What the block has answered; its states are at `at`, None: they are all of it."""
-        if self.known or self.closed or torch.compiler.is_compiling():
+        if skip.draws is not None:
+            skip.draws.again()
+        if self.known or self.closed or not skip.called or torch.compiler.is_compiling():
             return
         self.known = True
+        if torch.is_grad_enabled():
+            self.current.thread.run.shown.add(self.at.name)
         if at is None:
             self.form = _itself
         elif isinstance(y, tuple) and all(v is None for i, v in enumerate(y) if i != at):
@@ -44,6 +49,8 @@ class Bypass:
     def fits(self, args: tuple, kwargs: dict) -> bool:
         """Whether it can be left out of this call."""
         if self.form is None or torch.compiler.is_compiling() or self.at.module.__dict__.get("forward") is not self:
+            return False
+        if self.at.name in self.current.thread.run.shown:
             return False
         caches = [v for v in pytree.tree_leaves((args, kwargs)) if hasattr(v, "get_seq_length")]
         return kwargs.get("cache") is None and not any(self.counts(c) for c in caches)
@@ -68,7 +75,7 @@ class Bypass:
             return self.own(*args, **kwargs)
         thread = self.current.thread
         skip, other = thread.given_to.get(self.at.name), thread.copied
-        if isinstance(skip, Skip) and skip.out and self.form is not None:
+        if isinstance(skip, Skip) and not skip.called and self.form is not None:
             thread.copied = None
             return self.form(skip.x)
         if other is None:

@@ -82,6 +82,7 @@ class Pass:
         self.queries: Mapping[str, Tensor] | None = None  # list of blocks -> what the plain base makes of each row
         self.embedded: Tensor | None = None  # the mean of each row's input embeddings, where somebody goes by it
         self.numbered: set[str] = set()  # tables whose tokens were given what their positions bring
+        self.shown: set[str] = set()  # blocks that had not shown before what they give, see `bypass`
         self.longer: dict[str, Any] = {}  # prompt site of an encoder -> its longer rows
 
     def masks_of(self, length: int) -> Mapping[str, Any]:

@@ -225,8 +225,8 @@ class SiteHook:
         if isinstance(self.at, Block):
             at = self.at.main(x if skip is None else skip.given, y)
         if skip is not None:
-            if self.bypass is not None and not skip.out:
-                self.bypass.note(y, at)
+            if self.bypass is not None:
+                self.bypass.note(skip, y, at)
             main: Any = y if at is None else y[at]
             y = replaced(y, at, skip.back(main, self.at.kind == "block"))
         if at is not None:

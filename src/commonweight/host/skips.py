@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..core import CommonweightError
@@ -14,11 +14,34 @@ from .apart import Unfit
 from .sites import Block
 
 
+class Draws:
+    """Where the random numbers stand. Whether a block is called for others' sake alone differs from pass to pass (the
+    first shows whether it must be), and what comes after it, as dropout, is not to differ with it."""
+
+    def __init__(self, device: torch.device):
+        self.cpu = torch.get_rng_state()
+        self.of: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+        self.at = () if device.type == "mps" else (device,)  # which has one generator
+        self.own = None if self.of is None else self.of.get_rng_state(*self.at)
+
+    @classmethod
+    def before(cls, module: nn.Module, x: Tensor) -> Draws | None:
+        """None where nothing in the module trains: it draws nothing."""
+        return cls(x.device) if any(m.training for m in module.modules()) else None
+
+    @torch.compiler.disable(reason="it comes from a function that is not compiled")
+    def again(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.of is not None:
+            self.of.set_rng_state(self.own, *self.at)
+
+
 class Skip(NamedTuple):
     """What a site was given, (..., d), the gates of its tokens, (..., 1), and what its module is given in its place.
 
     places: of a part, which of all tokens, one after another, the module is given; of a block, which of each row,
-    (B, K). None: all of them, in their order. out: the block is not called, see `bypass`.
+    (B, K). None: all of them, in their order. out: of a block, all skip it, and its states are x. called: it runs all
+    the same, see `bypass`; draws: the random numbers before it, which it is to leave as they were.
     """
 
     x: Tensor
@@ -26,6 +49,8 @@ class Skip(NamedTuple):
     given: Tensor
     places: Tensor | None = None
     out: bool = False
+    called: bool = True
+    draws: Draws | None = None
 
     def back(self, y: Tensor, block: bool) -> Tensor:
         """The output for all tokens: gate times y of a part, x + gate (y - x) of a block."""
@@ -68,7 +93,7 @@ def block(
     open_ = gates[..., 0] != 0
     rows = bool((open_ == open_[..., :1]).all())
     if rows and not gates.requires_grad and not bool(open_.any()):
-        return Skip(x, gates, x, out=spare)
+        return Skip(x, gates, x, out=True, called=not spare, draws=None if spare else Draws.before(at.module, x))
     if rows and (mixed or cached or gates.requires_grad or x.dim() < 3 or bool(open_.all())):
         return Skip(x, gates, x)
     if cached or x.dim() < 3:
