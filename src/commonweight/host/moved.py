@@ -1,4 +1,5 @@
-"""Tokens behind a prefix stand so many positions further on, where the model turns positions into numbers.
+"""Tokens behind a prefix stand so many positions further on, where the model turns positions into numbers. Of rows that
+meet keys without rotation no padding is counted in them.
 
 Both ways are followed: tables of positions (BERT, GPT-2, BART's decoder) and rotations (Llama). Their modules are given
 the positions, whoever made them, so that nothing needs to be known of how a model counts. Of an encoder and a decoder
@@ -8,7 +9,7 @@ each moves by what stands ahead in it; one whose table counts by itself (BART's 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,25 +20,28 @@ from .apart import Unfit
 from .current import Current
 from .names import paired
 from .route import Route
-from .sites import Further, Physical, entries, parameters, plain_class, positional, towers
+from .sites import Aside, Further, Physical, entries, parameters, plain_class, positional, towers
 from .tenant import Tenant
 
 
 class Moved:
     """Before a module that is given positions. stack: whose tokens', "" of all. at: where among its arguments they are.
-    without: sites of prompts, which stand in a row and are counted there. entries: of a table, and how many of them
-    stand before position 0."""
+    without: sites of prompts, which stand in a row and are counted there. aside: those of tokens that queries read
+    beside their row. entries: of a table, and how many of them stand before position 0."""
 
     def __init__(
         self, name: str, stack: str, sites: list[str], current: Current, at: int, without: frozenset[str],
-        entries: tuple[int, int] | None,
+        aside: frozenset[str], entries: tuple[int, int] | None,
     ):  # fmt: skip
         self.name, self.stack, self.sites, self.current, self.without = name, stack, sites, current, without
-        self.at, self.entries = at, entries
+        self.at, self.aside, self.entries = at, aside, entries
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         route = self.current.route
-        if route is None or self.current.thread.recording is not None or (by := self.by(route)) is None:
+        if route is None or self.current.thread.recording is not None:
+            return None
+        by, met = self.by(route), self.unturned(route)
+        if by is None and met is None:
             return None
         given = args[self.at] if len(args) > self.at else kwargs.get("position_ids")
         if not isinstance(given, Tensor) or given.is_floating_point():
@@ -46,9 +50,9 @@ class Moved:
             moved = (given + torch.tensor(by, device=given.device)[:, None]).flatten()  # a row's after another's
             self.current.thread.given_to[f"{self.name} rows"] = len(by)
         else:
-            moved = given + self.fitting(by, route, given)
-            if self.entries is None and not self.stack and route.shape is None and not torch.compiler.is_compiling():
-                moved = self.without_padding(moved, by, given)
+            moved = given if by is None else given + self.fitting(by, route, given)
+            if met is not None and route.shape is None:
+                moved = self.without_padding(moved, met, given)
         if self.entries is not None and not torch.compiler.is_compiling():
             last = self.entries[0] - self.entries[1] - 1
             if int(moved.max()) > last:
@@ -60,17 +64,17 @@ class Moved:
             return (*args[: self.at], moved, *args[self.at + 1 :]), kwargs
         return args, {**kwargs, "position_ids": moved}
 
-    def without_padding(self, moved: Tensor, by: int | list[int], given: Tensor) -> Tensor:
-        """Of rows behind a prefix, whose keys are not rotated: positions that a model makes itself count the padding
-        before a row. Between a row's own tokens this is nothing, to a prefix it is. Others stay as they are, to the
-        bit."""
+    def without_padding(self, moved: Tensor, met: int | list[int], given: Tensor) -> Tensor:
+        """Of rows that meet keys which are not rotated (`unturned`): positions that a model makes itself count the
+        padding before a row. Between a row's own tokens this is nothing, to such keys it is. Others stay as they are,
+        to the bit."""
         left = self.current.thread.run.counted_padding(given)
         if left is None:
             return moved
-        if isinstance(by, list):
-            if len(by) != len(left):
+        if isinstance(met, list):
+            if len(met) != len(left):
                 return moved
-            left = left * (torch.tensor(by, device=left.device)[:, None] > 0)
+            left = left * torch.tensor(met, device=left.device)[:, None]
         return moved - left
 
     def by_row(self, module: nn.Module, args: tuple, y: Any) -> Any:
@@ -80,18 +84,16 @@ class Moved:
 
     def by(self, route: Route) -> int | list[int] | None:
         """By how many positions: of all rows, or of each place of the route; None where nobody has a prefix."""
-        key = "moved by", self.stack
-        if key not in route.kept:
-            if route.single is not None:
-                route.kept[key] = places(route.single, self.stack, self.without) or None
-            else:
-                out = [0] * route.length
-                for tenant, mine in route.groups:
-                    n = 0 if tenant is None else places(tenant, self.stack, self.without)
-                    for p in mine:
-                        out[p] = n
-                route.kept[key] = out if any(out) else None
-        return route.kept[key]
+        return _each(route, ("moved by", self.stack), lambda t: places(t, self.stack, self.without))
+
+    def unturned(self, route: Route) -> int | list[int] | None:
+        """Whose tokens meet keys without rotation: 1 for all rows, or 1 or 0 for each place; None where nobody's do, or
+        nothing is rotated."""
+        if self.entries is not None or self.stack:
+            return None
+        beside = self.aside
+        key = "unturned", self.name
+        return _each(route, key, lambda t: int(not t.places.isdisjoint(beside) or places(t, "", self.without) > 0))
 
     def fitting(self, by: int | list[int], route: Route, given: Tensor) -> int | Tensor:
         """(rows, 1), or the shape of the positions where the route has a reader for each token."""
@@ -109,18 +111,33 @@ class Moved:
         return n[:, None] if given.dim() > 1 else n
 
 
+def _each(route: Route, key: Any, of: Callable[[Tenant], int]) -> int | list[int] | None:
+    """A number of each tenant: of the one, or for each place of the route; None where all are 0. Worked out once."""
+    if key not in route.kept:
+        if route.single is not None:
+            route.kept[key] = of(route.single) or None
+        else:
+            out = [0] * route.length
+            for tenant, mine in route.groups:
+                n = 0 if tenant is None else of(tenant)
+                for p in mine:
+                    out[p] = n
+            route.kept[key] = out if any(out) else None
+    return route.kept[key]
+
+
 @torch.no_grad()
 def places(tenant: Tenant, stack: str, without: frozenset[str] = frozenset()) -> int:
     """By how many positions a tenant moves its tokens of a stack: the most that stands ahead of them in a layer.
     without: sites of prompts that are counted as tokens are."""
     if not any(hasattr(u.bind, "places") for u in tenant.plan.uses):
         return 0
-    each = (
+    each = [
         sum(e.bind.places(**e.slots(None)) for e in entries if hasattr(e.bind, "places"))
         for n, entries in tenant.table.items()
         if n not in without and (not stack or _stack(n) == stack)
-    )
-    return max(each, default=0)
+    ]
+    return max([0, *each])  # as torch.compile can trace it
 
 
 def install(model: nn.Module, names: dict[str, nn.Module], modules: dict[str, Physical], current: Current) -> list[Any]:
@@ -128,7 +145,8 @@ def install(model: nn.Module, names: dict[str, nn.Module], modules: dict[str, Ph
     out, within = [], frozenset(n for n, at in modules.items() if isinstance(at, Further))
     for name, module, stack, mine, at in _moving(model, names, modules):
         entries = (module.num_embeddings, getattr(module, "offset", 0)) if isinstance(module, nn.Embedding) else None
-        hook = Moved(name, stack, mine, current, at, within, entries)
+        aside = frozenset(n for n, a in modules.items() if isinstance(a, Aside) and a.joins in mine)
+        hook = Moved(name, stack, mine, current, at, within, aside, entries)
         out.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         if entries is not None:
             out.append(module.register_forward_hook(hook.by_row))

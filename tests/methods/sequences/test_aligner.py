@@ -125,6 +125,37 @@ def test_generation_in_a_mixed_batch_padded_on_the_left():
     )
 
 
+@torch.no_grad()
+def test_padding_on_the_left_is_no_position():
+    """Its keys are not rotated, so that to them a query's place counts: the model's own positions count padding."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    stir(host.add("a", "aligner", **SMALL), 1, std=0.5)
+    stir(host.add("p", "prefix-tuning", tokens=3), 2, std=0.5)
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    mask[0, :2] = mask[2, :3] = 0
+    for route in ("a", ["a", None, "p", "a"]):
+        with host.route(route):
+            got = model(input_ids=ids, attention_mask=mask).logits
+        for i, n in ((0, 2), (2, 3)):
+            with host.route(route if isinstance(route, str) else route[i]):
+                alone = model(input_ids=ids[i : i + 1, n:]).logits
+            torch.testing.assert_close(got[i, n:], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["aligner", "prefix-tuning"])
+@torch.no_grad()
+def test_padding_on_the_left_under_torch_compile(method):
+    model, batch = make("llama")
+    host = cw.Host(model)
+    stir(host.add("t", method, tokens=3, **({"first": 0} if method == "aligner" else {})), std=0.5)
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    mask[0, :2] = 0
+    with host.route("t"):
+        got = torch.compile(model, backend="eager", fullgraph=True)(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(got[0, 2:], model(input_ids=ids[:1, 2:]).logits[0], rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_kept_follows_the_pools():
     model, batch = make("llama")
     host = cw.Host(model)

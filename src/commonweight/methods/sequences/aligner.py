@@ -63,7 +63,7 @@ def plan(sites: Sequence[Site], config: Aligner) -> Plan:
     Shapes: E (N, d), g (heads,) at each attention. Linear in: g. Cost: N tokens through two projections a layer, and
     2 T N w products a head; it cannot be merged. E begins with normal numbers of deviation 1 and g as zero, so that E
     learns from the second step on. E has no positions: its keys are not rotated, and nothing of it is in a cache or a
-    mask.
+    mask. So queries' own positions count: the first token of a row is at 0, with padding before it too.
     Source: arXiv 2312.05503; github.com/mytemporalaccount/Aligner @4eb24b4, `lit_llama/aligner.py`: N 10, layers from 2
     on, one rate of 9e-3. Differs: nothing in Llama. Elsewhere the projections have their biases, and what a model does
     to keys or scores beside rotation (norms of keys, soft caps, sinks, relative positions) is not done here.
