@@ -47,6 +47,7 @@ FAR = 0.03  # so far below the reference, a method is named with what is other h
 REASONS = {
     "coda": "half of the tokens run past every block from the first step on; the paper trains router and adapters on "
             "pretraining data first, which is not built",
+    "lora-sb": "36 numbers are all that it trains; no rank above 1 fits beside the factors that its file keeps",
     "corda": "no rank above 1 fits beside the start that its file keeps, and its seeds are far apart",
     "das": "whole modules are left out of an encoder of six layers; the paper leaves 4 of 12 out of a larger model",
     "light-peft": "heads and neurons of a small encoder are cut in a run of 64 steps",
@@ -57,10 +58,10 @@ REASONS = {
     "probe": "it is the head alone, what all others are measured from",
     "read": "a side network from random numbers has 64 steps; the paper trains on whole tasks of GLUE",
     "rpo": "prompts that no token of the text sees; made for some tens of them in CLIP, beside its own classifier",
-    "sherl": "two numbers of a token are all that the last block is given at the start; nothing is learned of them",
+    "sherl": "at chance: two numbers of a token are all that the last block is given at the start; nothing is learned of them",
     "tinylora": "its cores are 2 x 2, four directions a layer, however many numbers weigh them; made for few",
     "tokens": "it trains eight rows of the vocabulary, for words that are added, not for tasks",
-    "prompt-tuning": "21 prompts; its paper, too, finds it behind in small models",
+    "prompt-tuning": "prompts alone, for 64 steps; its paper, too, finds it behind in small models",
     "p-tuning": "21 prompts, made by a network that has 64 steps to learn",
     "scalearn": "it scales the adapters of source tasks; here are none, and its sources are random",
     "vl-pet": "made for encoder-decoders of text and images; its gates leave width 12 for adapters",
