@@ -58,7 +58,7 @@ REASONS = {
     "probe": "it is the head alone, what all others are measured from",
     "read": "a side network from random numbers has 64 steps; the paper trains on whole tasks of GLUE",
     "rpo": "prompts that no token of the text sees; made for some tens of them in CLIP, beside its own classifier",
-    "sherl": "at chance: two numbers of a token are all that the last block is given at the start; nothing is learned of them",
+    "sherl": "at chance: the last block is given two numbers of a token at the start, of which nothing is learned",
     "tinylora": "its cores are 2 x 2, four directions a layer, however many numbers weigh them; made for few",
     "tokens": "it trains eight rows of the vocabulary, for words that are added, not for tasks",
     "prompt-tuning": "prompts alone, for 64 steps; its paper, too, finds it behind in small models",
