@@ -21,8 +21,9 @@ class TokenSelect:
 
     y' = g y + scale (up relu(down x + down_bias) + up_bias); g = 1 where the logit select x + select_bias > 0, else 0.
     In training g = 1 where logit + G1 - G2 > 0, G of Gumbel(0, 1), with the gradient of sigmoid((logit + G1 - G2) /
-    tau); where gradients are recorded without training, the same without noise. first: the first token of a row is
-    always kept. Shapes: select (d,), select_bias (1,), the rest as in Parallel. Linear in: up and up_bias, each alone.
+    tau); where gradients are recorded without training, the same without noise. first: the first token of a row,
+    padding aside, is always kept. Shapes: select (d,), select_bias (1,), the rest as in Parallel. Linear in: up and
+    up_bias, each alone.
     Source: arXiv 2403.11808; github.com/NUS-HPC-AI-Lab/Dynamic-Tuning @d1744f0, `TokenSelect`.
     """
 
@@ -33,6 +34,10 @@ class TokenSelect:
     @property
     def tokenwise(self) -> bool:
         return not self.first
+
+    @property
+    def placed(self) -> bool:
+        return self.first
 
     def opens(
         self, x: Tensor, base: Base, there: Tensor | None, select: Tensor, select_bias: Tensor, **_: Tensor
@@ -45,7 +50,7 @@ class TokenSelect:
             soft = torch.sigmoid(logit / self.tau)
             g = g + soft - soft.detach()
         if self.first:
-            g = torch.cat([torch.ones_like(g[..., :1]), g[..., 1:]], -1)
+            g = torch.where(base.place[..., 0] == 0, torch.ones_like(g), g)
         tell(base, g[..., None])
         return g
 

@@ -107,6 +107,10 @@ class Base(Protocol):
     def there(self) -> Tensor: ...  # of a bind with `whole`: which tokens of each row are no padding, bool (rows, T)
     @property
     def context(self) -> Tensor: ...  # of a bind with `context` and `whole`: each row's mean embedding, (rows, d)
+    @property
+    def place(
+        self,
+    ) -> Tensor: ...  # of a bind with `placed`: which token of its row each is, padding aside, (..., T, 1)
     def scaled(self, t: Tensor) -> Tensor: ...  # what a table of embeddings multiplies its entries by
     def many(self, x: Tensor, weight: Tensor) -> Tensor: ...  # call of n at once: weight (n, o, inp) -> (n, T, o)
 

@@ -60,6 +60,10 @@ class Stacked:
         return getattr(self.bind, "whole", False)
 
     @property
+    def placed(self) -> bool:
+        return getattr(self.bind, "placed", False)
+
+    @property
     def input(self) -> Callable[..., Tensor] | None:
         return self._input if getattr(self.bind, "input", None) is not None else None
 
@@ -72,11 +76,12 @@ class Stacked:
     def opens(self) -> Callable[..., Tensor] | None:
         return self._opens if getattr(self.bind, "opens", None) is not None else None
 
-    def _opens(self, x: Tensor, base: Base, there: Tensor | None, **slots: Tensor) -> Tensor:
+    def _opens(self, x: Tensor, base: Any, there: Tensor | None, **slots: Tensor) -> Tensor:
         each, n = [], self.size(slots)
         for i, rows in enumerate(apart(x, n)):
             mine = {k: v[i] if k in self.many else v for k, v in slots.items()}
-            each.append(self.bind.opens(rows, base, None if there is None else apart(there, n)[i], **mine))
+            seen = base.of_places(apart(base.place, n)[i]) if self.placed else base
+            each.append(self.bind.opens(rows, seen, None if there is None else apart(there, n)[i], **mine))
         return torch.cat(each)
 
     def output(self, x: Tensor, y: Tensor, base: Any, **slots: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .names import paired
 from .sites import towers
 
 MASKS = (
@@ -21,8 +22,17 @@ class Padding:
 
     def __init__(self, model: nn.Module):
         self.tower = towers(model)
+        self.two = paired(model)  # an encoder, and a decoder that reads it
         # of models that hear: a mask of samples -> one of frames
         self.frames: Callable[[int, Tensor], Tensor] | None = getattr(model, "_get_feature_vector_attention_mask", None)
+
+    def of_encoder(self, site: str) -> bool:
+        return self.two and "decoder" not in site.split(".")
+
+    def mask(self, masks: Mapping[str, Any], site: str) -> Any:
+        """The mask of a text's tokens at a site: of a decoder behind an encoder its own."""
+        two = self.two or "decoder_input_ids" in masks
+        return masks.get("decoder_attention_mask" if two and "decoder" in site.split(".") else "attention_mask")
 
     def there(self, masks: Mapping[str, Any], beside_texts: bool, site: str, x: Tensor) -> Tensor | None:
         """(B, T) bool for what a site is given (B, T, d); None where nothing says so.
@@ -34,8 +44,7 @@ class Padding:
             return None
         tower = self.tower(site)
         if tower == "language":
-            paired = "decoder_input_ids" in masks and "decoder" in site.split(".")
-            mask = masks.get("decoder_attention_mask" if paired else "attention_mask")
+            mask = self.mask(masks, site)
             if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != x.shape[0]:
                 return None
             return mask[:, -x.shape[1] :].bool() if mask.shape[1] >= x.shape[1] else None

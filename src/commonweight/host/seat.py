@@ -16,6 +16,7 @@ from .current import NOTHING, Current
 from .embedded import embedded
 from .heard import Ear, Heard, keeps
 from .picked import alike
+from .placed import places as places_of
 from .route import Bucket, Route
 from .sites import Physical
 from .states import recomputing
@@ -35,7 +36,8 @@ class Seat:
     given in this pass, for the very places that the bind is called for; lenders: these sites. since: how far behind the
     bind's invocation each place is, below 0 before it; None: it has none. there: which are no padding, (rows, T), for a
     bind that goes by whole rows. context: their mean embeddings, of decoders those of their prompts, for a bind that
-    asks for them: (rows, d), or where places are tokens their rows', (places, d)."""
+    asks for them: (rows, d), or where places are tokens their rows', (places, d). place: of a bind with `placed`, which
+    token of its row each place is, (..., T, 1)."""
 
     def __init__(
         self,
@@ -47,9 +49,10 @@ class Seat:
         there: Tensor | None = None,
         lenders: Mapping[str, Any] = NOTHING,
         context: Tensor | None = None,
+        place: Tensor | None = None,
     ):
         self._at, self._ear, self._lent, self._suffix, self._lenders = at, ear, lent, suffix, lenders
-        self.since, self.there, self.context = since, there, context
+        self.since, self.there, self.context, self.place = since, there, context, place
 
     @property
     def active(self) -> Tensor | None:
@@ -63,7 +66,12 @@ class Seat:
         if rows is None:
             return self
         at, suffix = self._at.rows(rows), f"[{rows[0]}:{rows[1]}]"
-        return Seat(at, self._ear, self._lent, suffix, self.since, self.there, self._lenders, self.context)
+        return Seat(at, self._ear, self._lent, suffix, self.since, self.there, self._lenders, self.context, self.place)
+
+    def of_places(self, place: Tensor) -> Seat:
+        """For some of the places that it is for."""
+        at, ear, lent = self._at, self._ear, self._lent
+        return Seat(at, ear, lent, self._suffix, self.since, self.there, self._lenders, self.context, place)
 
     def tell(self, logits: Tensor) -> None:
         """What a router says of each place, (..., E)."""
@@ -100,7 +108,8 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | 
     if entries[0].lends:
         made = _handed(y, there) if entries[0].hands else x
         given[at.name], thread.lenders[at.name] = Lent(made, entries[0].lends), at
-    if not sources and heard is None and not tokens and not whole and not entries[0].context:
+    placed = any(e.placed for e in entries)
+    if not sources and heard is None and not tokens and not whole and not entries[0].context and not placed:
         return at
     ear = None
     if heard is not None and keeps(heard):
@@ -109,7 +118,8 @@ def of_one(at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | 
     since = _since(at, route, x, current, tokens) if tokens else None
     lent = _taken(current, sources, x)
     context = embedded(at.name, len(x), current) if entries[0].context else None
-    return Seat(at, ear, lent, since=since, there=there, lenders=thread.lenders, context=context)
+    place = places_of(at, x, current) if placed else None
+    return Seat(at, ear, lent, since=since, there=there, lenders=thread.lenders, context=context, place=place)
 
 
 class Places:
@@ -123,9 +133,10 @@ class Places:
         there: Tensor | None,
         lenders: Mapping[str, Any],
         context: Tensor | None,
+        place: Tensor | None,
     ):
         self.real, self.lent, self.since, self.there = real, lent, since, there  # all with the route's places first
-        self.lenders, self.context = lenders, context
+        self.lenders, self.context, self.place = lenders, context, place
 
     @classmethod
     def of(cls, at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | None = None) -> Places | None:
@@ -142,7 +153,8 @@ class Places:
         sources = dict.fromkeys(s for e in found for s in e.sources)
         invoked = {e.invocation for e in found if e.invocation}
         asks = any(e.context for e in found)
-        if not sources and heard is None and not invoked and not whole and not asks:
+        placed = by_row and any(e.placed for e in found)
+        if not sources and heard is None and not invoked and not whole and not asks and not placed:
             return None
         real = None if heard is None else route.fold(heard.real(x))[0]  # type: ignore[index]
         lent = _taken(current, sources, x)
@@ -155,7 +167,8 @@ class Places:
                 f"{at.name}: it goes by the embedding of a row; name readers of rows, not of tokens"
             )
         context = embedded(at.name, len(x) if by_row else route.length, current) if asks else None
-        return cls(real, folded, since, there, thread.lenders, context)
+        place = route.fold(places_of(at, x, current))[0] if placed else None  # type: ignore[index]
+        return cls(real, folded, since, there, thread.lenders, context, place)
 
     def seat(self, at: Physical, bucket: Bucket, heard: Heard | None) -> Any:
         w, ear = bucket.where, None
@@ -168,14 +181,17 @@ class Places:
         since = self.since.get(entry.invocation)
         if since is not None and w is not None:
             since = since[w]
+        place = self.place if entry.placed else None
+        place = place if place is None or w is None else place[w]
         if len(bucket.entries) > 1:
+            place = None if place is None else place.reshape(len(place), -1, 1)
             lent = {k: t.reshape(len(t), -1, t.shape[-1]) for k, t in lent.items()}
             since = None if since is None else since.reshape(len(since), -1, 1)
         there = self.there if entry.whole else None
         there = there if there is None or w is None else there[w]
         context = self.context if entry.context else None
         context = context if context is None or w is None else context[w]
-        return Seat(at, ear, lent, since=since, there=there, lenders=self.lenders, context=context)
+        return Seat(at, ear, lent, since=since, there=there, lenders=self.lenders, context=context, place=place)
 
 
 def _handed(y: Tensor | None, there: Tensor | None) -> Tensor:

@@ -49,9 +49,8 @@ class Entry:
     """One Use, ready to run: its bind and its reads with the tensors in hand."""
 
     __slots__ = (
-        "bind", "context", "grouped", "hands", "inputs", "invocation", "lends", "opens", "output", "precise", "reads",
-        "rows",
-        "signature", "sources", "trained", "whole",
+        "bind", "context", "grouped", "hands", "inputs", "invocation", "lends", "opens", "output", "placed", "precise",
+        "reads", "rows", "signature", "sources", "trained", "whole",
     )  # fmt: skip
 
     def __init__(self, bind: Any, reads: list[tuple[str, Any, tuple[Tensor, ...]]], rows: tuple[int, int] | None):
@@ -68,6 +67,7 @@ class Entry:
         self.sources: tuple[str, ...] = (*((source,) if source else ()), *getattr(bind, "further", ()))
         self.invocation: tuple[int, ...] = getattr(bind, "invocation", ())  # tokens from which on it acts
         self.context: bool = bool(getattr(bind, "context", ""))  # whether it reads its rows' mean embeddings
+        self.placed: bool = getattr(bind, "placed", False)  # whether it goes by which token of its row each place is
         self.whole: bool = getattr(bind, "whole", False)  # whether what it does to a token goes by its whole row
         self.narrow(rows)
 

@@ -53,6 +53,37 @@ def test_formula(kind, first):
         torch.testing.assert_close(answer(model, batch), answer(plain, batch))
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@torch.no_grad()
+def test_a_rows_first_token_is_no_padding_and_of_no_later_step(kind):
+    """Padding on the left, and a text in two steps with a cache, by one tenant and in a mixed batch."""
+    model, batch = make(kind)
+    host = cw.Host(model)
+    for i, name in enumerate("ab"):
+        t = stir(host.add(name, "dyt", size=3, first=True), i, std=0.3)
+        for n, p in t.pools.items():  # no gate is open but the first token's
+            if "select" in n:
+                p.fill_(-9.0 if n.endswith("bias") else 0.0)
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    mask[0, :2] = 0
+    answers = {} if kind == "llama" else {"decoder_input_ids": ids}
+    for route in ("a", ["a", None, "b", "a"]):
+        with host.route(route):
+            whole = model(input_ids=ids, attention_mask=mask, **answers).logits
+        with host.route("a"):
+            alone = model(input_ids=ids[:1, 2:], **{k: v[:1] for k, v in answers.items()}).logits
+        torch.testing.assert_close(whole[0, -alone.shape[1] :], alone[0], rtol=1e-4, atol=1e-5)
+        with host.route(route):
+            if answers:
+                one = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids[:, :3])
+                given = {"encoder_outputs": (one.encoder_last_hidden_state,), "decoder_input_ids": ids[:, 3:]}
+            else:
+                one = model(input_ids=ids[:, :3], attention_mask=mask[:, :3], use_cache=True)
+                given = {"input_ids": ids[:, 3:]}
+            two = model(**given, attention_mask=mask, past_key_values=one.past_key_values)
+        torch.testing.assert_close(torch.cat([one.logits, two.logits], 1), whole, rtol=1e-4, atol=1e-5)
+
+
 def test_the_noise_is_the_difference_of_two_gumbel_numbers():
     torch.manual_seed(0)
     drawn = logistic(torch.zeros(20000))

@@ -22,7 +22,9 @@ class DyT:
     keep: float = option(0.5, "share of the tokens that the feed-forward parts are to be computed for", gt=0, le=1)
     weight: float = option(2.0, "factor on the squared distance of the share from it, in the loss", ge=0)
     tau: float = option(5.0, "temperature of the gates' gradient", gt=0)
-    first: bool = option(False, "whether the first token of a row is always kept, as an image's class token is")
+    first: bool = option(
+        False, "whether the first token of a row, padding aside, is always kept, as an image's class token is"
+    )
     complete: bool = option(
         False,
         "whether a step has a second pass in which no token skips, with a loss of its own, which teaches the first",
