@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import commonweight as cw
-from commonweight.formats import native
+from commonweight.compare.size import nbytes
+from commonweight.formats import codecs, coding, native
 from commonweight.formats.codecs import CODECS, Compeft
 from commonweight.host.files import settle
 from tests.laws.subjects import METHODS, can, model_of, small, stir
@@ -218,11 +219,15 @@ def test_a_store_shares_what_is_equal_under_one_codec(host, tmp_path):
     assert all(third["a"].pools[n].equal(p) for n, p in other["a"].pools.items())
 
 
-@pytest.mark.parametrize("choice", ["ordered", {"*.places": "ordered", "*": "bfloat16"}, {"*": "ordered"}])
+ROWS = [{"input_ids": torch.arange(5, 11)[None], "labels": torch.arange(5, 11)[None]}]
+
+
+@pytest.mark.parametrize(
+    "choice", ["ordered", {"*.places": "ordered", "*": "bfloat16"}, {"*": "ordered"}, "int8", {"*": "int4"}]
+)
 def test_places_are_packed_and_come_back(tmp_path, choice):
     host = cw.Host(make("llama")[0])
-    rows = [{"input_ids": torch.arange(5, 11)[None], "labels": torch.arange(5, 11)[None]}]
-    tenant = host.add("t", "fish", ratio=0.02, rows=rows)
+    tenant = host.add("t", "fish", ratio=0.02, rows=ROWS)
     plain = host.save("t", tmp_path / "plain.safetensors").stat().st_size
     path = host.save("t", tmp_path / "t.safetensors", codec=choice)
     again = host.load("again", path)
@@ -231,6 +236,46 @@ def test_places_are_packed_and_come_back(tmp_path, choice):
     assert all(torch.equal(again.pools[n], tenant.pools[n]) for n in places)
     assert path.stat().st_size < plain - 2 * tenant.plan.count()  # of four bytes a place
     assert host.save("again", tmp_path / "b.safetensors", codec=choice).stat().st_size == path.stat().st_size
+
+
+def test_numbers_and_places_are_both_packed(host, path):
+    """Of 2 in 100 numbers: 8.25 bits each, and of their places less than 9, as many as gaps drawn at random have."""
+    tenant = host.add("t", "fish", ratio=0.02, rows=ROWS)
+    host.save("t", path, codec="int8")
+    assert header(path)["codec"] == "int8+ordered"
+    tensors, k = load_file(path), tenant.plan.count()
+    numbers = sum(t.nbytes for n, t in tensors.items() if not n.endswith(".places"))
+    places = sum(t.nbytes for n, t in tensors.items() if n.endswith(".places"))
+    assert k <= numbers < 1.1 * k and places < 9 / 8 * k
+    assert numbers + places <= nbytes(tenant.plan, "int8") < 1.1 * (numbers + places)
+    host.save("t", path, codec={"*v_proj*": "bfloat16", "*": "int8"})
+    said = header(path)["codec"]
+    assert set(said.values()) == {"bfloat16", "int8", "ordered"} and {*said} == {*load_file(path)}
+
+
+def test_places_stay_as_they_are_where_a_pattern_says_so(host, path):
+    host.add("t", "fish", ratio=0.02, rows=ROWS)
+    host.save("t", path, codec={"*.places": None, "*": "int8"})
+    assert {t.dtype for n, t in load_file(path).items() if n.endswith(".places")} == {torch.int32}
+    assert header(path)["codec"] == "int8"  # what a file of an earlier version says and has
+    new = host.load("new", path)
+    assert all(torch.equal(new.pools[n], p) for n, p in host["t"].pools.items() if n.endswith(".places"))
+
+
+def test_a_late_tenant_leaves_the_places_of_its_common():
+    pools = {
+        f"{kind}.{scope}": cw.Pool((3,), cw.core.ZEROS, train=kind == "values", dtype=dtype, scope=scope)
+        for scope in ("shared", "tenant")
+        for kind, dtype in (("values", "float32"), ("places", "int32"))
+    }
+    plan = cw.Plan(pools, ())
+    order = {n: [n] for n in pools}
+    both = {"values.shared": "int4", "places.shared": "ordered"}
+    for said, kept in ((None, {}), ("int4", {"values.shared": "int4"}), ("int4+ordered", both)):
+        found = coding.choose(plan, order, coding.of_its_own(plan, order, "int8", said))
+        assert {k: codecs.name(c) for k, c in found.items()} == {
+            **kept, "values.tenant": "int8", "places.tenant": "ordered"
+        }  # fmt: skip
 
 
 def test_a_codec_that_is_for_other_pools():

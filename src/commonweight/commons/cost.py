@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..core import CommonweightError, Plan, Pool, Site
-from ..formats.codecs import Codec, Compeft
+from ..formats import coding
+from ..formats.codecs import Codec, Compeft, Ordered
 from ..methods import Method, plan, resolve
 
 
@@ -41,7 +42,8 @@ def cost(
     Saved pools of scope "tenant" are counted for each tenant, those of scope "shared" once. If a tenant would have no
     trained pools of its own in a common, all its pools are counted as its own. Pools that are rebuilt cost nothing. A
     method with another stored form is counted in that form, and at its most where only a training tells. Heads and
-    manifests (half a KB a tenant) are not counted. codec: for all trainable pools, as in `Host.save`.
+    manifests (half a KB a tenant) are not counted. codec: for all trainable pools, as in `Host.save`; places that are
+    packed beside it are counted at their most.
     Cost: a plan, milliseconds. Raises: CommonweightError for an unknown method or option, and for a codec whose size
     depends on the values.
     """
@@ -73,6 +75,8 @@ def _bytes(p: Plan, scope: str, codec: Codec | None) -> int:
 
 
 def _stored(pool: Pool, codec: Codec | None) -> int:
+    if codec is not None and pool.dtype == Ordered.dtype:
+        return coding.most(pool)
     if codec is None or not pool.train or pool.dtype != "float32":
         return pool.nbytes
     if isinstance(codec, Compeft):

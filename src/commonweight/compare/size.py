@@ -7,9 +7,9 @@ from functools import lru_cache
 
 import torch
 
-from ..core import Plan, Site
+from ..core import Plan, Pool, Site
 from ..formats import coding
-from ..formats.codecs import Codec
+from ..formats.codecs import Codec, Ordered
 from ..formats.native import layout
 from ..methods import Method, plan, resolve
 
@@ -24,7 +24,8 @@ def stored(method: Method, sites: Sequence[Site], options: dict[str, object]) ->
 def nbytes(p: Plan, codec: str | None = None, own: bool = False) -> int:
     """Bytes of the saved pools. own: of those alone that one more tenant of the same common pools brings.
 
-    With a codec whose size depends on the numbers (compeft), the size for numbers drawn from a normal distribution.
+    With a codec whose size depends on the numbers (compeft), the size for numbers drawn from a normal distribution; of
+    packed places the most that they take.
     """
     order = layout(p)
     coded = coding.choose(p, order, codec)
@@ -33,10 +34,16 @@ def nbytes(p: Plan, codec: str | None = None, own: bool = False) -> int:
         pools = [p.pools[n] for n in names]
         if not own or pools[0].scope == "tenant":
             plain = sum(pool.nbytes for pool in pools)
-            total += min(plain, _coded(coded[key], sum(pool.numel for pool in pools))) if key in coded else plain
+            total += min(plain, _coded(coded[key], pools)) if key in coded else plain
     return total
 
 
+def _coded(codec: Codec, pools: Sequence[Pool]) -> int:
+    if isinstance(codec, Ordered):
+        return sum(map(coding.most, pools))
+    return _drawn(codec, sum(pool.numel for pool in pools))
+
+
 @lru_cache(maxsize=4096)
-def _coded(codec: Codec, numel: int) -> int:
+def _drawn(codec: Codec, numel: int) -> int:
     return codec.encode(torch.randn(numel, generator=torch.Generator().manual_seed(0)), None).nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from glob import escape
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import CommonweightError, Plan, Rng, fits
-from .codecs import Codec, get, name
+from ..core import CommonweightError, Plan, Pool, Rng, fits
+from .codecs import Codec, Ordered, get, name
 
 Layout = Mapping[str, Sequence[str]]
+PLACES = "+ordered"  # after a codec's name: the int32 pools are packed beside it
 Choice = str | Codec | Mapping[str, str | Codec | None] | None
 
 
@@ -28,28 +30,32 @@ def choose(plan: Plan, layout: Layout, choice: Choice) -> dict[str, Codec]:
 
     choice: one codec, for all trainable float32 pools (`ordered`: for all int32 pools); or a mapping from patterns over
     pool names (globs joined by ``|``; the first that fits counts) to codecs, None for as it is. A codec is for pools of
-    its own dtype alone.
+    its own dtype alone; beside one of float32 the int32 pools that no pattern names are packed by `ordered`, which
+    loses nothing.
     Raises: CommonweightError for an unknown codec, a pattern that fits no such pool or a part of a stacked tensor.
     """
     if choice is None:
         return {}
     if not isinstance(choice, Mapping):
-        codec = get(choice)
-        return {k: codec for k, names in layout.items() if _suits(plan, names, codec) and _usual(plan, names)}
+        codec = get(choice.removesuffix(PLACES) if isinstance(choice, str) else choice)
+        places = {} if _dtype(codec) != "float32" else _alone(plan, layout, Ordered())
+        return {**_alone(plan, layout, codec), **places}
     wanted = {pattern: None if codec is None else get(codec) for pattern, codec in choice.items()}
+    beside = Ordered() if any(c is not None and _dtype(c) == "float32" for c in wanted.values()) else None
     for pattern, codec in wanted.items():
         able = [n for names in layout.values() if _suits(plan, names, codec) for n in names]
         if not isinstance(pattern, str) or not any(_fits(n, pattern) for n in able):
             some = f"; it has {', '.join(able[:3])}, ..." if able else ""
-            raise CommonweightError(f"codec: {pattern!r} matches no saved {_dtype(codec)} pool of this tenant{some}")
+            raise CommonweightError(f"codec: {pattern!r} matches no saved {_kind(codec)}pool of this tenant{some}")
     out = {}
     for key, names in layout.items():
         mine = {p: c for p, c in wanted.items() if _suits(plan, names, c)}
-        found = [next((c for p, c in mine.items() if _fits(n, p)), None) for n in names]
+        other = None if _float(plan, names) or not _suits(plan, names, beside) else beside
+        found = [next((c for p, c in mine.items() if _fits(n, p)), other) for n in names]
         if found.count(found[0]) != len(found):
-            other = names[next(i for i, c in enumerate(found) if c != found[0])]
+            unlike = names[next(i for i, c in enumerate(found) if c != found[0])]
             raise CommonweightError(
-                f"codec: {names[0]} and {other} lie in one tensor, {key}, but have different codecs; "
+                f"codec: {names[0]} and {unlike} lie in one tensor, {key}, but have different codecs; "
                 "write a pattern that fits both"
             )
         if found[0] is not None:
@@ -58,11 +64,12 @@ def choose(plan: Plan, layout: Layout, choice: Choice) -> dict[str, Codec]:
 
 
 def told(plan: Plan, layout: Layout, chosen: Mapping[str, Codec]) -> str | dict[str, str]:
-    """What the header says: one name where `choose` would come to the same by it, else tensor -> name."""
+    """What the header says: one name, with `PLACES` or not, where `read` comes to the same; else tensor -> name."""
     names = {k: name(c) for k, c in chosen.items()}
-    for one in set(names.values()):
-        if names.keys() == choose(plan, layout, one).keys() and set(names.values()) == {one}:
-            return one
+    for one in sorted(set(names.values())):
+        for text in (one, one + PLACES):
+            if names == {k: name(c) for k, c in _said(plan, layout, text).items()}:
+                return text
     return names
 
 
@@ -77,7 +84,7 @@ def read(where: str, plan: Plan, layout: Layout, said: str | Mapping[str, str] |
     """What `told` said. Raises: CommonweightError, with `where`, for codecs or tensors that are not known."""
     try:
         if said is None or isinstance(said, str):
-            return choose(plan, layout, said)
+            return {} if said is None else _said(plan, layout, said)
         found = {k: get(v) for k, v in said.items()}
         for k, codec in found.items():
             if k not in layout or not _suits(plan, layout[k], codec):
@@ -87,6 +94,16 @@ def read(where: str, plan: Plan, layout: Layout, said: str | Mapping[str, str] |
         return found
     except CommonweightError as e:
         raise CommonweightError(f"{where}: {e}") from e
+
+
+def _said(plan: Plan, layout: Layout, text: str) -> dict[str, Codec]:
+    """By a header's one name: without `PLACES` it is for pools of its own dtype alone, as in older files."""
+    out = _alone(plan, layout, get(text.removesuffix(PLACES)))
+    return {**out, **_alone(plan, layout, Ordered())} if text.endswith(PLACES) else out
+
+
+def _alone(plan: Plan, layout: Layout, codec: Codec) -> dict[str, Codec]:
+    return {k: codec for k, names in layout.items() if _suits(plan, names, codec) and _usual(plan, names)}
 
 
 def pack(plan: Plan, key: str, names: Sequence[str], value: Tensor, codec: Codec, common: bool) -> Tensor:
@@ -107,6 +124,13 @@ def pack(plan: Plan, key: str, names: Sequence[str], value: Tensor, codec: Codec
         largest = value.abs().max().item()
         raise CommonweightError(f"pool {names[0]}: {largest:g} is too large for the codec {name(codec)}; leave it out")
     return stored if stored.nbytes < value.nbytes else value
+
+
+def most(pool: Pool) -> int:
+    """Bytes of an int32 pool by `ordered`, at most: which numbers it has, beyond what its init says of them
+    (``below``), is not known before there are some."""
+    *rows, k = pool.shape
+    return min(pool.nbytes, Ordered.most(math.prod(rows), k, getattr(pool.init, "below", 1 << 31)))
 
 
 def unpack(
@@ -140,13 +164,17 @@ def _float(plan: Plan, names: Sequence[str]) -> bool:
     return plan.pools[names[0]].dtype == "float32"
 
 
-def _dtype(codec: Codec | None) -> str:
+def _dtype(codec: Codec) -> str:
     return getattr(codec, "dtype", "float32")
 
 
+def _kind(codec: Codec | None) -> str:
+    return "" if codec is None else f"{_dtype(codec)} "
+
+
 def _suits(plan: Plan, names: Sequence[str], codec: Codec | None) -> bool:
-    """Whether the pools are of the codec's dtype."""
-    return plan.pools[names[0]].dtype == _dtype(codec)
+    """Whether the pools are of the codec's dtype; any may stay as they are."""
+    return codec is None or plan.pools[names[0]].dtype == _dtype(codec)
 
 
 def _usual(plan: Plan, names: Sequence[str]) -> bool:
@@ -166,7 +194,7 @@ def of_its_own(plan: Plan, layout: Layout, choice: Choice, said: str | Mapping[s
     kept = read("the common", plan, layout, said)
     out: dict[str, str | Codec | None] = {}
     for key, names in layout.items():
-        if plan.pools[names[0]].scope == "shared" and _float(plan, names):
+        if plan.pools[names[0]].scope == "shared":
             out |= {escape(n): kept.get(key) for n in names}
     rest = choice if isinstance(choice, Mapping) else {"*": choice}
     return {**out, **rest} if out else choice

@@ -378,10 +378,10 @@ class Host:
         """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header.
 
         codec: stores the pools in fewer bytes, with a small error: ``"bfloat16"``, ``"int8"``, ``"int4"``,
-        ``"compeft"`` or ``"onebit"`` for all trainable pools, ``"ordered"`` for all places of sparse methods, without
-        error, or a mapping from patterns of pool names, ``{"*.places": "ordered", "*": "int4"}``. The tenant in memory
-        does not change. Those of `bi-lora` and `bi-adaptformer` are then at their levels, as after `compact`. Loading
-        needs no option and gives the pools in their own dtypes again.
+        ``"compeft"`` or ``"onebit"`` for all trainable pools, with each of them, or alone, ``"ordered"`` for all places
+        of sparse methods, without error, or a mapping from patterns of pool names, ``{"*A": "int8", "*": "int4"}``. The
+        tenant in memory does not change. Those of `bi-lora` and `bi-adaptformer` are then at their levels, as after
+        `compact`. Loading needs no option and gives the pools in their own dtypes again.
 
         overwrite: False refuses to replace another file, with a CommonweightError; one with the same bytes stays.
         """

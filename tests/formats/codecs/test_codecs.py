@@ -200,3 +200,12 @@ def test_what_is_in_no_order_stays_as_it_is(value):
 def test_one_place_in_two_hundred_takes_nine_bits():
     places = torch.randperm(200_000, generator=torch.Generator().manual_seed(0))[:1000].sort().values.int()
     assert get("ordered").encode(places, None).nbytes * 8 / 1000 < 9.3
+
+
+@given(rows=st.integers(1, 4), k=st.integers(1, 40), spare=st.integers(0, 5000), seed=st.integers(0, 99))
+def test_the_most_that_places_take(rows, k, spare, seed):
+    g = torch.Generator().manual_seed(seed)
+    at = [torch.randperm(k + spare, generator=g)[:k].sort().values.int() for _ in range(rows)]
+    last = torch.arange(spare, spare + k, dtype=torch.int32)  # all behind one gap
+    for value in (torch.stack(at), last.expand(rows, k).contiguous()):
+        assert get("ordered").encode(value, None).nbytes <= get("ordered").most(rows, k, k + spare)

@@ -35,6 +35,12 @@ class Ordered:
         body = b"".join(np.packbits(part, bitorder="little").tobytes() for part in (low, high))
         return torch.frombuffer(bytearray(bytes([b]) + body), dtype=torch.uint8)
 
+    @staticmethod
+    def most(rows: int, k: int, below: int) -> int:
+        """Bytes that rows of k numbers below `below` take at most, wherever they lie; drawn ones nearly so."""
+        spare = rows * max(0, below - k)
+        return 3 + min(-(-(rows * k * (1 + b) + (spare >> b)) // 8) for b in range(32))
+
     def decode(self, stored: Tensor, shape: tuple[int, ...], first: Tensor | None) -> Tensor:
         if stored.dtype != torch.uint8 and tuple(stored.shape) == tuple(shape):
             return stored

@@ -37,6 +37,11 @@ class Places:
 
     n: int
 
+    @property
+    def below(self) -> int:
+        """What every place is less than: by it `formats.coding.most` counts their bytes."""
+        return self.n
+
     def __call__(self, shape: tuple[int, ...], rng: Rng, base: Source) -> Tensor:
         return rng.permutation(self.n)[: shape[0]].sort().values
 
@@ -57,7 +62,7 @@ def plan(sites: Sequence[Site], config: LoRI) -> Plan:
     sparsity=0 is LoRA-FA (arXiv 2308.03303; the name `lora-fa`, as PEFT's users call it), whose A is drawn as LoRA's.
     Source: arXiv 2504.07448, LoRI-D and LoRI-S. Differs: mask="random" draws the same share of every site's B from the
     seed, in place of the paper's mask, which keeps the largest entries of a trained dense B over the whole model; that
-    one is what `sparsify` makes, with its places saved (4 bytes per entry).
+    one is what `sparsify` makes, with its places saved (4 bytes per entry, about 1 by a codec).
     """
     pools, uses, r = {}, [], config.rank
     bind = LowRank((2.0 * r if config.alpha is None else config.alpha) / r, config.dropout)
