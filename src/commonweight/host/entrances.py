@@ -122,7 +122,7 @@ class Forward(Entrance):
         found = size(args, kwargs)
         by_row = route.by_row(found)
         readers = {t.places for t, _ in route.groups if t is not None}
-        if by_row and self.apart and (why := self.known(readers)):
+        if by_row and self.apart and (why := self.known(readers, kwargs.get("encoder_outputs") is not None)):
             return self.cut(why, route, args, kwargs)
         several = found is not None and found[0] > 1 and (by_row or found == route.shape)
         try:
@@ -139,9 +139,11 @@ class Forward(Entrance):
             self.looked |= readers
         return out
 
-    def known(self, readers: Iterable[frozenset[str]]) -> str | None:
-        """Why a batch of readers of these sites does not fit; None as far as is known."""
-        return next((why for site, why in self.apart.items() if not site or any(site in r for r in readers)), None)
+    def known(self, readers: Iterable[frozenset[str]], encoded: bool = False) -> str | None:
+        """Why a batch of readers of these sites does not fit; None as far as is known. encoded: an encoder has run."""
+        padding = self.current.padding
+        runs = {n: w for n, w in self.apart.items() if not (encoded and padding is not None and padding.of_encoder(n))}
+        return next((why for site, why in runs.items() if not site or any(site in r for r in readers)), None)
 
     def cut(self, why: str, route: Route, args: tuple, kwargs: dict) -> Any:
         try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from ..methods import Method
-from . import ahead, carry, causal, checkpoints, entrances, experts, front, frozen, moved
+from . import ahead, carry, causal, checkpoints, encoding, entrances, experts, front, frozen, moved
 from .aside import AsideHook
 from .current import Current
 from .door import Door
@@ -115,9 +115,11 @@ class HookedModel:
         numbered = [PositionsHook(at, self.current) for at in self.modules.values() if isinstance(at, Positions)]
         scanned = [StateHook(at, self.current) for at in self.modules.values() if isinstance(at, State)]
         self.hooks += [h for n in (*numbered, *scanned) for h in n.install()]
-        whole = next((e for e in self.handles if isinstance(e, entrances.Forward)), None)
+        encoders = encoding.install(self.inner, self.current)
+        self.hooks += encoders
+        passes = [*(e for e in self.handles if isinstance(e, entrances.Forward)), *encoders]
         for at in (at for at in self.modules.values() if isinstance(at, Further)):
-            over = whole if at.module is self.inner else None
+            over = next((e for e in passes if e.model is at.module), None)
             self.hooks += FurtherForward(at, self.current, over).hooks()
         self.queries = Queries(self.modules, self.current)
         for at in (at for at in self.modules.values() if isinstance(at, Ahead)):

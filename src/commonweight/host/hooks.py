@@ -21,7 +21,6 @@ from .change import changed
 from .current import Current, Pass
 from .framed import Framed, rows_first
 from .frozen import copied, own_forward
-from .images import images_by_row
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
@@ -31,6 +30,7 @@ from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
 from .tokens_first import Turned, straight
+from .told import told_rows
 from .weights import plain
 
 LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -480,18 +480,7 @@ class ModelHook:
             bring(self.current, module, found)
         if (heard := self.current.thread.heard) is not None:
             heard.begin(module, args, kwargs)
-        route = self.current.route
-        if route is None or route.single is not None or found is None:
-            return
-        rows = route.begin(*found)
-        route.images = images_by_row(module, kwargs, rows)
-        shape = (route.length,) if route.shape is None else route.shape
-        fits = shape == found if len(shape) == 2 else shape in ((rows,), *([found[1:]] if rows == 1 else []))
-        if not fits:
-            raise CommonweightError(
-                f"the route names {' x '.join(map(str, shape))} readers, the batch has {counted(rows, 'row')}; "
-                "give one reader per row (None for the plain base), or a LongTensor with one number per token"
-            )
+        told_rows(self.current.route, module, kwargs, found)
 
     def keep_routes(self) -> None:
         for m in self.checkpointed:

@@ -27,7 +27,9 @@ class Padding:
         self.frames: Callable[[int, Tensor], Tensor] | None = getattr(model, "_get_feature_vector_attention_mask", None)
 
     def of_encoder(self, site: str) -> bool:
-        return self.two and "decoder" not in site.split(".")
+        """Whether a site is in the encoder before a decoder."""
+        parts = site.split(".")
+        return self.two and "encoder" in parts and "decoder" not in parts
 
     def mask(self, masks: Mapping[str, Any], site: str) -> Any:
         """The mask of a text's tokens at a site: of a decoder behind an encoder its own."""

@@ -82,7 +82,7 @@ def plan(sites: Sequence[Site], config: MEO) -> Plan:
     the noise is normal times softplus(N m) + 0.01. To the loss is added `balance` times the squared coefficients of
     variation of the experts' gates and of their smooth load over the rows, summed over the sites. Linear in: A and B,
     each alone. Of encoders alone: a row's mean would tell a token of a decoder what comes after it, and differ with a
-    cache. An encoder-decoder has it in its encoder, and is called whole: `generate` runs its encoder by itself.
+    cache. An encoder-decoder has it in its encoder.
     Source: github.com/Shwai-He/MEO @d83f2cf, transformers/models/layers.py, classes MEO and MoE, level "sequence".
     Differs: experts are low-rank changes of the frozen matrix (theirs are full matrices, with biases); the mean leaves
     padding out. Left out: the level of tasks, and TokenAtt, a small network before the gate. Rank, experts and active

@@ -1,0 +1,44 @@
+"""`generate` of an encoder-decoder, whose encoder runs by itself: each row is what it is alone."""
+
+import pytest
+import torch
+
+import commonweight as cw
+from tests.laws.subjects import small, stir
+from tests.models import make
+
+
+@pytest.mark.parametrize("method", ["coda", "meo", "styleinject", "prompt-pool"])
+@torch.no_grad()
+def test_a_row_with_padding_is_that_row_alone(method):
+    model, batch = make("t5")
+    host = cw.Host(model)
+    for i, name in enumerate("ab"):
+        stir(host.add(name, method, **small(method)), i, std=0.3)
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    mask[0, 3:] = mask[2, 4:] = 0
+    how = {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    how["eos_token_id"] = None
+
+    def scores(route, ids, mask):
+        with host.route(route):
+            return torch.stack(model.generate(input_ids=ids, attention_mask=mask, **how).logits, 1)
+
+    with host.route(["a", None, "b", "a"]):  # a whole pass may have found that it runs reader by reader
+        model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
+    for route in (["a"] * 4, ["a", None, "b", "a"]):
+        got = scores(route, ids, mask)
+        for i, n in ((0, 3), (1, ids.shape[1]), (2, 4)):
+            alone = scores(route[i], ids[i : i + 1, :n], mask[i : i + 1, :n])
+            torch.testing.assert_close(got[i], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_encoder_is_told_wrong_rows_by_their_number():
+    model, batch = make("t5")
+    host = cw.Host(model)
+    host.add("a", "lora", rank=2)
+    with host.route(["a", None]), pytest.raises(cw.CommonweightError, match=r"names 2 readers, the batch has 4 rows"):
+        model.get_encoder()(input_ids=batch["input_ids"])
+    host.close()
+    assert "forward" not in model.get_encoder().__dict__
