@@ -160,8 +160,8 @@ def bytes_row() -> list[dict[str, Any]]:
         "what": f"bytes of a client and run within 1 point of FedAvg-LoRA r16, {len(have[best])} of "
         f"{len(TASKS) * len(SEEDS)} runs (task, seed): {best} ({behind[best]:+.2f} points behind"
         f"{'' if near else ': none is within'})",
-        "unit": "of its bytes", "target": 0.005, "within": bool(near), "ratio": round(spent(best, have[best]) / whole, 5),
-        "spread": [round(min(parts), 5), round(max(parts), 5)],
+        "unit": "of its bytes", "target": 0.005, "within": bool(near),
+        "ratio": round(spent(best, have[best]) / whole, 5), "spread": [round(min(parts), 5), round(max(parts), 5)],
         "behind": {x: round(v, 2) for x, v in behind.items()}, "runs": {x: len(v) for x, v in have.items()},
         "bytes": {x: round(spent(x, have[x])) for x in others} | {base: round(whole)},
     }]  # fmt: skip
