@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Base, CommonweightError, serial
+from ..core import Base, serial
 
 
 def orthonormal_rows(raw: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ class Edit:
     """h' = h + R^T (W h + b - R h), R with orthonormal rows; direct: h' = h + R^T (W h + b), R free.
 
     Shapes: h = y (..., T, d), RW (2, r, d): what R is made of, then W; b (r,). Linear in: W and b (and R if direct).
-    prefix: only the first so many positions of a row, counted from its left end; 0: all of them.
-    Cost: 2 T r d products, and 2 r^2 d for R. Raises: CommonweightError when positions cannot be told.
+    prefix: only the first so many tokens of a row, padding aside and with those in a cache; 0: all of them.
+    Cost: 2 T r d products, and 2 r^2 d for R.
     """
 
     prefix: int = 0
@@ -38,20 +38,14 @@ class Edit:
         """Whether a position's edit needs nothing but the position itself, so that batches may be packed."""
         return self.prefix == 0
 
+    @property
+    def placed(self) -> bool:
+        return self.prefix > 0
+
     def output(self, x: Tensor, y: Tensor, base: Base, RW: Tensor, b: Tensor) -> Tensor:
         if not self.prefix:
             return self._edit(y, RW, b)
-        if y.dim() < 3:
-            raise CommonweightError(
-                f"an edit of the first {self.prefix} positions needs whole sequences (B, T, d); these are {y.shape[0]} "
-                "single tokens of a packed batch; route one reader per row, or use prefix=0"
-            )
-        if y.shape[-2] == 1:
-            raise CommonweightError(
-                f"an edit of the first {self.prefix} positions got one token, which may be a step of cached generation "
-                "at any position; run with use_cache=False, or use prefix=0"
-            )
-        return torch.cat([self._edit(y[..., : self.prefix, :], RW, b), y[..., self.prefix :, :]], -2)
+        return torch.where(base.place < self.prefix, self._edit(y, RW, b), y)
 
     def _edit(self, y: Tensor, RW: Tensor, b: Tensor) -> Tensor:
         with torch.autocast(y.device.type, enabled=False):

@@ -97,6 +97,9 @@ class Stacked:
             every = {k: v if k in self.many else v.expand(n, *v.shape) for k, v in slots.items()}
             given = x.reshape(n, -1, x.shape[-1])
             return bind.grouped(given, y.reshape(n, -1, y.shape[-1]), base, **every).reshape(*y.shape[:-1], -1)
+        if self.placed and getattr(bind, "output", None) is not None:
+            run = self.mapped(lambda x, y, p, **slots: bind.output(x, y, base.of_places(p), **slots), slots)
+            return run(apart(x, n), apart(y, n), apart(base.place, n)).flatten(0, 1)
         if getattr(bind, "output", None) is not None:
             out = self.mapped(lambda x, y, **slots: bind.output(x, y, base, **slots), slots)(apart(x, n), apart(y, n))
             return out.flatten(0, 1)

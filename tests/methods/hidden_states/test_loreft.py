@@ -1,10 +1,13 @@
 """LoReFT against the paper's formula, its R made by an independent QR."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import commonweight as cw
 from commonweight.bind.intervene import Edit, orthonormal_rows
+from commonweight.host.current import NOWHERE
 from tests.laws.subjects import stir
 from tests.models import T, answer, make
 
@@ -73,12 +76,14 @@ def test_rows_are_orthonormal_and_those_of_qr():
     assert torch.autograd.gradcheck(orthonormal_rows, torch.randn(2, 5, dtype=torch.double, requires_grad=True))
 
 
-def test_a_prefix_leaves_padding_on_the_right_alone():
+def test_a_prefix_is_the_first_tokens_that_are_no_padding():
     bind, RW, b = Edit(prefix=2), torch.randn(2, 3, 8), torch.randn(3)
     y = torch.randn(2, 5, 8)
-    out = bind.output(y, y, None, RW=RW, b=b)
-    torch.testing.assert_close(out[:, :2], edited(y[:, :2], RW, b), rtol=1e-4, atol=1e-5)
-    assert torch.equal(out[:, 2:], y[:, 2:])
+    base = SimpleNamespace(place=torch.tensor([[0, 1, 2, 3, 4], [NOWHERE, 0, 1, 2, NOWHERE]])[..., None])
+    out = bind.output(y, y, base, RW=RW, b=b)
+    torch.testing.assert_close(out[:1, :2], edited(y[:1, :2], RW, b), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out[1:, 1:3], edited(y[1:, 1:3], RW, b), rtol=1e-4, atol=1e-5)
+    assert torch.equal(out[0, 2:], y[0, 2:]) and torch.equal(out[1, [0, 3, 4]], y[1, [0, 3, 4]])
 
 
 def test_half_precision_and_autocast_keep_the_rows_orthonormal():
@@ -121,15 +126,23 @@ def test_packed_tokens_have_no_positions():
     assert not plans["t"].tokenwise and plans["all"].tokenwise
 
 
-def test_a_single_token_may_be_a_step_of_generation():
+@torch.no_grad()
+def test_steps_with_a_cache_and_padding_on_the_left():
     model, batch = make("llama")
     host = cw.Host(model)
-    stir(host.add("t", "loreft", prefix=1))
-    with (
-        host.route("t"),
-        pytest.raises(cw.CommonweightError, match=r"got one token, .* use_cache=False, or use prefix=0"),
-    ):
-        model(input_ids=batch["input_ids"][:, :1])
+    stir(host.add("t", "loreft", rank=3, prefix=2), std=0.3)
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    mask[0, :2] = 0
+    for route in ("t", ["t", None, "t", "t"]):
+        with host.route(route):
+            whole = model(input_ids=ids, attention_mask=mask).logits
+            alone = [model(input_ids=ids[:, :3], attention_mask=mask[:, :3], use_cache=True)]
+            for i in range(3, 6):
+                more = {"past_key_values": alone[-1].past_key_values, "attention_mask": mask[:, : i + 1]}
+                alone.append(model(input_ids=ids[:, i : i + 1], **more))
+        torch.testing.assert_close(torch.cat([a.logits for a in alone], 1), whole, rtol=1e-4, atol=1e-5)
+        with host.route("t"):
+            torch.testing.assert_close(model(input_ids=ids[:1, 2:]).logits[0], whole[0, 2:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from ..registry import method
 class LoReFT:
     rank: int = option(4, "rank r of the subspace", ge=1)
     layers: tuple[int, ...] = option((), "which of the model's blocks, counted from 0 (or -1 from the end); () = all")
-    prefix: int = option(0, "edit only so many first positions of a row (pad on the right); 0 = all positions", ge=0)
+    prefix: int = option(0, "edit only so many first tokens of a row, padding aside; 0 = all of them", ge=0)
     direct: bool = option(False, "DiReFT: no orthonormal rows and no R h inside")
 
 
@@ -66,9 +66,9 @@ def plan(sites: Sequence[Site], config: LoReFT) -> Plan:
     Shapes: R and W (r, d) in one pool (2, r, d), b (r,). R has orthonormal rows whatever the pool holds: its
     triangular factor is taken out at every call. Linear in: W and b. Cost: 2 T r d + 2 r^2 d products a block.
     Source: arXiv 2404.03592, section 3.2. Differs: W starts at R and b at zero, so that a fresh
-    tenant is the base (pyreft draws W apart); the same R, W, b at every edited position; positions count from the left
-    end of a row as given, so a prefix is exact for batches padded on the right; no suffix positions and no dropout.
-    Raises: CommonweightError for a block that is not there, or r > d; at run time see `bind.Edit`.
+    tenant is the base (pyreft draws W apart); the same R, W, b at every edited position; a prefix is of a row's
+    own tokens, padding aside and with those in a cache; no suffix positions and no dropout.
+    Raises: CommonweightError for a block that is not there, or r > d.
     """
     n, r = len(sites), config.rank
     for i in config.layers:
