@@ -31,7 +31,8 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        return self.tokens / self.seconds if self.seconds > 0 else None
+        """None before the second step, and of images and sounds, which have no tokens."""
+        return self.tokens / self.seconds if self.tokens and self.seconds > 0 else None
 
     @property
     def told(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...core import CommonweightError, unknown
+from ...core import CommonweightError, counted, unknown
 from .columns import Row
 
 FILES = {
@@ -51,7 +51,8 @@ def read_senses(folder: Path, split: str, say: Callable[[str], None] | None = No
             raise CommonweightError(f"{path}: {kind} beside {next(iter(rows[0]))} in one folder; train them apart")
         rows.append({kind: str(path), "label": path.relative_to(home).parts[0]})
     if other and say is not None:
-        say(f"notice: {home}: left out {len(other)} files of other kinds ({other[0].name}, ...)")
+        more = ", ..." if other[1:] else ""
+        say(f"notice: {home}: left out {counted(len(other), 'file')} of other kinds ({other[0].name}{more})")
     return rows
 
 
