@@ -33,7 +33,7 @@ def test_every_loss_is_counted():
 
 
 def test_the_row_of_bytes(monkeypatch):
-    """Of tasks that all sides have: the fewest bytes within a point, else the fewest of all."""
+    """Of the runs that a side and LoRA both have: the fewest bytes within a point, else the fewest of all."""
     monkeypatch.setattr(proof, "FIRST", 4)
     sides = list(proof.SIDES)[:4]
     runs = {
@@ -43,7 +43,7 @@ def test_the_row_of_bytes(monkeypatch):
     } | {f"{sides[0]} | mr | 0": {"accuracy": 50.0, "up": 1, "down": 1}}
     monkeypatch.setattr(proof, "kept", lambda: {"runs": runs})
     (row,) = proof.bytes_row()
-    assert row["ratio"] == 0.5 and "2 of 5 tasks" in row["what"] and sides[1] in row["what"]
+    assert row["ratio"] == 0.5 and f"2 of 15 runs (task, seed): {sides[1]} (0.60 points behind)" in row["what"]
     assert row["behind"][sides[2]] == 1.2
     monkeypatch.setattr(proof, "kept", lambda: {"runs": {}})
     assert proof.bytes_row() == []

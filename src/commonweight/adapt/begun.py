@@ -34,7 +34,7 @@ def unread(tenants: Sequence[Tenant]) -> None:
     """Warns of sites that had no part in the loss of the first step, whose numbers got no gradient: after it. Experts
     are left out, of which rows choose; so is a tenant without rows in the batch, none of whose own pools had a part:
     those of a common have it by others' rows."""
-    for t in tenants:
+    for t in (t for t in tenants if _uses(t)):
         common = t.common.pools if t.common is not None else ()
         own = [p.grad is not None for n, p in t.pools.items() if n not in common and p.requires_grad]
         if own and not any(own):
