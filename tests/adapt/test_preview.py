@@ -9,6 +9,7 @@ from commonweight.adapt import Data, Job, Recipe, Source, open_host
 from commonweight.adapt.data import examples
 from commonweight.adapt.files import look
 from commonweight.adapt.preview import LONGEST, preview, shorter
+from commonweight.methods import available, get
 from tests.adapt import tiny
 
 
@@ -80,3 +81,17 @@ def test_the_report_says_what_was_lost(llama, tmp_path):
     note = json.loads((tmp_path / "t.json").read_text())["note"]
     lost = "2 completions cut at the end, over 6 tokens"
     assert note == f"loss on the completions only; {lost}; of the dev rows {lost}"
+
+
+ASKS = {n: (get(n).asks(get(n).config()), get(n).kept(get(n).config())) for n in available()}
+FROM_ROWS = [n for n, (rows, kept) in ASKS.items() if rows and not kept and get(n).kinds != ("expert",)]
+
+
+@pytest.mark.parametrize("job", [{"dry_run": True}, {"codec": "bfloat16"}], ids=["dry run", "codec"])
+@pytest.mark.parametrize("method", FROM_ROWS)
+def test_a_method_that_begins_from_rows_is_looked_at_with_them(bert, tmp_path, method, job):
+    source = Source(data=str(tiny.jsonl(tmp_path / "a.jsonl", tiny.rows(8))))
+    options = {"rank": 2} if get(method).sizes[:1] == ("rank",) else {}
+    given = Job(tenants={"t": source}, method=method, options=options, dtype="float32", codec=job.get("codec"))
+    looked = look(str(bert), given, dry_run="dry_run" in job, say=lambda text: None)
+    assert list(looked.host) == []

@@ -24,7 +24,7 @@ from .recipe import Recipe
 from .rows import Row
 from .shard import sharded
 from .target import InFiles, Metrics, Target, Written, resumes
-from .train import Result, evaluate, train_understood, understand
+from .train import Result, evaluate, shown, train_understood, understand
 from .trainer import Progress
 
 
@@ -232,7 +232,8 @@ def look(
     # a codec may not take every pool of this method
     for name, d in data.items() if dry_run or job.codec is not None else ():
         how = {**_how(job), "token_rows": room(host, _how(job)["token_rows"])}
-        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **job.options)
+        rows = shown(how["method"], job.options, given[name], numbers)
+        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **rows, **job.options)
         settle(tenant, codec_of(tenant, job.codec, said))
         host.remove(name)
         del tenant
