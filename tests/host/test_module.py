@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import threading
 
 import pytest
 import torch
@@ -255,3 +256,36 @@ def test_closing_a_host_leaves_the_model_as_it_was():
     assert set(model.__dict__) == before
     assert torch.equal(answer(model, batch), want)
     assert "generate" not in model.__dict__ and model.generate.__self__ is model
+
+
+def test_a_batch_that_cannot_begin_leaves_nothing_open():
+    """Without `tenants` it is refused; the model answers as the base afterwards, in other threads too."""
+    model, batch = make("llama")
+    host = cw.Host(model)
+    with torch.no_grad():
+        wanted = model(**batch).logits
+        stir(host.add("a", "lora")), stir(host.add("b", "lora"))
+        module = host.module(["a", "b"])
+        with pytest.raises(cw.CommonweightError, match="a batch needs `tenants`"):
+            module(**batch)
+        assert model(**batch).logits.equal(wanted)
+        found = []
+        thread = threading.Thread(target=lambda: found.append(model(**batch).logits))
+        thread.start()
+        thread.join()
+        assert found[0].equal(wanted) and not host.base.current.open and host.base.current.thread.module is None
+
+
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), torch.nn.DataParallel])
+def test_a_module_of_a_model_in_a_wrapper(wrap):
+    model, batch = make("llama")
+    host = cw.Host(wrap(model))
+    stir(host.add("a", "lora"))
+    with torch.no_grad():
+        with host.route("a"):
+            wanted = model(**batch).logits
+        torch.testing.assert_close(host.module("a")(**batch).logits, wanted)
+    base = host.module(None)
+    host.close()
+    with torch.no_grad():
+        assert not base(**batch).logits.equal(wanted)

@@ -90,8 +90,10 @@ class Called(Entrance):
 
 
 def bring(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Before a call of a model that may be traced, outside of what is traced: the route is the one in force."""
-    model.__dict__[Called.name].__self__.bring(args, kwargs)
+    """Before a call of a model that may be traced, outside of what is traced: the route is the one in force. Nothing of
+    a model whose host is closed."""
+    if (entrance := model.__dict__.get(Called.name)) is not None:
+        entrance.__self__.bring(args, kwargs)
 
 
 class Forward(Entrance):

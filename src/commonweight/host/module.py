@@ -103,21 +103,25 @@ class TenantModule(nn.Module):
         """As a module's. The route is made and opened here, before what torch.compile traces, as the model's own is."""
         current = self._roster.base.current
         before, outer = current.thread.module, current.thread.brought
-        opened, kwargs = self._opened(args, kwargs)  # pyright: ignore[reportCallIssue]
+        opened, kwargs = self._opened(args, kwargs, before, outer)  # pyright: ignore[reportCallIssue]
         try:
             return super().__call__(*args, **kwargs)
         finally:
             self._closed(opened, before, outer)  # pyright: ignore[reportCallIssue]
 
     @torch.compiler.disable
-    def _opened(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
-        """The opening of a batch's route, and what is left of the call for the model."""
+    def _opened(self, args: tuple, kwargs: dict[str, Any], module: Any, brought: bool) -> tuple[Opened, dict[str, Any]]:
+        """The opening of a batch's route, and what is left of the call for the model. What cannot begin is closed."""
         said = {n: kwargs.pop(n, None) for n in ASKED}
         current = self._roster.base.current
         opened = current.within(self._route(args, kwargs, **said))
         opened.__enter__()
-        current.thread.module = self
-        bring(self.base, args, kwargs)
+        try:
+            current.thread.module = self
+            bring(self._roster.base.inner, args, kwargs)
+        except BaseException:
+            self._closed(opened, module, brought)  # pyright: ignore[reportCallIssue]
+            raise
         return opened, kwargs
 
     @torch.compiler.disable

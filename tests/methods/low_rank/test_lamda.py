@@ -15,8 +15,8 @@ def test_when_columns_freeze():
     paper, official = (Freezing(LaMDA(rank=10, compat=c)) for c in ("paper", "official"))
     assert [paper.columns(s, 100, 10) for s in (0, 2, 3, 15, 29, 30, 100)] == [0, 0, 1, 5, 9, 10, 10]
     assert [official.columns(s, 100, 10) for s in (29, 31, 60, 100)] == [0, 1, 2, 3]
-    with pytest.raises(cw.CommonweightError, match="freeze"):
-        LaMDA(rank=4, freeze=0)  # B would stay zero, and the tenant the base
+    with pytest.raises(cw.CommonweightError, match="freeze=0 freezes all columns"):  # a file with it still opens
+        Freezing(LaMDA(rank=4, freeze=0)).begin(cw.plan("lamda", [cw.Site("q", 8, 8)], rank=4), {}, 10)
 
 
 @pytest.mark.parametrize("compat, still", [("paper", [0, 0, 1, 1, 2, 3, 3, 3]), ("official", [0] * 4 + [1] * 4)])

@@ -56,8 +56,10 @@ def _matrices(shape: tuple[int, ...]) -> int:
 
 def two_levels(x: Tensor) -> bool:
     """Whether each matrix of x, or a vector, has at most two values, and so is stored exactly."""
+    if not x.numel():
+        return True
     rows = x.reshape(_matrices(tuple(x.shape)), -1)
-    return not x.numel() or bool(((rows == rows.amin(1, True)) | (rows == rows.amax(1, True))).all())
+    return bool(((rows == rows.amin(1, True)) | (rows == rows.amax(1, True))).all())
 
 
 def _two(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from ...address import WHOLE
 from ...bind import LowRank
-from ...core import ZEROS, Plan, Pool, Read, Site, Use, config, kaiming, option
+from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ...core.schedule import Edit, Moment, Pools, State
 from ..registry import method
 from .lora import pick, wrong_pairs
@@ -24,7 +24,7 @@ class LaMDA:
     ranks: tuple[tuple[str, int], ...] = option(
         (), "(pattern, rank) pairs: other ranks for some sites, first match wins (LaMDA++)", globs=True
     )
-    freeze: float = option(0.3, "share of the steps over which B's columns are frozen", gt=0, le=1)
+    freeze: float = option(0.3, "share of the steps over which B's columns are frozen", ge=0, le=1)
     compat: Literal["paper", "official"] = option(
         "paper", "official: as in the released code, where all but three columns train to the end"
     )
@@ -40,6 +40,11 @@ class Freezing:
     config: LaMDA
 
     def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]:
+        if not self.config.freeze:
+            raise CommonweightError(
+                "lamda: freeze=0 freezes all columns of B from the start, where they are zero, so that nothing is "
+                "learned; give a share of the steps above 0"
+            )
         return {n: p.clone() for n, p in pools.items() if n.endswith(".B")}, Edit()
 
     def settled(self, step: int, steps: int) -> bool:
@@ -49,7 +54,7 @@ class Freezing:
         """Those of `rank` that are frozen while the step after `step` is taken."""
         over = self.config.freeze * steps
         parts = rank if self.config.compat == "paper" else 1
-        return min(rank, int(parts * step / over))
+        return rank if not over else min(rank, int(parts * step / over))
 
     def after(self, at: Moment, state: State) -> tuple[State, Edit]:
         values, moments, rest, any_ = {}, {}, set(), False
