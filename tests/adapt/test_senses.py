@@ -14,8 +14,10 @@ import transformers as tf
 
 import commonweight as cw
 from commonweight import adapt
+from commonweight.adapt import settings
 from commonweight.adapt.rows import read
 from commonweight.adapt.tasks import sensing
+from commonweight.lifelong import memory
 
 Image = pytest.importorskip("PIL.Image")
 soundfile = pytest.importorskip("soundfile")
@@ -145,6 +147,37 @@ def test_two_tenants_of_images_train_together(here):
     found = adapt.adapt_together(host, {"a": adapt.Data(rows=rows), "b": adapt.Data(rows=turned)}, method="lora", **HOW)
     assert {n: r.tenant.labels for n, r in found.items()} == {"a": ("blue", "red"), "b": ("cold", "warm")}
     assert min(adapt.evaluate(host, n, r)["accuracy"] for n, r in (("a", rows), ("b", turned))) >= 0.9
+
+
+def test_every_tenant_reads_its_own_files(here, tmp_path, monkeypatch):
+    """A run collates with the task of its first tenant."""
+    host = adapt.open_host(here / "vit", "classify", dtype="float32")
+    shutil.copytree(here / "images" / "test", tmp_path / "other")
+    mine, other = read(str(here / "images")), read(str(tmp_path / "other"))
+    opened: list[str] = []
+    real = sensing.image
+    monkeypatch.setattr(sensing, "image", lambda value: (opened.append(str(value)), real(value))[1])
+    data = {"a": adapt.Data(rows=mine), "b": adapt.Data(rows=other)}
+    adapt.adapt_together(host, data, method="lora", epochs=1, batch_size=12)
+    assert {*opened} == {r["image"] for r in (*mine, *other)}
+
+
+def test_a_memory_keeps_files_by_their_paths(here, monkeypatch):
+    host = adapt.open_host(here / "vit", "classify", dtype="float32")
+    task, again = (adapt.data.make_task(host, "classify", ["blue", "red"]) for _ in range(2))
+    rows = read(str(here / "images"), split="test")
+    monkeypatch.chdir(here)
+    near = [{**r, "image": Path(r["image"]).relative_to(here)} for r in rows]
+    kept = json.loads(json.dumps(memory.kept({}, task.examples(near), 3, 0, "t")))["t"]
+    monkeypatch.chdir(here.parent)
+    whole = {e["held"]: e for e in task.examples(rows)}
+    assert torch.equal(
+        again.collate(kept)["pixel_values"], task.collate([whole[e["held"]] for e in kept])["pixel_values"]
+    )
+    bare = task.examples([{"image": Path(r["image"]).read_bytes(), "label": r["label"]} for r in rows])
+    with pytest.raises(cw.CommonweightError, match="keeps rows of images or sounds by the paths of their files"):
+        memory.kept({}, bare, 3, 0, "t")
+    assert settings.digest(bare) == settings.digest(bare[:]) != settings.digest(bare[::-1])
 
 
 def test_from_the_command_line(here, tmp_path, capsys):

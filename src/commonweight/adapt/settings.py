@@ -15,7 +15,7 @@ from ..host import Host
 from ..host.origin import quantised
 from ..host.over import content
 from .recipe import Recipe
-from .tasks import Example
+from .tasks.base import HELD, Example
 from .trainer import Part
 
 
@@ -68,6 +68,6 @@ def _fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Their number and 16 hex digits of what they hold, in order."""
-    text = json.dumps(examples).encode()
+    """Their number and 16 hex digits of what they hold, in order; a file goes by what its task says of it."""
+    text = json.dumps([{k: v for k, v in e.items() if k != HELD} for e in examples]).encode()
     return f"{len(examples)} rows {hashlib.blake2b(text, digest_size=8).hexdigest()}" if examples else "none"

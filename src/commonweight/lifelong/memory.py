@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..adapt.tasks.base import Example
-from ..core import Rng
+from ..adapt.tasks.base import HELD, Example
+from ..core import CommonweightError, Rng
 
 Rows = Mapping[str, Sequence[Example]]
 
@@ -28,5 +28,13 @@ def drawn(rows: Sequence[Example], n: int, seed: int, name: str) -> list[Example
 
 
 def kept(had: Rows, rows: Sequence[Example], n: int, seed: int, name: str) -> dict[str, Sequence[Example]]:
-    """The memory with a further task's rows in it."""
-    return {**had, name: drawn(rows, n, seed, name)} if n else dict(had)
+    """The memory with a further task's rows in it. Raises: CommonweightError for images or sounds that are no files:
+    a store keeps the paths of files alone."""
+    if not n:
+        return dict(had)
+    if any(not isinstance(r.get(HELD, ""), str) for r in rows):
+        raise CommonweightError(
+            f"{name}: a memory keeps rows of images or sounds by the paths of their files, and these hold the files "
+            "themselves; write them into a folder, or take a method without a memory"
+        )
+    return {**had, name: drawn(rows, n, seed, name)}

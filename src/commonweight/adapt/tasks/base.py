@@ -14,6 +14,7 @@ from ...core import CommonweightError
 from ..rows import Row
 
 Example = dict[str, Any]
+HELD = "held"  # of an example of an image or a sound: a path, else what its row held, which JSON may not know
 
 
 @dataclass

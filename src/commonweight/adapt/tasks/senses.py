@@ -13,7 +13,7 @@ from torch import Tensor
 from ...core import CommonweightError
 from ..rows import AUDIO, IMAGE, LABEL, Row, column
 from . import sensing
-from .base import Example, Seen, marked, need
+from .base import HELD, Example, Seen, marked, need
 from .classify import Classify, label_of
 
 SECONDS = 30.0  # of a sound, at most, where nobody says: Whisper's window, and ours for the others
@@ -23,7 +23,8 @@ class Senses(Classify):
     """As `Classify`, of what a model's own image processor or feature extractor makes of a row's image or sound.
 
     tokenizer: that processor. max_length: samples of a sound, at the processor's rate; images have none. Files are
-    opened when a batch is made, and looked at once before the first step.
+    opened when a batch is made, and looked at once before the first step. An example holds its file's path, or what
+    its row held, so that the task of another tenant can collate it.
     """
 
     usual_length: ClassVar[int] = 0
@@ -32,7 +33,6 @@ class Senses(Classify):
         super().__init__(None, max_length or 0, *args, **reading)
         self.processor = processor = tokenizer
         self.sense = "audio" if hasattr(processor, "sampling_rate") else "image"
-        self.held: list[Any] = []  # what the examples name by number
         if self.sense == "audio":
             self.rate = int(processor.sampling_rate)
             self.max_length = max_length or round(SECONDS * self.rate)
@@ -65,8 +65,7 @@ class Senses(Classify):
                 told = sensing.digest(value)
             except (CommonweightError, OSError) as e:
                 raise CommonweightError(f"row {i + 1}: {_named(value)}: {e}") from e
-            out.append({"held": len(self.held), "of": told, "length": length, "label": number[name], **task})
-            self.held.append(value)
+            out.append({HELD: sensing.lasting(value), "of": told, "length": length, "label": number[name], **task})
         if heard:
             self.seen.remark = f"{sum(heard):,.1f} s of sound, {max(heard):.1f} in the longest"
         if over := sum(s > self.max_length / self.rate for s in heard):
@@ -85,10 +84,10 @@ class Senses(Classify):
         return 0, 0
 
     def shown(self, example: Example) -> str:
-        return f"{_named(self.held[example['held']])} -> {marked(list(self.labels or ())[example['label']])}"
+        return f"{_named(example[HELD])} -> {marked(list(self.labels or ())[example['label']])}"
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        opened = [self._opened(self.held[e["held"]]) for e in examples]
+        opened = [self._opened(e[HELD]) for e in examples]
         try:
             if self.sense == "image":
                 made = self.processor(images=opened, return_tensors="pt")

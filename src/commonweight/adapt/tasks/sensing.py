@@ -32,6 +32,12 @@ def source(value: Any) -> Any:
     return io.BytesIO(value) if isinstance(value, bytes) else value
 
 
+def lasting(value: Any) -> Any:
+    """What an example keeps of a row's value: of a file its whole path, wherever a later run stands."""
+    at = source(value)
+    return os.path.abspath(os.fspath(at)) if isinstance(at, str | os.PathLike) else value
+
+
 def digest(value: Any) -> str:
     """Of a file its name and size; of anything else what it holds."""
     at = source(value)
