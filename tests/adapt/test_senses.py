@@ -254,6 +254,31 @@ def test_splits_and_what_is_left_out(here, tmp_path):
         read(str(tmp_path / "empty"))
 
 
+def test_a_split_that_somebody_named_is_there(here, tmp_path):
+    flat, parts = here / "images" / "train", tmp_path / "parts"
+    assert len(read(str(flat), split="test")) == 24
+    with pytest.raises(cw.CommonweightError, match="unknown split 'test'; known: none"):
+        read(f"{flat}:test")
+    for name in ("test", "val"):
+        shutil.copytree(here / "images" / "test", parts / name)
+    assert {r["label"] for r in read(f"{parts}:validation")} == {"blue", "red"}
+    with pytest.raises(cw.CommonweightError, match="unknown split 'train'; known: test, val"):
+        read(str(parts))
+
+
+def test_what_is_hidden_is_no_row(here, tmp_path):
+    flat = tmp_path / "i"
+    shutil.copytree(here / "images" / "test", flat)
+    whole = read(str(flat))
+    (flat / ".ipynb_checkpoints").mkdir(), (flat / "red" / "folder.png").mkdir()
+    for name in (".ipynb_checkpoints/0.png", "red/._1.png"):
+        shutil.copy(flat / "red" / "1.png", flat / name)
+    assert read(str(flat)) == whole
+    with pytest.raises(cw.CommonweightError, match="one of images or sounds"):
+        (tmp_path / "e" / "a.png").mkdir(parents=True)
+        read(str(tmp_path / "e"))
+
+
 def test_what_a_row_may_hold(here):
     """What `datasets` gives of a file, decoded or not."""
     path = next((here / "images" / "train" / "red").glob("*.png"))

@@ -38,7 +38,8 @@ def read(
         rows = read_hub(str(source), split)
     elif kind == SENSED:
         folder, _, named = str(source).rpartition(":")
-        rows = read_senses(*((Path(source), split) if Path(source).is_dir() else (Path(folder), named)), say)
+        whole = Path(source).is_dir()
+        rows = read_senses(Path(source), split, say) if whole else read_senses(Path(folder), named, say, named=True)
     elif kind == FOLDER:
         folder, _, named = str(source).rpartition(":")
         rows = read_folder(Path(source), split) if Path(source).is_dir() else read_folder(Path(folder), named)
