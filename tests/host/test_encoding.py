@@ -42,3 +42,30 @@ def test_an_encoder_is_told_wrong_rows_by_their_number():
         model.get_encoder()(input_ids=batch["input_ids"])
     host.close()
     assert "forward" not in model.get_encoder().__dict__
+
+
+@pytest.mark.parametrize("before", ["refused", "compiled"])
+@torch.no_grad()
+def test_a_pass_that_was_refused_or_compiled_is_over(before, monkeypatch):
+    model, batch = make("t5")
+    host = cw.Host(model)
+    stir(host.add("a", "meo", **small("meo")), 1, std=0.3)
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    how = {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+
+    def scores():
+        with host.route("a"):
+            return torch.stack(model.generate(input_ids=ids, attention_mask=mask, **how).logits)
+
+    wanted, padded = scores(), mask.clone()
+    padded[:, 2:] = 0
+    given = {"input_ids": ids, "attention_mask": padded, "decoder_input_ids": ids}
+    if before == "refused":
+        with host.route(["a", None]), pytest.raises(cw.CommonweightError, match="names 2 readers"):
+            model(**given)
+    else:
+        with host.route("a"), monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)  # as what is compiled sees it, without its cost
+            model.__call__(**given)
+    assert host.base.current.thread.run.given is None
+    torch.testing.assert_close(scores(), wanted)

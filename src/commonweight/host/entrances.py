@@ -77,6 +77,7 @@ class Called(Entrance):
             return getattr(type(self.model), self.name)(self.model, *args, **kwargs)
         finally:
             self.current.thread.brought = before
+            self.current.thread.run.end()  # a traced forward does not
 
     @torch.compiler.disable
     def bring(self, args: tuple, kwargs: dict) -> bool:

@@ -471,13 +471,21 @@ class ModelHook:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         found = size(args, kwargs)
-        if not torch.compiler.is_compiling():
-            self.current.bring(found)
-            self.current.thread.begin(module, args, kwargs)
+        if torch.compiler.is_compiling():
+            if not self.current.thread.brought:
+                bring(self.current, module, found)
+            return self.told(module, args, kwargs, found)
+        self.current.bring(found)
+        self.current.thread.begin(module, args, kwargs)
+        try:
             self.keep_routes()
             arrive(module, found)
-        elif not self.current.thread.brought:
-            bring(self.current, module, found)
+            self.told(module, args, kwargs, found)
+        except BaseException:  # the forward, which ends the pass, does not run
+            self.current.thread.run.end()
+            raise
+
+    def told(self, module: nn.Module, args: tuple, kwargs: dict, found: tuple[int, int] | None) -> None:
         if (heard := self.current.thread.heard) is not None:
             heard.begin(module, args, kwargs)
         told_rows(self.current.route, module, kwargs, found)

@@ -128,6 +128,7 @@ class TenantModule(nn.Module):
     def _closed(self, opened: Opened, module: Any, brought: bool) -> None:
         thread = self._roster.base.current.thread
         thread.module, thread.brought = module, brought
+        thread.run.end()
         opened.__exit__(*sys.exc_info())
 
     @torch.compiler.disable(reason="which tenant a row is of is looked for beside what is traced")
