@@ -13,10 +13,11 @@ import torch
 import transformers as tf
 
 import commonweight as cw
-from commonweight import adapt
+from commonweight import adapt, exchange
 from commonweight.adapt import settings
 from commonweight.adapt.rows import read
 from commonweight.adapt.tasks import sensing
+from commonweight.compare.run import opened as compared
 from commonweight.lifelong import memory
 
 Image = pytest.importorskip("PIL.Image")
@@ -252,6 +253,15 @@ def test_splits_and_what_is_left_out(here, tmp_path):
     with pytest.raises(cw.CommonweightError, match="one of images or sounds with a folder for each class"):
         (tmp_path / "empty").mkdir()
         read(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("model, rows", [("vit", "images/train"), ("wav2vec2", "sounds")])
+def test_commands_of_texts_alone_say_so(here, model, rows):
+    says = rf"{model}' reads {rows.split('/')[0]}, and {{}} takes rows of texts alone; tune it with commonweight adapt"
+    with pytest.raises(cw.CommonweightError, match=says.format("exchange")):
+        exchange.simulate(here / model, read(str(here / rows)), clients=2, rounds=1)
+    with pytest.raises(cw.CommonweightError, match=says.format("compare")):
+        compared(str(here / model), "classify", "float32")
 
 
 def test_a_split_that_somebody_named_is_there(here, tmp_path):

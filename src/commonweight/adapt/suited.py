@@ -30,6 +30,16 @@ def check_alone(model: str | Path, task: str) -> None:
         )
 
 
+def check_texts(model: nn.Module, command: str) -> None:
+    """Raises: CommonweightError for a base of images or sounds, where a command reads texts alone."""
+    if (sense := getattr(model, "sense", None)) is not None:
+        what = {"image": "images", "audio": "sounds"}[sense]
+        name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+        raise CommonweightError(
+            f"model {name!r} reads {what}, and {command} takes rows of texts alone; tune it with commonweight adapt"
+        )
+
+
 @torch.no_grad()
 def check_reads(encoder: Any, name: str, task: str) -> str | None:
     """What a classifier reads in place of texts: pixel_values, input_values or input_features; None for texts.

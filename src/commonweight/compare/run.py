@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..adapt import Progress, Recipe, adapt, evaluate, open_host, read
 from ..adapt.files import thin
+from ..adapt.suited import check_texts
 from ..core import CommonweightError, build
 from ..host import Host, Tenant
 from ..host.files import settle
@@ -29,12 +30,14 @@ Watch = Callable[[dict[str, float]], None]
 
 @lru_cache(maxsize=1)
 def opened(model: str, task: str, dtype: str) -> Host:
-    """The base, loaded once per process."""
+    """The base, loaded once per process. Raises: CommonweightError, also for one of images or sounds."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    return open_host(model, task, dtype=dtype)
+    host = open_host(model, task, dtype=dtype)
+    check_texts(host.model, "compare")
+    return host
 
 
 rows = lru_cache(maxsize=64)(read)

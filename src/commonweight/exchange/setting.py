@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adapt.base import limit, prepare, tokenizer_of
 from ..adapt.data import named
 from ..adapt.rows import Row
+from ..adapt.suited import check_texts
 from ..adapt.tasks import Classify, Example, Task, get
 from ..core import CommonweightError, build, dump, fits
 from ..host import Host, Tenant
@@ -59,6 +60,7 @@ def make_task(
     reading: Mapping[str, Any], source: str,
 ) -> Task:  # fmt: skip
     kind = get(task)
+    check_texts(host.model, "exchange")
     tokenizer = tokenizer_of(host.model) if tokenizer is None else prepare(tokenizer)
     if task == "classify" and labels is None:
         labels = named(source, lambda r: Classify.classes(r, reading.get("label_column")), rows)
