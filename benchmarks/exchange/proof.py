@@ -26,7 +26,7 @@ TASKS = ("trec", "sst2", "sst5", "mr", "cr")
 SEEDS = (0, 1, 2)
 HOW = {"clients": 16, "rounds": 8, "split": "dirichlet:0.3", "batch_size": 8, "eval_every": 8}
 CENTRAL = "central"
-FIRST = 3  # sides that the target compares
+FIRST = 4  # sides that the target compares
 
 
 class Side(NamedTuple):
@@ -39,22 +39,23 @@ class Side(NamedTuple):
     common: bool = False
 
 
-def eight_bits(rank: int, common: bool = False, up: str = "int8", **recipe: Any) -> Side:
+def in_bits(rank: int, common: bool = False, up: str = "int8", **recipe: Any) -> Side:
     factors = {"factors": "common"} if common else {}
     return Side("coded", {"adapter": "lora-xs", "rank": rank, "codec": up, "down": "int8", **factors}, recipe, common)
 
 
 SIDES = {  # the first ones are the comparison of the target; the others follow
     "fedavg, LoRA r16": Side("fedavg", {"rank": 16}),
-    "fed-sb r16, 8 bits both ways, lr 1e-2": eight_bits(16, lr=1e-2),
-    "lora-xs r16 of a common, 8 bits both ways, lr 5e-3": eight_bits(16, common=True, lr=5e-3),
+    "fed-sb r16, 8 bits both ways, lr 1e-2": in_bits(16, lr=1e-2),
+    "lora-xs r16 of a common, 8 bits both ways, lr 5e-3": in_bits(16, common=True, lr=5e-3),
+    "lora-xs r16 of a common, 4 bits up and 8 down, lr 5e-3": in_bits(16, common=True, up="int4", lr=5e-3),
     CENTRAL: Side("", {"rank": 16}),
-    "lora-xs r16 of a common, 8 bits both ways, lr 1e-2": eight_bits(16, common=True, lr=1e-2),
-    "fed-sb r16, 8 bits both ways, lr 5e-3": eight_bits(16, lr=5e-3),
-    "fed-sb r16, 8 bits both ways, lr 5e-3, batches of 4": eight_bits(16, lr=5e-3, batch_size=4),
-    "fed-sb r8, 8 bits both ways, lr 1e-2": eight_bits(8, lr=1e-2),
-    "fed-sb r16, 8 bits both ways, lr 1e-2, batches of 4": eight_bits(16, lr=1e-2, batch_size=4),
-    "fed-sb r8, 8 bits both ways, lr 3e-2": eight_bits(8, lr=3e-2),
+    "lora-xs r16 of a common, 8 bits both ways, lr 1e-2": in_bits(16, common=True, lr=1e-2),
+    "fed-sb r16, 8 bits both ways, lr 5e-3": in_bits(16, lr=5e-3),
+    "fed-sb r16, 8 bits both ways, lr 5e-3, batches of 4": in_bits(16, lr=5e-3, batch_size=4),
+    "fed-sb r8, 8 bits both ways, lr 1e-2": in_bits(8, lr=1e-2),
+    "fed-sb r16, 8 bits both ways, lr 1e-2, batches of 4": in_bits(16, lr=1e-2, batch_size=4),
+    "fed-sb r8, 8 bits both ways, lr 3e-2": in_bits(8, lr=3e-2),
     "fed-sb r4, lr 1e-2": Side("fed-sb", {"rank": 4}, {"lr": 1e-2}),
     "fed-sb r6, lr 1e-2": Side("fed-sb", {"rank": 6}, {"lr": 1e-2}),
     "fed-sb r8, lr 1e-2": Side("fed-sb", {"rank": 8}, {"lr": 1e-2}),
