@@ -5,25 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .current import NOWHERE, Current
+from ..core import CommonweightError
+from .current import NOWHERE, Current, Pass
 from .sites import Physical
 from .states import recomputing
 
 
 def places(at: Physical, x: Tensor, current: Current) -> Tensor:
     """Which token of its row each of what a site is given (..., d) is, from 0 on, (..., 1): padding aside, which is
-    nowhere, and with those that a cache holds. Images and sounds have none in a cache."""
+    nowhere, and with those that a cache holds. Images and sounds have none in a cache. A part of the model that is
+    called by itself has no mask and no cache that we know of: all it is given are tokens, the first is at 0.
+
+    Raises: CommonweightError where the mask of a text does not say for each token whether it is padding."""
     run, padding = current.thread.run, current.padding
+    whole = run.given is not None or current.replayed or recomputing()  # else what is known is of an earlier pass
     text = padding is not None and padding.tower(at.name) == "language"
-    listed = x.dim() < 3 and text and run.rows and len(x) % run.rows == 0  # all rows' tokens in one list
+    mask = padding.mask(run.masks, at.name) if text and whole else None  # type: ignore[union-attr]
+    chosen = mask.flatten(0, 1) if isinstance(mask, Tensor) and of_choices(mask, run) else None
+    mask = mask if chosen is None else chosen
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise CommonweightError(
+            f"{at.name}: a tenant here goes by a token's place in its row, and the mask, {given}, does not say which "
+            "tokens are padding; give one of (rows, tokens), and generate without a static cache, which makes another"
+        )
+    listed = x.dim() < 3 and text and whole and run.rows and len(x) % run.rows == 0  # all rows' tokens in one list
     rows = x.reshape(run.rows if listed else len(x) if x.dim() > 2 else 1, -1, x.shape[-1])
-    there = current.there(at.name, rows)
+    if chosen is not None and chosen.shape == rows.shape[:2]:
+        there = chosen.bool()
+    else:
+        there = current.there(at.name, rows) if whole else None
     there = torch.ones(rows.shape[:2], dtype=torch.bool, device=x.device) if there is None else there.to(x.device)
     place = there.long().cumsum(-1) - 1
-    whole = run.given is not None or current.replayed or recomputing()  # else what is known is of an earlier pass
     if text and whole and run.past and not padding.of_encoder(at.name):  # type: ignore[union-attr]
-        place = place + before(padding.mask(run.masks, at.name), rows, run.behind)  # type: ignore[union-attr]
+        place = place + before(mask, rows, run.behind)
     return place.masked_fill(~there, NOWHERE).reshape(*x.shape[:-1], 1)
+
+
+def of_choices(mask: Tensor, run: Pass) -> bool:
+    """Whether a mask (B, C, T) is of C texts a row, among which a model chooses: it reads them as B C rows."""
+    given = run.vectors[..., 0] if run.ids is None and isinstance(run.vectors, Tensor) else run.ids
+    return given is not None and mask.dim() == 3 and mask.shape == given.shape
 
 
 def before(mask: Tensor | None, rows: Tensor, behind: int) -> Tensor | int:

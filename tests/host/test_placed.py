@@ -1,0 +1,59 @@
+"""Binds that go by a token's place in its row, beside other passes, caches and models with tokens first."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import commonweight as cw
+from tests.laws.subjects import stir
+from tests.models import make
+
+
+def hosted() -> tuple[Any, torch.Tensor]:
+    model, batch = make("llama")
+    host: Any = cw.Host(model)
+    stir(host.add("a", "loreft", prefix=2), 1, std=0.5)
+    return host, batch["input_ids"]
+
+
+@torch.no_grad()
+def test_a_part_by_itself_has_no_padding_of_an_earlier_pass():
+    host, ids = hosted()
+    mask = torch.ones_like(ids)
+    mask[:, :2] = 0
+    with host.route("a"):
+        host.model(ids, attention_mask=mask)
+        got = host.model.model(ids).last_hidden_state
+        host.model(ids)
+        torch.testing.assert_close(got, host.model.model(ids).last_hidden_state)
+        wanted = host.model(ids, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("method, options", [("loreft", {"prefix": 2}), ("dyt", {"first": True})])
+@torch.no_grad()
+def test_a_mask_that_does_not_say_which_tokens_are_padding_is_refused(method, options):
+    host, ids = hosted()
+    host.add("b", method, **options)
+    how = {"max_new_tokens": 2, "do_sample": False, "cache_implementation": "static"}
+    with host.route("b"), pytest.raises(cw.CommonweightError, match="goes by a token's place in its row"):
+        host.model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+
+
+@torch.no_grad()
+def test_padding_of_texts_among_which_a_model_chooses():
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    host: Any = cw.Host(tf.BertForMultipleChoice(tf.BertConfig(vocab_size=64, intermediate_size=48, **sizes)).eval())
+    stir(host.add("a", "loreft", prefix=2), 1, std=0.5)
+    ids = torch.randint(2, 60, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+    padded, place = torch.cat([ids[..., :2], ids], -1), torch.tensor([0, 0, *range(5)]).expand(2, 3, 7)
+    mask = torch.ones_like(padded)
+    mask[..., :2] = 0
+    type_ids = torch.zeros_like(padded)
+    with host.route("a"):  # the pooler reads the first column
+        blocks = {"output_hidden_states": True}
+        wanted = host.model(ids, **blocks).hidden_states[-1]
+        got = host.model(padded, attention_mask=mask, position_ids=place, token_type_ids=type_ids, **blocks)
+    torch.testing.assert_close(got.hidden_states[-1][:, 2:], wanted)
