@@ -303,6 +303,30 @@ def test_what_a_row_may_hold(here):
     assert np.abs(sensing.sound(array, 8000, 10)[::2] - array["array"]).max() < 0.1
 
 
+@pytest.mark.parametrize("path", ["gone.wav", None])
+def test_a_decoded_sound_is_its_array(path):
+    """What `datasets` gives of a decoded column names the file too, which may be elsewhere."""
+    wave = np.sin(np.arange(4000) / 5).astype(np.float32)
+    plain = {"array": wave, "sampling_rate": 4000}
+    named = {"path": path, **plain}
+    for same in (named, {**named, "array": wave.tolist()}):
+        assert sensing.seconds(same) == 1 and sensing.digest(same) == sensing.digest(plain)
+        assert np.array_equal(sensing.sound(same, 4000, 10), wave) and sensing.lasting(same) is same
+    stereo = {**named, "array": np.stack([wave, wave * 0])}
+    assert sensing.seconds(stereo) == 1 and np.allclose(sensing.sound(stereo, 4000, 10), wave / 2)
+    assert sensing.digest(stereo) != sensing.digest(plain) != sensing.digest({**plain, "sampling_rate": 8000})
+
+
+@pytest.mark.parametrize("value", [{"path": None}, {"path": None, "bytes": None}, {}, 3, {"array": None}])
+def test_a_value_that_is_nothing_is_told(value):
+    for read_it in (sensing.seconds, sensing.digest):
+        with pytest.raises(cw.CommonweightError, match="cannot be read"):
+            read_it(value)
+    for bad in ({"array": [1.0]}, {"array": [1.0], "sampling_rate": 0}, {"array": ["a"], "sampling_rate": 1}):
+        with pytest.raises(cw.CommonweightError, match=r"cannot be read as a sound: (array|sampling_rate)"):
+            sensing.digest(bad), sensing.seconds(bad)
+
+
 def test_saved_data_sets_keep_their_files(here, tmp_path):
     import datasets
 
