@@ -7,6 +7,7 @@ import torch
 import transformers as tf
 
 import commonweight as cw
+from tests.host.test_odd_models import fsmt
 from tests.laws.subjects import stir
 from tests.models import make
 
@@ -57,3 +58,21 @@ def test_padding_of_texts_among_which_a_model_chooses():
         wanted = host.model(ids, **blocks).hidden_states[-1]
         got = host.model(padded, attention_mask=mask, position_ids=place, token_type_ids=type_ids, **blocks)
     torch.testing.assert_close(got.hidden_states[-1][:, 2:], wanted)
+
+
+@pytest.mark.parametrize("rows", [4, 8])
+@torch.no_grad()
+def test_a_token_of_a_model_with_tokens_first_has_its_place_in_its_row(rows):
+    host: Any = cw.Host(fsmt())
+    stir(host.add("a", "loreft", prefix=2), 1, std=0.5)
+    ids = torch.randint(4, 60, (rows, 8), generator=torch.Generator().manual_seed(0))
+
+    def scores(route, ids):
+        with host.route(route):
+            return host.model(ids, decoder_input_ids=ids, use_cache=False).logits
+
+    got, mixed = scores("a", ids), scores(["a", None] * (rows // 2), ids)
+    for i in range(0, rows, 2):
+        alone = scores("a", ids[i : i + 1])[0]
+        torch.testing.assert_close(got[i], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mixed[i], alone, rtol=1e-4, atol=1e-5)

@@ -94,7 +94,7 @@ class SiteHook:
         if route.single is not None:
             if not any(e.opens for e in route.single.table[self.at.name]):
                 return None
-            at = of_one(self.at, route, x, self.current)
+            at = of_one(self.at, route, x, self.current, way=self.turned)
             return self.opened(route.single.table[self.at.name], x, there, at)
         if not any(e.opens for t, _ in route.groups if t is not None for e in t.table.get(self.at.name, [])):
             return None
@@ -248,7 +248,7 @@ class SiteHook:
             entries = route.single.table.get(self.at.name)
             if entries is None:
                 return y
-            at = of_one(self.at, route, x, self.current, y)
+            at = of_one(self.at, route, x, self.current, y, self.turned)
             try:
                 if torch.is_grad_enabled() and len(entries) == 1:
                     if self.owns_output():
