@@ -16,6 +16,7 @@ import commonweight as cw
 from commonweight import adapt, exchange
 from commonweight.adapt import settings
 from commonweight.adapt.rows import read
+from commonweight.adapt.sensed import Sensed
 from commonweight.adapt.tasks import sensing
 from commonweight.compare.run import opened as compared
 from commonweight.lifelong import memory
@@ -253,6 +254,39 @@ def test_splits_and_what_is_left_out(here, tmp_path):
     with pytest.raises(cw.CommonweightError, match="one of images or sounds with a folder for each class"):
         (tmp_path / "empty").mkdir()
         read(str(tmp_path / "empty"))
+
+
+WIDE: dict[str, tuple[dict[str, Any], int]] = {
+    "MobileNetV1": ({"image_size": 32, "depth_multiplier": 0.25}, 256),
+    "FocalNet": ({"image_size": 32, "embed_dim": 8, "depths": [1, 1], "focal_levels": [1, 1],
+                  "focal_windows": [3, 3]}, 16),
+    "MobileViT": ({"image_size": 64, "hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 64],
+                   "num_attention_heads": 4}, 64),
+    "EfficientNet": ({"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}, 320),
+    "ConvNext": ({"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_features_are_as_wide_as_the_encoder_makes_them(name):
+    given, d = WIDE[name]
+    size = given.get("image_size", 40)
+    encoder = getattr(tf, f"{name}Model")(getattr(tf, f"{name}Config")(**given))
+    host = cw.Host(Sensed(encoder).eval())
+    host.add("a", "bitfit", labels=["x", "y", "z"])
+    image = torch.randn(2, 3, size, size)
+    with torch.no_grad(), host.route("a"):
+        assert host.model(pixel_values=image).logits.shape == (2, 3)
+        assert host.model.features(pixel_values=image).shape == (2, d)
+
+
+def test_an_encoder_without_features_is_named():
+    encoder = tf.VideoMAEModel(
+        tf.VideoMAEConfig(image_size=16, patch_size=8, num_frames=2, hidden_size=16, num_hidden_layers=1,
+                          num_attention_heads=2, intermediate_size=16, name_or_path="films")
+    )  # fmt: skip
+    with pytest.raises(cw.CommonweightError, match=r"'films' \(VideoMAEModel\) has no features for a classifier"):
+        Sensed(encoder)
 
 
 @pytest.mark.parametrize("model, rows", [("vit", "images/train"), ("wav2vec2", "sounds")])

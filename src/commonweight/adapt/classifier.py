@@ -54,7 +54,11 @@ class Classifier(nn.Module):
             raise unknown("pool", str(pool), POOLS)
         self.pool = pool or ("last" if decoder_only(config) else "mean")
         self.place = f"{self.pool}_head" if self.pool in ("cls", POOLER) else "head"
-        self.add_module(self.place, HeadSite(width(config)))
+        self.add_module(self.place, HeadSite(self._width()))
+
+    def _width(self) -> int:
+        """Of the pooled features."""
+        return width(self.config)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Pooled hidden states, (B, d) in float32: a pass of the whole model, as a host has to see."""
@@ -140,11 +144,14 @@ def pool_of_transformers(encoder: nn.Module) -> str:
 
 
 def width(config: Any) -> int:
-    """Hidden width of a model's output, from its configuration."""
+    """Hidden width of a model's output, from its configuration. Raises: CommonweightError where that does not say."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     said = text.output_hidden_size if getattr(text, "add_adapter", False) else getattr(text, "hidden_size", None)
     stages = getattr(text, "hidden_sizes", None)  # of ResNet, ConvNeXt
-    return int(said or (stages[-1] if stages else text.d_model))
+    found = said or (stages[-1] if stages else getattr(text, "d_model", None))
+    if found is None:
+        raise CommonweightError(f"{type(config).__name__} does not say how wide the model's features are")
+    return int(found)
 
 
 def decoder_only(config: Any) -> bool:
