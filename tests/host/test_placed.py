@@ -76,3 +76,13 @@ def test_a_token_of_a_model_with_tokens_first_has_its_place_in_its_row(rows):
         alone = scores("a", ids[i : i + 1])[0]
         torch.testing.assert_close(got[i], alone, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(mixed[i], alone, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tokens_first_that_nobody_said_are_refused():
+    config = tf.XLNetConfig(vocab_size=64, d_model=32, n_layer=1, n_head=4, d_inner=48)
+    host: Any = cw.Host(tf.XLNetModel(config).eval())
+    host.add("a", "loreft", prefix=2)
+    for route in ("a", ["a", None, "a", "a"]):
+        with host.route(route), pytest.raises(cw.CommonweightError, match=r"layer.0: .*\(6, .* in a pass of .* row"):
+            host.model(torch.ones(4, 6, dtype=torch.long))
