@@ -46,7 +46,8 @@ def run_mixed(
     top_k_index: Tensor,
     top_k_weights: Tensor,
 ) -> Tensor:
-    """Experts that are given tokens (N, d), the experts of each (N, k) and their weights (N, k)."""
+    """Experts that are given tokens (N, d), DBRX's (B, T, d), the experts of each (N, k) and their weights (N, k)."""
+    given, hidden_states = hidden_states, hidden_states.reshape(-1, hidden_states.shape[-1])
     count, k = len(hidden_states), top_k_index.shape[-1]
     who = reader_of(route, hidden_states, *(p.name for p in parts.values()))
     rows, order = arranged(
@@ -63,21 +64,7 @@ def run_mixed(
         y = module.post_expert_norm(y)  # type: ignore[operator]
     y = y * top_k_weights.reshape(-1)[order][:, None]
     y = y.index_select(0, _inverse(order)).view(count, k, -1).sum(1)
-    return y.to(hidden_states.dtype)
-
-
-def run_flat(
-    module: nn.Module,
-    parts: Mapping[str, Stacked],
-    route: Route,
-    room: Room,
-    hidden_states: Tensor,
-    top_k_index: Tensor,
-    top_k_weights: Tensor,
-) -> Tensor:
-    """DBRX's: tokens come as (B, T, d), and gate and up are weights of their own."""
-    x = hidden_states.reshape(-1, hidden_states.shape[-1])
-    return run_mixed(module, parts, route, room, x, top_k_index, top_k_weights).view(len(hidden_states), -1, x.shape[1])
+    return y.to(given.dtype).view_as(given)
 
 
 def run_spread(

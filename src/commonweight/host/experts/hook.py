@@ -77,7 +77,7 @@ class Mixture(Entrance):
     def changed(self, route: Any, args: tuple, kwargs: dict) -> Any:
         module, parts = self.model, list(self.parts.values())
         if flat(module):
-            return forms.run_flat(module, self.parts, route, self.current.room, *args, **kwargs)
+            return forms.run_mixed(module, self.parts, route, self.current.room, *args, **kwargs)
         if parts[0].kind == "expert" and "down_proj" in self.parts:
             if forms.mixed(module):
                 return forms.run_mixed(module, self.parts, route, self.current.room, *args, **kwargs)
