@@ -152,7 +152,7 @@ def test_copies_and_closing():
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
 def test_padding_on_the_left_without_positions(kind):
     """A rotation does not feel where a row begins, but a prefix is not rotated. Rows of the plain base stay as they
-    are, to the bit; from a cache too."""
+    are, but for the rounding of a longer batch; from a cache too."""
     model, batch = make(kind)
     host, ids = cw.Host(model), batch["input_ids"]
     for n, (method, tokens) in {"a": ("prefix-tuning", 3), "b": ("prompt-tuning", 5)}.items():
@@ -176,4 +176,4 @@ def test_padding_on_the_left_without_positions(kind):
             with host.route(name):
                 one = model(input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1]).logits[0]
             torch.testing.assert_close(one[real], alone, rtol=1e-4, atol=1e-5)
-    assert torch.equal(mixed[1], plain[1])
+    torch.testing.assert_close(mixed[1], plain[1], rtol=1e-6, atol=1e-7)

@@ -73,10 +73,11 @@ def test_an_encoder_reads_each_text_as_its_tenant(kind):
             ids = torch.tensor([ids])
             with torch.no_grad(), host.route(name):
                 features, logits = host.model.features(ids), host.model(ids).logits
-            found = torch.tensor(encoder.embedding(vector).vector)
-            torch.testing.assert_close(found, functional.normalize(features[0], dim=-1), atol=2e-5, rtol=1e-4)
-            shares = torch.tensor(encoder.classified(score).shares)
-            torch.testing.assert_close(shares, logits[0].softmax(-1), atol=2e-5, rtol=1e-4)
+            found, classes = encoder.embedding(vector), encoder.classified(score)
+            assert (found.error, classes.error) == (None, None)
+            want = functional.normalize(features[0], dim=-1)
+            torch.testing.assert_close(torch.tensor(found.vector), want, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(torch.tensor(classes.shares), logits[0].softmax(-1), atol=2e-5, rtol=1e-4)
     with torch.no_grad():
         with host.route("inv"):
             ours = host.model.features(torch.tensor([[8, 8, 8], [5, 6, 8]]))
