@@ -1,10 +1,14 @@
+import contextlib
 import gc
 import os
 import sys
 
 import pytest
 
-from tests import device  # noqa: F401  (which device, before anything is made)
+from tests import (
+    apart,
+    device,  # noqa: F401  (which device, before anything is made)
+)
 from tests.adapt import tiny
 
 gc.disable()  # until all tests are collected: nothing of that is garbage, and looking for it takes a third of the time
@@ -20,6 +24,13 @@ def settle():
     gc.collect()
     gc.freeze()
     known[0] = len(sys.modules)
+
+
+def pytest_configure(config):
+    if apart.ADDRESS not in os.environ:  # else this is a worker
+        beside = contextlib.ExitStack()
+        beside.enter_context(apart.server())
+        config.add_cleanup(beside.close)
 
 
 def pytest_collection_finish():

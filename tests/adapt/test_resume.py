@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from transformers import TrainerState
 from commonweight import CommonweightError
 from commonweight.adapt import adapt, open_host, run
 from commonweight.adapt.checkpoint import Checkpoint, Store, read
+from tests import apart
 from tests.adapt import tiny
 from tests.drawn import TIMES
 
@@ -24,17 +23,8 @@ def test_killed_at_any_moment(tmp_path, bert):
     """At half of the moments that are named; at all of them by `make fuzz`."""
     tiny.jsonl(tmp_path / "rows.jsonl", tiny.rows(50))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "tests.adapt.killed",
-        str(tmp_path),
-        str(bert),
-        *(["every"] if TIMES else []),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=500)
+    every = ["every"] if TIMES else []
+    done = apart.run("-W", "ignore", "-m", "tests.adapt.killed", tmp_path, bert, *every, env=env, cwd=ROOT, timeout=500)
     assert done.returncode == 0, done.stderr
     ended = json.loads(done.stdout)
     assert ended[""][:2] == [0, 0], done.stderr

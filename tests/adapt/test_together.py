@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 
 import commonweight as cw
 from commonweight.adapt import Data, adapt, adapt_together, evaluate, open_host
+from tests import apart
 from tests.adapt import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -251,8 +250,7 @@ def test_a_late_run_is_not_resumed_on_another_common(bert, tmp_path):
 def test_killed_and_resumed(bert, tmp_path):
     """A killed process, not an interrupted one: what lies on the disk is all that is left."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.adapt.killed_together", str(tmp_path), str(bert)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=100)
+    done = apart.run("-W", "ignore", "-m", "tests.adapt.killed_together", tmp_path, bert, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     whole, killed, resumed = json.loads(done.stdout)
     assert whole["signal"] == resumed["signal"] == 0 and killed["signal"] == 9, done.stderr

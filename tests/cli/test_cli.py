@@ -11,6 +11,7 @@ import commonweight as cw
 from commonweight.cli import main
 from commonweight.cli.adapt import line
 from commonweight.cli.errors import explain
+from tests import apart
 from tests.adapt import tiny
 
 
@@ -53,10 +54,8 @@ def test_adapt(capsys, files, tmp_path):
 
 def test_a_warning_is_one_line(files):
     """As a process: pytest keeps warnings to itself."""
-    told = subprocess.run(
-        [sys.executable, "-m", "commonweight", *map(str, files), "--method", "lora", "-o", 'ranks=[["query", 2]]'],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    told = apart.run("-m", "commonweight", *files, "--method", "lora", "-o", 'ranks=[["query", 2]]')
+    assert told.returncode == 0
     (line,) = [x for x in told.stderr.splitlines() if "names 'query'" in x]
     assert line.startswith("commonweight: warning: legal: ranks names 'query', which fits none of the ")
     assert ".py" not in told.stderr

@@ -2,16 +2,14 @@
 
 import json
 import signal
-import subprocess
-import sys
 
 from commonweight.compare import Cache
+from tests import apart
 from tests.compare import killed
 
 
 def test_a_killed_comparison_goes_on(bert, files, tmp_path):
-    command = [sys.executable, "-m", "tests.compare.killed", tmp_path, bert, files / "one.train.tsv"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = apart.run("-m", "tests.compare.killed", tmp_path, bert, files / "one.train.tsv")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["codes"] == [signal.SIGKILL] * (len(killed.MOMENTS) - 1) + [0]

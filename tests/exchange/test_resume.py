@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from commonweight.core import CommonweightError
 from commonweight.exchange import simulate
 from commonweight.exchange.checkpoint import Kept
 from commonweight.exchange.registry import State
+from tests import apart
 from tests.adapt import tiny
 from tests.exchange import small
 
@@ -23,10 +22,7 @@ RECIPE = {"clients": 3, "rounds": 3, "batch_size": 4, "lr": 1e-2}
 
 def test_killed_and_resumed(bert, tmp_path):
     """Between a client's own file and the server's, with private pools and dropout in the adapter."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.exchange.killed", str(tmp_path), str(bert)], cwd=ROOT, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
+    done = apart.run("-m", "tests.exchange.killed", tmp_path, bert, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     whole, *rest = json.loads(done.stdout.splitlines()[-1])
     assert whole["signal"] == 0 and whole["digest"]

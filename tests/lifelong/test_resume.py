@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from commonweight import Commons, CommonweightError
 from commonweight.adapt import open_host
 from commonweight.commons.store import Commons as Store
 from commonweight.lifelong import learn, record, stages, state
+from tests import apart
 from tests.lifelong import small
 
 
@@ -153,10 +152,7 @@ def test_killed_at_every_moment_in_turn(method, model, host, tmp_path, monkeypat
 
 
 def test_killed_by_the_system_again_and_again(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.lifelong.killed", str(tmp_path)], cwd=Path(__file__).parents[2],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = apart.run("-m", "tests.lifelong.killed", tmp_path, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     (*killed, last), whole, resumed = json.loads(done.stdout.splitlines()[-1])
     assert last == 0 and len(killed) > 1 and {*killed} == {signal.SIGKILL}

@@ -1,39 +1,15 @@
 """Folders that other people's tools load: in a process that has no commonweight."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-import torch
 from safetensors import safe_open
 
 from commonweight import CommonweightError, share
-from tests.share.deep import IDS, KINDS, answer, bert, far, llama, qwen
+from tests import apart
+from tests.share.deep import KINDS, answer, bert, far, llama, qwen
+from tests.share.elsewhere import answers
 
-CHILD = """
-import sys
-class Without:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "commonweight":
-            raise ImportError("there is no commonweight here")
-sys.meta_path.insert(0, Without())
-import json, torch, transformers as tf
-tf.utils.logging.disable_progress_bar()
-ids, jobs = torch.load(sys.argv[1]), json.load(open(sys.argv[2]))
-out = {}
-for name, (auto, folder, trust, dtype) in jobs.items():
-    model = getattr(tf, auto).from_pretrained(folder, trust_remote_code=trust, dtype=dtype).eval()
-    with torch.no_grad():
-        got = model(ids)
-    tensors = len({p.data_ptr() for p in model.parameters()})
-    out[name] = [got.logits if "logits" in got else got.last_hidden_state, tensors]
-    if "logits" in got:
-        how = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
-        assert torch.equal(model.generate(ids[:1], **how), model.generate(ids[:1], use_cache=False, **how))
-torch.save(out, sys.argv[3])
-"""
 OPTIONS = {"strict": {}, "relaxed": {"relax": 4, "share_norms": False, "order": "sequence"}}
 FORMS = {
     "llama": ("remote-code", "peft", "unrolled"), "qwen": ("remote-code", "unrolled"),
@@ -75,20 +51,7 @@ def test_every_form_loads_without_commonweight(tmp_path):
                     "float32",
                 )
                 want[name], unique[name] = answer(small), len(list(small.parameters()))
-    torch.save(IDS, tmp_path / "ids.pt")
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        CHILD,
-        *(str(tmp_path / n) for n in ("ids.pt", "jobs.json", "out.pt")),
-    ]
-    env = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    got = torch.load(tmp_path / "out.pt")
+    got = answers(tmp_path, jobs)
     for name, (found, tensors) in got.items():
         assert far(found, want[name]) < (1e-5 if "unrolled" in name else 1e-7), name
         if "remote" in name:
@@ -144,5 +107,5 @@ def test_opening_a_shared_model_loads_no_method(tmp_path):
         "import sys; from commonweight import share; share.load(sys.argv[1]);"
         "print([m for m in sys.modules if m in ('commonweight.methods', 'commonweight.host.host')])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]", done.stdout
+    done = apart.run("-c", code, tmp_path / "s")
+    assert done.stdout.strip() == "[]", done

@@ -1,15 +1,10 @@
 """Layers that do more than their weights, in a process that has no commonweight: the code in the folder is enough."""
 
-import json
-import os
-import subprocess
-import sys
-
 import torch
 
 from commonweight import share
-from tests.share.deep import IDS, answer, far, gpt2, llama
-from tests.share.test_folders import CHILD
+from tests.share.deep import answer, far, gpt2, llama
+from tests.share.elsewhere import answers
 
 MADE = {
     "mor": (llama, "mor", {"loops": 3}), "mor token": (llama, "mor", {"loops": 3, "choice": "token"}),
@@ -33,14 +28,6 @@ def test_they_answer_and_generate_as_before(tmp_path):
                     p.normal_()
         folder = share.save(small, tmp_path / name.replace(" ", "-"))
         jobs[name], want[name] = ("AutoModelForCausalLM", str(folder), True, "float32"), small
-    torch.save(IDS, tmp_path / "ids.pt")
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    files = [str(tmp_path / n) for n in ("ids.pt", "jobs.json", "out.pt")]
-    env = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, *files], capture_output=True, text=True, env=env, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    for name, (found, tensors) in torch.load(tmp_path / "out.pt").items():
+    for name, (found, tensors) in answers(tmp_path, jobs).items():
         assert far(found, answer(want[name])) < 1e-7, name
         assert tensors == len(list(want[name].parameters())), name

@@ -1,8 +1,6 @@
 """Processes that exchange without a server hold the same bits as the simulated run."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from commonweight.exchange.replicas.carrier import framed, unframed
 from commonweight.exchange.replicas.disk import Disk
 from commonweight.exchange.replicas.files import run
 from tests.adapt import tiny
+from tests.apart import Apart
 from tests.exchange import small
 from tests.exchange.replicas.run import RECIPE, worker
 from tests.in_two import in_two, wanted
@@ -146,18 +145,17 @@ def test_a_process_that_died_goes_on_with_the_others(bert, tmp_path):
     )
 
     def start(client, die):
-        command = [sys.executable, "-m", "tests.exchange.replicas.run", str(tmp_path), str(bert), options, str(client)]
-        return subprocess.Popen([*command, "2", light.address(), str(die), "4"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        of = (tmp_path, bert, options, client, 2, light.address(), die, 4)
+        return Apart("-m", "tests.exchange.replicas.run", *of, cwd=ROOT)
 
     first, second = start(0, -1), start(1, 1)
     try:
-        assert second.wait(timeout=100) == -signal.SIGKILL
+        assert second.wait(100).returncode == -signal.SIGKILL
         second = start(1, -1)
-        assert (first.wait(timeout=100), second.wait(timeout=100)) == (0, 0)
+        assert [p.wait(100).returncode for p in (first, second)] == [0, 0]
     finally:
         for process in (first, second):
             process.kill()
-            process.wait()
         light.shutdown()
     (a, one), (b, two) = (torch.load(tmp_path / f"ft{i}.pt") for i in range(2))
     assert small.same(a, b)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from torch import nn
 import commonweight as cw
 from commonweight.merge.learning import ablation, dataflow, search
 from commonweight.workers import workers
+from tests import apart
 
 from ..sample import gap, models
 
@@ -102,7 +101,7 @@ search.tune(dies, space, budget=12, seed=3, population=4, engine={engine!r}, log
 def test_killed_and_continued_gives_the_same_trials(engine, stop, tmp_path):
     root, log = str(Path(__file__).parents[3]), tmp_path / "log.json"
     told = DIES.format(root=root, stop=stop, engine=engine, log=str(log))
-    assert subprocess.run([sys.executable, "-c", told], capture_output=True).returncode == -signal.SIGKILL
+    assert apart.run("-c", told).returncode == -signal.SIGKILL
     assert len(json.loads(log.read_text())["scores"]) == stop
     score, space = (mixed, MIXED) if engine == "optuna" else (bowl, SPACE)
     how = {"budget": 12, "seed": 3, "population": 4, "engine": engine}

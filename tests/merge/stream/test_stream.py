@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from commonweight.merge.recipe import load
 from commonweight.merge.recipe.build import build
 from commonweight.merge.sources.opened import is_tenant
 from commonweight.merge.stream import engine, grid
+from tests import apart
 
 from ..sample import models
 
@@ -423,5 +422,5 @@ def test_killed_at_many_points(tmp_path):
     base, others = models(2, shapes={f"layers.{i}.w": (256, 512) for i in range(24)})
     for i, state in enumerate([base, *others]):
         save(tmp_path / f"m{i}", state)
-    run = subprocess.run([sys.executable, "-c", KILLER], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert int(run.stdout) > 5 and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+    run = apart.run("-c", KILLER, cwd=tmp_path)
+    assert run.returncode == 0 and int(run.stdout) > 5 and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
