@@ -97,7 +97,8 @@ def orders(first: Mapping[str, Any], further: Mapping[str, Mapping[str, Any]]) -
     lines = [
         "## Further orders, each with a seed of its own", "",
         f"Beside the order above with seed 0: {others}. Means over as many runs as a method has had and, behind ±, "
-        "deviations of one run. Two runs decide nothing. `python -m benchmarks.streams --orders` makes it.", "",
+        "deviations of one run. Three runs decide little: less than four points say nothing. "
+        "`python -m benchmarks.streams --orders` makes it.", "",
         "| method | orders | average | forgetting | worst average |", "| --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for m in sorted(each, key=lambda m: -statistics.mean(r["average"] for r in each[m])):
