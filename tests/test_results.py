@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.compare import INTRODUCTION, below, dumped, earlier, small, table
+from benchmarks.elsewhere import page as elsewhere
 from benchmarks.sharing import page as sharing
 from benchmarks.sharing.fit import bytes_of, fitted
 from benchmarks.sharing.front import front, picture
@@ -76,6 +78,34 @@ def test_what_is_far_below_is_named_with_a_reason():
     assert below(points[:1]) == "" and below(
         json.loads((DOCS / "compare" / "results.json").read_text("utf-8"))["points"]
     ) in (DOCS / "compare.md").read_text("utf-8")
+
+
+def test_methods_without_a_site_there_are_measured_elsewhere():
+    parts = elsewhere.kept()
+    left = {x["method"] for x in json.loads((DOCS / "compare" / "results.json").read_text("utf-8"))["left_out"]}
+    assert parts and set(parts) <= left, "what the encoder has no site for stands on a model of its own"
+    assert elsewhere.dumped(parts) == elsewhere.DATA.read_text("utf-8")
+    page = elsewhere.PAGE.read_text("utf-8")
+    assert elsewhere.put(page, parts) == page and page.count(elsewhere.TITLE) == 1
+    assert elsewhere.put("above\n", {}) == "above\n"
+    for name, part in parts.items():
+        methods = {p["method"] for p in part["points"]}
+        assert {name, "lora"} <= methods and ("probe" in methods or "--task lm" in part["command"])
+        assert all(len(p["values"][t]["seeds"]) == 3 for p in part["points"] for t in elsewhere.TASKS)
+
+
+def test_a_language_model_is_compared_by_the_share_of_right_answers():
+    def point(method, shares):
+        tests = [
+            {"task": t, "test": {"n": 100, "token_accuracy": x, "loss": 1.0}} for x in shares for t in elsewhere.TASKS
+        ]
+        return {"method": method, "runs": tests, "values": {}, "difference": None}
+
+    given = {"points": [point("pema", [0.5, 0.6]), point("lora", [0.4, 0.6])], "comparison": {"reference": "lora"}}
+    pema, lora = elsewhere.scored(given, "token_accuracy")["points"]
+    assert pema["values"]["mean of tasks"]["seeds"] == pytest.approx((0.5, 0.6)) and lora["difference"] is None
+    assert pema["difference"]["mean"] == pytest.approx(0.05) and pema["runs"][0]["test"]["accuracy"] == 0.5
+    assert given["points"][0]["values"] == {}
 
 
 def test_the_page_of_sharing_is_that_of_its_runs():

@@ -1,0 +1,123 @@
+"""The part of docs/results/compare.md about these methods, from docs/results/compare/elsewhere.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from commonweight.compare.summary import ALL, value
+from commonweight.compare.table import number
+from commonweight.formats import atomic
+from commonweight.report import mean_interval
+
+from .bases import MORE, ROOT, STEPS, TASKS, WIDTH, WORDS, chance
+
+DATA, PAGE = ROOT / "docs" / "results" / "compare" / "elsewhere.json", ROOT / "docs" / "results" / "compare.md"
+BEGIN, END = "<!-- elsewhere:begin -->", "<!-- elsewhere:end -->"
+HEADS = ("method", "bytes", "parameters", "accuracy %", "± seeds", "± rows", "- lora", *TASKS, "memory", "ms/step")
+TITLE = "## On models that have their sites"
+
+
+def kept() -> dict[str, Any]:
+    return json.loads(DATA.read_text("utf-8")) if DATA.exists() else {}
+
+
+def dumped(parts: Mapping[str, Any]) -> str:
+    """A line for each config."""
+    found = {}
+    for name in sorted(parts):
+        lines = ",\n".join("   " + json.dumps(p, ensure_ascii=False) for p in parts[name]["points"])
+        head = json.dumps({**parts[name], "points": []}, ensure_ascii=False, indent=2)
+        found[name] = head.replace('"points": []', f'"points": [\n{lines}\n  ]')
+    return "{\n" + ",\n".join(f' "{name}": {text}' for name, text in found.items()) + "\n}\n"
+
+
+def scored(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A comparison by another share that its runs have: their `accuracy` is `name`."""
+    points = []
+    for p in results["points"]:
+        runs = [{**r, "test": {**r["test"], "accuracy": r["test"][name]}} for r in p["runs"]]
+        of = {t: [r["test"] for r in runs if r["task"] == t] for t in TASKS}
+        rows = {t: int(of[t][0]["n"]) for t in TASKS}
+        values = {t: value([[x["accuracy"]] for x in of[t]], [rows[t]], "accuracy") for t in TASKS}
+        seeds = [[x["accuracy"] for x in each] for each in zip(*of.values())]
+        values[ALL] = value(seeds, list(rows.values()), "accuracy")
+        points.append({**p, "runs": runs, "values": {t: asdict(v) for t, v in values.items()}})
+    other = next(p for p in points if p["method"] == results["comparison"]["reference"])
+    for p in points:
+        apart = [a - b for a, b in zip(p["values"][ALL]["seeds"], other["values"][ALL]["seeds"])]
+        mean, half = mean_interval(apart)
+        p["difference"] = None if p is other else {"mean": mean, "half": half, "rows": None, "seeds": apart}
+    return {**results, "points": points, "metric": "accuracy"}
+
+
+def told(results: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """What is kept of a comparison."""
+    wanted = ("version", "metric", "left_out", "points")
+    return {"command": command, **{k: results[k] for k in wanted}}
+
+
+def section(parts: Mapping[str, Any]) -> str:
+    """Between its two marks; nothing of none."""
+    if not parts:
+        return ""
+    left = [f"`{name}`" for name in ABOUT if name not in parts]
+    missing = f" Not run yet: {', '.join(left)}." if left else ""
+    labels = ", ".join(f"{t} {100 * chance(t):.1f} %" for t in TASKS)
+    out = [INTRODUCTION.format(chance=labels, missing=missing)]
+    out += [f"### `{name}`\n\n{ABOUT[name]}\n\n{table(parts[name])}" for name in ABOUT if name in parts]
+    return f"\n{BEGIN}\n{TITLE}\n\n" + "\n".join(out) + f"{END}\n"
+
+
+def table(part: Mapping[str, Any]) -> str:
+    best = sorted(part["points"], key=lambda p: -p["values"][ALL]["mean"])
+    rows = ["| " + " | ".join(HEADS) + " |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
+    rows += ["| " + " | ".join(cells(p)) + " |" for p in best]
+    return f"```console\n$ {part['command']}\n```\n\n" + "\n".join(rows) + "\n"
+
+
+def cells(p: Mapping[str, Any]) -> tuple[str, ...]:
+    v, apart = p["values"][ALL], p["difference"]
+    return (
+        f"`{p['name']}`", f"{p['bytes']:,}", f"{p['parameters']:,}",
+        *(number(v[k], True) for k in ("mean", "half", "rows")),
+        "-" if apart is None else f"{100 * apart['mean']:+.2f} ± {100 * apart['half']:.2f}",
+        *(f"{number(p['values'][t]['mean'], True)} ± {number(p['values'][t]['half'], True)}" for t in TASKS),
+        f"{p['peak_memory'] / 1e6:,.0f} MB", f"{1e3 * p['seconds_per_step']:.0f}",
+    )  # fmt: skip
+
+
+def put(page: str, parts: Mapping[str, Any]) -> str:
+    """The page with this part as it is now, at its end."""
+    before, _, rest = page.partition(f"\n{BEGIN}\n")
+    return before + rest.partition(f"{END}\n")[2] + section(parts)
+
+
+def write() -> None:
+    atomic.write(PAGE, put(PAGE.read_text("utf-8"), kept()).encode())
+
+
+INTRODUCTION = """\
+`python -m benchmarks.elsewhere`. Methods that have no site in the encoder stand here on a model that has them,
+beside `lora`, by the same recipe, rows and seeds. The models are small, and other ones, so that accuracies are not to
+be held against those of the table above. Always the commonest label: {chance}.{missing}
+"""
+TAUGHT = f"""\
+It was taught here for {STEPS} steps on sentences of books, to give
+at their last token what MiniLM gives in the mean, and has MiniLM's table of words in as many directions as it is wide.
+Heads read the last token."""
+ABOUT = {
+    "esft": f"""\
+A Llama of three layers of width {WIDTH}, made a mixture of four experts in each layer, two a token, by
+[`commonweight merge`](../merging.md#dense-models-as-one-mixture). {TAUGHT} The mixture was taught so for {MORE} more.
+`esft` trains the fewest experts of each layer that get a fifth of the task's tokens, `full` all weights of layers.""",
+    "pema": f"""\
+The first {WORDS} layers of SmolLM2-135M-Instruct as a language model. It reads a row and a question, and answers by the
+word of a label: right when that is the likeliest of all 49,152 tokens. There is no head, so no row of `probe`.""",
+    "state-offset": f"""\
+A Mamba of two layers of width {WIDTH}, with a state of 8 for each channel. {TAUGHT}
+`state-offset` is no better than the head alone here: its paper's rate for offsets is small, and a run has 64 steps.
+With 256 steps it had 62.0 on trec and the head alone 59.2 (seed 0, at its tuned rate).""",
+}
