@@ -232,3 +232,12 @@ def test_files_a_store_fingerprints_and_a_module(kind, tmp_path):
         assert (routed(other, "a", batch) - want).abs().max() > 1e-4
         torch.testing.assert_close(routed(other, "b", batch), want)
     assert host.fingerprint == before
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "gguf", "mlx"])
+def test_a_format_without_names_for_experts_is_refused(format, tmp_path):
+    host, _ = hosted("gpt_oss" if format in ("gguf", "mlx") else "qwen3_moe", methods=("lora",), layers=1)
+    host.model.config.model_type = "unheard_of"
+    with pytest.raises(cw.CommonweightError, match=rf"{format}.* the experts and routers .*(Export|export)"):
+        host.export("lora", tmp_path / "out", format)
+    assert not list(tmp_path.iterdir())

@@ -32,6 +32,9 @@ KNOWN = {
 }  # fmt: skip
 
 
+FLAGS = ("text", "label", "prompt", "completion", "task")  # of `adapt`: --text-column and so on
+
+
 def there(rows: Sequence[Row]) -> list[str]:
     """Every column that some row has, in the order of their first appearance."""
     return list(dict.fromkeys(k for r in rows for k in r))
@@ -56,8 +59,11 @@ def column(rows: Sequence[Row], asked: str | None, usual: Sequence[str], what: s
             f"; {other!r} is of another sense: a base that reads it alone is adapted with --task classify, others are "
             "trained in Python, see docs/training.md"
         )
+    told = f"no {what} column among {', '.join(map(str, names))}"
+    if flag not in FLAGS:
+        raise CommonweightError(f"{told}; no flag names it: call that column {' or '.join(usual)} in the file")
     raise CommonweightError(
-        f"no {what} column among {', '.join(map(str, names))}; usual names: {', '.join(usual)}; "
+        f"{told}; usual names: {', '.join(usual)}; "
         f"name yours with --{flag}-column (a CSV file without a header line: --no-header){hint}"
     )
 

@@ -25,6 +25,11 @@ def projections(name: str, found: Factors, format: str, model_type: str) -> dict
     """
     home, _, leaf = name.rpartition(".")
     router = found.at.kind == "router"
+    if format not in _KNOWN:
+        raise CommonweightError(
+            f"{name}: {format} has no names for the experts and routers of a mixture. Export to peft, gguf or mlx, "
+            "keep the tenant in its own file (host.save), or write the merged weights (host.merged)"
+        )
     if model_type not in _KNOWN[format] or not (router or leaf in (*_APART, "gate_up_proj")):
         raise CommonweightError(
             f"{name}: what {format} calls the experts and routers of model_type {model_type!r} is not known here; "
