@@ -1,9 +1,12 @@
 import contextlib
 import gc
+import logging
 import os
 import sys
 
 import pytest
+import torch
+from _pytest.logging import LogCaptureHandler, caplog_handler_key, catching_logs
 
 from tests import (
     apart,
@@ -13,8 +16,11 @@ from tests.adapt import tiny
 
 gc.disable()  # until all tests are collected: nothing of that is garbage, and looking for it takes a third of the time
 
-
 os.fsync = lambda _: None  # no test cuts the power: what a killed process wrote is there without it
+for kind in (torch.cuda, torch.xpu, torch.mtia):  # what is not there keeps every seed, each with its whole stack
+    if not kind.is_available():
+        kind.manual_seed_all = lambda _: None
+logging.getLogger().addHandler(logging.NullHandler())  # as with caplog: what is logged is no output
 known = [0]  # modules, when garbage was last looked for among all there is
 
 
@@ -27,6 +33,8 @@ def settle():
 
 
 def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):  # a worker has no core to itself: its threads would wait awake
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if apart.ADDRESS not in os.environ:  # else this is a worker
         beside = contextlib.ExitStack()
         beside.enter_context(apart.server())
@@ -42,6 +50,13 @@ def pytest_collection_finish():
 def pytest_runtest_logfinish():
     if len(sys.modules) > known[0] + 30:  # tests import too
         settle()
+
+
+@pytest.fixture
+def caplog(request):
+    """pytest's own, for who asks: its plugin goes through the loggers of all modules six times in every test."""
+    with catching_logs(LogCaptureHandler()) as request.node.stash[caplog_handler_key]:
+        yield pytest.LogCaptureFixture(request.node, _ispytest=True)
 
 
 @pytest.fixture(scope="session")

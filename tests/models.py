@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -105,9 +106,21 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 ELSE: dict[str, Callable[[], nn.Module]] = {"mamba": mamba}  # for methods that read nothing in those
 
 
+_MADE: dict[tuple[str, int], tuple[nn.Module, dict[str, Tensor], Tensor]] = {}
+
+
 def make(kind: str, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
-    """(model in eval mode with norms and biases moved off their trivial start, a batch of B rows)."""
+    """(model in eval mode with norms and biases moved off their trivial start, a batch of B rows). Draws the same
+    numbers each time; it copies what it has made before, which is twice as fast."""
     torch.manual_seed(seed)
+    if (kind, seed) not in _MADE:
+        _MADE[kind, seed] = *_made(kind), torch.get_rng_state()
+    model, batch, drawn = _MADE[kind, seed]
+    torch.set_rng_state(drawn)
+    return copy.deepcopy((model, batch))
+
+
+def _made(kind: str) -> tuple[nn.Module, dict[str, Tensor]]:
     model = {**KINDS, **ELSE}[kind]().eval()
     with torch.no_grad():
         for p in model.parameters():
