@@ -39,10 +39,13 @@ def widths(module: Any) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     for out, inp in (("out_features", "in_features"), ("outfeatures", "infeatures")):
-        found = getattr(module, out, None), getattr(module, inp, None)
-        if all(type(n) is int and n > 0 for n in found):
-            return found  # type: ignore[return-value]
+        if _counts(a := getattr(module, out, None)) and _counts(b := getattr(module, inp, None)):
+            return a, b  # type: ignore[return-value]
     return None
+
+
+def _counts(n: Any) -> bool:
+    return type(n) is int and n > 0
 
 
 def plain(w: Any) -> bool:

@@ -77,8 +77,10 @@ def _whole(model: nn.Module) -> Whole:
     names = dict(named(model))
     inner = {id(m) for at in names.values() if packed_whole(at) for m in at.modules() if m is not at}
     names = {n: m for n, m in names.items() if id(m) not in inner}  # what a packed layer keeps beside its codes
-    layers = block.blocks_of(names)
-    return Whole(model, names, tuple(layers), tuple(dict.fromkeys([*layers, *block.blocks_of(names, conv.shape)])))
+    layers = blocks = block.blocks_of(names)
+    if any(conv.shape(m) is not None for m in names.values()):
+        blocks = dict.fromkeys([*layers, *block.blocks_of(names, conv.shape)])
+    return Whole(model, names, tuple(layers), tuple(blocks))
 
 
 def why_no_prompt(model: nn.Module, modules: Mapping[str, Physical]) -> str:

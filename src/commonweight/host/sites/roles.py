@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 _ROLES = (  # first match wins; the projection's name in the architectures that transformers carries
     (
@@ -19,5 +20,6 @@ _ROLES = (  # first match wins; the projection's name in the architectures that 
 )
 
 
+@cache
 def role(name: str) -> str:
     return next((r for r, pattern in _ROLES if re.search(pattern, name)), "")

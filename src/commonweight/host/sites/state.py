@@ -39,10 +39,13 @@ def find(whole: Whole) -> list[Found]:
 def _state(name: str, module: Any, whole: Whole) -> Found | None:
     """A mixer of the first Mamba: A is a matrix (d, n), z is the second half of what `in_proj` gives, C is the end of
     what `x_proj` gives, or what a norm of it gives. Mixers that norm C in their own code (FalconMamba) are left out."""
-    a, ends = module._parameters.get("A_log"), [getattr(module, n, None) for n in ("in_proj", "x_proj", "out_proj")]
+    a = module._parameters.get("A_log")
+    if not isinstance(a, Tensor) or a.dim() != 2:
+        return None
+    ends = [getattr(module, n, None) for n in ("in_proj", "x_proj", "out_proj")]
     layers = [m for m in ends if isinstance(m, nn.Module)]
     shapes = [s for m in layers if (s := shape(m)) is not None]
-    if not isinstance(a, Tensor) or a.dim() != 2 or len(shapes) < 3 or hasattr(module, "rms_eps"):
+    if len(shapes) < 3 or hasattr(module, "rms_eps"):
         return None
     d, n = a.shape
     if shapes[0][0] != 2 * d or shapes[1][0] <= 2 * n or shapes[2][1] != d:
