@@ -6,13 +6,18 @@ import json
 
 import pytest
 import torch
+import transformers as tf
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import commonweight as cw
+from commonweight.formats.fingerprint import of_weights
 from commonweight.formats.native import read_header
+from commonweight.host import disk
+from commonweight.host.origin import of_float
 from commonweight.host.origin import quantised as form_of
 from tests.host.quantised import IDS, KINDS, SITE, here, in_float, llama, quantised, there
 from tests.laws.subjects import stir
+from tests.mixtures import MIXTURES, mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries
 needs_bitsandbytes = pytest.mark.skipif(not there("bitsandbytes"), reason="bitsandbytes is not installed")
@@ -57,6 +62,70 @@ def test_a_tenant_goes_from_a_base_to_its_quantised_copy_and_back(there_, here_,
     second.load("a", path)
     for n, p in first["a"].named_parameters():
         assert torch.equal(p, second["a"].pools[n])
+
+
+def turning() -> torch.nn.Module:
+    """Its experts lie on disk with their inputs first."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    text = {**sizes, "intermediate_size": 64, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+    text |= {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+    }
+    eye = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    return tf.Qwen3VLMoeForConditionalGeneration(
+        tf.Qwen3VLMoeConfig(text_config=text, vision_config={**eye, "deepstack_visual_indexes": [0]})
+    )
+
+
+def cut() -> torch.nn.Module:
+    """Its query, key and value lie on disk as one."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    return tf.GteModel(tf.GteConfig(vocab_size=64, **sizes))
+
+
+LAID = {**{k: lambda k=k: mixture(k)[0] for k in MIXTURES}, "qwen3_vl_moe": turning, "gte": cut}
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("kind", LAID)
+def test_what_transformers_makes_of_a_files_tensors_is_found_there(kind, old, tmp_path, monkeypatch):
+    """Each expert in a tensor of its own as in transformers 4, or all in one as in the model; with others' ways too."""
+    torch.manual_seed(0)
+    model = LAID[kind]()
+    model.save_pretrained(tmp_path / "base", save_original_format=old)
+    base = cw.Host(type(model).from_pretrained(tmp_path / "base", dtype=torch.float32)).base
+    read = [s for s in base.every if s.kind in ("linear", "expert", "router", "norm")]
+    assert {"linear", *(("expert",) if kind != "gte" else ())} <= {s.kind for s in read}
+    for site in read:
+        there = of_float(base.model, base.modules, [site])
+        assert there is not None and there == of_weights([site], base_numbers(base)), site
+    whole = of_float(base.model, base.modules, read)
+    monkeypatch.setattr(disk, "_way", lambda op: None)
+    assert whole == of_float(base.model, base.modules, read)
+
+
+def base_numbers(base):
+    return lambda site, places: base.modules[site.name.split("[")[0]].rows(site.rows).steady(places)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("there_", "here_"), [({}, NF4), (NF4, {}), (NF4, INT8)])
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_a_tenant_of_a_mixture_goes_to_its_quantised_copy_and_back(kind, there_, here_, tmp_path):
+    mixture(kind)[0].save_pretrained(tmp_path / "base")
+    first = cw.Host(loaded(tmp_path / "base", **there_))
+    stir(first.add("a", "lora", rank=2))
+    path = first.save("a", tmp_path / "a.safetensors")
+    second = cw.Host(loaded(tmp_path / "base", **here_))
+    second.load("a", path)
+    with torch.no_grad():
+        model = mixture(kind)[0]
+        next(p for n, p in model.named_parameters() if n.endswith("down_proj"))[-1] += 0.1
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(cw.CommonweightError, match="made for another base"):
+        cw.Host(loaded(tmp_path / "other", **(here_ or NF4))).load("a", path)
 
 
 @needs_bitsandbytes

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..core import Site
 from ..formats.fingerprint import of_weights
+from .disk import Disk
+from .experts import Stacked
 from .names import named
 from .packs import packed_in, slots
 from .sites import Physical
@@ -74,9 +76,9 @@ def of_float(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[
     folder = _folder(model)
     if folder is None:
         return None
-    files = _keys(folder)
     try:
-        return of_weights(sites, lambda s, places: _numbers(files, modules[s.name.split("[")[0]], s, places))
+        with Disk(folder, model) as disk:
+            return of_weights(sites, lambda s, places: _numbers(disk, modules[s.name.split("[")[0]], s, places))
     except (LookupError, OSError, SafetensorError):
         return None
 
@@ -105,43 +107,26 @@ def _folder(model: nn.Module) -> Path | None:
     return folder if isinstance(about, dict) and not about.get("quantization_config") else None
 
 
-def _keys(folder: Path) -> dict[str, Path]:
-    """Tensor -> its file."""
-    out: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as f:
-            out.update(dict.fromkeys(f.keys(), path))
-    return out
-
-
-def _numbers(files: Mapping[str, Path], at: Physical, site: Site, places: Tensor) -> Tensor:
+def _numbers(disk: Disk, at: Physical, site: Site, places: Tensor) -> Tensor:
     """Raises: LookupError where no tensor, or more than one, can be the site's."""
-    key = _key(files, at.key)
-    with safe_open(files[key], "pt") as f:
-        part = f.get_slice(key)
-        shape = tuple(part.get_shape())
-        start = site.rows[0] if site.rows else 0
-        if len(shape) == 1:
-            if shape != (site.out,) or site.inp != 1:
-                raise LookupError(key)
-            return part[:][places]
-        if len(shape) != 2 or (shape[::-1] if at.transposed else shape)[1] != site.inp:
-            raise LookupError(key)
-        rows, columns = (places // site.inp + start).tolist(), (places % site.inp).tolist()
-        pairs: Iterable[tuple[int, int]] = zip(columns, rows) if at.transposed else zip(rows, columns)
-        found = torch.stack([part[i : i + 1, j : j + 1].flatten()[0] for i, j in pairs])
+    if isinstance(at, Stacked):
+        wanted = (at.count, at.inp, at.out) if at.turned else (at.count, at.out, at.inp)
+    else:
+        wanted = (site.inp, site.out) if at.transposed else (site.out, site.inp)
+    held = disk.find(at.key, wanted)
+    shape, o, i = held.shape, places // site.inp + (site.rows[0] if site.rows else 0), places % site.inp
+    if isinstance(at, Stacked):  # one expert's matrix after the other, whatever the tensor's dimensions
+        e, o = o // at.out, o % at.out
+        flat = (e * at.inp + i) * at.out + o if at.turned else (e * at.out + o) * at.inp + i
+        fits = math.prod(shape) == math.prod(wanted)
+    elif len(shape) == 1:
+        flat, fits = places, shape == (site.out,) and site.inp == 1
+    else:
+        flat = i * shape[-1] + o if at.transposed else o * shape[-1] + i
+        fits = len(shape) == 2 and shape[0 if at.transposed else 1] == site.inp
+    if not fits:
+        raise LookupError(at.key)
+    found = held.at(torch.stack(torch.unravel_index(flat, shape), 1))
     if not found.is_floating_point() or found.element_size() < 2:
-        raise LookupError(key)
+        raise LookupError(at.key)
     return found
-
-
-def _key(files: Mapping[str, Any], name: str) -> str:
-    """The tensor of this name, whatever stands before it in the model or in the file."""
-    parts = name.split(".")
-    for i in range(len(parts) - 1):
-        tail = ".".join(parts[i:])
-        if tail in files:
-            return tail
-        if len(found := [k for k in files if k.endswith(f".{tail}")]) == 1:
-            return found[0]
-    raise LookupError(name)
