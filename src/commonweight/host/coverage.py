@@ -12,7 +12,7 @@ from ..methods import Method, available
 from .experts import Stacked
 from .hooked import HookedModel
 from .names import named
-from .sites import UNPACK, families, packed_fused
+from .sites import UNPACK, families, misfit, packed_fused
 from .sites.families import towers
 from .weights import packed
 
@@ -92,16 +92,19 @@ def coverage(
     covered: set[int] = set()
     read, left = 0, dict[tuple[str, bool], int]()
     kinds: dict[tuple[str, bool], tuple[str, dict[str, None]]] = {}
+    todos: dict[tuple[str, bool], str] = {}
 
     def leave(s: Site, n: int, told: str = "{}") -> None:
         """told: how it is called, where no pattern adds it for this method."""
         if not n:
             return
-        word = words.get(s.name, "")
+        word, todo = words.get(s.name, ""), ""
+        if method is not None and told == "{}" and s.name not in taken and (why := misfit(method, s)):
+            told, todo = f"{{}} whose widths do not fit {why}", f"for them say another {why.partition('=')[0]}"
         home = f" ({tower(s.name)})" if several and s.kind not in ("embedding",) else ""
         label = ("heads" if word == "heads" else _WORDS.get(s.kind, s.kind)) + home
         key = told.format(label), told != "{}"
-        left[key] = left.get(key, 0) + n
+        left[key], todos[key] = left.get(key, 0) + n, todo
         kinds.setdefault(key, (s.kind, {}))[1][word or _glob(s)] = None
 
     for s in (s for s in base.every if s.name in taken):
@@ -115,7 +118,9 @@ def coverage(
         w, b = _count(base, s, owned, covered)
         told = _BIASES if s.name in follows and not w else "{} without biases" if narrow and not b else "{}"
         leave(s, w + b, told)
-    found = [_left(label, n, *kinds[label, rest], method, rest) for (label, rest), n in left.items()]
+    found = [
+        _left(label, n, *kinds[label, rest], method, rest, todos[label, rest]) for (label, rest), n in left.items()
+    ]
     for kind, n in _packed_experts(base).items():
         found.append(Left(f"packed experts ({kind})", n, todo=f"{kind} is no site: {UNPACK}"))
     total = sum(owned.values())
@@ -160,12 +165,20 @@ def _packed_experts(base: HookedModel) -> dict[str, int]:
 
 
 def _left(
-    label: str, numbers: int, kind: str, words: dict[str, None], method: Method | None, rest: bool = False
+    label: str,
+    numbers: int,
+    kind: str,
+    words: dict[str, None],
+    method: Method | None,
+    rest: bool = False,
+    todo: str = "",
 ) -> Left:
+    if todo:
+        return Left(label, numbers, todo=todo)
     if not rest and (method is None or kind in (*method.kinds, *method.named)):
         return Left(label, numbers, "|".join(words))
     known = [available()[n] for n in _OF_BIASES] if label.startswith(_BIASES[:-2]) else available().values()
-    whole = [m for m in known if m is not method and kind in (*m.kinds, *m.named)]
+    whole = [m for m in known if (method is None or m.name != method.name) and kind in (*m.kinds, *m.named)]
     return Left(label, numbers, "", tuple(m.name for m in whole)[:3])
 
 

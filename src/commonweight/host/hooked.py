@@ -36,6 +36,7 @@ from .sites import (
     Queried,
     State,
     depthwise,
+    fitting,
     input_table,
     once,
     output_head,
@@ -213,6 +214,8 @@ class HookedModel:
             mine = [s for s in mine if s.role in method.roles]
         if pattern is None and self.pattern is None and not method.depthwise:
             mine = [s for s in mine if not depthwise(self.modules, s)]
+        if pattern is None and self.pattern is None:
+            mine = fitting(method, mine)
         if method.whole:
             mine = causal.seen(method.name, mine, self.every, pattern)
         strange = [s for s in mine if pattern is None and self.pattern is None and unknown_kind(self.modules, s)]

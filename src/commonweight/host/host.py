@@ -35,7 +35,7 @@ from .said_tasks import Tasks
 from .shown import statistics
 from .sites import Pattern
 from .tenant import Tenant
-from .unmatched import tell, tell_of_sites
+from .unmatched import tell, tell_of_sites, tell_of_widths
 from .vocabulary import grow, invocable
 
 
@@ -124,6 +124,8 @@ class Host:
         held, more = chosen(self.base, modules_to_save, token_rows)
         reads = found.of(config)
         mine = others(self.base, self.sites_for(reads, sites), held)
+        if sites is None and self.base.pattern is None:
+            tell_of_widths(reads, mine, self.base.chosen)
         if found.asks(config) or found.kept(config):
             mine = [s for s in mine if s.kind in (*reads.kinds, *reads.named)]
         room.asked(found, config, mine)
@@ -227,7 +229,8 @@ class Host:
         if isinstance(of, str) and of in self.roster.tenants:
             tenant = self[of]
             used = {n for n in tenant.table} | {u.site for u in tenant.plan.uses}
-            return coverage(base, of, [s for s in base.every if s.name in used], tenant.method, tenant.plan)
+            read = [s for s in base.every if s.name in used]
+            return coverage(base, of, read, tenant.method.of(tenant.config), tenant.plan)
         if of is None:
             read = base.chosen if sites is None else base.sites_of(sites)
             return coverage(base, "the host", read, None)
@@ -246,7 +249,7 @@ class Host:
             room.check(plan, method, config)
         used = None if plan is None else {u.site for u in plan.uses}
         mine = [s for s in (*read, *held[1]) if used is None or s.name in used]
-        return coverage(base, method.name, mine, method, plan)
+        return coverage(base, method.name, mine, method.of(config), plan)
 
     def head_site(self) -> Site:
         """The site of a tenant's classification head."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..core import Site, counted, fits, globs
 from ..core.errors import edits, nearest
-from .sites import FAMILIES, Pattern
+from ..methods import Method
+from .sites import FAMILIES, Pattern, misfit
 
 
 def tell(tenant: str, config: Any, sites: Sequence[Site], every: Sequence[Site]) -> None:
@@ -46,6 +47,20 @@ def tell_of_sites(pattern: Pattern, chosen: Sequence[Site], every: Sequence[Site
                 f"did you mean {word or f'*{near}'!r}?",
                 stacklevel=3,
             )
+
+
+def tell_of_widths(method: Method, taken: Sequence[Site], default: Sequence[Site]) -> None:
+    """Warns where more than convolutions, whose patches are of any width, is left out for its widths."""
+    there, roles = {s.name for s in taken}, {s.role for s in taken} & {*method.roles}
+    rest = [s for s in default if s.name not in there and s.kind != "conv" and (not roles or s.role in method.roles)]
+    left = [s for s in rest if misfit(method, s)]
+    if left:
+        warnings.warn(
+            f"{method.name}: {counted(len(left), 'site')}, the first of them {left[0].name} ({left[0].out}, "
+            f"{left[0].inp}), are left out: their widths do not fit {misfit(method, left[0])}; say another, or "
+            "name the sites to take",
+            stacklevel=3,
+        )
 
 
 def _slip(tail: str, names: Iterable[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..core.peers import known, said
 from ..core.schedule import Schedule
 from .said import RouterLoss
 from .shown import Statistics
+from .widths import Unfit
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Method:
     it; "": the host's default sites.
     roles: the projections it takes by default ("" or empty = all). whole: whether it goes by whole rows: it takes no
     site in a block where a token sees those before it alone. depthwise: whether it takes depthwise convolutions
-    by default, whose matrix is no wider than their kernel. lr: learning rate of the default recipe.
+    by default, whose matrix is no wider than their kernel. unfit: (config, site) -> the option that does not fit the
+    site's widths, "shards=4", or ""; by default such sites are left out. misfit: the same of one config. lr:
+    learning rate of the default recipe.
     fresh: "exact" when a fresh tenant leaves the base unchanged, else why it does not.
     common: what the tenants of a common share, and what is each one's own; empty where they cannot.
     size: the options that make it larger or smaller, the one to turn first in front; the bytes grow with each, or fall
@@ -62,6 +65,8 @@ class Method:
     roles: tuple[str, ...] = ()
     whole: bool = False
     depthwise: bool = True
+    unfit: Unfit | None = None
+    misfit: Callable[[Site], str] | None = None
     lr: float = 1e-3
     fresh: str = "exact"
     common: str = ""
@@ -102,8 +107,10 @@ class Method:
         return self.wants(config) if self.wants is not None else ""
 
     def of(self, config: Any) -> Method:
-        """The method with the kinds and roles that a config reads."""
-        other = self.reading(config) if self.reading is not None else {}
+        """The method with the kinds and roles that a config reads, and the widths that it fits."""
+        other: dict[str, Any] = dict(self.reading(config)) if self.reading is not None else {}
+        if self.unfit is not None:
+            other["misfit"] = partial(self.unfit, config)
         return replace(self, **other) if other else self
 
     def scheduled(self, config: Any, plan: Plan) -> Schedule | None:

@@ -5,7 +5,7 @@ One file for each kind of site; `discover.KINDS` lists them.
 
 from .aside import Aside
 from .block import Block, blocks
-from .choose import UNPACK, Pattern, packed_fused, select, strangers, unknown_kind
+from .choose import UNPACK, Pattern, fitting, misfit, packed_fused, select, strangers, unknown_kind
 from .conv import depthwise
 from .discover import discover, why_no_prompt
 from .families import FAMILIES, families, towers
@@ -40,8 +40,10 @@ __all__ = [
     "discover",
     "entries",
     "families",
+    "fitting",
     "input_table",
     "masked",
+    "misfit",
     "numbers",
     "once",
     "output_head",

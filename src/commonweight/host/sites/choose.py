@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from ...core import CommonweightError, Site, fits
+from ...methods import Method
 from ..names import named
 from ..packs import is_experts, packed_in, runs, slots
 from ..weights import known, plain
@@ -62,6 +63,16 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             f"words are {words}"
         )
     return chosen
+
+
+def misfit(method: Method, site: Site) -> str:
+    """The option of a method's config that does not fit the widths of a site of its kinds; "" where all do."""
+    return "" if method.misfit is None or site.kind not in method.kinds else method.misfit(site)
+
+
+def fitting(method: Method, sites: list[Site]) -> list[Site]:
+    """Those whose widths the config fits; where it fits none all of them, for the plan to say so."""
+    return [s for s in sites if not misfit(method, s)] or sites
 
 
 UNPACK = "load the model with its quantisation config's dequantize=True"

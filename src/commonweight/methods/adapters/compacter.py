@@ -24,10 +24,19 @@ class Compacter:
     )
 
 
+def _width(s: Site, config: Compacter) -> int:
+    return config.size or s.out // config.reduction
+
+
+def _unfit(config: Compacter, s: Site) -> str:
+    r = _width(s, config)
+    return f"n={config.n}" if r == 0 or r % config.n or s.out % config.n else ""
+
+
 def _size(s: Site, config: Compacter) -> int:
     """The bottleneck's width, once n is known to divide it and d_out."""
-    r = config.size or s.out // config.reduction
-    if r == 0 or r % config.n or s.out % config.n:
+    r = _width(s, config)
+    if _unfit(config, s):
         valid = [n for n in range(1, 65) if r and r % n == 0 and s.out % n == 0]
         what = f"choose n from {valid}, or another size" if valid else "choose a smaller reduction, or give size"
         raise CommonweightError(
@@ -43,6 +52,7 @@ def _size(s: Site, config: Compacter) -> int:
     formula="n^3 once, and sum over sites of 2 k (r + d_out) + r + d_out",
     roles=("attn_out", "down"),
     depthwise=False,
+    unfit=_unfit,
     lr=3e-3,
     common="A; its own: s, t and the biases",
     size=("rank", "size"),

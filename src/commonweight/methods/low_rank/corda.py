@@ -13,6 +13,7 @@ from ...core import CommonweightError, Plan, Site, config, option
 from ...core.spectrum import svd
 from ..registry import method
 from ..shown import KEPT, WEIGHT, Statistics, begun
+from ..widths import ranked
 from .anchored import started
 from .lora_xs import fits
 
@@ -70,6 +71,7 @@ def _scale(config: CorDA) -> float:
     paper="CorDA: Context-Oriented Decomposition Adaptation of Large Language Models, arXiv 2406.05223",
     formula="sum over sites of r (d_in + d_out); the file holds the start too, twice as much",
     kinds=("linear",),
+    unfit=ranked(),
     lr=5e-4,
     wants=lambda config: "inputs" if config.start == "rows" and config.mode == "ipm" else "",
     keeps=lambda config: "inputs" if config.start == "rows" and config.mode == "kpm" else "",

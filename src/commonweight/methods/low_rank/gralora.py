@@ -8,6 +8,7 @@ from ...address import WHOLE, BlockDiagonal, Dealt
 from ...bind import LowRank
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, kaiming, option
 from ..registry import method
+from ..widths import divides
 
 
 @config
@@ -30,6 +31,7 @@ class GraLoRA:
     paper="GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning, arXiv 2505.20355",
     formula="sum over sites of (r + h) (d_in + d_out), h the rank of the plain LoRA",
     lr=1e-3,
+    unfit=divides("blocks"),
 )
 def plan(sites: Sequence[Site], config: GraLoRA) -> Plan:
     """Block (m, n) of dW, k by k of them, is s B_mn A_mn of rank r / k; B is zero at the start. The rank of dW is k r.

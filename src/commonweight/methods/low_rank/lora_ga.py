@@ -13,6 +13,7 @@ from ...core import CommonweightError, Plan, Site, config, option
 from ...core.spectrum import svd
 from ..registry import method
 from ..shown import Statistics, begun
+from ..widths import ranked
 from .anchored import started
 
 
@@ -56,6 +57,7 @@ def begin(config: LoRAGA, sites: Sequence[Site], seen: Statistics) -> tuple[LoRA
     formula="sum over sites of r (d_in + d_out); the file holds the start too, twice as much",
     kinds=("linear", "expert"),
     depthwise=False,
+    unfit=ranked(2),
     lr=5e-4,
     wants=lambda config: "gradient" if config.start == "rows" else "",
     begin=begin,

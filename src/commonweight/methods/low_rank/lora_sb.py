@@ -15,6 +15,7 @@ from ...core import ZEROS, Orthonormal, Plan, Pool, Read, Site, Use, config, opt
 from ...core.spectrum import svd
 from ..registry import method
 from ..shown import Statistics, begun
+from ..widths import ranked
 from .lora_xs import fits
 
 
@@ -54,6 +55,7 @@ def begin(config: LoRASB, sites: Sequence[Site], seen: Statistics) -> tuple[LoRA
     formula="r * r per site, whatever its widths; the file holds A and B too",
     kinds=("linear", "expert"),
     depthwise=False,
+    unfit=ranked(),
     lr=1e-3,
     fresh="the first step of full fine-tuning is taken: R begins with its singular values",
     wants=lambda config: "gradient" if config.start == "rows" else "",

@@ -9,6 +9,7 @@ from ...address import WHOLE
 from ...bind import LowRank
 from ...core import ZEROS, BaseWeight, CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, option
 from ..registry import method
+from ..widths import ranked
 
 
 @config
@@ -37,6 +38,7 @@ def fits(method: str, site: Site, rank: int) -> None:
     paper="LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters, arXiv 2405.17604",
     formula="r * r per site, whatever its widths",
     depthwise=False,
+    unfit=ranked(),
     lr=2e-3,
     common="with factors=common, A and B; its own: R",
 )

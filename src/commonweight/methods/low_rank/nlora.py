@@ -13,6 +13,7 @@ from ...address import WHOLE
 from ...bind import Anchored, LowRank
 from ...core import ZEROS, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
 from ..registry import method
+from ..widths import ranked
 from .lora_xs import fits
 
 # With init="nystrom", A and B: one Adam step then moves a random W of width 1024 to 2048 about as far as LoRA's does.
@@ -52,6 +53,7 @@ class Corner:
     paper="NLoRA: Nyström-Initiated Low-Rank Adaptation for Large Language Models, arXiv 2502.14482",
     formula="sum over sites of r (d_in + d_out + r); train=intermediate: r * r per site",
     depthwise=False,
+    unfit=ranked(),
     lr=2e-3,
 )
 def plan(sites: Sequence[Site], config: NLoRA) -> Plan:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...bind import Anchored
 from ...core import Plan, Rng, Site, Source, Use, config, option, serial
 from ..registry import method
+from ..widths import ranked
 from .anchored import twins
 from .lora_xs import fits
 
@@ -43,6 +44,7 @@ class QR:
     paper="OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models, arXiv 2406.01775",
     formula="sum over sites of r (d_in + d_out)",
     depthwise=False,
+    unfit=ranked(),
     lr=5e-4,
 )
 def plan(sites: Sequence[Site], config: OLoRA) -> Plan:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...bind import Anchored
 from ...core import BaseWeight, CommonweightError, Plan, Rng, Site, Source, Use, config, option, serial
 from ..registry import method
+from ..widths import ranked
 from .anchored import twins
 
 
@@ -42,6 +43,7 @@ class Principal:
     paper="PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models, arXiv 2404.02948",
     formula="sum over sites of r (d_in + d_out)",
     depthwise=False,
+    unfit=ranked(),
     lr=5e-4,
 )
 def plan(sites: Sequence[Site], config: PiSSA) -> Plan:

@@ -14,6 +14,7 @@ from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, config, op
 from ...core.spectrum import svd
 from ..registry import method
 from ..shown import KEPT, WEIGHT, Statistics, begun
+from ..widths import ranked
 from .anchored import started
 from .lora_xs import fits
 
@@ -51,9 +52,17 @@ def begin(config: SaLoRA, sites: Sequence[Site], seen: Statistics) -> tuple[SaLo
     return replace(config, start="given"), values
 
 
+def _unfit(config: SaLoRA, site: Site) -> str:
+    if wide := ranked()(config, site):
+        return wide
+    if max(config.safe + 1, config.task) > site.out:
+        return f"safe={config.safe}, task={config.task}"
+    return ""
+
+
 def _fits(site: Site, config: SaLoRA) -> None:
     fits("salora", site, config.rank)
-    if max(config.safe + 1, config.task) > site.out:
+    if _unfit(config, site):
         raise CommonweightError(
             f"salora: {site.name}: safe={config.safe} and task={config.task} directions of {site.out} outputs leave "
             "none; lower them, or exclude the site"
@@ -66,6 +75,7 @@ def _fits(site: Site, config: SaLoRA) -> None:
     paper="SaLoRA: Safety-Alignment Preserved Low-Rank Adaptation, arXiv 2501.01765",
     formula="sum over sites of r (d_in + d_out); the file holds the start and the kept directions too",
     kinds=("linear",),
+    unfit=_unfit,
     lr=5e-4,
     wants=lambda config: "inputs" if config.start == "rows" else "",
     keeps=lambda config: "answers" if config.start == "rows" else "",

@@ -8,6 +8,7 @@ from ...address import WHOLE, Mix
 from ...bind import LowRank
 from ...core import ZEROS, BaseWeight, Normal, Plan, Pool, Read, Site, Use, config, option
 from ..registry import method
+from ..widths import ranked
 from .lora_xs import fits
 
 
@@ -30,6 +31,7 @@ def group(i: int, sites: int, groups: int) -> int:
     TinyLoRA,
     paper="Learning to Reason in 13 Parameters, arXiv 2602.04118",
     formula="u per site, or per group of sites",
+    unfit=ranked(),
     lr=1e-2,
     size=("vectors",),
 )

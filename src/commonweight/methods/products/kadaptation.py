@@ -8,6 +8,7 @@ from ...address import RowKronecker
 from ...bind import LowRank
 from ...core import ZEROS, CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, option
 from ..registry import families, method
+from ..widths import divides
 
 
 @config
@@ -23,6 +24,7 @@ class KAdaptation:
     paper="Parameter-efficient Model Adaptation for Vision Transformers, arXiv 2203.16329",
     formula="sum over sites of d_in + d_out, and 2 t^2 for each kind of site",
     roles=("query", "value"),
+    unfit=divides("terms"),
     lr=1e-2,
     common="the left factors of each kind of site; its own: the right ones",
     size=("terms",),

@@ -14,6 +14,7 @@ from ...address import WHOLE
 from ...bind import Coded
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
 from ..registry import method
+from ..widths import divides
 
 ROUNDS = 15  # of refinement, as in the code of BCQ; it stops where no code changes any more
 
@@ -89,6 +90,7 @@ class Codes:
     paper="AlphaTuning: Quantization-Aware Parameter-Efficient Adaptation of Large-Scale Pre-Trained Language Models, "
     "arXiv 2210.03858",
     formula="sum over sites of d_out; times bits with train=all, times d_in / group with groups",
+    unfit=divides("group", "inp"),
     lr=1e-2,
     fresh="the weights are replaced by their binary codes, which lose 12 % of a weight's norm at 4 bits (in MiniLM)",
     size=("train", "-group"),

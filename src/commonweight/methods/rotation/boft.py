@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from ...address import WHOLE
 from ...bind import Butterfly
 from ...core import ONES, ZEROS, Plan, Pool, Read, Site, Use, config, option
 from ..registry import method
-from .oft import block_of, said_twice
+from .oft import block_of, said_twice, unfit
 
 
 @config
@@ -24,12 +25,17 @@ class BOFT:
         return said_twice(self.block_size, self.blocks)
 
 
+def _span(config: BOFT) -> int:
+    return 2 ** (config.factors - 1)
+
+
 @method(
     "boft",
     BOFT,
     paper="Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, arXiv 2311.06243",
     formula="sum over sites of m d_in b + d_out, of which m d_in (b - 1) / 2 + d_out are free",
     depthwise=False,
+    unfit=partial(unfit, 8, _span),
     lr=3e-3,
     size=("block_size",),
 )
@@ -44,7 +50,7 @@ def plan(sites: Sequence[Site], config: BOFT) -> Plan:
     """
     pools, uses = {}, []
     for s in sites:
-        b = block_of("boft", s, config.block_size, config.blocks, 8, 2 ** (config.factors - 1))
+        b = block_of("boft", s, config, 8, _span(config))
         pools[f"{s.name}.R"] = Pool((config.factors, s.inp // b, b, b), ZEROS)
         pools[f"{s.name}.s"] = Pool((s.out,), ONES)
         uses.append(Use(s.name, Butterfly(config.dropout), {k: Read(WHOLE, (f"{s.name}.{k}",)) for k in "Rs"}))

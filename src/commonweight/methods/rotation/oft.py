@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from ...address import WHOLE
 from ...bind import RotateBlocks
@@ -10,20 +12,34 @@ from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, confi
 from ..registry import method
 
 
-def block_of(who: str, site: Site, block_size: int | None, blocks: int | None, default: int, span: int = 1) -> int:
+def _splits(width: int, b: int, span: int) -> bool:
+    return b > 1 and width % (b * span) == 0 and (span == 1 or b % 2 == 0)
+
+
+def _asked(site: Site, config: Any, default: int) -> tuple[int, str]:
+    """(the size b that a config says, 0 where there is none; how it says it)."""
+    if config.blocks is not None:
+        return (0 if site.inp % config.blocks else site.inp // config.blocks), f"blocks={config.blocks}"
+    b = default if config.block_size is None else config.block_size
+    return b, f"block_size={b}"
+
+
+def unfit(default: int, span: Callable[[Any], int], config: Any, site: Site) -> str:
+    """What does not split a site's input: "block_size=32"; "" where it does."""
+    b, came = _asked(site, config, default)
+    return "" if _splits(site.inp, b, span(config)) else came
+
+
+def one(config: Any) -> int:
+    return 1
+
+
+def block_of(who: str, site: Site, config: Any, default: int, span: int = 1) -> int:
     """Size b of the blocks that a site's input splits into, `span` blocks at a time; from b or from their number."""
-
-    def fits(b: int) -> bool:
-        return b > 1 and site.inp % (b * span) == 0 and (span == 1 or b % 2 == 0)
-
-    if blocks is None:
-        b = default if block_size is None else block_size
-    else:
-        b = site.inp // blocks if site.inp % blocks == 0 else 0
-    if fits(b):
+    (b, came), blocks = _asked(site, config, default), config.blocks
+    if _splits(site.inp, b, span):
         return b
-    fit = [b for b in range(2, site.inp + 1) if fits(b)]
-    came = f"block_size={b}" if blocks is None else f"blocks={blocks}"
+    fit = [b for b in range(2, site.inp + 1) if _splits(site.inp, b, span)]
     choose = fit if blocks is None else [site.inp // c for c in reversed(fit)]
     pairs = f" in groups of {span} blocks of even size" if span > 1 else ""
     name = came.split("=")[0]
@@ -57,6 +73,7 @@ class OFT:
     paper="Controlling Text-to-Image Diffusion by Orthogonal Finetuning, arXiv 2306.07280",
     formula="sum over sites of d_in (b - 1) / 2; b (b - 1) / 2 with share",
     depthwise=False,
+    unfit=partial(unfit, 32, one),
     lr=3e-3,
     size=("block_size",),
 )
@@ -73,7 +90,7 @@ def plan(sites: Sequence[Site], config: OFT) -> Plan:
     """
     pools, uses = {}, []
     for s in sites:
-        b = block_of("oft", s, config.block_size, config.blocks, 32)
+        b = block_of("oft", s, config, 32)
         pools[f"{s.name}.R"] = Pool((1 if config.share else s.inp // b, b * (b - 1) // 2), ZEROS)
         bind = RotateBlocks(b, config.terms if config.neumann else 0, config.eps or 0.0, config.dropout)
         uses.append(Use(s.name, bind, {"R": Read(WHOLE, (f"{s.name}.R",))}))

@@ -9,6 +9,7 @@ from ...address import WHOLE
 from ...bind import RotatePairs
 from ...core import ONES, ZEROS, CommonweightError, Plan, Pool, Read, Site, Use, config, option
 from ..registry import method
+from ..widths import divides
 
 
 @config
@@ -29,6 +30,7 @@ class RoAd:
     RoAd,
     paper="3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Batching and Composability, arXiv 2409.00119",
     formula="sum over sites of k d_out, k = 1, 2 or 4 by variant",
+    unfit=divides("group_size", "out"),
     lr=5e-3,
     size=("variant",),
 )

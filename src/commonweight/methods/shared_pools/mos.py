@@ -28,6 +28,7 @@ from ...core import (
     serial,
 )
 from ..registry import families, method
+from ..widths import divides
 
 
 @config
@@ -78,6 +79,7 @@ class ShardIndex:
     MoS,
     paper="MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of Shards, arXiv 2410.00938",
     formula="sum over sites of e (d_in + d_out), whatever the rank",
+    unfit=divides("shards"),
     lr=2e-3,
     common="the shards; its own: which of them it reads, by its seed, and the core",
     size=("budget", "private"),

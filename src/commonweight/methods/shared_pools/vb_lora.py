@@ -13,6 +13,7 @@ from ...bind import LowRank
 from ...core import CommonweightError, Normal, Plan, Pool, Read, Rng, Site, Source, Uniform, Use, config, option, serial
 from ..choices import more_than
 from ..registry import method
+from ..widths import divides
 
 
 @config
@@ -48,6 +49,7 @@ class Draws:
     VBLoRA,
     paper="VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, arXiv 2405.15179",
     formula="h b + h r sum over sites of (d_in + d_out) / b",
+    unfit=divides("vector_length"),
     lr=1e-2,
     common="the bank; its own: the logits",
     fresh="a bank of zeros would give no logit a gradient, so that A, B and B A start small but not zero",

@@ -14,6 +14,7 @@ from torch.fft import irfft, rfft
 from ...address import WHOLE
 from ...core import ZEROS, Base, CommonweightError, Plan, Pool, Read, Site, Use, config, option, serial
 from ..registry import method
+from ..widths import divides
 
 
 @config
@@ -53,6 +54,7 @@ class Circulant:
     C3A,
     paper="Parameter-Efficient Fine-Tuning via Circular Convolution, arXiv 2407.19342",
     formula="sum over sites of d_in d_out / b",
+    unfit=divides("block_size"),
     lr=3e-1,
     size=("-block_size",),
 )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...address import WHOLE
 from ...core import ZEROS, Base, CommonweightError, Plan, Pool, Read, Rng, Site, Source, Use, config, option, serial
 from ..registry import method
+from ..widths import within
 
 
 @config
@@ -101,6 +102,7 @@ def placed(who: str, sites: Sequence[Site], n: int, seed: int, bind: Any) -> Pla
     paper="Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, arXiv 2405.03003",
     formula="n per site",
     depthwise=False,
+    unfit=within("n_frequency"),
     lr=3e-2,
     size=("n_frequency",),
 )

@@ -16,6 +16,7 @@ from ...core import ONES, ZEROS, Base, BaseWeight, Plan, Pool, Read, Rng, Site, 
 from ..low_rank.anchored import twins
 from ..low_rank.lora_xs import fits
 from ..registry import method
+from ..widths import ranked
 from .svf import Singular
 
 
@@ -76,6 +77,7 @@ class Turned:
     paper="Spectral Adapter: Fine-Tuning in Spectral Space, arXiv 2405.13952",
     formula="sum over sites of r (d_in + d_out); rotational: r^2",
     depthwise=False,
+    unfit=ranked(),
     lr=1e-3,
 )
 def plan(sites: Sequence[Site], config: SpectralAdapter) -> Plan:

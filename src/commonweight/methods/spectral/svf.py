@@ -30,6 +30,7 @@ from ...core import (
 )
 from ..low_rank.lora_xs import fits
 from ..registry import method
+from ..widths import ranked
 
 
 @config
@@ -87,6 +88,7 @@ class KeptSum:
     SVF,
     paper="Transformer-Squared: Self-adaptive LLMs, arXiv 2501.06252",
     formula="min(d_in, d_out) per site, or rank",
+    unfit=ranked(),
     lr=3e-2,
 )
 def plan(sites: Sequence[Site], config: SVF) -> Plan:

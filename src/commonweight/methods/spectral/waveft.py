@@ -11,6 +11,7 @@ from torch.nn.functional import linear, pad
 
 from ...core import Base, Plan, Site, config, option, serial
 from ..registry import method
+from ..widths import within
 from .fourierft import dense, placed
 
 
@@ -70,6 +71,7 @@ class Haar:
     paper="Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets, arXiv 2505.12532",
     formula="n per site",
     depthwise=False,
+    unfit=within("n_frequency"),
     lr=2e-4,
     size=("n_frequency",),
 )

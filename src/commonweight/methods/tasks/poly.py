@@ -12,6 +12,7 @@ from ...bind import Drawn, LowRank
 from ...core import ZEROS, CommonweightError, Plan, Pool, Read, Site, Uniform, Use, config, kaiming, option
 from ..choices import misnamed, named
 from ..registry import method
+from ..widths import divides
 
 
 @config
@@ -37,6 +38,7 @@ class Poly:
     paper="Combining Modular Skills in Multitask Learning, arXiv 2202.13914; with heads, MHR: Multi-Head Adapter "
     "Routing for Cross-Task Generalization, arXiv 2211.03831",
     formula="sum over sites of S r (d_in + d_out) + S h",
+    unfit=divides("heads"),
     lr=1e-3,
     common="the inventory of skills; its own: the routing",
     size=("rank", "skills"),

@@ -10,6 +10,7 @@ from ...bind import Bottleneck as Bind
 from ...core import ONES, ZEROS, CommonweightError, Normal, Plan, Pool, Read, Site, Use, config, option
 from ..adapters.bottleneck import placed
 from ..registry import method
+from ..widths import divides
 
 
 @config
@@ -29,6 +30,7 @@ class Polyhistor:
     formula="m k (2 r + sum over widths of 2 d) / s once, and m, and sum over sites of 2 s^2 + r + d_out",
     roles=("attn_out", "down"),
     depthwise=False,
+    unfit=divides("stretch", "out"),
     lr=3e-3,
     common="the hypernetworks; its own: the code, the enlarging kernels and the biases",
     size=("rank", "code", "size"),
