@@ -30,7 +30,6 @@ ASKED = {
     "sst2": ("Film review: {text}\nThe review is", ("negative", "positive")),
     "cr": ("Customer review: {text}\nThe review is", ("negative", "positive")),
 }
-WORDS = 4  # layers of the language model
 PROMPTS = (
     ("What is the capital of France ?", "Who was the first man on the moon ?", "How many legs does a spider have ?"),
     ("a moving and funny film", "the plot is dull and the actors are bored", "one of the year 's best movies"),
@@ -43,10 +42,10 @@ MORE = 256  # steps of the mixture, behind those of the model that it was made o
 
 
 def words(smollm2: Path, folder: Path) -> Path:
-    """The first layers of SmolLM2. Its tokenizer has no end token here: an answer is the word alone, and the share of
-    tokens that are right is that of rows."""
+    """All of SmolLM2: what a word needs stands in its last layers. Its tokenizer has no end token here: an answer is
+    the word alone, and the share of tokens that are right is that of rows."""
     if not (folder / "config.json").exists():
-        model = tf.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16, num_hidden_layers=WORDS)
+        model = tf.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16)
         tokenizer: Any = tf.AutoTokenizer.from_pretrained(smollm2)
         tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template = tokenizer.eos_token, None, None
         tokenizer.save_pretrained(folder)

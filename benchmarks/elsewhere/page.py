@@ -12,7 +12,7 @@ from commonweight.compare.table import number
 from commonweight.formats import atomic
 from commonweight.report import mean_interval
 
-from .bases import MORE, ROOT, STEPS, TASKS, WIDTH, WORDS, chance
+from .bases import MORE, ROOT, STEPS, TASKS, WIDTH, chance
 
 DATA, PAGE = ROOT / "docs" / "results" / "compare" / "elsewhere.json", ROOT / "docs" / "results" / "compare.md"
 BEGIN, END = "<!-- elsewhere:begin -->", "<!-- elsewhere:end -->"
@@ -113,8 +113,8 @@ ABOUT = {
 A Llama of three layers of width {WIDTH}, made a mixture of four experts in each layer, two a token, by
 [`commonweight merge`](../merging.md#dense-models-as-one-mixture). {TAUGHT} The mixture was taught so for {MORE} more.
 `esft` trains the fewest experts of each layer that get a fifth of the task's tokens, `full` all weights of layers.""",
-    "pema": f"""\
-The first {WORDS} layers of SmolLM2-135M-Instruct as a language model. It reads a row and a question, and answers by the
+    "pema": """\
+SmolLM2-135M-Instruct as a language model. It reads a row and a question, and answers by the
 word of a label: right when that is the likeliest of all 49,152 tokens. There is no head, so no row of `probe`.""",
     "state-offset": f"""\
 A Mamba of two layers of width {WIDTH}, with a state of 8 for each channel. {TAUGHT}
