@@ -97,3 +97,72 @@ def test_a_method_that_finds_no_site_reads_nothing_and_is_told_so():
         host.add("t", "lora")
     with pytest.raises(cw.CommonweightError, match="matches no site"):
         host.coverage("lora", sites="*.q_proj")
+
+
+def levit() -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_sizes": [16, 16, 16], "depths": [1, 1, 1], "key_dim": [4, 4, 4], "num_labels": 3}
+    config = tf.LevitConfig(**sizes, num_attention_heads=[2, 2, 2], image_size=64)
+    model = tf.LevitForImageClassification(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.15 * torch.randn_like(p))
+    return model
+
+
+def test_what_a_module_keeps_between_passes_is_no_other_readers():
+    """LeViT's table of attention biases, indexed once in eval mode."""
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    host = cw.Host(levit())
+    model = host.base.model
+    base = model(x).logits
+    t, u = (stir(host.add(n, "full", sites="*attention_biases*"), i, std=3.0) for i, n in enumerate("tu"))
+    with host.route("t"):
+        first = model(x).logits
+        first.sum().backward()
+        again = model(x).logits
+        again.sum().backward()  # a graph of its own
+    assert torch.equal(first, again) and (first - base).abs().max() > 1e-3
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in t.parameters())
+    assert torch.equal(model(x).logits, base)
+    with host.route("u"):
+        other = model(x).logits
+    assert (other - first).abs().max() > 1e-3
+    with host.route(["u", None, "t"]):
+        mixed = model(x).logits
+    torch.testing.assert_close(mixed, torch.stack([other[0], base[1], first[2]]), rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(x).logits, base)
+    with torch.no_grad():
+        for p in u.parameters():
+            p.mul_(-2)
+    with host.route("u"):
+        assert (model(x).logits - other).abs().max() > 1e-4
+
+
+def test_what_an_object_of_a_module_keeps_is_no_other_readers():
+    """Texts by their embeddings, as OmDet-Turbo has them."""
+
+    class Store:
+        def __init__(self):
+            self.cache: dict[str, torch.Tensor] = {}
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2))
+            self.text_cache = Store()
+
+        def forward(self, x):
+            if "text" not in self.text_cache.cache:
+                self.text_cache.cache["text"] = self.layers[0](torch.ones(1, 8))
+            return self.layers[1](x + self.text_cache.cache["text"])
+
+    host = cw.Host(Reads())
+    model, x = host.base.model, torch.ones(1, 8)
+    base = model(x)
+    stir(host.add("t", "lora", rank=2, sites="layers.0.*"), std=0.5)
+    for _ in range(2):
+        with host.route("t"):
+            assert (model(x) - base).abs().max() > 1e-3
+        assert torch.equal(model(x), base)

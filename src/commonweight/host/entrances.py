@@ -185,6 +185,8 @@ class Forward(Entrance):
             return
         finally:
             self.current.thread.begin(self.model, args, kwargs)
+            for keeping in self.current.keeping:
+                keeping.clear()
             for m in training:
                 m.training = True
 

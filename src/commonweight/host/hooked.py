@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Site
 from ..methods import Method
-from . import ahead, carry, causal, checkpoints, encoding, entrances, experts, front, frozen, moved
+from . import ahead, carry, causal, checkpoints, encoding, entrances, experts, forgets, front, frozen, moved
 from .aside import AsideHook
 from .current import Current
 from .door import Door
@@ -131,6 +131,8 @@ class HookedModel:
             self.hooks += ahead.AheadHook(at, self.current, self.queries, mine, asked, read).install()
         self.hooks += moved.install(self.inner, dict(named(self.model)), self.modules, self.current)
         self.hooks += frozen.install(alone.values(), self.current)
+        self.current.keeping = forgets.found(self.model.modules(), self.current)
+        self.hooks += [h for keeping in self.current.keeping for h in keeping.install()]
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)
         self.places = Places.of(self.model, self.modules.values())
 
