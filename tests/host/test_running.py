@@ -544,3 +544,18 @@ def test_a_bfloat16_base_reads_stacks_of_float32_pools():
             got = host.model(x.bfloat16())
             assert got.dtype is torch.bfloat16
             torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("route", [None, "t", [None, "t", "u", "t"], ["u", "u", None, None]])
+def test_the_last_tokens_of_a_batch_reach_the_head_together(route):
+    """A slice of all tokens a frozen head would multiply row by row (findings/torch_frozen_head_by_rows.sh)."""
+    model, batch = make("llama")
+    host, seen = cw.Host(model), []
+    stir(host.add("t", "lora", rank=2))
+    stir(host.add("u", "lora", rank=2, sites="lm_head|*q_proj"), 1)
+    model.lm_head.register_forward_hook(lambda _, args, y: seen.append((args[0].is_contiguous(), len(args[0]))))
+    with torch.no_grad(), host.route(route):
+        last = model(**batch, logits_to_keep=1).logits
+        whole = model(**batch).logits
+    assert (True, 4) in seen and all(together for together, _ in seen)
+    torch.testing.assert_close(last, whole[:, -1:], rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ from .carried import bare
 from .change import changed
 from .current import Current, Pass
 from .framed import Framed, rows_first
-from .frozen import copied, own_forward
+from .frozen import copied, own_forward, together
 from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
@@ -141,7 +141,7 @@ class SiteHook:
             copied(self.at, module, self.current)
         route = self.current.route
         if route is None:
-            return None
+            return together(module, args, kwargs)
         alone, kwargs, route = kwargs is None, kwargs or {}, self.readers(route)
         given_x = self.input(args, kwargs)
         x = bare(given_x)
@@ -149,14 +149,14 @@ class SiteHook:
             entries = route.single.table.get(self.at.name, [])
             changed = self.transform(entries[0], x) if takes_input(entries) else x
         elif not route.touches(self.at.name):
-            return None
+            return together(module, args, None if alone else kwargs)
         else:
             seen = self.turned(x)
             folded, layout = self.layout(route, seen)
             run = partial(self.by_bucket, layout, folded, folded, self.transformed, seen)
             changed = self.turned(run()) if layout.inputs else x
         if changed is x:
-            return None
+            return together(module, args, None if alone else kwargs)
         given = (changed, *args[1:]) if args else ()
         return given if alone else (given, {k: changed if v is given_x else v for k, v in kwargs.items()})
 
