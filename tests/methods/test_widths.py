@@ -93,3 +93,9 @@ def test_what_is_said_to_fit_is_what_a_plan_takes(host):
             except CommonweightError:
                 taken = False
             assert taken == (m.unfit(config, s) == "") or m.asks(config), (name, s)
+
+
+def test_most_of_a_model_is_not_left_out():
+    host = cw.Host(nn.Sequential(nn.Sequential(nn.Linear(64, 6), nn.Linear(6, 64)), nn.Linear(64, 64)))
+    with pytest.raises(CommonweightError, match="shards=4; choose"):
+        host.add("m", "mos")

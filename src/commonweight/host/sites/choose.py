@@ -71,8 +71,11 @@ def misfit(method: Method, site: Site) -> str:
 
 
 def fitting(method: Method, sites: list[Site]) -> list[Site]:
-    """Those whose widths the config fits; where it fits none all of them, for the plan to say so."""
-    return [s for s in sites if not misfit(method, s)] or sites
+    """Those whose widths the config fits; where it fits none, or less than half of what is no convolution, all of them,
+    for the plan to say so: another option is wanted there, not a tenant of a few layers."""
+    kept = [s for s in sites if not misfit(method, s)]
+    layers, rest = (sum(s.kind != "conv" for s in found) for found in (sites, kept))
+    return kept if kept and 2 * rest >= layers else sites
 
 
 UNPACK = "load the model with its quantisation config's dequantize=True"
