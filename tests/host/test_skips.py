@@ -182,7 +182,7 @@ def test_a_block_that_reads_a_cache_is_given_all_tokens_or_refuses():
     shut = torch.tensor([0.0, 1.0])[:, None, None].expand(2, 3, 1)
     skip = skips.block(at, x, shut, None, mixed=False, cached=True)
     assert skip.given is x
-    torch.testing.assert_close(skip.back(x + 1, True), x + torch.tensor([0.0, 1.0])[:, None, None])
+    torch.testing.assert_close(skip.back(x + 1, "b", True), x + torch.tensor([0.0, 1.0])[:, None, None])
     shut = torch.tensor([0.0, 1.0, 1.0])[None, :, None].expand(2, 3, 1)
     with pytest.raises(cw.CommonweightError, match="use_cache=False"):
         skips.block(at, x, shut, None, mixed=False, cached=True)

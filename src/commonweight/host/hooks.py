@@ -46,6 +46,7 @@ class SiteHook:
         self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
         self.states = beside(physical, current)
         self.bypass = Bypass(physical, current) if isinstance(physical, Block) and physical.kind == "block" else None
+        self.apart = not any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in physical.module.modules())
         self.plain = physical.kind == "linear" and (
             type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
         )
@@ -104,6 +105,7 @@ class SiteHook:
         return self.by_bucket(layout, folded, route.fold(known)[0], run, x)  # type: ignore[index]
 
     def opened(self, entries: list[Entry], x: Tensor, there: Tensor | None, at: Any) -> Tensor:
+        skips.readable(self.at, x)
         found = [e.opens(x, at, there, **e.slots(x.dtype)) for e in entries if e.opens is not None]
         return torch.stack(found).prod(0)[..., None]
 
@@ -116,6 +118,7 @@ class SiteHook:
         if len(bucket.entries) == 1:
             self.tokenwise(bucket, x)
             return self.opened(entries, x, there[..., 0].bool(), at)
+        skips.readable(self.at, x)
         stacked = self.stacked(bucket, x.dtype, x[0].numel() // x.shape[-1])
         n = x.shape[0]
         given = x.reshape(n, -1, x.shape[-1]), there.reshape(n, -1).bool()
@@ -133,7 +136,7 @@ class SiteHook:
         if route.single is None and key not in route.kept:
             read = {n for t, _ in route.groups if t is not None for n in t.table} - {at.name}
             route.kept[key] = any(n.startswith(home) for n in read)
-        return skips.part(x, gates, whole=route.single is None and route.kept[key])
+        return skips.part(x, gates, whole=not self.apart or (route.single is None and route.kept[key]))
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
         """kwargs: None where another library hands the hook on to a module that it puts in this one's place."""
@@ -228,7 +231,7 @@ class SiteHook:
             if self.bypass is not None:
                 self.bypass.note(skip, y, at)
             main: Any = y if at is None else y[at]
-            y = replaced(y, at, skip.back(main, self.at.kind == "block"))
+            y = replaced(y, at, skip.back(main, self.at.name, self.at.kind == "block"))
         if at is not None:
             return replaced(y, at, self.after(route, x, self.linked(x, y[at])))
         return self.at.given(self.after(route, x, self.at.seen(self.linked(x, y))))  # type: ignore[arg-type]

@@ -108,6 +108,7 @@ def of_one(
     entries = route.single.table[at.name]  # type: ignore[union-attr]
     sources, tokens, whole = entries[0].sources, entries[0].invocation, entries[0].whole
     there = wholly.there(at, x, current) if whole else None
+    there = there if there is None or y is None else wholly.behind(at, there, y)
     if entries[0].lends:
         made = _handed(y, there) if entries[0].hands else x
         given[at.name], thread.lenders[at.name] = Lent(made, entries[0].lends), at
@@ -150,6 +151,7 @@ class Places:
         whole = any(e.whole for e in found)
         if whole and by_row:
             there = wholly.there(at, x, current)
+            there = there if y is None else wholly.behind(at, there, y)
         if lends := max([0, *[e.lends for e in found]]):
             made = _handed(y, there) if any(e.hands for e in found) else x
             thread.given_to[at.name], thread.lenders[at.name] = Lent(made, lends), at

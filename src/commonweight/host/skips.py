@@ -13,6 +13,17 @@ from ..core import CommonweightError
 from .apart import Unfit
 from .sites import Block
 
+_LEAVE = "leave it out with sites, or take a method that changes weights, such as lora"
+
+
+def readable(at: Any, x: Tensor) -> None:
+    """Raises: CommonweightError where a block is given states of another width than those that its gates read."""
+    if at.kind == "block" and x.shape[-1] != at.width:
+        raise CommonweightError(
+            f"{at.name}: this block is given {tuple(x.shape)}; wanted states with {at.width} features last, by which "
+            f"tokens are chosen; {_LEAVE}"
+        )
+
 
 class Draws:
     """Where the random numbers stand. Whether a block is called for others' sake alone differs from pass to pass (the
@@ -52,9 +63,15 @@ class Skip(NamedTuple):
     called: bool = True
     draws: Draws | None = None
 
-    def back(self, y: Tensor, block: bool) -> Tensor:
-        """The output for all tokens: gate times y of a part, x + gate (y - x) of a block."""
+    def back(self, y: Tensor, name: str, block: bool) -> Tensor:
+        """The output for all tokens: gate times y of a part, x + gate (y - x) of a block.
+
+        Raises: CommonweightError where it gives other tokens than it is given."""
         x, g, at = self.x, self.gates.to(y.dtype), self.places
+        if y.shape[:-1] != self.given.shape[:-1]:
+            raise CommonweightError(
+                f"{name}: it gives {tuple(y.shape)} of {tuple(self.given.shape)}, so no token can skip it; {_LEAVE}"
+            )
         if self.out:
             return x
         if at is None:
@@ -70,8 +87,9 @@ class Skip(NamedTuple):
 
 
 def part(x: Tensor, gates: Tensor, whole: bool) -> Skip:
-    """Of a part that works token by token. whole: the module is to see all tokens, since a graph is made, or somebody
-    in the batch changes the layers inside, which must find their rows."""
+    """Of a part that works token by token. whole: the module is to see all tokens, since a graph is made, a
+    convolution lays them out beside each other, or somebody in the batch changes the layers inside, which must find
+    their rows."""
     if whole or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return Skip(x, gates, x)
     at = gates.reshape(-1).nonzero().squeeze(-1)

@@ -12,6 +12,21 @@ from .sites import Physical
 from .states import recomputing
 
 
+def behind(at: Physical, there: Tensor, y: Tensor) -> Tensor:
+    """The same of what the site gives, (rows, ..., d): of pooled tokens (Hiera), none of which is padding, all.
+
+    Raises: CommonweightError where some are padding."""
+    many = y[0].numel() // y.shape[-1]
+    if many == there.shape[1]:
+        return there
+    if not bool(there.all()):
+        raise CommonweightError(
+            f"{at.name}: it gives {counted(many, 'token')} of {there.shape[1]}, some of which are padding, so that it "
+            "cannot be known which of them are; make the tenant without this site"
+        )
+    return there.new_ones(len(y), many)
+
+
 @torch.compiler.disable(reason="which tokens of a row are padding is looked for beside what is traced")
 def there(at: Physical, x: Tensor, current: Current) -> Tensor:
     """Which tokens of what a site is given, (rows, ..., d_in), are no padding: bool (rows, T); all, where the model is
