@@ -35,7 +35,7 @@ from .said_tasks import Tasks
 from .shown import statistics
 from .sites import Pattern
 from .tenant import Tenant
-from .unmatched import tell, tell_of_sites, tell_of_widths
+from .unmatched import idle, tell, tell_of_sites, tell_of_widths
 from .vocabulary import grow, invocable
 
 
@@ -133,10 +133,15 @@ class Host:
         asked = config
         config = self.base.told(found, config, mine)
         config, values = self._begun(found, config, mine, rows, retain, labels, seed)
-        plan = beside(held, more, seed) + make_plan(config, mine, seed=seed)
+        own = make_plan(config, mine, seed=seed)
+        if found.kinds and not own.uses:
+            raise idle(found, mine)
+        plan = beside(held, more, seed) + own
         if labels is not None:
             labels = _classes(labels)
             plan += head_of(found, config, mine, self.head_site(), len(labels))
+        if found.kinds and not plan.count():  # a probe is a head alone, and says so
+            raise idle(found, mine)
         tell(name, asked, mine, self.base.every)
         tell_of_sites(sites, mine, self.base.every)
         return self.roster.attach(

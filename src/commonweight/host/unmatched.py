@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..core import Site, counted, fits, globs
+from ..core import CommonweightError, Site, counted, fits, globs
 from ..core.errors import edits, nearest
 from ..methods import Method
 from .sites import FAMILIES, Pattern, misfit
@@ -61,6 +61,18 @@ def tell_of_widths(method: Method, taken: Sequence[Site], default: Sequence[Site
             "name the sites to take",
             stacklevel=3,
         )
+
+
+def idle(method: Method, sites: Sequence[Site]) -> CommonweightError:
+    """What is said of a tenant that would have no trainable number."""
+    there = dict.fromkeys(s.kind for s in sites)
+    missing = [k for k in method.kinds if k not in there]
+    reads, todo = "", "give labels=, for a head of its own"
+    if missing:
+        kinds = " or ".join(missing)
+        reads = f"; of its kinds it reads {counted(len(sites), 'site')} here, {' and '.join(there)}, and no {kinds}"
+        todo = f"name sites of kind {kinds} where the model has them, or take another method, such as lora"
+    return CommonweightError(f"{method.name} would have no trainable number, and change nothing{reads}; {todo}")
 
 
 def _slip(tail: str, names: Iterable[str]) -> str | None:
