@@ -18,13 +18,14 @@ from ..builder.load import opened, reading, speaking
 from ..builder.load import tokenizer as tokenizer_at
 from ..core import CommonweightError, counted, first_line, unknown
 from ..host import Host
+from ..host.coverage import in_float
 from ..host.origin import quantised
 from ..host.weights import device_of
 from . import kernels, offload, processes
 from . import liger as ligers
 from . import shard as shards
 from .classifier import POOLER, Classifier, pool_of_transformers
-from .names import CAUSAL, DEVICES, DTYPES
+from .names import CAUSAL, DEVICES, DTYPES, EXPERTS
 from .quantise import configuration
 from .sensed import Sensed
 from .suited import check_alone, check_causal, check_reads
@@ -139,7 +140,7 @@ def open_host(
         check_causal(
             host.model, str(model), sorted(found["missing_keys"])
         )  # under a host packed layers stay as they are
-        return host
+        return _warn(host, quantize)
     if sensed := check_reads(base, str(model), task):
         if pool == "transformers":
             raise CommonweightError(f"pool 'transformers' is of texts; of {sensed} take mean, cls or pooler")
@@ -150,7 +151,7 @@ def open_host(
         raise CommonweightError(f"model {str(model)!r} has no weights for {lost[0]}, which its classifier reads")
     host = Host(settled(Classifier(base, pool)).eval(), sites=sites)
     host.base.only("language")
-    return host
+    return _warn(host, quantize)
 
 
 def where(host: Host) -> str:
@@ -161,12 +162,33 @@ def where(host: Host) -> str:
     else:
         threads = counted(torch.get_num_threads(), "thread")
         on = f"{device}, {threads}" if device.type == "cpu" else str(device)
-    more = f", packed as {form}" if (form := quantised(host.model)) is not None else ""
+    more = ""
+    if (form := quantised(host.model)) is not None:
+        more = f", packed as {form}{_but_for(host)}"
     if away := sum(p.numel() for p in host.model.parameters() if p.device.type == "meta"):
         more += f", {away / sum(p.numel() for p in host.model.parameters()):.0%} of it put away until it runs"
     if shards.sharded(host.model):
         more += f", shared by {processes.world()} processes"
     return f"device: {on}; the base in {str(dtype).removeprefix('torch.')}{more}"
+
+
+def _but_for(host: Host) -> str:
+    """What of a packed base is not packed."""
+    kept = in_float(host.base)
+    parts = [f"{k} {n:.0%}" for k, n in kept.items() if n >= 0.005]
+    return f" but for {sum(kept.values()):.0%} of the weights ({', '.join(parts)})" if parts else ""
+
+
+def _warn(host: Host, quantize: str | None) -> Host:
+    """Tells of experts that no library packs: they are most of a mixture."""
+    if quantize is not None and (share := in_float(host.base).get("experts", 0)) >= 0.005:
+        more = "" if quantize in EXPERTS else f"; {', '.join(EXPERTS)} pack experts"
+        warnings.warn(
+            f"quantize={quantize!r}: the base is packed{_but_for(host)}; its experts, {share:.0%}, are left as they "
+            f"were{more}",
+            stacklevel=3,
+        )
+    return host
 
 
 def tokenizer_of(model: nn.Module) -> Any:

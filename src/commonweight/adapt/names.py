@@ -13,6 +13,7 @@ LOGS = ("tensorboard", "trackio")
 SIDES = ("left", "right")
 CODECS = ("bfloat16", "int8", "int4", "compeft", "onebit", "ordered")
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
+EXPERTS = ("nf4", "nf4-double", "fp4")  # of these forms, those in which fused experts are packed too
 QUANTISED = (
     "nf4",
     "nf4-double",

@@ -39,10 +39,15 @@ def configuration(form: str, dtype: torch.dtype, model: str | Path | None = None
         return QuantoConfig(weights=width, modules_to_not_convert=left)
     if form == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left)
-    return BitsAndBytesConfig(
+    config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=family, bnb_4bit_use_double_quant=width == "double",
         bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=left,
     )  # fmt: skip
+    try:
+        from .expert_packs import with_experts
+    except ImportError:  # older libraries
+        return config
+    return with_experts(config)
 
 
 _READ = {"mamba": "dt_proj", "falcon_mamba": "dt_proj", "jamba": "dt_proj"}

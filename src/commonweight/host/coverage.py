@@ -131,6 +131,28 @@ def coverage(
     return Coverage(of, read, total, tuple(sorted(found, key=lambda x: -x.numbers)), behind)
 
 
+def in_float(base: HookedModel) -> dict[str, float]:
+    """What share of the weights a quantised base keeps in floating point, by kind of site, the largest first."""
+    owned, kinds = _owned(base), dict[int, str]()
+    heads = {s.name for s in families(base.inner, base.every, base.default).get("heads", ())}
+    packs = {id(x) for at in base.modules.values() for x in (at, at.module)}
+    for at in base.modules.values():
+        kinds.setdefault(
+            id(at.module._parameters.get(at.slot)), "heads" if at.name in heads else _WORDS.get(at.kind, "")
+        )
+    # a tied head is an embedding, whichever of the two is met first
+    kinds |= {
+        id(at.module._parameters.get(at.slot)): "embeddings" for at in base.modules.values() if at.kind == "embedding"
+    }
+    out: dict[str, int] = {}
+    for key, n in owned.items():
+        if key not in packs:
+            kind = kinds.get(key) or "others"
+            out[kind] = out.get(kind, 0) + n
+    total = max(1, sum(owned.values()))
+    return {k: n / total for k, n in sorted(out.items(), key=lambda x: -x[1])}
+
+
 def _changes(use: Use) -> bool:
     """Whether a weight changes there; a classification head is a tenant's own and changes none."""
     return any(hasattr(use.bind, form) for form in ("weight", "bias"))
@@ -200,7 +222,7 @@ def _owned(base: HookedModel) -> dict[int, int]:
     for at in base.modules.values():
         if isinstance(at, Stacked) and at.pack is not None:
             out[id(at)] = at.count * at.out * at.inp
-            skip |= {id(p) for n, p in at.module.named_parameters() if n not in _biases(base, at)}
+            skip |= {id(p) for n, p in at.module.named_parameters() if n not in _beside(base, at)}
     for p in base.model.parameters():
         if id(p) not in skip:
             out[id(p)] = p.numel()
@@ -227,8 +249,10 @@ def _count(base: HookedModel, site: Site, owned: dict[int, int], covered: set[in
     return out[0], out[1]
 
 
-def _biases(base: HookedModel, at: Stacked) -> set[str | None]:
-    return {a.bias_slot for a in base.modules.values() if a.module is at.module}
+def _beside(base: HookedModel, at: Stacked) -> set[str | None]:
+    """What packed experts' module holds in floating point: biases, and experts that are not packed."""
+    mine = [a for a in base.modules.values() if a.module is at.module]
+    return {a.bias_slot for a in mine} | {a.slot for a in mine if getattr(a, "pack", None) is None}
 
 
 def _unknown(base: HookedModel, covered: set[int]) -> str:

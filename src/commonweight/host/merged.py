@@ -14,7 +14,7 @@ from . import experts
 from .change import changed
 from .hooked import HookedModel
 from .names import named
-from .requantise import requantised
+from .requantise import of_experts, requantised
 from .tenant import Tenant
 from .weights import dense, packed, plain, unpacked
 
@@ -29,13 +29,12 @@ def merged(base: HookedModel, tenant: Tenant, requantise: bool = False) -> dict[
             continue
         with torch.no_grad():
             if isinstance(at, experts.Stacked):
-                if at.pack is not None and requantise:
-                    raise CommonweightError(
-                        f"{site}: packed experts ({type(at.module).__name__}) cannot be packed again here; take "
-                        "merged(name), in floating point, and quantise that with the format's own tool"
-                    )
                 for slot, value in at.changed(entries).items():
                     odd = at.pack is not None and slot == at.slot
+                    if odd and requantise:
+                        again = of_experts(at.module, slot, value, site)
+                        out |= {f"{at.home}{k}": v for k, v in again.items()}
+                        continue
                     out[at.key if slot == at.slot else f"{at.home}{slot}"] = (
                         value.to(dtype) if odd else value
                     ).contiguous()

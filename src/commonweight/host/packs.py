@@ -17,7 +17,7 @@ from .unpack import in_blocks
 Read = Callable[[int], Tensor]  # expert -> its weight (out, inp) in float32
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-_SLOTS = "gate_up_proj", "up_proj", "down_proj"
+SLOTS = "gate_up_proj", "up_proj", "down_proj"
 
 
 class Pack(NamedTuple):
@@ -40,10 +40,11 @@ def slots(module: nn.Module) -> list[str]:
     """Attributes that hold experts of a projection, packed or not; scales are none."""
     parametrised = list(getattr(module, "parametrizations", ()))
     held = [n for n, p in module._parameters.items() if p is not None and p.dim() == 3 and "scale" not in n]
-    odd = (
-        [n for n in _SLOTS if n not in held and n in module.__dict__] if named_so(module, "Mxfp4GptOssExperts") else []
-    )
-    return [*dict.fromkeys([*held, *odd, *(n for n in parametrised if n in _SLOTS)])]
+    odd = [n for n in SLOTS if n not in held and n in module.__dict__] if named_so(module, "Mxfp4GptOssExperts") else []
+    found = [*dict.fromkeys([*held, *odd, *(n for n in parametrised if n in SLOTS)])]
+    if parametrised:  # in whatever order they were packed
+        found.sort(key=lambda n: SLOTS.index(n) if n in SLOTS else len(SLOTS))
+    return found
 
 
 def is_experts(name: str, module: nn.Module) -> bool:
@@ -66,7 +67,7 @@ def runs(module: nn.Module) -> bool:
 
 def packed_in(module: nn.Module, slot: str) -> Pack | None:
     """How the experts of this attribute are packed; None for plain ones, and for a form that is not known here."""
-    for known in (_fine_grained, _mxfp4, _gguf, _fbgemm, _parametrised, _by_itself):
+    for known in (_fine_grained, _mxfp4, _gguf, _fbgemm, _four_bit, _parametrised, _by_itself):
         if (found := known(module, slot)) is not None:
             return found._replace(kind=type(module).__name__)
     return None
@@ -168,8 +169,48 @@ def _fbgemm(module: Any, slot: str) -> Pack | None:
     return Pack((E, out, inp), True, lambda: read, None, False)
 
 
+def four_bit(module: Any, slot: str) -> Any:
+    """The state of what bitsandbytes' replace_parameter_4bit has packed; None for another."""
+    made = [*dict(getattr(module, "parametrizations", {})).get(slot, ())]
+    return getattr(made[0], "quant_state", None) if len(made) == 1 else None
+
+
+def _four_bit(module: Any, slot: str) -> Pack | None:
+    """bitsandbytes, where each row begins a block of its own. Others are read all at once by `_parametrised`: a CPU's
+    kernel (0.50.2) takes it that they do, and gives other numbers than were packed."""
+    state = four_bit(module, slot)
+    if state is None or len(state.shape) != 3 or module.parametrizations[slot].original.dtype is not torch.uint8:
+        return None
+    from bitsandbytes import functional as bnb  # pyright: ignore[reportMissingImports]
+
+    E, a, b = state.shape
+    turned, size = _turned(module), state.blocksize
+    if b % size:
+        return None
+
+    def open() -> Read:
+        scales = state.absmax
+        if state.nested:
+            scales = bnb.dequantize_blockwise(scales, state.state2).float() + state.offset
+        codes, scales = module.parametrizations[slot].original.data.reshape(E, -1, 1), scales.reshape(E, -1)
+        about = {"shape": (a, b), "dtype": state.dtype, "blocksize": size, "code": state.code}
+
+        def read(e: int) -> Tensor:
+            one = bnb.QuantState(scales[e].contiguous(), quant_type=state.quant_type, **about)
+            w = bnb.dequantize_4bit(codes[e], one)
+            return (w.T if turned else w).float()
+
+        return read
+
+    return Pack((E, b, a) if turned else (E, a, b), turned, open)
+
+
+def _turned(module: Any) -> bool:
+    return bool(getattr(module, "is_transposed", False)) or named_so(module, "Llama4TextExperts")
+
+
 def _parametrised(module: Any, slot: str) -> Pack | None:
-    """Parameters that torch makes anew when they are asked for: bitsandbytes' replace_parameter_4bit, and others."""
+    """Parameters that torch makes anew when they are asked for."""
     if slot not in getattr(module, "parametrizations", ()):
         return None
     return _whole(module, slot, lambda: getattr(module, slot).detach())
@@ -186,7 +227,7 @@ def _by_itself(module: Any, slot: str) -> Pack | None:
 
 
 def _whole(module: Any, slot: str, read: Callable[[], Tensor]) -> Pack | None:
-    turned = bool(getattr(module, "is_transposed", False)) or named_so(module, "Llama4TextExperts")
+    turned = _turned(module)
     with torch.no_grad():
         found = read()
     if found.dim() != 3 or found.dtype not in _FLOATS:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
+from .packs import four_bit
 from .unpack import compressor, own_tensors
 from .weights import stored
 
@@ -29,6 +30,18 @@ def requantised(module: nn.Module, weight: Tensor, where: str) -> dict[str, Tens
     )
 
 
+def of_experts(module: nn.Module, slot: str, weight: Tensor, where: str) -> dict[str, Tensor]:
+    """As `requantised`, {key behind the module's name: tensor}, of experts in one tensor, in the module's layout."""
+    state = four_bit(module, slot)
+    if state is None:
+        raise CommonweightError(
+            f"{where}: packed experts ({type(module).__name__}) cannot be packed again here; take "
+            "merged(name), in floating point, and quantise that with the format's own tool"
+        )
+    with torch.no_grad():
+        return _codes(slot, weight, state, state.dtype, torch.uint8)
+
+
 def _name(module: nn.Module, w: Any) -> str:
     kind = type(w) if isinstance(w, Tensor) and type(w) not in (nn.Parameter, Tensor) else type(module)
     return f"{kind.__module__.split('.')[0]}'s {kind.__name__}"
@@ -38,14 +51,17 @@ def _four_bit(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | 
     state: Any = getattr(w, "quant_state", None)
     if state is None:
         return None
+    return _codes("weight", weight, state, getattr(state, "original_dtype", None) or state.dtype, w.dtype)
+
+
+def _codes(key: str, weight: Tensor, state: Any, dtype: torch.dtype, storage: torch.dtype) -> dict[str, Tensor]:
     from bitsandbytes.functional import quantize_4bit  # pyright: ignore[reportMissingImports]
 
-    dtype = getattr(state, "original_dtype", None) or state.dtype
     codes, about = quantize_4bit(
         weight.to(dtype).contiguous(), blocksize=state.blocksize, quant_type=state.quant_type,
-        compress_statistics=bool(state.nested), quant_storage=w.dtype,
+        compress_statistics=bool(state.nested), quant_storage=storage,
     )  # fmt: skip
-    return {"weight": codes, **{f"weight.{k}": v for k, v in about.as_dict(packed=True).items()}}
+    return {key: codes, **{f"{key}.{k}": v for k, v in about.as_dict(packed=True).items()}}
 
 
 def _eight_bit(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | None:
