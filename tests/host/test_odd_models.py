@@ -151,12 +151,12 @@ def test_what_an_object_of_a_module_keeps_is_no_other_readers():
             super().__init__()
             torch.manual_seed(0)
             self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2))
-            self.text_cache = Store()
+            self.language_cache_class = Store()
 
         def forward(self, x):
-            if "text" not in self.text_cache.cache:
-                self.text_cache.cache["text"] = self.layers[0](torch.ones(1, 8))
-            return self.layers[1](x + self.text_cache.cache["text"])
+            if "text" not in self.language_cache_class.cache:
+                self.language_cache_class.cache["text"] = self.layers[0](torch.ones(1, 8))
+            return self.layers[1](x + self.language_cache_class.cache["text"])
 
     host = cw.Host(Reads())
     model, x = host.base.model, torch.ones(1, 8)
@@ -166,3 +166,24 @@ def test_what_an_object_of_a_module_keeps_is_no_other_readers():
         with host.route("t"):
             assert (model(x) - base).abs().max() > 1e-3
         assert torch.equal(model(x), base)
+
+
+def test_what_a_module_keeps_of_other_things_stays():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
+            self.cache_config, self.kv_cache = {"scale": 2.0}, dict[str, torch.Tensor]()
+
+        def forward(self, x):
+            past = self.kv_cache.get("past", 0)
+            self.kv_cache["past"] = x.detach() + past
+            return self.layers[1](self.cache_config["scale"] * self.layers[0](x) + past)
+
+    host, x = cw.Host(Reads()), torch.ones(1, 8)
+    host.add("t", "lora", rank=2, sites="*")
+    fresh = Reads()
+    want = [fresh(x), fresh(x)]
+    with host.route("t"):  # not trained: the base's answers
+        assert all(torch.equal(host.base.model(x), w) for w in want)

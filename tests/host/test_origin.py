@@ -64,6 +64,39 @@ def test_a_tenant_goes_from_a_base_to_its_quantised_copy_and_back(there_, here_,
         assert torch.equal(p, second["a"].pools[n])
 
 
+@needs_bitsandbytes
+@pytest.mark.parametrize("what", ["a norm in memory", "the head in memory", "another revision", "an older file beside"])
+def test_a_folder_that_the_model_was_not_made_of_is_no_origin(what, folder, tmp_path):
+    first = cw.Host(loaded(folder))
+    stir(first.add("a", "lora", rank=2))
+    path = first.save("a", tmp_path / "a.safetensors")
+    if what == "an older file beside":  # the tenant's, which is not loaded
+        (folder / "model.safetensors").rename(folder / "older.safetensors")
+        llama(1).save_pretrained(folder)
+    model = loaded(folder, **NF4)
+    if what == "another revision":
+        llama(1).save_pretrained(folder)
+    elif what.endswith("memory"):
+        changed = model.model.norm if what == "a norm in memory" else model.lm_head
+        with torch.no_grad():
+            changed.weight.mul_(1.5)
+    with pytest.raises(cw.CommonweightError, match="made for another base"):
+        cw.Host(model).load("a", path)
+
+
+@needs_bitsandbytes
+def test_an_index_says_which_files_are_read(folder, tmp_path):
+    first = cw.Host(loaded(folder))
+    stir(first.add("a", "lora", rank=2))
+    path = first.save("a", tmp_path / "a.safetensors")
+    (folder / "model.safetensors").unlink()
+    llama().save_pretrained(folder, max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    llama(1).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(folder / "older.safetensors")
+    cw.Host(loaded(folder, **NF4)).load("a", path)
+
+
 def turning() -> torch.nn.Module:
     """Its experts lie on disk with their inputs first."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}

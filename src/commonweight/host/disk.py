@@ -3,6 +3,7 @@ cuts or turns while it loads them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -23,6 +24,16 @@ class Lying(NamedTuple):
     at: Callable[[Tensor], Tensor]
 
 
+def _files(folder: Path) -> list[Path]:
+    """Those that transformers loads, where it can be told: the index's, else the one of the usual name, else all."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        return sorted({folder / Path(n).name for n in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
 class Disk:
     """A folder's safetensors. Used as a context: files stay open within.
 
@@ -32,7 +43,7 @@ class Disk:
 
     def __init__(self, folder: Path, model: nn.Module):
         self._open, self._of = ExitStack(), dict[str, Any]()
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _files(folder):
             f = self._open.enter_context(safe_open(path, "pt"))
             self._of.update(dict.fromkeys(f.keys(), f))
         self._model, self._made = _ways(model, [*self._of])

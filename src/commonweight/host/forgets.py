@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+# LeViT's, and OmDet-Turbo's two. What others call a cache may hold what no weight gave.
+KEEPS = ("attention_bias_cache", "language_cache_class", "language_cache_prompt")
+
 
 class Forgets:
     """Of one module: before and behind its forward under a route it holds nothing. What the plain base left is made
@@ -42,8 +45,8 @@ class Forgets:
 
 
 def found(modules: Iterable[nn.Module], current: Any) -> list[Forgets]:
-    """Modules with an attribute that keeps, by its name and form."""
-    each = ((m, [n for n, v in vars(m).items() if "cache" in n and _store(v) is not None]) for m in modules)
+    """Modules with an attribute that keeps."""
+    each = ((m, [n for n in KEEPS if _store(vars(m).get(n)) is not None]) for m in modules)
     return [Forgets(m, names, current) for m, names in each if names]
 
 

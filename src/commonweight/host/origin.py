@@ -20,6 +20,8 @@ from .packs import packed_in, slots
 from .sites import Physical
 from .weights import known, packed, plain, stored, unpacked
 
+_PLACES = torch.arange(1, 9, dtype=torch.int64) * 2654435761  # a large odd step apart
+
 
 def quantised(model: nn.Module) -> str | None:
     """``"bitsandbytes nf4"``: the library and form of the packed layers, of several joined by commas; None of a base in
@@ -72,15 +74,43 @@ def _form(module: nn.Module) -> str:
 def of_float(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[Site]) -> str | None:
     """The fingerprint of the sites' weights in the checkpoint that a quantised model was made of, see `of_weights`.
 
-    None where none lies on this machine: it was packed on disk already, or is gone. Cost: 16 reads for every site."""
+    None where none lies on this machine (it was packed on disk already, or is gone), and where what the model keeps
+    unpacked is not what lies there: another revision, or weights that were changed since. Cost: 16 reads for every
+    site, and 8 for every plain tensor."""
     folder = _folder(model)
     if folder is None:
         return None
     try:
         with Disk(folder, model) as disk:
+            if _altered(disk, model):
+                return None
             return of_weights(sites, lambda s, places: _numbers(disk, modules[s.name.split("[")[0]], s, places))
-    except (LookupError, OSError, SafetensorError):
+    except (LookupError, OSError, SafetensorError, RuntimeError, ValueError):  # damaged, or in a form not known here
         return None
+
+
+def _altered(disk: Disk, model: nn.Module) -> bool:
+    """Whether a plain weight of the model is another than the one of its name on disk, as far as 8 numbers tell."""
+    for name, module in named(model):
+        if packed(module) or unpacked(module):
+            continue
+        for key, p in module._parameters.items():
+            if p is None or not plain(p) or not p.numel():
+                continue
+            try:
+                held = disk.find(f"{name}.{key}" if name else key, tuple(p.shape))
+            except LookupError:  # a head that is new
+                continue
+            if held.shape != tuple(p.shape):
+                continue
+            flat = _PLACES % p.numel()
+            there = held.at(torch.stack(torch.unravel_index(flat, held.shape), 1))
+            if not there.is_floating_point() or there.element_size() < 2:
+                continue
+            here = p.detach().reshape(-1)[flat.to(p.device)].cpu()
+            if not torch.allclose(here.float(), there.to(here.dtype).float(), rtol=2e-2, atol=1e-6):
+                return True
+    return False
 
 
 def _folder(model: nn.Module) -> Path | None:
@@ -94,7 +124,7 @@ def _folder(model: nn.Module) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         try:
-            cached = try_to_load_from_cache(name, "config.json")
+            cached = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
         except ValueError:  # no name of a repository
             return None
         if not isinstance(cached, str):
