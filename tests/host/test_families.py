@@ -218,7 +218,7 @@ def test_convolutions_as_wide_as_their_kernel_are_left_out_where_a_rank_does_not
     assert names and not any(n.endswith("conv1d") for n in names)
     assert any(u.site.endswith("conv1d") for u in host.add("u", "lora").plan.uses)
     left = next(x for x in host.coverage(method).left if x.family.startswith("conv"))
-    assert left.sites
+    assert left.sites or left.todo.startswith("for them say another")
     host.add("v", "pissa", sites="*.conv1d", rank=2)
     assert {u.site.split(".")[-1] for u in host["v"].plan.uses} == {"conv1d"}
 

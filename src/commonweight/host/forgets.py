@@ -30,9 +30,8 @@ class Forgets:
             self.module.register_forward_hook(self, always_call=True),
         ]
 
-    @torch.compiler.disable(reason="what a module keeps is no part of a graph")
     def __call__(self, *_: Any) -> None:
-        if self.current.route is not None:
+        if self.current.route is not None and not torch.compiler.is_compiling():
             self.clear()
 
     def clear(self) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..core import Site
 from ..formats.fingerprint import of_weights
 from .disk import Disk
-from .experts import Stacked
 from .names import named
 from .packs import packed_in, slots
 from .sites import Physical
@@ -139,6 +138,8 @@ def _folder(model: nn.Module) -> Path | None:
 
 def _numbers(disk: Disk, at: Physical, site: Site, places: Tensor) -> Tensor:
     """Raises: LookupError where no tensor, or more than one, can be the site's."""
+    from .experts import Stacked  # with all that runs a model, which merging has no use of
+
     if isinstance(at, Stacked):
         wanted = (at.count, at.inp, at.out) if at.turned else (at.count, at.out, at.inp)
     else:

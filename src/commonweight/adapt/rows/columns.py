@@ -59,11 +59,13 @@ def column(rows: Sequence[Row], asked: str | None, usual: Sequence[str], what: s
             f"; {other!r} is of another sense: a base that reads it alone is adapted with --task classify, others are "
             "trained in Python, see docs/training.md"
         )
-    told = f"no {what} column among {', '.join(map(str, names))}"
+    told = ", ".join(map(str, names))
     if flag not in FLAGS:
-        raise CommonweightError(f"{told}; no flag names it: call that column {' or '.join(usual)} in the file")
+        raise CommonweightError(
+            f"no {what} column among {told}; no flag names it: call that column {' or '.join(usual)} in the file"
+        )
     raise CommonweightError(
-        f"{told}; usual names: {', '.join(usual)}; "
+        f"no {what} column among {told}; usual names: {', '.join(usual)}; "
         f"name yours with --{flag}-column (a CSV file without a header line: --no-header){hint}"
     )
 
