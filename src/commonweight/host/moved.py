@@ -130,7 +130,7 @@ def _each(route: Route, key: Any, of: Callable[[Tenant], int]) -> int | list[int
 def places(tenant: Tenant, stack: str, without: frozenset[str] = frozenset()) -> int:
     """By how many positions a tenant moves its tokens of a stack: the most that stands ahead of them in a layer.
     without: sites of prompts that are counted as tokens are."""
-    if not any(hasattr(u.bind, "places") for u in tenant.plan.uses):
+    if not any(hasattr(b, "places") for b in tenant.binds):
         return 0
     each = [
         sum(e.bind.places(**e.slots(None)) for e in entries if hasattr(e.bind, "places"))

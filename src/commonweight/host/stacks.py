@@ -42,25 +42,27 @@ def stack(
     reader: per place, which of `entries` it reads; None: the i-th place the i-th. room: where to lay them, else
     they get memory of their own.
     """
-    common = {
-        slot: all(a is b for e in entries for a, b in zip(e.reads[i][2], pools))
-        and not pools[0].requires_grad
-        and (type(address) is not OfTask or all(e.reads[i][1].task == address.task for e in entries))
-        for i, (slot, address, pools) in enumerate(entries[0].reads)
-    }
-    slots = [e.slots(None) for e in entries]
     n = len(entries) if reader is None else len(reader)
     out = {}
-    for k, v in slots[0].items():
+    for i, (k, _, _) in enumerate(entries[0].reads):
+        v = entries[0].read(i)
         cast = dtype if v.is_floating_point() and not entries[0].precise else v.dtype
-        if common[k]:
+        if _common(entries, i):
             out[k] = v.to(cast).expand(n, *v.shape)
             continue
         lay = room if v.device.type == "cpu" else None
-        place = lay and lay(k, (len(slots), *v.shape), cast)
-        stacked = torch.stack([s[k] for s in slots], out=place).to(cast)
+        place = lay and lay(k, (len(entries), *v.shape), cast)
+        stacked = torch.stack([v, *(e.read(i) for e in entries[1:])], out=place).to(cast)
         if reader is not None:
             place = lay and lay(f"{k} by place", (n, *v.shape), cast)
             stacked = torch.index_select(stacked, 0, reader, out=place)
         out[k] = stacked
     return out
+
+
+def _common(entries: list[Entry], i: int) -> bool:
+    """Whether all read the same there, and nobody trains it."""
+    _, address, pools = entries[0].reads[i]
+    if pools[0].requires_grad or any(a is not b for e in entries for a, b in zip(e.reads[i][2], pools)):
+        return False
+    return type(address) is not OfTask or all(e.reads[i][1].task == address.task for e in entries)

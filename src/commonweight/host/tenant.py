@@ -80,12 +80,17 @@ class Entry:
     def slots(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """What the bind is given: every read, in the dtype of the activations unless the bind is `precise`."""
         out = {}
-        for slot, address, pools in self.reads:
-            value = pools[0] if address is WHOLE else address(*pools)
+        for i, (slot, _, _) in enumerate(self.reads):
+            value = self.read(i)
             if dtype is not None and value.dtype is not dtype and not self.precise and value.is_floating_point():
                 value = value.to(dtype)
             out[slot] = value
         return out
+
+    def read(self, i: int) -> Tensor:
+        """The i-th of its reads, as its pools have it."""
+        _, address, pools = self.reads[i]
+        return pools[0] if address is WHOLE else address(*pools)
 
 
 def takes_input(entries: list[Entry]) -> bool:
@@ -134,6 +139,7 @@ class Tenant:
         self.task = -1  # which of its tasks it is, of a view as `at` makes them
         self._origin: weakref.ref[Any] | None = None
         self._tasks: tuple[str, ...] | None = None
+        self._binds: tuple[Plan, tuple[Any, ...]] | None = None  # of which plan, and its
         self._at: dict[int, Tenant] = {}  # its views
         self.by_expert: dict[str, dict[int, list[Entry]]] = {}  # what `experts.readers` makes of the table, once
 
@@ -170,7 +176,14 @@ class Tenant:
     @property
     def invocations(self) -> frozenset[tuple[int, ...]]:
         """Tokens from which on it acts; empty where it acts everywhere."""
-        return frozenset(i for u in self.plan.uses if (i := getattr(u.bind, "invocation", ())))
+        return frozenset(i for b in self.binds if (i := getattr(b, "invocation", ())))
+
+    @property
+    def binds(self) -> tuple[Any, ...]:
+        """The binds of its plan, each once: a plan for thousands of experts has one or two."""
+        if (found := self._binds) is None or found[0] is not self.plan:
+            found = self._binds = self.plan, tuple(dict.fromkeys(u.bind for u in self.plan.uses))
+        return found[1]
 
     @property
     def tasks(self) -> tuple[str, ...]:

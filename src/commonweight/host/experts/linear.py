@@ -42,7 +42,7 @@ def project(part: Stacked, uses: Uses, rows: Rows, x: Tensor, room: Room) -> Ten
     groups: dict[int, list[tuple[int, int, int, Entry]]] = {}  # alike in bind and shapes, with factors
     alone, known = [], {}
     for v, a, b in rows.pieces:
-        entries = uses.table[v]
+        entries = uses.at(v)
         if not entries:
             continue
         if len(entries) == 1 and (s := entries[0].signature) not in known:
@@ -156,7 +156,7 @@ def unscaled(entries: list[Entry], dtype: torch.dtype, room: Room) -> tuple[floa
 
 def alike(part: Stacked, uses: Uses, rows: Rows) -> tuple[bool, list[Entry]]:
     """(whether all rows are changed by uses with factors that are alike, or none is; those uses, piece by piece)."""
-    found = [uses.table[v] for v, _, _ in rows.pieces]
+    found = [uses.at(v) for v, _, _ in rows.pieces]
     if not any(found):
         return True, []
     if not all(len(es) == 1 and factored(es[0], part) for es in found):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,14 +15,18 @@ from .stacked import Stacked
 
 
 class Uses(NamedTuple):
-    """readers: how many a route has. table: the uses of (expert e, reader g) at e * readers + g."""
+    """of: for each reader of a route, its uses by expert."""
 
-    readers: int
-    table: list[Sequence[Entry]]
+    of: list[Mapping[int, list[Entry]]]
 
     @property
-    def any(self) -> bool:
-        return any(self.table)
+    def readers(self) -> int:
+        return len(self.of)
+
+    def at(self, piece: int) -> Sequence[Entry]:
+        """The uses of reader g at expert e, for e * readers + g."""
+        e, g = divmod(piece, len(self.of))
+        return self.of[g].get(e, ())
 
 
 def tenants(route: Route) -> list[Tenant | None]:
@@ -34,19 +38,16 @@ def uses(route: Route, part: Stacked) -> Uses:
     key = ("experts", part.name)
     found = None if torch.compiler.is_compiling() else route.kept.get(key)
     if found is None:
-        who = tenants(route)
-        table: list[Sequence[Entry]] = [()] * (
-            part.count * len(who)
-        )  # thousands of lists would have garbage looked for
-        for g, tenant in enumerate(who):
-            if tenant is None or part.name not in tenant.table:
-                continue
-            if part.name not in tenant.by_expert:
-                tenant.by_expert[part.name] = part.by_expert(tenant.table[part.name])
-            for e, entries in tenant.by_expert[part.name].items():
-                table[e * len(who) + g] = entries
-        found = route.kept[key] = Uses(len(who), table)
+        found = route.kept[key] = Uses([_by_expert(t, part) for t in tenants(route)])
     return found
+
+
+def _by_expert(tenant: Tenant | None, part: Stacked) -> Mapping[int, list[Entry]]:
+    if tenant is None or part.name not in tenant.table:
+        return {}
+    if part.name not in tenant.by_expert:
+        tenant.by_expert[part.name] = part.by_expert(tenant.table[part.name])
+    return tenant.by_expert[part.name]
 
 
 def in_order(route: Route, x: Tensor, where: str) -> bool:
