@@ -7,6 +7,8 @@ is given must turn with them.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,7 @@ class Order:
         below.
         """
         x = x.detach().reshape(rows, -1, x.shape[-1])
-        columns = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=torch.float32)
-        mine = x.float() @ torch.stack([(columns * f).sin() for f in (0.73, 1.37, 2.11, 3.31)], 1)
+        mine = x.float() @ _columns(x.shape[-1], x.device)
         if not self.turned:
             self.seen.setdefault(site, []).append(mine)
             return True
@@ -43,3 +44,9 @@ class Order:
         rounding = 1e-4 if x.dtype in (torch.float32, torch.float64) else 2e-2
         limit = 0.25 * (before - before.mean(0)).norm(dim=-1).mean() + rounding * before.norm(dim=-1)
         return not bool(((mine.flip(0) - before).norm(dim=-1) > limit).any())  # NaN is a tenant's own matter
+
+
+@functools.lru_cache(64)
+def _columns(width: int, device: torch.device) -> Tensor:
+    at = torch.arange(1, width + 1, device=device, dtype=torch.float32)
+    return torch.stack([(at * f).sin() for f in (0.73, 1.37, 2.11, 3.31)], 1)
