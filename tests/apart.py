@@ -1,7 +1,9 @@
 """Processes of their own that do not load the libraries again.
 
 A run of pytest has one Python beside it that has imported torch, transformers and the like, and never commonweight. It
-forks itself for each process that a test wants: what runs there begins as in a new Python, five seconds earlier.
+forks itself for each process that a test wants: what runs there begins as in a new Python, five seconds earlier. What
+libraries read from the environment while they are imported, such as OMP_NUM_THREADS and HF_HUB_OFFLINE, is that of the
+one Python, whatever `env` says.
 """
 
 from __future__ import annotations
@@ -58,14 +60,16 @@ class Apart:
             try:
                 status = int(self.answers.readline())
             except TimeoutError:
-                os.kill(self.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                    os.kill(self.pid, signal.SIGKILL)
                 raise
             code = os.waitstatus_to_exitcode(status)
             return subprocess.CompletedProcess(self.args, code, *(f.read() for f in self.told))
 
     def kill(self) -> None:
         if not self.answers.closed:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and nobody waited for it
+                os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -34,6 +35,10 @@ def test_killed():
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait().returncode == -signal.SIGKILL
     process.kill()  # nobody any more
+    ended = apart.Apart("-c", "pass")
+    while os.path.exists(f"/proc/{ended.pid}"):
+        time.sleep(0.01)
+    ended.kill()  # nor there
     slow = apart.Apart("-c", "import time; time.sleep(100)")
     with pytest.raises(TimeoutError):
         slow.wait(0.1)

@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import transformers as tf
 
+import commonweight as cw
+from commonweight.host.shapes import sites_of
 from tests.cli.test_cli import call
 
 
@@ -29,6 +32,17 @@ def test_options_codec_and_json(capsys):
     assert lotr["label"] == "lotr rank=8 alpha=16.0" and lotr["private"] == 36 * 64 * 66 // 64
     assert lotr["total"] == lotr["common"] + 7 * lotr["private"]
     assert lora["ratio"] == pytest.approx(66 / 64 / 4) and reference["ratio"] == 1.0
+
+
+def test_widths_that_do_not_fit_are_left_out(capsys, tmp_path):
+    """The keys and values of one head of width 6, of which mos makes no four shards."""
+    sizes = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 16}
+    tf.LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=32).save_pretrained(tmp_path)
+    code, out, _ = call(capsys, "plan", tmp_path, "-m", "mos", "--json")
+    one = cw.plan("mos", [s for s in sites_of(tmp_path) if s.out != 6 and s.kind == "linear"])
+    assert code == 0 and json.loads(out)["rows"][0]["trainable"] == one.count()
+    code, out, _ = call(capsys, "plan", tmp_path)
+    assert code == 0 and {"mos", "lora"} <= {line.split()[0] for line in out.splitlines()}
 
 
 @pytest.mark.parametrize(

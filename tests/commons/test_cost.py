@@ -13,6 +13,7 @@ from commonweight.commons.cost import cost
 from commonweight.formats.codecs import get
 from commonweight.host.shapes import sites_of
 from tests.laws.subjects import stir
+from tests.methods.test_widths import SAID, Model
 from tests.models import make
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,21 @@ def test_a_method_whose_tenants_would_own_nothing_is_counted_without_a_common():
     plain, core = cost("mos", SITES), cost("mos", SITES, {"core": "scale"})
     assert plain.common == 0 and plain.private == 4 * cw.plan("mos", SITES).count()
     assert core.private == 4 * 8 * 8 and core.common == plain.private
+
+
+def test_sites_whose_widths_do_not_fit_are_left_out(recwarn):
+    """By default, as a host does; where most do not fit, both refuse."""
+    host, known = cw.Host(Model()), cw.methods.available()
+    same = [n for n in SAID if known[n].depthwise and known[n].wants is None and known[n].keeps is None]
+    assert {"mos", "gralora", "road", "kadaptation"} <= {*same}
+    for name in same:
+        tenant = host.add("t", name)
+        assert cost(name, host.sites).trainable == tenant.count(), name
+        assert name != "mos" or len(tenant.sites) == 4 < len(host.sites)
+        host.remove("t")
+    few = cw.Host(torch.nn.Sequential(torch.nn.Linear(64, 6), torch.nn.Linear(6, 64)))
+    with pytest.raises(cw.CommonweightError, match="width 6 of B is not a multiple of shards=4"):
+        cost("mos", few.sites)
 
 
 @pytest.mark.parametrize("codec", [None, "bfloat16", "int8", "int4"])

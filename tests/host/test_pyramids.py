@@ -10,6 +10,7 @@ from torch import nn
 import commonweight as cw
 from commonweight.core.errors import CommonweightError
 from tests.laws.subjects import stir
+from tests.models import make
 
 X = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 SIZES: dict[str, dict[str, Any]] = {
@@ -94,3 +95,15 @@ def test_a_tenant_with_nothing_to_train_is_refused():
     hiera = cw.Host(made("Hiera"))
     with pytest.raises(CommonweightError, match=r"mp would have no trainable number.*; give labels="):
         hiera.add("t", "mp", second=True)
+
+
+def test_a_tenant_that_trains_what_stands_beside_its_method():
+    host = cw.Host(made("PvtV2"))
+    tenant = host.add("t", "mp", modules_to_save=["classifier"])
+    assert tenant.count() == sum(p.numel() for p in host.base.model.classifier.parameters())
+    host = cw.Host(cw.Classifier(make("bert")[0]))
+    parts = {s.name for s in host.sites if s.kind == "ffn"}
+    head = host.add("t", "mp", sites=lambda name, _: name in parts, labels=2).count()
+    assert head == host.add("p", "probe", labels=2).count() > 0
+    with pytest.raises(CommonweightError, match="no trainable number"):
+        host.add("n", "mp", sites=lambda name, _: name in parts)

@@ -37,7 +37,8 @@ def read_spec(spec: str) -> tuple[str, list[str]]:
 def cost(
     method: str, sites: Sequence[Site], options: Mapping[str, Any] | None = None, codec: Codec | None = None
 ) -> Cost:
-    """What tenants of a method cost on the sites that it takes by default.
+    """What tenants of a method cost on the sites that it takes by default: of its kinds and roles, with widths that its
+    options fit. A site does not say whether a convolution keeps its channels apart; such are counted for every method.
 
     Saved pools of scope "tenant" are counted for each tenant, those of scope "shared" once. If a tenant would have no
     trained pools of its own in a common, all its pools are counted as its own. Pools that are rebuilt cost nothing. A
@@ -48,7 +49,7 @@ def cost(
     depends on the values.
     """
     found, config = resolve(method, options or {})
-    mine = _read(found, sites)
+    mine = _read(found.of(config), sites)
     trained = plan(config, mine)
     stored = plan(found.stored(config, mine), mine)
     own, once, each = _numbers(stored, "tenant"), _bytes(stored, "shared", codec), _bytes(stored, "tenant", codec)
@@ -62,8 +63,11 @@ def label(method: Method, options: Mapping[str, Any]) -> str:
 
 
 def _read(method: Method, sites: Sequence[Site]) -> list[Site]:
+    """method: with what its config reads and fits."""
+    from ..host.sites import fitting
+
     mine = [s for s in sites if s.kind in method.kinds]
-    return [s for s in mine if s.role in method.roles] or mine
+    return fitting(method, [s for s in mine if s.role in method.roles] or mine)
 
 
 def _numbers(p: Plan, scope: str) -> int:

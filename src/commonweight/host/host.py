@@ -134,13 +134,12 @@ class Host:
         config = self.base.told(found, config, mine)
         config, values = self._begun(found, config, mine, rows, retain, labels, seed)
         own = make_plan(config, mine, seed=seed)
-        if found.kinds and not own.uses and getattr(config, "form", "") != "stored":  # of which nothing may be left
-            raise idle(found, mine)
         plan = beside(held, more, seed) + own
         if labels is not None:
             labels = _classes(labels)
             plan += head_of(found, config, mine, self.head_site(), len(labels))
-        if found.kinds and own.uses and not plan.count():  # a probe is a head alone, and says so
+        # a probe is a head alone, and says so; of a stored form nothing may be left
+        if found.kinds and not plan.count() and getattr(config, "form", "") != "stored":
             raise idle(found, mine)
         tell(name, asked, mine, self.base.every)
         tell_of_sites(sites, mine, self.base.every)
