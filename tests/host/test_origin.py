@@ -97,6 +97,72 @@ def test_an_index_says_which_files_are_read(folder, tmp_path):
     cw.Host(loaded(folder, **NF4)).load("a", path)
 
 
+@needs_bitsandbytes
+@pytest.mark.parametrize("how", [NF4, INT8])
+@pytest.mark.parametrize("sites", [None, "*attn.c_proj"])
+def test_a_layer_that_lay_turned_on_disk_is_read_there(sites, how, tmp_path):
+    """GPT-2's: Conv1D on disk, packed as linear layers."""
+    for name, seed in (("base", 0), ("other", 1)):
+        torch.manual_seed(seed)
+        tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).save_pretrained(
+            tmp_path / name
+        )
+    first = cw.Host(loaded(tmp_path / "base", **how))
+    stir(first.add("a", "lora", rank=2, sites=sites))
+    path = first.save("a", tmp_path / "a.safetensors")
+    plain = cw.Host(loaded(tmp_path / "base"))
+    plain.load("a", path)
+    assert read_header(path)["float"] == read_header(plain.save("a", tmp_path / "b.safetensors"))["weights"]
+    with pytest.raises(cw.CommonweightError, match="made for another base"):
+        cw.Host(loaded(tmp_path / "other")).load("a", path)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(
+    "index",
+    ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "gone"}}', "\xff", "[" * 9],
+)
+def test_a_damaged_index_is_no_origin(index, folder):
+    host = cw.Host(loaded(folder, **NF4))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_bytes(index.encode("latin1"))
+    assert of_float(host.base.model, host.base.modules, host.base.every) is None
+    host.base.inner.config._name_or_path = 3
+    assert of_float(host.base.model, host.base.modules, host.base.every) is None
+
+
+@needs_bitsandbytes
+def test_files_are_opened_once_for_as_long_as_they_stay(folder, monkeypatch):
+    host, opened = cw.Host(loaded(folder, **NF4)), []
+    monkeypatch.setattr(disk, "safe_open", lambda *a, own=disk.safe_open: opened.append(a) or own(*a))
+    sites = [s for s in host.base.every if s.kind == "linear"]
+    found = {of_float(host.base.model, host.base.modules, sites) for _ in range(3)}
+    assert len(found) == len(opened) == 1 and None not in found
+    with torch.no_grad():
+        host.base.inner.model.norm.weight.add_(0.5)
+    assert of_float(host.base.model, host.base.modules, sites) is None
+    with torch.no_grad():
+        host.base.inner.model.norm.weight.sub_(0.5)
+    assert of_float(host.base.model, host.base.modules, sites) in found
+    llama(1).save_pretrained(folder)
+    assert of_float(host.base.model, host.base.modules, sites) is None
+
+
+@needs_bitsandbytes
+def test_a_single_number_is_held_against_the_one_on_disk(tmp_path):
+    """CLIP's scale of its products."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text, eye = {**sizes, "vocab_size": 64}, {**sizes, "image_size": 16, "patch_size": 8}
+    tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=eye, projection_dim=16)).save_pretrained(tmp_path)
+    packs = BitsAndBytesConfig(bnb_4bit_compute_dtype=torch.float32, **NF4)
+    model = tf.CLIPModel.from_pretrained(tmp_path, dtype=torch.float32, quantization_config=packs, device_map="cpu")
+    base = cw.Host(model).base
+    sites = [s for s in base.every if s.kind == "linear"]
+    assert of_float(base.model, base.modules, sites) is not None
+    model.logit_scale.data += 1
+    assert of_float(base.model, base.modules, sites) is None
+
+
 def turning() -> torch.nn.Module:
     """Its experts lie on disk with their inputs first."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
@@ -118,7 +184,32 @@ def cut() -> torch.nn.Module:
     return tf.GteModel(tf.GteConfig(vocab_size=64, **sizes))
 
 
-LAID = {**{k: lambda k=k: mixture(k)[0] for k in MIXTURES}, "qwen3_vl_moe": turning, "gte": cut}
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+
+
+def tied_t5() -> torch.nn.Module:
+    return tf.T5ForConditionalGeneration(
+        tf.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, tie_word_embeddings=True)
+    )
+
+
+def tied_gemma3() -> torch.nn.Module:
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
+    return tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**SMALL, **sizes))
+
+
+def tied_mamba() -> torch.nn.Module:
+    return tf.MambaForCausalLM(tf.MambaConfig(**SMALL, state_size=4, tie_word_embeddings=True))
+
+
+EXPERTS = {**{k: lambda k=k: mixture(k)[0] for k in MIXTURES}, "qwen3_vl_moe": turning}
+TIED = {
+    "llama": lambda: llama(tie_word_embeddings=True),
+    "t5": tied_t5,
+    "gemma3": tied_gemma3,
+    "mamba": tied_mamba,
+}  # one table on disk for the input and the head
+LAID = {**EXPERTS, "gte": cut, **TIED}
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -130,7 +221,8 @@ def test_what_transformers_makes_of_a_files_tensors_is_found_there(kind, old, tm
     model.save_pretrained(tmp_path / "base", save_original_format=old)
     base = cw.Host(type(model).from_pretrained(tmp_path / "base", dtype=torch.float32)).base
     read = [s for s in base.every if s.kind in ("linear", "expert", "router", "norm")]
-    assert {"linear", *(("expert",) if kind != "gte" else ())} <= {s.kind for s in read}
+    assert {"linear", *(("expert",) if kind in EXPERTS else ())} <= {s.kind for s in read}
+    assert kind not in TIED or any(s.name == "lm_head" for s in read)
     for site in read:
         there = of_float(base.model, base.modules, [site])
         assert there is not None and there == of_weights([site], base_numbers(base)), site

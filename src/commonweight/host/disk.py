@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,11 @@ class Lying(NamedTuple):
     shape: tuple[int, ...]
     at: Callable[[Tensor], Tensor]
 
+    def flat(self, places: Tensor) -> Tensor:
+        """places (n,): row after row."""
+        none = places.new_zeros(len(places), 0)  # of a single number
+        return self.at(torch.stack(torch.unravel_index(places, self.shape), 1) if self.shape else none)
+
 
 def _files(folder: Path) -> list[Path]:
     """Those that transformers loads, where it can be told: the index's, else the one of the usual name, else all."""
@@ -30,24 +36,40 @@ def _files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        return sorted({folder / Path(n).name for n in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        try:
+            return sorted({folder / Path(n).name for n in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        except (TypeError, AttributeError) as e:
+            raise ValueError(f"{index}: it does not say which file each weight is in") from e
     return sorted(folder.glob("*.safetensors"))
 
 
 class Disk:
     """A folder's safetensors. Used as a context: files stay open within.
 
-    Cost: opening it, a look at each name; of a weight, the numbers that are asked for. Only for what is neither
-    stacked, joined, cut nor turned its tensors are read whole, by transformers' own conversion.
+    Cost: at the first weight that is asked for, a look at each name; of a weight, the numbers that are asked for. Only
+    for what is neither stacked, joined, cut nor turned its tensors are read whole, by transformers' own conversion.
     """
 
     def __init__(self, folder: Path, model: nn.Module):
-        self._open, self._of = ExitStack(), dict[str, Any]()
-        for path in _files(folder):
-            f = self._open.enter_context(safe_open(path, "pt"))
-            self._of.update(dict.fromkeys(f.keys(), f))
-        self._model, self._made = _ways(model, [*self._of])
+        self.files = _files(folder)
+        self._open, self._model = ExitStack(), model
         self._found = dict[str, Lying]()
+
+    @cached_property
+    def _of(self) -> dict[str, Any]:
+        out = dict[str, Any]()
+        for path in self.files:
+            f = self._open.enter_context(safe_open(path, "pt"))
+            out.update(dict.fromkeys(f.keys(), f))
+        return out
+
+    @cached_property
+    def _ways(self) -> tuple[nn.Module | None, dict[str, Made]]:
+        return _ways(self._model, [*self._of])
+
+    @cached_property
+    def _tied(self) -> dict[str, list[str]]:
+        return _tied(self._model)
 
     def __enter__(self) -> Disk:
         return self
@@ -61,28 +83,25 @@ class Disk:
         Raises: LookupError where none, or more than one, can be it.
         """
         if name not in self._found:
-            self._found[name] = self._find(name, shape)
+            found = next((f for n in self._tied.get(name, [name]) if (f := self._find(n, shape)) is not None), None)
+            if found is None:
+                raise LookupError(name)
+            self._found[name] = found
         return self._found[name]
 
-    def _find(self, name: str, shape: tuple[int, ...]) -> Lying:
+    def _find(self, name: str, shape: tuple[int, ...]) -> Lying | None:
         parts = name.split(".")
-        for i in range(len(parts) - 1):  # whatever stands before it in the model or in the file
+        for i in range(max(1, len(parts) - 1)):  # whatever stands before it in the model or in the file
             tail = ".".join(parts[i:])
-            if (key := _one(self._made, tail)) is not None:
-                return self._converted(key, self._made[key]._replace(shape=shape))
+            if (key := _one(self._ways[1], tail)) is not None:
+                return self._converted(key, self._ways[1][key]._replace(shape=shape))
             if (key := _one(self._of, tail)) is not None:
                 return self._plain(key)
-        raise LookupError(name)
+        return None
 
     def _plain(self, key: str) -> Lying:
-        part = self._of[key].get_slice(key)
-        shape = tuple(part.get_shape())
-
-        def at(places: Tensor) -> Tensor:
-            found = [part[tuple(slice(i, i + 1) for i in p)].flatten()[0] for p in places.tolist()]
-            return torch.stack(found)
-
-        return Lying(shape, at)
+        t: Tensor = self._of[key].get_tensor(key)  # of the file as it is mapped: nothing is read yet
+        return Lying(tuple(t.shape), lambda places: t[places.unbind(1)] if t.dim() else t.expand(len(places)))
 
     def _converted(self, key: str, made: Made) -> Lying:
         sources = {k: [self._plain(n) for n in names] for k, names in made.sources.items()}
@@ -98,12 +117,12 @@ class Disk:
 
     def _by_tool(self, key: str, made: Made) -> Lying:
         """As transformers converts it."""
-        tool = deepcopy(made.way)
+        tool, model = deepcopy(made.way), self._ways[0]
         for pattern, names in made.sources.items():
             for n in names:
                 tool.add_tensor(made.first, n, pattern, lambda n=n: self._of[n].get_tensor(n))
         try:
-            whole = tool.convert(made.first, model=self._model, config=getattr(self._model, "config", None))
+            whole = tool.convert(made.first, model=model, config=getattr(model, "config", None))
         except Exception as e:  # of whatever kind its operations have
             raise LookupError(key) from e
         if (found := whole.get(key)) is None:
@@ -140,7 +159,7 @@ def _merge(given: Sources, op: Any, made: Made) -> Sources:
 
         def at(places: Tensor) -> Tensor:
             rest = torch.cat([places[:, : op.dim], places[:, op.dim + 1 :]], 1)
-            return torch.stack([parts[i].at(p[None])[0] for i, p in zip(places[:, op.dim].tolist(), rest)])
+            return _among(parts, places[:, op.dim], rest)
 
         return Lying(tuple(shape), at)
 
@@ -154,15 +173,19 @@ def _join(given: Sources, op: Any, made: Made) -> Sources:
     shape[op.dim] = int(ends[-1])
 
     def at(places: Tensor) -> Tensor:
-        out = []
-        for p in places:
-            i = int((ends <= p[op.dim]).sum())
-            moved = p.clone()
-            moved[op.dim] -= ends[i] - parts[i].shape[op.dim]
-            out.append(parts[i].at(moved[None])[0])
-        return torch.stack(out)
+        which, moved = torch.searchsorted(ends, places[:, op.dim].contiguous(), right=True), places.clone()
+        moved[:, op.dim] -= (ends - ends.diff(prepend=ends.new_zeros(1)))[which]
+        return _among(parts, which, moved)
 
     return {"": [Lying(tuple(shape), at)]}
+
+
+def _among(parts: list[Lying], which: Tensor, places: Tensor) -> Tensor:
+    """The number at each place of that part of them that `which` says."""
+    if bool((which == which[0]).all()):
+        return parts[int(which[0])].at(places)
+    found = torch.cat([parts[i].at(places[which == i]) for i in which.unique().tolist()])
+    return found[which.argsort(stable=True).argsort()]
 
 
 def _cut(given: Sources, op: Any, made: Made) -> Sources:
@@ -195,6 +218,16 @@ def _way(op: Any) -> Callable[[Sources, Any, Made], Sources] | None:
     if name == "Chunk" and getattr(op, "num_shards_attribute", None) is not None:
         return None
     return {"MergeModulelist": _merge, "Concatenate": _join, "Chunk": _cut, "Transpose": _turn}.get(name)
+
+
+def _tied(model: nn.Module) -> dict[str, list[str]]:
+    """Names of one weight that has several, itself first: on disk it may lie under any of them."""
+    names: dict[int, list[str]] = {}
+    for name, module in named(model, once=False):
+        for key, p in module._parameters.items():
+            if p is not None:
+                names.setdefault(id(p), []).append(f"{name}.{key}" if name else key)
+    return {n: [n, *(o for o in group if o != n)] for group in names.values() if len(group) > 1 for n in group}
 
 
 def _one(names: Mapping[str, Any], tail: str) -> str | None:

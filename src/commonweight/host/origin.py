@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -75,20 +77,35 @@ def of_float(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[
 
     None where none lies on this machine (it was packed on disk already, or is gone), and where what the model keeps
     unpacked is not what lies there: another revision, or weights that were changed since. Cost: 16 reads for every
-    site, and 8 for every plain tensor."""
+    site, and 8 for every plain tensor, once for as long as the files stay as they are."""
     folder = _folder(model)
     if folder is None:
         return None
     try:
         with Disk(folder, model) as disk:
-            if _altered(disk, model):
+            kept = _kept(disk, model)
+            if _altered(disk, model, kept):
                 return None
-            return of_weights(sites, lambda s, places: _numbers(disk, modules[s.name.split("[")[0]], s, places))
+            if (of := tuple(sites)) not in kept:
+                kept[of] = of_weights(sites, lambda s, places: _numbers(disk, modules[s.name.split("[")[0]], s, places))
+            return kept[of]
     except (LookupError, OSError, SafetensorError, RuntimeError, ValueError):  # damaged, or in a form not known here
         return None
 
 
-def _altered(disk: Disk, model: nn.Module) -> bool:
+_KEPT: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[Any, Any]]] = WeakKeyDictionary()
+
+
+def _kept(disk: Disk, model: nn.Module) -> dict[Any, Any]:
+    """What was found for the model in these files, as long as nobody has written them anew: fingerprints by sites,
+    numbers by name and shape."""
+    stamp = [(path, (about := path.stat()).st_size, about.st_mtime_ns, about.st_ino) for path in disk.files]
+    if (before := _KEPT.get(model)) is None or before[0] != stamp:
+        before = _KEPT[model] = (stamp, {})
+    return before[1]
+
+
+def _altered(disk: Disk, model: nn.Module, kept: dict[Any, Any]) -> bool:
     """Whether a plain weight of the model is another than the one of its name on disk, as far as 8 numbers tell."""
     for name, module in named(model):
         if packed(module) or unpacked(module):
@@ -96,15 +113,10 @@ def _altered(disk: Disk, model: nn.Module) -> bool:
         for key, p in module._parameters.items():
             if p is None or not plain(p) or not p.numel():
                 continue
-            try:
-                held = disk.find(f"{name}.{key}" if name else key, tuple(p.shape))
-            except LookupError:  # a head that is new
-                continue
-            if held.shape != tuple(p.shape):
-                continue
-            flat = _PLACES % p.numel()
-            there = held.at(torch.stack(torch.unravel_index(flat, held.shape), 1))
-            if not there.is_floating_point() or there.element_size() < 2:
+            flat, of = _PLACES % p.numel(), (f"{name}.{key}" if name else key, tuple(p.shape))
+            if of not in kept:
+                kept[of] = _there(disk, *of, flat)
+            if (there := kept[of]) is None:
                 continue
             here = p.detach().reshape(-1)[flat.to(p.device)].cpu()
             if not torch.allclose(here.float(), there.to(here.dtype).float(), rtol=2e-2, atol=1e-6):
@@ -112,11 +124,23 @@ def _altered(disk: Disk, model: nn.Module) -> bool:
     return False
 
 
+def _there(disk: Disk, name: str, shape: tuple[int, ...], flat: Tensor) -> Tensor | None:
+    """Numbers of a weight on disk; None where none of this shape lies there in floating point."""
+    try:
+        held = disk.find(name, shape)
+    except LookupError:  # a head that is new
+        return None
+    if held.shape != shape:
+        return None
+    found = held.flat(flat)
+    return found if found.is_floating_point() and found.element_size() > 1 else None
+
+
 def _folder(model: nn.Module) -> Path | None:
     """Where the model was loaded from, if floating-point weights lie there."""
     config = next((c for m in model.modules() if (c := getattr(m, "config", None)) is not None), None)
     name = getattr(config, "_name_or_path", "") or ""
-    if not name:
+    if not name or not isinstance(name, str):
         return None
     folder = Path(name)
     if not folder.is_dir():
@@ -136,14 +160,20 @@ def _folder(model: nn.Module) -> Path | None:
     return folder if isinstance(about, dict) and not about.get("quantization_config") else None
 
 
+def _turned(module: nn.Module) -> bool:
+    """Whether a layer has taken the place of one that kept its weight as (inp, out): GPT-2's Conv1D."""
+    return any(k.__name__ == "Conv1D" for k in getattr(getattr(module, "source_cls", None), "__mro__", ()))
+
+
 def _numbers(disk: Disk, at: Physical, site: Site, places: Tensor) -> Tensor:
     """Raises: LookupError where no tensor, or more than one, can be the site's."""
     from .experts import Stacked  # with all that runs a model, which merging has no use of
 
+    transposed = at.transposed or _turned(at.module)
     if isinstance(at, Stacked):
         wanted = (at.count, at.inp, at.out) if at.turned else (at.count, at.out, at.inp)
     else:
-        wanted = (site.inp, site.out) if at.transposed else (site.out, site.inp)
+        wanted = (site.inp, site.out) if transposed else (site.out, site.inp)
     held = disk.find(at.key, wanted)
     shape, o, i = held.shape, places // site.inp + (site.rows[0] if site.rows else 0), places % site.inp
     if isinstance(at, Stacked):  # one expert's matrix after the other, whatever the tensor's dimensions
@@ -153,11 +183,11 @@ def _numbers(disk: Disk, at: Physical, site: Site, places: Tensor) -> Tensor:
     elif len(shape) == 1:
         flat, fits = places, shape == (site.out,) and site.inp == 1
     else:
-        flat = i * shape[-1] + o if at.transposed else o * shape[-1] + i
-        fits = len(shape) == 2 and shape[0 if at.transposed else 1] == site.inp
+        flat = i * shape[-1] + o if transposed else o * shape[-1] + i
+        fits = len(shape) == 2 and shape[0 if transposed else 1] == site.inp
     if not fits:
         raise LookupError(at.key)
-    found = held.at(torch.stack(torch.unravel_index(flat, shape), 1))
+    found = held.flat(flat)
     if not found.is_floating_point() or found.element_size() < 2:
         raise LookupError(at.key)
     return found
