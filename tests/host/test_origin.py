@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import commonweight as cw
 from commonweight.formats.fingerprint import of_weights
 from commonweight.formats.native import read_header
-from commonweight.host import disk
+from commonweight.host import disk, files
 from commonweight.host.origin import of_float
 from commonweight.host.origin import quantised as form_of
 from tests.host.quantised import IDS, KINDS, SITE, here, in_float, llama, quantised, there
@@ -161,6 +161,47 @@ def test_a_single_number_is_held_against_the_one_on_disk(tmp_path):
     assert of_float(base.model, base.modules, sites) is not None
     model.logit_scale.data += 1
     assert of_float(base.model, base.modules, sites) is None
+
+
+NO_MATRIX = {
+    "a table": ("lora", {"rank": 2, "sites": "*embed_tokens"}),
+    "tokens": ("tokens", {}),
+    "prompts": ("prompt-tuning", {}),
+    "blocks": ("loreft", {}),
+    "norms": ("lntuning", {}),
+}
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("which", NO_MATRIX)
+def test_a_tenant_that_reads_no_matrix_is_held_against_some_of_the_base(which, folder, tmp_path):
+    method, options = NO_MATRIX[which]
+    llama(1).save_pretrained(tmp_path / "other")
+    for there_, here_ in (({}, NF4), (NF4, {}), (NF4, INT8)):
+        first = cw.Host(loaded(folder, **there_))
+        first.add("a", method, **options)
+        path = first.save("a", tmp_path / "a.safetensors")
+        cw.Host(loaded(folder, **here_)).load("a", path)
+        for how in (there_, here_):
+            with pytest.raises(cw.CommonweightError, match="made for another base"):
+                cw.Host(loaded(tmp_path / "other", **how)).load("a", path)
+
+
+@needs_bitsandbytes
+def test_an_older_file_of_such_a_tenant_loads_where_it_was_made_and_on_no_other_base(folder, tmp_path, monkeypatch):
+    """Its origin was the fingerprint of nothing, the same everywhere."""
+    host = cw.Host(loaded(folder, **NF4))
+    host.add("a", "prompt-tuning")
+    with monkeypatch.context() as m:
+        m.setattr(files, "_origin", lambda base, sites: of_weights([], base_numbers(base)))
+        path = host.save("a", tmp_path / "a.safetensors")
+    assert read_header(path)["float"] == of_weights([], base_numbers(host.base))
+    cw.Host(loaded(folder, **NF4)).load("a", path)
+    for seed in (None, 1):
+        plain = cw.Host(loaded(folder, seed))
+        with pytest.raises(cw.CommonweightError, match=r"not on record.*check_base=False"):
+            plain.load("a", path)
+        plain.load("a", path, check_base=False)
 
 
 def turning() -> torch.nn.Module:

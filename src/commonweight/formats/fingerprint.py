@@ -30,6 +30,11 @@ def of_weights(sites: Sequence[Site], values: Callable[[Site, Tensor], Tensor]) 
     return h.hexdigest()
 
 
+def tells(site: Site) -> bool:
+    """Whether `of_weights` reads a matrix there; norms are often alike in models of one family."""
+    return site.kind in _READ and site.inp > 1
+
+
 def of_derived(plan: Plan, pools: Mapping[str, Tensor]) -> Tensor:
     """For every pool derived from the base, not saved and to be checked: its product with random signs over its norm.
 

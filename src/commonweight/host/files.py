@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core import CommonweightError, Plan, Site, build_stored, dump, library
 from ..formats import atomic, coding, native
 from ..formats.coding import Choice
-from ..formats.fingerprint import close, of_derived, of_weights
+from ..formats.fingerprint import close, of_derived, of_weights, tells
 from ..formats.order import site_fields
 from ..methods import METHODS, OVER, Beside, beside, head, head_of
 from ..methods import plan as make_plan
@@ -85,8 +85,8 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
             header["rows"] = rows
     if (form := quantised(base.model)) is not None:
         header["quantised"] = form
-        if (origin := of_float(base.model, base.modules, sites)) is not None:
-            header["float"] = origin
+    if (form is not None or not any(map(tells, sites))) and (origin := _origin(base, sites)) is not None:
+        header["float"] = origin
     if tenant.labels is not None:
         header["labels"] = tenant.labels
     if tenant.apart:
@@ -115,14 +115,31 @@ def _weights(base: HookedModel, sites: list[Site]) -> str:
     return of_weights(sites, lambda s, places: base.modules[s.name.split("[")[0]].rows(s.rows).steady(places))
 
 
+def _origin(base: HookedModel, sites: list[Site]) -> str | None:
+    """The fingerprint in floating point of the weights that a tenant's sites read or, where none of them reads a matrix
+    (prompts, blocks, tables, norms), of some that the base has outside of heads. None where these are not known."""
+    if not any(map(tells, sites)):
+        every = [s for s in base.every if tells(s) and s.name.split("[")[0] not in base.heads]
+        sites = every[:: -(-len(every) // _SOME)] if every else []
+    if not sites:
+        return None
+    if quantised(base.model) is not None:
+        return of_float(base.model, base.modules, sites)
+    try:
+        return _weights(base, sites)
+    except CommonweightError:  # a layer that nobody can read
+        return None
+
+
+_SOME = 64
+
+
 def _related(base: HookedModel, header: Mapping[str, Any], sites: list[Site]) -> bool:
     """Whether the tenant's base and this one were made of the same weights, one of them or both quantised since."""
-    here = quantised(base.model)
-    if here is None and "quantised" not in header:
+    if quantised(base.model) is None and "quantised" not in header:
         return False
-    theirs = header.get("float") if "quantised" in header else header.get("weights")
-    ours = of_float(base.model, base.modules, sites) if here else _weights(base, sites)
-    return theirs is not None and theirs == ours
+    theirs = header.get("float", None if "quantised" in header else header.get("weights"))
+    return theirs is not None and theirs == _origin(base, sites)
 
 
 def _other(base: HookedModel, header: Mapping[str, Any]) -> str:
