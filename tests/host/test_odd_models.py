@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -139,6 +141,55 @@ def test_what_a_module_keeps_between_passes_is_no_other_readers():
         assert (model(x).logits - other).abs().max() > 1e-4
 
 
+def answers(host: cw.Host, x: Any) -> dict[Any, Any]:
+    """Of LeViT: by each reader's name."""
+    for i, name in enumerate("tu"):
+        stir(host.add(name, "full", sites="*attention_biases*"), i, std=3.0)
+    want = {}
+    for name in (None, "t", "u"):
+        with torch.no_grad(), host.route(name):
+            want[name] = host.base.model(x).logits
+    assert all((want[a] - want[b]).abs().max() > 1e-3 for a, b in ("tu", (None, "t"), (None, "u")))
+    return want
+
+
+def test_what_a_compiled_module_keeps_is_no_other_readers():
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    host = cw.Host(levit())
+    want, model = answers(host, x), host.base.model
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for name in ("t", "u", None, "u", "t", None):
+        with torch.no_grad(), host.route(name):
+            torch.testing.assert_close(compiled(x).logits, want[name], rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x).logits, want[None], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", ["tu", (None, "t")], ids=str)
+def test_what_a_module_keeps_is_no_other_threads(names):
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    host = cw.Host(levit())
+    want, wrong = answers(host, x), []
+
+    def work(name: str | None) -> None:
+        for _ in range(60):
+            with torch.no_grad(), host.route(name):
+                got = host.base.model(x).logits
+            if not torch.allclose(got, want[name], rtol=1e-4, atol=1e-5):
+                wrong.append(name)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            [*pool.map(work, names)]
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+    host.close()
+    assert not any("forward" in vars(m) for m in host.base.model.modules())
+
+
 def test_what_an_object_of_a_module_keeps_is_no_other_readers():
     """Texts by their embeddings, as OmDet-Turbo has them."""
 
@@ -164,8 +215,11 @@ def test_what_an_object_of_a_module_keeps_is_no_other_readers():
     stir(host.add("t", "lora", rank=2, sites="layers.0.*"), std=0.5)
     for _ in range(2):
         with host.route("t"):
-            assert (model(x) - base).abs().max() > 1e-3
+            alone = model(x)
+            assert (alone - base).abs().max() > 1e-3
         assert torch.equal(model(x), base)
+        with host.route(["t", None, "t"]):  # of one text for all rows: reader by reader
+            torch.testing.assert_close(model(x.expand(3, -1)), torch.cat([alone, base, alone]))
 
 
 def test_what_a_module_keeps_of_other_things_stays():

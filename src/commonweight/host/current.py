@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..core import CommonweightError
-from .forgets import Forgets
 from .padding import Padding
 from .route import Route, size
 from .stacks import Room
@@ -196,7 +195,7 @@ class Current:
         self.thread = _OfThread()
         self.padding: Padding | None = None  # of the model; a copy has none until it is hooked
         self.prompts = False  # whether its rows begin with prompts, of which a row's embedding is
-        self.keeping: list[Forgets] = []  # modules that keep between passes what their weights gave
+        self.turns = threading.RLock()  # in modules that keep between passes what their weights gave
         self.open: dict[int, int] = {}  # thread -> how many routes it has open
         self.generators: dict[FrameType, list[State]] = {}  # generator -> the routes that it has open, by its frame
         self._lock = threading.Lock()

@@ -28,12 +28,13 @@ from .tenant import Tenant
 
 
 class Entrance:
-    """One function of a model, by name; called, it runs that function as the model had it."""
+    """One function of a model, by name; called, it runs that function as the model had it. over: another entrance of
+    it, which runs it reader by reader, and within which this one stands."""
 
     name = ""
 
-    def __init__(self, model: nn.Module, current: Current):
-        self.model, self.current = model, current
+    def __init__(self, model: nn.Module, current: Current, over: Entrance | None = None):
+        self.model, self.current, self.over = model, current, over
         self.before = model.__dict__.get(self.name)  # what stood there already, for example accelerate's forward
         self.__doc__ = getattr(model, self.name).__doc__
 
@@ -47,9 +48,15 @@ class Entrance:
         return self.before or partial(getattr(type(self.model), self.name), self.model)
 
     def install(self) -> None:
-        self.model.__dict__[self.name] = self
+        if self.over is None:
+            self.model.__dict__[self.name] = self
+        else:
+            self.before, self.over.before = self.over.before, self
 
     def remove(self) -> None:
+        if self.over is not None and self.over.before is self:
+            self.over.before = self.before
+        # what stood over it may have gone, and left it in its place
         if self.model.__dict__.get(self.name) is self:  # else somebody put something in front of it, which calls it
             del self.model.__dict__[self.name]
             if self.before is not None:
@@ -185,8 +192,6 @@ class Forward(Entrance):
             return
         finally:
             self.current.thread.begin(self.model, args, kwargs)
-            for keeping in self.current.keeping:
-                keeping.clear()
             for m in training:
                 m.training = True
 

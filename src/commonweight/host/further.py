@@ -42,20 +42,10 @@ class FurtherForward(Entrance):
     name = "forward"
 
     def __init__(self, at: Further, current: Current, over: Entrance | None = None):
-        super().__init__(at.module, current)
-        self.at, self.over = at, over
+        super().__init__(at.module, current, over)
+        self.at = at
         self.reads = () if at.decoder is None else parameters(at.decoder)
         self.mask = "" if at.decoder is None else masked(at.decoder) or ""
-
-    def install(self) -> None:
-        if self.over is None:
-            return super().install()
-        self.before, self.over.before = self.over.before, self
-
-    def remove(self) -> None:
-        if self.over is not None and self.over.before is self:
-            self.over.before = self.before
-        super().remove()  # what stood over it may have gone, and left it in its place
 
     def hooks(self) -> list[Any]:
         """Installs it, and hooks behind the table of tokens and behind the blocks, and before the decoder. The table's

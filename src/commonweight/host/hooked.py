@@ -131,8 +131,8 @@ class HookedModel:
             self.hooks += ahead.AheadHook(at, self.current, self.queries, mine, asked, read).install()
         self.hooks += moved.install(self.inner, dict(named(self.model)), self.modules, self.current)
         self.hooks += frozen.install(alone.values(), self.current)
-        self.current.keeping = forgets.found(self.model.modules(), self.current)
-        self.hooks += [h for keeping in self.current.keeping for h in keeping.install()]
+        # taken off first, as they were put on last
+        self.hooks[:0] = forgets.install(self.model.modules(), self.current, passes)
         self.doors = Doors(self.inner, dict(named(self.model)), hooks)
         self.places = Places.of(self.model, self.modules.values())
 

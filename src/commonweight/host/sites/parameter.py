@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...core import Site
 from ..packs import is_experts, named_so, slots
-from ..weights import plain
+from ..weights import dense, plain
 from .found import Found, Whole
 from .physical import Physical, numbers, plain_class
 
@@ -31,7 +31,7 @@ class Parameter(Physical):
 
     @property
     def weight(self) -> Tensor:
-        return self.laid(super().weight)
+        return self.laid(dense(self.module, self.slot, self.name))  # torch.compile traces no property of a super()
 
     def laid(self, weight: Tensor) -> Tensor:
         return weight.reshape(-1, 1 if weight.dim() == 1 else weight.shape[-1])
