@@ -10,9 +10,12 @@ import transformers
 
 import commonweight as cw
 from commonweight.adapt import open_host, quantise
-from commonweight.adapt.names import QUANTISED
+from commonweight.adapt.base import where
+from commonweight.adapt.names import EXPERTS, QUANTISED
 from commonweight.formats.native import read_header
 from commonweight.host.origin import quantised
+from tests.adapt import tiny
+from tests.host.quantised import llama as small
 from tests.host.quantised import there
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries
@@ -55,6 +58,37 @@ def test_a_host_is_opened_on_a_quantised_base(form, task, llama):
     with host.route("a"):
         host.model(input_ids=ids).logits.float().square().mean().backward()
     assert all(p.grad is not None for p in host["a"].parameters())
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("form", EXPERTS)
+def test_rows_that_fill_no_blocks_stay_in_float_on_a_cpu(form, tmp_path):
+    """bitsandbytes 0.50.2's kernel computes such layers with other numbers than it packed."""
+    model, ids = small(intermediate_size=160), torch.randint(3, 40, (3, 6))
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.dim() > 1):
+            p.normal_(0, 0.2)
+    model.save_pretrained(tmp_path / "m")
+    tiny.tokenizer(tmp_path / "m", "llama")
+    with pytest.warns(
+        UserWarning, match=r"packed but for .*layers \d+%.*its layers, \d+%, are left as they were; rows"
+    ):
+        host = open_host(tmp_path / "m", "lm", dtype="float32", quantize=form)
+    layers = host.base.inner.model.layers[0]
+    assert type(layers.mlp.down_proj) is torch.nn.Linear and hasattr(layers.mlp.up_proj.weight, "quant_state")
+    assert torch.equal(layers.mlp.down_proj.weight, model.model.layers[0].mlp.down_proj.weight)
+    assert quantised(host.model) == f"bitsandbytes {form.replace('-', ' ')}" and "(layers " in where(host)
+    merged = host.merged_model(host.add("t", "lora", rank=2).name)
+    with torch.no_grad():
+        want = host.base.model(input_ids=ids).logits
+        torch.testing.assert_close(merged(input_ids=ids).logits, want)
+        path = host.save("t", tmp_path / "t.safetensors")
+        for other in (None, form):
+            open_host(tmp_path / "m", "lm", dtype="float32", quantize=other).load("t", path)
+        host.close()
+        host.model.save_pretrained(tmp_path / "packed")  # which says what it leaves
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.float32)
+        torch.testing.assert_close(cw.Host(again.eval()).base.model(input_ids=ids).logits, want)
 
 
 @needs_bitsandbytes

@@ -14,6 +14,7 @@ import commonweight as cw
 from commonweight.host import unpack, weights
 from commonweight.host.kept import keep_storage
 from tests.host.past import hosted, routed
+from tests.host.quantised import _bitsandbytes, llama, replaced
 from tests.host.test_weights import four
 
 X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
@@ -130,3 +131,19 @@ class TestBitsandbytes:
         with torch.no_grad():
             ran(self.x)
         assert cw.Host(ran).fingerprint == cw.Host(copy.deepcopy(fresh)).fingerprint
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("double", [False, True])
+def test_rows_that_a_kernel_reads_otherwise_are_told(double):
+    """Packed by others: bitsandbytes 0.50.2 computes with other numbers on a CPU."""
+    make = _bitsandbytes(quant_type="nf4", compress_statistics=double)
+    for wide, wrong in ((128, False), (96, True), (33, False)):
+        model = replaced(llama(intermediate_size=wide), make)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cw.Host(model)
+        said = [str(w.message) for w in caught if "no multiple of its block" in str(w.message)]
+        assert len(said) == wrong
+        if wrong:
+            assert said[0].startswith("model.layers.0.mlp.down_proj and 1 more: bitsandbytes packed rows")

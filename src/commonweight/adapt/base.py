@@ -144,7 +144,7 @@ def open_host(
     if sensed := check_reads(base, str(model), task):
         if pool == "transformers":
             raise CommonweightError(f"pool 'transformers' is of texts; of {sensed} take mean, cls or pooler")
-        return Host(settled(Sensed(base, pool)).eval(), sites=sites)
+        return _warn(Host(settled(Sensed(base, pool)).eval(), sites=sites), quantize)
     if pool == "transformers":
         pool = pool_of_transformers(base.eval())
     if pool == POOLER and (lost := [k for k in found["missing_keys"] if "pooler" in k]):
@@ -180,15 +180,19 @@ def _but_for(host: Host) -> str:
 
 
 def _warn(host: Host, quantize: str | None) -> Host:
-    """Tells of experts that no library packs: they are most of a mixture."""
-    if quantize is not None and (share := in_float(host.base).get("experts", 0)) >= 0.005:
+    """Tells of experts that no library packs: they are most of a mixture; and of layers that a CPU's kernel cannot."""
+    kept = {} if quantize is None else in_float(host.base)
+    if (share := kept.get("experts", 0)) >= 0.005:
         more = "" if quantize in EXPERTS else f"; {', '.join(EXPERTS)} pack experts"
-        warnings.warn(
-            f"quantize={quantize!r}: the base is packed{_but_for(host)}; its experts, {share:.0%}, are left as they "
-            f"were{more}",
-            stacklevel=3,
-        )
+        _left(host, quantize, f"experts, {share:.0%}, are left as they were{more}")
+    if quantize in EXPERTS and device_of(host.model).type == "cpu" and (share := kept.get("layers", 0)) >= 0.005:
+        rows = "rows of no multiple of 64 are packed on a GPU alone: bitsandbytes reads other numbers on a CPU"
+        _left(host, quantize, f"layers, {share:.0%}, are left as they were; {rows}")
     return host
+
+
+def _left(host: Host, quantize: str | None, what: str) -> None:
+    warnings.warn(f"quantize={quantize!r}: the base is packed{_but_for(host)}; its {what}", stacklevel=4)
 
 
 def tokenizer_of(model: nn.Module) -> Any:

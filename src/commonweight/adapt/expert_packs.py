@@ -1,5 +1,5 @@
-"""Fused experts in bitsandbytes' 4 bits as they are loaded: transformers 5.23 packs linear layers alone. Imports
-transformers."""
+"""Fused experts in bitsandbytes' 4 bits as they are loaded: transformers 5.23 packs linear layers alone, and on a CPU
+those too that its kernel then computes wrongly. Imports transformers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.nn.parametrize import replace_parameter_4bit  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
@@ -28,6 +29,14 @@ def with_experts(config: Any) -> Any:
 
 class Quantizer(Bnb4BitHfQuantizer):
     """Each projection's experts are packed as soon as they are read, so that one at a time is in floating point."""
+
+    def _process_model_before_weight_loading(self, model: Any, device_map: Any = None, **kwargs: Any) -> Any:
+        if not self.pre_quantized and isinstance(device_map, dict) and {*map(str, device_map.values())} == {"cpu"}:
+            how = self.quantization_config
+            if left := [n for n, m in model.named_modules() if _block(_inputs(m)) != 64]:
+                kept = self.get_modules_to_not_convert(model, how.llm_int8_skip_modules)
+                how.llm_int8_skip_modules = [*kept, *left]  # which a copy that is saved says too
+        return super()._process_model_before_weight_loading(model, device_map=device_map, **kwargs)
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         return self.of_experts(model, param_name) or super().param_needs_quantization(model, param_name, **kwargs)
@@ -76,6 +85,13 @@ class Quantize(Bnb4bitQuantize):
             blocksize=_block(value.shape[-1]),
         )  # fmt: skip
         module._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def _inputs(module: nn.Module) -> int:
+    """Of a linear layer that transformers would pack; 0 of others."""
+    if type(module) is nn.Linear:
+        return module.in_features
+    return len(module.weight) if isinstance(module, Conv1D) else 0
 
 
 def _block(width: int) -> int | None:

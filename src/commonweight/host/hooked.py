@@ -18,7 +18,7 @@ from .fingerprint import of_base
 from .follow import Places, fit
 from .further import FurtherForward
 from .hooks import ModelHook, Replay, SiteHook
-from .kept import give_back, keep_storage, unpack_at_once
+from .kept import give_back, keep_storage, tell_of_rows, unpack_at_once
 from .limit import Ends, Limit, bends
 from .names import named, unwrapped
 from .numbered import PositionsHook
@@ -82,6 +82,7 @@ class HookedModel:
         checkpoints.install()
         ahead.install()
         self.kept = keep_storage(model.modules())
+        tell_of_rows(model)
         self.trained: dict[str, nn.Parameter] = {}
         self.closed = False
         self._freeze()

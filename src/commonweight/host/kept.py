@@ -7,13 +7,16 @@ in all but the last layers, without an error. compressed-tensors 0.20 unpacks a 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from .names import named
 from .unpack import unpacked
+from .weights import dense
 
 _FLAG = "support_avx512bf16_for_cpu"
 
@@ -29,6 +32,31 @@ def keep_storage(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, bool]]:
         if _FLAG in module.__dict__:
             _usual(module._parameters.get("weight"))
     return found
+
+
+def tell_of_rows(model: nn.Module) -> None:
+    """Warns of 4-bit layers that compute with other numbers than were packed: bitsandbytes 0.50.2's kernel for CPUs
+    takes it that each row begins a block of its own."""
+    wrong = [n for n, m in named(model) if _misread(m, m._parameters.get("weight"))]
+    if wrong:
+        warnings.warn(
+            f"{wrong[0]}{f' and {len(wrong) - 1} more' if wrong[1:] else ''}: bitsandbytes packed rows that are no "
+            "multiple of its block, and on a CPU computes with other numbers than it packed, which a merged model has; "
+            "run it on a GPU, or load the base in floating point (adapt --quantize leaves such layers as they are)",
+            stacklevel=4,
+        )
+
+
+def _misread(module: nn.Module, weight: Any) -> bool:
+    state: Any = getattr(weight, "quant_state", None)
+    shape = getattr(state, "shape", ())
+    if len(shape) != 2 or weight.device.type != "cpu" or not shape[1] % state.blocksize:
+        return False
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
+
+    with torch.no_grad():
+        packed = dense(module)
+        return bool((dequantize_4bit(weight.data, state) - packed).norm() > 1e-3 * packed.norm())
 
 
 def unpack_at_once(model: nn.Module) -> None:
