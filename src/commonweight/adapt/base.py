@@ -186,7 +186,7 @@ def _warn(host: Host, quantize: str | None) -> Host:
         more = "" if quantize in EXPERTS else f"; {', '.join(EXPERTS)} pack experts"
         _left(host, quantize, f"experts, {share:.0%}, are left as they were{more}")
     if quantize in EXPERTS and device_of(host.model).type == "cpu" and (share := kept.get("layers", 0)) >= 0.005:
-        rows = "rows of no multiple of 64 are packed on a GPU alone: bitsandbytes reads other numbers on a CPU"
+        rows = "of rows of no multiple of 64 bitsandbytes reads other numbers on a CPU"
         _left(host, quantize, f"layers, {share:.0%}, are left as they were; {rows}")
     return host
 

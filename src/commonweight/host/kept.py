@@ -42,7 +42,7 @@ def tell_of_rows(model: nn.Module) -> None:
         warnings.warn(
             f"{wrong[0]}{f' and {len(wrong) - 1} more' if wrong[1:] else ''}: bitsandbytes packed rows that are no "
             "multiple of its block, and on a CPU computes with other numbers than it packed, which a merged model has; "
-            "run it on a GPU, or load the base in floating point (adapt --quantize leaves such layers as they are)",
+            "load the base in floating point (adapt --quantize packs it but for such layers)",
             stacklevel=4,
         )
 
