@@ -71,7 +71,7 @@ def test_rows_that_fill_no_blocks_stay_in_float_on_a_cpu(form, tmp_path):
     model.save_pretrained(tmp_path / "m")
     tiny.tokenizer(tmp_path / "m", "llama")
     with pytest.warns(
-        UserWarning, match=r"packed but for .*layers \d+%.*its layers, \d+%, are left as they were; rows"
+        UserWarning, match=r"packed but for .*layers \d+%.*its layers, \d+%, are left as they were; of rows"
     ):
         host = open_host(tmp_path / "m", "lm", dtype="float32", quantize=form)
     layers = host.base.inner.model.layers[0]
