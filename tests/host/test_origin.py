@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import peft
 import pytest
 import torch
 import transformers as tf
@@ -15,6 +16,7 @@ from commonweight.formats.native import read_header
 from commonweight.host import disk, files
 from commonweight.host.origin import of_float
 from commonweight.host.origin import quantised as form_of
+from commonweight.host.weights import dense, sample
 from tests.host.quantised import IDS, KINDS, SITE, here, in_float, llama, quantised, there
 from tests.laws.subjects import stir
 from tests.mixtures import MIXTURES, mixture
@@ -38,12 +40,12 @@ def folder(tmp_path):
     return tmp_path / "base"
 
 
-def loaded(folder, seed: int | None = None, **how):
+def loaded(folder, seed: int | None = None, dtype: torch.dtype = torch.float32, **how):
     if seed is not None:
         llama(seed).save_pretrained(folder)
     if how:
         how = {"quantization_config": BitsAndBytesConfig(bnb_4bit_compute_dtype=torch.float32, **how)}
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu", **how).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu", **how).eval()
 
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -202,6 +204,76 @@ def test_an_older_file_of_such_a_tenant_loads_where_it_was_made_and_on_no_other_
         with pytest.raises(cw.CommonweightError, match=r"not on record.*check_base=False"):
             plain.load("a", path)
         plain.load("a", path, check_base=False)
+
+
+FORMS = {
+    "nf4": NF4,
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "double": {**NF4, "bnb_4bit_use_double_quant": True},
+    "int8": INT8,
+}
+
+
+def linear(host) -> list:
+    return [s for s in host.base.every if s.kind == "linear"]
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_single_numbers_of_a_packed_weight_are_those_of_the_whole(form, dtype, folder):
+    """Before and after the first forward, which lays them otherwise on some CPUs; and they are those on disk."""
+    host = cw.Host(loaded(folder, dtype=dtype, **FORMS[form]))
+    for _ in range(2):
+        for site in linear(host):
+            module = host.base.modules[site.name].module
+            whole = dense(module, steady=True).float().reshape(-1)
+            assert torch.equal(sample(module, torch.arange(whole.numel())).float(), whole)
+        assert of_float(host.base.model, host.base.modules, linear(host)) is not None
+        with torch.no_grad():
+            host.base.inner(IDS)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("form", "alpha"), [("nf4", 0.04), ("fp4", 0.04), ("int8", 0.01), ("double", 0.2)])
+def test_a_base_that_an_adapter_was_merged_into_has_no_origin(form, alpha, folder, tmp_path):
+    """alpha: the weights of one projection move by 1/50 of their size, by 1/10 or by 1/200."""
+    how = peft.LoraConfig(r=4, target_modules=["layers.1.self_attn.v_proj"], init_lora_weights=False, lora_alpha=alpha)
+    torch.manual_seed(0)
+    around = peft.get_peft_model(loaded(folder, **FORMS[form]), how)
+    carrying = cw.Host(around)
+    assert of_float(carrying.base.model, carrying.base.modules, linear(carrying)) is None
+    carrying.close()
+    host = cw.Host(around.merge_and_unload())
+    stir(host.add("a", "lora", rank=2))
+    path = host.save("a", tmp_path / "a.safetensors")
+    assert "quantised" in read_header(path) and "float" not in read_header(path)
+    with pytest.raises(cw.CommonweightError, match="made for another base"):
+        cw.Host(loaded(folder)).load("a", path)
+    plain = cw.Host(loaded(folder))
+    stir(plain.add("a", "lora", rank=2))
+    plain.save("a", path)
+    with pytest.raises(cw.CommonweightError, match="made for another base"):
+        host.load("b", path)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_packed_experts_that_were_changed_have_no_origin(kind, tmp_path):
+    from commonweight.adapt.expert_packs import with_experts
+
+    mixture(kind)[0].save_pretrained(tmp_path / "base")
+    packs = with_experts(BitsAndBytesConfig(bnb_4bit_compute_dtype=torch.float32, **NF4))
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", dtype=torch.float32, device_map="cpu", quantization_config=packs
+    )
+    host = cw.Host(model)
+    sites = [s for s in host.base.every if s.kind == "expert"]
+    assert of_float(host.base.model, host.base.modules, sites) is not None
+    with torch.no_grad():  # another scale of the same codes
+        made = next(p for m in host.base.inner.modules() for p in getattr(m, "parametrizations", {}).values())
+        made[0].quant_state.absmax.mul_(1.02)
+    assert of_float(host.base.model, host.base.modules, sites) is None
 
 
 def turning() -> torch.nn.Module:

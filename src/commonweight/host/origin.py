@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..core import Site
 from ..formats.fingerprint import of_weights
+from .altered import altered, turned
 from .disk import Disk
-from .names import named
+from .names import adapters, named
 from .packs import packed_in, slots
 from .sites import Physical
 from .weights import known, packed, plain, stored, unpacked
-
-_PLACES = torch.arange(1, 9, dtype=torch.int64) * 2654435761  # a large odd step apart
 
 
 def quantised(model: nn.Module) -> str | None:
@@ -75,16 +73,16 @@ def _form(module: nn.Module) -> str:
 def of_float(model: nn.Module, modules: Mapping[str, Physical], sites: Sequence[Site]) -> str | None:
     """The fingerprint of the sites' weights in the checkpoint that a quantised model was made of, see `of_weights`.
 
-    None where none lies on this machine (it was packed on disk already, or is gone), and where what the model keeps
-    unpacked is not what lies there: another revision, or weights that were changed since. Cost: 16 reads for every
-    site, and 8 for every plain tensor, once for as long as the files stay as they are."""
+    None where none lies on this machine (it was packed on disk already, or is gone), and where the model's weights are
+    not what lies there: another revision, or changed since, see `altered`. Cost: 16 reads for every site, once for as
+    long as the files stay as they are, and `altered`."""
     folder = _folder(model)
     if folder is None:
         return None
     try:
         with Disk(folder, model) as disk:
             kept = _kept(disk, model)
-            if _altered(disk, model, kept):
+            if adapters(model) or altered(disk, model, kept):
                 return None
             if (of := tuple(sites)) not in kept:
                 kept[of] = of_weights(sites, lambda s, places: _numbers(disk, modules[s.name.split("[")[0]], s, places))
@@ -103,37 +101,6 @@ def _kept(disk: Disk, model: nn.Module) -> dict[Any, Any]:
     if (before := _KEPT.get(model)) is None or before[0] != stamp:
         before = _KEPT[model] = (stamp, {})
     return before[1]
-
-
-def _altered(disk: Disk, model: nn.Module, kept: dict[Any, Any]) -> bool:
-    """Whether a plain weight of the model is another than the one of its name on disk, as far as 8 numbers tell."""
-    for name, module in named(model):
-        if packed(module) or unpacked(module):
-            continue
-        for key, p in module._parameters.items():
-            if p is None or not plain(p) or not p.numel():
-                continue
-            flat, of = _PLACES % p.numel(), (f"{name}.{key}" if name else key, tuple(p.shape))
-            if of not in kept:
-                kept[of] = _there(disk, *of, flat)
-            if (there := kept[of]) is None:
-                continue
-            here = p.detach().reshape(-1)[flat.to(p.device)].cpu()
-            if not torch.allclose(here.float(), there.to(here.dtype).float(), rtol=2e-2, atol=1e-6):
-                return True
-    return False
-
-
-def _there(disk: Disk, name: str, shape: tuple[int, ...], flat: Tensor) -> Tensor | None:
-    """Numbers of a weight on disk; None where none of this shape lies there in floating point."""
-    try:
-        held = disk.find(name, shape)
-    except LookupError:  # a head that is new
-        return None
-    if held.shape != shape:
-        return None
-    found = held.flat(flat)
-    return found if found.is_floating_point() and found.element_size() > 1 else None
 
 
 def _folder(model: nn.Module) -> Path | None:
@@ -160,16 +127,11 @@ def _folder(model: nn.Module) -> Path | None:
     return folder if isinstance(about, dict) and not about.get("quantization_config") else None
 
 
-def _turned(module: nn.Module) -> bool:
-    """Whether a layer has taken the place of one that kept its weight as (inp, out): GPT-2's Conv1D."""
-    return any(k.__name__ == "Conv1D" for k in getattr(getattr(module, "source_cls", None), "__mro__", ()))
-
-
 def _numbers(disk: Disk, at: Physical, site: Site, places: Tensor) -> Tensor:
     """Raises: LookupError where no tensor, or more than one, can be the site's."""
     from .experts import Stacked  # with all that runs a model, which merging has no use of
 
-    transposed = at.transposed or _turned(at.module)
+    transposed = at.transposed or turned(at.module)
     if isinstance(at, Stacked):
         wanted = (at.count, at.inp, at.out) if at.turned else (at.count, at.out, at.inp)
     else:

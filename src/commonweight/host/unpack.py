@@ -59,15 +59,46 @@ def unpacked(data: Tensor, state: Any) -> tuple[Tensor, Tensor]:
     return codes, absmax.float().reshape(-1)
 
 
+def sampled(module: nn.Module, w: Any, shape: Shape, places: Tensor) -> Tensor | None:
+    """Numbers of a weight that bitsandbytes has packed, at places of it row after row, steady. Cost: of these alone."""
+    if shape is None or not isinstance(w, Tensor):
+        return None
+    places, inp = places.to(w.device), shape[1]
+    if (scale := _scale(module, w)) is not None:
+        return w.data.reshape(-1)[places].float() * scale[places // inp] / 127
+    state: Any = getattr(w, "quant_state", None)
+    if getattr(state, "code", None) is None or tuple(getattr(state, "shape", ())) != shape:
+        return None
+    raw = w.data.contiguous().view(torch.uint8).reshape(-1)
+    if getattr(state, "packing_format_for_cpu", False):
+        row, column = places // inp, places % inp
+        nth = row % 32 * 2 + column % 2  # among the 64 codes of a column pair
+        byte = raw[(row // 32 * (inp // 2) + column // 2) * 32 + nth % 32]
+        upper, absmax = nth >= 32, state.absmax[column // state.blocksize, row].float()
+    else:
+        byte, upper, at = raw[places // 2], places % 2 == 0, places // state.blocksize
+        absmax = state.absmax.reshape(-1)[at].float()
+        if state.nested:
+            inner = state.state2
+            absmax = inner.code[absmax.long()].float() * inner.absmax.float()[at // inner.blocksize] + state.offset
+    codes = torch.where(upper, byte >> 4, byte & 15)
+    return state.code.to(w.device).float()[codes.long()] * absmax.bfloat16().float()
+
+
 def eight_bit(module: nn.Module, w: Any, shape: Shape, steady: bool) -> Tensor | None:
     """bitsandbytes: value = code * scale of the row / 127; the first forward moves both from the weight to `state`."""
     if hasattr(w, "SCB") and w.dtype in _FLOATS:
         return w.data  # not quantised, or anew in each forward
+    scale = _scale(module, w)
+    return None if scale is None else w.data.float() * scale[:, None] / 127
+
+
+def _scale(module: nn.Module, w: Any) -> Tensor | None:
     scales = [getattr(at, "SCB", None) for at in (w, getattr(module, "state", None))]
     scale = next((s for s in scales if s is not None), None)
     if scale is None or not isinstance(w, Tensor) or w.dtype is not torch.int8:
         return None
-    return w.data.float() * scale.float().to(w.device)[:, None] / 127
+    return scale.float().to(w.device)
 
 
 def compressed(module: nn.Module, w: Any, shape: Shape, steady: bool) -> Tensor | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
-from .unpack import READERS
+from .unpack import READERS, sampled
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _WORKS = "methods on the layer's output, such as lora and mos, still work there"
@@ -109,6 +109,18 @@ def dense(module: nn.Module, name: str = "weight", where: str = "", *, steady: b
         return w
     with torch.no_grad():
         return _read(module, name, w, where or type(module).__name__, steady)
+
+
+def sample(module: nn.Module, places: Tensor, name: str = "weight", where: str = "") -> Tensor:
+    """Numbers of `dense(..., steady=True)` at these places, row after row. Cost: of bitsandbytes' layers and of plain
+    ones, of these numbers; else as `dense`."""
+    w = stored(module, name)
+    if name == "weight" and not composed(module) and packed(module):
+        with torch.no_grad():
+            if (found := sampled(module, w, widths(module), places)) is not None:
+                return found
+    held = dense(module, name, where, steady=True).reshape(-1)
+    return held[places.to(held.device)]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..weights import dense, packed, rounds, stored
+from ..weights import dense, packed, rounds, sample, stored
 
 
 class Physical:
@@ -74,8 +74,9 @@ class Physical:
 
     def steady(self, places: Tensor) -> Tensor:
         """Numbers of the weight, read row after row, for fingerprints."""
-        w = dense(self.module, self.slot, self.name, steady=True)
-        return numbers(w.T if self.transposed else w, places)
+        if not self.transposed:
+            return sample(self.module, places, self.slot, self.name)
+        return numbers(dense(self.module, self.slot, self.name, steady=True).T, places)
 
     @property
     def exact(self) -> bool:
