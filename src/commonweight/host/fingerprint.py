@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError
 from .names import named
 from .packs import packed_in, slots
-from .weights import dense, packed, unpacked, widths
+from .weights import dense, packed, sample, unpacked, widths
 
 _SPREAD = torch.arange(1, 65, dtype=torch.int64) * 2654435761  # places: a large odd step apart
 
@@ -27,16 +27,18 @@ def of_base(model: nn.Module, heads: Collection[str] = (), rows: Mapping[int, in
     h = hashlib.blake2b(digest_size=16)
     for name, shape, values in _parameters(model, heads, rows or {}):
         h.update(f"{name}{shape}".encode())
-        if values.numel():
-            sample = values.detach().reshape(-1)[(_SPREAD % values.numel()).to(values.device)]
-            h.update(sample.cpu().float().bfloat16().view(torch.int16).numpy().tobytes())
+        h.update(values.detach().cpu().float().bfloat16().view(torch.int16).numpy().tobytes())
     return h.hexdigest()
+
+
+def _some(values: Tensor) -> Tensor:
+    return values.reshape(-1)[(_SPREAD[: values.numel() * 64] % max(values.numel(), 1)).to(values.device)]
 
 
 def _parameters(
     model: nn.Module, heads: Collection[str], rows: Mapping[int, int]
 ) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
-    """(name, shape, values), each once, in torch's order."""
+    """(name, shape, 64 values, of an empty one none), each once, in torch's order."""
     seen: set[int] = set()
     for name, module in named(model):
         start = f"{name}." if name else ""
@@ -52,25 +54,27 @@ def _parameters(
             if name not in heads:
                 values = dense(module, key, f"{start}{key}", steady=True)
                 n = rows.get(id(p), len(p) if p.dim() else 1)
-                yield f"{start}{key}", (n, *p.shape[1:]) if p.dim() else (), values[:n] if p.dim() else values
+                yield f"{start}{key}", (n, *p.shape[1:]) if p.dim() else (), _some(values[:n] if p.dim() else values)
         for slot in slots(module):  # experts that a kernel keeps in no parameter
             if slot not in {**module._parameters, **dict(getattr(module, "parametrizations", {}))} and (
                 pack := packed_in(module, slot)
             ):
-                yield f"{start}{slot}", pack.shape, pack.open()(0)
+                yield f"{start}{slot}", pack.shape, _some(pack.open()(0))
     for name, p in model.named_parameters():  # of adapters
         if id(p) not in seen:
             seen.add(id(p))
-            yield name, tuple(p.shape), p.full_tensor() if hasattr(p, "full_tensor") else p  # type: ignore[operator]
+            yield name, tuple(p.shape), _some(p.full_tensor() if hasattr(p, "full_tensor") else p)  # type: ignore
 
 
 def _packed(name: str, start: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
     try:
-        yield f"{start}weight", widths(module) or (), dense(module, "weight", name, steady=True)
+        out, inp = widths(module) or (0, 0)
+        yield f"{start}weight", (out, inp), sample(module, _SPREAD % (out * inp), where=name)
     except CommonweightError:
         held = {**module._parameters, **module._buffers}
         for key, t in held.items():
             if isinstance(t, Tensor) and key != "bias" and t.device.type != "meta":
-                yield f"{start}{key}", tuple(t.shape), t
+                yield f"{start}{key}", tuple(t.shape), _some(t)
     if isinstance(module._parameters.get("bias"), Tensor):
-        yield f"{start}bias", tuple(module._parameters["bias"].shape), dense(module, "bias", name)  # type: ignore
+        bias = dense(module, "bias", name)
+        yield f"{start}bias", tuple(bias.shape), _some(bias)

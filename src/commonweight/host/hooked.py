@@ -302,8 +302,9 @@ class HookedModel:
     @property
     def fingerprint(self) -> str:
         """Of the base: names, shapes and 64 values of every parameter but those of heads, rounded to bfloat16, so that
-        a float32 and a bfloat16 copy are the same base; see `fingerprint.of_base`. Cost: milliseconds, of a packed base
-        one reading of every weight; made anew at every look. On a sharded base every process must ask."""
+        a float32 and a bfloat16 copy are the same base; see `fingerprint.of_base`. Cost: milliseconds, of a base
+        that another library than bitsandbytes packed one reading of every weight; made anew at every look. On a sharded
+        base every process must ask."""
         return of_base(self.model, self.heads)
 
     @property

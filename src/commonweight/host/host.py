@@ -345,8 +345,8 @@ class Host:
     def fingerprint(self) -> str:
         """Identifies the base: names, shapes and 64 values of every parameter except heads. Values are rounded to
         bfloat16, so a float32 and a bfloat16 copy count as one base; see `fingerprint.of_base`. Cost: milliseconds; for
-        a packed base, every weight is read once. Computed on every access. On a sharded base, every process must call
-        it."""
+        a base packed by a library other than bitsandbytes, every weight is read once. Computed on every access. On a
+        sharded base, every process must call it."""
         return self.base.fingerprint
 
     def merged(self, name: str, *, requantise: bool = False, task: str | int | None = None) -> dict[str, Tensor]:
