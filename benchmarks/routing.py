@@ -39,6 +39,7 @@ from .shapes import minilm_folder
 
 MIXTURES = ("molora", "mola", "smora", "hydralora", "dynmole", "llava-mole", "mov", "smore")
 OPTIONS = {"smora": {"active": 2}}  # of 8 ranks; its default, 8 of 64, would be all of what the budget holds
+CHATS = "\n## On a language model\n"  # the part of the page that is `routing_chats`'
 CODEC, EPOCHS, WIDTH = "bfloat16", 2, 2  # as benchmarks.compare; WIDTH: bytes of a number in it
 
 
@@ -75,12 +76,12 @@ def share(bind: Any, slot: str, of: Plan, use: Any) -> float:
     return 1.0
 
 
-def rows(host: Host, budget: int) -> list[Row]:
+def rows(host: Host, budget: int, mixtures: Sequence[str] = MIXTURES) -> list[Row]:
     def whole(name: str) -> Any:
         return host.sites_for(get(name))
 
     out = [Row(one := fit("lora", whole("lora"), budget, {}, CODEC), one.count, None)]
-    for name in MIXTURES:
+    for name in mixtures:
         try:
             found = fit(name, whole(name), budget, OPTIONS.get(name, {}), CODEC)
         except CommonweightError as e:
@@ -124,7 +125,9 @@ def main(minutes: float = 10.0, seeds: int = 3, trials: int = 0, budget: str = "
             done[key] = 100 * record["test"]["accuracy"]
     out = [told(r, found[0].fit, done) for r in found]
     store("routing", out)
-    (RESULTS / "routing.md").write_text(page(out, budget, seeds, trials, len(done), len(todo)), "utf-8")
+    path = RESULTS / "routing.md"
+    _, title, rest = path.read_text("utf-8").partition(CHATS)
+    path.write_text(page(out, budget, seeds, trials, len(done), len(todo)) + title + rest, "utf-8")
     return out
 
 

@@ -37,7 +37,8 @@ PARTS = {
         ("--methods", "state-offset,lora,probe", "--budgets", "4.2KB,36KB"),
     ),
     "esft": Part(
-        lambda given: bases.mixture(given.data, CACHE / "experts"), DEMO, ("--methods", "esft,full,lora,probe"),
+        lambda given: bases.mixture(given.data, CACHE / "experts"), DEMO,
+        ("--methods", "esft,full,lora,probe", "--epochs", "4", "--batch-size", "16"),
     ),
     "pema": Part(
         lambda given: bases.words(given.smollm2, CACHE / "words"), ASKED,
@@ -69,7 +70,7 @@ def run(name: str, given: argparse.Namespace) -> None:
         bases.questions(folder)
     files = [str(folder / f"{task}.train.{ending}") for task in bases.TASKS]
     usual = [word for pair in USUAL.items() for word in pair]
-    called = ["compare", str(model), *files, *part.more, *usual]
+    called = ["compare", str(model), *files, *usual, *part.more]
     report = CACHE / "report" / name
     commonweight_ends([*called, "--report", str(report), "--overwrite"])
     found: dict[str, Any] = json.loads((report / "results.json").read_text("utf-8"))
