@@ -38,7 +38,7 @@ PARTS = {
     ),
     "esft": Part(
         lambda given: bases.mixture(given.data, CACHE / "experts"), DEMO,
-        ("--methods", "esft,full,lora,probe", "--epochs", "4", "--batch-size", "16"),
+        ("--methods", "esft,full,lora,probe", "--epochs", "4", "--batch-size", "16", "--trials", "8"),
     ),
     "pema": Part(
         lambda given: bases.words(given.smollm2, CACHE / "words"), ASKED,

@@ -38,7 +38,8 @@ def scored(results: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A comparison by another share that its runs have: their `accuracy` is `name`."""
     points = []
     for p in results["points"]:
-        runs = [{**r, "test": {**r["test"], "accuracy": r["test"][name]}} for r in p["runs"]]
+        measured = ("test", "dev")
+        runs = [r | {k: {**r[k], "accuracy": r[k][name]} for k in measured if r.get(k)} for r in p["runs"]]
         of = {t: [r["test"] for r in runs if r["task"] == t] for t in TASKS}
         rows = {t: int(of[t][0]["n"]) for t in TASKS}
         values = {t: value([[x["accuracy"]] for x in of[t]], [rows[t]], "accuracy") for t in TASKS}
