@@ -113,7 +113,10 @@ ABOUT = {
     "esft": f"""\
 A Llama of three layers of width {WIDTH}, made a mixture of four experts in each layer, two a token, by
 [`commonweight merge`](../merging.md#dense-models-as-one-mixture). {TAUGHT} The mixture was taught so for {MORE} more.
-`esft` trains the fewest experts of each layer that get a fifth of the task's tokens, `full` all weights of layers.""",
+`esft` trains the fewest experts of each layer that get a fifth of the task's tokens, `full` all weights of layers.
+Four epochs of 16 rows a step here, and eight trials of each rate; the steps were timed beside other work. `esft` gains
+by rates beyond those that are tried, up to eight times its own: one run of eight epochs on trec had 70.8 at 1e-3 and
+74.4 at 3e-3, `full` 84.2 at 1e-3, LoRA of rank 16 78.4 at 5e-3.""",
     "pema": """\
 SmolLM2-135M-Instruct as a language model. It reads a row and a question, and answers by the
 word of a label: right when that is the likeliest of all 49,152 tokens. There is no head, so no row of `probe`.""",

@@ -59,7 +59,8 @@ class Tenanted:
                     "it cannot be merged"
                 )
         self._names = names_in(label, base, {n.split("[")[0] for n in self._sites})
-        self._turned = turned(base)
+        tables = {n.split("[")[0] for n, site in self._sites.items() if site.kind == "embedding"}
+        self._turned = turned(base) | {self._names[n] for n in tables}
         self.notices: list[str] = []
         self._same(opened.header.get("weights"))
         self._reads: dict[str, list[Entry]] = {}
@@ -139,10 +140,10 @@ class Tenanted:
         """(weight, bias), changed, as they lie."""
 
         def make() -> tuple[Tensor, ...]:
-            weight, bias = self._base.read(name).float(), _bias(name)
+            weight, bias = self._matrix(name).float(), _bias(name)
             turned = name in self._turned
             b = self._base.read(bias).float() if bias in self._base.shapes else None
-            place: Any = _Place(name, weight.T if turned else weight, b)
+            place: Any = _Place(name, weight, b)
             w, b = changed(place, self._reads[name])
             return (w.T.contiguous() if turned else w.contiguous(), torch.zeros(0) if b is None else b)
 
@@ -178,9 +179,13 @@ class Tenanted:
     def _weight(self, site: str) -> Tensor:
         """A site's own, (out, inp), for pools that are derived from it."""
         name = self._names[site.split("[")[0]]
-        weight = self._base.read(name).T if name in self._turned else self._base.read(name)
-        rows = self._sites[site].rows
+        weight, rows = self._matrix(name), self._sites[site].rows
         return weight if rows is None else weight[slice(*rows)]
+
+    def _matrix(self, name: str) -> Tensor:
+        """A tensor as sites see it, (out, inp): of a table a column is an entry, of a convolution a row a patch."""
+        weight = self._base.read(name)
+        return weight.T if name in self._turned else weight.flatten(1) if weight.dim() > 2 else weight
 
 
 def _bias(weight: str) -> str:
