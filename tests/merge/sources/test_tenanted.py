@@ -175,3 +175,23 @@ def test_what_is_refused(tmp_path, monkeypatch):
     save_file(small, "base/model.safetensors")
     with pytest.raises(cw.CommonweightError, match=r"q_proj.weight: model has a tenant or adapter that"):
         Tenanted("model", open_source("base", "base"), "p.safetensors")
+
+
+def test_the_tenant_of_a_packed_copy_and_one_of_other_widths(tmp_path):
+    path = saved(make("llama")[0], tmp_path / "base")
+    host = cw.Host(make("llama")[0])
+    stir(host.add("a", "lora", rank=2))
+    host.save("a", tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as f:
+        header, tensors = json.loads(f.metadata()["commonweight"]), {k: f.get_tensor(k) for k in f.keys()}
+    del header["digest"]
+    origin = {**header, "float": header["weights"], "weights": "0" * 64, "quantised": "bitsandbytes nf4"}
+    save_file(tensors, tmp_path / "packed.safetensors", {"commonweight": json.dumps(origin)})
+    name = next(iter(host.merged("a")))
+    source = Tenanted("model", open_source(path, "base"), tmp_path / "packed.safetensors")
+    torch.testing.assert_close(source.read(name), host.merged("a")[name])
+    wider = saved(tf.LlamaForCausalLM(tf.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=61
+    )), tmp_path / "wider")  # fmt: skip
+    with pytest.raises(cw.CommonweightError, match=r"reads a weight of .* give the base on which it was trained"):
+        Tenanted("model", open_source(wider, "base"), tmp_path / "a.safetensors")

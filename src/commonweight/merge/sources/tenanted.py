@@ -62,7 +62,8 @@ class Tenanted:
         tables = {n.split("[")[0] for n, site in self._sites.items() if site.kind == "embedding"}
         self._turned = turned(base) | {self._names[n] for n in tables}
         self.notices: list[str] = []
-        self._same(opened.header.get("weights"))
+        self._fit()
+        self._same(opened.header.get("weights"), opened.header.get("float"))
         self._reads: dict[str, list[Entry]] = {}
         missing = [n for n in opened.plan.pools if n not in opened.pools]
         part = opened.plan._replace(pools={n: opened.plan.pools[n] for n in missing})
@@ -157,12 +158,24 @@ class Tenanted:
                     self._kept.popitem(last=False)
             return self._kept[key]
 
-    def _same(self, said: str | None) -> None:
+    def _fit(self) -> None:
+        for name, site in self._sites.items():
+            shape = self._base.shapes[self._names[name.split("[")[0]]]
+            rows, numbers = site.rows[1] if site.rows else site.out, math.prod(shape)
+            if numbers % site.inp or numbers // site.inp < rows or (site.rows is None and numbers != rows * site.inp):
+                raise CommonweightError(
+                    f"{name}: the tenant of {self.label} reads a weight of {rows} by {site.inp} numbers there, and "
+                    f"{self._base.label} has one of {' by '.join(map(str, shape))}; give the base on which it was "
+                    "trained"
+                )
+
+    def _same(self, said: str | None, of_float: str | None) -> None:
+        """of_float: of the floating-point weights that a quantised copy was made of, on which it may be put too."""
         if said is None:
             self.notices.append(
                 f"{self.label}: its tenant's file does not say on which weights it was trained; that was not checked"
             )
-        elif (here := of_weights([*self._sites.values()], self._numbers)) != said:
+        elif (here := of_weights([*self._sites.values()], self._numbers)) not in (said, of_float):
             raise CommonweightError(
                 f"{self.label}: its tenant was trained on another base: the weights that it reads have the fingerprint "
                 f"{said[:8]} there, {here[:8]} in {self._base.label}; give the base on which it was trained"
