@@ -258,6 +258,20 @@ def test_a_base_that_an_adapter_was_merged_into_has_no_origin(form, alpha, folde
 
 
 @needs_bitsandbytes
+def test_rows_of_other_sizes_have_the_origin_of_what_they_are_under_double_quantisation(folder, tmp_path):
+    """Scales are rounded by the largest of 256: small rows lose much of themselves."""
+    model = loaded(folder)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.mul_(torch.randn(len(p), 1).exp())
+    model.save_pretrained(tmp_path / "base")
+    host = cw.Host(loaded(tmp_path / "base", **FORMS["double"]))
+    assert of_float(host.base.model, host.base.modules, linear(host)) is not None
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
 def test_packed_experts_that_were_changed_have_no_origin(kind, tmp_path):
     from commonweight.adapt.expert_packs import with_experts

@@ -93,9 +93,12 @@ def _lost(here: Tensor, there: Tensor, size: int, state: Any, bits: int) -> bool
     here, there = here.float().cpu().view(-1, size), there.float().cpu().view(-1, size)
     most, at = there.abs().max(1, keepdim=True)
     if state is not None and size == state.blocksize:
-        lost = (here.gather(1, at) - there.gather(1, at)).abs() / most.clamp_min(1e-12)
-        double = state.nested or getattr(state, "original_nested", False)
-        return bool(lost.median() > 0.012 if double else lost.max() > 0.006)
+        lost = (here.gather(1, at) - there.gather(1, at)).abs()
+        if state.nested:  # scales are rounded by eight bits of the largest of their group
+            return bool((lost > 0.006 * most + 0.01 * float(state.state2.absmax.max())).any())
+        if getattr(state, "original_nested", False):  # and the groups are gone
+            return bool((lost / most.clamp_min(1e-12)).median() > 0.2)
+        return bool((lost > 0.006 * most).any())
     if bits == 0:
         return bool(((here - there).abs() > 0.0045 * most + 0.004 * there.abs()).any())
     return bool((here - there).norm() > min(max(3.2 / 2**bits, 0.08), 0.8) * there.norm())

@@ -7,8 +7,6 @@ is given must turn with them.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -46,7 +44,6 @@ class Order:
         return not bool(((mine.flip(0) - before).norm(dim=-1) > limit).any())  # NaN is a tenant's own matter
 
 
-@functools.lru_cache(64)
 def _columns(width: int, device: torch.device) -> Tensor:
     at = torch.arange(1, width + 1, device=device, dtype=torch.float32)
     return torch.stack([(at * f).sin() for f in (0.73, 1.37, 2.11, 3.31)], 1)
