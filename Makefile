@@ -14,6 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet --quiet
 READY := $(VENV)/.installed
 CHATS := $(VENV)/.chats
 JOBS ?= 2
+CHECKS := $(addprefix check-,types style layers benchmarks claims methods peft house exchange streams coverage shares)
 
 # The first Python that runs and is new enough; `make PYTHON=python3.12 ...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -32,7 +33,8 @@ demo: $(READY) ## train the demo's tenants, serve them in one batch and write de
 demo-serve: $(CHATS) ## serve a dozen chat tenants of SmolLM2-135M, ask them in one batch; KEEP=1: and stay, with a page
 	@OMP_NUM_THREADS=2 $(PY) -W ignore -m demo.chats
 
-test: lint docs ## everything that must be green: lint, types, layers, docs, then the fast test suite
+test: $(READY) ## everything that must be green: lint, types, layers, docs, then the fast test suite
+	@$(MAKE) -j $(JOBS) $(CHECKS) docs
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 fuzz: $(READY) ## the properties of the suite on new inputs, twenty times as many as `make test` draws (FUZZ=20)
@@ -42,19 +44,26 @@ far: $(READY) ## the tests of a GPU on a device that is not there, which shows w
 	@COMMONWEIGHT_TEST_DEVICE=far OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) tests/gpu tests/laws
 
 lint: $(READY) ## style, format, types, import layers, and whether the generated tables are current
+	@$(MAKE) -j $(JOBS) $(CHECKS)
+
+check-types: $(READY)
+	@$(BIN)/pyright > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
+
+check-style: $(READY)
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/pyright > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
+
+check-layers: $(READY)
 	@$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_methods.py --check
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_peft.py --check
+
+check-benchmarks: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m benchmarks --check
+
+check-claims: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) docs/gen_claims.py --check docs/claims.md
-	@$(PY) docs/gen_house.py --check
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_exchange.py --check
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_streams.py --check
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_coverage.py --check
-	@OMP_NUM_THREADS=1 $(PY) docs/gen_shares.py --check
+
+check-%: $(READY)
+	@OMP_NUM_THREADS=1 $(PY) docs/gen_$*.py --check
 
 docs: $(READY) ## build the documentation into site/; a warning is an error
 	@# not --quiet: it would also keep --strict from seeing the warnings

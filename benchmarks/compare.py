@@ -50,7 +50,8 @@ REASONS = {
     "coda": "half of the tokens run past every block from the first step on; the paper trains router and adapters on "
             "pretraining data first, which is not built",
     "lora-sb": "36 numbers are all that it trains; no rank above 1 fits beside the factors that its file keeps",
-    "corda": "no rank above 1 fits beside the start that its file keeps, and its seeds are far apart",
+    "corda": "no rank above 1 fits beside the start that its file keeps, and its seeds are far apart: "
+             "on cr their interval reaches the commonest label",
     "das": "whole modules are left out of an encoder of six layers; the paper leaves 4 of 12 out of a larger model",
     "light-peft": "heads and neurons of a small encoder are cut in a run of 64 steps",
     "lst": "a ladder of width 21 from random numbers; the paper's start by pruning is its option start=rows",

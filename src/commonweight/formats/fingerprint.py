@@ -21,13 +21,17 @@ def of_weights(sites: Sequence[Site], values: Callable[[Site, Tensor], Tensor]) 
     `Host.fingerprint` it knows nothing of embeddings and of other layers, and needs no model to be made again.
     """
     h = hashlib.blake2b(digest_size=16)
-    spread = torch.arange(1, 17, dtype=torch.int64) * 2654435761
     for site in sites:
         if site.kind in _READ:
             h.update(f"{site.name}{(site.out, site.inp)}".encode())
-            found = values(site, spread % (site.out * site.inp)).detach().cpu()
+            found = values(site, spread(16, site.out * site.inp)).detach().cpu()
             h.update(found.float().bfloat16().view(torch.int16).numpy().tobytes())
     return h.hexdigest()
+
+
+def spread(count: int, among: int) -> Tensor:
+    """(count,) places among so many numbers, a large odd step apart."""
+    return torch.arange(1, count + 1, dtype=torch.int64) * 2654435761 % max(among, 1)
 
 
 def tells(site: Site) -> bool:

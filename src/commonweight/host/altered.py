@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..formats.fingerprint import spread
 from .disk import Disk
 from .names import named
 from .packs import four_bit, packed_in, slots
 from .weights import packed, plain, sample, stored, unpacked, widths
 
-_STEP = 2654435761  # large and odd
 _BLOCKS, _ROWS, _EXPERTS = 16, 2, 2  # of each weight that is packed
 Kept = dict[Any, Any]
 
@@ -30,7 +30,7 @@ def altered(disk: Disk, model: nn.Module, kept: Kept) -> bool:
         for key, p in module._parameters.items():
             if p is None or not plain(p) or not p.numel() or (key == "weight" and (whole or unpacked(module))):
                 continue
-            places = _spread(8, p.numel())
+            places = spread(8, p.numel())
             there = _there(disk, f"{name}.{key}" if name else key, tuple(p.shape), places, kept)
             if there is None:
                 continue
@@ -73,7 +73,7 @@ def _experts(disk: Disk, name: str, module: nn.Module, slot: str, kept: Kept) ->
     state = four_bit(module, slot)
     size = b if state is None or b % state.blocksize else state.blocksize
     places, read = _blocks(a * b, size, _ROWS if state is None else _BLOCKS), pack.open()
-    for e in _spread(_EXPERTS, count).unique().tolist():
+    for e in spread(_EXPERTS, count).unique().tolist():
         there = _there(disk, f"{name}.{slot}" if name else slot, (count, a, b), places + e * a * b, kept)
         if there is None:
             return False
@@ -113,13 +113,9 @@ def _bits(module: nn.Module, w: Any) -> int:
     return bits if isinstance(bits, int) else 4
 
 
-def _spread(count: int, among: int) -> Tensor:
-    return torch.arange(1, count + 1, dtype=torch.int64) * _STEP % among
-
-
 def _blocks(total: int, size: int, count: int) -> Tensor:
     """Places of some whole blocks."""
-    return (_spread(count, max(total // size, 1))[:, None] * size + torch.arange(min(size, total))).reshape(-1)
+    return (spread(count, max(total // size, 1))[:, None] * size + torch.arange(min(size, total))).reshape(-1)
 
 
 def _there(disk: Disk, name: str, shape: tuple[int, ...], places: Tensor, kept: Kept) -> Tensor | None:

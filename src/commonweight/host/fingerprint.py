@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CommonweightError
+from ..formats.fingerprint import spread
 from .names import named
 from .packs import packed_in, slots
 from .weights import dense, packed, sample, unpacked, widths
 
-_SPREAD = torch.arange(1, 65, dtype=torch.int64) * 2654435761  # places: a large odd step apart
+_SOME = 64
 
 
 def of_base(model: nn.Module, heads: Collection[str] = (), rows: Mapping[int, int] | None = None) -> str:
@@ -32,7 +33,7 @@ def of_base(model: nn.Module, heads: Collection[str] = (), rows: Mapping[int, in
 
 
 def _some(values: Tensor) -> Tensor:
-    return values.reshape(-1)[(_SPREAD[: values.numel() * 64] % max(values.numel(), 1)).to(values.device)]
+    return values.reshape(-1)[spread(_SOME if values.numel() else 0, values.numel()).to(values.device)]
 
 
 def _parameters(
@@ -69,7 +70,7 @@ def _parameters(
 def _packed(name: str, start: str, module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
     try:
         out, inp = widths(module) or (0, 0)
-        yield f"{start}weight", (out, inp), sample(module, _SPREAD % (out * inp), where=name)
+        yield f"{start}weight", (out, inp), sample(module, spread(_SOME, out * inp), where=name)
     except CommonweightError:
         held = {**module._parameters, **module._buffers}
         for key, t in held.items():

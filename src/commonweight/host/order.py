@@ -29,7 +29,8 @@ class Order:
         below.
         """
         x = x.detach().reshape(rows, -1, x.shape[-1])
-        mine = x.float() @ _columns(x.shape[-1], x.device)
+        columns = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=torch.float32)
+        mine = x.float() @ torch.stack([(columns * f).sin() for f in (0.73, 1.37, 2.11, 3.31)], 1)
         if not self.turned:
             self.seen.setdefault(site, []).append(mine)
             return True
@@ -42,8 +43,3 @@ class Order:
         rounding = 1e-4 if x.dtype in (torch.float32, torch.float64) else 2e-2
         limit = 0.25 * (before - before.mean(0)).norm(dim=-1).mean() + rounding * before.norm(dim=-1)
         return not bool(((mine.flip(0) - before).norm(dim=-1) > limit).any())  # NaN is a tenant's own matter
-
-
-def _columns(width: int, device: torch.device) -> Tensor:
-    at = torch.arange(1, width + 1, device=device, dtype=torch.float32)
-    return torch.stack([(at * f).sin() for f in (0.73, 1.37, 2.11, 3.31)], 1)
