@@ -283,6 +283,28 @@ def test_a_base_that_accelerate_has_put_away(tmp_path):
     assert routed(host, "p", X).isfinite().all()
 
 
+def test_parameters_that_accelerate_has_put_away(tmp_path):
+    """What a module computes with by itself: sinks of gpt-oss."""
+    import transformers as tf
+    from accelerate import cpu_offload
+
+    def made():
+        torch.manual_seed(0)
+        return tf.GptOssForCausalLM(tf.GptOssConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+            head_dim=8, vocab_size=32, num_local_experts=4, pad_token_id=0, eos_token_id=1,
+        )).eval()  # fmt: skip
+
+    plain, away, ids = cw.Host(made()), made(), torch.tensor([[3, 4, 5]])
+    stir(plain.add("a", "full"))
+    cpu_offload(away, execution_device=torch.device("cpu"))
+    host = cw.Host(away)
+    assert host.sites == plain.sites and any(s.kind == "parameter" for s in host.sites)
+    host.load("a", plain.save("a", tmp_path / "a"))
+    with plain.route("a"), host.route("a"), torch.no_grad():
+        torch.testing.assert_close(away(ids).logits, plain.model(ids).logits)
+
+
 def test_shards_are_gathered(tmp_path):
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh

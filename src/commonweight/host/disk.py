@@ -4,6 +4,7 @@ cuts or turns while it loads them."""
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -43,39 +44,35 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-class Disk:
-    """A folder's safetensors. Used as a context: files stay open within.
+class Weights(ABC):
+    """A model's weights, where tensors of a checkpoint are known by name: what each is made of.
 
-    Cost: at the first weight that is asked for, a look at each name; of a weight, the numbers that are asked for. Only
-    for what is neither stacked, joined, cut nor turned its tensors are read whole, by transformers' own conversion.
+    Cost: at the first weight that is asked for, a look at each name.
     """
 
-    def __init__(self, folder: Path, model: nn.Module):
-        self.files = _files(folder)
-        self._open, self._model = ExitStack(), model
-        self._found = dict[str, Lying]()
+    def __init__(self, model: nn.Module):
+        self._model, self._found = model, dict[str, Lying]()
 
-    @cached_property
-    def _of(self) -> dict[str, Any]:
-        out = dict[str, Any]()
-        for path in self.files:
-            f = self._open.enter_context(safe_open(path, "pt"))
-            out.update(dict.fromkeys(f.keys(), f))
-        return out
+    @property
+    @abstractmethod
+    def names(self) -> Mapping[str, Any]:
+        """Of the checkpoint's tensors."""
+
+    @abstractmethod
+    def plain(self, key: str) -> Lying:
+        """A tensor as it lies."""
+
+    def by_tool(self, key: str, made: Made) -> Lying:
+        """A weight that is neither stacked, joined, cut nor turned. Raises: LookupError."""
+        raise LookupError(key)
 
     @cached_property
     def _ways(self) -> tuple[nn.Module | None, dict[str, Made]]:
-        return _ways(self._model, [*self._of])
+        return _ways(self._model, [*self.names])
 
     @cached_property
     def _tied(self) -> dict[str, list[str]]:
         return _tied(self._model)
-
-    def __enter__(self) -> Disk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def find(self, name: str, shape: tuple[int, ...]) -> Lying:
         """The weight of this name in the model, where it has this shape.
@@ -95,19 +92,15 @@ class Disk:
             tail = ".".join(parts[i:])
             if (key := _one(self._ways[1], tail)) is not None:
                 return self._converted(key, self._ways[1][key]._replace(shape=shape))
-            if (key := _one(self._of, tail)) is not None:
-                return self._plain(key)
+            if (key := _one(self.names, tail)) is not None:
+                return self.plain(key)
         return None
 
-    def _plain(self, key: str) -> Lying:
-        t: Tensor = self._of[key].get_tensor(key)  # of the file as it is mapped: nothing is read yet
-        return Lying(tuple(t.shape), lambda places: t[places.unbind(1)] if t.dim() else t.expand(len(places)))
-
     def _converted(self, key: str, made: Made) -> Lying:
-        sources = {k: [self._plain(n) for n in names] for k, names in made.sources.items()}
+        sources = {k: [self.plain(n) for n in names] for k, names in made.sources.items()}
         ways = [_way(op) for op in made.operations]
         if None in ways:
-            return self._by_tool(key, made)
+            return self.by_tool(key, made)
         for op, way in zip(made.operations, ways):
             sources = way(sources, op, made)  # type: ignore[misc]
         found = [t for parts in sources.values() for t in parts]
@@ -115,12 +108,42 @@ class Disk:
             raise LookupError(key)
         return found[0]
 
-    def _by_tool(self, key: str, made: Made) -> Lying:
+
+class Disk(Weights):
+    """A folder's safetensors. Used as a context: files stay open within.
+
+    Cost: of a weight, the numbers that are asked for. Only for what is neither stacked, joined, cut nor turned its
+    tensors are read whole, by transformers' own conversion.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module):
+        super().__init__(model)
+        self.files, self._open = _files(folder), ExitStack()
+
+    @cached_property
+    def names(self) -> dict[str, Any]:  # type: ignore[override]
+        out = dict[str, Any]()
+        for path in self.files:
+            f = self._open.enter_context(safe_open(path, "pt"))
+            out.update(dict.fromkeys(f.keys(), f))
+        return out
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def plain(self, key: str) -> Lying:
+        t: Tensor = self.names[key].get_tensor(key)  # of the file as it is mapped: nothing is read yet
+        return Lying(tuple(t.shape), lambda places: t[places.unbind(1)] if t.dim() else t.expand(len(places)))
+
+    def by_tool(self, key: str, made: Made) -> Lying:
         """As transformers converts it."""
         tool, model = deepcopy(made.way), self._ways[0]
         for pattern, names in made.sources.items():
             for n in names:
-                tool.add_tensor(made.first, n, pattern, lambda n=n: self._of[n].get_tensor(n))
+                tool.add_tensor(made.first, n, pattern, lambda n=n: self.names[n].get_tensor(n))
         try:
             whole = tool.convert(made.first, model=model, config=getattr(model, "config", None))
         except Exception as e:  # of whatever kind its operations have

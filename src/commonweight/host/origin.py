@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 
 from ..core import Site
 from ..formats.fingerprint import of_weights
-from .altered import altered, turned
+from .altered import altered
 from .disk import Disk
 from .names import adapters, named
 from .packs import packed_in, slots
+from .places import numbers
 from .sites import Physical
 from .weights import known, packed, plain, stored, unpacked
 
@@ -128,28 +128,8 @@ def _folder(model: nn.Module) -> Path | None:
 
 
 def _numbers(disk: Disk, at: Physical, site: Site, places: Tensor) -> Tensor:
-    """Raises: LookupError where no tensor, or more than one, can be the site's."""
-    from .experts import Stacked  # with all that runs a model, which merging has no use of
-
-    transposed = at.transposed or turned(at.module)
-    if isinstance(at, Stacked):
-        wanted = (at.count, at.inp, at.out) if at.turned else (at.count, at.out, at.inp)
-    else:
-        wanted = (site.inp, site.out) if transposed else (site.out, site.inp)
-    held = disk.find(at.key, wanted)
-    shape, o, i = held.shape, places // site.inp + (site.rows[0] if site.rows else 0), places % site.inp
-    if isinstance(at, Stacked):  # one expert's matrix after the other, whatever the tensor's dimensions
-        e, o = o // at.out, o % at.out
-        flat = (e * at.inp + i) * at.out + o if at.turned else (e * at.out + o) * at.inp + i
-        fits = math.prod(shape) == math.prod(wanted)
-    elif len(shape) == 1:
-        flat, fits = places, shape == (site.out,) and site.inp == 1
-    else:
-        flat = i * shape[-1] + o if transposed else o * shape[-1] + i
-        fits = len(shape) == 2 and shape[0 if transposed else 1] == site.inp
-    if not fits:
-        raise LookupError(at.key)
-    found = held.flat(flat)
+    """Raises: LookupError where no tensor in floating point, or more than one, can be the site's."""
+    found = numbers(disk, at, site, places)
     if not found.is_floating_point() or found.element_size() < 2:
         raise LookupError(at.key)
     return found

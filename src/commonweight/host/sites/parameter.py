@@ -48,10 +48,11 @@ def find(name: str, module: nn.Module, whole: Whole) -> list[Found]:
     theirs = _theirs(name, module)
     out: list[Found] = []
     for slot, p in module._parameters.items():
-        if p is None or not plain(p) or p.dim() == 0 or p.numel() == 0 or (theirs and theirs(slot, p)):
+        there = p is not None and (plain(p) or (p.device.type == "meta" and p.is_floating_point()))  # offloaded
+        if p is None or not there or p.dim() == 0 or p.numel() == 0 or (theirs and theirs(slot, p)):
             continue
         at = Parameter(f"{name}.{slot}" if name else slot, module, slot)
-        rows, columns = at.weight.shape
+        rows, columns = at.laid(p).shape
         out.append(Found(at, Site(at.name, rows, columns, "parameter", "", False), whole.inside(at.name)))
     return out
 

@@ -13,8 +13,8 @@ from ...core import CommonweightError
 from ...host.sites import discover
 from ..architecture.blank import NoModel, blank
 from ..architecture.naming import homes
+from ..sources.names import turned
 from ..sources.source import Source, config_of
-from ..sources.tenanted import turned
 
 _NO_LINEAR = re.compile(r"embed|(^|\.)(wte|wpe)\.")
 

@@ -17,8 +17,8 @@ from ...formats.peft import PREFIX
 from ...formats.peft.common import by_pattern, number, patterns, understood
 from ...formats.peft.lora import HOW_IT_STARTED
 from .factored import product
+from .names import names_in, turned
 from .source import Files, Source
-from .tenanted import names_in, turned
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Beside what is harmless in any PEFT config: what is read here, how factors were first filled (of a base that moved,

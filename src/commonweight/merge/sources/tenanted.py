@@ -17,11 +17,11 @@ from ...formats.fingerprint import close, of_derived, of_weights
 from ...formats.peft import low_rank
 from ...host.change import changed
 from ...host.tenant import Derive, Entry, materialise
-from ..architecture.blank import NoModel, blank
-from ..architecture.naming import homes
 from .factored import product
+from .laid import Piece, laid
+from .names import bias_of, found_in, turned
 from .opened import Opened, open_tenant
-from .source import Source, config_of, held
+from .source import Source, held
 
 _KEPT = 4  # tensors' changes at hand: what threads work on at one time
 
@@ -58,13 +58,16 @@ class Tenanted:
                     f"{use.site}: {label} has a tenant of {opened.header['method']}, which changes no weights; "
                     "it cannot be merged"
                 )
-        self._names = names_in(label, base, {n.split("[")[0] for n in self._sites})
+        self._names = found_in(base, {n.split("[")[0] for n in self._sites})
+        other = [s for n, s in self._sites.items() if n.split("[")[0] not in self._names]
+        self._laid = laid(label, base, other) if other else {}
         tables = {n.split("[")[0] for n, site in self._sites.items() if site.kind == "embedding"}
-        self._turned = turned(base) | {self._names[n] for n in tables}
+        self._turned = turned(base) | {self._names[n] for n in tables if n in self._names}
         self.notices: list[str] = []
         self._fit()
         self._same(opened.header.get("weights"), opened.header.get("float"))
         self._reads: dict[str, list[Entry]] = {}
+        self._apart: dict[str, list[Entry]] = {}  # by site
         missing = [n for n in opened.plan.pools if n not in opened.pools]
         part = opened.plan._replace(pools={n: opened.plan.pools[n] for n in missing})
         pools = {**opened.pools, **materialise(part, Derive(self._weight), torch.device("cpu"), {})}
@@ -79,20 +82,31 @@ class Tenanted:
                 self.notices.append(f"{label}: its head ({use.site}) is no part of the model, and is left out")
                 continue
             reads = [(s, r.address, tuple(pools[p].detach() for p in r.pools)) for s, r in use.reads.items()]
+            if use.site in self._laid:
+                self._apart.setdefault(use.site, []).append(Entry(use.bind, reads, None))
+                continue
             entry = Entry(use.bind, reads, self._sites[use.site].rows)
             self._reads.setdefault(self._names[use.site.split("[")[0]], []).append(entry)
+        self._over: dict[str, list[tuple[Piece, str, int]]] = {}  # tensor -> (piece, its site, 0 its weight, 1 bias)
+        for site, uses in self._apart.items():
+            parts = self._laid[site] if any(getattr(e.bind, "bias", None) for e in uses) else self._laid[site][:1]
+            for which, pieces in enumerate(parts):
+                for piece in pieces:
+                    self._over.setdefault(piece.tensor, []).append((piece, site, which))
         biases = {
-            _bias(n): n
+            bias_of(n): n
             for n, uses in self._reads.items()
-            if _bias(n) in base.shapes and any(getattr(e.bind, "bias", None) for e in uses)
+            if bias_of(n) in base.shapes and any(getattr(e.bind, "bias", None) for e in uses)
         }
         self._biases = biases
         self._kept: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
         self.shapes: Mapping[str, tuple[int, ...]] = base.shapes
-        mine = dict.fromkeys([*self._reads, *biases], torch.float32)
+        mine = dict.fromkeys([*self._reads, *biases, *self._over], torch.float32)
         self.dtypes: Mapping[str, torch.dtype] = {**base.dtypes, **mine}
 
     def flat(self, name: str, start: int, count: int) -> Tensor:
+        if name in self._over:
+            return self._in_pieces(name, start, count)
         if name in self._biases:
             return self._whole(self._biases[name])[1][start : start + count]
         if name not in self._reads:
@@ -116,7 +130,8 @@ class Tenanted:
         pools = {
             p.data_ptr(): p.nbytes for uses in self._reads.values() for e in uses for _, _, ps in e.reads for p in ps
         }
-        sizes = sorted(map(self._size, self._reads), reverse=True)
+        apart = [4 * (s.out * s.inp + s.out) for n, s in self._sites.items() if n in self._apart]
+        sizes = sorted([*map(self._size, self._reads), *apart], reverse=True)
         made = sum(sizes[:_KEPT]) + 4 * sizes[0] if sizes else 0
         return sum(pools.values()) + made + 4 * 3 * count * threads + held(self._base, count, threads)
 
@@ -141,7 +156,7 @@ class Tenanted:
         """(weight, bias), changed, as they lie."""
 
         def make() -> tuple[Tensor, ...]:
-            weight, bias = self._matrix(name).float(), _bias(name)
+            weight, bias = self._matrix(name).float(), bias_of(name)
             turned = name in self._turned
             b = self._base.read(bias).float() if bias in self._base.shapes else None
             place: Any = _Place(name, weight, b)
@@ -149,6 +164,31 @@ class Tenanted:
             return (w.T.contiguous() if turned else w.contiguous(), torch.zeros(0) if b is None else b)
 
         return self._known(name, make)
+
+    def _in_pieces(self, name: str, start: int, count: int) -> Tensor:
+        out = self._base.flat(name, start, count).float().clone()
+        for piece, site, which in self._over[name]:
+            a, b = max(start, piece.start), min(start + count, piece.start + piece.count)
+            if a < b:
+                new = self._site(site)[which].view(-1, piece.inp)[piece.first : piece.first + piece.rows]
+                lies = torch.empty(piece.count)
+                piece.lay(lies).copy_(new)
+                out[a - start : b - start] = lies[a - piece.start : b - piece.start]
+        return out
+
+    def _site(self, site: str) -> tuple[Tensor, ...]:
+        """(weight, bias), changed, of a site that lies in pieces."""
+
+        def make() -> tuple[Tensor, ...]:
+            weight, bias = self._laid[site]
+            place: Any = _Place(site, self._gather(weight), self._gather(bias)[:, 0] if bias else None)
+            w, b = changed(place, self._apart[site])
+            return w, torch.zeros(0) if b is None else b
+
+        return self._known(f"site {site}", make)
+
+    def _gather(self, pieces: tuple[Piece, ...]) -> Tensor:
+        return torch.cat([p.lay(self._base.flat(p.tensor, p.start, p.count).float().contiguous()) for p in pieces])
 
     def _known(self, key: str, make: Any) -> tuple[Tensor, ...]:
         with self._lock, torch.no_grad():
@@ -160,6 +200,8 @@ class Tenanted:
 
     def _fit(self) -> None:
         for name, site in self._sites.items():
+            if name in self._laid:
+                continue
             shape = self._base.shapes[self._names[name.split("[")[0]]]
             rows, numbers = site.rows[1] if site.rows else site.out, math.prod(shape)
             if numbers % site.inp or numbers // site.inp < rows or (site.rows is None and numbers != rows * site.inp):
@@ -183,6 +225,10 @@ class Tenanted:
 
     def _numbers(self, site: Site, places: Tensor) -> Tensor:
         """Of a site's weight (out, inp), at these places."""
+        if site.name in self._laid:
+            at = [*zip((places // site.inp).tolist(), (places % site.inp).tolist())]
+            pieces = [next(p for p in self._laid[site.name].weight if r < p.first + p.rows) for r, _ in at]
+            return torch.cat([self._base.flat(p.tensor, p.at(r, c), 1) for p, (r, c) in zip(pieces, at)])
         name = self._names[site.name.split("[")[0]]
         row, column = places // site.inp + (site.rows or (0, 0))[0], places % site.inp
         shape = self._base.shapes[name]
@@ -191,6 +237,8 @@ class Tenanted:
 
     def _weight(self, site: str) -> Tensor:
         """A site's own, (out, inp), for pools that are derived from it."""
+        if site in self._laid:
+            return self._gather(self._laid[site].weight)
         name = self._names[site.split("[")[0]]
         weight, rows = self._matrix(name), self._sites[site].rows
         return weight if rows is None else weight[slice(*rows)]
@@ -199,49 +247,3 @@ class Tenanted:
         """A tensor as sites see it, (out, inp): of a table a column is an entry, of a convolution a row a patch."""
         weight = self._base.read(name)
         return weight.T if name in self._turned else weight.flatten(1) if weight.dim() > 2 else weight
-
-
-def _bias(weight: str) -> str:
-    return f"{weight.removesuffix('weight')}bias"
-
-
-def turned(base: Source) -> frozenset[str]:
-    """Matrices that lie as (inp, out), as in GPT-2's Conv1D: a bias tells, and in such models a Conv1D has one."""
-    pairs = {n: (s, base.shapes[_bias(n)]) for n, s in base.shapes.items() if len(s) == 2 and _bias(n) in base.shapes}
-    if not any(b == (w[1],) and w[0] != w[1] for w, b in pairs.values()):
-        return frozenset()
-    return frozenset(n for n, (w, b) in pairs.items() if b == (w[1],))
-
-
-def names_in(label: str, base: Source, modules: set[str]) -> dict[str, str]:
-    """Module -> its weight in the checkpoint; a model in a wrapper, or saved from one, has one name more in front.
-
-    Where a file has other names than the modules, as of vision-language models, its config.json tells how transformers
-    renames them.
-    """
-    short = {n.partition(".")[2]: n for n in base.shapes}
-    out, renamed = {}, None
-    for module in sorted(modules):
-        name = f"{module}.weight"
-        tail = name.partition(".")[2]
-        found = next((x for x in (name, short.get(name), tail, short.get(tail)) if x in base.shapes), None)
-        if found is None:
-            renamed = _renamed(base) if renamed is None else renamed
-            found = renamed.get(name, renamed.get(tail))
-        if found is None:
-            raise CommonweightError(
-                f"{name}: {label} has a tenant or adapter that reads it, but {base.label} has no such weight; "
-                "give its own base"
-            )
-        out[module] = found
-    return out
-
-
-def _renamed(base: Source) -> dict[str, str]:
-    """Tensor of the model that the base's config.json describes -> its name in the files, where it is one of theirs."""
-    try:
-        model = blank(config_of(base.files[0])) if base.files else None
-    except NoModel:
-        model = None
-    found = {} if model is None else homes(model, base.shapes)
-    return {home.module: name for name, home in found.items() if home.whole}
