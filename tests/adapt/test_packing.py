@@ -6,6 +6,8 @@ import transformers as tf
 
 from commonweight import CommonweightError, Host
 from commonweight.adapt import adapt, open_host
+from commonweight.adapt.by_row import by_row
+from commonweight.adapt.masked import masked
 from commonweight.adapt.tasks import LM, packing
 from commonweight.adapt.tasks.packing import packed, real, sound
 from tests.adapt import tiny
@@ -117,7 +119,14 @@ def bloom():
     return tf.BloomForCausalLM(tf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=61))
 
 
-@pytest.mark.parametrize("model", [recurrent, mamba2, bloom])
+def short():
+    """Its short convolutions read the two tokens before; of new weights that is 8e-6 of the largest logit."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 61}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    return tf.Lfm2ForCausalLM(tf.Lfm2Config(**sizes, **heads))
+
+
+@pytest.mark.parametrize("model", [recurrent, mamba2, bloom, short])
 def test_models_in_which_rows_would_mix_are_refused(model):
     torch.manual_seed(0)
     made = model().eval()
@@ -132,6 +141,57 @@ def test_models_that_read_positions(kind):
     host.add("t", "lora", rank=2)
     with host.route("t"):
         sound(model)
+
+
+def gpt_oss():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 61, "head_dim": 8}
+    more = {"num_local_experts": 4, "sliding_window": 3, "pad_token_id": 0, "eos_token_id": 1}
+    return tf.GptOssForCausalLM(tf.GptOssConfig(**sizes, **more, num_attention_heads=2, num_key_value_heads=2))
+
+
+def falcon():
+    return tf.FalconForCausalLM(tf.FalconConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=61, alibi=False
+    ))  # fmt: skip
+
+
+def opt():
+    return tf.OPTForCausalLM(tf.OPTConfig(
+        hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=61, word_embed_proj_dim=16
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [gpt_oss, falcon, opt])
+def test_models_that_are_given_masks(model, llama):
+    """transformers makes no mask of positions for them: packed rows are kept apart by masks, window and all."""
+    from commonweight.adapt.base import tokenizer_of
+
+    torch.manual_seed(0)
+    made = model().eval() if model is gpt_oss else model().double().eval()
+    host = Host(made)
+    tenant = host.add("t", "lora", rank=2)
+    with torch.no_grad():
+        for p in tenant.parameters():
+            p.normal_(std=0.1)
+    task = LM(tokenizer_of(open_host(llama, "lm").model), 24)
+    with pytest.raises(CommonweightError, match="a row sees the row before it"):
+        sound(made)
+    with by_row(made), masked(made), host.route("t"):
+        sound(made)
+    with by_row(made), masked(made):
+        assert 1 < len(packed_as_alone(host, "t", task, task.examples(rows()))) < len(rows())
+    assert not any(h.__qualname__ == "_give" for h in made._forward_pre_hooks.values() if hasattr(h, "__qualname__"))
+
+
+@pytest.mark.parametrize("model", [recurrent, bloom, short])
+def test_where_masks_are_not_enough(model):
+    torch.manual_seed(0)
+    made = model().eval()
+    hooks = len(made._forward_pre_hooks)
+    with masked(made):
+        assert len(made._forward_pre_hooks) == hooks
+        with pytest.raises(CommonweightError, match=f"{type(made).__name__} cannot be trained on packed rows"):
+            sound(made)
 
 
 @pytest.mark.parametrize("side,kept", [("left", [8, 9, 3]), ("right", [4, 5, 6])])

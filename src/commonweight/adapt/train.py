@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .by_task import answering, know
 from .compiled import compiled
 from .data import Data, Understood, examples, make_task
 from .loop import loop
+from .masked import masked
 from .names import PREFERENCES
 from .offload import mapped
 from .penalties import routed
@@ -253,7 +254,10 @@ def train_parts(
     if task in PREFERENCES:
         with quicker(host, parts, recipe):
             return _preference(host, task, parts, recipe, resume, progress)
-    with quicker(host, parts, recipe), by_row(host.model) if recipe.packing else nullcontext():
+    with ExitStack() as within:
+        within.enter_context(quicker(host, parts, recipe))
+        for way in (by_row, masked) if recipe.packing else ():
+            within.enter_context(way(host.model))
         for part in parts if recipe.packing else ():
             packs(host, part.tenant)
         around = recomputed(host) if recipe.gradient_checkpointing else nullcontext()

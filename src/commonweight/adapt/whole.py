@@ -14,6 +14,7 @@ from ..core import CommonweightError
 from ..host.fingerprint import of_base
 from ..host.sites import blocks
 from .loop import loop
+from .masked import masked
 from .recipe import Recipe
 from .settings import of_all, of_rows
 from .tasks import Example, Task
@@ -99,13 +100,14 @@ def train_whole(
 
     Raises: CommonweightError; the model may then be partly trained.
     """
-    if recipe.packing:
-        whole.model.eval()
-        sound(whole.model)
     part = Part(whole, task, train, dev)  # type: ignore[arg-type]
     told = {**of_all(whole.model, of_base(whole.model), part, recipe), **of_rows(part), **facts}
     again = whole.recomputed() if recipe.gradient_checkpointing else nullcontext()
     try:
-        return loop(whole, [part], recipe, told, checkpoint, resume, progress, again)
+        with masked(whole.model) if recipe.packing else nullcontext():
+            if recipe.packing:
+                whole.model.eval()
+                sound(whole.model)
+            return loop(whole, [part], recipe, told, checkpoint, resume, progress, again)
     finally:
         whole.model.eval()
