@@ -26,7 +26,7 @@ NORMS = {"llama": ["input_layernorm"], "gpt2": ["ln_1", "ln_2"], "bert": ["Layer
 IN_FEED = {"llama": ["down_proj"], "gpt2": ["c_proj"], "bert": ["output.dense"], "t5": ["wo"]}
 LINEAR_ONLY = (
     "road", "road_2", "road_4", "oft", "oft-share", "oft-exact", "coft", "oft-count", "boft", "loha", "lokr",
-    "lokr-both", "hra", "miss", "c3a", "delora",
+    "lokr-both", "hra", "miss", "c3a", "delora", "olora", "olora-patterns",
 )  # fmt: skip
 
 CONFIGS = {
@@ -46,6 +46,15 @@ CONFIGS = {
     "pissa": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="pissa"),
     "pissa-patterns": lambda k: peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="pissa", rank_pattern={SOME[k][0]: 2}
+    ),
+    "adalora": lambda k: peft.AdaLoraConfig(init_r=4, lora_alpha=6, target_modules=SOME[k], total_step=9),
+    "eva": lambda k: peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="eva", rank_pattern={SOME[k][0]: 2},
+        alpha_pattern={SOME[k][0]: 3},
+    ),
+    "olora": lambda k: peft.LoraConfig(r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="olora"),
+    "olora-patterns": lambda k: peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=SOME[k], init_lora_weights="olora", rank_pattern={SOME[k][0]: 2}
     ),
     "vera": lambda k: peft.VeraConfig(r=5, target_modules=SOME[k], projection_prng_key=3),
     "vera-drawn": lambda k: peft.VeraConfig(
@@ -141,6 +150,9 @@ NATIVE = {
     "lora": {"rank": 3, "alpha": 5.0, "ranks": (("*0*", 2),), "alphas": (("*1*", 7.0),)},
     "dora": {"rank": 3, "alpha": 5.0},
     "pissa": {"rank": 3, "alpha": 5.0},
+    "adalora": {"rank": 3, "target": 2, "alpha": 5.0},
+    "eva": {"rank": 3, "alpha": 5.0, "start": "random"},
+    "olora": {"rank": 3, "alpha": 5.0},
     "vera": {"rank": 5},
     "vb-lora": {"rank": 3, "num_vectors": 12, "vector_length": 8},
     "vb-lora-compact": {"rank": 3, "num_vectors": 12, "vector_length": 8, "compact": True},

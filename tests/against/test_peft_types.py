@@ -60,7 +60,7 @@ OPTIONS = {
     "WAVEFT": {"n_frequency": 40},
 }
 RANKS = {  # of what becomes LoRA
-    "ADALORA": 4, "ADAMSS": 2, "DEFT": 4, "PEANUT": 4, "POLY": 2, "PSOFT": 4, "PVERA": 8, "UNILORA": 4,
+    "ADAMSS": 2, "DEFT": 4, "PEANUT": 4, "POLY": 2, "PSOFT": 4, "PVERA": 8, "UNILORA": 4,
 }  # fmt: skip
 
 

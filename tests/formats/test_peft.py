@@ -273,7 +273,7 @@ def test_what_no_lora_can_say(host, tmp_path):
     with pytest.raises(cw.CommonweightError, match="lntuning changes a norm, which LoRA cannot express"):
         host.export_peft("n", tmp_path / "a", native=False)
     host.add("m", "mos", rank=4, shards=2)
-    with pytest.raises(cw.CommonweightError, match=r"mos has no format of its own in PEFT \(native=True knows boft"):
+    with pytest.raises(cw.CommonweightError, match=r"mos has no format of its own in PEFT \(native=True knows adalora"):
         host.export_peft("m", tmp_path / "a", native=True)
     host.add("r", "loreft", rank=2)
     with pytest.raises(cw.CommonweightError, match="changes a block"):

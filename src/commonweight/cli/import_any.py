@@ -35,6 +35,9 @@ def command(
     poly_task: Annotated[int | None, typer.Option(help="Which task of a Poly adapter.", min=0)] = None,
     part: Annotated[str | None, typer.Option(help="Which part of a pipeline's file, such as te1.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Alpha of a torchtune checkpoint without its config.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Of a CorDA or LoRA-GA of PEFT: the folder of the adapter before training.")
+    ] = None,
 ) -> None:
     """Publish tenants and other tools' adapters at once: all of them, or none if one is wrong."""
     from ..core import CommonweightError, unknown
@@ -60,7 +63,14 @@ def command(
     else:
         assert model is not None
         host: Any = bases.open_base(model, task)
-        options = {"format": format, "tolerance": tolerance, "task": poly_task, "part": part, "alpha": alpha}
+        options = {
+            "format": format,
+            "tolerance": tolerance,
+            "task": poly_task,
+            "part": part,
+            "alpha": alpha,
+            "start": start,
+        }
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
             names = [_loaded(host, f, kinds[f] == "commonweight", options) for f in files]

@@ -423,6 +423,7 @@ class Host:
         task: int | None = None,
         part: str | None = None,
         alpha: float | None = None,
+        start: str | PathLike[str] | None = None,
         check_base: bool = True,
     ) -> Tenant:
         """Reads an adapter of any tool as a tenant: PEFT, mlx-lm, llama.cpp, torchtune, kohya's scripts,
@@ -431,7 +432,7 @@ class Host:
         The content tells which, never a name alone.
 
         path: a file, or the folder that holds it. name: without one, as the file or folder is called.
-        format: one of `formats.recognise.FORMATS`, in place of looking. labels, task: as for `import_peft`.
+        format: one of `formats.recognise.FORMATS`, in place of looking. labels, task, start: as for `import_peft`.
         part: of a file for several models of a pipeline, such as ``"te1"``, where more than one fits.
         alpha: of a torchtune checkpoint with no adapter_config.json beside it.
         tolerance: relative error that may remain at a weight (Frobenius norm) where the change has no factors; without
@@ -439,7 +440,7 @@ class Host:
         Cost: the file in memory; for changes without factors an SVD of each. Nothing is unpickled.
         Raises: CommonweightError naming the file, the key, what came, what was wanted, and adapters for another base.
         """
-        how = adapters.How(format, _given(labels), tolerance, task, part, alpha, check_base)
+        how = adapters.How(format, _given(labels), tolerance, task, part, alpha, start, check_base)
         return adapters.load_adapter(self.roster, Path(path), name, how)
 
     def export(
@@ -471,11 +472,14 @@ class Host:
         labels: Sequence[str] | int | None = None,
         tolerance: float | None = None,
         task: int | None = None,
+        start: str | PathLike[str] | None = None,
     ) -> Tenant:
         """Loads a PEFT adapter folder as a tenant: see `commonweight.formats.peft`. labels: the classes of the head
-        in the folder; () leaves the head out. tolerance, task: for the types that are read through PEFT."""
+        in the folder; () leaves the head out. tolerance, task: for the types that are read through PEFT. start: the
+        folder of a CorDA's or LoRA-GA's adapter as it was before training."""
         self.roster.free(name)
-        return peft.import_peft(self.roster, name, Path(folder), _given(labels), tolerance=tolerance, task=task)
+        how = {"tolerance": tolerance, "task": task, "start": start}
+        return peft.import_peft(self.roster, name, Path(folder), _given(labels), **how)
 
 
 def _given(labels: Sequence[str] | int | None) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...core import Site
 from ..adapter import Adapter, Frozen, fits
 from . import (
+    adalora,
     folder,
     heads,
     keys,
@@ -23,6 +24,7 @@ from . import (
     refusals,
     rotations,
     scales,
+    started,
     tinylora,
     tokens,
     vb_lora,
@@ -38,14 +40,16 @@ class Family(NamedTuple):
     write: Callable[[Subject], Native]
     methods: tuple[str, ...]
     conv1d: bool = True  # whether PEFT 0.21.2 has the method for GPT-2's transposed layers
+    upright: tuple[str, ...] = ()  # of a family that has them, the methods that PEFT has for nn.Linear alone
     takes: Callable[[Mapping[str, Any]], bool] | None = None  # where PEFT computes what our reader does not take
 
 
 def _plain(kind: plain.Plain, conv1d: bool = False) -> Family:
-    return Family(kind.read, kind.write, (kind.method,), conv1d, kind.takes)
+    return Family(kind.read, kind.write, (kind.method,), conv1d, takes=kind.takes)
 
 
 FAMILIES: dict[str, Family] = {
+    "ADALORA": Family(adalora.read, adalora.write, ("adalora",), takes=adalora.takes),
     "BOFT": Family(rotations.read_boft, rotations.write_boft, ("boft",), conv1d=False),
     "C3A": _plain(plain.C3A),
     "DELORA": _plain(plain.DELORA),
@@ -58,7 +62,7 @@ FAMILIES: dict[str, Family] = {
     "LN_TUNING": Family(scales.read_norms, scales.write_norms, ("lntuning",)),
     "LOHA": _plain(plain.LOHA),
     "LOKR": _plain(plain.LOKR),
-    "LORA": Family(lora.read, lora.write, ("lora", "dora", "pissa")),
+    "LORA": Family(lora.read, lora.write, ("lora", "dora", "eva", "pissa", "olora", "lori"), upright=("olora",)),
     "MISS": _plain(plain.MISS),
     "OFT": Family(rotations.read_oft, rotations.write_oft, ("oft",), conv1d=False),
     "PREFIX_TUNING": Family(prompts.read_prefix, prompts.write_prefix, ("prefix-tuning",)),
@@ -105,7 +109,7 @@ def hindrance(method: str, transposed: str | None) -> str | None:
             f"{method} has no format of its own in PEFT (native=True knows {', '.join(known)}); "
             "leave native out to export it as plain LoRA"
         )
-    if transposed and not family.conv1d:
+    if transposed and (not family.conv1d or method in family.upright):
         return f"{transposed}: PEFT has no {method} for Conv1D layers; leave native out for plain LoRA"
     return None
 
@@ -140,6 +144,7 @@ __all__ = [
     "prompts",
     "read",
     "short",
+    "started",
     "through",
     "write",
 ]

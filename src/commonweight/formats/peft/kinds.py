@@ -21,7 +21,7 @@ _PROMPT = "its trained vectors stand before the text or in the keys and values o
 _GATE = "its change depends on the input, so it is no change of weights"
 
 KINDS: dict[str, Kind] = {
-    "ADALORA": Kind("low rank", "of the rank that is left"),
+    "ADALORA": Kind("native", "`adalora`; trained biases and convolutions through PEFT"),
     "ADAMSS": Kind("low rank", "of the rank of its subspaces"),
     "ADAPTION_PROMPT": Kind("refused", f"{_PROMPT}; a gate scales them"),
     "BEFT": Kind("bias", "where the layer has a bias, as in BERT; a layer without one is refused"),
@@ -44,7 +44,8 @@ KINDS: dict[str, Kind] = {
     "LOKR": Kind("native", "`lokr`; dropout and patterns through PEFT"),
     "LORA": Kind(
         "native",
-        "`lora`, `dora`, `pissa`, `lora-fa`; `modules_to_save` and `trainable_token_indices` beside it",
+        "`lora`, `dora`, `eva`, `pissa`, `olora`; `corda` and `lora-ga` with `start=`; `lora-fa`; beside it "
+        "`modules_to_save` and `trainable_token_indices`",
     ),
     "MISS": Kind("native", '`miss`; "bat" and "mini" through PEFT'),
     "MULTITASK_PROMPT_TUNING": Kind("refused", _PROMPT),

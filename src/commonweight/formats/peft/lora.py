@@ -1,4 +1,4 @@
-"""LoRA in PEFT's format, and its kin that PEFT keeps under the same peft_type: DoRA, PiSSA and OLoRA."""
+"""LoRA in PEFT's format, and its kin that PEFT keeps under the same peft_type: DoRA, EVA, PiSSA, OLoRA and LoRA-FA."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ _KNOWN = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "init_lora_weights", "use_dora",
     "lora_bias", "bias", "target_parameters", "monteclora_config", "velora_config", _INVOCATION, *HOW_IT_STARTED,
 )  # fmt: skip
+STARTS = "eva", "pissa", "olora"  # methods of ours by PEFT's word for how its factors began
 _A, _B, _M, _BIAS = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_B.bias"
 _OF_TRAINING = ".lora_monteclora_sampler.", ".lora_velora_"  # noise, and saved activations
 _OWN = "base_layer.bias", "bias"  # the layer's own bias, trained (bias="lora_only")
@@ -112,11 +113,16 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         if dora or how or in_experts or biased or trained or shapes:
             raise refusals.option(_INVOCATION, list(invocation))
         options["invocation"] = invocation
-    if how == "pissa" and not (dora or biased or trained) and len({*ranks.values()}) == len({*scales.values()}) == 1:
-        rank, scale = commonest(ranks.values()), commonest(scales.values())
-        return Adapter("pissa", {"rank": rank, "alpha": scale * rank}, tuple(ranks), values)
+    if len({*scales.values()}) == 1 and not (dora or biased or trained or in_experts or invocation):
+        rank, shared = commonest(ranks.values()), commonest(scales.values())
+        if how and len({*ranks.values()}) == 1:
+            return Adapter(how, {"rank": rank, "alpha": shared * rank}, tuple(ranks), values)
+        if config.get("init_lora_weights") == "eva" and all(sites[k].kind == "linear" for k in found):
+            won = tuple((s.name, ranks[s.name]) for s in sites.values() if s.name in ranks)  # in the model's order
+            begun = {"start": "given", "ranks": won, "rho": _rho(config)}
+            return Adapter("eva", {**options, "rank": r, "alpha": shared * r, **begun}, tuple(ranks), values)
     if how is not None:
-        ranks, alphas, values = moved.doubled(how, ranks, scales, values, base)
+        ranks, alphas, values = moved.repeated(how, ranks, scales, values, base)
         rslora = False
     rank, alpha = commonest(ranks.values()), commonest(alphas.values())
     options |= {
@@ -128,6 +134,12 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mappin
         **({"bias": True} if biased or trained else {}),
     }
     return Adapter("dora" if dora else "lora", options, tuple(ranks), values)
+
+
+def _rho(config: Mapping[str, Any]) -> float:
+    """How many times the mean rank a site could win in EVA."""
+    given = config.get("eva_config")
+    return max(1.0, float(number(given, "rho", 2.0))) if isinstance(given, Mapping) else 2.0
 
 
 def _invocation(config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -182,14 +194,14 @@ def _biases(
 
 
 def write(subject: Subject) -> Native:
-    """LoRA, DoRA and PiSSA as they are. The scale of each site becomes alpha = scale * rank."""
-    dora, pissa = subject.method == "dora", subject.method == "pissa"
+    """LoRA, DoRA, EVA, PiSSA, OLoRA and LoRA-FA as they are. The scale of each site becomes alpha = scale * rank."""
+    dora, ours = subject.method == "dora", subject.config
     tensors, ranks, alphas = {}, {}, {}
-    biased = getattr(subject.config, "bias", False)
+    biased = getattr(ours, "bias", False)
     for use in subject.plan.uses:
         if isinstance(use.bind, BiasShift):
             continue
-        A, B = subject.pool(use.site, "A"), subject.pool(use.site, "B")
+        A, B = (use.reads[k].address(*(subject.pools[p] for p in use.reads[k].pools)) for k in "AB")
         scale = use.bind.low.scale if isinstance(use.bind, Activated) else use.bind.scale
         tensors[f"{use.site}.{_A}"], tensors[f"{use.site}.{_B}"] = A, B
         if dora:
@@ -199,19 +211,23 @@ def write(subject: Subject) -> Native:
             tensors[f"{use.site}.{_BIAS}"] = B.new_zeros(B.shape[0]) if own is None else own / scale
         ranks[use.site], alphas[use.site] = A.shape[0], scale * A.shape[0]
     rank, alpha = commonest(ranks.values()), commonest(alphas.values())
+    if subject.method == "eva":
+        rank, alpha = ours.rank, alpha * ours.rank / next(ranks[n] for n, a in alphas.items() if a == alpha)
     config = {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "rank_pattern": {exactly(subject.short(n)): r for n, r in others(ranks, rank)},
         "alpha_pattern": {exactly(subject.short(n)): a for n, a in others(alphas, alpha)},
-        "lora_dropout": getattr(subject.config, "dropout", 0.0),
-        "init_lora_weights": "pissa" if pissa else True,
+        "lora_dropout": getattr(ours, "dropout", 0.0),
+        "init_lora_weights": subject.method if subject.method in STARTS else True,
         "use_dora": dora,
         "use_rslora": False,
         "bias": "none",
         "lora_bias": biased,
     }
-    if invocation := getattr(subject.config, "invocation", ()):
+    if subject.method == "eva":
+        config["eva_config"] = {"rho": ours.rho}
+    if invocation := getattr(ours, "invocation", ()):
         config |= {_INVOCATION: list(invocation), "task_type": "CAUSAL_LM"}
     return Native(config, tensors)

@@ -13,6 +13,12 @@ from ..adapter import Frozen
 from . import refusals
 
 _LOST = ("loftq", "corda", "lora_ga", "pissa_")  # drawn from data, gradients or at random: not to be had again
+_STARTS = ("corda", "lora_ga", "pissa", "olora")  # with s B0 A0 taken out of the base, B0 and A0 the first factors
+
+
+def takes_out(init: str) -> bool:
+    """Whether the factors as they were first tell what PEFT took out of the base."""
+    return init.lower().startswith(_STARTS)
 
 
 def by(init: Any) -> str | None:
@@ -35,20 +41,33 @@ def factors(how: str, site: str, rank: int, base: Frozen) -> tuple[Tensor, Tenso
     return root[:, None] * v[:rank], u[:, :rank] * root
 
 
-def doubled(
+def repeated(
     how: str, ranks: Mapping[str, int], scales: Mapping[str, float], values: Mapping[str, Tensor], base: Frozen
 ) -> tuple[dict[str, int], dict[str, float], dict[str, Tensor]]:
-    """(ranks, alphas, values) of LoRA of twice the rank that says the same: s [B, -B0] [A; A0], with s B A trained.
-
-    OLoRA takes s B0 A0 out of the base, PiSSA B0 A0. Other values stay.
-    """
-    new, alphas, out = {}, {}, dict(values)
+    """`doubled`, by what PEFT takes out of the base each time: OLoRA s B0 A0, PiSSA B0 A0."""
+    taken = {}
     for site, r in ranks.items():
-        A, B = values[f"{site}.A"], values[f"{site}.B"]
         A0, B0 = factors(how, site, r, base)
         if len(A0) < r:
             raise CommonweightError(f"adapter_config.json: r={r}: {how} has no so many directions at {site}")
-        share = 1.0 if how == "olora" else 1 / scales[site]
-        out[f"{site}.A"], out[f"{site}.B"] = torch.cat([A, A0]), torch.cat([B, -share * B0], 1)
+        taken[site] = A0, B0 if how == "olora" else B0 / scales[site]
+    return doubled(taken, ranks, scales, values)
+
+
+def doubled(
+    taken: Mapping[str, tuple[Tensor, Tensor]],
+    ranks: Mapping[str, int],
+    scales: Mapping[str, float],
+    values: Mapping[str, Tensor],
+) -> tuple[dict[str, int], dict[str, float], dict[str, Tensor]]:
+    """(ranks, alphas, values) of LoRA of twice the rank that says s (B A - B0 A0): s [B, -B0] [A; A0].
+
+    taken: (A0, B0) of each site. Other values stay.
+    """
+    new, alphas, out = {}, {}, dict(values)
+    for site, r in ranks.items():
+        A0, B0 = taken[site]
+        out[f"{site}.A"] = torch.cat([values[f"{site}.A"], A0])
+        out[f"{site}.B"] = torch.cat([values[f"{site}.B"], -B0], 1)
         new[site], alphas[site] = 2 * r, scales[site] * 2 * r
     return new, alphas, out

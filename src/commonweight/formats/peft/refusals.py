@@ -69,11 +69,17 @@ def option(key: str, value: Any, more: str = "") -> CommonweightError:
 
 def moved(init: str) -> CommonweightError:
     """For an init_lora_weights that changed the base in a way that the file does not repeat."""
+    loftq = init.lower().startswith("loftq")
+    ways = (
+        ""
+        if loftq
+        else "Save it in PEFT with path_initial_model_for_weight_conversion, which makes it plain LoRA; or "
+        "give start=, the folder of the same adapter as it was saved before training. "
+    )
     return CommonweightError(
         f"adapter_config.json: init_lora_weights={init!r} moved the base weights in a way that the file does not "
-        "repeat; save it in PEFT with path_initial_model_for_weight_conversion, which makes it plain LoRA. If the base "
-        "here is the moved one, which was saved beside the adapter, set init_lora_weights to true in "
-        "adapter_config.json"
+        f"repeat. {ways}If the base here is the moved one, which was saved beside the adapter, set init_lora_weights "
+        "to true in adapter_config.json"
     )
 
 

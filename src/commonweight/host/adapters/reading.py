@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class How(NamedTuple):
     task: int | None = None
     part: str | None = None
     alpha: float | None = None
+    start: str | PathLike[str] | None = None
     check_base: bool = True
 
 
@@ -52,8 +54,8 @@ def load_adapter(roster: Roster, path: Path, name: str | None, how: How) -> Tena
     if how.alpha is not None and kind != "torchtune":
         raise CommonweightError(f"{path}: alpha is for checkpoints of torchtune; this is {FORMATS[kind]}; leave it out")
     if kind == "peft":
-        return import_peft(roster, name, at, how.labels, tolerance=how.tolerance, task=how.task)
-    for option, given in (("labels", how.labels), ("task", how.task)):
+        return import_peft(roster, name, at, how.labels, tolerance=how.tolerance, task=how.task, start=how.start)
+    for option, given in (("labels", how.labels), ("task", how.task), ("start", how.start)):
         if given is not None:
             raise CommonweightError(f"{path}: {option} is for folders of PEFT; this is {FORMATS[kind]}; leave it out")
     if kind == "commonweight":

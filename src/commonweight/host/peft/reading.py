@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def import_peft(
     *,
     tolerance: float | None = None,
     task: int | None = None,
+    start: str | PathLike[str] | None = None,
 ) -> Tenant:
     """A tenant from a folder that PEFT's save_pretrained wrote: same weights in, same outputs out.
 
@@ -46,7 +48,8 @@ def import_peft(
     ``adapt.open_host(model, pool="transformers")``. Without labels a head is refused, with () it is left out.
     Types of PEFT's that no method here has go through PEFT itself: what they do to each weight is measured, and becomes
     LoRA of its exact rank, or a whole difference where that is smaller; tolerance: a relative error that may remain.
-    task: which one, of Poly.
+    task: which one, of Poly. start: the folder of the same adapter before training, where what it began with was taken
+    out of the base once (CorDA, LoRA-GA): see `formats.peft.started`.
     Raises: CommonweightError naming the file, the key or the option that is missing, damaged or not supported.
     """
     base = roster.base
@@ -55,7 +58,8 @@ def import_peft(
     config, tensors = peft.folder.read(folder)
     try:
         config = replicated.opened(base.inner, config)
-        tensors = keys.plain(tensors, names.tops(n for n, _ in named(base.model)))
+        tops = names.tops(n for n, _ in named(base.model))
+        tensors = keys.plain(tensors, tops)
         of_head: dict[str, Tensor] = {}
         if labels:
             peft.heads.of_texts(config)
@@ -68,8 +72,11 @@ def import_peft(
         config, tensors, found = beside.part(base, config, tensors, sites)
         sites = {**sites, **found.sites}
         tensors = _narrow(tensors, sites, frozen)
+        before = None if start is None else _before(Path(start), tops, sites, frozen)
         odd = _convolved(config, tensors, sites) or _turned_table(config, tensors, sites) or _biased(config, tensors)
-        if peft.through(config, tolerance is not None) or odd:
+        if before is not None:
+            adapter = peft.started.read(config, tensors, before, sites, frozen)
+        elif peft.through(config, tolerance is not None) or odd:
             about = getattr(base.inner, "config", None)
             changes = through.read(config, tensors, sites, frozen, about, task)
             adapter = settled(changes, {s.name: s for s in base.every}, frozen, tolerance)
@@ -101,6 +108,19 @@ def import_peft(
         return tenant
     except CommonweightError as e:
         raise CommonweightError(f"{folder}: {e}") from e
+
+
+def _before(
+    folder: Path, tops: Collection[str], sites: Mapping[str, Site], base: Frozen
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, factors) of an adapter before training. Raises: CommonweightError naming its folder."""
+    folder = peft.layout.snapshot(folder.parent if folder.is_file() else folder)
+    try:
+        config, tensors = peft.folder.read(folder)
+        factors = {k: v for k, v in keys.plain(tensors, tops).items() if is_slot(k)}
+        return {**config, "modules_to_save": None, "bias": "none"}, _narrow(factors, sites, base)
+    except CommonweightError as e:
+        raise CommonweightError(f"start: {folder}: {e}") from e
 
 
 def _narrow(tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen) -> dict[str, Tensor]:
