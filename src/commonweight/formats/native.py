@@ -304,6 +304,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "metrics": _object,
     "common": _text,
     "quantised": _text,
+    "adapters": _names,
     "float": _text,
     "apart": lambda v: v is True,
     "beside": lambda v: _beside(v),
@@ -315,8 +316,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "digest": lambda v: _text(v) and re.fullmatch("[0-9a-f]{32}", v) is not None,
 }
 _OPTIONAL = (
-    "version", "labels", "metrics", "common", "quantised", "float", "apart", "beside", "vocabulary", "rows", "codec",
-    "own", "over", "digest",
+    "version", "labels", "metrics", "common", "quantised", "adapters", "float", "apart", "beside", "vocabulary", "rows",
+    "codec", "own", "over", "digest",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ..methods import METHODS, OVER, Beside, beside, head, head_of
 from ..methods import plan as make_plan
 from .common import Common
 from .follow import fit
+from .names import adapters
 from .origin import of_float, quantised
 from .over import content, found, having, plan_over, pools_over, said
 from .replanned import coded, levelled
@@ -85,6 +86,8 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
             header["rows"] = rows
     if (form := quantised(base.model)) is not None:
         header["quantised"] = form
+    if carried := adapters(base.model):
+        header["adapters"] = carried
     if (form is not None or not any(map(tells, sites))) and (origin := _origin(base, sites)) is not None:
         header["float"] = origin
     if tenant.labels is not None:

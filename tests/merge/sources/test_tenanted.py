@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import peft
 import pytest
 import torch
 import transformers as tf
@@ -175,6 +176,24 @@ def test_what_is_refused(tmp_path, monkeypatch):
     save_file(small, "base/model.safetensors")
     with pytest.raises(cw.CommonweightError, match=r"q_proj.weight: model has a tenant or adapter that"):
         Tenanted("model", open_source("base", "base"), "p.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+def test_a_tenant_beside_an_adapter_of_peft(tmp_path, monkeypatch):
+    """Its base is more than the weights that it reads; a base alone would answer otherwise, in silence."""
+    monkeypatch.chdir(tmp_path)
+    saved(make("llama")[0], tmp_path / "base")
+    host = cw.Host(peft.get_peft_model(make("llama")[0], peft.LoraConfig(r=2, target_modules=["q_proj"])))
+    stir(host.add("a", "lora", rank=2))
+    host.save("a", "a.safetensors")
+    for model, base in (("base+a.safetensors", None), (host["a"], "base")):
+        with pytest.raises(cw.CommonweightError, match="carries the PEFT adapter default, which"):
+            if base is None:
+                cw.merge.make({"method": "linear", "models": [model]}, "out")
+            else:
+                cw.merge.linear([model], base)
+    other = cw.Host(host.model)
+    assert other.load("b", "a.safetensors").method.name == "lora"
 
 
 def test_the_tenant_of_a_packed_copy_and_one_of_other_widths(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...core import CommonweightError
 from ...formats.peft.folder import CONFIG, TENSORS
 from ...host.files import weights
+from ...host.names import adapters
 from ...host.tenant import Tenant
 from ..schema.types import Input, Recipe, Slice
 from ..sources.adapted import Adapted
@@ -86,7 +87,11 @@ def _part(model: Any) -> _Part | None:
     if isinstance(model, Tenant):
         pools = {n: p.detach().cpu() for n, p in model.pools.items()}
         base = None if model.base is None else model.base()
-        header = {"method": model.method.name, "weights": None if base is None else weights(base, model)}
+        header = {
+            "method": model.method.name,
+            "weights": None if base is None else weights(base, model),
+            "adapters": None if base is None else adapters(base.model),
+        }
         opened = Opened(model.name, header, model.plan, pools, None, model.sites)
         whole = f"the state dict with host.merged({model.name!r}) over it"
         return _Part(f"the tenant {model.name} of a host", whole, tenant=opened)

@@ -65,6 +65,11 @@ class Tenanted:
         self._turned = turned(base) | {self._names[n] for n in tables if n in self._names}
         self.notices: list[str] = []
         self._fit()
+        if carried := opened.header.get("adapters"):
+            raise CommonweightError(
+                f"{label}: its tenant was trained on a base that carries the PEFT adapter {', '.join(carried)}, which "
+                f"{base.label} has not; merge that into the base (PEFT's merge_and_unload), and train the tenant there"
+            )
         self._same(opened.header.get("weights"), opened.header.get("float"))
         self._reads: dict[str, list[Entry]] = {}
         self._apart: dict[str, list[Entry]] = {}  # by site
