@@ -6,6 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
+unexport PYTHONDONTWRITEBYTECODE  # else each of a hundred processes compiles our sources anew, and pytest every test
 
 VENV := .venv
 BIN := $(VENV)/bin

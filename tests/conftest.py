@@ -5,21 +5,13 @@ import os
 import sys
 
 import pytest
-import torch
 from _pytest.logging import LogCaptureHandler, caplog_handler_key, catching_logs
 
-from tests import (
-    apart,
-    device,  # noqa: F401  (which device, before anything is made)
-)
-from tests.adapt import tiny
+from tests import apart
 
 gc.disable()  # until all tests are collected: nothing of that is garbage, and looking for it takes a third of the time
 
 os.fsync = lambda _: None  # no test cuts the power: what a killed process wrote is there without it
-for kind in (torch.cuda, torch.xpu, torch.mtia):  # what is not there keeps every seed, each with its whole stack
-    if not kind.is_available():
-        kind.manual_seed_all = lambda _: None
 logging.getLogger().addHandler(logging.NullHandler())  # as with caplog: what is logged is no output
 known = [0]  # modules, when garbage was last looked for among all there is
 
@@ -27,18 +19,30 @@ known = [0]  # modules, when garbage was last looked for among all there is
 def settle():
     """What was collected and imported stays until the end: no collection of garbage needs to look at it again. With all
     tests collected each one takes half a second, and accelerate asks for one before every training."""
-    gc.collect()
     gc.freeze()
     known[0] = len(sys.modules)
 
 
 def pytest_configure(config):
-    if getattr(config.option, "numprocesses", None):  # a worker has no core to itself: its threads would wait awake
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if apart.ADDRESS not in os.environ:  # else this is a worker
         beside = contextlib.ExitStack()
         beside.enter_context(apart.server())
         config.add_cleanup(beside.close)
+    many = getattr(config.option, "numprocesses", None)
+    if many:  # a worker has no core to itself: its threads would wait awake
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not many or hasattr(config, "workerinput"):  # else tests run elsewhere, and this process needs no torch
+        begin()
+
+
+def begin():
+    import torch
+
+    from tests import device  # noqa: F401  (which device, before anything is made)
+
+    for kind in (torch.cuda, torch.xpu, torch.mtia):  # what is not there keeps every seed, each with its whole stack
+        if not kind.is_available():
+            kind.manual_seed_all = lambda _: None
 
 
 def pytest_collection_finish():
@@ -49,6 +53,7 @@ def pytest_collection_finish():
 
 def pytest_runtest_logfinish():
     if len(sys.modules) > known[0] + 30:  # tests import too
+        gc.collect(1)
         settle()
 
 
@@ -61,9 +66,13 @@ def caplog(request):
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory):
+    from tests.adapt import tiny
+
     return tiny.base(tmp_path_factory.mktemp("bert"), "bert")
 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory):
+    from tests.adapt import tiny
+
     return tiny.base(tmp_path_factory.mktemp("llama"), "llama")
