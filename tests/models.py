@@ -137,6 +137,16 @@ def _made(kind: str) -> tuple[nn.Module, dict[str, Tensor]]:
     return model.to(DEVICE), {name: x.to(DEVICE) for name, x in batch.items()}
 
 
+def shallow(kind: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """As `make`, of one layer: torch's compiler traces each by itself, for seconds."""
+    model, batch = make(kind)
+    inner = model.model if kind == "llama" else model.encoder
+    name = "layers" if kind == "llama" else "layer"
+    setattr(inner, name, getattr(inner, name)[:1])
+    model.config.num_hidden_layers = 1
+    return model, batch
+
+
 def answer(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     out = model(**batch)
     if isinstance(out, Tensor):

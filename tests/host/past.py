@@ -89,9 +89,9 @@ class MLP(nn.Module):
         return self.down(self.up(x).relu())
 
 
-def blocks(way: str = "called", seed: int = 0) -> Blocks:
+def blocks(way: str = "called", seed: int = 0, pairs: int = 2) -> Blocks:
     torch.manual_seed(seed)
-    return Blocks(Attention(way), MLP(), Attention(way), MLP()).eval()
+    return Blocks(*(part for _ in range(pairs) for part in (Attention(way), MLP()))).eval()
 
 
 def packed(seed: int = 0) -> Blocks:

@@ -15,7 +15,7 @@ from torch import nn
 import commonweight as cw
 from commonweight.host.acting import REFUSED
 from tests.laws.subjects import stir
-from tests.models import answer, make
+from tests.models import answer, make, shallow
 
 HOW = {"max_new_tokens": 4, "do_sample": False}
 
@@ -278,7 +278,7 @@ def test_a_batch_that_cannot_begin_leaves_nothing_open():
 
 @pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), torch.nn.DataParallel])
 def test_a_module_of_a_model_in_a_wrapper(wrap):
-    model, batch = make("llama")
+    model, batch = shallow("llama")
     host = cw.Host(wrap(model))
     stir(host.add("a", "lora"))
     with torch.no_grad():

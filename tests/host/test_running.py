@@ -14,12 +14,12 @@ import commonweight as cw
 from commonweight.host import Tenant
 from tests.host.past import blocks, hosted, routed
 from tests.laws.subjects import stir
-from tests.models import answer, make
+from tests.models import answer, make, shallow
 
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
 
 
-def two(kind: str = "llama"):
+def two(kind: str = "llama", make=make):
     model, batch = make(kind)
     host = cw.Host(model)
     stir(host.add("a", "lora", rank=3), 1)
@@ -219,7 +219,7 @@ def test_autocast_and_a_bfloat16_base():
 ])  # fmt: skip
 def test_torch_compile_without_a_graph_break(route):
     torch._dynamo.reset()
-    host, model, batch = two("bert")
+    host, model, batch = two("bert", shallow)
     stir(host.add("c", "lora", rank=3), 3)
     stir(host.add("v", "vera", rank=3), 3)
     stir(host.add("w", "vera", rank=3), 4)
@@ -239,7 +239,7 @@ def test_torch_compile_without_a_graph_break(route):
 def test_a_compiled_model_traces_no_table_being_made(route, monkeypatch):
     """Tables are numbered by all that a process has made: traced, each costs a guard, and a tenant minutes."""
     torch._dynamo.reset()
-    model = blocks()
+    model = blocks(pairs=1)
     host = hosted(model)
     compiled, made, own = torch.compile(model, backend="eager"), [], Tenant._entered
 

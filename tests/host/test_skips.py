@@ -8,7 +8,7 @@ from commonweight.adapt.penalties import penalty
 from commonweight.host import skips
 from tests.host.padded import rows_are_those_alone
 from tests.laws.subjects import stir
-from tests.models import answer, make
+from tests.models import answer, make, shallow
 
 FIRST = {"llama": "model.layers.0.mlp.up_proj", "bert": "encoder.layer.0.intermediate.dense", "vit": "layers.0.mlp.fc1"}
 
@@ -190,7 +190,7 @@ def test_a_block_that_reads_a_cache_is_given_all_tokens_or_refuses():
 
 @pytest.mark.parametrize(("kind", "method"), [("llama", "dyt"), pytest.param("bert", "coda", marks=pytest.mark.slow)])
 def test_a_compiled_model_gives_the_same(kind, method):
-    model, batch = make(kind)
+    model, batch = shallow(kind)
     host = cw.Host(model)
     stir(host.add("t", method, size=3), std=0.3)
     compiled = torch.compile(model, backend="eager")

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import commonweight as cw
 from tests.laws.subjects import stir
-from tests.models import answer, make
+from tests.models import answer, make, shallow
 from tests.rows import generate_alone
 
 SMALL = {"tokens": 3, "first": 0}
@@ -146,7 +146,7 @@ def test_padding_on_the_left_is_no_position():
 @pytest.mark.parametrize("method", ["aligner", "prefix-tuning"])
 @torch.no_grad()
 def test_padding_on_the_left_under_torch_compile(method):
-    model, batch = make("llama")
+    model, batch = shallow("llama")
     host = cw.Host(model)
     stir(host.add("t", method, tokens=3, **({"first": 0} if method == "aligner" else {})), std=0.5)
     ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
