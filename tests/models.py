@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers as tf
@@ -140,10 +141,10 @@ def _made(kind: str) -> tuple[nn.Module, dict[str, Tensor]]:
 def shallow(kind: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """As `make`, of one layer: torch's compiler traces each by itself, for seconds."""
     model, batch = make(kind)
-    inner = model.model if kind == "llama" else model.encoder
-    name = "layers" if kind == "llama" else "layer"
-    setattr(inner, name, getattr(inner, name)[:1])
-    model.config.num_hidden_layers = 1
+    tower: Any
+    tower, name = (model.model, "layers") if kind == "llama" else (model.encoder, "layer")
+    setattr(tower, name, getattr(tower, name)[:1])
+    tower.config.num_hidden_layers = 1
     return model, batch
 
 

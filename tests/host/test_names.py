@@ -47,9 +47,9 @@ def checkpointed() -> nn.Module:
 
 AROUND = {
     "module": lambda: Wrapper(blocks()), "twice": lambda: Wrapper(Wrapper(blocks())),
-    "compiled": lambda: torch.compile(blocks(pairs=1), backend="eager"), "data parallel": lambda: nn.DataParallel(blocks()),
-    "both": lambda: untraced(Wrapper(blocks())), "layers": compiled_layers,
-    "checkpointed": checkpointed,
+    "compiled": lambda: torch.compile(blocks(pairs=1), backend="eager"),
+    "data parallel": lambda: nn.DataParallel(blocks()), "both": lambda: untraced(Wrapper(blocks())),
+    "layers": compiled_layers, "checkpointed": checkpointed,
 }  # fmt: skip
 
 

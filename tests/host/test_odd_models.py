@@ -103,8 +103,8 @@ def test_a_method_that_finds_no_site_reads_nothing_and_is_told_so():
 
 def levit(stages: int = 3) -> Any:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_sizes": [16, 16, 16], "depths": [1] * stages, "key_dim": [4, 4, 4], "num_labels": 3}
-    config = tf.LevitConfig(**sizes, num_attention_heads=[2, 2, 2], image_size=64)
+    sizes: dict[str, Any] = {"hidden_sizes": [16, 16, 16], "depths": [1] * stages, "key_dim": [4, 4, 4]}
+    config = tf.LevitConfig(**sizes, num_labels=3, num_attention_heads=[2, 2, 2], image_size=64)
     model = tf.LevitForImageClassification(config).eval()
     with torch.no_grad():
         for p in model.parameters():

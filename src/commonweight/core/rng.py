@@ -6,6 +6,7 @@ floats is ours, so that no library update can move it. Always drawn on the CPU: 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 
@@ -23,7 +24,12 @@ class Rng:
     """Numbers for one named pool. Cost: one Philox block per value; 10 M normals take about 0.3 s."""
 
     def __init__(self, seed: int, name: str):
-        self._bits = np.random.Philox(key=key(seed, name))
+        self._of = seed, name
+
+    @functools.cached_property
+    def _bits(self) -> np.random.Philox:
+        """Made for who draws: a pool that starts at zero takes longer to make it than to be filled."""
+        return np.random.Philox(key=key(*self._of))
 
     def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 in [low, high), from the top 24 bits of each draw."""

@@ -21,6 +21,14 @@ class Order:
         self.seen: dict[str, list[Tensor]] = {}
         self.at: dict[str, int] = {}  # how often each site was called in the other order
         self.turned = False
+        self.made: dict[tuple[int, torch.device], Tensor] = {}
+
+    def columns(self, width: int, device: torch.device) -> Tensor:
+        """(width, 4), the same for every site; of these two passes alone, whose mode they are made in."""
+        if (width, device) not in self.made:
+            at = torch.arange(1, width + 1, device=device, dtype=torch.float32)
+            self.made[width, device] = torch.stack([(at * f).sin() for f in (0.73, 1.37, 2.11, 3.31)], 1)
+        return self.made[width, device]
 
     def holds(self, site: str, x: Tensor, rows: int) -> bool:
         """Keeps what a site is given, (rows, ..., d) or (rows T, d); in the other order, says whether it turned.
@@ -29,8 +37,7 @@ class Order:
         below.
         """
         x = x.detach().reshape(rows, -1, x.shape[-1])
-        columns = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=torch.float32)
-        mine = x.float() @ torch.stack([(columns * f).sin() for f in (0.73, 1.37, 2.11, 3.31)], 1)
+        mine = x.float() @ self.columns(x.shape[-1], x.device)
         if not self.turned:
             self.seen.setdefault(site, []).append(mine)
             return True
