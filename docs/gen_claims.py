@@ -3,8 +3,8 @@
 Claims stand in claims.json; every figure is computed from plans or read from the results of benchmarks, none is written
 by hand, and the verdict follows from the figure and the claim's bound.
 
-    python docs/gen_claims.py --write docs/claims.md
-    python docs/gen_claims.py --check docs/claims.md    # exit code 1 when it is not current
+    python docs/gen_claims.py --write    # what `make claims` runs
+    python docs/gen_claims.py --check    # exit code 1 when it is not current
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import generated
+
 import commonweight as cw
 from commonweight.core import Plan, Site
 
 ROOT = Path(__file__).parents[1]
-CLAIMS = ROOT / "docs" / "claims.json"
+PAGE, CLAIMS = ROOT / "docs" / "claims.md", ROOT / "docs" / "claims.json"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 RESULTS = ROOT / "docs" / "results"
 ALL = "mean of tasks"
@@ -305,18 +307,9 @@ def _bound(m: Mapping[str, Any]) -> str:
     return f"holds up to {m['at_most']:g}"
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 2 or arguments[0] not in ("--write", "--check"):
-        print(__doc__, file=sys.stderr)
-        return 2
-    path, new = Path(arguments[1]), page()
-    if arguments[0] == "--write":
-        path.write_text(new, encoding="utf-8")
-    elif not path.is_file() or path.read_text(encoding="utf-8") != new:
-        print(f"{path} is not current; run `make claims`", file=sys.stderr)
-        return 1
-    return 0
+def pages() -> generated.Pages:
+    return {PAGE: page()}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import marked
+import generated
 
 from commonweight import exchange, lifelong, merge, methods, share
 from commonweight.core import build
@@ -207,5 +207,9 @@ def table() -> str:
     return "\n".join(parts)
 
 
+def pages() -> generated.Pages:
+    return generated.parts(PAGE, {"coverage": table})
+
+
 if __name__ == "__main__":
-    sys.exit(marked.main(PAGE, "coverage", table, sys.argv[1:], __doc__))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gen_claims
-import marked
+import generated
 
 import commonweight as cw
 from commonweight.exchange import Method, Setting, available
@@ -207,6 +207,11 @@ def claims() -> str:
     return "\n".join(lines)
 
 
+def pages() -> generated.Pages:
+    return generated.parts(
+        PAGE, {"exchange": table, "proof": proof, "measured": measured, "books": books, "claims": claims}
+    )
+
+
 if __name__ == "__main__":
-    parts = (("exchange", table), ("proof", proof), ("measured", measured), ("books", books), ("claims", claims))
-    sys.exit(max(marked.main(PAGE, name, made, sys.argv[1:], __doc__) for name, made in parts))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

@@ -18,11 +18,11 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import generated
 import grimp
 
 ROOT = Path(__file__).parents[1]
 PICTURE, PAGE = ROOT / "docs" / "img" / "house.svg", ROOT / "docs" / "idea.md"
-BEGIN, END = "<!-- layers:begin -->", "<!-- layers:end -->"
 WORDS = 84  # characters of a docstring that a row has place for
 
 Imports = Mapping[str, set[str]]
@@ -96,12 +96,6 @@ def reduced(imports: Imports) -> dict[str, set[str]]:
 def listed(house: House) -> str:
     width = max(map(len, house.rows))
     return "\n".join(["```text", *(f"{n:{width}}  {house.words[n]}" for n in house.rows), "```"])
-
-
-def page(text: str, house: House) -> str:
-    """The page with the list between its markers."""
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{listed(house)}\n{END}{rest.partition(END)[2]}"
 
 
 # -- as a picture -----------------------------------------------------------------------------------------------------
@@ -186,20 +180,10 @@ def picture(found: Sequence[House]) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
-    if arguments not in (["--write"], ["--check"]):
-        print(__doc__, file=sys.stderr)
-        return 2
+def pages() -> generated.Pages:
     found = houses()
-    wanted = {PICTURE: picture(found), PAGE: page(PAGE.read_text("utf-8"), found[0])}
-    for path, text in wanted.items():
-        if arguments == ["--write"]:
-            path.write_text(text, encoding="utf-8")
-        elif not path.is_file() or path.read_text("utf-8") != text:
-            print(f"{path.relative_to(ROOT)} is not current; run `make house`", file=sys.stderr)
-            return 1
-    return 0
+    return {PICTURE: picture(found), **generated.parts(PAGE, {"layers": lambda: listed(found[0])})}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import generated
+
 import commonweight as cw
 from commonweight.core import WEIGHTLESS, table
 from commonweight.formats.peft import FAMILIES
 from commonweight.methods import Method
-
-BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 
 PAGE = Path(__file__).with_name("methods.md")
 README = PAGE.parents[1] / "README.md"
@@ -183,13 +183,7 @@ def replace(text: str, table: str, page: str) -> str:
     """The page with the table between the markers made anew, and the number of methods where it is told."""
     n = len(cw.methods.available())
     text = re.sub(r"\b\d+(?= published methods\b)|(?<=\bthe )\d+(?= methods\b)", str(n), text)
-    if not table:
-        return text
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page}: the markers {BEGIN} and {END} are missing")
-    return f"{head}{begin}\n{table}\n{end}{tail}"
+    return generated.part(text, "methods", table, page) if table else text
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -200,22 +194,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return linked + "".join(_section(name, m) for name, m in cw.methods.available().items())
 
 
-def main(arguments: list[str]) -> int:
-    if arguments not in (["--write"], ["--check"]):
-        print(__doc__, file=sys.stderr)
-        return 2
+def pages() -> generated.Pages:
     tables = {PAGE: rows(), README: by_family(), PAGE.with_name("index.md"): ""}
-    code = 0
-    for page, made in tables.items():
-        old = page.read_text(encoding="utf-8")
-        new = replace(old, made, page.name)
-        if arguments == ["--write"]:
-            page.write_text(new, encoding="utf-8")
-        elif new != old:
-            print(f"{page.name}: what it says of the methods is not current; run `make readme`", file=sys.stderr)
-            code = 1
-    return code
+    return {page: replace(page.read_text(encoding="utf-8"), made, page.name) for page, made in tables.items()}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import marked
+import generated
 
 from commonweight.formats.peft.kinds import KINDS, Kind
 
@@ -33,5 +33,9 @@ def _line(name: str, kind: Kind) -> str:
     return f"| `{name}` | {HOW[kind.how]} | {kind.says} |"
 
 
+def pages() -> generated.Pages:
+    return generated.parts(PAGE, {"peft": rows})
+
+
 if __name__ == "__main__":
-    sys.exit(marked.main(PAGE, "peft", rows, sys.argv[1:], __doc__))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

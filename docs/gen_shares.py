@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import marked
+import generated
 import transformers as tf
 
 import commonweight as cw
@@ -71,6 +71,11 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def pages() -> generated.Pages:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return generated.parts(PAGE, {"shares": table})
+
+
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    sys.exit(marked.main(PAGE, "shares", table, sys.argv[1:], __doc__))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

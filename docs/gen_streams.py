@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import marked
+import generated
 
 from commonweight.lifelong import available
 
@@ -25,5 +25,9 @@ def table() -> str:
     return "\n".join([*lines, "", *papers])
 
 
+def pages() -> generated.Pages:
+    return generated.parts(PAGE, {"streams": table})
+
+
 if __name__ == "__main__":
-    sys.exit(marked.main(PAGE, "streams", table, sys.argv[1:], __doc__))
+    sys.exit(generated.main(pages, sys.argv[1:], __doc__))

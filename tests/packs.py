@@ -88,7 +88,7 @@ def bitsandbytes(old: Any) -> nn.Module:
 
 
 def torchao(old: Any) -> nn.Module:
-    import torchao.quantization as ao  # pyright: ignore[reportMissingImports]
+    import torchao.quantization as ao
 
     for slot in SLOTS:
         layer = nn.Linear(1, 1, bias=False)

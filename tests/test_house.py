@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import gen_house as drawing
 import grimp
-import pytest
 
 import commonweight
 
@@ -73,18 +73,12 @@ def test_private_names_are_seen():
 # -- the picture ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def drawing(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
-    return importlib.import_module("gen_house")
-
-
-def test_what_follows_from_other_imports_is_left_out(drawing):
+def test_what_follows_from_other_imports_is_left_out():
     imports = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set()}
     assert drawing.reduced(imports) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}
 
 
-def test_arrows_that_would_meet_have_lanes_of_their_own(drawing):
+def test_arrows_that_would_meet_have_lanes_of_their_own():
     imports = {"a": {"b", "d"}, "b": {"e"}, "c": {"e"}, "d": set(), "e": set()}
     house = drawing.House("x", [["a"], ["b", "c"], ["d"], ["e"]], imports, dict.fromkeys(imports, "It is so"))
     assert drawing.lanes(house) == {"b": 0, "d": 1, "e": 2}
@@ -92,7 +86,7 @@ def test_arrows_that_would_meet_have_lanes_of_their_own(drawing):
     assert sum("way" in line for line in lines) == 4 and end > 5 * drawing.ROW
 
 
-def test_the_picture_is_drawn_from_the_imports(drawing):
+def test_the_picture_is_drawn_from_the_imports():
     """Every arrow goes down, and what the command line imports is there."""
     for house in drawing.houses():
         at = {name: i for i, name in enumerate(house.rows)}

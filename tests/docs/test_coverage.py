@@ -1,10 +1,9 @@
 """The page of coverage: every id has an answer, and whatever answers is there."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
+import gen_coverage as gen
 import pytest
 
 from commonweight import exchange, lifelong, merge, methods, share
@@ -12,27 +11,14 @@ from commonweight import exchange, lifelong, merge, methods, share
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture(scope="module")
-def gen():
-    sys.path.insert(0, str(DOCS))
-    try:
-        spec = importlib.util.spec_from_file_location("gen_coverage", DOCS / "gen_coverage.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(DOCS))
-    return module
-
-
-def test_ids_are_unique_and_all_there(gen):
+def test_ids_are_unique_and_all_there():
     rows = gen.rows()
     assert len({r["id"] for r in rows}) == len(rows)
     assert [sum(r["core"] is core for r in rows) for core in (True, False)] == [179, 174]
     assert {r["family"] for r in rows} == set(gen.FAMILIES)
 
 
-def test_every_line_has_one_kind_of_answer(gen):
+def test_every_line_has_one_kind_of_answer():
     for r in gen.rows():
         given = [k for k in ("by", "nothing", "study") if r.get(k)]
         assert len(given) == 1, r
@@ -40,7 +26,7 @@ def test_every_line_has_one_kind_of_answer(gen):
         assert not (r["core"] and "study" in r), r
 
 
-def test_whatever_answers_is_there(gen):
+def test_whatever_answers_is_there():
     said = {
         f"{r['id']} {r['name']}: {problem}"
         for r in gen.rows()
@@ -50,7 +36,7 @@ def test_whatever_answers_is_there(gen):
     assert not said
 
 
-def test_what_others_answer_is_in_no_registry(gen):
+def test_what_others_answer_is_in_no_registry():
     names = {re.sub("[-_]", "", n) for one in (methods, merge, share, exchange, lifelong) for n in one.available()}
     late = {
         r["id"]: word
@@ -62,7 +48,7 @@ def test_what_others_answer_is_in_no_registry(gen):
     assert not late, "docs/coverage.json says that these are not here"
 
 
-def test_libraries_and_code_say_what_was_seen(gen):
+def test_libraries_and_code_say_what_was_seen():
     for r in gen.rows():
         for one in r.get("by", ()):
             assert one["kind"] != "library" or one.get("release") or one.get("commit") or r.get("note"), r
@@ -70,7 +56,7 @@ def test_libraries_and_code_say_what_was_seen(gen):
         assert not r.get("part") or r.get("note"), r  # what is left out is told
 
 
-def test_the_first_that_answers_is_counted(gen):
+def test_the_first_that_answers_is_counted():
     by = [{"kind": k, "name": "a/b"} for k in ("reimplementation", "official", "library", "share")]
     assert [gen.sort({"by": by[:n]}) for n in (1, 2, 3, 4)] == ["reimplementation", "official", "library", "own"]
     assert [gen.sort(r) for r in ({"nothing": "looked"}, {"study": "a survey"})] == ["nothing", "study"]
@@ -92,11 +78,11 @@ def test_the_first_that_answers_is_counted(gen):
         ({"kind": "official", "name": "a/warp", "seen": "dreamt"}, "seen 'dreamt' is none of"),
     ],
 )
-def test_what_is_not_there_is_told(gen, one, problem):
+def test_what_is_not_there_is_told(one, problem):
     assert problem in gen.wrong(one)
 
 
-def test_the_page_is_current(gen):
+def test_the_page_is_current():
     assert gen.table() in gen.PAGE.read_text(encoding="utf-8")
 
 

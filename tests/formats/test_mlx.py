@@ -169,7 +169,7 @@ def test_mlx_lm_itself_gives_the_same(tmp_path, method, sites, together):
     config: Any = model.config
     if together:
         config.tie_word_embeddings = True
-        model.lm_head.weight = model.model.embed_tokens.weight  # pyright: ignore
+        model.lm_head.weight = model.model.embed_tokens.weight
     theirs = llama.Model(
         llama.ModelArgs(
             model_type="llama", hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,

@@ -208,7 +208,8 @@ def tokenizer_of(model: nn.Module) -> Any:
 
 def take_tokenizer(model: nn.Module, where: str) -> Any:
     """From now on the model's texts are read with the tokenizer of a folder or hub name."""
-    if (sense := getattr(model, "sense", None)) is not None:
+    sense: Any = getattr(model, "sense", None)
+    if sense is not None:
         model.__dict__["_cw_tokenizer"] = processor_at(where, sense)
         return model.__dict__["_cw_tokenizer"]
     try:

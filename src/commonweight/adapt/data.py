@@ -108,7 +108,8 @@ def make_task(
         raise CommonweightError(
             f"task_column: rows of the task {task} are not told by tasks; only those of classify are"
         )
-    if (sense := getattr(host.model, "sense", None)) is not None:
+    sense: Any = getattr(host.model, "sense", None)
+    if sense is not None:
         return sensing(host, task, sense, labels, tokenizer, max_length, **reading)
     side = reading.get("truncation_side")
     if side not in (None, *SIDES):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.nn.parametrize import replace_parameter_4bit  # pyright: ignore[reportMissingImports]
+from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from torch import Tensor, nn
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.pytorch_utils import Conv1D

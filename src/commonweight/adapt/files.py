@@ -232,8 +232,8 @@ def look(
     # a codec may not take every pool of this method
     for name, d in data.items() if dry_run or job.codec is not None else ():
         how = {**_how(job), "token_rows": room(host, _how(job)["token_rows"])}
-        rows = shown(how["method"], job.options, given[name], numbers)
-        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **rows, **job.options)
+        seen: dict[str, Any] = shown(how["method"], job.options, given[name], numbers)
+        tenant = host.add(name, labels=d.labels if job.task == "classify" else None, **how, **seen, **job.options)
         settle(tenant, codec_of(tenant, job.codec, said))
         host.remove(name)
         del tenant

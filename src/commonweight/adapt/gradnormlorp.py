@@ -42,7 +42,7 @@ def weights(tenants: Sequence[Tenant]) -> dict[Tensor, Callable[[], Tensor]]:
 
 
 def _frozen(tenant: Tenant, site: str) -> Callable[[], Tensor]:
-    base = tenant.base and tenant.base()
+    base = None if tenant.base is None else tenant.base()
     if base is None:
         raise CommonweightError(f"gradnormlorp: {site}: it wants the base's weight, and no base is at hand")
     return lambda: base.weight(site).detach().float()

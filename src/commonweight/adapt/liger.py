@@ -26,7 +26,7 @@ def patch(model: Any, device: str) -> Any:
     check()
     if not device.startswith("cuda"):
         raise CommonweightError(f"liger: its kernels run on a GPU, and the model is on {device!r}; leave it out")
-    from liger_kernel.transformers import monkey_patch  # pyright: ignore[reportMissingImports]
+    from liger_kernel.transformers import monkey_patch
 
     kind = getattr(model.config, "model_type", "")
     apply = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.get(kind)

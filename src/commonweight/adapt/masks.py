@@ -48,7 +48,7 @@ def one_bit(model: nn.Module) -> Iterator[None]:
     mine = [m for m in model.modules() if type(m) in ACTIVATIONS]
     before = [(m, m.__dict__.get("forward")) for m in mine]
     for m in mine:
-        m.forward = partial(_masked, m.forward, getattr(m, "inplace", False))
+        m.forward = partial(_masked, m.forward, bool(getattr(m, "inplace", False)))
     try:
         yield
     finally:

@@ -68,7 +68,7 @@ def how(said: Map) -> tuple[dict[str, Any], Path]:
 def placed(model: nn.Module, folder: Path) -> nn.Module:
     """The loaded model; the folder goes with it. Raises: CommonweightError for a model over several devices."""
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    places = getattr(model, "hf_device_map", None) or {}
+    places: Any = getattr(model, "hf_device_map", None) or {}
     on = sorted({str(p) for p in places.values()} - {"cpu", "disk"})
     if len(on) > 1:
         raise CommonweightError(

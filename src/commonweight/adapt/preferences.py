@@ -134,7 +134,7 @@ def train(
     per_epoch = recipe.per_epoch(len(part.train) * shown)
     steps = recipe.steps(len(part.train) * shown)
     loop = Loop(host, part, recipe, per_epoch, steps, progress, settings)
-    loop.optimizer = optimizer  # type: ignore[assignment]
+    loop.optimizer = optimizer
     rows = part.task.given(part.train)  # type: ignore[attr-defined]
     more: dict[str, Any] = {} if recipe.beta is None else {"beta": recipe.beta}
     if task == "grpo":

@@ -35,7 +35,7 @@ def tally(name: str, task: Task, examples: Sequence[Example], seen: Seen | None 
     parts = [told(seen.rows, "rows"), *([head] if head else [])]
     if len(examples) != seen.rows:
         parts.append(told(len(examples), "examples"))
-    tokens, scored = map(sum, zip(*(task.tokens(e) for e in examples)))
+    tokens, scored = (sum(n) for n in zip(*(task.tokens(e) for e in examples)))
     longest = max(map(length, examples))
     if tokens:
         parts.append(

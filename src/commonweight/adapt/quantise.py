@@ -71,8 +71,8 @@ def _there(module: str) -> bool:
 
 
 def _torchao(width: str) -> Any:
-    import torchao.quantization as ao  # pyright: ignore[reportMissingImports]
+    import torchao.quantization as ao
 
     if width == "int4":  # runs on every device; torchao's faster layouts of 4 bits want a GPU
-        return ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))  # pyright: ignore
+        return ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))  # pyrefly: ignore[missing-attribute]
     return ao.Int8WeightOnlyConfig() if width == "int8" else ao.Float8WeightOnlyConfig()

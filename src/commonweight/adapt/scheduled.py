@@ -130,7 +130,8 @@ class Scheduled:
         at = Moment(step, self.steps, self._values(), grads, _moments(self.optimizer, self.pools))
         at = at._replace(counted=self._counts())
         self.step = step
-        if (base := self.tenant.base and self.tenant.base()) is not None:
+        base = None if self.tenant.base is None else self.tenant.base()
+        if base is not None:
             at = at._replace(weight=base.weight)
         if loss is not None:
             at = at._replace(loss=lambda values: self._if(values, loss))

@@ -61,7 +61,7 @@ class Sensed(Classifier):
 
     @torch.no_grad()
     def _width(self) -> int:
-        if SENSES.get(getattr(self.encoder, "main_input_name", "")) == "audio":
+        if SENSES.get(str(getattr(self.encoder, "main_input_name", ""))) == "audio":
             return super()._width()
         shape = (1, *image_shape(self.config))
         try:

@@ -35,7 +35,8 @@ def _class() -> Any:
         raise CommonweightError("orthogonal pools are trained by geoopt: pip install commonweight[manifold]") from e
 
     class OnStiefel(RiemannianAdam):
-        _default_manifold = CanonicalStiefel()  # theirs asks a parameter for its own first
+        # theirs asks a parameter for its own first
+        _default_manifold = CanonicalStiefel()  # pyrefly: ignore[bad-override]
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:

@@ -32,7 +32,8 @@ def check_alone(model: str | Path, task: str) -> None:
 
 def check_texts(model: nn.Module, command: str) -> None:
     """Raises: CommonweightError for a base of images or sounds, where a command reads texts alone."""
-    if (sense := getattr(model, "sense", None)) is not None:
+    sense: Any = getattr(model, "sense", None)
+    if sense is not None:
         what = {"image": "images", "audio": "sounds"}[sense]
         name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
         raise CommonweightError(

@@ -67,7 +67,8 @@ def read_tenants(path: str | Path) -> Job:
     except CommonweightError as e:
         raise at.error(("method",), str(e)) from e
     options_of(at.told(("options",)), config, body.get("options", {}))
-    job = Job(**{**body, "tenants": sources})
+    given: dict[str, Any] = {**body, "tenants": sources}
+    job = Job(**given)
     for keys, look in checks(job):
         try:
             look()

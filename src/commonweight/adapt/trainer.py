@@ -193,7 +193,7 @@ class Run(Trainer):
         super().__init__(
             model=module,
             args=args,
-            data_collator=self.collate,  # type: ignore[arg-type]
+            data_collator=self.collate,
             train_dataset=[(k, e) for k, p in enumerate(parts) for e in p.train],  # type: ignore[arg-type]
             optimizers=(optimizer, optimizers.schedule(recipe.optimizer, optimizer, warm, self.steps)),
             callbacks=[Watch(self)],

@@ -22,7 +22,12 @@ _WIDE = 1 << 19  # numbers of the long operand of a product with a rank
 
 def at_hand() -> bool:
     """Whether this processor has them, they are faster there than MKL's, and they are not switched off."""
-    return _ONEDNN is not None and torch.backends.mkldnn.enabled and torch.cpu._is_avx512_supported() and not _intel()
+    return (
+        _ONEDNN is not None
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.cpu._is_avx512_supported()
+        and not _intel()
+    )
 
 
 @cache

@@ -141,8 +141,8 @@ def soft_top_k(s: Tensor, k: Tensor, eps: float, steps: int) -> Tensor:
     a = e ln k - e logsumexp((s + b) / e), b = min(-s - a, 0); exp((s + a + b) / e). With few steps and a small eps the
     sum is not k yet. Source: the published code of CoLT5's router, github.com/lucidrains/CoLT5-attention @f2a8da0.
     """
-    b, e = torch.zeros_like(s), max(4.0, eps)
-    a = torch.zeros_like(k)
+    a, b = torch.zeros_like(k), torch.zeros_like(s)
+    last = e = max(4.0, eps)
     for _ in range(steps):
         a = e * k.log() - e * torch.logsumexp((s + b) / e, -1, keepdim=True)
         b = torch.minimum(-s - a, torch.zeros_like(s))

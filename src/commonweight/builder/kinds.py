@@ -53,9 +53,9 @@ class Form(NamedTuple):
 
 
 _GRID = ("grid", "scale", "zero", "A", "B")
-_ELASTIC = {n: (n,) for n in ("code", *(f"{k}{b}" for k in _GRID for b in range(1, 9)))}
+_ELASTIC: dict[str, tuple[str, ...]] = {n: (n,) for n in ("code", *(f"{k}{b}" for k in _GRID for b in range(1, 9)))}
 _ADAPTER = ("down", "down_bias", "up", "up_bias")
-_SLOTS = {
+_SLOTS: dict[tuple[type, type], Form] = {
     (Requantised, Whole): Form(
         forms.Requantised, {n: (n,) for n in (*_GRID, "low", "size", "code")}, without=("weight",)
     ),

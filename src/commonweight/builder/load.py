@@ -123,7 +123,7 @@ def tokenizer(where: str | Path, **options: Any) -> Any:
     told = _config(Path(where))
     if told.get("sharing"):
         options["config"] = stock_config(told)
-    found = AutoTokenizer.from_pretrained(str(where), **options)
+    found: Any = AutoTokenizer.from_pretrained(str(where), **options)
     if len(found) <= len(found.all_special_tokens):
         raise CommonweightError(
             f"{where}: the tokenizer there knows {len(found)} special tokens and no words; its files "

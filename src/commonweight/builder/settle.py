@@ -33,6 +33,7 @@ def settle(model: Any) -> Any:
         if found is None:
             forms.append(told)
             continue
+        name, gone = told["form"], ()
         for depth in told["depths"]:
             module: Any = blocks.get_submodule(f"{depth}.{told['at']}" if told["at"] else str(depth))
             name, gone = module.settled()

@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 def stack_of(model: nn.Module, path: str) -> tuple[str, nn.Module]:
     """(name, list of blocks). path: as the base model has it; a model with a head has the base model inside."""
-    inner = getattr(model, "base_model_prefix", "")
+    inner = str(getattr(model, "base_model_prefix", ""))
     full = f"{inner}.{path}" if inner and hasattr(model, inner) else path
     return full, model.get_submodule(full)
 
@@ -67,7 +67,8 @@ def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
             made |= {n: getattr(module, key) for key, n in own.items()}
     shared: dict[type, Any] = {}
     for module in model.modules():  # what forms tell each other in a forward pass: one object for the whole model
-        if (kind := getattr(module, "together", None)) is not None:
+        kind: Any = getattr(module, "together", None)
+        if kind is not None:
             module.walk = shared.setdefault(kind, kind())
 
 
@@ -117,7 +118,7 @@ class Shared:
             config.auto_map = auto
         arrange(self, config.sharing, self.kinds)  # type: ignore[arg-type]
         self.know()
-        self.tie_weights()  # type: ignore[attr-defined]
+        self.tie_weights()
 
     def know(self) -> None:
         """Tells transformers what is tied: when it loads, and when it saves."""

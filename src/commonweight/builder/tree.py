@@ -78,7 +78,8 @@ def record_of(layout: Layout, model: nn.Module, path: str) -> Record:
         for key, pool in _parameters(use, found):
             full = f"{at}.{key}" if at else key
             owner, called = owners.setdefault(pool, (int(depth), full))
-            tied.setdefault(full, [None] * depths)[int(depth)] = owner if called == full else f"{owner}.{called}"
+            none: list[int | str | None] = [None] * depths
+            tied.setdefault(full, none)[int(depth)] = owner if called == full else f"{owner}.{called}"
             shapes[key] = list(layout.plan.pools[pool].shape)
         if found is not None:
             told = {"at": at, "form": found.kind.__name__, "parameters": shapes, **_more(layout, use, found)}
@@ -138,7 +139,7 @@ def _parameters(use: Any, found: Any) -> list[tuple[str, str]]:
 
 def _below(model: nn.Module, path: str) -> str:
     """The path as the base model has it."""
-    prefix = getattr(model, "base_model_prefix", "")
+    prefix = str(getattr(model, "base_model_prefix", ""))
     return path.removeprefix(f"{prefix}.") if prefix and hasattr(model, prefix) else path
 
 

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 _HERE = str(Path(__file__).parents[1])
 
@@ -26,12 +25,14 @@ def warned() -> Iterator[None]:
     """Within it what this library warns of stands in one line, without the line of code that Python shows."""
     shown = warnings.formatwarning
 
-    def line(message: Warning | str, category: type[Warning], filename: str, lineno: int, code: Any = None) -> str:
+    def short(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
         if category is UserWarning and filename.startswith(_HERE):
             return f"commonweight: warning: {message}\n"
-        return shown(message, category, filename, lineno, code)
+        return shown(message, category, filename, lineno, line)
 
-    warnings.formatwarning = line
+    warnings.formatwarning = short
     try:
         yield
     finally:

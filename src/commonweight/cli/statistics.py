@@ -98,7 +98,7 @@ def command(
     where = {"text_column": text_column, "label_column": label_column}
     batches = _batches(net, tokenizer, task, found, how, max_length, batch_size, where)
     header = {"model": model, "task": task, "data": data, "rows": _digest(batches)}
-    collected = collect(net, batches, asked, labels=how, tokens=tokens, seed=seed, header=header)  # type: ignore
+    collected = collect(net, batches, asked, labels=how, tokens=tokens, seed=seed, header=header)
     file = collected.save(out, overwrite=overwrite)
     typer.echo(f"{out}: {', '.join(asked)} of {counted(len(found), 'row')}, {file.stat().st_size:,} bytes")
 
@@ -114,13 +114,14 @@ def _drawn(found: list[Any], n: int | None, seed: int) -> list[Any]:
 def _open(model: str, task: str, needs_head: bool) -> tuple[nn.Module, Any]:
     """The model in float32 with the head that the task reads, and its tokenizer."""
     import transformers as tf
+    from transformers.utils import logging
 
     from ..adapt.base import tokenizer_of
     from ..builder.load import config_of, opened
     from ..core import CommonweightError, first_line
 
-    tf.utils.logging.disable_progress_bar()
-    tf.utils.logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         kinds = config_of(model).architectures or [""]
         head = kinds[0].endswith("ForSequenceClassification")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -118,7 +118,7 @@ def encoder(model: str, device: str = "cpu") -> Encode:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model)
         inner = AutoModel.from_pretrained(model, dtype=torch.float32).eval().to(device)
     except (OSError, ValueError, KeyError) as e:
         raise CommonweightError(f"--encoder {model}: not opened as an encoder with a tokenizer ({e})") from e

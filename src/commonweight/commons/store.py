@@ -16,6 +16,7 @@ file has just gone.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import shutil
@@ -95,7 +96,7 @@ class Commons:
         """
         return self._publish([of_host(host, name, metrics, codec, (*parents, *self._below(host, name)))])[0]
 
-    def _below(self, host: Host, name: str) -> list[str]:
+    def _below(self, host: Host, name: str) -> builtins.list[str]:
         def there(name: str) -> Iterator[Fetched]:
             entries = [] if self._late and not self._there() else self._entries()
             for e in sorted((e for e in entries if e.name == name), key=lambda e: -e.version):
@@ -147,11 +148,11 @@ class Commons:
         """`publish`, from a tenant's file; needs no model. name: without it, the file's. metrics: not its own."""
         return self._publish([of_file(Path(path), name, metrics, parents)])[0]
 
-    def publish_files(self, paths: Iterable[str | os.PathLike[str]]) -> list[Manifest]:
+    def publish_files(self, paths: Iterable[str | os.PathLike[str]]) -> builtins.list[Manifest]:
         """`publish_all`, from tenants' files; each is called as its file."""
         return self._publish(of_file(Path(p)) for p in paths)
 
-    def _publish(self, given: Iterable[Given]) -> list[Manifest]:
+    def _publish(self, given: Iterable[Given]) -> builtins.list[Manifest]:
         incoming, contents = take(given)
         incoming = [i._replace(parents=tuple(self._entry(p).label for p in self._all_parents(i))) for i in incoming]
         names = {i.name for i in incoming}
@@ -189,7 +190,7 @@ class Commons:
             self._unlink([e for e in self._files() if e.label in labels and e.key not in files])  # other metrics
         return made
 
-    def _all_parents(self, i: Incoming) -> list[str]:
+    def _all_parents(self, i: Incoming) -> builtins.list[str]:
         """Those that were named, and the newest version of what it stands on beside them."""
         named = {p.partition("@")[0] for p in i.parents}
         return [*i.parents, *(n for n, _ in i.header.get("over", ()) if n not in named)]
@@ -209,7 +210,7 @@ class Commons:
         except CommonweightError:
             return None
 
-    def _of_commons(self, commons: Collection[str], but: Collection[str] = ()) -> list[Manifest]:
+    def _of_commons(self, commons: Collection[str], but: Collection[str] = ()) -> builtins.list[Manifest]:
         """Of all tenants of these commons those that are not alike: one for each blueprint. What is damaged is left
         out, so that publishing it again can mend it. but: names that do not count."""
         newest: dict[str, tuple[Entry, bytes]] = {}
@@ -228,7 +229,7 @@ class Commons:
                 continue
         return out
 
-    def readers(self, common: str) -> list[str]:
+    def readers(self, common: str) -> builtins.list[str]:
         """The tenants whose newest version is of this common, by name.
 
         Raises: CommonweightError naming two of them if their commons differ, as is possible in an old store.
@@ -311,7 +312,7 @@ class Commons:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def list(self) -> list[Record]:
+    def list(self) -> builtins.list[Record]:
         """Every tenant, by name. Cost: reads one file, the index, and the manifests that it lacks."""
         return self._again(lambda: records(self._texts(), blueprint.open_all(self.folder)))
 
@@ -351,14 +352,14 @@ class Commons:
         data = {k: got.read(k) for k in got.hashes}
         return atomic.write_new(Path(path), native.sealed(got.header, data), overwrite=overwrite)
 
-    def verify(self) -> list[Problem]:
+    def verify(self) -> builtins.list[Problem]:
         """Checks every bit; returns an empty list if nothing is damaged. Cost: reads every file once."""
-        unread: list[tuple[Path, str]] = []
+        unread: builtins.list[tuple[Path, str]] = []
         files = self._files(unread)
         found = [Problem(at.relative_to(self.folder).as_posix(), f"cannot be read ({why})", ()) for at, why in unread]
         return [*found, *problems(self.folder, (place.STORE, place.BEFORE), files, self._lost())]
 
-    def _lost(self) -> list[str]:
+    def _lost(self) -> builtins.list[str]:
         """The keys of manifests that the index has and the folder has not; looked at again while nobody writes."""
         found = index.lost(self.folder, self._files([]))
         if not found:
@@ -396,12 +397,12 @@ class Commons:
     def __len__(self) -> int:
         return len(self.newest())
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> builtins.list[Entry]:
         return once(self._files())
 
-    def _files(self, unread: list[tuple[Path, str]] | None = None) -> list[Entry]:
+    def _files(self, unread: builtins.list[tuple[Path, str]] | None = None) -> builtins.list[Entry]:
         """Every manifest's file. unread: is given the folders that cannot be read, and why, in place of an error."""
-        found: list[str] = []
+        found: builtins.list[str] = []
         try:
             found = os.listdir(self._tenants)
         except OSError as e:
@@ -459,7 +460,7 @@ class Commons:
                     raise gone from None
                 raise
 
-    def _texts(self, sound: bool = False) -> list[tuple[Entry, bytes]]:
+    def _texts(self, sound: bool = False) -> builtins.list[tuple[Entry, bytes]]:
         """All manifests, through the index; mends an index that lacks many of them, where that can be done now.
         sound: without those that cannot be read."""
         wanted = {e.key: e for e in self._entries()}

@@ -82,7 +82,7 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
         if job.codec is not None:
             settle(tenant, job.codec)
         at_once = build(Recipe, job.recipe).eval_rows  # as the command measures: the same bits
-        how = {"max_length": result.settings["max_length"], "batch_size": at_once, **job.columns}
+        how: dict[str, Any] = {"max_length": result.settings["max_length"], "batch_size": at_once, **job.columns}
         measured = {} if job.trial else evaluate(host, tenant.name, test, job.task, **how)
         return {
             "state": "done", "test": measured, "dev": result.metrics, **sizes(tenant, job.codec),

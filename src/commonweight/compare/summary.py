@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..report import mean_interval, spread
@@ -65,9 +65,7 @@ def points(o: Outcome) -> tuple[Point, ...]:
     found = [_point(i, config, tasks, name, o) for i, config in enumerate(o.configs)]
     reference = _reference(found, o.comparison.reference)
     on = front([(p.bytes, p.values[ALL].mean) if ALL in p.values else None for p in found], more)
-    return tuple(
-        Point(**{**vars(p), "difference": paired(p, reference), "front": i in on}) for i, p in enumerate(found)
-    )
+    return tuple(replace(p, difference=paired(p, reference), front=i in on) for i, p in enumerate(found))
 
 
 def _point(i: int, config: Config, tasks: Sequence[str], name: str, o: Outcome) -> Point:

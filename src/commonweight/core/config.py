@@ -42,7 +42,7 @@ def config(cls: type[T]) -> type[T]:
         if wrong:
             raise CommonweightError(f"{type(self).__name__}: {wrong}")
 
-    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    cls.__post_init__ = __post_init__
     return dataclass(frozen=True, kw_only=True)(cls)
 
 

@@ -163,7 +163,7 @@ class Plan(NamedTuple):
     uses: tuple[Use, ...]
     seed: int = 0
 
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         """Trainable numbers."""
         return sum(p.numel for p in self.pools.values() if p.train)
 

@@ -86,7 +86,7 @@ def along(model: nn.Module, moves: Moves, names: Sequence[str] | None = None) ->
                 p.data = resting.pop(id(p))
 
     def embed(module: nn.Module, given: Any, out: Tensor) -> Tensor:
-        name, weight = known[id(module.weight)], module.weight.data  # type: ignore[arg-type]
+        name, weight = known[id(module.weight)], module.weight.data
         left.discard(name)
         rows, back = given[0].unique(return_inverse=True)
         return moved_rows(weight, name, moves, rows)[back].to(out.dtype)  # type: ignore[arg-type]

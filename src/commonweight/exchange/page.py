@@ -116,7 +116,7 @@ def rounds(curve: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def clients(seats: Mapping[str, Mapping[str, Any]], metric: str) -> str:
-    rows = [{"client": int(c), **s} for c, s in seats.items()]
+    rows: list[dict[str, Any]] = [{"client": int(c), **s} for c, s in seats.items()]
     columns = [
         Column("client", lambda r: str(r["client"]), lambda r: r["client"]),
         Column("rows", lambda r: f"{r['rows']:,}", lambda r: r["rows"]),

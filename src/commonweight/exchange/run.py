@@ -86,7 +86,7 @@ class Run:
         like = self.tenant
         new = self.host.add(
             name or f"client-{client}", like.config, sites=lambda n, _: n in {s.name for s in like.sites},
-            seed=like.plan.seed, labels=like.labels, common=like.common and like.common.name,
+            seed=like.plan.seed, labels=like.labels, common=None if like.common is None else like.common.name,
         )  # fmt: skip
         mine = self.kept.of(client)
         with torch.no_grad():
@@ -164,7 +164,7 @@ def read(folder: Path) -> dict[str, Any]:
             if odd := [one for one in each if not isinstance(one, dict) or not {*keys} <= one.keys()]:
                 raise ValueError(f"one of its {what} is {str(odd[0])[:50]}; wanted one with {', '.join(keys)}")
         return found
-    except (ValueError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise CommonweightError(f"{path}: cannot be read as a run ({e})") from e
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,9 @@ class Work:
         out: list[Any] = [None] * len(asks)
         was = self.host.model.training
         try:
-            many: Any  # each takes asks of its own kind
-            for kind, many in ((Train, self._train), (Gradient, self._gradient), (Loss, self._loss)):
+            kinds: dict[type, Callable[..., list[Any]]]  # each takes asks of its own kind
+            kinds = {Train: self._train, Gradient: self._gradient, Loss: self._loss}
+            for kind, many in kinds.items():
                 self.host.model.train(kind is not Loss)
                 for part in self.still:
                     part.training = False

@@ -101,7 +101,7 @@ class Borrowed(Tensor):
 
     @staticmethod
     def of(value: Tensor, door: Door, slot: str, way: tuple[Callable[[Tensor], Tensor], ...] = ()) -> Borrowed:
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(
             Borrowed, value.shape, strides=value.stride(), dtype=value.dtype, device=value.device
         )
         made.door, made.slot, made.trained, made.way = door, slot, torch.is_grad_enabled(), way
@@ -148,7 +148,7 @@ class Borrowed(Tensor):
         raise cls.refused(args, kwargs, getattr(func, "__name__", str(func)))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise cls.refused(args, kwargs or {}, str(func))
 
     @classmethod

@@ -44,7 +44,7 @@ class Bypass:
         if self.form is not None:
             module = self.at.module
             self.held, self.own = "forward" in module.__dict__, module.forward
-            module.forward = self  # type: ignore[method-assign]
+            module.forward = self
 
     def fits(self, args: tuple, kwargs: dict) -> bool:
         """Whether it can be left out of this call."""

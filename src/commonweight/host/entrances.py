@@ -79,7 +79,7 @@ class Called(Entrance):
 
     @torch.compiler.disable(recursive=False)
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        before = self.bring(args, kwargs)  # pyright: ignore[reportCallIssue]
+        before = self.bring(args, kwargs)
         try:
             return getattr(type(self.model), self.name)(self.model, *args, **kwargs)
         finally:
@@ -149,13 +149,13 @@ class Forward(Entrance):
             self.looked |= readers
         return out
 
-    def known(self, readers: Iterable[frozenset[str]], encoded: bool = False) -> str | None:
+    def known(self, readers: Iterable[frozenset[str]], encoded: bool = False) -> str | Unfit | None:
         """Why a batch of readers of these sites does not fit; None as far as is known. encoded: an encoder has run."""
         padding = self.current.padding
         runs = {n: w for n, w in self.apart.items() if not (encoded and padding is not None and padding.of_encoder(n))}
         return next((why for site, why in runs.items() if not site or any(site in r for r in readers)), None)
 
-    def cut(self, why: str, route: Route, args: tuple, kwargs: dict) -> Any:
+    def cut(self, why: str | Unfit, route: Route, args: tuple, kwargs: dict) -> Any:
         try:
             return self.by_reader(route, args, kwargs)
         except Unfit as e:

@@ -96,9 +96,10 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
         header["apart"] = True
     if tenant.held:
         held = tenant.beside
-        header["beside"] = {"sites": native.pack_sites(list(tenant.held)), "rows": dict(held.rows)}
+        beside: dict[str, Any] = {"sites": native.pack_sites(list(tenant.held)), "rows": dict(held.rows)}
         if held.biases:
-            header["beside"]["biases"] = held.biases
+            beside["biases"] = held.biases
+        header["beside"] = beside
     if metrics:
         header["metrics"] = metrics
     if tenant.common is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError
 from ..formats.fingerprint import spread
 from .names import named
-from .packs import packed_in, slots
+from .packs import packed_in, parametrizations, slots
 from .weights import dense, packed, sample, unpacked, widths
 
 _SOME = 64
@@ -57,9 +57,7 @@ def _parameters(
                 n = rows.get(id(p), len(p) if p.dim() else 1)
                 yield f"{start}{key}", (n, *p.shape[1:]) if p.dim() else (), _some(values[:n] if p.dim() else values)
         for slot in slots(module):  # experts that a kernel keeps in no parameter
-            if slot not in {**module._parameters, **dict(getattr(module, "parametrizations", {}))} and (
-                pack := packed_in(module, slot)
-            ):
+            if slot not in {**module._parameters, **parametrizations(module)} and (pack := packed_in(module, slot)):
                 yield f"{start}{slot}", pack.shape, _some(pack.open()(0))
     for name, p in model.named_parameters():  # of adapters
         if id(p) not in seen:

@@ -86,7 +86,9 @@ class HookedModel:
         self.trained: dict[str, nn.Parameter] = {}
         self.closed = False
         self._freeze()
-        self.handles = [self.inner.register_forward_pre_hook(ModelHook(model, self.current), with_kwargs=True)]
+        self.handles: list[Any] = [
+            self.inner.register_forward_pre_hook(ModelHook(model, self.current), with_kwargs=True)
+        ]
         if bends(self.inner):
             self.handles.append(self.inner.register_forward_hook(Ends(self.limit, self.current)))
         turned = [m for m in self.inner.modules() if type(m).__name__ == "ReformerEncoder"]
@@ -187,7 +189,7 @@ class HookedModel:
         self._unhook()
         for m in self.model.modules():
             if isinstance(kept := getattr(m, "_gradient_checkpointing_func", None), Replay):
-                m._gradient_checkpointing_func = kept.checkpoint  # type: ignore[assignment]
+                m._gradient_checkpointing_func = kept.checkpoint
         now = dict(self.model.named_parameters())
         for n, p in self.trained.items():
             now.get(n, p).requires_grad_(True)

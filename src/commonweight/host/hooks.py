@@ -33,7 +33,7 @@ from .tokens_first import Turned, straight
 from .told import told_rows
 from .weights import plain
 
-LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+LinAlgError = torch.linalg.LinAlgError
 
 
 class SiteHook:

@@ -52,7 +52,7 @@ def _misread(module: nn.Module, weight: Any) -> bool:
     shape = getattr(state, "shape", ())
     if len(shape) != 2 or weight.device.type != "cpu" or not shape[1] % state.blocksize:
         return False
-    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
+    from bitsandbytes.functional import dequantize_4bit
 
     with torch.no_grad():
         packed = dense(module)

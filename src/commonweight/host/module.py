@@ -103,11 +103,11 @@ class TenantModule(nn.Module):
         """As a module's. The route is made and opened here, before what torch.compile traces, as the model's own is."""
         current = self._roster.base.current
         before, outer = current.thread.module, current.thread.brought
-        opened, kwargs = self._opened(args, kwargs, before, outer)  # pyright: ignore[reportCallIssue]
+        opened, kwargs = self._opened(args, kwargs, before, outer)
         try:
             return super().__call__(*args, **kwargs)
         finally:
-            self._closed(opened, before, outer)  # pyright: ignore[reportCallIssue]
+            self._closed(opened, before, outer)
 
     @torch.compiler.disable
     def _opened(self, args: tuple, kwargs: dict[str, Any], module: Any, brought: bool) -> tuple[Opened, dict[str, Any]]:
@@ -120,7 +120,7 @@ class TenantModule(nn.Module):
             current.thread.module = self
             bring(self._roster.base.inner, args, kwargs)
         except BaseException:
-            self._closed(opened, module, brought)  # pyright: ignore[reportCallIssue]
+            self._closed(opened, module, brought)
             raise
         return opened, kwargs
 
@@ -238,7 +238,7 @@ class TenantModule(nn.Module):
         Raises: CommonweightError for several tenants, a tenant that has a head of its own, and methods that are no
         change of weights; `Host.save` writes these, in a file of the tenant alone.
         """
-        save = getattr(self.base, "save_pretrained", None)
+        save: Any = getattr(self.base, "save_pretrained", None)
         if save is None:
             raise CommonweightError(
                 "save_pretrained: the model under this tenant is not a transformers model; see Host.save"

@@ -144,7 +144,8 @@ def install(model: nn.Module, names: dict[str, nn.Module], modules: dict[str, Ph
     """Hooks on what is given positions, in the towers and stacks that have prefix sites."""
     out, within = [], frozenset(n for n, at in modules.items() if isinstance(at, Further))
     for name, module, stack, mine, at in _moving(model, names, modules):
-        entries = (module.num_embeddings, getattr(module, "offset", 0)) if isinstance(module, nn.Embedding) else None
+        before: Any = getattr(module, "offset", 0)
+        entries = (module.num_embeddings, before) if isinstance(module, nn.Embedding) else None
         aside = frozenset(n for n, a in modules.items() if isinstance(a, Aside) and a.joins in mine)
         hook = Moved(name, stack, mine, current, at, within, aside, entries)
         out.append(module.register_forward_pre_hook(hook, with_kwargs=True))

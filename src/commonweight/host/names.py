@@ -56,7 +56,8 @@ def inside(module: nn.Module) -> nn.Module:
             name = "base_layer" if "base_layer" in held else "original_module"
             copies = held.get("modules_to_save")
             if isinstance(copies, nn.ModuleDict):
-                for active in getattr(module, "active_adapters", None) or ():
+                actives: Any = getattr(module, "active_adapters", None) or ()
+                for active in actives:
                     if active in copies:
                         return copies[active]
         if name is None:
@@ -94,7 +95,7 @@ def adapters(model: nn.Module) -> list[str]:
     found: dict[str, None] = {}
     for module in model.modules():
         if is_adapter(module):
-            active = getattr(module, "active_adapters", None) or ()
+            active: Any = getattr(module, "active_adapters", None) or ()
             found.update(dict.fromkeys([active] if isinstance(active, str) else active))
     return list(found)
 

@@ -16,7 +16,7 @@ from ..formats.fingerprint import of_weights
 from .altered import altered
 from .disk import Disk
 from .names import adapters, named
-from .packs import packed_in, slots
+from .packs import packed_in, parametrizations, slots
 from .places import numbers
 from .sites import Physical
 from .weights import known, packed, plain, stored, unpacked
@@ -42,7 +42,7 @@ def _of_experts(module: nn.Module) -> list[str]:
         w = module._parameters.get(slot)
         if (w is not None and (plain(w) or w.device.type == "meta")) or packed_in(module, slot) is None:
             continue
-        made = next(iter(dict(getattr(module, "parametrizations", {})).get(slot, [])), None)
+        made = next(iter(parametrizations(module).get(slot, [])), None)
         state = getattr(made, "quant_state", None)
         if state is not None:
             out.append(f"bitsandbytes {state.quant_type}{' double' if state.nested else ''}")
@@ -61,7 +61,7 @@ def _form(module: nn.Module) -> str:
         return f"bitsandbytes {state.quant_type}{double}"
     if kind.__module__.startswith("bitsandbytes"):
         return "bitsandbytes int8"
-    scheme = getattr(module, "quantization_scheme", None)
+    scheme: Any = getattr(module, "quantization_scheme", None)
     if scheme is not None:
         about = scheme.weights
         return f"compressed-tensors {about.type!s} {about.num_bits}".replace("QuantizationType.", "").lower()

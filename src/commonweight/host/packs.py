@@ -36,9 +36,15 @@ class Pack(NamedTuple):
     kind: str = ""
 
 
+def parametrizations(module: nn.Module) -> dict[str, Any]:
+    """Attribute -> what torch.nn.utils.parametrize makes it of; empty where it makes none."""
+    found: Any = getattr(module, "parametrizations", {})
+    return dict(found)
+
+
 def slots(module: nn.Module) -> list[str]:
     """Attributes that hold experts of a projection, packed or not; scales are none."""
-    parametrised = list(getattr(module, "parametrizations", ()))
+    parametrised = list(parametrizations(module))
     held = [n for n, p in module._parameters.items() if p is not None and p.dim() == 3 and "scale" not in n]
     odd = [n for n in SLOTS if n not in held and n in module.__dict__] if named_so(module, "Mxfp4GptOssExperts") else []
     found = [*dict.fromkeys([*held, *odd, *(n for n in parametrised if n in SLOTS)])]
@@ -171,7 +177,7 @@ def _fbgemm(module: Any, slot: str) -> Pack | None:
 
 def four_bit(module: Any, slot: str) -> Any:
     """The state of what bitsandbytes' replace_parameter_4bit has packed; None for another."""
-    made = [*dict(getattr(module, "parametrizations", {})).get(slot, ())]
+    made = [*parametrizations(module).get(slot, ())]
     return getattr(made[0], "quant_state", None) if len(made) == 1 else None
 
 
@@ -181,7 +187,7 @@ def _four_bit(module: Any, slot: str) -> Pack | None:
     state = four_bit(module, slot)
     if state is None or len(state.shape) != 3 or module.parametrizations[slot].original.dtype is not torch.uint8:
         return None
-    from bitsandbytes import functional as bnb  # pyright: ignore[reportMissingImports]
+    from bitsandbytes import functional as bnb
 
     E, a, b = state.shape
     turned, size = _turned(module), state.blocksize

@@ -24,7 +24,8 @@ class Padding:
         self.tower = towers(model)
         self.two = paired(model)  # an encoder, and a decoder that reads it
         # of models that hear: a mask of samples -> one of frames
-        self.frames: Callable[[int, Tensor], Tensor] | None = getattr(model, "_get_feature_vector_attention_mask", None)
+        frames: Any = getattr(model, "_get_feature_vector_attention_mask", None)
+        self.frames: Callable[[int, Tensor], Tensor] | None = frames
 
     def of_encoder(self, site: str) -> bool:
         """Whether a site is in the encoder before a decoder."""

@@ -45,7 +45,7 @@ def places(at: Physical, x: Tensor, current: Current) -> Tensor:
         there = current.there(at.name, rows) if whole else None
     there = torch.ones(rows.shape[:2], dtype=torch.bool, device=x.device) if there is None else there.to(x.device)
     place = there.long().cumsum(-1) - 1
-    if text and whole and run.past and not padding.of_encoder(at.name):  # type: ignore[union-attr]
+    if text and whole and run.past and not padding.of_encoder(at.name):
         place = place + before(mask, rows, run.behind)
     return place.masked_fill(~there, NOWHERE).reshape(*x.shape[:-1], 1)
 

@@ -27,7 +27,9 @@ class Forward:
     """
 
     def __init__(self, module: nn.Linear, stepping: Callable[[], bool] | None = None):
-        self.module, self.stepping, self.seen, self.packed = module, stepping, None, None
+        self.module, self.stepping = module, stepping
+        self.seen: tuple[int, int] | None = None
+        self.packed: Tensor | None = None
         self.before = module.__dict__.get("forward")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def become(
             f"{tenant.name!r} is in the common {tenant.common.name!r}, whose pools others read in their shape; a "
             "tenant of its own can be given another plan: leave common out"
         )
-    base = tenant.base and tenant.base()
+    base = None if tenant.base is None else tenant.base()
     if base is None:
         raise CommonweightError(f"{tenant.name!r} is on no host, and cannot be given another plan")
     device = device_of(base.model)

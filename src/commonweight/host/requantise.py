@@ -55,7 +55,7 @@ def _four_bit(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | 
 
 
 def _codes(key: str, weight: Tensor, state: Any, dtype: torch.dtype, storage: torch.dtype) -> dict[str, Tensor]:
-    from bitsandbytes.functional import quantize_4bit  # pyright: ignore[reportMissingImports]
+    from bitsandbytes.functional import quantize_4bit
 
     codes, about = quantize_4bit(
         weight.to(dtype).contiguous(), blocksize=state.blocksize, quant_type=state.quant_type,
@@ -67,7 +67,7 @@ def _codes(key: str, weight: Tensor, state: Any, dtype: torch.dtype, storage: to
 def _eight_bit(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | None:
     if not hasattr(w, "SCB") or w.dtype is not torch.int8:
         return None
-    from bitsandbytes.functional import int8_vectorwise_quant  # pyright: ignore[reportMissingImports]
+    from bitsandbytes.functional import int8_vectorwise_quant
 
     codes, scale, _ = int8_vectorwise_quant(weight.half())
     return {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}
@@ -100,7 +100,7 @@ def _hqq(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | None:
 def _quanto(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | None:
     if not type(w).__module__.startswith("optimum.quanto"):
         return None
-    from optimum.quanto import QLinear  # pyright: ignore[reportMissingImports]
+    from optimum.quanto import QLinear
 
     new = QLinear.from_module(_plain(weight.to(w.dtype)), weights=w.qtype)
     new.freeze()
@@ -113,7 +113,7 @@ def _torchao(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | N
     config = _config_of(w)
     if config is None:
         return None
-    from torchao.quantization import quantize_  # pyright: ignore[reportMissingImports]
+    from torchao.quantization import quantize_
 
     new = nn.Sequential(_plain(weight.to(w.dtype)))
     quantize_(new, config)
@@ -122,7 +122,7 @@ def _torchao(module: nn.Module, w: Any, weight: Tensor) -> dict[str, Tensor] | N
 
 def _config_of(w: Any) -> Any:
     """The configuration that makes a tensor like this one; None where it does not tell."""
-    import torchao.quantization as ao  # pyright: ignore[reportMissingImports]
+    import torchao.quantization as ao
 
     kind, block, acts = type(w).__name__, getattr(w, "block_size", None), getattr(w, "act_quant_kwargs", None)
     if kind == "Int8Tensor":

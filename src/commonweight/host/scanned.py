@@ -41,7 +41,7 @@ class StateHook(SiteHook):
 
     @property
     def waiting(self) -> dict[str, Any] | None:
-        return self.current.thread.given_to.get(self.at.name)  # type: ignore[return-value]
+        return self.current.thread.given_to.get(self.at.name)
 
     def begins(self, module: nn.Module, args: tuple) -> None:
         route, waiting = self.current.route, self.current.thread.given_to

@@ -51,10 +51,10 @@ def stack(
             out[k] = v.to(cast).expand(n, *v.shape)
             continue
         lay = room if v.device.type == "cpu" else None
-        place = lay and lay(k, (len(entries), *v.shape), cast)
+        place = None if lay is None else lay(k, (len(entries), *v.shape), cast)
         stacked = torch.stack([v, *(e.read(i) for e in entries[1:])], out=place).to(cast)
         if reader is not None:
-            place = lay and lay(f"{k} by place", (n, *v.shape), cast)
+            place = None if lay is None else lay(f"{k} by place", (n, *v.shape), cast)
             stacked = torch.index_select(stacked, 0, reader, out=place)
         out[k] = stacked
     return out

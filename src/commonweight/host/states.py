@@ -53,7 +53,7 @@ class States:
             return
         y = output[0] if output else kwargs
         which = self.at.main(states, y)
-        self.at.laid(states, place, y if which is None else y[which])
+        self.at.lay(states, place, y if which is None else y[which])
 
     def collected(self, route: Route, y: Any) -> Tensor:
         """All of them, y of the last block among them. Raises: CommonweightError with a cache, where a network reads

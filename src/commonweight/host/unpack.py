@@ -119,8 +119,8 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def compressor(module: nn.Module, scheme: Any) -> Any:
     """What compressed-tensors packs and unpacks such a layer with."""
-    from compressed_tensors.compressors import BaseCompressor  # pyright: ignore[reportMissingImports]
-    from compressed_tensors.compressors.format import infer_module_format  # pyright: ignore[reportMissingImports]
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.format import infer_module_format
 
     kind = scheme.format or infer_module_format(type(module), scheme)
     return BaseCompressor.get_value_from_registry(getattr(kind, "value", kind))
@@ -149,7 +149,7 @@ def gguf(module: nn.Module, w: Any, shape: Shape, steady: bool) -> Tensor | None
     from transformers.integrations.gguf.kernels import dequantize_blocks
 
     found = dequantize_blocks(w.data, module.ggml_type, *shape, torch.float32)  # type: ignore[arg-type]
-    order = getattr(module, "input_permutation", None)
+    order: Any = getattr(module, "input_permutation", None)
     return found if order is None else torch.empty_like(found).index_copy_(1, order, found)
 
 

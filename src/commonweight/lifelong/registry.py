@@ -58,9 +58,10 @@ def method(
 ) -> Callable[[Callable[[Stage, Carried], Run]], Callable[[Stage, Carried], Run]]:
     """Registers a method under `name` by its stage; about: the other fields of `Method`. adapter: without it, what the
     config's options `adapter` and `options` say. A name or a config used twice raises."""
+    about.setdefault("adapter", chosen)
 
     def register(stage: Callable[[Stage, Carried], Run]) -> Callable[[Stage, Carried], Run]:
-        METHODS.add(Method(name=name, config=config, stage=stage, **{"adapter": chosen, **about}))
+        METHODS.add(Method(name=name, config=config, stage=stage, **about))
         return stage
 
     return register

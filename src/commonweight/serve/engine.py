@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Stream:
             pass
         found = tuple(joined(t, got) for t, got in zip(self.tickets, self._got))
         first = found[0]
-        return Answer(**{**vars(first), "choices": found})
+        return replace(first, choices=found)
 
     def cancel(self) -> None:
         """Ends it at the next step, with what it has; its place is free from then on."""
@@ -130,7 +131,8 @@ class Engine:
         self._grammars = Grammars(self.tokenizer, self.vocabulary, self.ends)
         self._router = Router(self.host, 4 * max_requests)
         most = min(max_requests + max(1, max_requests // 4), max(max_batch_tokens, max_requests))
-        config = configured(self.model.device, page_size, blocks, max_batch_tokens, most, prefix_cache)
+        device: Any = self.model.device
+        config = configured(device, page_size, blocks, max_batch_tokens, most, prefix_cache)
         borrow(self.host, "an engine")
         self._drops = drops(self.model)
         try:

@@ -19,9 +19,9 @@ from .request import Request
 def hosted(model: Host | nn.Module | str | Path) -> tuple[Host, bool, str]:
     """(its host, whether that was made here, the model's folder or name)."""
     if isinstance(model, Host):
-        return model, False, getattr(model.model, "name_or_path", "")
+        return model, False, str(getattr(model.model, "name_or_path", ""))
     if isinstance(model, nn.Module):
-        return Host(model), True, getattr(model, "name_or_path", "")
+        return Host(model), True, str(getattr(model, "name_or_path", ""))
     return Host(loaded(str(model))), True, str(model)
 
 

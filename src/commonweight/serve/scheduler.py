@@ -74,7 +74,7 @@ class Scheduler(FIFOScheduler):
         self.asked[stamp(state)] = now  # type: ignore[arg-type]
         super().add_waiting_request(state)
 
-    def _process_candidates(self, candidates: list[RequestState], tokens: int, *args: Any) -> Any:
+    def _process_candidates(self, candidates: list[RequestState], tokens: int, *args: Any) -> Any:  # type: ignore[override]
         found, *rest = super()._process_candidates(*self._shared(candidates, tokens), *args)
         found.sort(key=lambda f: (0, self.order(f.state.ticket)) if f.query_length == 1 else (1, (0, 0)))  # type: ignore[attr-defined]
         return found, *rest

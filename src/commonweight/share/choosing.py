@@ -43,7 +43,7 @@ def choose(model: Any, code: Codes) -> Any:
             new |= {n: _numbers(n, [value], found[n]) for n in mine}
     else:
         several = isinstance(code, Sequence) and not isinstance(code, str)
-        new = {n: _numbers(n, list(code) if several else [code], p, several) for n, p in found.items()}  # type: ignore
+        new = {n: _numbers(n, list(code) if several else [code], p, several) for n, p in found.items()}
     for name, values in new.items():
         _fits(name, values, model.get_submodule(name.rpartition(".")[0]))
     for name, values in new.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapt.base import limit, prepare, tokenizer_of
 from ..adapt.data import Understood, split
@@ -99,6 +99,7 @@ def heal(
     if teacher is not None:
         task = Distilled(task, teacher, how) if language else task.taught_by(teacher)
         facts = {"teacher": of_base(teacher), **{k: getattr(how, k) for k in how.__dataclass_fields__}}  # type: ignore
+    was: dict[str, Tensor] = {}
     if sample is not None:
         was = {n: p.detach().clone() for n, p in codes(model).items()}
         task = Sampled(task, lambda: choose(model, sample()), lambda: restore(model, was))

@@ -32,7 +32,8 @@ def plan(models: Mapping[str, nn.Module], keys: Mapping[str, int] | None = None,
 
     Raises: CommonweightError for models of different dtypes, names without a key, and keys that are no whole numbers.
     """
-    config = hashed.Hashing(**{"compression": 1.0, **options})
+    options.setdefault("compression", 1.0)
+    config = hashed.Hashing(**options)
     numbers = dict.fromkeys(models, config.seed) if keys is None else dict(keys)
     if not models or numbers.keys() != models.keys():
         raise CommonweightError(f"models are {sorted(models)}, keys are of {sorted(numbers)}; each model wants one key")

@@ -73,9 +73,10 @@ def run(
             say(f"{name}: {_line(found)}")
     if heal is not None:
         tried(small, form, out)
+        passes: dict[str, Any] = {"epochs": 1.0} if amount is None else {}
         healed: Healed = heal_model(
             small, teacher=whole, rows=texts["heal"], tokens=amount, dev_rows=dev, loss=loss, checkpoint=checkpoint,
-            resume=resume, progress=progress, **({"epochs": 1.0} if amount is None else {}), **(recipe or {}),
+            resume=resume, progress=progress, **passes, **(recipe or {}),
         )  # fmt: skip
         told["healed"] = {"steps": healed.steps, "seconds": round(healed.seconds, 2), "settings": healed.settings}
         told["healed"] |= {"rows": heal, "metrics": healed.metrics, "note": healed.note}

@@ -94,7 +94,7 @@ def search(
         key = tuple(choice.values())
         if key not in known:
             got = measure(choice)
-            known[key] = tuple(map(float, got)) if isinstance(got, Sequence) else (float(got),)  # type: ignore[arg-type]
+            known[key] = tuple(map(float, got)) if isinstance(got, Sequence) else (float(got),)
             if len(known[key]) != len(directions):
                 raise CommonweightError(f"measure gave {len(known[key])} numbers for {len(directions)} directions")
         asked.append((choice, known[key]))

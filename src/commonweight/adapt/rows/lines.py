@@ -26,6 +26,7 @@ class Number(float):
     """A number with a fraction or an exponent; as a text it is what stood in the file: 1.50, not 1.5."""
 
     __slots__ = ("text",)
+    text: str
 
     def __new__(cls, text: str | float) -> Number:
         new = super().__new__(cls, text)

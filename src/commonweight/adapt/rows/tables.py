@@ -119,9 +119,9 @@ def cells(path: Path, sep: str, quoting: int) -> Cells:
     """
     out: list[tuple[int, list[str]]] = []
     with open(path, encoding="utf-8-sig", newline="") as f, _limit:
+        reader = csv.reader(f, delimiter=sep, quoting=quoting, strict=True)  # type: ignore[arg-type]
         was = csv.field_size_limit(MAX_ROW)
         try:
-            reader = csv.reader(f, delimiter=sep, quoting=quoting, strict=True)  # type: ignore[arg-type]
             for row in reader:
                 if not row or (len(row) == 1 and not row[0].strip()):
                     continue

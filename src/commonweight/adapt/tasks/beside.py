@@ -61,7 +61,7 @@ def of_exits(model: nn.Module, form: Any, labels: Tensor, last: Tensor) -> Tenso
 
 def read_out(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     """(the norm behind the blocks, the head). Raises: CommonweightError of a model where they are not found."""
-    head, base = output_layer(model), getattr(model, getattr(model, "base_model_prefix", ""), model)
+    head, base = output_layer(model), getattr(model, str(getattr(model, "base_model_prefix", "")), model)
     norms = [m for m in base.children() if is_norm(m)]
     if head is None or not norms:
         raise CommonweightError(f"{type(model).__name__}: no norm and head behind the blocks that an exit could read")

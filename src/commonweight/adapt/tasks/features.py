@@ -63,5 +63,5 @@ class Features(Given):
 
 def _states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """(tokens that are no padding, d), of the base where a model has a head."""
-    found: Any = getattr(model, getattr(model, "base_model_prefix", ""), model)(**batch)
+    found: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), model)(**batch)
     return found.last_hidden_state[batch["attention_mask"].bool()].float()

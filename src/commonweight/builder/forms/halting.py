@@ -90,8 +90,8 @@ class Halted(Walked):
         self.walk.kept[self.loop] = filled
         filled.write()
 
-    def end(self, y: Tensor) -> Tensor:
-        return self.soft(y)
+    def end(self, x: Tensor) -> Tensor:
+        return self.soft(x)
 
 
 class Heard:

@@ -1,6 +1,5 @@
 """A node of Flower: opens its base and its rows once, and answers one round at a time."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json

@@ -3,7 +3,6 @@
 The array is never made into numbers by Flower: its kind of serialisation is a name of our own.
 """
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -67,7 +66,7 @@ def packed_again(content: RecordDict, table: Table) -> bytes:
         if v.shape != table[n].shape:
             raise Refused("wrong shape", f"{n} is {v.shape}; wanted {table[n].shape}")
     tensors = {n: from_numpy(np.ascontiguousarray(v, np.float32)) for n, v in arrays.items()}
-    return pack(Facts(**said), tensors, table)  # type: ignore[arg-type]
+    return pack(Facts(**said), tensors, table)
 
 
 def fact(content: RecordDict, name: str) -> Any:

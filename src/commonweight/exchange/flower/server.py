@@ -1,6 +1,5 @@
 """A run on Flower's server: from the app's config, or from where it was killed."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Mapping

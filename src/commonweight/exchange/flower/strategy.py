@@ -1,6 +1,5 @@
 """Flower's strategy that carries a run's bytes: it chooses clients as `simulate` does, and averages nothing itself."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import time

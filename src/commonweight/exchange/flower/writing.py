@@ -108,18 +108,18 @@ def app(
         raise CommonweightError("floats: codecs send bytes, which no mod of Flower can add noise to; give one of both")
     if (floats or plan.dp_clip is not None) and found.noise:
         raise CommonweightError(f"{'floats' if floats else 'dp_clip'}: {found.name} cannot: {found.noise}")
-    columns = {k: v for k, v in (columns or {}).items() if v}
-    read_rows = read(rows, list(columns.values()), no_header=no_header, say=lambda _: None) if rows else []
+    given = {k: v for k, v in (columns or {}).items() if v}
+    read_rows = read(rows, list(given.values()), no_header=no_header, say=lambda _: None) if rows else []
     if plan.split == "files":
         raise CommonweightError("split=files: give each node its own file, --node-config 'client=0 rows=\"FILE\"'")
     if task == "classify" and labels is None:
         if not rows:
             raise CommonweightError("classify without rows: every side must know the labels; give rows or --labels")
-        labels = named(rows, lambda r: Classify.classes(r, columns.get("label-column")), read_rows)
+        labels = named(rows, lambda r: Classify.classes(r, given.get("label-column")), read_rows)
     if rows:  # what cannot be dealt out is said here, and not by every node
         try:
             places = dealt(
-                read_rows, plan.clients, plan.split, seed=plan.seed, label_column=columns.get("label-column"),
+                read_rows, plan.clients, plan.split, seed=plan.seed, label_column=given.get("label-column"),
                 asked=recipe.get("clients"),
             )  # fmt: skip
         except CommonweightError as e:
@@ -136,7 +136,7 @@ def app(
         "method": method, "options": json.dumps(dict(options)) if options else None, "task": task,
         "labels": json.dumps(list(labels)) if labels else None, "sites": sites, "dtype": dtype,
         "no-header": no_header or None, "floats": floats or None, "wait": float(wait), "timeout": float(timeout),
-        **columns, **recipe,
+        **given, **recipe,
     }  # fmt: skip
     lines = [f"{k.replace('_', '-')} = {json.dumps(v)}" for k, v in config.items() if v is not None]
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):

@@ -1,6 +1,5 @@
 """The same messages over torchft: processes come and go, and a new one is told what the others know."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import socket

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,12 +106,12 @@ def split(where: str, change: Change, at: Target, rows: Sequence[int]) -> list[C
             f"{where}: it has {have} rows; {', '.join(at.names)} have {' + '.join(map(str, rows))}: made for another "
             "model"
         )
-    rest: dict[str, Tensor] = {k: v for k in ("B", "m", "delta", "bias") if (v := getattr(change, k)) is not None}
+    rest: dict[str, Any] = {k: v for k in ("B", "m", "delta", "bias") if (v := getattr(change, k)) is not None}
     if at.turned:
         rest = {k: swapped(v) for k, v in rest.items()}
     if len(rows) == 1:
         return [change._replace(**rest)]
-    cut = {k: v.split([*rows]) for k, v in rest.items()}
+    cut: dict[str, Any] = {k: v.split([*rows]) for k, v in rest.items()}
     return [change._replace(**{k: v[i] for k, v in cut.items()}) for i in range(len(rows))]
 
 

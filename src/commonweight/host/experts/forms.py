@@ -107,7 +107,7 @@ def _projections(module: nn.Module, parts: Mapping[str, Stacked]) -> tuple[Stack
     if hasattr(module, "_apply_gate"):
         return up, module._apply_gate, parts["down_proj"]  # type: ignore[return-value]
     if named_so(module, "Mxfp4GptOssExperts"):
-        return up, partial(_clamped, module), parts["down_proj"]  # type: ignore[arg-type]
+        return up, partial(_clamped, module), parts["down_proj"]
     return up, partial(_swiglu, module.act_fn), parts["down_proj"]  # type: ignore[arg-type]
 
 

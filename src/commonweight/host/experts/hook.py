@@ -66,7 +66,7 @@ class Mixture(Entrance):
             self.last = recomputed(parts[0].name, self.current, self.last)
         if route is None or not (any(whole.reads(parts, t) for t in tenants(route)) or self.cuts(args)):
             return self.own(*args, **kwargs)
-        return self.changed(route, args, kwargs)  # pyright: ignore[reportCallIssue]
+        return self.changed(route, args, kwargs)
 
     def cuts(self, args: tuple) -> bool:
         """Whether the forward of packed experts would hand no gradients to what lies before it."""

@@ -45,7 +45,8 @@ class Frozen(Derive):
         return bool(getattr(self._at(site), "crossed", False))
 
     def kernel(self, site: str) -> tuple[int, ...]:
-        return tuple(getattr(self._at(site).module, "kernel_size", ()))
+        size: Any = getattr(self._at(site).module, "kernel_size", ())
+        return tuple(size)
 
     def groups(self, site: str) -> int:
         """Of a convolution; 1 of any other layer."""

@@ -150,7 +150,7 @@ def export_peft(
     if in_front:  # of no modules, and of no effect in PEFT without a task
         config = {k: v for k, v in config.items() if k not in ("target_modules", "fan_in_fan_out")}
         config["task_type"] = peft.prompts.POOLED if _leads(tenant) else task(base)
-    config_, more_ = beside.write(base, whole, prefix, config["peft_type"])
+    config_, more_ = beside.write(base, whole, prefix, str(config["peft_type"]))
     config, tensors = {**config, **config_}, {**tensors, **more_}
     if in_front:
         config, tensors = beside.before_rows(base, config, tensors)
@@ -176,7 +176,8 @@ def task(base: HookedModel) -> str:
     """PEFT's word for what the model is for, which chooses the class that puts anything in front of a row."""
     inner = base.inner
     found = next((t for end, t in _TASKS.items() if type(inner).__name__.endswith(end)), None)
-    makes = found is None and getattr(inner, "can_generate", lambda: False)()
+    can: Any = getattr(inner, "can_generate", lambda: False)
+    makes = found is None and can()
     if makes and paired(inner):
         return "SEQ_2_SEQ_LM"
     return found or ("CAUSAL_LM" if makes else "FEATURE_EXTRACTION")

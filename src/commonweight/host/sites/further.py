@@ -67,7 +67,7 @@ def find(table: str | None, ahead: list[Found], whole: Whole) -> list[Found]:
     if isinstance(made := place(table, ahead, whole), str):
         return []
     width, role = made.table.embedding_dim, "" if made.decoder is None else "encoder"
-    return [Found(made, Site(made.name, width, width, "prompt", role, False), True)]  # type: ignore[arg-type]
+    return [Found(made, Site(made.name, width, width, "prompt", role, False), True)]
 
 
 def place(table: str | None, ahead: list[Found], whole: Whole) -> Further | str:
@@ -129,7 +129,8 @@ def scale(encoder: nn.Module) -> float:
     """What an encoder multiplies the vectors by that its table gives, and not those that it is given."""
     if any(getattr(m, "token_dropout", False) for m in encoder.modules()):
         return _ESM
-    return float(getattr(encoder, "embed_scale", 1.0)) if plain_class(encoder).__name__ in _SCALED else 1.0
+    by: Any = getattr(encoder, "embed_scale", 1.0)
+    return float(by) if plain_class(encoder).__name__ in _SCALED else 1.0
 
 
 def masked(decoder: nn.Module) -> str | None:

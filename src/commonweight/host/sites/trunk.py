@@ -33,11 +33,11 @@ class Trunk(Block):
                 "network beside the blocks cannot read them; take a method that changes weights, such as lora"
             )
         states = x.new_empty(*x.shape[:2], (len(self.blocks) + 1) * self.width + 1)
-        self.laid(states, 0, x)
+        self.lay(states, 0, x)
         states[..., -1] = 1 if there is None else there.to(x.dtype)
         return states
 
-    def laid(self, states: Tensor, place: int, x: Tensor) -> None:
+    def lay(self, states: Tensor, place: int, x: Tensor) -> None:
         if x.shape[:2] != states.shape[:2]:
             raise CommonweightError(
                 f"{self.name}: a block gives {tuple(x.shape)}, the first was given {tuple(states.shape[:2])} tokens; a "

@@ -140,7 +140,7 @@ def _truncate(update: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 
 def _peft(adapters: Sequence[Adapter], w: Sequence[float], s: Sequence[float]) -> Merged:
-    out = {}
+    out: dict[str, Any] = {}
     for site, pairs in _sites(adapters).items():
         if len({p[0].shape for p in pairs}) > 1:
             raise CommonweightError(

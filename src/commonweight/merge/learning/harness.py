@@ -26,7 +26,7 @@ def manager(tasks: Sequence[str], include: str | Path | None = None) -> Any:
     Raises: CommonweightError where the harness is not installed, or has no such task.
     """
     try:
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+        from lm_eval.tasks import TaskManager
     except ImportError as e:
         raise CommonweightError(
             f"--eval {tasks[0]} needs lm-evaluation-harness ({e}): pip install 'commonweight[eval]'; "
@@ -43,8 +43,8 @@ def manager(tasks: Sequence[str], include: str | Path | None = None) -> Any:
 
 def run(model: Any, tasks: Sequence[str], known: Any, *, limit: int | None, batch_size: int) -> list[Score]:
     """model: a folder, or (model, tokenizer). known: of `manager`. limit: rows a task at most."""
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
 
     from ...adapt.base import pick_device
 

@@ -41,7 +41,7 @@ def _loops(make: bool) -> Mapping[str, Loop] | None:
         import llvmlite.binding as llvm
 
         key = _key(llvm)
-    except (ImportError, metadata.PackageNotFoundError):
+    except ImportError:
         return None
     folder = _folder()
     found = _read(folder, key)

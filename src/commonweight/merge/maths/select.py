@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -296,7 +297,7 @@ class Find:
 _COUNTED = [f.name for f in fields(Find) if f.name != "rank"]
 
 
-def window(low: int, high: int, bins: int = 1 << _BITS) -> dict[str, int]:
+def window(low: int, high: int, bins: int = 1 << _BITS) -> dict[str, Any]:
     """A window of keys or places, and how wide its bins are."""
     return {"low": low, "high": high, "shift": max(0, (high - low - 1).bit_length() - bins.bit_length() + 1)}
 
@@ -377,9 +378,10 @@ def _tallies(row: Sequence[Find], x: np.ndarray, first: int, numel: int) -> list
             out[i] = f.single(x)
         else:
             windows[i] = f.inside(x)
-    if windows:
-        where = np.flatnonzero(reduce(np.logical_or, [mask for mask, _ in windows.values()]))
-        found = x[where]
+    if not windows:
+        return out
+    where = np.flatnonzero(reduce(np.logical_or, [mask for mask, _ in windows.values()]))
+    found = x[where]
     for i, (mask, below) in windows.items():
         mine = mask[where] if len(windows) > 1 else slice(None)
         out[i] = row[i].tally(below, found[mine], where[mine], first, numel)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ...core import CommonweightError
 from ..plan.built import Built
 from ..sources.model import open_source
 from .folder import Result, key, stamps
@@ -20,7 +19,7 @@ def finished(built: Built, out: Path) -> Result | None:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
         there = open_source(out, "the result")
         now = stamps(built)
-    except (OSError, ValueError, CommonweightError):
+    except (OSError, ValueError):
         return None
     wanted = {t.at.name: (t.at.shape, t.dtype) for t in built.tasks}
     if not isinstance(record, dict) or any(getattr(s, "stored", False) for s in built.sources.values()):

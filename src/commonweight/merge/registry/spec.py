@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...core import CommonweightError, unknown
 from ..sources.at import At
-from . import steps
 from .options import checked
+from .steps import Piece, Round
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Survey:
     scope: Callable[[Mapping[str, Any]], Literal["tensor", "model"] | None]
     skip: Callable[[Any, At, int, Mapping[str, Any]], bool] | None = None
     every: Callable[[Any, int, Mapping[str, Any]], int] | None = None
-    steps: Callable[[Any, int, Mapping[str, Any]], steps.Round | None] | None = None
+    steps: Callable[[Any, int, Mapping[str, Any]], Round | None] | None = None
 
 
 CONTEXT = ("weights", "at", "seen")
@@ -72,7 +72,7 @@ class Method:
     learn: Callable[..., Any] | None = None
     normalises: Callable[[Mapping[str, Any]], bool] = lambda config: False
     check: Callable[[Mapping[str, Any], int], str | None] = lambda config, n: None
-    steps: Callable[[Mapping[str, Any], At, Any], steps.Piece | None] | None = None
+    steps: Callable[[Mapping[str, Any], At, Any], Piece | None] | None = None
     same: tuple[str, ...] = ()
     compat: tuple[str, ...] = field(default=())
 

@@ -84,7 +84,9 @@ def read(body: Mapping[str, Any]) -> Recipe:
     if "models" in body:
         inputs = p.inputs("models", body["models"], False)
         # theirs puts the base among the models, where it is none of them
-        slices: tuple[Slice, ...] = (Slice(inputs if base in (None, *_named(inputs)) else (*inputs, Input(base))),)
+        slices: tuple[Slice, ...] = (
+            Slice(inputs if base is None or base in _named(inputs) else (*inputs, Input(base))),
+        )
     else:
         slices = tuple(_slice(p, i, s) for i, s in enumerate(listed("slices", body["slices"])))
     if method == "slerp" and base is None:

@@ -42,7 +42,7 @@ class Adapted:
         config = plain_config(label, folder)
         weights = folder / peft.folder.TENSORS
         self._factors = Files(label, [weights])
-        self.files = (*base.files, weights)
+        self.files: tuple[Path, ...] = (*base.files, weights)
         self.kept: Mapping[str, torch.dtype] = getattr(base, "kept", base.dtypes)  # those of the model that it changes
         scales = module_scales(label, config, self._factors)
         self._modules = {w: m for m, w in names_in(label, base, set(scales)).items()}

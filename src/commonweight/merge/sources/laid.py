@@ -32,7 +32,7 @@ class Piece(NamedTuple):
     steps: tuple[int, int]
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         return self.rows * self.inp
 
     def lay(self, flat: Tensor) -> Tensor:

@@ -107,11 +107,10 @@ class Gates(Memory):
         shared = self._mixture.shared
         prompted = how in PROMPTED
         read = prompted or (shared is not None and shared.positive)
+        model, tokenizer = _loaded(self._base) if read else (None, None)
         common = torch.zeros(layers, 1, width)
-        if read:
-            model, tokenizer = _loaded(self._base)
-            if shared is not None and shared.positive:
-                common = rows(model, tokenizer, [shared], how if prompted else "hidden")
+        if shared is not None and shared.positive:
+            common = rows(model, tokenizer, [shared], how if prompted else "hidden")
         if prompted:
             routers = rows(model, tokenizer, self._mixture.experts, how)
         else:

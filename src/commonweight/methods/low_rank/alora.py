@@ -83,6 +83,7 @@ class Moving:
         flat, owner = torch.cat([*scores.values()]), [(s, j) for s, v in scores.items() for j in range(len(v))]
         order = [owner[i] for i in flat.argsort(stable=True).tolist()]
         most = min(len(order), max(1, round(self.config.move * len(self.sites))))
+        free: dict[str, int] = {}
         for many in range(most, -1, -1):
             lost = {s for s, _ in order[:many]}
             free = {s: limits[s] - len(v) for s, v in scores.items() if s not in lost}

@@ -21,8 +21,8 @@ def trained(block: Sequence[Site]) -> list[tuple[Site, dict[str, tuple[int, ...]
     last = next((s for s in reversed(block) if s.kind == "norm"), None)
     out = []
     for s in block:
-        bias = {"db": (s.out,)} if s.bias else {}
-        weight = {"dw": (s.out,) if s.kind == "norm" else (s.out, s.inp)}
+        bias: dict[str, tuple[int, ...]] = {"db": (s.out,)} if s.bias else {}
+        weight: dict[str, tuple[int, ...]] = {"dw": (s.out,) if s.kind == "norm" else (s.out, s.inp)}
         mine = bias if s.kind == "norm" and s is not last else weight | bias
         if mine:
             out.append((s, mine))

@@ -82,7 +82,8 @@ def temporary(
     few = {}
     for s in old.sites:
         both = (len(old.pools[f"{s.name}.basis_{slot}"]) for slot in "AB")
-        few[s.name] = tuple(min(k, directions or max(1, k // 4)) for k in both)
+        a, b = (min(k, directions or max(1, k // 4)) for k in both)
+        few[s.name] = (a, b)
     alike = len(set(few.values())) == 1
     ks = tuple(("*" if alike else escape(site), *k) for site, k in few.items())[: 1 if alike else None]
     config = Share(k=1, rank=old.config.rank if rank is None else rank, ks=ks)

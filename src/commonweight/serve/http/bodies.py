@@ -256,12 +256,12 @@ WHY = {
 }
 
 
-_MEANT = {
+_MEANT: dict[type, set[str]] = {
     CompletionBody: {"prompt", "echo"},
     ChatBody: {"top_logprobs", "tools", "tool_choice"},
     ResponseBody: {"tools", "tool_choice"},
 }  # fields that are served in these
-_SPECIAL = {CompletionBody: True, ChatBody: False}  # whether special tokens are added to the text
+_SPECIAL: dict[type, bool] = {CompletionBody: True, ChatBody: False}  # whether special tokens are added to the text
 
 
 def _said(value: Any) -> Any:

@@ -54,7 +54,7 @@ class Door:
             limited = self._limited(scope, headers, receive)
             await self.app(scope, limited, sent)
         except Refused as e:
-            if status:
+            if status:  # pyrefly: ignore[redundant-condition]; `sent` has set it
                 raise
             await refuse(e, sent)
         finally:

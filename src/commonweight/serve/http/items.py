@@ -17,7 +17,8 @@ class Items:
 
     def __init__(self, calls: Calls | None):
         self.output: list[dict[str, Any]] = []
-        self._calls, self._events, self._open, self._blank = calls, [], None, ""
+        self._calls, self._events, self._blank = calls, [], ""
+        self._open: dict[str, Any] | None = None
         self._kept = ""  # of the open item: its text, or its arguments
         if calls is None:
             self._message()

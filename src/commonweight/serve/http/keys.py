@@ -159,7 +159,8 @@ class Keys:
     without a new start; one that cannot be read then leaves the keys as they were: the log says why, and `problem`."""
 
     def __init__(self, path: Path | None, admin: str | None = None):
-        self.path, self.problem = path, None
+        self.path = path
+        self.problem: str | None = None
         self._admin = None if admin is None else Key("admin", digest(admin), admin=True)
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._lock = threading.Lock()
@@ -202,7 +203,7 @@ class Keys:
             stat = None if self.path is None else os.stat(self.path)
         except OSError:
             return None
-        return stat and (stat.st_mtime_ns, stat.st_size)
+        return None if stat is None else (stat.st_mtime_ns, stat.st_size)
 
     def _look(self) -> None:
         if self.path is None or (stamp := self._stamp()) == self._seen:

@@ -44,7 +44,8 @@ def to_stderr(level: int = logging.INFO) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     for name in ("commonweight.serve", "uvicorn", *_OTHERS):
         log = logging.getLogger(name)
-        log.handlers, log.propagate = [handler], False
+        log.handlers = [handler]
+        log.propagate = False
     if not logging.root.handlers:  # of asyncio, and of who has none of its own
         logging.root.addHandler(handler)
     logging.captureWarnings(True)

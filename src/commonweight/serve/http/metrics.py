@@ -60,7 +60,7 @@ class Metrics:
         )  # fmt: skip
         self.ended = {r: ended.labels(**self._labels, finished_reason=told) for r, told in _REASONS.items()}
         self.refused = refusals(self.registry, self._labels)
-        self.registry.register(_Now(engine, self._labels))  # type: ignore[arg-type]
+        self.registry.register(_Now(engine, self._labels))
         if isinstance(engine, Engine):
             tokens = self._histogram("vllm:iteration_tokens_total", "Tokens of a step, prompts included.", _TOKENS)
             engine.stepped = tokens.observe

@@ -119,7 +119,7 @@ def deployed(opened: Callable[[], Engine | Encoder], settings: Settings, count: 
             min_replicas=count.least, max_replicas=count.most, target_ongoing_requests=count.busy,
             upscale_delay_s=10,
         )}  # fmt: skip
-    one = serve.deployment(
+    one: Any = serve.deployment(
         Served,
         name="replica",
         max_ongoing_requests=1 << 20,  # the engine's own queue says when there are too many

@@ -113,7 +113,8 @@ class _Relay:
 
     def __init__(self, front: Front, call: Call, send: Send, told: dict[str, Any], limited: Key | None):
         self.front, self.call, self.told, self.limited = front, call, told, limited
-        self._send, self._start, self._begun, self._over = send, None, False, False
+        self._send, self._begun, self._over = send, False, False
+        self._start: Message | None = None
 
     async def run(self) -> None:
         """Raises: Refused where no replica could answer."""
