@@ -3,6 +3,8 @@ import gc
 import logging
 import os
 import sys
+import types
+from pathlib import Path
 
 import pytest
 from _pytest.logging import LogCaptureHandler, caplog_handler_key, catching_logs
@@ -13,12 +15,12 @@ gc.disable()  # until all tests are collected: nothing of that is garbage, and l
 
 os.fsync = lambda _: None  # no test cuts the power: what a killed process wrote is there without it
 logging.getLogger().addHandler(logging.NullHandler())  # as with caplog: what is logged is no output
+HERE = Path(__file__).parent
 known = [0]  # modules, when garbage was last looked for among all there is
 
 
 def settle():
-    """What was collected and imported stays until the end: no collection of garbage needs to look at it again. With all
-    tests collected each one takes half a second, and accelerate asks for one before every training."""
+    """What was collected and imported stays until the end: no collection of garbage needs to look at it again."""
     gc.freeze()
     known[0] = len(sys.modules)
 
@@ -45,10 +47,19 @@ def begin():
             kind.manual_seed_all = lambda _: None
 
 
+def pytest_collection_modifyitems(config, items):
+    """A worker that has ended takes tests from the end of another's list: there stand short ones that share nothing, so
+    that none makes a second time what several tests read, or begins last what takes longest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda i: (i.path.parent != HERE) + (i.path.parent.name in ("laws", "gpu")))
+
+
 def pytest_collection_finish():
     gc.enable()
     settle()
     gc.set_threshold(20_000, 10, 10)
+    if memory := sys.modules.get("accelerate.utils.memory"):  # it has garbage collected before every training
+        memory.gc = types.SimpleNamespace(collect=lambda: 0)  # type: ignore[attr-defined]
 
 
 def pytest_runtest_logfinish():
