@@ -122,6 +122,23 @@ def test_forms_agree_and_a_fresh_tenant_changes_nothing(method, kind):
         torch.testing.assert_close(answer(plain, batch), moved, rtol=1e-4, atol=1e-5)
 
 
+@cache
+def beside(kind, i, name):
+    """Row i where no tenant of the method is: of the plain model, or of the LoRA that is beside the method's."""
+    model, batch = make(kind)
+    if name is None:
+        return one(model, batch, i)
+    host = cw.Host(model)
+    stir(host.add(name, "lora", rank=3), 3)
+    with host.route(name):
+        return one(model, batch, i)
+
+
+@torch.no_grad()
+def one(model, batch, i):
+    return answer(model, {k: v[i : i + 1] for k, v in batch.items()})
+
+
 @pytest.mark.parametrize(("method", "kind"), pairs(["llama", "gpt2", "bert", "t5", "moe", "mlp"]))
 def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
     model, batch = make(kind)
@@ -134,8 +151,10 @@ def test_a_row_in_a_mixed_batch_is_that_row_alone(method, kind):
 
     @cache
     def alone(i, name):
-        with torch.no_grad(), host.route(name):
-            return answer(model, {k: v[i : i + 1] for k, v in batch.items()})
+        if name not in ("one", "two"):
+            return beside(kind, i, name)
+        with host.route(name):
+            return one(model, batch, i)
 
     routes = ["lora", "one", "two", None], ["one", None, "two", "one"], ["two", "one", "two", "one"]
     for route in routes if kind in ("llama", "bert") else routes[:1]:
