@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -39,12 +40,14 @@ def pytest_configure(config):
 
 def begin():
     import torch
+    import typer.main
 
     from tests import device  # noqa: F401  (which device, before anything is made)
 
     for kind in (torch.cuda, torch.xpu, torch.mtia):  # what is not there keeps every seed, each with its whole stack
         if not kind.is_available():
             kind.manual_seed_all = lambda _: None
+    typer.main.get_command = functools.cache(typer.main.get_command)  # else each call of a command reads all of them
 
 
 def pytest_collection_modifyitems(config, items):
