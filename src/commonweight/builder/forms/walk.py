@@ -164,9 +164,8 @@ class Walk:
 class Walked:
     """A block of a loop. The first one of each loop chooses the tokens, and the last one ends it."""
 
-    held = False  # every loop's slots hold all tokens
-    needs: tuple[type, ...]
-    together, needs = Walk, (Choice, Turn, Walk)
+    held, together = False, Walk  # every loop's slots hold all tokens
+    needs: tuple[type, ...] = (Choice, Turn, Walk)
     router: nn.Parameter
     walk: Walk
     loop: int
