@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import CommonweightError
 from ..host import Host
-from ..host.hooks import Replay
+from ..host.checkpoints import Replay
 from ..host.names import named
 from ..host.sites import blocks
 

@@ -106,7 +106,7 @@ def uncached(run: Callable[..., Any]) -> Callable[..., Any]:
 def is_cache(name: str, value: Any) -> bool:
     """Whether an argument of a call is a cache of what went before."""
     simple = value is None or isinstance(value, bool | int | float | str | Tensor)
-    return not simple and ("past_key_values" in name or "cache" in name)
+    return not simple and ("past_key_values" in name or "cache" in name or name == "mems")  # mems: XLNet
 
 
 def cut(given: tuple[tuple, dict], where: Tensor, rows: int) -> tuple[tuple, dict]:

@@ -23,6 +23,7 @@ from .route import Route
 from .sites import Physical, Queried, Trunk, parameters
 from .states import States, recomputing, whole_rows
 from .tenant import Tenant
+from .tokens_first import Turned, straight
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 STATES = object()  # stands in a call for what a block is given
 
 
-def beside(at: Physical, current: Current) -> States | Asked | None:
-    """What is kept while the blocks of a list run, for a network or for queries beside them."""
+def beside(at: Physical, current: Current, turned: Turned = straight) -> States | Asked | None:
+    """What is kept while the blocks of a list run, for a network or for queries beside them. turned: to rows first."""
     if isinstance(at, Queried):
         return Asked(at, current)
-    return States(at, current) if isinstance(at, Trunk) else None
+    return States(at, current, turned) if isinstance(at, Trunk) else None
 
 
 class Asked:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-from .current import ROUTES, Current
+from .current import ROUTES, Current, Pass
+from .route import Route
 
 _FUNCTION = "_checkpoint_without_reentrant_generator"
 
@@ -88,3 +89,19 @@ def _both(forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
 
     first.keeps_routes = True  # type: ignore[attr-defined]
     return first, second
+
+
+class Replay:
+    """A checkpoint function that keeps its route: the recomputation happens in backward, maybe outside `route`,
+    maybe in another thread."""
+
+    def __init__(self, checkpoint: Callable, current: Current):
+        self.checkpoint, self.current = checkpoint, current
+
+    def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        run = partial(self.run, self.current.route, self.current.thread.run, function)
+        return self.checkpoint(run, *args, **kwargs)
+
+    def run(self, route: Route | None, run: Pass, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        with self.current.again(route, run):
+            return function(*args, **kwargs)

@@ -201,10 +201,11 @@ class Current:
         self._lock = threading.Lock()
 
     def there(self, site: str, x: Tensor) -> Tensor | None:
-        """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so."""
+        """Which tokens of what a site is given (B, T, d) are no padding, (B, T); None where nothing says so, as in a
+        part of the model that is called by itself, of which no mask is known."""
         run = self.thread.run
         texts = run.ids is not None and not run.ids.is_floating_point()
-        if self.padding is None:
+        if self.padding is None or not self.within_pass:
             return None
         masks = run.masks_of(x.shape[1]) if run.longer and x.dim() > 1 else run.masks
         return self.padding.there(masks, texts, site, x)
@@ -219,6 +220,11 @@ class Current:
         if self.open:
             self._known()
         return None
+
+    @property
+    def within_pass(self) -> bool:
+        """Whether the whole model runs, or what it did is computed again; else what is known is of an earlier pass."""
+        return self.thread.run.given is not None or self.replayed or torch._C._current_graph_task_id() != -1
 
     @property
     def replayed(self) -> bool:

@@ -168,7 +168,7 @@ class Forward(Entrance):
 
         Cost: two passes of these rows without gradients, in the mode for evaluation: nothing is drawn.
         """
-        kept = {k: v for k, v in kwargs.items() if not is_cache(k, v)} | ({"use_cache": False} if self.caches else {})
+        kept = {k: v for k, v in kwargs.items() if not is_cache(k, v)} | ({self.caching: False} if self.caching else {})
         some = [*range(min(rows, 4) - 1), rows - 1]
         turns = some, some[::-1]
         try:
@@ -196,13 +196,17 @@ class Forward(Entrance):
                 m.training = True
 
     @property
-    def caches(self) -> bool:
-        """Whether it keeps a cache unless it is told not to; some models hand the option on without naming it."""
+    def caching(self) -> str | None:
+        """The option that says whether it keeps a cache, where it does unless it is told not to; some models hand the
+        option on without naming it."""
         known = inspect.signature(self).parameters
+        if "use_mems" in known:  # XLNet
+            return "use_mems"
         passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
         config: Any = getattr(self.model, "config", None)
         own = [config, *([config.get_text_config()] if hasattr(config, "get_text_config") else [])]
-        return "use_cache" in known or (passed_on and any(hasattr(c, "use_cache") for c in own))
+        told = "use_cache" in known or (passed_on and any(hasattr(c, "use_cache") for c in own))
+        return "use_cache" if told else None
 
     def by_reader(self, route: Route, args: tuple, kwargs: dict) -> Any:
         images = None
@@ -211,7 +215,7 @@ class Forward(Entrance):
             if images is None:
                 raise Unfit("the images of all rows lie in one list, of which it cannot be known which row each is of")
         run = partial(_within, self.current, self.model, route)
-        if not self.caches or kwargs.get("use_cache") is not None:
+        if (option := self.caching) is None or kwargs.get(option) is not None:
             return by_reader(run, route.groups, args, kwargs, route.length, images)
         try:  # as the model does by default: FSMT answers otherwise where it keeps no cache
             return by_reader(uncached(run), route.groups, args, kwargs, route.length, images)
@@ -219,9 +223,9 @@ class Forward(Entrance):
             if getattr(self.model.config, "model_type", "") == "fsmt":
                 raise
         try:  # a state that stands among the results in a form of its own
-            return by_reader(run, route.groups, args, {**kwargs, "use_cache": False}, route.length, images)
+            return by_reader(run, route.groups, args, {**kwargs, option: False}, route.length, images)
         except (TypeError, KeyError) as e:  # its config knows the option, its forward does not
-            if "use_cache" not in str(e):
+            if option not in str(e):
                 raise
         return by_reader(run, route.groups, args, kwargs, route.length, images)
 

@@ -11,13 +11,14 @@ from ..core import CommonweightError, Site
 from ..methods import Method
 from . import ahead, carry, causal, checkpoints, encoding, entrances, experts, forgets, front, frozen, moved
 from .aside import AsideHook
+from .checkpoints import Replay
 from .current import Current
 from .door import Door
 from .doors import Doors
 from .fingerprint import of_base
 from .follow import Places, fit
 from .further import FurtherForward
-from .hooks import ModelHook, Replay, SiteHook
+from .hooks import ModelHook, SiteHook
 from .kept import give_back, keep_storage, tell_of_rows, unpack_at_once
 from .limit import Ends, Limit, bends
 from .names import named, unwrapped

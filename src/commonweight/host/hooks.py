@@ -18,7 +18,8 @@ from .asked import beside
 from .bypass import Bypass
 from .carried import bare
 from .change import changed
-from .current import Current, Pass
+from .checkpoints import Replay
+from .current import Current
 from .framed import Framed, rows_first
 from .frozen import copied, own_forward, together
 from .limit import Limit
@@ -44,7 +45,7 @@ class SiteHook:
         self.limit: Limit | None = None  # of the head that scores the vocabulary
         self.last: Any = None  # who read in the last forward here that was not within a backward pass
         self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
-        self.states = beside(physical, current)
+        self.states = beside(physical, current, turned)
         self.bypass = Bypass(physical, current) if isinstance(physical, Block) and physical.kind == "block" else None
         self.apart = not any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in physical.module.modules())
         self.plain = physical.kind == "linear" and (
@@ -79,7 +80,7 @@ class SiteHook:
         x = rows_first(waiting.pop(self.at.name, None), self.input(args, kwargs or {}))
         if self.entry is not None:
             waiting[self.at.name] = x
-        if (gates := self.gates(route, x)) is None:
+        if (gates := self.gates(route, self.turned(x))) is None:
             return None
         waiting[self.at.name] = skip = self.skip(route, x, gates, (args, kwargs or {}))
         if skip.given is x:
@@ -95,7 +96,7 @@ class SiteHook:
         if route.single is not None:
             if not any(e.opens for e in route.single.table[self.at.name]):
                 return None
-            at = of_one(self.at, route, x, self.current, way=self.turned)
+            at = of_one(self.at, route, x, self.current)
             return self.opened(route.single.table[self.at.name], x, there, at)
         if not any(e.opens for t, _ in route.groups if t is not None for e in t.table.get(self.at.name, [])):
             return None
@@ -129,14 +130,16 @@ class SiteHook:
         assert isinstance(at, Block)
         if at.kind == "block":
             cached = any(hasattr(v, "get_seq_length") for v in pytree.tree_leaves(given))
-            there, spare = self.current.there(at.name, x), self.bypass is not None and self.bypass.fits(*given)
-            return skips.block(at, x, gates, there, route.single is None, cached, spare)
+            first, spare = self.turned(x), self.bypass is not None and self.bypass.fits(*given)
+            there, mixed = self.current.there(at.name, first), route.single is None
+            skip = skips.block(at, first, gates, there, mixed, cached, spare, first is not x)
+            return skip if first is x else skip._replace(x=x, given=x, gates=self.turned(gates))
         home = f"{at.name}." if self.entry is None else f"{at.name.rpartition('.')[0]}."
         key = ("inside", at.name)
         if route.single is None and key not in route.kept:
             read = {n for t, _ in route.groups if t is not None for n in t.table} - {at.name}
             route.kept[key] = any(n.startswith(home) for n in read)
-        return skips.part(x, gates, whole=not self.apart or (route.single is None and route.kept[key]))
+        return skips.part(x, self.turned(gates), whole=not self.apart or (route.single is None and route.kept[key]))
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
         """kwargs: None where another library hands the hook on to a module that it puts in this one's place."""
@@ -247,11 +250,17 @@ class SiteHook:
         return Straight.apply(x, y, self.at)  # type: ignore[return-value]
 
     def after(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
+        if self.turned is straight or not route.touches(self.at.name):
+            return self.of_readers(route, x, y)
+        return self.turned(self.of_readers(route, self.turned(x), self.turned(y)))
+
+    def of_readers(self, route: Route, x: Tensor, y: Tensor) -> Tensor:
+        """What the readers make of the output; rows first."""
         if route.single is not None:
             entries = route.single.table.get(self.at.name)
             if entries is None:
                 return y
-            at = of_one(self.at, route, x, self.current, y, self.turned)
+            at = of_one(self.at, route, x, self.current, y)
             try:
                 if torch.is_grad_enabled() and len(entries) == 1:
                     if self.owns_output():
@@ -263,11 +272,10 @@ class SiteHook:
                 return self.ill(route.single, y, e)
         if not route.length or not route.touches(self.at.name):
             return y
-        x, y = self.turned(x), self.turned(y)
         folded, layout = self.layout(route, x)
         places = Places.of(self.at, route, x, self.current, y)
         run = self.mixed if places is None else partial(self.mixed, places=places)
-        return self.turned(self.by_bucket(layout, folded, route.fold(y)[0], run, y))  # type: ignore[index]
+        return self.by_bucket(layout, folded, route.fold(y)[0], run, y)  # type: ignore[index]
 
     def apply(self, entries: list[Entry], x: Tensor, y: Tensor, at: Physical) -> Tensor:
         """All uses of one tenant at this site, in order. at: the site as they see it."""
@@ -430,22 +438,6 @@ def recomputed(name: str, current: Current, last: Any) -> Any:
             "torch.utils.checkpoint, which keeps its route"
         )
     return last
-
-
-class Replay:
-    """A checkpoint function that keeps its route: the recomputation happens in backward, maybe outside `route`,
-    maybe in another thread."""
-
-    def __init__(self, checkpoint: Callable, current: Current):
-        self.checkpoint, self.current = checkpoint, current
-
-    def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        run = partial(self.run, self.current.route, self.current.thread.run, function)
-        return self.checkpoint(run, *args, **kwargs)
-
-    def run(self, route: Route | None, run: Pass, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        with self.current.again(route, run):
-            return function(*args, **kwargs)
 
 
 @torch.compiler.disable(

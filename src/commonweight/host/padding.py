@@ -17,12 +17,22 @@ MASKS = (
 _OF_TOWER = {"vision": ("pixel_attention_mask",), "audio": ("feature_attention_mask", "input_features_mask")}
 
 
+def windowed(config: Any) -> bool:
+    """Whether some attention of a text's tokens sees those near it alone."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if kinds := getattr(config, "layer_types", None):
+        return any("full" not in str(kind) for kind in kinds)
+    known = [getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size")]
+    return any(known) and getattr(config, "use_sliding_window", True) is not False
+
+
 class Padding:
-    """Of one model. tower: to which of its senses a site belongs."""
+    """Of one model. tower: to which of its senses a site belongs. windows: see `windowed`."""
 
     def __init__(self, model: nn.Module):
         self.tower = towers(model)
         self.two = paired(model)  # an encoder, and a decoder that reads it
+        self.windows = windowed(getattr(model, "config", None))
         # of models that hear: a mask of samples -> one of frames
         frames: Any = getattr(model, "_get_feature_vector_attention_mask", None)
         self.frames: Callable[[int, Tensor], Tensor] | None = frames

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..core import CommonweightError, counted
 from .current import NOWHERE, Current, Pass
 from .sites import Physical
-from .states import recomputing
 
 
 def places(at: Physical, x: Tensor, current: Current) -> Tensor:
@@ -19,17 +21,20 @@ def places(at: Physical, x: Tensor, current: Current) -> Tensor:
     Raises: CommonweightError where it is not given the rows of a text, or their mask does not say of each token whether
     it is padding."""
     run, padding = current.thread.run, current.padding
-    whole = run.given is not None or current.replayed or recomputing()  # else what is known is of an earlier pass
+    whole = current.within_pass
     text = padding is not None and padding.tower(at.name) == "language"
     mask = padding.mask(run.masks, at.name) if text and whole else None  # type: ignore[union-attr]
     several = choices(run)
     chosen = mask.flatten(0, 1) if several is not None and isinstance(mask, Tensor) and mask.shape == several else None
     mask = mask if chosen is None else chosen
+    if mask is not None and (seen := by_seen(mask, x, run.behind, padding.windows)) is not None:  # type: ignore[union-attr]
+        return seen
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise CommonweightError(
             f"{at.name}: a tenant here goes by a token's place in its row, and the mask, {given}, does not say which "
-            "tokens are padding; give one of (rows, tokens), and generate without a static cache, which makes another"
+            "tokens are padding; give one of (rows, tokens), and where attention has windows generate without a static "
+            "cache, which makes another"
         )
     count = run.rows if several is None else several[0] * several[1]
     if text and whole and x.dim() > 2 and count and len(x) != count:
@@ -42,12 +47,30 @@ def places(at: Physical, x: Tensor, current: Current) -> Tensor:
     if chosen is not None and chosen.shape == rows.shape[:2]:
         there = chosen.bool()
     else:
-        there = current.there(at.name, rows) if whole else None
+        there = current.there(at.name, rows)
     there = torch.ones(rows.shape[:2], dtype=torch.bool, device=x.device) if there is None else there.to(x.device)
     place = there.long().cumsum(-1) - 1
     if text and whole and run.past and not padding.of_encoder(at.name):
         place = place + before(mask, rows, run.behind)
     return place.masked_fill(~there, NOWHERE).reshape(*x.shape[:-1], 1)
+
+
+def by_seen(mask: Any, x: Tensor, behind: int, windows: bool) -> Tensor | None:
+    """The same by a mask of which token sees which, (B, 1, T, K), as a static cache makes it: how many of those up to
+    itself a token sees; padding does not see itself. None where it is no such mask, or hides tokens by windows."""
+    if isinstance(mask, Mapping):  # of layers of several kinds, of which those without a window see all
+        mask, windows = mask.get("full_attention"), False
+    if windows or not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[1] != 1 or x.dim() != 3 or behind < 0:
+        return None
+    (_, _, t, k), at = mask.shape, torch.arange(behind, behind + x.shape[1], device=mask.device)
+    if t != x.shape[1] or mask.shape[0] not in (1, len(x)) or behind + t > k:
+        return None
+    seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+    if mask.dtype != torch.bool and not bool((seen | (mask[:, 0] < -1e4)).all()):
+        return None  # it holds more than what is seen
+    place = (seen & (torch.arange(k, device=mask.device) <= at[:, None])).sum(-1) - 1
+    there = seen.gather(2, at.expand(len(seen), -1)[..., None])
+    return place[..., None].masked_fill(~there, NOWHERE).expand(len(x), -1, -1).to(x.device)
 
 
 def choices(run: Pass) -> torch.Size | None:

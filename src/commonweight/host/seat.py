@@ -21,7 +21,6 @@ from .route import Bucket, Route
 from .sites import Physical
 from .states import recomputing
 from .tenant import Entry
-from .tokens_first import Turned, straight
 
 
 @dataclass
@@ -99,10 +98,8 @@ class Seat:
         return self._lenders[site]
 
 
-def of_one(
-    at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | None = None, way: Turned = straight
-) -> Any:
-    """For the one tenant of a batch. y: what the site gives, where it has run. way: rows first of x, and back."""
+def of_one(at: Physical, route: Route, x: Tensor, current: Current, y: Tensor | None = None) -> Any:
+    """For the one tenant of a batch. y: what the site gives, where it has run."""
     thread = current.thread
     heard, given = thread.heard, thread.given_to
     entries = route.single.table[at.name]  # type: ignore[union-attr]
@@ -122,7 +119,7 @@ def of_one(
     since = _since(at, route, x, current, tokens) if tokens else None
     lent = _taken(current, sources, x)
     context = embedded(at.name, len(x), current) if entries[0].context else None
-    place = way(places_of(at, way(x), current)) if placed else None
+    place = places_of(at, x, current) if placed else None
     return Seat(at, ear, lent, since=since, there=there, lenders=thread.lenders, context=context, place=place)
 
 

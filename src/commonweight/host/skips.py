@@ -99,11 +99,18 @@ def part(x: Tensor, gates: Tensor, whole: bool) -> Skip:
 
 @torch.compiler.disable(reason="which tokens a block is given is known only while it runs")
 def block(
-    at: Block, x: Tensor, gates: Tensor, there: Tensor | None, mixed: bool, cached: bool, spare: bool = False
+    at: Block,
+    x: Tensor,
+    gates: Tensor,
+    there: Tensor | None,
+    mixed: bool,
+    cached: bool,
+    spare: bool = False,
+    turned: bool = False,
 ) -> Skip:
     """Of a block, in which tokens see each other: those that skip are not seen either, in training as well.
 
-    spare: where all skip it need not be called.
+    spare: where all skip it need not be called. turned: the block itself has tokens before rows, and so may its masks.
 
     Raises: Unfit in a batch of several readers, unless each row skips as a whole; CommonweightError with a cache, and
     where rows that keep different numbers of tokens have no padding that could stand in for the rest.
@@ -112,12 +119,17 @@ def block(
     rows = bool((open_ == open_[..., :1]).all())
     if rows and not gates.requires_grad and not bool(open_.any()):
         return Skip(x, gates, x, out=True, called=not spare, draws=None if spare else Draws.before(at.module, x))
-    if rows and (mixed or cached or gates.requires_grad or x.dim() < 3 or bool(open_.all())):
+    if rows and (mixed or cached or turned or gates.requires_grad or x.dim() < 3 or bool(open_.all())):
         return Skip(x, gates, x)
     if cached or x.dim() < 3:
         raise CommonweightError(
             f"{at.name}: some tokens of a row skip this block, which cannot be decided token by token with a cache or "
             "in a packed batch; run whole rows, with use_cache=False"
+        )
+    if turned:
+        raise CommonweightError(
+            f"{at.name}: some tokens of a row skip this block, which is given tokens before rows, so that it is not "
+            f"known what else it is given goes with them; {_LEAVE}"
         )
     if mixed:
         raise Unfit(f"{at.name}: tokens skip this block, and the others' places change", at.name)

@@ -13,6 +13,7 @@ from .carried import bare
 from .current import Current
 from .route import Route
 from .sites import Trunk
+from .tokens_first import Turned, straight
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -22,10 +23,11 @@ class States:
     """Of one trunk: laid into one tensor block after block, without gradients, where a tenant of the route reads them.
 
     Base only: one attribute read and a comparison for each block. Cost: n + 1 states of n blocks, once.
+    turned: to rows first, and back.
     """
 
-    def __init__(self, at: Trunk, current: Current):
-        self.at, self.current = at, current
+    def __init__(self, at: Trunk, current: Current, turned: Turned = straight):
+        self.at, self.current, self.turned = at, current, turned
 
     def install(self) -> list[RemovableHandle]:
         first, *_ = self.at.blocks
@@ -43,8 +45,8 @@ class States:
             raise CommonweightError(
                 f"{at.name}: its first block was called without a tensor; a tenant cannot read here"
             )
-        thread = self.current.thread
-        thread.run.states[at.name] = at.begun(bare(x), self.current.there(at.name, x))
+        x = self.turned(bare(x))
+        self.current.thread.run.states[at.name] = at.begun(x, self.current.there(at.name, x))
 
     def passed(self, place: int, module: nn.Module, args: tuple, kwargs: Any, *output: Any) -> None:
         """A block has run."""
@@ -53,7 +55,7 @@ class States:
             return
         y = output[0] if output else kwargs
         which = self.at.main(states, y)
-        self.at.lay(states, place, y if which is None else y[which])
+        self.at.lay(states, place, self.turned(y if which is None else y[which]))
 
     def collected(self, route: Route, y: Any) -> Tensor:
         """All of them, y of the last block among them. Raises: CommonweightError with a cache, where a network reads
@@ -65,7 +67,7 @@ class States:
         self.passed(len(at.blocks), at.module, (), y)
         if not torch.is_grad_enabled():
             del thread.run.states[at.name]
-        return states
+        return self.turned(states)
 
 
 def whole_rows(site: str, route: Route, past: bool) -> None:

@@ -1,7 +1,7 @@
 """Modules that are given tokens before rows, (T, B, d), by their classes: a shape alone does not tell where both agree.
 
-FSMT turns its input about before the first layer and back behind the last; attention of Longformer and LED asks for
-queries, keys and values so. In a mixed batch these are looked at with rows first.
+FSMT and XLNet turn their input about before the first layer and back behind the last; attention of Longformer and LED
+asks for queries, keys and values so. Whoever reads there sees rows first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .sites import plain_class
 
 Turned = Callable[[Tensor], Tensor]
 
-_ALL = {("modeling_fsmt", "EncoderLayer"), ("modeling_fsmt", "DecoderLayer")}
+_ALL = {("modeling_fsmt", "EncoderLayer"), ("modeling_fsmt", "DecoderLayer"), ("modeling_xlnet", "XLNetLayer")}
 _ASKING = {("modeling_longformer", "LongformerSelfAttention"), ("modeling_led", "LEDEncoderSelfAttention")}
 
 

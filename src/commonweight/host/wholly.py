@@ -43,11 +43,12 @@ def there(at: Physical, x: Tensor, current: Current) -> Tensor:
             at.name,
         )
     flat = x.flatten(1, -2) if x.dim() > 3 else x
-    known, mask = current.there(at.name, flat), run.masks_of(flat.shape[-2]).get("attention_mask")
-    texts = current.padding is not None and current.padding.tower(at.name) == "language"
-    if x.dim() > 2 and texts and isinstance(mask, Tensor) and (known is None or mask.shape[1] != flat.shape[1]):
+    known, padding = current.there(at.name, flat), current.padding
+    texts = padding is not None and padding.tower(at.name) == "language"
+    mask = padding.mask(run.masks_of(flat.shape[-2]), at.name) if texts else None
+    if x.dim() > 2 and isinstance(mask, Tensor) and (known is None or mask.shape[1] != flat.shape[1]):
         raise Unfit(
-            f"{at.name}: it is given {tuple(x.shape)} under an attention_mask of {tuple(mask.shape)}, so that it "
+            f"{at.name}: it is given {tuple(x.shape)} under a mask of {tuple(mask.shape)}, so that it "
             "cannot be known which tokens are padding; make the tenant without this site",
             at.name,
         )

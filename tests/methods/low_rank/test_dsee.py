@@ -6,7 +6,9 @@ import torch
 import commonweight as cw
 from commonweight.adapt.scheduled import Scheduled
 from commonweight.core import Rng
+from commonweight.core.schedule import Moment
 from commonweight.methods.low_rank.dsee import decomposed
+from commonweight.methods.low_rank.dsee_stage import SecondStage, above
 from tests.laws.subjects import stir
 from tests.models import answer, make
 
@@ -74,6 +76,7 @@ SIZES = {
     "weight": lambda w, low, S, s: w.abs(),
     "both": lambda w, low, S, s: (w + s * (low + S)).abs(),
     "official": lambda w, low, S, s: (w + low + s * S).abs(),  # brackets lack in the released code
+    "large": lambda w, low, S, s: (1 / (low + S) / s).abs(),  # prune_mode NABS
 }
 
 
@@ -135,6 +138,39 @@ def test_heads_that_change_least_are_left_out(heads):
     assert len(tenant.plan.pools) == 2 * (2 * 4 + 1)
 
 
+@pytest.mark.parametrize("how", [{"prune": 0.3}, {"prune_heads": 1}])
+def test_what_goes_may_be_drawn(how):
+    """prune_mode random: normal numbers in place of sizes; the same from the same seed, and others from another."""
+    (host, tenant, *_), (_, again, *_) = (run(score="random", **how) for _ in range(2))
+    kept = {n: p for n, p in tenant.pools.items() if n.endswith((".bits", ".heads"))}
+    assert all(torch.equal(p, again.pools[n]) for n, p in kept.items())
+    drawn = {n: Rng(tenant.plan.seed, f"{n.rpartition('.')[0]}/second stage") for n in kept}
+    if "prune_heads" in how:
+        for n, p in kept.items():
+            assert p.argmin() == drawn[n].normal((4,)).argmin() and p.sum() == 3
+        return
+    mine = {s.name for s in host.sites if s.role in ("query", "value")}
+    sizes = {n: drawn[f"{n}.bits"].normal(tuple(host.weight(n).shape)).abs() for n in mine}
+    every = torch.cat([v.flatten() for v in sizes.values()])
+    edge, left = every.sort().values[round(0.3 * len(every))], 0
+    for n, size in sizes.items():
+        low = tenant.pools[f"{n}.B"] @ tenant.pools[f"{n}.A"]
+        S = torch.zeros_like(low).flatten()
+        S[tenant.pools[f"{n}.places"].long()] = tenant.pools[f"{n}.S"].detach()
+        want = torch.where(size >= edge, host.weight(n), 0.0) + tenant.config.scale * (low + S.view_as(low))
+        torch.testing.assert_close(host.merged("t")[f"{n}.weight"], want.detach(), rtol=1e-4, atol=1e-5)
+        left += int((size >= edge).sum())
+    assert left == len(every) - round(0.3 * len(every))
+
+
+def test_where_nothing_changed_stays_to_the_last():
+    sizes = SecondStage(cw.methods.resolve("dsee", {"score": "large"})[1], 2.0, (), ())
+    pools = {"x.A": torch.tensor([[1.0, 0.0, 2.0]]), "x.B": torch.tensor([[1.0], [-3.0]]), "x.S": torch.zeros(1)}
+    at = Moment(1, 2, pools | {"x.places": torch.zeros(1, dtype=torch.int32)}, {}, {})
+    found = above({"x": sizes.size(at, "x")}, 2 / 6)["x"]
+    assert found.tolist() == [[True, True, True], [False, True, False]]
+
+
 def test_what_a_second_stage_costs():
     """A bit for each number of the base's layers, and nothing that trains."""
     sites = [cw.Site(f"l.0.{n}", 768, 768, role=n) for n in ("query", "key", "value")]
@@ -146,6 +182,8 @@ def test_stages_that_cannot_be():
     site = cw.Site("l.0.key", 64, 64, role="key")
     with pytest.raises(cw.CommonweightError, match="prune and prune_heads are two ways; take one"):
         cw.plan("dsee", [site], prune=0.1, prune_heads=1)
+    with pytest.raises(cw.CommonweightError, match="score='large' is one for numbers, not for heads; take prune"):
+        cw.plan("dsee", [site], prune_heads=1, score="large")
     with pytest.raises(cw.CommonweightError, match="prune updates queries and values, and none of 1 site is one"):
         cw.plan("dsee", [site], prune=0.1)
     with pytest.raises(cw.CommonweightError, match="prune_heads wants queries, values and the layer behind"):

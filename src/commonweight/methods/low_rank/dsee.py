@@ -51,8 +51,10 @@ class DSEE:
     )
     prune_heads: int = option(0, "heads of each attention that it leaves out, in place of numbers (paper: 3)", ge=0)
     first: float = option(0.5, "share of the steps of the first stage, where there is a second; ours", gt=0, le=0.9)
-    score: Literal["update", "weight", "both"] = option(
-        "update", "what is small in queries and values: the update, the weight, or both together"
+    score: Literal["update", "weight", "both", "large", "random"] = option(
+        "update",
+        "what goes of queries and values: where the update is small, the weight, or both together; large: where the "
+        "update is large; random: drawn from the seed",
     )
     heads: int | None = option(None, "heads of an attention; none: as the model says", ge=0)
     told: tuple[tuple[str, int], ...] = option(
@@ -63,6 +65,8 @@ class DSEE:
     )
 
     def check(self) -> str | None:
+        if self.prune_heads and self.score == "large":
+            return "score='large' is one for numbers, not for heads; take prune"
         return "prune and prune_heads are two ways; take one" if self.prune and self.prune_heads else None
 
     @property
@@ -113,7 +117,7 @@ def _schedule(config: DSEE, plan: Plan) -> SecondStage | None:
         zip(named["A"][::2], named["A"][1::2]) if config.prune_heads else ()
     )  # of each attention, in the plan's order
     heads = tuple((q, v, o, plan.pools[f"{o}.heads"].shape[0]) for (q, v), o in zip(pairs, named["heads"]))
-    return SecondStage(config, config.scale, tuple(named["bits"]), heads)
+    return SecondStage(config, config.scale, tuple(named["bits"]), heads, plan.seed)
 
 
 def _reading(config: DSEE) -> dict[str, tuple[str, ...]]:
@@ -146,7 +150,9 @@ def plan(sites: Sequence[Site], config: DSEE) -> Plan:
     Shapes: A (r, d_in), B (d_out, r), S (n,), places (n,), bits (ceil(d_in d_out / 8),), heads (h,). Linear in: A, B
     and S, each alone. Cost: the weight is made anew in every pass; at the start some 200 QR decompositions of a weight;
     with prune a bit for each number of the file, a sort of them all once, and a second product in the other layers.
-    Source: arXiv 2111.00160; github.com/VITA-Group/DSEE @61844c3, prune_mode ABS, W and WABS. Differs: the
+    Source: arXiv 2111.00160; github.com/VITA-Group/DSEE @61844c3, and @b455a42 for prune_mode
+    ABS, NABS, W, WABS and random (`update`, `large`, `weight`, `both`, `random`; AB, NAB and WAB are of runs without
+    S). Differs: the
     decomposition ends before its low-rank part has the weight's own rank, which in narrow layers comes before 100
     rounds; both stages are one run with one course of the rate (`first` is ours), in `adapt` and `Scheduled`; other
     loops prune nothing. Raises: CommonweightError for heads that cannot be told, and nothing to update.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core import CommonweightError, Plan, Site
+from ...core import CommonweightError, Plan, Rng, Site
 from ...core.bits import packed
 from ...core.schedule import Edit, Moment, Pools, State, last_of
 from ..blocks import by_block, heads_at
@@ -22,13 +22,15 @@ class SecondStage:
     """After the last step of the first stage, once. Numbers: of all updated weights together the smallest share goes by
     the update's size, and of all others by the weight's own. Heads: of each attention those with the smallest sums.
 
-    masked: the sites with a mask of numbers. heads: (query, value, output layer, heads) of each attention.
+    masked: the sites with a mask of numbers. heads: (query, value, output layer, heads) of each attention. seed: of
+    what is drawn.
     """
 
     config: Any
     scale: float
     masked: tuple[str, ...]
     heads: tuple[tuple[str, str, str, int], ...]
+    seed: int = 0
 
     def begin(self, plan: Plan, pools: Pools, steps: int) -> tuple[State, Edit]:
         return {}, Edit()
@@ -49,8 +51,13 @@ class SecondStage:
         return {f"{n}.bits": packed(m) for n, m in masks.items()}
 
     def size(self, at: Moment, site: str) -> Tensor:
-        """Of each number of an updated weight, by `score`: |update|, |weight|, |weight + update|."""
+        """Of each number of an updated weight, by `score`: |update|, |weight|, |weight + update|, 1 / |update|, or the
+        size of a normal number. An update of 0 is none: by the fourth it stays to the last."""
         low, sparse = change(at.pools, site)
+        if self.config.score == "random":
+            return self.drawn(site, tuple(low.shape)).abs().to(low.device)
+        if self.config.score == "large":
+            return 1 / (self.scale * (low + sparse)).abs()
         if self.config.score == "weight":
             return at.weight(site).abs()
         if self.config.score == "update":
@@ -58,11 +65,15 @@ class SecondStage:
         part = low if self.config.compat == "official" else self.scale * low
         return (at.weight(site) + part + self.scale * sparse).abs()
 
+    def drawn(self, site: str, shape: tuple[int, ...]) -> Tensor:
+        return Rng(self.seed, f"{site}/second stage").normal(shape)
+
     def _heads(self, at: Moment) -> dict[str, Tensor]:
         out = {}
         for q, v, o, n in self.heads:
-            sums = torch.zeros(n)
-            for site in (q, v):
+            drawn = self.config.score == "random"
+            sums = self.drawn(o, (n,)) if drawn else torch.zeros(n)
+            for site in () if drawn else (q, v):
                 if self.config.score != "weight":
                     sums += torch.stack(change(at.pools, site)).sum(0).abs().reshape(n, -1).sum(1).cpu()
                 if self.config.score != "update":
