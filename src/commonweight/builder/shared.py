@@ -67,8 +67,7 @@ def arrange(model: nn.Module, sharing: Record, kinds: dict[str, type]) -> None:
             made |= {n: getattr(module, key) for key, n in own.items()}
     shared: dict[type, Any] = {}
     for module in model.modules():  # what forms tell each other in a forward pass: one object for the whole model
-        kind: Any = getattr(module, "together", None)
-        if kind is not None:
+        if (kind := getattr(type(module), "together", None)) is not None:
             module.walk = shared.setdefault(kind, kind())
 
 
