@@ -4,6 +4,7 @@ One command, whose finished runs are kept in compare-cache, so that it can be st
 
     python -m benchmarks.compare                         every method, two budgets, three seeds
     python -m benchmarks.compare --methods lora,mos ...  options of `commonweight compare` in place of those below
+    python -m benchmarks.compare --renew corda,sherl     the rows of these alone; all others stay as they are
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 from commonweight.cli import main as commonweight
 
+from . import renewed
 from .elsewhere import page as elsewhere
+from .forms import page as forms
 from .shapes import minilm_folder
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +64,6 @@ REASONS = {
     "probe": "it is the head alone, what all others are measured from",
     "read": "a side network from random numbers has 64 steps; the paper trains on whole tasks of GLUE",
     "rpo": "prompts that no token of the text sees; made for some tens of them in CLIP, beside its own classifier",
-    "sherl": "at chance: the last block is given two numbers of a token at the start, of which nothing is learned",
     "tinylora": "its cores are 2 x 2, four directions a layer, however many numbers weigh them; made for few",
     "tokens": "it trains eight rows of the vocabulary, for words that are added, not for tasks",
     "prompt-tuning": "prompts alone, for 64 steps; its paper, too, finds it behind in small models",
@@ -95,20 +97,41 @@ def words(given: list[str]) -> list[str]:
 def main(given: list[str]) -> None:
     os.chdir(ROOT)
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if given[:1] == ["--renew"]:
+        renew(given[1], given[2:])
+        return
     called = words(given)
     folder = ROOT / called[called.index("--report") + 1]
-    page, data = RESULTS / "compare.md", folder / "results.json"
+    page, data = RESULTS / "compare.md", RESULTS / "compare" / "results.json"
     before = json.loads(data.read_text("utf-8")) if data.exists() else {"points": []}
     lines = page.read_text("utf-8").splitlines() if page.exists() else []
     commonweight_ends(called)
-    found = small(json.loads(data.read_text("utf-8")))
+    found = small(json.loads((folder / "results.json").read_text("utf-8")))
     found["earlier"] = earlier(before, {p["method"] for p in found["points"]})
     command = shlex.join(["commonweight", *called])
-    text = INTRODUCTION.format(command=command) + (folder / "table.md").read_text("utf-8")
-    text += below(found["points"]) + table(found["earlier"], lines)
-    page.write_text(elsewhere.put(text, elsewhere.kept()), "utf-8")
+    write(found, command, (folder / "table.md").read_text("utf-8"), lines)
     (folder / "table.md").unlink()
-    data.write_text(dumped(found), "utf-8")
+
+
+def renew(names: str, given: list[str]) -> None:
+    """The rows of these methods by a run of their own, as the whole would have it; given: as of `main`."""
+    data, report = RESULTS / "compare" / "results.json", ROOT / ".cache" / "renewed"
+    before = json.loads(data.read_text("utf-8"))
+    lines = (RESULTS / "compare.md").read_text("utf-8").splitlines()
+    command = next(line.removeprefix("$ ") for line in lines if line.startswith("$ commonweight compare "))
+    own = ["--methods", names, "--against", names.split(",")[0], "--report", str(report)]
+    fixed = renewed.options(before, names.split(","))
+    commonweight_ends(words([*own, "--budgets", ",".join(before["comparison"]["budgets"]), *fixed, *given]))
+    found = renewed.merged(before, small(json.loads((report / "results.json").read_text("utf-8"))))
+    write(found, command, renewed.table(found), lines)
+
+
+def write(found: dict[str, Any], command: str, rows: str, lines: list[str]) -> None:
+    """The page and its data; the parts that other commands measure stay at its end."""
+    text = INTRODUCTION.format(command=command) + rows + below(found["points"]) + table(found["earlier"], lines)
+    text = forms.put(elsewhere.put(text, elsewhere.kept()), forms.kept())
+    (RESULTS / "compare.md").write_text(text, "utf-8")
+    (RESULTS / "compare" / "results.json").write_text(dumped(found), "utf-8")
 
 
 def earlier(before: Mapping[str, Any], done: set[str]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ about our test, not about the paper's own experiment. `make claims` writes this 
 - Parameters are counted from our plans on the shapes of the paper's models.
 - Accuracies come from `make compare` (`docs/results/compare`) and `make bench` (`benchmarks/results`). Their encoder
   has 23 M parameters. Methods without a site in it stand on other small models, by `python -m benchmarks.elsewhere`.
+- A name in brackets is that of a paper whose method is an option or an optimizer here (`python -m benchmarks.forms`).
 - Methods marked "stream" learn tasks one after another; their figures come of `python -m benchmarks.streams` and
   `python -m benchmarks.stream_bytes`.
 - Brackets hold the spread: 95 % over seeds, or the range of the seeds. If the bound lies inside the spread, the claim
@@ -74,12 +75,19 @@ def bert(layers: int, d: int, part: str = "layers") -> list[Site]:
     return [s for i in range(layers) for s in layer(i, {**attention, "up": (4 * d, d), "down": (d, 4 * d)}, d, part)]
 
 
+def bart(layers: int, d: int) -> list[Site]:
+    """An encoder and a decoder, whose layers have a second attention."""
+    cross = [Site(f"decoder.{i}.cross.attn_out", d, d, "linear", "attn_out") for i in range(layers)]
+    return [*bert(layers, d, "encoder"), *bert(layers, d, "decoder"), *cross]
+
+
 # Sites, and the parameters of the whole model where a claim is a share of them.
 SHAPES: dict[str, tuple[Callable[[], list[Site]], int]] = {
     "bert-base": (lambda: bert(12, 768), 110_000_000),
     "bert-large": (lambda: bert(24, 1024), 335_000_000),
     "gpt2-medium": (lambda: bert(24, 1024), 355_000_000),
     "gpt3": (lambda: bert(96, 12288), 175_000_000_000),
+    "bart-base": (lambda: bart(6, 768), 139_420_416),
     "t5-base": (lambda: [*bert(12, 768, "encoder"), *bert(12, 768, "decoder")], 222_900_000),
     "llama2-7b": (lambda: llama(32, 4096, 4096, 11008), 6_738_000_000),
     "llama2-13b": (lambda: llama(40, 5120, 5120, 13824), 13_016_000_000),
@@ -222,26 +230,33 @@ KINDS: dict[str, Callable[[dict[str, Any]], Verdict]] = {
 
 
 def _pair(claim: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | Verdict:
-    """The values of both sides of the comparison, or why there are none. in: of a comparison on another model."""
-    found = _read(RESULTS / "compare" / "results.json")
-    if (part := claim["measure"].get("in")) is not None:
+    """The values of both sides of the comparison, or why there are none. in: of a comparison on another model. A form's
+    side is looked up by the name of the form."""
+    found, m = _read(RESULTS / "compare" / "results.json"), claim["measure"]
+    if (part := m.get("in")) is not None:
         found = (_read(RESULTS / "compare" / "elsewhere.json") or {}).get(part)
     if found is None:
         return Verdict("-", NOT_YET)
-    name, other = claim["method"], claim["measure"]["against"]
-    best = {n: _best([p for p in found["points"] if p["method"] == n]) for n in (name, other)}
-    best |= {n: _best([e for e in found.get("earlier", ()) if e["method"] == n]) for n, p in best.items() if p is None}
-    if (times := claim["measure"].get("times")) is not None and best[other] is not None:
-        fewer = [
-            p for p in found["points"] if p["method"] == name and times * p["parameters"] <= best[other]["parameters"]
-        ]
-        best[name] = _best(fewer)
+    name, other = claim.get("form", claim["method"]), m["against"]
+    rows = {n: _rows(found, n) for n in (name, other)}
+    best: dict[str, Any] = {n: _best(points) for n, points in rows.items()}
+    if (times := m.get("times")) is not None and (theirs := best[other]) is not None:
+        best[name] = _best([p for p in rows[name] if times * p["parameters"] <= theirs["parameters"]])
     small = [x for x in found.get("misfits", ()) if x["method"] in (name, other)]
     for n, p in best.items():
         if p is None:
             why = f": `{n}` has no config within the budgets" if any(x["method"] == n for x in small) else ""
             return Verdict("-", NOT_YET + why)
     return best[name], best[other]
+
+
+def _rows(found: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The configs of a method in a comparison, else those of an earlier one; of a form by its own name, its own."""
+    forms = _read(RESULTS / "compare" / "forms.json") or {}
+    if name in forms:
+        return [p for p in forms[name]["points"] if p["method"] == forms[name]["method"]]
+    now = [p for p in found["points"] if p["method"] == name]
+    return now or [e for e in found.get("earlier", ()) if e["method"] == name]
 
 
 def _best(points: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -289,7 +304,7 @@ def page() -> str:
             cw.methods.either(c["method"])
         found = KINDS[c["measure"]["kind"]](c)
         bound = _bound(c["measure"])
-        name = f"`{c['method']}`" + " (stream)" * (of(c) == "lifelong")
+        name = f"`{c['method']}`" + " (stream)" * (of(c) == "lifelong") + (f" ({c['form']})" if "form" in c else "")
         cells = (name, c["claim"], c["here"] + (f" ({bound})" if bound else "") or "-", *found)
         rows.append("| " + " | ".join(cells) + " |")
     return INTRODUCTION + "\n\n" + "\n".join(rows) + "\n"

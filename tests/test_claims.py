@@ -109,6 +109,19 @@ def test_a_comparison_on_another_model(results):
         assert gen.cost({"method": "dora", "measure": cost}) == gen.Verdict("1.50", verdict)
 
 
+def test_a_form_is_looked_up_by_its_name(results):
+    compared(results[1], [0.6, 0.6, 0.6], [0.7, 0.7, 0.7])
+    points = json.loads((results[1] / "compare" / "results.json").read_text())["points"]
+    ours = {"kind": "quality", "against": "lora", "at_least": 0.0}
+    theirs = {**ours, "against": "doRA"}
+    claims = {"method": "dora", "form": "doRA", "measure": ours}, {"method": "lora", "measure": theirs}
+    assert {gen.quality(c).verdict for c in claims} == {gen.NOT_YET}
+    better = [{**p, "values": {gen.ALL: {"mean": 0.8, "seeds": [0.8] * 3}}} for p in points if p["method"] == "dora"]
+    form = {"method": "dora", "points": [*better, {**points[0], "bytes": 1000}]}  # lora, run on the form's own base
+    (results[1] / "compare" / "forms.json").write_text(json.dumps({"doRA": form}))
+    assert [gen.quality(c).verdict for c in claims] == [gen.HOLDS, gen.FAILS]
+
+
 def test_what_is_not_there_is_not_measured_yet(results):
     claim = {"method": "dora", "measure": {"kind": "quality", "against": "lora", "at_least": 0.0}}
     assert gen.quality(claim).verdict == gen.NOT_YET

@@ -39,10 +39,16 @@ def test_formula():
     torch.testing.assert_close(found, last[0] if isinstance(last, tuple) else last, rtol=1e-4, atol=1e-5)
 
 
-def test_a_state_of_one_number_is_refused():
-    """Its norm is zero, and so has no cosine with any."""
-    with pytest.raises(cw.CommonweightError, match="SHERL: size is 1; it must be >= 2"):
-        cw.plan("sherl", [cw.Site("layers.early", 16, 4 * 16 + 1, "trunk")], size=1)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_state_of_one_or_two_numbers_is_refused(size):
+    """Its norm is zero, or a sign, which has no gradient: nothing is learned of what it is made of."""
+    with pytest.raises(cw.CommonweightError, match=f"SHERL: size is {size}; it must be >= 3"):
+        cw.plan("sherl", [cw.Site("layers.early", 16, 4 * 16 + 1, "trunk")], size=size)
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    for c in (size, 3):
+        W = torch.linspace(-1, 1, 16 * c).reshape(c, 16).sin().requires_grad_()
+        F.layer_norm(x @ W.T, (c,), eps=0.0 if c > 1 else 1e-5).square().mul(torch.arange(1.0, c + 1)).sum().backward()
+        assert W.grad is not None and (W.grad.abs().max() > 1e-2) == (c == 3)
 
 
 def test_count_is_the_official_modules():
@@ -53,11 +59,11 @@ def test_count_is_the_official_modules():
 
 @pytest.mark.parametrize("reader", ["t", ["t", None, "u", "t"]], ids=str)
 def test_a_state_whose_norm_is_zero_has_no_part(reader):
-    """Where all numbers of a state are one number, as of two numbers in bfloat16: it has a cosine with none."""
+    """Where all numbers of a state are one number, as may be in bfloat16: it has a cosine with none."""
     model, batch = make("bert")
     host = cw.Host(model)
     for name in "tu":
-        tenant = stir(host.add(name, "sherl", size=2), std=0.05)
+        tenant = stir(host.add(name, "sherl", size=3), std=0.05)
         with torch.no_grad():
             for slot in ("W", "b", "shift"):
                 tenant.pools[f"encoder.layer.early.{slot}"][0] = 0

@@ -13,7 +13,10 @@ from .plans import beside, states
 @config
 class SHERL:
     size: int | None = option(
-        None, "width c of the states as they are compared; none: d / 2. A normed state of one number is zero", ge=2
+        None,
+        "width c of the states as they are compared; none: d / 2. A normed state of one number is zero, and one of "
+        "two is 1 and -1, or the other way round: nothing is learned of it",
+        ge=3,
     )
 
 
@@ -43,7 +46,7 @@ def plan(sites: Sequence[Site], config: SHERL) -> Plan:
 
     def slots(s: Site) -> dict[str, Pool]:
         n, d = states(s), s.out
-        c = config.size or max(2, d // 2)
+        c = config.size or max(3, d // 2)
         return {
             "W": Pool((n, c, d), kaiming(d)),
             "b": Pool((n, c), ZEROS),
