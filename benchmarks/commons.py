@@ -9,7 +9,7 @@ and without the head; "store" is what `commonweight store list` calls marginal, 
 1,000 training rows a task, the best state on 200 dev rows, accuracy on the 377 to 500 test rows of demo/data.
 
     python -m benchmarks.commons [CANDIDATE ...] [--seeds 0 1 2] [--tasks trec ...] [--data FOLDER] [--cache FOLDER]
-    python -m benchmarks.commons --table            from what is in the cache, without training
+    python -m benchmarks.commons --table            from what is in the cache, without training; other rows stay
 
 --data: whole sets, FOLDER/<task>.train.tsv, .dev.tsv and .test.tsv. Every cell is kept in the cache and not done again,
 so that the whole may run in pieces, and in several processes.
@@ -36,7 +36,7 @@ from commonweight.formats import atomic, coding, native
 from commonweight.host.files import settle
 
 from .accuracy import DATA, SEEDS, TASKS
-from .harness import store
+from .harness import RESULTS, store
 from .overlap import without
 from .shapes import minilm_folder
 
@@ -210,6 +210,7 @@ def summary(name: str, ours: dict[tuple[str, int], dict], lora: dict[tuple[str, 
         "ours": round(mean(ours, "accuracy"), 2),
         "theirs": round(mean(lora, "accuracy"), 2),
         "spread": [round(min(by_seed), 2), round(max(by_seed), 2)],
+        "seeds": len(seeds),
         "bytes": {
             "ours": round(body), "theirs": round(mean(lora, "body")),
             "ours with head": round(mean(ours, "body", "head")), "theirs with head": round(mean(lora, "body", "head")),
@@ -254,8 +255,23 @@ def main(args: Sequence[str] = ()) -> list[dict[str, Any]]:
     ]
     out.sort(key=lambda r: r["bytes"]["ours"])
     if not asked.candidates and len(asked.seeds) == len(SEEDS):
-        store("commons" if asked.data == DATA else "commons_whole", out)
+        name = "commons" if asked.data == DATA else "commons_whole"
+        out = with_earlier(out, RESULTS / f"{name}.json")
+        store(name, out)
     return out
+
+
+def with_earlier(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The rows, and those of a results file whose candidates the cache does not hold any more, with their machine."""
+    mine = {candidate(r) for r in rows}
+    held = json.loads(path.read_text()) if path.exists() else {"rows": [], "machine": {}}
+    earlier = [{"machine": held["machine"], **r} for r in held["rows"] if candidate(r) not in mine]
+    return sorted([*rows, *earlier], key=lambda r: r["bytes"]["ours"])
+
+
+def candidate(row: dict[str, Any]) -> str:
+    """The name that `summary` put into a row."""
+    return row["what"].split(", ")[1]
 
 
 if __name__ == "__main__":

@@ -179,6 +179,8 @@ def benchmark(claim: dict[str, Any]) -> Verdict:
         return Verdict("-", NOT_YET)
     low, high = row["spread"]
     sign = "+" if "at_least" in m else ""  # a difference in points; else a ratio
+    if row.get("seeds") == 1:
+        return Verdict(f"{row[m['field']]:{sign}g} (one seed)", "open: one seed")
     return Verdict(f"{row[m['field']]:{sign}g} ({low:{sign}g} to {high:{sign}g})", _judge(low, high, m))
 
 

@@ -139,6 +139,13 @@ def test_benchmarks(results, spread, verdict):
     assert gen.benchmark(bench).verdict == verdict
 
 
+def test_a_benchmark_of_one_seed_decides_nothing(results):
+    row = {"what": "late tenant, b", "difference": -2.7, "spread": [-2.7, -2.7], "seeds": 1}
+    (results[0] / "x.json").write_text(json.dumps({"rows": [row]}))
+    bench = {"measure": {"kind": "benchmark", "file": "x", "row": "b", "field": "difference", "at_least": -0.5}}
+    assert tuple(gen.benchmark(bench)) == ("-2.7 (one seed)", "open: one seed")
+
+
 def test_ten_thousand_tenants(results):
     claim = {"measure": {"kind": "tenants", "find": "share", "at_most": 0.01}}
     assert gen.tenants(claim).verdict == gen.NOT_YET
