@@ -53,8 +53,6 @@ REASONS = {
     "coda": "half of the tokens run past every block from the first step on; the paper trains router and adapters on "
             "pretraining data first, which is not built",
     "lora-sb": "36 numbers are all that it trains; no rank above 1 fits beside the factors that its file keeps",
-    "corda": "no rank above 1 fits beside the start that its file keeps, and its seeds are far apart: "
-             "on cr their interval reaches the commonest label",
     "das": "whole modules are left out of an encoder of six layers; the paper leaves 4 of 12 out of a larger model",
     "light-peft": "heads and neurons of a small encoder are cut in a run of 64 steps",
     "lst": "a ladder of width 21 from random numbers; the paper's start by pruning is its option start=rows",
@@ -117,12 +115,13 @@ def renew(names: str, given: list[str]) -> None:
     """The rows of these methods by a run of their own, as the whole would have it; given: as of `main`."""
     data, report = RESULTS / "compare" / "results.json", ROOT / ".cache" / "renewed"
     before = json.loads(data.read_text("utf-8"))
-    lines = (RESULTS / "compare.md").read_text("utf-8").splitlines()
-    command = next(line.removeprefix("$ ") for line in lines if line.startswith("$ commonweight compare "))
     own = ["--methods", names, "--against", names.split(",")[0], "--report", str(report)]
     fixed = renewed.options(before, names.split(","))
     commonweight_ends(words([*own, "--budgets", ",".join(before["comparison"]["budgets"]), *fixed, *given]))
-    found = renewed.merged(before, small(json.loads((report / "results.json").read_text("utf-8"))))
+    new = small(json.loads((report / "results.json").read_text("utf-8")))
+    found = renewed.merged(json.loads(data.read_text("utf-8")), new)  # which another one may have written meanwhile
+    lines = (RESULTS / "compare.md").read_text("utf-8").splitlines()
+    command = next(line.removeprefix("$ ") for line in lines if line.startswith("$ commonweight compare "))
     write(found, command, renewed.table(found), lines)
 
 

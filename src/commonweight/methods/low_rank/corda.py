@@ -45,7 +45,8 @@ def steadied(C: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def begin(config: CorDA, sites: Sequence[Site], seen: Statistics) -> tuple[CorDA, dict[str, Tensor]]:
-    """W C = U S V^T, C that of the inputs: A = S^(1/2) V^T C^(-1), B = U S^(1/2), of the first r or of the last."""
+    """W C = U S V^T, C that of the inputs: A = S^(1/2) V^T C^(-1), B = U S^(1/2), of the first r or of the last; then
+    A times a number and B over it, so that both have one norm, as a C of another size would have it."""
     s, r, values = _scale(config), config.rank, {}
     for site in sites:
         fits("corda", site, r)
@@ -57,6 +58,9 @@ def begin(config: CorDA, sites: Sequence[Site], seen: Statistics) -> tuple[CorDA
         at = slice(r) if config.mode == "ipm" else slice(len(S) - r, len(S))
         root = (S[at] / s).sqrt()
         A, B = root[:, None] * (V[at] @ inverse), U[:, at] * root
+        if B.any():
+            even = (B.norm() / A.norm()).sqrt()
+            A, B = A * even, B / even
         values |= {f"{site.name}.{k}{twin}": p.clone() for k, p in (("A", A), ("B", B)) for twin in ("", "0")}
     return replace(config, start="given"), values
 
@@ -72,7 +76,7 @@ def _scale(config: CorDA) -> float:
     formula="sum over sites of r (d_in + d_out); the file holds the start too, twice as much",
     kinds=("linear",),
     unfit=ranked(),
-    lr=5e-4,
+    lr=1e-3,
     wants=lambda config: "inputs" if config.start == "rows" and config.mode == "ipm" else "",
     keeps=lambda config: "inputs" if config.start == "rows" and config.mode == "kpm" else "",
     begin=begin,
@@ -82,9 +86,10 @@ def plan(sites: Sequence[Site], config: CorDA) -> Plan:
     """W' = W + s (B A - B0 A0), s = alpha / r: the start B0 A0 is taken away, so that a fresh tenant is the base.
 
     Linear in: A and B, each alone. Source: arXiv 2406.05223, section 3, as PEFT 0.21.2 has it (lora/corda.py).
-    Differs: the base, which others read too, keeps W, and the start lies in the file; C is X^T X of all tokens over its
-    mean diagonal, where they divide each row by its largest entry first: other rows weigh more there, and A and B
-    share the size of their product otherwise.
+    Differs: the base, which others read too, keeps W, and the start lies in the file; C is X^T X of all tokens,
+    where they divide each row by its largest entry first: other rows weigh more there. The size of C, theirs by the
+    number of tokens and that entry, says how A and B share the size of their product; OURS: evenly. (With a mean
+    diagonal of 1, B was 100 to 300 times A in MiniLM, and a step of A threw the model about.)
     Raises: CommonweightError for a rank above the weight's, and a site whose input is always zero.
     """
     return started(sites, config.rank, _scale(config), config.start == "given")
