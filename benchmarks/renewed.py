@@ -40,7 +40,7 @@ def merged(found: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """Its rows as `commonweight compare` writes them."""
-    told = {k: v for k, v in found["comparison"].items() if k != "reference"}
+    told: dict[str, Any] = {k: v for k, v in found["comparison"].items() if k != "reference"}
     told |= {"data": tuple(Data(**d) for d in told["data"]), "methods": tuple(told["methods"])}
     comparison = Comparison(**{**told, "budgets": tuple(told["budgets"])})
     points = [point(p) for p in found["points"]]
