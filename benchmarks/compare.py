@@ -51,7 +51,7 @@ this encoder has no site for are measured [on models that have it](#on-models-th
 FAR = 0.03  # so far below the reference, a method is named with what is other here than in its paper
 REASONS = {
     "coda": "half of the tokens run past every block from the first step on; the paper trains router and adapters on "
-            "pretraining data first, which is not built",
+            "pretraining data first, which was not done here",
     "lora-sb": "36 numbers are all that it trains; no rank above 1 fits beside the factors that its file keeps",
     "das": "whole modules are left out of an encoder of six layers; the paper leaves 4 of 12 out of a larger model",
     "light-peft": "heads and neurons of a small encoder are cut in a run of 64 steps",

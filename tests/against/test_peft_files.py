@@ -171,6 +171,8 @@ NATIVE = {
     "waveft": {"n_frequency": 30, "random_loc_seed": 3},
     "gralora": {"rank": 4, "hybrid": 2},
     "c3a": {"block_size": 8},
+    "c3a-default": {},
+    "vb-lora-default": {},
     "delora": {"rank": 4, "bound": 3.0},
     "tinylora": {"rank": 3, "vectors": 5},
     "tinylora-groups": {"rank": 3, "vectors": 5, "groups": 4},
@@ -180,7 +182,7 @@ NATIVE = {
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("name", NATIVE)
 def test_native_export_answers_the_same_in_peft_and_comes_back(name, kind, tmp_path):
-    method = name.removesuffix("-compact").removesuffix("-groups")
+    method = name.removesuffix("-compact").removesuffix("-groups").removesuffix("-default")
     model, batch = make(kind)
     plain = copy.deepcopy(model)
     host = cw.Host(model)
@@ -195,7 +197,7 @@ def test_native_export_answers_the_same_in_peft_and_comes_back(name, kind, tmp_p
     host.import_peft("u", tmp_path / "a")
     with torch.no_grad(), host.route("u"):
         torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-5)
-    assert host["u"].method.name == method
+    assert host["u"].method.name == method or (name, kind) == ("c3a-default", "llama")  # blocks of two sizes: `full`
     with torch.no_grad():
         there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
         torch.testing.assert_close(answer(there, batch), want, rtol=1e-5, atol=1e-5)

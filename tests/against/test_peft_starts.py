@@ -120,7 +120,9 @@ def test_an_unconverted_one_opens_with_its_start(init, options, method, tmp_path
         want = of(stirred(model, 0.03), make("llama")[1])
         model.save_pretrained(tmp_path / "end")
     if init != "olora":
-        with pytest.raises(cw.CommonweightError, match=r"moved the base weights .* or give start=, the folder of"):
+        with pytest.raises(
+            cw.CommonweightError, match=r"moved the base weights .* or give start= \(--start\), the folder of"
+        ):
             here(tmp_path / "end", method)
     tenant, got = here(tmp_path / "end", method, start=tmp_path / "start")
     same(got, want)
@@ -153,6 +155,7 @@ def test_a_start_that_is_none(tmp_path):
         ("whole", "start", r"init_lora_weights=True took nothing out of the base .* leave start out"),
         ("end", "other/start", r"start: its ranks, alphas or sites are other .* scale 3; the adapter: 4 sites, rank 2"),
         ("end", "none", r"start: .*none"),
+        ("end", "end", r"start: its factors are the adapter's own"),
     ):
         with pytest.raises(cw.CommonweightError, match=why):
             here(tmp_path / folder, "lora", start=tmp_path / start)

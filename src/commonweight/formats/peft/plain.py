@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...core import CommonweightError, Site
 from ..adapter import Adapter, Frozen
+from ..pairs import commonest, others
 from .common import PREFIX, Native, Subject, is_off, number, split, understood
 
 Found = Mapping[str, Mapping[str, Tensor]]
@@ -20,6 +21,7 @@ class Plain(NamedTuple):
     slots: PEFT's name of a tensor -> ours, with a final "^T" where ours is transposed. options: PEFT's option -> ours.
     says: what PEFT's config holds beside, of our config. not_here: whether only PEFT computes such a config.
     stored: our method keeps its frozen pools in the file where its option `stored` says so. silent: no matter.
+    sizes: PEFT's options for the last dimension of a site's first tensor, and for that of sites where it is another.
     """
 
     kind: str
@@ -30,6 +32,7 @@ class Plain(NamedTuple):
     not_here: Callable[[Mapping[str, Any]], bool] = lambda config: False
     stored: bool = False
     silent: tuple[str, ...] = ()
+    sizes: tuple[str, str] | None = None
 
     def takes(self, config: Mapping[str, Any]) -> bool:
         """Whether our own method can say it; else PEFT computes."""
@@ -70,6 +73,14 @@ class Plain(NamedTuple):
                     value = subject.pools[pool]
                     tensors[f"{name}.{theirs}"] = value.T.contiguous() if ours.endswith("^T") else value
         config = {theirs: getattr(subject.config, ours) for theirs, ours in self.options.items()}
+        if self.sizes is not None:
+            slot = next(iter(self.slots))
+            last = {n: tensors[f"{n}.{slot}"].shape[-1] for n in subject.sites}
+            usual = commonest(last.values())
+            config |= {
+                self.sizes[0]: usual,
+                self.sizes[1]: dict(others({subject.short(n): b for n, b in last.items()}, usual)),  # by whole names
+            }
         return Native({"peft_type": self.kind, **config, **self.says(subject.config)}, tensors)
 
 
@@ -99,7 +110,7 @@ MISS = Plain(
     "MISS", "miss", {"miss_block": "B^T"}, {"r": "rank", "miss_dropout": "dropout"}, lambda c: {"mini_r": 1},
     lambda c: c.get("init_weights") in ("bat", "mini"), silent=("mini_r",),
 )  # fmt: skip
-C3A = Plain("C3A", "c3a", {"c3a_kernel": "k"}, {"block_size": "block_size"})
+C3A = Plain("C3A", "c3a", {"c3a_kernel": "k"}, {"block_size": "block_size"}, sizes=("block_size", "block_size_pattern"))
 GRALORA = Plain(
     "GRALORA", "gralora",
     {"gralora_A": "A", "gralora_B": "B", "gralora_A_general.weight": "G_A",

@@ -74,7 +74,7 @@ def moved(init: str) -> CommonweightError:
         ""
         if loftq
         else "Save it in PEFT with path_initial_model_for_weight_conversion, which makes it plain LoRA; or "
-        "give start=, the folder of the same adapter as it was saved before training. "
+        "give start= (--start), the folder of the same adapter as it was saved before training. "
     )
     return CommonweightError(
         f"adapter_config.json: init_lora_weights={init!r} moved the base weights in a way that the file does not "

@@ -51,6 +51,11 @@ def read(
             f"({_shown(before)}; the adapter: {_shown(scales)}); give the same adapter as it was before training"
         )
     taken = {n: (first.values[f"{n}.A"], first.values[f"{n}.B"]) for n in scales}
+    if all(end.values[f"{n}.{k}"].equal(t) for n, pair in taken.items() for k, t in zip("AB", pair)):
+        raise CommonweightError(
+            "start: its factors are the adapter's own, so that nothing would be left of its training; give the same "
+            "adapter as it was saved before training"
+        )
     ours = _OURS.get(init.lower())
     kinds = {s.kind for s in sites.values() if s.name in scales}
     if ours and len({*scales.values()}) == 1 and kinds == {"linear"} and end.values.keys() == first.values.keys():

@@ -71,7 +71,7 @@ def write(subject: Subject) -> Native:
         "peft_type": "VBLORA",
         "r": ours.rank,
         "num_vectors": ours.num_vectors,
-        "vector_length": ours.vector_length,
+        "vector_length": tensors[_BANK].shape[1],
         "topk": ours.topk,
         "vblora_dropout": ours.dropout,
         "save_only_topk_weights": ours.compact,

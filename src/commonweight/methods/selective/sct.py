@@ -67,10 +67,11 @@ def plan(sites: Sequence[Site], config: SCT) -> Plan:
     """y'[c] = y[c] + M y[c] + m at k chosen channels c of a layer's output; M and m zero at the start.
 
     Shapes: M (k, k), m (k,), c (k,). Linear in: M and m. A channel's score is the norm of its values over all tokens of
-    a class, the mean over classes. Source: arXiv 2309.08513; github.com/showlab/SCT @384cecb, mode sct_qkv: the
-    scripts' default, mode sct_attn, is place="stream": y is what there is once an attention's answer has been added to
-    what the block was given, and m is there too. It has no form of a weight. Which of a block's norms is which is seen
-    on rows (`streams`); before a norm first the attention's answer is changed, else what the norm is given.
+    a class, the mean over classes. Source: arXiv 2309.08513, its abstract alone, and github.com/showlab/SCT @384cecb,
+    mode sct_qkv: the scripts' default, mode sct_attn, is place="stream": y is what there is once an attention's answer
+    has been added to what the block was given, and m is there too. It has no form of a weight. Which of a block's norms
+    is which is seen on rows (`streams`); before a norm first the attention's answer is changed, else what the norm is
+    given.
     Differs: M starts at zero, where the code draws it, so that a fresh tenant is the base; m only where the layer has a
     bias; every real token counts, the first too. The configs' scales, which the released code passes over, are not
     there. Raises: CommonweightError for a stream without rows.
