@@ -123,7 +123,8 @@ def plan(sites: Sequence[Site], config: TriAdaptLoRA) -> Plan:
 
     Shapes: A (r, d_in), C (r, r), B (d_out, r). Linear in: each alone.
     Source: arXiv 2501.08008, its abstract alone, and a tuner of its authors for PEFT; the paper's own start
-    was in no source that could be read, and the code's, B and C both zero, cannot train: A and C drawn is ours. Differs: the lower and the upper
+    was in no source that could be read, and the code's, B and C both zero, cannot train: A and C drawn is ours.
+    Differs: the lower and the upper
     triangle are one matrix, where the code has the blocks of the diagonal twice; growth ends at the target exactly;
     no site has more than min(d_in, d_out). `adapt` and `Scheduled` let it grow, by a new plan each time; other loops
     train the first ranks.
