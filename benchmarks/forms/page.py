@@ -92,12 +92,13 @@ def section(parts: Mapping[str, Any]) -> str:
 def told(form: Form, part: Mapping[str, Any], above: list[dict[str, Any]]) -> str:
     """What a form is, a command of a run of it, its rows and those of others beside it."""
     lora = max((p for p in above if p["method"] == "lora"), key=lambda p: p["bytes"])
-    own = [against(p, lora) | ({"name": f"{p['name']}, small base"} if form.base else {}) for p in part["points"]]
+    said = "".join(f" --{k} {v}" for k, v in form.recipe.items()) + (", small base" if form.base else "")
+    own = [against(p, lora) | {"name": p["name"] + said} for p in part["points"]]
     rows = ["| " + " | ".join(HEADS) + " |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
     beside = [p for m in ("lora", *form.beside) for p in above if p["method"] == m]
     rows += ["| " + " | ".join(cells(p)) + " |" for p in (*own, *beside)]
     small = [f"{m['budget']}: it starts at {m['nbytes']:,} bytes." for m in part["misfits"]]
-    about = " ".join([f"{part['points'][0]['name']}".join("``"), "here:", form.about, *small])
+    about = " ".join([own[0]["name"].join("``"), "here:", form.about, *small])
     return f"{about}\n\n```console\n$ {part['points'][0]['runs'][0]['command']}\n```\n\n" + "\n".join(rows) + "\n"
 
 
