@@ -91,9 +91,14 @@ def cells(p: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def put(page: str, parts: Mapping[str, Any]) -> str:
-    """The page with this part as it is now, at its end."""
-    before, _, rest = page.partition(f"\n{BEGIN}\n")
-    return before + rest.partition(f"{END}\n")[2] + section(parts)
+    """The page with this part as it is now."""
+    return placed(page, section(parts), BEGIN, END)
+
+
+def placed(page: str, text: str, begin: str, end: str) -> str:
+    """The text where one of these marks stood, and at the end of a page where none did."""
+    before, _, rest = page.partition(f"\n{begin}\n")
+    return before + text + rest.partition(f"{end}\n")[2]
 
 
 def write() -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from commonweight.compare.summary import paired
 
-from ..elsewhere.page import HEADS, ROOT, cells
+from ..elsewhere.page import HEADS, ROOT, cells, placed
 from ..renewed import point
 from .bases import compressed
 
@@ -73,9 +73,8 @@ def kept() -> dict[str, Any]:
 
 
 def put(page: str, parts: Mapping[str, Any]) -> str:
-    """The page with this part as it is now, at its end."""
-    before, _, rest = page.partition(f"\n{BEGIN}\n")
-    return before + rest.partition(f"{END}\n")[2] + section(parts)
+    """The page with this part as it is now."""
+    return placed(page, section(parts), BEGIN, END)
 
 
 def section(parts: Mapping[str, Any]) -> str:

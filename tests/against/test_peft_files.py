@@ -286,7 +286,7 @@ def test_a_changed_bias_goes_along(tmp_path):
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_default_is_peft_s_own_format_where_it_has_one(name, kind, tmp_path):
-    method = name.removesuffix("-compact").removesuffix("-groups")
+    method = name.removesuffix("-compact").removesuffix("-groups").removesuffix("-default")
     model, batch = make(kind)
     plain = copy.deepcopy(model)
     host = cw.Host(model)
