@@ -147,7 +147,7 @@ def quality(claim: dict[str, Any]) -> Verdict:
     verdict = _judge(low, high, claim["measure"])
     if by == "parameters":
         return Verdict(f"{figure}, 1/{1 / more:.1f} of the trained numbers", verdict)
-    if more > 1.1:
+    if more > 1.1 and pair[1][by]:  # of the head alone, which has none, they are the point
         return Verdict(f"{figure}, with {more:.1f} times the bytes", verdict if verdict == FAILS else MORE)
     return Verdict(figure, verdict)
 
