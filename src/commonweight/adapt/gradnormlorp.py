@@ -55,10 +55,10 @@ class GradNormLoRP(Optimizer):
 
     Shapes: dw (out, inp). State: v as w, P (r, short side), four moments, (out, r) or (r, inp) and (out, 1).
     Cost: an SVD a weight every `GAP` steps; two products of rank r a step.
-    Source: arXiv 2412.19616, whose text could not be read;
-        github.com/Jhhuangkay/Gradient-Weight-normalized-Low-rank-Projection-for-Efficient-LLM-
-    Training @66c8e76 (LowRankWeightNormAdamW.py), whose steps these are: the gradient of v has no projection on the
-    tangent of the sphere, and g begins each step as the length of v, so that a trained length lasts one pass.
+    Source: arXiv 2412.19616, whose text could not be read, and its code at 66c8e76 (LowRankWeightNormAdamW.py of
+    github.com/Jhhuangkay/Gradient-Weight-normalized-Low-rank-Projection-for-Efficient-LLM-Training), whose steps these
+    are: the gradient of v has no projection on the tangent of the sphere, and g begins each step as the length of v, so
+    that a trained length lasts one pass.
     """
 
     def __init__(
