@@ -104,8 +104,10 @@ def test_two_processes_train_as_one(bert, llama, tmp_path):
         (a, first), (b, second) = (torch.load(tmp_path / "two" / f"{name}{rank}.pt") for rank in range(2))
         for n, p in result.tenant.pools.items():
             assert torch.equal(a[n], b[n])
-            near = 1e-3 if name == "g" else 1e-5  # grown ranks: Adam divides gradients of rounding by their own size
-            torch.testing.assert_close(a[n], p.detach(), atol=1e-5, rtol=near)
+            if name == "g":  # grown ranks: Adam divides gradients of rounding by their own size
+                assert (a[n] - p.detach()).norm() <= 1e-3 * p.detach().norm() + 1e-5
+            else:
+                torch.testing.assert_close(a[n], p.detach(), atol=1e-5, rtol=1e-5)
         assert [c["loss"] for c in first["curve"]] == pytest.approx([c["loss"] for c in result.curve], abs=1e-5)
         assert (first["seen"], second["seen"]) == (len(seen), 0) and first["tokens"] == seen[-1].tokens
         assert (tmp_path / "two" / f"{name}.safetensors").is_file() and (tmp_path / "two" / f"{name}.json").is_file()

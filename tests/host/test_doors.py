@@ -6,12 +6,15 @@ import copy
 import pickle
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 import commonweight as cw
+from commonweight.host.route import Route
 from tests.host.past import MLP, Attention, Blocks, blocks, hosted, merged, routed
 from tests.laws.subjects import stir
 from tests.models import answer, make
@@ -434,3 +437,60 @@ def test_a_house_is_kept_by_a_thread_of_its_own_while_another_runs_the_model(wha
         t.join()
     assert not wrong, wrong[0]
     answer(model, batch)
+
+
+def of(host: cw.Host, name: str) -> Any:
+    """A route as a server sets it: not by `Host.route`."""
+    return host.base.current.within(Route(single=host[name]))
+
+
+def test_the_first_pass_of_a_server_reads_past_modules_too():
+    host = hosted(model := blocks("matmul"))
+    with torch.no_grad(), of(host, "a"):
+        torch.testing.assert_close(model(X), merged(host, "a", copy.deepcopy(model), X))
+
+
+def test_a_first_route_opens_no_door_behind_another_threads_pass():
+    """Its layers would read the tenant's weights, and add the change once more."""
+    host = hosted(model := blocks("called"))
+    want = merged(host, "a", copy.deepcopy(model), X)
+    inside, on, found = threading.Event(), threading.Event(), []
+
+    def wait(*_: Any) -> None:
+        inside.set()
+        on.wait(60)
+
+    def serve() -> None:
+        with torch.no_grad(), of(host, "a"):
+            found.append(model(X))
+
+    handle = model.layers[0].qkv.register_forward_pre_hook(wait)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    inside.wait(60)
+    with host.route("a"):
+        on.set()
+        thread.join()
+    handle.remove()
+    torch.testing.assert_close(found[0], want)
+    with torch.no_grad(), host.route("a"):
+        torch.testing.assert_close(model(X), want)
+
+
+def test_a_module_may_be_called_while_its_door_closes(monkeypatch):
+    host = hosted(model := blocks("called"))
+    qkv, remove, found = model.layers[0].qkv, RemovableHandle.remove, []
+    with torch.no_grad(), host.route("a"):
+        want = qkv(X)
+
+        def called(self: RemovableHandle) -> None:
+            remove(self)
+            found.append(qkv(X))
+
+        for door in host.base.doors.doors.values():
+            with monkeypatch.context() as m:
+                m.setattr(RemovableHandle, "remove", called)
+                door.close()
+    assert len(found) > 1
+    for y in found:
+        torch.testing.assert_close(y, want)

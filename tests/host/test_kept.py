@@ -136,7 +136,9 @@ class TestBitsandbytes:
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("double", [False, True])
 def test_rows_that_a_kernel_reads_otherwise_are_told(double):
-    """Packed by others: bitsandbytes 0.50.2 computes with other numbers on a CPU."""
+    """Packed by others: bitsandbytes 0.50.2 computes with other numbers on a CPU that its own kernel is for."""
+    from bitsandbytes.functional import has_avx512bf16
+
     make = _bitsandbytes(quant_type="nf4", compress_statistics=double)
     for wide, wrong in ((128, False), (96, True), (33, False)):
         model = replaced(llama(intermediate_size=wide), make)
@@ -144,6 +146,6 @@ def test_rows_that_a_kernel_reads_otherwise_are_told(double):
             warnings.simplefilter("always")
             cw.Host(model)
         said = [str(w.message) for w in caught if "no multiple of its block" in str(w.message)]
-        assert len(said) == wrong
-        if wrong:
+        assert len(said) == (wrong and has_avx512bf16())
+        if said:
             assert said[0].startswith("model.layers.0.mlp.down_proj and 1 more: bitsandbytes packed rows")

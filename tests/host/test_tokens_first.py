@@ -60,6 +60,11 @@ def test_a_row_of_a_mixed_batch_is_generated_as_alone(make, beams):
             assert torch.equal(together[i][:n], one[:n]) and (together[i][n:] == 1).all()
 
 
+def aslant(y: torch.Tensor) -> torch.Tensor:
+    """A sum with weights: behind a norm the plain one has no gradient but that of rounding."""
+    return (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
+
+
 @pytest.mark.parametrize("tokens", [4, 8])  # as many as rows, and not
 @pytest.mark.parametrize("make", [fsmt, led, longformer])
 def test_one_pass_for_all_readers(make, tokens):
@@ -78,13 +83,13 @@ def test_one_pass_for_all_readers(make, tokens):
             with host.route(name):
                 torch.testing.assert_close(mixed[i], host.model(**given)[0][i], rtol=1e-4, atol=1e-5)
     with host.route(route):
-        host.model(**given)[0][0].sum().backward()
+        aslant(host.model(**given)[0][0]).backward()
     got = [p.grad for p in host["lora"].parameters()]
     assert any(g is not None and g.any() for g in got)
     for p in host["lora"].parameters():
         p.grad = None
     with host.route("lora"):
-        host.model(**given)[0][0].sum().backward()
+        aslant(host.model(**given)[0][0]).backward()
     for g, p in zip(got, host["lora"].parameters()):
         if p.grad is not None:
             torch.testing.assert_close(g, p.grad, rtol=1e-3, atol=1e-4)

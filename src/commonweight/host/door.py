@@ -40,23 +40,24 @@ class Door:
 
     def open(self) -> None:
         slots = tuple(s for s in self.ways if self.module._parameters.get(s) is not None)
-        self.module.__dict__[_DOOR] = self
-        if slots:
-            self.module.__class__ = with_door(type(self.module), slots)
         self.handles = [
             foremost(self.module, self.enter),
             self.module.register_forward_hook(self.leave, always_call=True),
         ]
+        self.module.__dict__[_DOOR] = self
+        if slots:
+            self.module.__class__ = with_door(type(self.module), slots)
 
     def close(self) -> None:
+        self.module.__dict__.pop(_DOOR, None)  # first: a thread that calls the module now is not seen to enter
         for h in self.handles:
             h.remove()
-        self.module.__dict__.pop(_DOOR, None)
         # a class that another library made of it meanwhile, as parametrisations do, stays: without a door it is plain
         self.module.__class__ = vars(type(self.module)).get("commonweight_plain", type(self.module))
 
     def again(self) -> None:
         self.ran = self.read = self.used = False
+        self.running.clear()  # it may have been closed while another thread was within a call of the module
         self.open()
 
     def enter(self, module: nn.Module, args: Any) -> None:

@@ -67,13 +67,22 @@ class Doors:
         model.__dict__[WATCH] = self.arrive
 
     def begin(self) -> None:
-        """Before the first route."""
+        """Before the first route, and where that was not set by `Host.route`, before the first pass under one. Not
+        while another thread is within a pass."""
         with _OPENING:
-            if not self.first:
-                self.first = True
-                for door in self.doors.values():
-                    door.open()
-                self.watch({n: d for n, d in self.doors.items() if not d.kept})
+            if self.quiet():
+                self.opened()
+
+    def quiet(self) -> bool:
+        """Whether no other thread is within a routed pass: it would find a door behind it."""
+        return not self.inside.keys() - {threading.get_ident()}
+
+    def opened(self) -> None:
+        if not self.first:
+            self.first = True
+            for door in self.doors.values():
+                door.open()
+            self.watch({n: d for n, d in self.doors.items() if not d.kept})
 
     def watch(self, doors: Mapping[str, Door]) -> None:
         """Finds out, in the passes that come, which of these are needed."""
@@ -89,8 +98,8 @@ class Doors:
         """Before a pass of the whole model. In a mode that is new all doors stand open once more: a model may read past
         its modules in training alone, without gradients alone, or from the second token on.
 
-        Cost: some 30 ns for each module that holds others. Not while another thread is within a pass, which would find
-        a door behind it; then at the next pass. A compiled model looks at training alone.
+        Cost: some 30 ns for each module that holds others. Not while another thread is within a pass; then at the next
+        one. A compiled model looks at training alone.
         """
         if self.route() is None:
             return
@@ -100,7 +109,9 @@ class Doors:
         flags = tuple([m.training for m in self.around])
         mode = flags, torch.is_grad_enabled(), found is not None and found[1] == 1
         with _OPENING:
-            alone = not self.inside.keys() - {threading.get_ident()}
+            alone = self.quiet()
+            if alone and not compiled:
+                self.opened()
             if mode not in self.modes and alone and not (compiled and any(flags == m[0] for m in self.modes)):
                 if self.modes:
                     shut = {n: d for n, d in self.doors.items() if not d.kept and n not in self.open}
