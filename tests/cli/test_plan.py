@@ -54,7 +54,11 @@ def test_widths_that_do_not_fit_are_left_out(capsys, tmp_path):
         (["minilm-l6", "-m", "lotr:rank=0"], "rank is 0; it must be >= 1"),
         (["minilm-l6", "-m", "lotr:rank"], "option 'rank': wanted name=value"),
         (["minilm-l6", "--codec", "int9"], "unknown codec 'int9'"),
-        (["minilm-l6", "-m", "lora", "--codec", "compeft"], "choose bfloat16, int8, int4 or onebit"),
+        (["minilm-l6", "-m", "lora", "--codec", "compeft"], "choose bfloat16, int8 or int4"),
+        (
+            ["minilm-l6", "-m", "lora", "--codec", "onebit"],
+            "lora: codec onebit stores matrices of two values",
+        ),
     ],
 )
 def test_mistakes(capsys, arguments, message):

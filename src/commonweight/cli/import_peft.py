@@ -46,7 +46,7 @@ def command(
     ] = "adapters",
     codec: Annotated[
         str | None,
-        typer.Option(help="Store the numbers in fewer bytes: bfloat16, int8, int4, compeft, onebit or ordered."),
+        typer.Option(help="Store the numbers in fewer bytes: bfloat16, int8, int4, compeft or ordered."),
     ] = None,
     eval: Annotated[
         Path | None,

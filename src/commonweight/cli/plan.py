@@ -37,7 +37,8 @@ def command(
         int, typer.Option(min=1, help="Number of tenants; they share one common where the method has one.")
     ] = 1,
     codec: Annotated[
-        str | None, typer.Option(help="How trained pools are stored: bfloat16, int8, int4 or onebit (float32).")
+        str | None,
+        typer.Option(help="How trained pools are stored: bfloat16, int8 or int4; onebit for bi-lora (float32)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -70,14 +71,16 @@ def costs(model: str, specs: list[str], tenants: int, codec: str | None) -> list
     from ..builder.load import config_of, holds
     from ..commons.cost import cost, read_spec
     from ..core import parse
+    from ..formats.codecs import OneBit
     from ..formats.codecs import get as codec_of
     from ..host.shapes import sites_of
     from ..methods import available, get
 
     chosen = codec_of(codec) if codec else None
+    takes = {n: m for n, m in available().items() if m.levels or not isinstance(chosen, OneBit)}
     wanted = [(name, parse(get(name).config, options)) for name, options in map(read_spec, specs)]
     sites = sites_of(model, config_of(model) if holds(model) else None)
-    found = [cost(name, sites, options, chosen) for name, options in wanted or _possible(sites, available())]
+    found = [cost(name, sites, options, chosen) for name, options in wanted or _possible(sites, takes)]
     if not wanted:
         found.sort(key=lambda c: c.total(tenants))
     reference = cost(*_with_sites(sites), codec_of("bfloat16"))._replace(label="lora rank=16, bfloat16")

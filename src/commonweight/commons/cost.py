@@ -9,7 +9,8 @@ import torch
 
 from ..core import CommonweightError, Plan, Pool, Site
 from ..formats import coding
-from ..formats.codecs import Codec, Compeft, Ordered
+from ..formats.codecs import Codec, Compeft, OneBit, Ordered
+from ..formats.codecs.onebit import refuse
 from ..methods import Method, plan, resolve
 
 
@@ -49,6 +50,8 @@ def cost(
     depends on the values.
     """
     found, config = resolve(method, options or {})
+    if isinstance(codec, OneBit):
+        refuse(found.name, found.levels)
     mine = _read(found.of(config), sites)
     trained = plan(config, mine)
     stored = plan(found.stored(config, mine), mine)
@@ -84,9 +87,7 @@ def _stored(pool: Pool, codec: Codec | None) -> int:
     if codec is None or not pool.train or pool.dtype != "float32":
         return pool.nbytes
     if isinstance(codec, Compeft):
-        raise CommonweightError(
-            "codec compeft: its size depends on what was trained; choose bfloat16, int8, int4 or onebit"
-        )
+        raise CommonweightError("codec compeft: its size depends on what was trained; choose bfloat16, int8 or int4")
     fixed = codec.encode(torch.zeros(0), None).nbytes
     return min(pool.nbytes, fixed - (-pool.numel * (_per_4096(codec) - fixed) // 4096))
 

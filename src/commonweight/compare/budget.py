@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ..core import CommonweightError, Site, parse_bytes
+from ..formats.codecs.onebit import refuse
 from ..methods import Method, get, plan, resolve
 from .size import nbytes, stored
 
@@ -48,8 +49,11 @@ def fit(
     defaults, step by step, only if nothing fits.
     sites: those that the method reads. codec: by which the pools are stored; see `Host.save`.
     If none fits, returns the smallest config, with within=False. Cost: some ten plans; no tensor is made.
-    Raises: CommonweightError for an unknown method or option, or when no config is possible on these sites.
+    Raises: CommonweightError for an unknown method or option, when no config is possible on these sites, and with codec
+    onebit for a method that has no two levels.
     """
+    if codec == "onebit":
+        refuse(method, get(method).levels)
     search = _Search(get(method), sites, dict(options or {}), codec)
     names = [n for n in search.method.sizes if n.lstrip("-") not in search.given]
     if not names:

@@ -96,12 +96,13 @@ def _trained(host: Host, job: Job, watch: Watch | None) -> dict[str, Any]:
 
 
 def sizes(tenant: Tenant, codec: str | None = None) -> dict[str, int]:
-    """Bytes of the saved pools without the head; of those of them that a further tenant brings; of the head."""
+    """Bytes of the saved pools without the head; of those of them that a further tenant brings; of the head, which
+    `onebit` leaves as it is."""
     body = plan(tenant.config, tenant.sites, seed=tenant.plan.seed)
-    whole = nbytes(body, codec)
+    whole, of_head = nbytes(body, codec), None if codec == "onebit" else codec
     return {
         "bytes": whole, "marginal_bytes": nbytes(body, codec, own=True),
-        "head_bytes": nbytes(tenant.plan, codec) - whole,
+        "head_bytes": nbytes(tenant.plan, of_head) - nbytes(body, of_head),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ..core import Plan, Pool, Site
 from ..formats import coding
-from ..formats.codecs import Codec, Ordered
+from ..formats.codecs import Codec, OneBit, Ordered
 from ..formats.native import layout
 from ..methods import Method, plan, resolve
 
@@ -41,6 +41,8 @@ def nbytes(p: Plan, codec: str | None = None, own: bool = False) -> int:
 def _coded(codec: Codec, pools: Sequence[Pool]) -> int:
     if isinstance(codec, Ordered):
         return sum(map(coding.most, pools))
+    if isinstance(codec, OneBit):
+        return sum(codec.encode(torch.zeros(pool.shape), None).nbytes for pool in pools)
     return _drawn(codec, sum(pool.numel for pool in pools))
 
 

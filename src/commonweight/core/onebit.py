@@ -19,12 +19,6 @@ def spread(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(dims, keepdim=True), x.std(dims, keepdim=True)
 
 
-def levels(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(lower level, upper level, which numbers have the upper one) of all of x: mean -+ 0.6745 deviations."""
-    mean, deviation = (v.squeeze(-1) for v in spread(x.flatten()))
-    return mean - HALF * deviation, mean + HALF * deviation, x.flatten() >= mean
-
-
 def onebit(x: Tensor) -> Tensor:
     """x at its two levels, as the forward pass of Bi-LoRA has it; gradients pass straight through the sign, and through
     mean and deviation.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import CommonweightError, Plan, Pool, Rng, fits
-from .codecs import Codec, Ordered, get, name
+from .codecs import Codec, OneBit, Ordered, get, name
+from .codecs.onebit import two_levels
 
 Layout = Mapping[str, Sequence[str]]
 PLACES = "+ordered"  # after a codec's name: the int32 pools are packed beside it
@@ -107,7 +108,8 @@ def _alone(plan: Plan, layout: Layout, codec: Codec) -> dict[str, Codec]:
 
 
 def pack(plan: Plan, key: str, names: Sequence[str], value: Tensor, codec: Codec, common: bool) -> Tensor:
-    """A tensor as the file holds it: coded, or as it is where that is no larger. value: the pools, stacked.
+    """A tensor as the file holds it: coded, or as it is where that is no larger, and where it has more values than the
+    two of a matrix that `onebit` stores. value: the pools, stacked.
 
     common: the tenant is one of a common, whose pools of scope `shared` all write alike: no seed is theirs.
     Raises: CommonweightError for numbers too large for the codec, and where it needs first values and has none.
@@ -119,6 +121,8 @@ def pack(plan: Plan, key: str, names: Sequence[str], value: Tensor, codec: Codec
             "every reader can rebuild (they come from the base, or it belongs to a common, or it is frozen); give it "
             'another codec: {"*.R": "compeft", "*": "int8"}'
         )
+    if isinstance(codec, OneBit) and not two_levels(value):
+        return value
     stored = codec.encode(value, first)
     if not codec.decode(stored, tuple(value.shape), first).isfinite().all():
         largest = value.abs().max().item()

@@ -66,7 +66,8 @@ def encode(base: HookedModel, tenant: Tenant, metrics: Mapping[str, Any] | None,
     bad = [n for n, t in tenant.pools.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CommonweightError(f"{tenant.name}: pool {bad[0]} holds NaN or infinity; nothing was written")
-    tenant = tenant if codec is None else coded(tenant, codec)
+    with _named(tenant.name):
+        tenant = tenant if codec is None else coded(tenant, codec)
     sites = _sites(base, tenant)
     config = dump(tenant.config)
     config.pop("is")
@@ -167,9 +168,9 @@ def settle(tenant: Tenant, codec: Choice) -> None:
     Then what is measured is what the file holds. A tenant whose method trains numbers behind its levels is at its
     levels from now on, as `Host.compact` makes it. Raises: as saving does; the pools are then as they were.
     """
-    if codec is not None:
-        levelled(tenant, codec)
     with _named(tenant.name):
+        if codec is not None:
+            levelled(tenant, codec)
         values = native.rounded(tenant.plan, tenant.pools, codec, tenant.common is not None)
     with torch.no_grad():
         for name, value in values.items():

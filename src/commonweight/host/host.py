@@ -385,10 +385,11 @@ class Host:
         """Writes one tenant to one safetensors file, atomically. Size: its saved pools and a header.
 
         codec: stores the pools in fewer bytes, with a small error: ``"bfloat16"``, ``"int8"``, ``"int4"``,
-        ``"compeft"`` or ``"onebit"`` for all trainable pools, with each of them, or alone, ``"ordered"`` for all places
-        of sparse methods, without error, or a mapping from patterns of pool names, ``{"*A": "int8", "*": "int4"}``. The
-        tenant in memory does not change. Those of `bi-lora` and `bi-adaptformer` are then at their levels, as after
-        `compact`. Loading needs no option and gives the pools in their own dtypes again.
+        or ``"compeft"`` for all trainable pools, with each of them, or alone, ``"ordered"`` for all places of sparse
+        methods, without error, or a mapping from patterns of pool names, ``{"*A": "int8", "*": "int4"}``. ``"onebit"``
+        is for `bi-lora` and `bi-adaptformer`, without error: their matrices have two values; a head stays as it is. The
+        tenant in memory does not change; the file has those methods at their levels, as after `compact`. Loading needs
+        no option and gives the pools in their own dtypes again.
 
         overwrite: False refuses to replace another file, with a CommonweightError; one with the same bytes stays.
         """

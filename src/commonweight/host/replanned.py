@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import CommonweightError, Plan
 from ..formats import coding, native
 from ..formats.codecs import OneBit
-from ..formats.codecs.onebit import two_levels
+from ..formats.codecs.onebit import refuse, two_levels
 from ..formats.coding import Choice
 from ..methods import plan as make_plan
 from ..methods.beside import without
@@ -47,8 +47,8 @@ def _smaller(tenant: Tenant) -> tuple[Any, Plan, dict[str, Tensor]]:
 
 def coded(tenant: Tenant, codec: Choice) -> Tenant:
     """The tenant as a codec may take it: one whose method says `levels` by its numbers at their levels, on pools of its
-    own; any other, and one at its levels, as it is. Raises: CommonweightError for one that was trained there, with
-    codec onebit."""
+    own; any other, and one at its levels, as it is. Raises: CommonweightError with codec onebit for one that was
+    trained there, for one in a common, and for a method without levels."""
     found = _levels(tenant, codec)
     return tenant if found is None else tenant.other(*found)
 
@@ -61,17 +61,25 @@ def levelled(tenant: Tenant, codec: Choice) -> None:
 
 def _levels(tenant: Tenant, codec: Choice) -> tuple[Any, Plan, dict[str, Tensor]] | None:
     """`_smaller` of a tenant that is to be brought to its levels; None of any other."""
-    if not tenant.method.levels or tenant.common is not None:
+    order, method = native.layout(tenant.plan), tenant.method
+    packed = {n for k, c in coding.choose(tenant.plan, order, codec).items() if isinstance(c, OneBit) for n in order[k]}
+    if packed:
+        refuse(method.name, method.levels)
+    if packed and tenant.common is not None:
+        raise CommonweightError(
+            f"it is in the common {tenant.common.name!r} and trains on, so that it is never at the levels "
+            "that codec onebit stores; save it without a codec"
+        )
+    if not method.levels or tenant.common is not None:
         return None
     found = _smaller(tenant)
     if found[0] != tenant.config:
         return found
-    order, own = native.layout(tenant.plan), made(tenant, tenant.config).pools
-    packed = {n for k, c in coding.choose(tenant.plan, order, codec).items() if isinstance(c, OneBit) for n in order[k]}
+    own = made(tenant, tenant.config).pools
     moved = [n for n in own if n in packed and not two_levels(tenant.pools[n].detach())]
     if moved:
         raise CommonweightError(
-            f"{tenant.name!r}: {moved[0]} was trained after it had been brought to its two levels, and is at them no "
+            f"{moved[0]} was trained after it had been brought to its two levels, and is at them no "
             f"more; codec onebit would give another tenant. Save it without a codec, or train {tenant.method.name} anew"
         )
     return None

@@ -22,11 +22,16 @@ def normal(n: int, std: float = 1.0, name: str = "x") -> torch.Tensor:
     return Rng(0, name).normal((n,), std)
 
 
+def taken(codec: str, value: torch.Tensor) -> torch.Tensor:
+    """The value as the codec takes it: two numbers of it where there may be no more."""
+    return torch.where(value > value[:1], value[:1], value.amin()) if codec == "onebit" and len(value) else value
+
+
 @pytest.mark.parametrize("codec", EVERY)
 @drawn(60)
 @given(data=st.data(), values=numbers, moved=st.booleans())
 def test_encoding_what_was_decoded_gives_the_same_bytes(codec, data, values, moved):
-    value, first, c = torch.tensor(values), None, get(codec)
+    value, first, c = taken(codec, torch.tensor(values)), None, get(codec)
     if moved:
         near = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=len(values),
                         max_size=len(values))  # fmt: skip
@@ -44,7 +49,7 @@ def test_the_law_at_changes_much_smaller_than_the_first_values(codec, size):
     c = get(codec)
     for seed in range(5):
         first = normal(777, 1.0, f"first {seed}")
-        value = first + normal(777, 10.0**size, f"change {seed}")
+        value = taken(codec, first + normal(777, 10.0**size, f"change {seed}"))
         stored = c.encode(value, first)
         assert c.encode(c.decode(stored, (777,), first), first).equal(stored)
 
@@ -52,8 +57,7 @@ def test_the_law_at_changes_much_smaller_than_the_first_values(codec, size):
 @pytest.mark.parametrize(
     ("codec", "bits", "error"),
     [("bfloat16", 16, 0.002), ("int8", 8.25, 0.0065), ("int4", 4.25, 0.11), ("compeft:density=0.5", 1.5, 0.53),
-     ("compeft", 1.5, 0.53), ("compeft:density=0.2", 0.95, 0.78), ("compeft:density=0.05", 0.34, 1.1),
-     ("onebit", 1, 0.64)],
+     ("compeft", 1.5, 0.53), ("compeft:density=0.2", 0.95, 0.78), ("compeft:density=0.05", 0.34, 1.1)],
 )  # fmt: skip
 def test_bits_and_error_of_normal_numbers(codec, bits, error):
     c, value = get(codec), normal(64_000)
@@ -168,12 +172,9 @@ def test_two_values_of_each_matrix_take_a_bit_a_number_and_stay_exact(shape):
     assert stored.nbytes == 8 * count + -(-value.numel() // 8) and c.decode(stored, shape, None).equal(value)
 
 
-def test_one_bit_of_other_numbers_is_mean_and_deviation():
-    value = normal(1000) * 0.5 + 2
-    back = get("onebit").decode(get("onebit").encode(value, None), (1000,), None)
-    low, high = back.unique().tolist()
-    assert (low + high) / 2 == pytest.approx(value.mean().item(), rel=1e-5)
-    assert (high - low) / 2 == pytest.approx(0.674490 * value.std().item(), rel=1e-5)
+def test_one_bit_takes_no_other_numbers():
+    with pytest.raises(cw.CommonweightError, match=r"stores two values of a matrix; \(1000,\) has more"):
+        get("onebit").encode(normal(1000), None)
 
 
 @drawn(60)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import commonweight as cw
+from commonweight.compare.budget import fit
+from commonweight.compare.run import sizes as run_sizes
 from commonweight.core.onebit import onebit
 from commonweight.host.files import settle
 from tests.laws.subjects import stir
@@ -153,3 +155,29 @@ def test_one_that_is_trained_at_its_levels_is_not_packed_in_silence(method, opti
                 found[name] = model(**batch).logits
     assert found["v"].equal(found["u"])
     torch.testing.assert_close(found["w"], found["u"], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(("method", "options"), [("bi-lora", {"rank": 4}), ("bi-adaptformer", {"size": 4})])
+def test_a_head_keeps_all_its_bits(method, options, tmp_path):
+    model, _ = make("bert")
+    host = cw.Host(cw.Classifier(model))
+    tenant = stir(host.add("t", method, labels=("a", "b", "c"), **options))
+    host.load("u", host.save("t", tmp_path / "t.safetensors", codec="onebit"))
+    assert all(host["u"].pools[n].equal(p) for n, p in host.compact("t").pools.items())
+    sizes = run_sizes(tenant, "onebit")
+    assert sizes["head_bytes"] == 4 * sum(p.numel() for n, p in tenant.pools.items() if n.startswith("head"))
+
+
+@pytest.mark.parametrize("codec", ["onebit", {"*A": "onebit"}])
+def test_a_method_without_two_levels_is_refused_before_it_trains(codec, tmp_path):
+    """One bit would leave little of the change."""
+    model, _ = make("llama")
+    host = cw.Host(model)
+    tenant = stir(host.add("t", "lora", rank=2))
+    before = {n: p.clone() for n, p in tenant.pools.items()}
+    for wrong in (lambda: host.save("t", tmp_path / "t.safetensors", codec=codec), lambda: settle(tenant, codec)):
+        with pytest.raises(cw.CommonweightError, match="lora: codec onebit stores matrices of two values"):
+            wrong()
+    assert not [*tmp_path.iterdir()] and all(tenant.pools[n].equal(p) for n, p in before.items())
+    with pytest.raises(cw.CommonweightError, match="lora: codec onebit"):
+        fit("lora", tenant.sites, 4096, codec="onebit")

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from ...core import CommonweightError, config
-from ...core.onebit import levels
 
 SHIFTS = tuple(range(8))
 
 
 @config
 class OneBit:
-    """1 bit a number and 8 bytes a matrix (of a vector: 8 in all). A matrix of at most two values is stored exactly,
-    any other one as two levels, see `core.onebit.levels`.
+    """1 bit a number and 8 bytes a matrix (of a vector: 8 in all), without loss: for matrices of at most two values.
 
     Stored: uint8 (8 m + ceil(n / 8),), the lower and the upper level of each of the m matrices as float32, then a bit
     for each of the n numbers of the flat tensor, 1 for the upper level, the first number in the lowest bit.
@@ -28,6 +26,8 @@ class OneBit:
 
     def encode(self, value: Tensor, first: Tensor | None) -> Tensor:
         count = _matrices(tuple(value.shape))
+        if not two_levels(value):
+            raise CommonweightError(f"codec onebit stores two values of a matrix; {tuple(value.shape)} has more in one")
         if not value.numel():
             return torch.zeros(8 * count, dtype=torch.uint8)
         found = [_two(row) for row in value.float().reshape(count, -1)]
@@ -49,6 +49,15 @@ class OneBit:
         return torch.where(bits.bool().view(count, -1), high, low).reshape(shape)
 
 
+def refuse(method: str, levels: bool) -> None:
+    """Raises: CommonweightError for a method that does not answer by two levels of its numbers."""
+    if not levels:
+        raise CommonweightError(
+            f"{method}: codec onebit stores matrices of two values, as bi-lora and bi-adaptformer train them; take "
+            "int8 or int4, or one of these methods"
+        )
+
+
 def _matrices(shape: tuple[int, ...]) -> int:
     """How many have levels of their own: layers' pools of one kind lie in one tensor."""
     return math.prod(shape[:-2])
@@ -65,9 +74,5 @@ def two_levels(x: Tensor) -> bool:
 def _two(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(lower, upper, which are upper) of one matrix."""
     low, high = flat.min(), flat.max()
-    if two_levels(flat):
-        up = flat == high
-    else:
-        low, high, up = levels(flat.double())
-        low, high = low.float(), high.float()
+    up = flat == high
     return (high, high, torch.ones_like(up)) if low == high else (low, high, up)  # -0.0 equals 0.0
