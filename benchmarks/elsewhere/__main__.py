@@ -53,6 +53,9 @@ def main() -> None:
     asked.add_argument("--smollm2", type=lambda p: Path(p).resolve(), help="folder of SmolLM2-135M-Instruct")
     asked.add_argument("--only", choices=PARTS, help="one part alone")
     asked.add_argument("--table", action="store_true", help="only write the page")
+    asked.add_argument(
+        "--again", metavar="METHOD", help="with --only: this method's accuracies anew, in float32, beside what is kept"
+    )
     given = asked.parse_args()
     os.chdir(bases.ROOT)
     for name in () if given.table else (given.only,) if given.only else PARTS:
@@ -69,15 +72,23 @@ def run(name: str, given: argparse.Namespace) -> None:
     if part.rows == ASKED:
         bases.questions(folder)
     files = [str(folder / f"{task}.train.{ending}") for task in bases.TASKS]
-    usual = [word for pair in USUAL.items() for word in pair]
-    called = ["compare", str(model), *files, *usual, *part.more]
+    usual, more = dict(USUAL), list(part.more)
+    if given.again:
+        usual["--dtype"], more[more.index("--methods") + 1] = "float32", given.again
+        del usual["--against"]
+    called = ["compare", str(model), *files, *(word for pair in usual.items() for word in pair), *more]
     report = CACHE / "report" / name
     commonweight_ends([*called, "--report", str(report), "--overwrite"])
     found: dict[str, Any] = json.loads((report / "results.json").read_text("utf-8"))
     if found["metric"] != "accuracy":
-        found = page.scored(found, "token_accuracy")
-    told = page.told(small(found), shlex.join(["commonweight", *called]))
-    atomic.write(page.DATA, page.dumped(page.kept() | {name: told}).encode())
+        found |= {"points": page.scored(found["points"], "token_accuracy"), "metric": "accuracy"}
+    command, kept = shlex.join(["commonweight", *called]), page.kept()
+    if given.again:
+        told = page.renewed(kept[name], small(found)["points"], USUAL["--against"]) | {"again": command}
+    else:
+        found["points"] = page.beside(found["points"], USUAL["--against"])
+        told = page.told(small(found), command)
+    atomic.write(page.DATA, page.dumped(kept | {name: told}).encode())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,10 +34,10 @@ def dumped(parts: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(f' "{name}": {text}' for name, text in found.items()) + "\n}\n"
 
 
-def scored(results: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A comparison by another share that its runs have: their `accuracy` is `name`."""
-    points = []
-    for p in results["points"]:
+def scored(points: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Points of a comparison by another share that their runs have: their `accuracy` is `name`."""
+    found = []
+    for p in points:
         measured = ("test", "dev")
         runs = [r | {k: {**r[k], "accuracy": r[k][name]} for k in measured if r.get(k)} for r in p["runs"]]
         of = {t: [r["test"] for r in runs if r["task"] == t] for t in TASKS}
@@ -45,13 +45,28 @@ def scored(results: Mapping[str, Any], name: str) -> dict[str, Any]:
         values = {t: value([[x["accuracy"]] for x in of[t]], [rows[t]], "accuracy") for t in TASKS}
         seeds = [[x["accuracy"] for x in each] for each in zip(*of.values())]
         values[ALL] = value(seeds, list(rows.values()), "accuracy")
-        points.append({**p, "runs": runs, "values": {t: asdict(v) for t, v in values.items()}})
-    other = next(p for p in points if p["method"] == results["comparison"]["reference"])
+        found.append({**p, "runs": runs, "values": {t: asdict(v) for t, v in values.items()}})
+    return found
+
+
+def beside(points: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """The points, each with what it is better than the reference method's, seed by seed."""
+    other, found = next(p for p in points if p["method"] == reference), []
     for p in points:
         apart = [a - b for a, b in zip(p["values"][ALL]["seeds"], other["values"][ALL]["seeds"])]
         mean, half = mean_interval(apart)
-        p["difference"] = None if p is other else {"mean": mean, "half": half, "rows": None, "seeds": apart}
-    return {**results, "points": points, "metric": "accuracy"}
+        of = {"mean": mean, "half": half, "rows": None, "seeds": apart}
+        found.append({**p, "difference": None if p is other else of})
+    return found
+
+
+def renewed(part: Mapping[str, Any], points: Sequence[Mapping[str, Any]], reference: str) -> dict[str, Any]:
+    """What is kept of a part, with these accuracies of its methods; the memory and time of a step stay what they were,
+    which were measured beside the reference's."""
+    new = {p["name"]: p for p in points}
+    timed = ("peak_memory", "seconds_per_step")
+    kept = [new[p["name"]] | {k: p[k] for k in timed} if p["name"] in new else p for p in part["points"]]
+    return {**part, "points": beside(kept, reference)}
 
 
 def told(results: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -76,7 +91,8 @@ def table(part: Mapping[str, Any]) -> str:
     best = sorted(part["points"], key=lambda p: -p["values"][ALL]["mean"])
     rows = ["| " + " | ".join(HEADS) + " |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
     rows += ["| " + " | ".join(cells(p)) + " |" for p in best]
-    return f"```console\n$ {part['command']}\n```\n\n" + "\n".join(rows) + "\n"
+    called = "".join(f"$ {part[k]}\n" for k in ("command", "again") if k in part)
+    return f"```console\n{called}```\n\n" + "\n".join(rows) + "\n"
 
 
 def cells(p: Mapping[str, Any]) -> tuple[str, ...]:

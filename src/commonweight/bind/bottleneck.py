@@ -93,11 +93,11 @@ class Parallel:
         self, x: Tensor, y: Tensor, base: Base, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
     ) -> Tensor:
         h = ACTS[self.act](F.linear(x, down, down_bias))
-        return y + self.scale * F.linear(h, up, up_bias)
+        return y + F.linear(self.scale * h, up, self.scale * up_bias)  # on h, which is narrower than y
 
     def grouped(
         self, x: Tensor, y: Tensor, base: Base, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
     ) -> Tensor:
         """`output` of n readers at once: x (n, T, d_in), down (n, r, d_in), ..."""
         h = ACTS[self.act](torch.baddbmm(down_bias[:, None], x, down.mT))
-        return y + self.scale * torch.baddbmm(up_bias[:, None], h, up.mT)
+        return y + torch.baddbmm(self.scale * up_bias[:, None], self.scale * h, up.mT)

@@ -81,8 +81,9 @@ class Skip(NamedTuple):
             wide = at[..., None].expand(-1, -1, x.shape[-1])
             kept = g.gather(1, at[..., None])
             return x.scatter_add(1, wide, torch.where(kept == 0, 0, kept * (y - x.gather(1, wide))))
+        y, kept = y.reshape(-1, y.shape[-1]), g.reshape(-1, 1)[at]
         out = y.new_zeros(*x.shape[:-1], y.shape[-1])
-        out.view(-1, y.shape[-1])[at] = y.view(-1, y.shape[-1]) * g.reshape(-1, 1)[at]
+        out.view(-1, y.shape[-1]).index_copy_(0, at, y if bool((kept == 1).all()) else y * kept)
         return out
 
 
@@ -93,7 +94,7 @@ def part(x: Tensor, gates: Tensor, whole: bool) -> Skip:
     if whole or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return Skip(x, gates, x)
     at = gates.reshape(-1).nonzero().squeeze(-1)
-    few = x.reshape(-1, x.shape[-1])[at]
+    few = x.reshape(-1, x.shape[-1]).index_select(0, at)
     return Skip(x, gates, few.reshape(*[1] * (x.dim() - 2), *few.shape), at)
 
 
