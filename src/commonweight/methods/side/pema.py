@@ -138,9 +138,10 @@ def plan(sites: Sequence[Site], config: PEMA) -> Plan:
     transformers: l falls by l_max / SL with each token of an answer, SL the length of the reference answer, which
     nobody knows who generates. OURS: SL is the option `length`, and an answer begins behind the tokens `invocation`, so
     that a row has one answer however it is run; without them l is constant; `first`, where the code goes by dev rows,
-    and one rate, a tenth of the code's, whose steps see 2,048 states. Differs: states are made anew in each step, not kept in a store; the reconstruction reads all tokens
-    of a row; the code's division by the least share is left out. Where a model does something to its scores behind the
-    head (Gemma 2's caps, Granite's scale) distributions are mixed before it.
+    and one rate, a tenth of the code's, whose steps see 2,048 states. Differs: states are made anew in each step, not
+    kept in a store; the reconstruction reads all tokens of a row; the code's division by the least share is left out.
+    Where a model does something to its scores behind the head (Gemma 2's caps, Granite's scale) distributions are mixed
+    before it.
     Raises: CommonweightError without a head and a norm of its width before it.
     """
     norms = {s.out: s for s in sites if s.kind == "norm"}
