@@ -101,11 +101,11 @@ def test_a_language_model_is_compared_by_the_share_of_right_answers():
         ]
         return {"method": method, "runs": tests, "values": {}, "difference": None}
 
-    given = {"points": [point("pema", [0.5, 0.6]), point("lora", [0.4, 0.6])], "comparison": {"reference": "lora"}}
-    pema, lora = elsewhere.scored(given, "token_accuracy")["points"]
+    given = [point("pema", [0.5, 0.6]), point("lora", [0.4, 0.6])]
+    pema, lora = elsewhere.beside(elsewhere.scored(given, "token_accuracy"), "lora")
     assert pema["values"]["mean of tasks"]["seeds"] == pytest.approx((0.5, 0.6)) and lora["difference"] is None
     assert pema["difference"]["mean"] == pytest.approx(0.05) and pema["runs"][0]["test"]["accuracy"] == 0.5
-    assert given["points"][0]["values"] == {}
+    assert given[0]["values"] == {}
 
 
 def test_the_page_of_sharing_is_that_of_its_runs():
