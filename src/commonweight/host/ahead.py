@@ -22,7 +22,7 @@ from .aside import AsideHook
 from .current import Current
 from .embedded import embedded
 from .heard import keep, keeps
-from .queries import Queries
+from .queries import Queries, one_width
 from .route import Route
 from .sites import Ahead
 from .states import recomputing
@@ -269,11 +269,7 @@ class AheadHook:
         plain = getattr(bind, "by", "base") == "base"
         n = len(like) if route.single is not None else route.length  # of a route: rows, or a packed row's tokens
         query = self.queries.of(self.at.name, n) if plain else embedded(self.at.name, n, self.current)
-        if query.shape[1] != slots["K0"].shape[-1]:
-            raise CommonweightError(
-                f"{self.at.name}: what a row is told by is {query.shape[1]} wide, the keys of its attention "
-                f"{slots['K0'].shape[-1]}; prompts are asked for where both are one, take prefix-tuning here"
-            )
+        one_width(self.at.name, query.shape[1], slots["K0"].shape[-1])
         query = query if places is None else query[torch.tensor(places, device=query.device)]
         if keeps(heard := self.current.thread.heard) and hasattr(bind, "cosines"):
             keep(heard, [tenant], None, query.new_ones(len(query), 1), self.at.name, bind.cosines(query, **slots))

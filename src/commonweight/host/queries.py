@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import CommonweightError, counted
+from ..core import CommonweightError, Plan, Site, counted
 from .apart import Unfit
 from .current import Current, Pass
 from .front import kept_whole
 from .sites import Physical
 from .states import recomputing
+
+
+def refuse(plan: Plan, sites: Sequence[Site], table: str | None) -> None:
+    """table: the site that turns tokens into vectors. Raises: CommonweightError where prompts are chosen by what is of
+    another width than an attention's keys."""
+    entry = next((s.out for s in sites if s.name == table), None)
+    state = next((s.inp for s in sites if s.kind == "block"), None)
+    for use in plan.uses:
+        if getattr(use.bind, "asks", False):
+            wide = entry if getattr(use.bind, "by", "base") == "embeddings" else state
+            one_width(use.site, wide, plan.pools[use.reads["K0"].pools[0]].shape[-1])
+
+
+def one_width(site: str, wide: int | None, keys: int) -> None:
+    """wide: of what a row is told by; None where that is not known. Raises: CommonweightError for another width."""
+    if wide not in (None, keys):
+        raise CommonweightError(
+            f"{site}: what a row is told by is {wide} wide, the keys of its attention {keys}; prompts are asked for "
+            "where both are one, take prefix-tuning here"
+        )
 
 
 class Queries:

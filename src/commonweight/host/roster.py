@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..core import CommonweightError, Plan, Site, WrongTask, counted, safe, unknown
 from ..methods import Beside, Method, available
-from . import causal, room
+from . import causal, queries, room
 from .common import Common, Held, shared
 from .follow import served
 from .pools import drawn, packed
 from .route import Route, numbered
 from .said_tasks import Tasks, listed, none, spread
+from .sites.tied import input_table
 from .tenant import Derive, Tenant, materialise
 from .weights import device_of
 
@@ -105,6 +106,7 @@ class Roster:
         held: what it holds beside its method, and the sites of that. over: the tenants that it stands on."""
         prompts = self.base.current.prompts
         causal.refuse(method.name, plan, self.base.every, prompts)
+        queries.refuse(plan, self.base.every, input_table(self.base.inner, self.base.modules))
         device = device_of(self.base.model)
         plan, like = self._known(method, plan)
         own = drawn(plan) if of is not None else []

@@ -182,3 +182,14 @@ def test_count():
     wide = [*sites, cw.Site("layer.3.prefix", 32, 16, "prefix", "", False)]
     with pytest.raises(cw.CommonweightError, match=r"layer.3.prefix: its keys are 32 wide, those before 64"):
         cw.plan("prompt-pool", wide)
+
+
+@pytest.mark.parametrize("read", ["top", "weighed", "attended"])
+def test_an_attention_of_fewer_keys_is_refused_when_it_is_added(read):
+    """A row is told by as many numbers as a token's entry has."""
+    model, _ = make("llama")
+    host = cw.Host(model)
+    assert any(s.kind == "prefix" and s.out < model.config.hidden_size for s in host.base.every)
+    with pytest.raises(cw.CommonweightError, match=r"told by is \d+ wide, the keys of its attention \d+; "):
+        host.add("t", "prompt-pool", query="embeddings", read=read)
+    assert not list(host)
