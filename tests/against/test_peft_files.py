@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import commonweight as cw
 from tests.laws.subjects import METHODS, can, small, stir
@@ -26,7 +27,7 @@ NORMS = {"llama": ["input_layernorm"], "gpt2": ["ln_1", "ln_2"], "bert": ["Layer
 IN_FEED = {"llama": ["down_proj"], "gpt2": ["c_proj"], "bert": ["output.dense"], "t5": ["wo"]}
 LINEAR_ONLY = (
     "road", "road_2", "road_4", "oft", "oft-share", "oft-exact", "coft", "oft-count", "boft", "loha", "lokr",
-    "lokr-both", "hra", "miss", "c3a", "delora", "olora", "olora-patterns",
+    "lokr-both", "hra", "miss", "c3a", "c3a-patterns", "delora", "olora", "olora-patterns",
 )  # fmt: skip
 
 CONFIGS = {
@@ -100,6 +101,9 @@ CONFIGS = {
     "gralora": lambda k: peft.GraloraConfig(r=4, alpha=6, gralora_k=2, target_modules=SOME[k]),
     "gralora-hybrid": lambda k: peft.GraloraConfig(r=8, alpha=6, gralora_k=4, hybrid_r=3, target_modules=SOME[k]),
     "c3a": lambda k: peft.C3AConfig(block_size=8, target_modules=SOME[k]),
+    "c3a-patterns": lambda k: peft.C3AConfig(
+        block_size=8, block_size_pattern={SOME[k][0]: 4, f".*1.*{SOME[k][1]}": 16}, target_modules=SOME[k]
+    ),
     "delora": lambda k: peft.DeloraConfig(r=4, delora_lambda=7, target_modules=SOME[k]),
     "tinylora": lambda k: peft.TinyLoraConfig(r=3, u=5, target_modules=SOME[k]),
     "tinylora-tied": lambda k: peft.TinyLoraConfig(r=3, u=5, weight_tying=0.4, target_modules=SOME[k]),
@@ -197,10 +201,29 @@ def test_native_export_answers_the_same_in_peft_and_comes_back(name, kind, tmp_p
     host.import_peft("u", tmp_path / "a")
     with torch.no_grad(), host.route("u"):
         torch.testing.assert_close(answer(model, batch), want, rtol=1e-5, atol=1e-5)
-    assert host["u"].method.name == method or (name, kind) == ("c3a-default", "llama")  # blocks of two sizes: `full`
+    assert host["u"].method.name == method
     with torch.no_grad():
         there = peft.PeftModel.from_pretrained(plain, tmp_path / "a").eval()
         torch.testing.assert_close(answer(there, batch), want, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_of_several_sizes_stay_blocks(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs("llama", "c3a-patterns", tmp_path)
+    host = cw.Host(make("llama")[0])
+    mine = host.import_peft("x", tmp_path)
+    pools = {n.removesuffix(".k"): v.shape[-1] for n, v in mine.pools.items()}
+    first = "model.layers.0.self_attn."
+    assert mine.method.name == "c3a" and {*pools.values()} == {4, 8, 16}
+    assert (pools[first + "q_proj"], pools[first + "v_proj"], pools["model.layers.1.self_attn.v_proj"]) == (4, 8, 16)
+    held = load_file(tmp_path / "adapter_model.safetensors")
+    assert sum(v.numel() for v in mine.pools.values()) == sum(v.numel() for v in held.values())
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**told, "block_size_pattern": {"q_proj": 4}}))
+    with pytest.raises(cw.CommonweightError, match=r"1.self_attn.v_proj.c3a_kernel has block_size=16, .* says 4, 8; "):
+        host.import_peft("y", tmp_path)
+    assert "y" not in host
 
 
 PLAIN = {

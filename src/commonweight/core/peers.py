@@ -140,6 +140,8 @@ def elsewhere(name: str) -> str | None:
         "use_dora": "DoRA is a method of its own: --method dora",
         "rank_pattern": "ranks of single layers are pairs of a glob and a number: ranks='[[\"*.q_proj\", 4]]'",
         "alpha_pattern": "alphas of single layers are pairs of a glob and a number: alphas='[[\"*.q_proj\", 8]]'",
+        "block_size_pattern": "blocks of single layers are pairs of a glob and a size: "
+        "block_sizes='[[\"*.q_proj\", 16]]'",
         "inference_mode": "a tenant that is only read needs no option",
         "base_model_name_or_path": "the base model is the host's, or adapt's MODEL",
     }.get(here) or (f"it is a number of the training: --{here.replace('_', '-')}" if here in TRAINING else None)

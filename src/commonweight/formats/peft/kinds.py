@@ -26,7 +26,7 @@ KINDS: dict[str, Kind] = {
     "ADAPTION_PROMPT": Kind("refused", f"{_PROMPT}; a gate scales them"),
     "BEFT": Kind("bias", "where the layer has a bias, as in BERT; a layer without one is refused"),
     "BOFT": Kind("native", "`boft`"),
-    "C3A": Kind("native", "`c3a`"),
+    "C3A": Kind("native", "`c3a`, with blocks of several sizes too"),
     "CARTRIDGE": Kind("refused", _PROMPT),
     "CPT": Kind("refused", _PROMPT),
     "DEFT": Kind("low rank", "of rank r"),

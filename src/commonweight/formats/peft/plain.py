@@ -10,7 +10,7 @@ from torch import Tensor
 from ...core import CommonweightError, Site
 from ..adapter import Adapter, Frozen
 from ..pairs import commonest, others
-from .common import PREFIX, Native, Subject, is_off, number, split, understood
+from .common import PREFIX, Native, Subject, is_off, number, patterns, split, understood
 
 Found = Mapping[str, Mapping[str, Tensor]]
 
@@ -21,7 +21,8 @@ class Plain(NamedTuple):
     slots: PEFT's name of a tensor -> ours, with a final "^T" where ours is transposed. options: PEFT's option -> ours.
     says: what PEFT's config holds beside, of our config. not_here: whether only PEFT computes such a config.
     stored: our method keeps its frozen pools in the file where its option `stored` says so. silent: no matter.
-    sizes: PEFT's options for the last dimension of a site's first tensor, and for that of sites where it is another.
+    sizes: PEFT's options for the last dimension of a site's first tensor, and for that of sites where it is another;
+    ours for the latter.
     """
 
     kind: str
@@ -32,17 +33,20 @@ class Plain(NamedTuple):
     not_here: Callable[[Mapping[str, Any]], bool] = lambda config: False
     stored: bool = False
     silent: tuple[str, ...] = ()
-    sizes: tuple[str, str] | None = None
+    sizes: tuple[str, str, str] | None = None
 
     def takes(self, config: Mapping[str, Any]) -> bool:
         """Whether our own method can say it; else PEFT computes."""
-        others = [k for k, v in config.items() if not is_off(k, v) and k not in (*self.options, *self.silent)]
-        return not others and not self.not_here(config)
+        return all(is_off(k, v) or k in self.known for k, v in config.items()) and not self.not_here(config)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return *self.options, *self.silent, *(() if self.sizes is None else self.sizes[:2])
 
     def read(
         self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Mapping[str, Site], base: Frozen
     ) -> Adapter:
-        understood(config, *self.options, *self.silent)
+        understood(config, *self.known)
         found = split(tensors, tuple(self.slots), sites)
         values: dict[str, Tensor] = {}
         for key, given in found.items():
@@ -58,9 +62,27 @@ class Plain(NamedTuple):
         options: dict[str, Any] = {
             ours: _as(config, theirs) for theirs, ours in self.options.items() if theirs in config
         }
+        if self.sizes is not None:
+            options |= self._sized(self.sizes, config, found, sites)
         if self.stored:
             options["stored"] = True
         return Adapter(self.method, options, tuple(sites[k].name for k in found), values)
+
+    def _sized(
+        self, sizes: tuple[str, str, str], config: Mapping[str, Any], found: Found, sites: Mapping[str, Site]
+    ) -> dict[str, Any]:
+        """Our options for the sizes of a file. Raises: CommonweightError for one that its config does not name."""
+        usual, pattern, ours = sizes
+        slot = next(iter(self.slots))
+        last = {k: given[slot].shape[-1] for k, given in found.items() if slot in given and given[slot].dim()}
+        named = {*patterns(config, pattern).values(), *([number(config, usual)] if usual in config else last.values())}
+        if wrong := next(((k, b) for k, b in last.items() if b not in named), None):
+            raise CommonweightError(
+                f"adapter_model.safetensors: {PREFIX}{wrong[0]}.{slot} has {usual}={wrong[1]}, adapter_config.json "
+                f"says {', '.join(str(b) for b in sorted(named))}; made for another config"
+            )
+        most = commonest(last.values()) if last else None
+        return {self.options[usual]: most, ours: others({sites[k].name: b for k, b in last.items()}, most)}
 
     def write(self, subject: Subject) -> Native:
         tensors: dict[str, Tensor] = {}
@@ -110,7 +132,13 @@ MISS = Plain(
     "MISS", "miss", {"miss_block": "B^T"}, {"r": "rank", "miss_dropout": "dropout"}, lambda c: {"mini_r": 1},
     lambda c: c.get("init_weights") in ("bat", "mini"), silent=("mini_r",),
 )  # fmt: skip
-C3A = Plain("C3A", "c3a", {"c3a_kernel": "k"}, {"block_size": "block_size"}, sizes=("block_size", "block_size_pattern"))
+C3A = Plain(
+    "C3A",
+    "c3a",
+    {"c3a_kernel": "k"},
+    {"block_size": "block_size"},
+    sizes=("block_size", "block_size_pattern", "block_sizes"),
+)
 GRALORA = Plain(
     "GRALORA", "gralora",
     {"gralora_A": "A", "gralora_B": "B", "gralora_A_general.weight": "G_A",

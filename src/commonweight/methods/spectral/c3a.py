@@ -13,13 +13,30 @@ from torch.fft import irfft, rfft
 
 from ...address import WHOLE
 from ...core import ZEROS, Base, CommonweightError, Plan, Pool, Read, Site, Use, config, option, serial
+from ..low_rank.lora import pick, wrong_pairs
 from ..registry import method
-from ..widths import divides
 
 
 @config
 class C3A:
     block_size: int | None = option(None, "side b of the blocks; none: the largest that divides both widths", ge=1)
+    block_sizes: tuple[tuple[str, int], ...] = option(
+        (), "(pattern, b) pairs: other blocks for some sites, first match wins", globs=True
+    )
+
+    def check(self) -> str | None:
+        return wrong_pairs(block_sizes=self.block_sizes)
+
+
+def side(config: C3A, site: Site) -> int:
+    """What the options say of a site's blocks, else the largest that fits."""
+    return int(pick(config.block_sizes, site.name, config.block_size or math.gcd(site.out, site.inp)))
+
+
+def unfit(config: C3A, site: Site) -> str:
+    """The side that does not divide both widths, or ""."""
+    b = side(config, site)
+    return f"block_size={b}" if math.gcd(site.out, site.inp) % b else ""
 
 
 @serial
@@ -54,7 +71,7 @@ class Circulant:
     C3A,
     paper="Parameter-Efficient Fine-Tuning via Circular Convolution, arXiv 2407.19342",
     formula="sum over sites of d_in d_out / b",
-    unfit=divides("block_size"),
+    unfit=unfit,
     lr=3e-1,
     size=("-block_size",),
 )
@@ -67,12 +84,12 @@ def plan(sites: Sequence[Site], config: C3A) -> Plan:
     """
     pools, uses = {}, []
     for s in sites:
-        most = math.gcd(s.out, s.inp)
-        b = config.block_size or most
-        if most % b:
+        b = side(config, s)
+        if wrong := unfit(config, s):
+            most = math.gcd(s.out, s.inp)
             fit = [n for n in range(1, most + 1) if most % n == 0]
             raise CommonweightError(
-                f"c3a: {s.name}: block_size={b} does not divide both widths {s.inp} and {s.out}; choose from "
+                f"c3a: {s.name}: {wrong} does not divide both widths {s.inp} and {s.out}; choose from "
                 f"{fit[-8:]}, or exclude the site"
             )
         pools[f"{s.name}.k"] = Pool((s.out // b, s.inp // b, b), ZEROS)
