@@ -65,11 +65,24 @@ def answered(host: Any, route: Any, cache: str | None) -> torch.Tensor:
     return torch.stack(found.logits, 1)
 
 
+def bloom() -> Any:
+    torch.manual_seed(0)
+    return tf.BloomForCausalLM(tf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=61)).eval()
+
+
+def mpt() -> Any:
+    torch.manual_seed(0)
+    return tf.MptForCausalLM(tf.MptConfig(d_model=32, n_layers=2, n_heads=4, vocab_size=61, max_seq_len=32)).eval()
+
+
 @pytest.mark.parametrize("method, options", METHODS)
-@pytest.mark.parametrize("kind", ["llama", "llama-eager", "gpt2", "gemma"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "llama-eager", "gpt2", "gemma", "bloom"]
+)  # whose mask is as long as its cache
 @torch.no_grad()
 def test_a_static_cache_tells_places_by_what_a_token_sees(kind, method, options):
-    model = gemma() if kind == "gemma" else make(kind.removesuffix("-eager"))[0]
+    own = {"gemma": gemma, "bloom": bloom}
+    model = own[kind]() if kind in own else make(kind.removesuffix("-eager"))[0]
     if kind == "llama-eager":
         model.set_attn_implementation("eager")
     host: Any = cw.Host(model)
@@ -213,3 +226,39 @@ def test_tokens_first_that_nobody_said_are_refused(monkeypatch):
     for route in ("a", ["a", None, "a", "a"]):
         with host.route(route), pytest.raises(cw.CommonweightError, match=r"layer.0: .*\(6, .* in a pass of .* row"):
             host.model(torch.ones(4, 6, dtype=torch.long))
+
+
+@pytest.mark.parametrize("method, options", [("das", {"skip": 1, "every": 2}), ("lst", {}), ("read", {})])
+@torch.no_grad()
+def test_a_second_stream_of_xlnets_is_refused_where_it_would_not_be_followed(method, options):
+    """As it generates: what it answers comes of the second stream."""
+    torch.manual_seed(0)
+    config = tf.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    host: Any = cw.Host(tf.XLNetLMHeadModel(config).eval())
+    stir(host.add("a", method, **options), 1, std=0.3)
+    ids, last = torch.randint(1, 64, (4, 6)), torch.zeros(4, 1, 6)
+    last[:, 0, 5] = 1
+    for route in ("a", ["a", None, "a", None]):
+        with host.route(route), pytest.raises(cw.CommonweightError, match="two streams of states"):
+            host.model(ids, target_mapping=last)
+        with host.route(route):
+            assert host.model(ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("make_one", ["bloom", "mpt"])
+def test_a_part_that_is_given_what_it_is_added_to_ends_before_that(make_one):
+    """A token that skips the feed-forward part keeps the stream; an adapter beside it sees the part's own output."""
+    host: Any = cw.Host(globals()[make_one]())
+    tenant = host.add("a", "dyt")
+    for name, p in tenant.pools.items():
+        if name.endswith("select_bias"):
+            p.data.fill_(-50.0)
+    bare = globals()[make_one]()
+    for name, p in bare.named_parameters():
+        if "dense_4h_to_h" in name or "down_proj" in name:
+            p.data.zero_()
+    ids = torch.randint(1, 61, (2, 5))
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), host.route("a"):
+            found = host.model(ids, use_cache=False).logits
+        torch.testing.assert_close(found, bare(ids, use_cache=False).logits, rtol=1e-4, atol=1e-5)

@@ -68,6 +68,7 @@ class Pass:
         held = [n for v in named.values() if (n := _length(v))]
         self.past = bool(held)  # whether a cache holds tokens from before it
         self.behind = max(held, default=0)  # how many; -1 where a cache does not count them
+        self.cached = any(hasattr(v, "get_seq_length") for v in named.values())  # whether there is one, if empty
         self.ids = ids if isinstance(ids := named.get("input_ids", args[0] if args else None), Tensor) else None
         self.starts: dict[tuple[int, ...], Tensor] = {}  # invocation -> column of each row from which on it acts
         self.since: dict[tuple[int, ...], Tensor] = {}  # invocation -> how far behind it each token is, (B, T, 1)
@@ -208,7 +209,8 @@ class Current:
         if self.padding is None or not self.within_pass:
             return None
         masks = run.masks_of(x.shape[1]) if run.longer and x.dim() > 1 else run.masks
-        return self.padding.there(masks, texts, site, x)
+        known = run.cached and not self.padding.of_encoder(site)
+        return self.padding.there(masks, texts, site, x, run.behind if known else -1)
 
     @property
     def route(self) -> Route | None:

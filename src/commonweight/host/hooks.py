@@ -30,7 +30,7 @@ from .skips import Skip, replaced, shorter
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
-from .tokens_first import Turned, straight
+from .tokens_first import Turned, one_stream, straight
 from .told import told_rows
 from .weights import plain
 
@@ -82,6 +82,8 @@ class SiteHook:
             waiting[self.at.name] = x
         if (gates := self.gates(route, self.turned(x))) is None:
             return None
+        if self.turned is not straight:
+            one_stream(self.at.name, module, args, kwargs or {})
         waiting[self.at.name] = skip = self.skip(route, x, gates, (args, kwargs or {}))
         if skip.given is x:
             return None

@@ -26,6 +26,12 @@ def windowed(config: Any) -> bool:
     return any(known) and getattr(config, "use_sliding_window", True) is not False
 
 
+def column(mask: Tensor, tokens: int, behind: int) -> int:
+    """Of a mask (B, K), K >= tokens, where those of a pass begin: behind a cache's, else they are the last."""
+    last = mask.shape[1] - tokens
+    return behind if 0 <= behind <= last else last
+
+
 class Padding:
     """Of one model. tower: to which of its senses a site belongs. windows: see `windowed`."""
 
@@ -47,11 +53,14 @@ class Padding:
         two = self.two or "decoder_input_ids" in masks
         return masks.get("decoder_attention_mask" if two and "decoder" in site.split(".") else "attention_mask")
 
-    def there(self, masks: Mapping[str, Any], beside_texts: bool, site: str, x: Tensor) -> Tensor | None:
+    def there(
+        self, masks: Mapping[str, Any], beside_texts: bool, site: str, x: Tensor, behind: int = -1
+    ) -> Tensor | None:
         """(B, T) bool for what a site is given (B, T, d); None where nothing says so.
 
         masks: those of the pass. beside_texts: whether it has texts, whose ``attention_mask`` is then theirs alone:
-        tokens of images and sounds have a mask of their own, or none.
+        tokens of images and sounds have a mask of their own, or none. behind: how many tokens a cache holds before
+        these, -1 where it is not known: a mask may have columns for those to come.
         """
         if x.dim() < 3:
             return None
@@ -60,7 +69,10 @@ class Padding:
             mask = self.mask(masks, site)
             if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != x.shape[0]:
                 return None
-            return mask[:, -x.shape[1] :].bool() if mask.shape[1] >= x.shape[1] else None
+            if mask.shape[1] < x.shape[1]:
+                return None
+            at = column(mask, x.shape[1], behind)
+            return mask[:, at : at + x.shape[1]].bool()
         own = _OF_TOWER.get(tower, ())
         for name in own if beside_texts else (*own, "attention_mask"):
             mask = masks.get(name)

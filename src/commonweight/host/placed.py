@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core import CommonweightError, counted
 from .current import NOWHERE, Current, Pass
+from .padding import column
 from .sites import Physical
 
 
@@ -86,5 +87,5 @@ def choices(run: Pass) -> torch.Size | None:
 def before(mask: Tensor | None, rows: Tensor, behind: int) -> Tensor | int:
     """How many tokens of each row a cache holds, (B, 1), as far as the mask says it; else as many as it has columns."""
     if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == len(rows) and mask.shape[1] > rows.shape[1]:
-        return (mask[:, : -rows.shape[1]] != 0).sum(-1, keepdim=True).to(rows.device)
+        return (mask[:, : column(mask, rows.shape[1], behind)] != 0).sum(-1, keepdim=True).to(rows.device)
     return behind if behind > 0 else NOWHERE // 2  # a state does not count what it has read

@@ -13,7 +13,7 @@ from .carried import bare
 from .current import Current
 from .route import Route
 from .sites import Trunk
-from .tokens_first import Turned, straight
+from .tokens_first import Turned, one_stream, straight
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -45,6 +45,7 @@ class States:
             raise CommonweightError(
                 f"{at.name}: its first block was called without a tensor; a tenant cannot read here"
             )
+        one_stream(at.name, module, args, kwargs or {})
         x = self.turned(bare(x))
         self.current.thread.run.states[at.name] = at.begun(x, self.current.there(at.name, x))
 

@@ -6,11 +6,13 @@ asks for queries, keys and values so. Whoever reads there sees rows first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from .sites import plain_class
+from ..core import CommonweightError
+from .sites import parameters, plain_class
 
 Turned = Callable[[Tensor], Tensor]
 
@@ -29,6 +31,16 @@ def tokens_first(model: nn.Module) -> set[int]:
         elif kind in _ASKING:
             out |= {id(m) for m in module.children()}
     return out
+
+
+def one_stream(site: str, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Raises: CommonweightError where XLNet's layer is given its second stream of states too, which is not followed."""
+    names = parameters(module)
+    if "output_g" in names and dict(zip(names, args), **kwargs).get("output_g") is not None:
+        raise CommonweightError(
+            f"{site}: this pass has two streams of states (target_mapping, as generate gives it), and a tenant here "
+            "follows one; call the model without target_mapping, or take a method that changes weights, such as lora"
+        )
 
 
 def straight(t: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from . import linear
 from .block import Block
 from .found import Found, Whole
 from .norm import is_norm
+from .physical import parameters
 from .roles import role
 
 # names beside those of `roles`
@@ -60,7 +61,7 @@ def _attention(block: str, inside: dict[str, nn.Module], shapes: Shapes) -> list
         asks = next((n for n in asking if n.startswith(f"{home}.")), None)
         if home == _up(block) or asks is None:
             continue
-        alone = home != block and _up(last) == _up(asks) == home
+        alone = home != block and _up(last) == _up(asks) == home and not _adds(inside[home])
         site = f"{home}.attention" if home == block else home
         ends = (home, home) if alone else (asks, last)
         out.setdefault(site, (site, "attention", *ends, shapes[asks][1], shapes[last][0]))
@@ -83,13 +84,14 @@ def _ffn(block: str, inside: dict[str, nn.Module], shapes: Shapes) -> list[Part]
         a = max(fitting, key=lambda n: len(_home(n, z)))
         home = _home(a, z)
         alone = home != block and _up(a) == _up(z) and not _more(home, inside, shapes[z][0])
+        alone = alone and not _adds(inside[home])
         site = home if alone else f"{home}.feed_forward" if f"{home}.ffn" in shapes else f"{home}.ffn"
         out.setdefault(site, (site, "ffn", *((home, home) if alone else (a, z)), shapes[a][1], shapes[z][0]))
     if out:
         return [*out.values()]
     for name in (n for n in inside if _FFN.search(n) and n not in shapes):
         wide = _width(inside, shapes, name)
-        if wide and not _more(name, inside, wide):
+        if wide and not _more(name, inside, wide) and not _adds(inside[name]):
             return [(name, "ffn", name, name, wide, wide)]
     return []
 
@@ -108,6 +110,11 @@ def _more(home: str, inside: dict[str, nn.Module], width: int) -> bool:
     """Whether a module does more than a feed-forward part: it has attention in it, or a norm of the sum behind it."""
     mine = {n.removeprefix(home): m for n, m in inside.items() if n.startswith(f"{home}.")}
     return any(_ATTENTION.search(f"{n}.") or (is_norm(m) and m.weight.shape[0] == width) for n, m in mine.items())  # type: ignore[union-attr,index]
+
+
+def _adds(module: nn.Module) -> bool:
+    """Whether it is given what its output is added to, and adds it itself (BLOOM, MPT)."""
+    return "residual" in parameters(module)
 
 
 def _fits(first: str, last: str, shapes: Shapes) -> bool:
