@@ -57,18 +57,20 @@ def proof() -> str:
         return "Not measured yet."
     found = json.loads(KEPT.read_text(encoding="utf-8"))
     runs, tasks = found["runs"], found["tasks"]
-    sides = list(dict.fromkeys(k.split(" | ")[0] for k in runs))
-    order = [s for s in found["sides"] if s in sides]
+    of = {k: k.split(" | ")[0] for k in runs}
+    asked, tried = ([s for s in found[kind] if s in of.values()] for kind in ("sides", "tried"))
     most = len(found["sides"]) * len(tasks) * len(found["seeds"])
+    done = sum(s in asked for s in of.values())
     head = " | ".join(tasks)
     lines = [
-        f"{len(runs)} of {most} runs so far. Accuracy in percent, the mean over the seeds that were run, how many of "
-        "them in brackets where there are several; bytes of one client in a whole run, with frames and setup.",
+        f"{done} of {most} runs so far. Accuracy in percent, the mean over the seeds that were run, how many of "
+        "them in brackets where there are several; bytes of one client in a whole run, with frames and setup."
+        + (f" The last {len(tried)} lines are rates, ranks and batches that were tried on the way." if tried else ""),
         "",
         f"| method | numbers | bytes up | bytes down | {head} |",
         "| --- | ---: | ---: | ---: |" + " ---: |" * len(tasks),
     ]
-    for side in order:
+    for side in [*asked, *tried]:
         mine = {k: r for k, r in runs.items() if k.startswith(f"{side} | ")}
         some = next(iter(mine.values()))
         sent = [statistics.mean(r[k] for r in mine.values()) if k in some else None for k in ("numbers", "up", "down")]
