@@ -218,6 +218,21 @@ def test_a_memory_of_xlnets_holds_all_rows_and_is_left_out_reader_by_reader():
         host.model(ids, mems=mems)
 
 
+@pytest.mark.parametrize("method, options", [("loreft", {"prefix": 2}), ("lst", small("lst")), ("meo", small("meo"))])
+@torch.no_grad()
+def test_xlnets_other_mask_which_says_what_is_padding(method, options):
+    host: Any = cw.Host(xlnet())
+    stir(host.add("a", method, **options), 1, std=0.3)
+    ids, pad = torch.randint(1, 64, (2, 6)), torch.zeros(2, 6)
+    pad[0, :2] = 1
+    with host.route("a"):
+        wanted = host.model(ids, attention_mask=1 - pad).last_hidden_state
+        got = host.model(ids, input_mask=pad).last_hidden_state
+        unmasked = host.model(ids).last_hidden_state
+    torch.testing.assert_close(got[pad == 0], wanted[pad == 0])
+    assert not torch.allclose(got[pad == 0], unmasked[pad == 0], atol=1e-3)
+
+
 @torch.no_grad()
 def test_tokens_first_that_nobody_said_are_refused(monkeypatch):
     monkeypatch.setattr(tokens_first, "_ALL", set())

@@ -175,17 +175,20 @@ def test_rows_that_keep_different_numbers_of_tokens_want_padding():
         answer(model, batch)
 
 
-def test_a_block_that_reads_a_cache_is_given_all_tokens_or_refuses():
+@pytest.mark.parametrize("how", ["cached", "turned"])
+def test_a_block_of_which_some_tokens_cannot_be_taken_out_is_given_all_or_refuses(how):
+    """It reads a cache, or has tokens before rows: rows that skip as a whole are computed and left out."""
     model = make("llama")[0]
     at = cw.Host(model).base.modules["model.layers.0"]
     x = torch.randn(2, 3, 32)
+    asked = {"mixed": False, "cached": how == "cached", "turned": how == "turned"}
     shut = torch.tensor([0.0, 1.0])[:, None, None].expand(2, 3, 1)
-    skip = skips.block(at, x, shut, None, mixed=False, cached=True)
+    skip = skips.block(at, x, shut, None, **asked)
     assert skip.given is x
     torch.testing.assert_close(skip.back(x + 1, "b", True), x + torch.tensor([0.0, 1.0])[:, None, None])
     shut = torch.tensor([0.0, 1.0, 1.0])[None, :, None].expand(2, 3, 1)
-    with pytest.raises(cw.CommonweightError, match="use_cache=False"):
-        skips.block(at, x, shut, None, mixed=False, cached=True)
+    with pytest.raises(cw.CommonweightError, match="use_cache=False" if how == "cached" else "tokens before rows"):
+        skips.block(at, x, shut, None, **asked)
 
 
 @pytest.mark.parametrize(("kind", "method"), [("llama", "dyt"), pytest.param("bert", "coda", marks=pytest.mark.slow)])

@@ -65,6 +65,8 @@ class Pass:
         masks = "attention_mask", "decoder_attention_mask", "decoder_input_ids"
         self.given: tuple[Any, tuple, Mapping[str, Any]] | None = (module, args, kwargs)  # None: it has ended
         self.masks = {k: named[k] for k in masks if k in named}  # which tokens are no padding
+        if isinstance(other := named.get("input_mask"), Tensor) and self.masks.get("attention_mask") is None:
+            self.masks["attention_mask"] = 1 - other  # XLNet's: which are
         held = [n for v in named.values() if (n := _length(v))]
         self.past = bool(held)  # whether a cache holds tokens from before it
         self.behind = max(held, default=0)  # how many; -1 where a cache does not count them

@@ -26,7 +26,7 @@ from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
 from .sites import Block, Physical
-from .skips import Skip, replaced, shorter
+from .skips import Skip, in_rows, replaced, shorter
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
@@ -229,14 +229,19 @@ class SiteHook:
             )
         if self.limit is not None and isinstance(y, Tensor):
             return self.limit(route, self.after(route, x, self.linked(x, y)))
-        at = 0 if isinstance(y, tuple) else None
+        at, listed = 0 if isinstance(y, tuple) else None, False
         if isinstance(self.at, Block):
-            at = self.at.main(x if skip is None else skip.given, y)
+            came = x if skip is None else skip.given
+            at = self.at.main(came, y)
+            y, listed = in_rows(y, at, came)
         if skip is not None:
             if self.bypass is not None:
                 self.bypass.note(skip, y, at)
             main: Any = y if at is None else y[at]
             y = replaced(y, at, skip.back(main, self.at.name, self.at.kind == "block"))
+        if listed:
+            main = y if at is None else y[at]
+            return replaced(y, at, self.after(route, x, self.linked(x, main)).flatten(0, -2))
         if at is not None:
             return replaced(y, at, self.after(route, x, self.linked(x, y[at])))
         return self.at.given(self.after(route, x, self.at.seen(self.linked(x, y))))  # type: ignore[arg-type]

@@ -159,6 +159,15 @@ def shorter(skip: Skip, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, {**rest, **leave}
 
 
+def in_rows(y: Any, at: int | None, x: Tensor) -> tuple[Any, bool]:
+    """A module's output with its states in the rows of x, and whether they were one list of tokens, (B T, d), as the
+    mixtures of Llama 4 give them."""
+    main: Tensor = y if at is None else y[at]
+    if x.dim() < 3 or main.dim() != 2 or main.shape[0] != x.shape[:-1].numel():
+        return y, False
+    return replaced(y, at, main.view(*x.shape[:-1], -1)), True
+
+
 def replaced(y: Any, at: int | None, new: Tensor) -> Any:
     """A module's output with another tensor in the place `at`; None: it is that tensor."""
     if at is None:
