@@ -77,6 +77,13 @@ def dbrx() -> nn.Module:
     ))  # fmt: skip
 
 
+def minimax() -> nn.Module:
+    return tf.MiniMaxForCausalLM(tf.MiniMaxConfig(
+        intermediate_size=48, num_local_experts=4, num_experts_per_tok=2, head_dim=8, block_size=4,
+        layer_types=["linear_attention", "full_attention"], **SIZES,
+    ))  # fmt: skip
+
+
 MIXTURES: dict[str, Callable[[], nn.Module]] = {
     "mixtral": mixtral, "qwen2_moe": qwen2_moe, "qwen3_moe": qwen3_moe, "deepseek_v3": deepseek_v3,
     "glm4_moe": glm4_moe, "olmoe": olmoe, "llama4": llama4, "gpt_oss": gpt_oss,
@@ -96,7 +103,7 @@ def _sized(kind: str) -> Callable[[], nn.Module]:
 
 def mixture(kind: str, implementation: str | None = None) -> tuple[nn.Module, dict[str, Tensor]]:
     """(model in eval mode whose experts, routers and biases are off their trivial start, a batch of four rows)."""
-    make = _sized(kind.removesuffix("_32")) if kind.endswith("_32") else MIXTURES[kind]
+    make = _sized(kind.removesuffix("_32")) if kind.endswith("_32") else {"minimax": minimax, **MIXTURES}[kind]
     torch.manual_seed(0)
     model: Any = make().eval()
     with torch.no_grad():

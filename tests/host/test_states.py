@@ -8,6 +8,7 @@ import commonweight as cw
 from commonweight.host.current import _OfThread
 from tests.host.padded import rows_are_those_alone
 from tests.laws.subjects import small, stir
+from tests.mixtures import mixture
 from tests.models import answer, make
 
 SIDES = {
@@ -153,6 +154,23 @@ def test_whether_a_cache_holds_tokens(cache, past):
     thread = _OfThread()
     thread.begin(torch.nn.Identity(), (), {"past_key_values": cache})
     assert thread.run.past is past
+
+
+@torch.no_grad()
+def test_a_cache_whose_first_layer_counts_no_tokens():
+    """MiniMax's says 0: what goes by a token's place would begin anew with each pass."""
+    model, batch = mixture("minimax")
+    ids, host = batch["input_ids"], cw.Host(model)
+    stir(host.add("first", "loreft", prefix=2), std=0.3)
+    stir(host.add("ladder", "lst", **small("lst")), std=0.3)
+    told = {"position_ids": torch.full((len(ids), 1), ids.shape[1] - 1)}  # transformers itself counts from 0 else
+    with host.route("first"):
+        wanted = model(ids).logits[:, -1]
+        cache = model(ids[:, :-1], use_cache=True).past_key_values
+        got = model(ids[:, -1:], past_key_values=cache, **told).logits[:, -1]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    with host.route("ladder"), pytest.raises(cw.CommonweightError, match="a cache holds what came before"):
+        model(ids[:, -1:], past_key_values=cache, **told)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

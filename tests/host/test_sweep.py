@@ -33,6 +33,10 @@ KINDS: dict[str, dict[str, Any]] = {  # states, gates, layers of their own, scal
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "bloom": {"n_layer": 2, "n_head": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2, "chunk_size": 4},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8, "num_experts": 0,
+                   "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+                   "linear_value_head_dim": 8},
 }  # fmt: skip
 
 
@@ -59,6 +63,30 @@ def test_every_weight_is_read_and_a_mixed_batch_is_its_rows(kind):
     ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(1))
     alone = same(host, lambda m: m(ids).logits, ["t", None, "u"], lambda: made(kind), rtol=1e-3, atol=1e-4)
     assert (alone["t"] - alone[None]).abs().max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "bamba", "falcon_h1", "lfm2", "qwen3_next"])
+@pytest.mark.parametrize("method", ["bottleneck", "smore"])
+@torch.no_grad()
+def test_padding_that_a_mixer_has_emptied_stays_empty(kind, method):
+    """An adapter that gives something of nothing would bring padding into a convolution, and a state, of what comes
+    after it: rows padded on the left are the rows alone."""
+    if kind not in tf.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    host = cw.Host(made(kind))
+    mixers = {n for n, at in host.base.modules.items() if at.kind == "linear" and n in host.base.emptied}
+    for i, n in enumerate("tu"):
+        stir(host.add(n, method, sites=lambda name, _: name in mixers), i, std=0.3)
+    assert {*host["t"].table} == mixers
+    ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(1))
+    padded, mask = torch.zeros(3, 11, dtype=torch.long), torch.zeros(3, 11, dtype=torch.long)
+    padded[:, 3:], mask[:, 3:] = ids, 1
+    for route in ("t", ["t", None, "u"]):
+        with host.route(route):
+            wanted = host.model(ids).logits
+            got = host.model(padded, attention_mask=mask).logits[:, 3:]
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -43,6 +43,7 @@ from .skipped import Instead, SoftTopK, TokenSelect
 from .streams import Gathered, Prefixes, Streams
 from .thin import ThinHead, ThinTable
 from .thinned import Thinned
+from .unread import Unread
 
 __all__ = [
     "Activated",
@@ -121,6 +122,7 @@ __all__ = [
     "TokenSelect",
     "Turned",
     "Twice",
+    "Unread",
     "Weighed",
     "active",
     "added",

@@ -143,7 +143,9 @@ def command(
     sites: Annotated[
         str | None,
         typer.Option(
-            help="Which layers, as a pattern: '*.query|*.value'. Without it, the method's own.", rich_help_panel=METHOD
+            help="Which layers, as a pattern: '*.query|*.value'. Without it, the method's own, which are ... in a "
+            "pattern: '...|embeddings'; ! leaves out: '!*.layers.0.*'.",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     modules_to_save: Annotated[

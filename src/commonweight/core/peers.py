@@ -135,7 +135,7 @@ def elsewhere(name: str) -> str | None:
         "token_rows": "entries of the vocabulary are trained beside the method: --token-rows 5,7, "
         "host.add(..., token_rows=...)",
         "layers_to_transform": "layers are chosen by sites, globs over their names: --sites '*.layers.[0-9].*'",
-        "exclude_modules": "layers are chosen by sites, globs over their names: --sites '*.q_proj|*.v_proj'",
+        "exclude_modules": "layers are left out by sites, with ! before a glob: --sites '!*.q_proj|!*.v_proj'",
         "init_lora_weights": "another start is a method of its own: 'pissa', 'olora', 'eva', 'lora-ga'",
         "use_dora": "DoRA is a method of its own: --method dora",
         "rank_pattern": "ranks of single layers are pairs of a glob and a number: ranks='[[\"*.q_proj\", 4]]'",

@@ -43,6 +43,8 @@ class Door(Protocol):
 
     def keeps_bias(self, slot: str) -> bool: ...
 
+    def alone(self) -> Any: ...
+
     def refused(self, slot: str, why: str) -> Exception: ...
 
 
@@ -155,7 +157,10 @@ class Borrowed(Tensor):
     def refused(cls, args: Any, kwargs: Any, what: str) -> Exception:
         found: list[Borrowed] = []
         tree_map(lambda x: found.append(x) if isinstance(x, Borrowed) else None, (tuple(args), kwargs))
-        return found[0].door.refused(found[0].slot, f"{what} cannot be done with another weight for each row")
+        door, slot = found[0].door, found[0].slot
+        one = door.alone()
+        why = "another weight for each row" if one is None else f"what {one.method.name} does, which changes no weight"
+        return door.refused(slot, f"{what} cannot be done with {why}")
 
 
 def product(

@@ -172,7 +172,10 @@ def _length(cache: Any) -> int:
     if length is None:
         return 0
     try:
-        return int(length())
+        if not hasattr(cache, "linear_cache"):
+            return int(length())
+        held = [int(length(i)) for i in range(len(cache.layers))]  # MiniMax's: a layer with a state says 0
+        return max(held, default=0) or -int(any(len(s) for s in cache.linear_cache))
     except (ValueError, TypeError, NotImplementedError):  # states alone, or one length a layer
         seen: Any = getattr(cache, "has_previous_state", False)
         return -int(bool(seen() if callable(seen) else seen))

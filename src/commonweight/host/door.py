@@ -192,12 +192,16 @@ class Door:
         hook.layout(route, hook.at.seen(x))
         return route.groups
 
+    def alone(self) -> Tenant | None:
+        """The tenant that all of a batch reads; None where several do."""
+        route = next(iter(self.ways.values()))[0].current.route
+        return None if route is None else route.single
+
     def refused(self, slot: str, why: str) -> Unfit:
-        return Unfit(
-            f"{self.ways[slot][0].at.name}: the model reads its {slot} past the module, and {why}; route one tenant "
-            "at a time, or make the tenant without this site",
-            self.ways[slot][0].at.name,
-        )
+        name = self.ways[slot][0].at.name
+        todo = f"make the tenant without this site, as with sites='...|!{name}'"
+        todo = todo if self.alone() is not None else f"route one tenant at a time, or {todo}"
+        return Unfit(f"{name}: the model reads its {slot} past the module, and {why}; {todo}", name)
 
 
 @cache

@@ -36,11 +36,14 @@ from .sites import (
     Positions,
     Queried,
     State,
+    before_conv,
     depthwise,
     fitting,
     input_table,
+    joined,
     once,
     output_head,
+    parted,
     scores,
     select,
     strangers,
@@ -52,6 +55,7 @@ from .sites import (
 from .sites.heads import in_front
 from .tenant import Tenant
 from .tokens_first import straight, tokens_first, turned
+from .unmatched import tell_of_none
 from .weights import stored
 
 
@@ -76,6 +80,7 @@ class HookedModel:
         self.modules, self.every, self.default = self._found()
         self.ties = ties(self.modules)
         self.sense: str | None = None  # the tower that is read by default, None for all
+        self.usual = self.default  # what is read without a pattern
         self.chosen = select(sites, self.every, self.default, model)
         self.current = Current()
         self.limit = Limit(self.vocabulary)
@@ -101,6 +106,7 @@ class HookedModel:
         return experts.discover(self.model, self.fused)
 
     def _hook(self) -> None:
+        self.emptied = before_conv(dict(named(self.model)), self.modules)
         tower = towers(self.inner)
         self.current.padding, self.current.prompts = Padding(self.inner), causal.by_prompt(self.inner, self.every)
         apart = experts.Stacked | Ahead | Aside | Front | Further | Positions | State
@@ -163,7 +169,7 @@ class HookedModel:
         chosen = select(self.pattern, found[1], found[2], self.model)
         self._unhook()
         self.modules, self.every, self.default = found
-        self.ties, self.chosen = ties(self.modules), chosen
+        self.ties, self.usual, self.chosen = ties(self.modules), self.default, chosen
         if self.sense is not None:
             self.only(self.sense)
         for tenant in tenants:
@@ -179,9 +185,10 @@ class HookedModel:
         """By default a tenant reads this tower alone, ``"language"``, where the model has others beside it: rows of
         texts teach the others nothing, and pools that towers share would change them all the same."""
         tower = towers(self.inner)
-        mine = [s for s in self.chosen if s.kind == "head" or tower(s.name) == sense]
-        if self.pattern is None and any(s.kind != "head" for s in mine):
-            self.sense, self.chosen = sense, mine
+        mine = [s for s in self.usual if s.kind == "head" or tower(s.name) == sense]
+        if any(s.kind != "head" for s in mine):
+            self.sense, self.usual = sense, mine
+            self.chosen = select(self.pattern, self.every, self.default, self.model, mine)
 
     def close(self) -> None:
         """Takes every hook off and gives the model back as it was."""
@@ -207,28 +214,45 @@ class HookedModel:
         return select(pattern, self.every, self.default, self.model)
 
     def sites_for(self, method: Method, pattern: Pattern = None) -> list[Site]:
-        """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them."""
-        chosen = self.chosen if pattern is None else self.sites_of(pattern)
-        named = pattern is not None or self.pattern is not None
+        """The sites a method takes here: of its kinds, in its default roles unless a pattern chose them; ``...`` in a
+        pattern is what it takes without one, and ``!`` is before what is left out."""
+        if (parts := parted(self.pattern if pattern is None else pattern)) is None:
+            return self._taken(method, pattern, self.pattern, self.chosen)
+        found: list[Site] = []
+        if parts.usual:
+            found += self.sites_for(method) if pattern is not None else self._taken(method, None, None, self.usual)
+        if parts.named is not None and pattern is not None:
+            found += self._taken(method, parts.named, None, [])
+        elif parts.named is not None:  # a host's own is for methods of all kinds
+            found += [s for s in self.sites_of(parts.named) if s.kind in (*method.kinds, *method.named)]
+        kept = once(self.ties, joined(parts, found, self.every, self.default, self.model))
+        if pattern is not None and parts.without is not None and len(kept) == len({s.name for s in found}):
+            tell_of_none(pattern, method, kept)
+        return kept
+
+    def _taken(self, method: Method, pattern: Pattern, whole: Pattern, chosen: list[Site]) -> list[Site]:
+        """whole, chosen: the host's own pattern, and the sites that are taken without another."""
+        chosen = chosen if pattern is None else self.sites_of(pattern)
+        named = pattern is not None or whole is not None
         if method.at == "scores" and pattern is None:
             chosen = [s for s in self.every if s.name in scores(self.inner, self.modules, self.every)]
         elif method.at and pattern is None and not (named and any(s.kind == "embedding" for s in chosen)):
             chosen = [s for s in self.every if s.name == input_table(self.inner, self.modules)]
         mine = [s for s in chosen if s.kind in method.kinds or (named and s.kind in method.named)]
         mine = once(self.ties, mine)
-        if pattern is None and self.pattern is None and method.roles and any(s.role in method.roles for s in mine):
+        if pattern is None and whole is None and method.roles and any(s.role in method.roles for s in mine):
             mine = [s for s in mine if s.role in method.roles]
-        if pattern is None and self.pattern is None and not method.depthwise:
+        if pattern is None and whole is None and not method.depthwise:
             mine = [s for s in mine if not depthwise(self.modules, s)]
-        if pattern is None and self.pattern is None:
+        if pattern is None and whole is None:
             mine = fitting(method, mine)
         if method.whole:
             mine = causal.seen(method.name, mine, self.every, pattern)
-        strange = [s for s in mine if pattern is None and self.pattern is None and unknown_kind(self.modules, s)]
+        strange = [s for s in mine if pattern is None and whole is None and unknown_kind(self.modules, s)]
         if strange:
             raise strangers(self.modules, strange, method.name)
         if method.kinds and not mine:
-            kinds, given = " or ".join(method.kinds), pattern or self.pattern
+            kinds, given = " or ".join(method.kinds), pattern or whole
             if given:
                 raise CommonweightError(
                     f"{method.name} reads sites of kind {kinds}; the pattern {given!r} matches none of them"

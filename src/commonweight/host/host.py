@@ -43,7 +43,8 @@ class Host:
     """Many behaviours on one frozen model.
 
     model: any nn.Module; its parameters are frozen and never written. sites: None for every linear projection,
-    norm and output of the transformer blocks; a glob pattern (``"*.q_proj|*.v_proj"``); or callable(name, module).
+    norm and output of the transformer blocks; a pattern (``"*.q_proj|*.v_proj"``, ``"...|!*.0.*"``: the usual ones
+    but those of block 0); or callable(name, module).
     fused: {pattern: parts}, to see the rows of a fused projection as separate sites.
     Cost: two hooks per linear layer, once; a tenant adds none.
     """
@@ -99,9 +100,9 @@ class Host:
     ) -> Tenant:
         """Adds a tenant, by a method's name and options or by its config. If an error is raised, nothing has changed.
 
-        sites: replaces the host's sites for this tenant. labels: the classes of a classification head, or their
-        number; the head becomes part of the tenant. common: the name of a common, which is made if it does not exist;
-        its tenants share the pools of scope `shared`, and the pools of a frozen common do not change.
+        sites: replaces the host's sites for this tenant; ``...`` in it are those, ``!`` is before what is left out.
+        labels: the classes of a classification head, or their number; it becomes part of the tenant. common: the name
+        of one, which is made if it is not there; its tenants share the pools of scope `shared`, frozen ones for good.
         Beside the method: modules_to_save, names of modules, by their last parts or as globs, whose weights are the
         tenant's own, whole (``["embed_tokens", "lm_head"]``); token_rows, trained entries of the table of input tokens
         (``[128256, 128257]``), or {name of a table or head: entries}. Where the head is tied to the table, a change of

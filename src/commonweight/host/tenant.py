@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..address import WHOLE, at_task, tasks_of
-from ..bind import First, turned
+from ..bind import First, Unread, turned
 from ..core import CommonweightError, Plan, Rng, Site, WrongTask
 from ..core.spectrum import svd
 from ..methods import Beside, Method
@@ -251,12 +251,18 @@ class Tenant:
         for site in [s for s in table if s in self.ties]:
             for other, across in self.ties[site]:
                 rows = (0, self.known[site]) if across and site in self.known else None
-                mine = [Entry(turned(e.bind) if across else e.bind, e.reads, rows or e.rows) for e in table[site]]
+                both = [e for e in table[site] if not across or hasattr(e.bind, "weight")]  # else of what it gives
+                mine = [Entry(turned(e.bind) if across else e.bind, e.reads, rows or e.rows) for e in both]
                 if not across and site in self.known:
                     mine = [Entry(First(e.bind, self.known[site]), e.reads, e.rows) for e in mine]
-                table.setdefault(other, mine)  # one that has a use of its own there has it in place of this
+                if mine:
+                    table.setdefault(other, mine)  # one that has a use of its own there has it in place of this
         for site, n in self.known.items():
             table[site] = [Entry(First(e.bind, n), e.reads, e.rows) for e in table[site]]
+        base = None if self.base is None else self.base()
+        for site in () if base is None else base.emptied & table.keys():
+            free = [hasattr(e.bind, "weight") for e in table[site]]  # of zeros it gives zeros, and a bias of its own
+            table[site] = [e if f else Entry(Unread(e.bind), e.reads, e.rows) for f, e in zip(free, table[site])]
         return table
 
     def stand(self, over: Sequence[Tenant]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..core import CommonweightError, Site, counted, fits, globs
 from ..core.errors import edits, nearest
 from ..methods import Method
-from .sites import FAMILIES, Pattern, misfit
+from .sites import FAMILIES, USUAL, Pattern, misfit, without
 
 
 def tell(tenant: str, config: Any, sites: Sequence[Site], every: Sequence[Site]) -> None:
@@ -36,8 +36,8 @@ def tell_of_sites(pattern: Pattern, chosen: Sequence[Site], every: Sequence[Site
         return
     taken = {_tail(s.name) for s in chosen}
     left = {_tail(s.name) for s in every} - taken
-    for glob in (g.strip() for g in pattern.split("|")):
-        if glob in FAMILIES or any(fits(s.name, glob) for s in every):
+    for glob in (without(g.strip()) for g in pattern.split("|")):
+        if glob in (*FAMILIES, USUAL) or any(fits(s.name, glob) for s in every):
             continue
         near = _slip(_tail(glob), left)
         word = next((w for w in FAMILIES if edits(glob, w) == 1), None)
@@ -47,6 +47,15 @@ def tell_of_sites(pattern: Pattern, chosen: Sequence[Site], every: Sequence[Site
                 f"did you mean {word or f'*{near}'!r}?",
                 stacklevel=3,
             )
+
+
+def tell_of_none(pattern: Pattern, method: Method, taken: Sequence[Site]) -> None:
+    """Warns of a pattern that takes away what is not there."""
+    warnings.warn(
+        f"sites={pattern!r} takes away none of the {counted(len(taken), 'site')} that {method.name} reads; the first "
+        f"is {taken[0].name}, {taken[0].kind}",
+        stacklevel=4,
+    )
 
 
 def tell_of_widths(method: Method, taken: Sequence[Site], default: Sequence[Site]) -> None:

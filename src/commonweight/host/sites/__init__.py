@@ -5,8 +5,21 @@ One file for each kind of site; `discover.KINDS` lists them.
 
 from .aside import Aside
 from .block import Block, blocks
-from .choose import UNPACK, Pattern, fitting, misfit, packed_fused, select, strangers, unknown_kind
-from .conv import depthwise
+from .choose import (
+    UNPACK,
+    USUAL,
+    Pattern,
+    fitting,
+    joined,
+    misfit,
+    packed_fused,
+    parted,
+    select,
+    strangers,
+    unknown_kind,
+    without,
+)  # fmt: skip
+from .conv import before_conv, depthwise
 from .discover import discover, why_no_prompt
 from .families import FAMILIES, families, towers
 from .further import STATES, Further, entries, masked, positional
@@ -23,6 +36,7 @@ __all__ = [
     "FAMILIES",
     "STATES",
     "UNPACK",
+    "USUAL",
     "Ahead",
     "Aside",
     "Block",
@@ -35,6 +49,7 @@ __all__ = [
     "Rows",
     "State",
     "Trunk",
+    "before_conv",
     "blocks",
     "depthwise",
     "discover",
@@ -42,6 +57,7 @@ __all__ = [
     "families",
     "fitting",
     "input_table",
+    "joined",
     "masked",
     "misfit",
     "numbers",
@@ -49,6 +65,7 @@ __all__ = [
     "output_head",
     "packed_fused",
     "parameters",
+    "parted",
     "plain_class",
     "positional",
     "role",
@@ -60,4 +77,5 @@ __all__ = [
     "towers",
     "unknown_kind",
     "why_no_prompt",
+    "without",
 ]

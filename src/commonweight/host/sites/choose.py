@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from torch import nn
 
@@ -15,6 +16,31 @@ from .families import FAMILIES, families
 from .physical import Physical
 
 Pattern = str | Callable[[str, nn.Module], bool] | None
+USUAL, NOT = "...", "!"
+
+
+class Parts(NamedTuple):
+    """Of a pattern that says more than names. usual: whether what is read without a pattern is among it. named: what
+    else it names, and without: what it takes away, as patterns of their own; None where it has no such part."""
+
+    usual: bool
+    named: str | None
+    without: str | None
+
+
+def without(glob: str) -> str:
+    """A glob as it is, where it says what is left out."""
+    return glob.removeprefix(NOT).strip()
+
+
+def parted(pattern: Pattern) -> Parts | None:
+    """None where a pattern names its sites and nothing more. One that takes away alone takes it from the usual ones."""
+    globs = [g.strip() for g in pattern.split("|")] if isinstance(pattern, str) else []
+    less = [without(g) for g in globs if g.startswith(NOT)]
+    more = [g for g in globs if g != USUAL and not g.startswith(NOT)]
+    if not less and USUAL not in globs:
+        return None
+    return Parts(USUAL in globs or not more, "|".join(more) if more else None, "|".join(less) if less else None)
 
 
 def experts(model: nn.Module) -> list[str]:
@@ -26,11 +52,19 @@ def experts(model: nn.Module) -> list[str]:
     ]
 
 
-def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.Module) -> list[Site]:
-    """The sites a pattern names: None is the default set; globs and words of `families` joined by ``|``; or a
-    callable(name, module)."""
+def select(
+    pattern: Pattern, every: list[Site], default: list[Site], model: nn.Module, usual: list[Site] | None = None
+) -> list[Site]:
+    """The sites a pattern names: None is the default set; globs and words of `families` joined by ``|``, among them
+    ``...`` for the default set and ``!`` before what is left out; or a callable(name, module).
+
+    usual: what is read without a pattern, where it is less than the default set."""
+    usual = default if usual is None else usual
     if pattern is None:
-        return default
+        return usual
+    if (parts := parted(pattern)) is not None:
+        more = [] if parts.named is None else select(parts.named, every, default, model)
+        return joined(parts, [*(usual if parts.usual else []), *more], every, default, model)
     if callable(pattern):
         inner = dict(named(model))
         return [s for s in every if s.kind == "head" or pattern(s.name, _module(inner, s.name.split("[")[0]))]
@@ -63,6 +97,21 @@ def select(pattern: Pattern, every: list[Site], default: list[Site], model: nn.M
             f"words are {words}"
         )
     return chosen
+
+
+def joined(parts: Parts, found: list[Site], every: list[Site], default: list[Site], model: nn.Module) -> list[Site]:
+    """What was found, without what a pattern takes away, in the model's order. Heads of classes stay.
+
+    Raises: CommonweightError where nothing is left.
+    """
+    away = set() if parts.without is None else {s.name for s in select(parts.without, every, default, model)}
+    names = {s.name for s in found if s.kind == "head" or s.name not in away}
+    kept = [s for s in every if s.name in names]
+    if not any(s.kind != "head" for s in kept):
+        raise CommonweightError(
+            f"the pattern leaves no site: {parts.without!r} after {NOT!r} takes away all {len(found)} that it has else"
+        )
+    return kept
 
 
 def misfit(method: Method, site: Site) -> str:

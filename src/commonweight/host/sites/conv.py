@@ -30,6 +30,13 @@ def depthwise(modules: Mapping[str, Physical], site: Site) -> bool:
     return module is not None and module.groups == module.in_channels > 1
 
 
+def before_conv(names: Mapping[str, nn.Module], modules: Mapping[str, Physical]) -> set[str]:
+    """Linear layers of mixers that lay tokens over each other by a convolution (Mamba 2, Gated DeltaNet, ...). What is
+    padding has zeros there as its input, and no bias makes numbers of them, or those after it would see it."""
+    own = {n.rpartition(".")[0] for n, m in names.items() if isinstance(m, nn.Conv1d) and m.groups == m.in_channels > 1}
+    return {n for n, at in modules.items() if at.kind == "linear" and n.rpartition(".")[0] in own}
+
+
 class Conv(Physical):
     """x and y have their channels last, (B, *places, channels); rows of a weight are filters, its columns a patch."""
 
