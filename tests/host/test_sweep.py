@@ -89,6 +89,39 @@ def test_padding_that_a_mixer_has_emptied_stays_empty(kind, method):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_batch_that_a_model_mixes_itself_is_refused():
+    """RWKV that goes on from a state by one token: rows alone are right, and so is a batch without a state."""
+    host = cw.Host(made("rwkv"))
+    stir(host.add("t", "lora", rank=2), std=0.1)
+    ids = torch.randint(3, 60, (2, 6), generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    for route in ("t", ["t", None]):
+        with host.route(route), pytest.raises(cw.CommonweightError, match=r"mixes the 2 rows .* use_cache=False"):
+            host.model.generate(ids, **options)
+    with host.route(["t", None]):
+        got = host.model.generate(ids, use_cache=False, **options)
+    for i, route in enumerate(["t", None]):
+        with host.route(route):
+            torch.testing.assert_close(host.model.generate(ids[i : i + 1], **options)[0], got[i])
+
+
+@torch.no_grad()
+def test_a_part_that_reads_the_token_before_is_given_all_tokens():
+    host = cw.Host(made("rwkv"))
+    tenant = stir(host.add("t", "dyt", size=4), std=0.3)
+    for bias in (-50.0, 0.0):
+        for n, p in tenant.pools.items():
+            if n.endswith("select_bias"):
+                p.fill_(bias)
+        ids = torch.randint(3, 60, (2, 6), generator=torch.Generator().manual_seed(1))
+        with host.route("t"):
+            got = host.model(ids, use_cache=False).logits
+            with torch.enable_grad():
+                wanted = host.model(ids, use_cache=False).logits
+        torch.testing.assert_close(got, wanted.detach())
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "recurrent_gemma", "bamba", "falcon_h1", "lfm2"])
 def test_a_mixed_batch_generates_where_a_convolution_is_read_past_its_module(kind):

@@ -26,7 +26,7 @@ from .limit import Limit
 from .route import Bucket, Layout, Route, size
 from .seat import Places, of_one
 from .sites import Block, Physical
-from .skips import Skip, in_rows, replaced, shorter
+from .skips import NEIGHBOURS, Skip, in_rows, replaced, shorter
 from .stacks import stack
 from .straight import Straight
 from .tenant import Entry, Tenant, takes_input
@@ -47,7 +47,7 @@ class SiteHook:
         self.entry = physical.entry if isinstance(physical, Block) else None  # whose input is read, if another's
         self.states = beside(physical, current, turned)
         self.bypass = Bypass(physical, current) if isinstance(physical, Block) and physical.kind == "block" else None
-        self.apart = not any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in physical.module.modules())
+        self.apart = not any(isinstance(m, NEIGHBOURS) for m in physical.module.modules())
         self.plain = physical.kind == "linear" and (
             type(physical.module) is nn.Linear or type(physical.module).__name__ == "Conv1D"
         )

@@ -13,6 +13,7 @@ from ..core import CommonweightError
 from .apart import Unfit
 from .sites import Block
 
+NEIGHBOURS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ZeroPad2d  # they lay tokens beside each other: all have to be there
 _LEAVE = "leave it out with sites, or take a method that changes weights, such as lora"
 
 

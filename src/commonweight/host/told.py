@@ -9,9 +9,22 @@ from .images import images_by_row
 from .route import Route
 
 
+def unmixed(module: nn.Module, kwargs: dict, rows: int, tokens: int) -> None:
+    """Raises: CommonweightError where the model itself takes a batch's rows for each other: transformers' RWKV, as far
+    as 5.23, adds the last tokens of all rows, (B, d), to one token of each, (B, 1, d)."""
+    config = getattr(module, "config", None)
+    if rows > 1 and tokens == 1 and getattr(config, "model_type", "") == "rwkv" and kwargs.get("state") is not None:
+        raise CommonweightError(
+            f"{type(module).__name__} goes on from a state by one token, and transformers mixes the {rows} rows of the "
+            "batch there: each would be answered by the others too; give one row at a time, or use_cache=False"
+        )
+
+
 def told_rows(route: Route | None, module: nn.Module, kwargs: dict, found: tuple[int, int] | None) -> None:
     """A mixed route is told the rows, and tokens of each, of the pass that begins. Raises: CommonweightError where it
     names other readers."""
+    if route is not None and found is not None:
+        unmixed(module, kwargs, *found)
     if route is None or route.single is not None or found is None:
         return
     rows = route.begin(*found)
